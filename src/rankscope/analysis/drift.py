@@ -1,0 +1,53 @@
+"""Where the spectra stand: at a trial's best checkpoint, and how far W + dW has drifted from W."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+LABELS = ["trial", "model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
+
+
+def at_best(trials: pd.DataFrame, spectra: pd.DataFrame, matrix: str) -> pd.DataFrame:
+    """Rows of `spectra` for `matrix` at each trial's best step, or its last measured step, with the trial's labels.
+
+    Undefined stable ranks (a zero update) are left out.
+    """
+    rows = spectra[spectra["matrix"].eq(matrix) & spectra["trial"].isin(trials["trial"])]
+    rows = rows[rows["stable_rank"].notna()]
+    if rows.empty:
+        empty = rows.drop(columns="trial")
+        return pd.concat([trials[LABELS].iloc[:0], empty], axis=1).reset_index(drop=True)
+    steps = rows[["trial", "step"]].drop_duplicates()
+    wanted = steps["trial"].map(trials.set_index("trial")["best_step"]).astype(float)
+    # The best step sorts last where it was measured; otherwise the last measured one does.
+    steps = steps.assign(hit=steps["step"].eq(wanted)).sort_values(["hit", "step"])
+    steps = steps.drop_duplicates("trial", keep="last")[["trial", "step"]]
+    return trials[LABELS].merge(rows.merge(steps, on=["trial", "step"]), on="trial")
+
+
+def drift(spectra: pd.DataFrame) -> pd.DataFrame:
+    """Signed logarithmic drift of every trial at every measured step.
+
+    ``drift`` is the median over layers of log(sr(W + dW) / sr(W)): 0 is none, log(1/2) is a stable rank that has halved.
+    ``low`` and ``high`` are the quartiles over layers, ``layers`` their number. Columns: trial, step and these. Median
+    of logarithms, because layers differ in shape and in sr(W): protocol.md, definitions.
+    """
+    defined = spectra[spectra["stable_rank"].gt(0)]
+    base = defined[defined["matrix"].eq("W")].drop_duplicates(["trial", "layer"])
+    moved = defined[defined["matrix"].eq("W+dW")]
+    pairs = moved[["trial", "step", "layer", "stable_rank"]].merge(
+        base[["trial", "layer", "stable_rank"]], on=["trial", "layer"], suffixes=("", "_base")
+    )
+    pairs["log"] = np.log(pairs["stable_rank"].astype(float) / pairs["stable_rank_base"].astype(float))
+    groups = pairs.groupby(["trial", "step"])["log"]
+    table = groups.quantile(np.array([0.25, 0.5, 0.75])).unstack()
+    table = table.set_axis(["low", "drift", "high"][: table.shape[1]], axis=1).reindex(
+        columns=["low", "drift", "high"]
+    )
+    return table.assign(layers=groups.size()).reset_index()
+
+
+def kind(layers: pd.Series) -> pd.Series:
+    """The kind of each layer: the last part of its name ("query" of ``encoder.layer.0.attention.self.query``)."""
+    return layers.astype(str).str.rsplit(".", n=1).str[-1]

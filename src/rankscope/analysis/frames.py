@@ -1,0 +1,83 @@
+"""The four tables that every estimator reads, checked once at the gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+TRIALS = (
+    "trial model task method rank scaling learning_rate seed status metric best best_step last steps diverged_at seconds"
+).split()
+METRICS = "trial step epoch train_loss eval_loss metric_value".split()
+SPECTRA = (
+    "trial step layer matrix m n stable_rank lower upper spectral_norm frobenius_norm effective_rank".split()
+)
+COMPARISON = (
+    "trial reference layer captured_energy k cosine left_overlap right_overlap relative_distance norm_ratio "
+    "intruders_lora intruders_full"
+).split()
+
+WORDS = "trial model task method scaling status metric layer matrix reference".split()
+WHOLE = "seed step".split()
+
+# What identifies a configuration: everything that is studied, nothing that is tuned.
+CONFIGURATION = ["model", "task", "method", "rank", "scaling"]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Trials, their evaluations, their spectra, and LoRA beside full fine-tuning.
+
+    ``trials`` has one row per finished trial, ``metrics`` one per evaluation, ``spectra`` one per (trial, step, layer,
+    matrix), ``comparison`` one per (LoRA trial, full fine-tuning trial, layer). A frame without rows may lack its columns.
+
+    Raises ValueError when a frame with rows lacks columns, or when a trial's name occurs twice.
+    """
+
+    trials: pd.DataFrame
+    metrics: pd.DataFrame
+    spectra: pd.DataFrame
+    comparison: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        for name, columns in (
+            ("trials", TRIALS),
+            ("metrics", METRICS),
+            ("spectra", SPECTRA),
+            ("comparison", COMPARISON),
+        ):
+            object.__setattr__(self, name, _checked(name, getattr(self, name), columns))
+        repeated = self.trials["trial"][self.trials["trial"].duplicated()]
+        if len(repeated):
+            raise ValueError(
+                f"trials needs one row per trial; got {repeated.iloc[0]!r} more than once. "
+                "Drop the repetitions: trials.drop_duplicates('trial')."
+            )
+
+
+def _checked(name: str, frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    missing = [column for column in columns if column not in frame.columns]
+    if missing and len(frame):
+        raise ValueError(
+            f"{name} needs the columns {', '.join(columns)}; {', '.join(missing)} missing. "
+            "Read them from a store: rankscope.Store(DIR)."
+        )
+    typed = {column: _typed(name, frame, column) for column in columns}
+    return frame.assign(**typed)
+
+
+def _typed(name: str, frame: pd.DataFrame, column: str) -> pd.Series:
+    """The column as text, whole numbers or floats, whatever the reader of the file made of it."""
+    values = frame[column] if column in frame.columns else pd.Series(index=frame.index, dtype=object)
+    if column in WORDS:
+        return values.astype("str")
+    try:
+        numbers = pd.to_numeric(values)
+        if column == "rank":
+            return numbers.astype("Int64")
+        return numbers.astype("int64") if column in WHOLE else numbers.astype("float64")
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}[{column!r}] must hold numbers; {error}. Look at {name}[{column!r}].unique()."
+        ) from None

@@ -1,0 +1,191 @@
+"""The command line: parse, call, print. Results go to standard output, progress to standard error.
+
+Exit status: 0 done; 2 the user's mistake, said in one line; 3 finished, but some trial failed or some bound was not met;
+130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rankscope import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except KeyboardInterrupt:
+        again = (
+            f" Type the same command to go on: rankscope {' '.join(sys.argv[1:])}"
+            if arguments is None
+            else ""
+        )
+        return _say(f"stopped; what had finished is kept.{again}", 130)
+    except BrokenPipeError:  # `rankscope ... | head`
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        plain = error.strerror is None or error.filename is None
+        return _say(str(error) if plain else f"{error.filename}: {error.strerror}", 2)
+    except ValueError as error:
+        return _say(str(error), 2)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(
+        prog="rankscope",
+        description="How complex a fine-tuning update really is: stable ranks of W, dW and W + dW.",
+    )
+    top.add_argument("--version", action="version", version=f"rankscope {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, function: Any, says: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=says, description=says[0].upper() + says[1:] + ".")
+        sub.set_defaults(command=function)
+        return sub
+
+    demo = command("demo", _demo, "run the lab study in ./rankscope-demo and write its report")
+    demo.add_argument(
+        "--store", default="rankscope-demo", metavar="DIR", help="another folder than ./rankscope-demo"
+    )
+
+    measure = command(
+        "measure", _measure, "measure the stable rank of an adapter or a checkpoint, layer by layer"
+    )
+    measure.add_argument("source", metavar="ADAPTER_OR_CHECKPOINT", help="a local path or a hub id")
+    measure.add_argument("--base", metavar="MODEL", help="the pretrained model: adds W and W + dW")
+    measure.add_argument("--layers", metavar="REGEX", help="only layers whose name matches")
+    measure.add_argument(
+        "--rtol", type=float, default=1e-3, metavar="X", help="relative width of the bounds (0.001)"
+    )
+    measure.add_argument("--certify", action="store_true", help="prove the upper bounds")
+    form = measure.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object")
+    form.add_argument("--csv", action="store_true", help="comma-separated rows")
+    form.add_argument("--parquet", metavar="FILE", help="rows into a Parquet file")
+
+    plan = command("plan", _plan, "trials, packs, what is done already, FLOPs, memory and time it will take")
+    plan.add_argument("study", metavar="STUDY", help='a TOML file, or a built-in study: "lab" or "paper"')
+    plan.add_argument("--store", metavar="DIR", help="count what this store has already")
+
+    run = command("run", _run, "train what is missing; safe to stop and start again")
+    run.add_argument("study", metavar="STUDY", help='a TOML file, or a built-in study: "lab" or "paper"')
+    run.add_argument(
+        "--store", required=True, metavar="DIR", help="the folder of results; made if it isn't there"
+    )
+
+    status = command("status", _status, "done, running, failed and why, time left")
+    status.add_argument("store", metavar="DIR")
+
+    analyze = command("analyze", _analyze, "the conclusions: H1 to H4, each with its numbers and intervals")
+    analyze.add_argument("store", metavar="DIR")
+    analyze.add_argument("--json", action="store_true", help="one JSON object")
+
+    report = command(
+        "report", _report, "one self-contained page; figures as SVG and PDF, tables as CSV and LaTeX"
+    )
+    report.add_argument("store", metavar="DIR")
+    report.add_argument("-o", "--output", metavar="report.html", help="default: report.html in DIR")
+    return top
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from rankscope.study.plan import Study
+
+    status = _train(Study.load("lab"), options.store)
+    _analyze(argparse.Namespace(store=options.store, json=False))
+    _report(argparse.Namespace(store=options.store, output=None))
+    return status
+
+
+def _run(options: argparse.Namespace) -> int:
+    from rankscope.study.plan import Study
+
+    status = _train(Study.load(options.study), options.store)
+    print(f"next: rankscope report {options.store}")
+    return status
+
+
+def _train(study: Any, path: str) -> int:
+    from rankscope.overview import overview
+    from rankscope.sweep import run
+
+    seen = overview(run(study, path))
+    print(seen.line())
+    return 3 if seen.failed else 0
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from rankscope.measure import measure
+    from rankscope.tables import show
+
+    table = measure(
+        options.source, base=options.base, layers=options.layers, rtol=options.rtol, certify=options.certify
+    )
+    if options.json:
+        print(json.dumps(table.to_dict(), indent=1, allow_nan=False))
+    elif options.csv:
+        print(table.to_pandas().to_csv(index=False), end="")
+    elif options.parquet:
+        table.to_pandas().to_parquet(options.parquet, index=False)
+    else:
+        show(table)
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from rankscope.forecast import forecast
+    from rankscope.study.plan import Study
+    from rankscope.sweep import Inputs
+
+    print(forecast(Inputs(Study.load(options.study), quiet=False), options.store))
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from rankscope.overview import overview
+    from rankscope.study.store import Store
+
+    seen = overview(Store(options.store))
+    print(seen.text())
+    return 3 if seen.failed else 0
+
+
+def _analyze(options: argparse.Namespace) -> int:
+    from rankscope.findings import analyze
+    from rankscope.progress import bar
+
+    with bar("analysing", total=None):
+        conclusions = analyze(options.store)
+    print(
+        json.dumps(conclusions.to_dict(), indent=1, allow_nan=False) if options.json else conclusions.text()
+    )
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from rankscope.findings import write_report
+    from rankscope.progress import bar
+
+    with bar("writing the report", total=None):
+        page = write_report(options.store, options.output)[0]
+    print(f"report: {Path(page).resolve()}")
+    return 0
+
+
+def _say(line: str, status: int) -> int:
+    """One line on standard error."""
+    print("rankscope: " + " ".join(line.split()), file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""From a store to what it says: the conclusions, and the report that shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rankscope.analysis.conclusions import Conclusions, conclude
+from rankscope.analysis.frames import Frames
+from rankscope.report import write
+from rankscope.study.store import Store
+
+
+def frames(store: Store) -> Frames:
+    """The store's four tables. ``ValueError`` when no trial has finished yet."""
+    trials = store.trials()
+    if trials.empty:
+        raise ValueError(f"{store.path}: expected finished trials; found none. rankscope status {store.path}")
+    return Frames(
+        trials=trials, metrics=store.metrics(), spectra=store.spectra(), comparison=store.comparison()
+    )
+
+
+def analyze(store: str | Path | Store) -> Conclusions:
+    """H1 to H4 for the trials that have finished, each with its numbers and intervals."""
+    opened = store if isinstance(store, Store) else Store(store)
+    found = frames(opened)
+    return conclude(found.trials, found.metrics, found.spectra, found.comparison)
+
+
+def write_report(store: str | Path | Store, output: str | Path | None = None) -> list[Path]:
+    """One self-contained page (default: report.html in the store), figures and tables beside it. -> files written"""
+    opened = store if isinstance(store, Store) else Store(store)
+    found = frames(opened)
+    conclusions = conclude(found.trials, found.metrics, found.spectra, found.comparison)
+    return write(
+        found,
+        conclusions,
+        Path(output) if output is not None else opened.path / "report.html",
+        study_text=opened.study_text,
+        provenance={
+            "study": opened.study.name,
+            "store": opened.hash(),
+            "fingerprints": opened.fingerprints,
+            "trained with": opened.provenance(),
+        },
+    )

@@ -1,0 +1,49 @@
+"""Matrices -> certified spectral facts. torch only; knows no file and no model. Formulas: docs/math.md."""
+
+from __future__ import annotations
+
+from rankscope.linalg.estimate import Estimate
+from rankscope.linalg.frobenius import row_norms
+from rankscope.linalg.operators import ColumnScaled, Dense, LowRank, Operator, RowScaled, Sum, as_operator
+from rankscope.linalg.rounding import rounding_floor
+from rankscope.linalg.spectra import (
+    Summary,
+    effective_rank,
+    energy_rank,
+    frobenius_norm,
+    singular_values,
+    spectral_norm,
+    stable_rank,
+    summary,
+)
+from rankscope.linalg.subspaces import (
+    captured_energy,
+    intruder_dimensions,
+    principal_angles,
+    singular_subspaces,
+)
+
+__all__ = [
+    "ColumnScaled",
+    "Dense",
+    "Estimate",
+    "LowRank",
+    "Operator",
+    "RowScaled",
+    "Sum",
+    "Summary",
+    "as_operator",
+    "captured_energy",
+    "effective_rank",
+    "energy_rank",
+    "frobenius_norm",
+    "intruder_dimensions",
+    "principal_angles",
+    "rounding_floor",
+    "row_norms",
+    "singular_subspaces",
+    "singular_values",
+    "spectral_norm",
+    "stable_rank",
+    "summary",
+]

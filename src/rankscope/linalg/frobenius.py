@@ -1,0 +1,77 @@
+"""Passes over an operator in blocks of rows, in float64: norms, row norms, products. The matrix is never formed.
+
+Letters: m rows, n columns, h rows of a block, *batch leading dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+import torch
+from torch import Tensor
+
+from rankscope.linalg import factors
+from rankscope.linalg.operators import LowRank, Operator, row_products
+
+BLOCK = 2**19  # entries of a float64 block: 4 MiB, which stays in a core's share of the cache
+
+
+def row_blocks(op: Operator) -> Iterator[tuple[int, Tensor]]:
+    """(first row, block (*batch, h, n) float64) over all rows; the block's memory is reused by the next one."""
+    m, n = op.shape[-2:]
+    height = max(1, min(m, BLOCK // (n * max(1, prod(op.batch_shape)))))
+    memory = torch.empty(prod(op.batch_shape) * height * n, dtype=torch.float64, device=op.device)
+    for start in range(0, m, height):
+        h = min(height, m - start)
+        block = memory[: prod(op.batch_shape) * h * n].view(*op.batch_shape, h, n)
+        op.rows_into(block, start)
+        yield start, block
+
+
+def frobenius_squared(op: Operator) -> Tensor:
+    """||M||_F^2, (*batch) float64: docs/math.md, (4). A LowRank's from its core, anything else block by block.
+
+    Blocks of W + s B A are summed before they are squared: the same number as ||W||^2 + 2 s <W, BA> + s^2 ||BA||^2, and
+    right also where the terms cancel.
+    """
+    if isinstance(op, LowRank):
+        C, scale = factors.core(op)
+        return (torch.linalg.matrix_norm(C) * scale).square().expand(op.batch_shape)
+    total = torch.zeros(op.batch_shape, dtype=torch.float64, device=op.device)
+    for _, block in row_blocks(op):
+        flat = block.flatten(-2)
+        total += (
+            torch.dot(flat, flat) if flat.ndim == 1 else (flat[..., None, :] @ flat[..., None])[..., 0, 0]
+        )
+    return total
+
+
+def row_norms(op: Operator) -> Tensor:
+    """Euclidean norm of every row, (*batch, m) float64."""
+    return torch.cat([torch.linalg.vector_norm(block, dim=-1) for _, block in row_blocks(op)], dim=-1)
+
+
+def norm_of_product(op: Operator, x: Tensor, *, transposed: bool = False) -> Tensor:
+    """||M x||, x (*batch, n), or ||M^T x||, x (*batch, m): (*batch) float64, every product and sum in float64."""
+    if transposed:
+        y = torch.zeros(*op.batch_shape, op.shape[-1], dtype=torch.float64, device=op.device)
+        for start, block in row_blocks(op):
+            y += row_products(x[..., start : start + block.shape[-2]], block.mT)
+        return torch.linalg.vector_norm(y, dim=-1)
+    total = torch.zeros(op.batch_shape, dtype=torch.float64, device=op.device)
+    for _, block in row_blocks(op):
+        total += row_products(x, block).square().sum(-1)
+    return total.sqrt()
+
+
+def gram(op: Operator) -> Tensor:
+    """M^T M, (*batch, n, n) float64, summed block by block: docs/math.md, (16)."""
+    n = op.shape[-1]
+    total = torch.zeros(*op.batch_shape, n, n, dtype=torch.float64, device=op.device)
+    for _, block in row_blocks(op):
+        if block.ndim == 2:
+            total.addmm_(block.mT, block)
+        else:
+            total += block.mT @ block
+    return total

@@ -1,0 +1,153 @@
+"""Spectral facts of one matrix or a batch: stable rank, norms, effective rank, singular values. Formulas: docs/math.md.
+
+M is a tensor (*batch, m, n) of any floating dtype or an operator of that shape. Results are floats for one matrix and
+float64 CPU tensors (*batch) for a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankscope.linalg import factors
+from rankscope.linalg.estimate import Estimate, shaped
+from rankscope.linalg.norms import ZERO, Norms, norms
+from rankscope.linalg.norms import frobenius as _frobenius
+from rankscope.linalg.operators import LowRank, Operator, as_operator
+from rankscope.linalg.sigma import Wish
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one look at a matrix or a batch yields; `effective_rank` is NaN where it was not asked for or is undefined."""
+
+    stable_rank: Estimate
+    spectral_norm: float | Tensor
+    frobenius_norm: float | Tensor
+    effective_rank: float | Tensor
+
+
+def stable_rank(
+    M: Tensor | Operator,
+    rtol: float = 1e-3,
+    *,
+    certify: bool = False,
+    confidence: float = 1 - 1e-3,
+    generator: torch.Generator | None = None,
+    warm: Tensor | None = None,
+) -> Estimate:
+    """||M||_F^2 / ||M||_2^2, in [1, rank M]; NaN with a reason where M is zero or not finite: docs/math.md, (1).
+
+    The bounds lie within a relative `rtol` of each other, if float64 allows. They hold with probability `confidence` over
+    the random start, or, with `certify=True`, for certain: by a Cholesky factor of tau^2 I - M^T M. A LowRank is exact in
+    any case. `warm` (*batch, n) is a guess of the leading right singular vector: it can only save steps.
+    """
+    op = as_operator(M)
+    found = norms(op, Wish(rtol / 2, certify, confidence, generator, warm))
+    return shaped(_stable_rank(found), op.batch_shape)
+
+
+def spectral_norm(
+    M: Tensor | Operator,
+    rtol: float = 1e-4,
+    *,
+    certify: bool = False,
+    confidence: float = 1 - 1e-3,
+    generator: torch.Generator | None = None,
+    warm: Tensor | None = None,
+) -> Estimate:
+    """sigma_1 = ||M||_2, with the options of `stable_rank`; 0 for a zero matrix. docs/math.md, (9) to (17)."""
+    op = as_operator(M)
+    found = norms(op, Wish(rtol, certify, confidence, generator, warm))
+    s = found.sigma
+    reason = tuple(None if r == ZERO else r for r in found.reason)
+    return shaped(
+        Estimate(s.value, s.lower, s.upper, s.confidence, s.method, s.products, reason), op.batch_shape
+    )
+
+
+def frobenius_norm(M: Tensor | Operator) -> float | Tensor:
+    """||M||_F, summed in float64, exact to rounding; NaN where M is not finite. docs/math.md, (4)."""
+    op = as_operator(M)
+    return _shaped(_frobenius(op)[0], op.batch_shape)
+
+
+def singular_values(M: Tensor | Operator) -> Tensor:
+    """All singular values, descending, float64: (*batch, min(m, n)); of a LowRank (*batch, min(m, n, r)), from factors.
+
+    Exact to rounding; anything but a LowRank is formed. NaN where M is not finite.
+    """
+    op = as_operator(M)
+    if isinstance(op, LowRank):
+        return factors.singular_values(op).cpu()
+    dense = op.to_dense()
+    sigma = torch.linalg.svdvals(torch.nan_to_num(dense))
+    return torch.where(dense.isfinite().all(-1).all(-1)[..., None], sigma, torch.nan).cpu()
+
+
+def effective_rank(M: Tensor | Operator) -> float | Tensor:
+    """exp of the entropy of sigma_i / sum sigma (Roy and Vetterli 2007); NaN where M is zero. docs/math.md, (2)."""
+    sigma = singular_values(M)
+    share = sigma / sigma.sum(-1, keepdim=True)
+    return _shaped(torch.special.entr(share).sum(-1).exp(), sigma.shape[:-1])
+
+
+def energy_rank(M: Tensor | Operator, shares: Sequence[float] = (0.90, 0.95, 0.99)) -> Tensor:
+    """The smallest k whose k largest sigma_i^2 hold each share of ||M||_F^2: (*batch, len(shares)) int64; 0 for M = 0."""
+    energy = singular_values(M).square()
+    if not bool(energy.isfinite().all()):
+        raise ValueError("energy_rank needs finite matrices; M has NaN or infinite entries.")
+    wanted = energy.sum(-1, keepdim=True) * torch.tensor(shares, dtype=torch.float64)
+    return (energy.cumsum(-1)[..., None] < wanted[..., None, :] * (1 - 1e-14)).sum(-2) + (wanted > 0).long()
+
+
+def summary(
+    M: Tensor | Operator,
+    rtol: float = 1e-3,
+    *,
+    certify: bool = False,
+    confidence: float = 1 - 1e-3,
+    generator: torch.Generator | None = None,
+    warm: Tensor | None = None,
+    effective_rank: bool | None = None,
+) -> Summary:
+    """Stable rank (within `rtol`), both norms and effective rank, each norm computed once.
+
+    The effective rank needs all singular values; by default it is given where they are cheap, for a LowRank.
+    """
+    op = as_operator(M)
+    found = norms(op, Wish(rtol / 2, certify, confidence, generator, warm))
+    wanted = isinstance(op, LowRank) if effective_rank is None else effective_rank
+    rank = (
+        torch.as_tensor(_effective_rank(op), dtype=torch.float64)
+        if wanted
+        else torch.tensor(torch.nan).double()
+    )
+    batch = op.batch_shape
+    return Summary(
+        shaped(_stable_rank(found), batch),
+        _shaped(found.sigma.value, batch),
+        _shaped(found.frobenius, batch),
+        _shaped(rank.expand(batch), batch),
+    )
+
+
+_effective_rank = effective_rank
+
+
+def _stable_rank(found: Norms) -> Estimate:
+    """From both norms, their errors carried along."""
+    s, F = found.sigma, found.frobenius
+    lower = (F * (1 - found.error) / s.upper).square().clamp(min=1)
+    upper = (F * (1 + found.error) / s.lower).square()
+    value = torch.maximum((F / s.value).square(), lower)
+    return Estimate(
+        value, lower, torch.maximum(upper, value), s.confidence, s.method, s.products, found.reason
+    )
+
+
+def _shaped(flat: Tensor, batch: torch.Size) -> float | Tensor:
+    return flat.reshape(batch) if batch else float(flat)

@@ -1,0 +1,106 @@
+"""What the Lanczos matrix T_k says about sigma_1: a Ritz value below it, two bounds above it: docs/math.md, (9) to (14).
+
+Letters: N matrices, k steps taken, G trial values t of sigma^2; a (N, k) diagonal and b (N, k) couplings of T_k, the last
+of which leads to the next vector; `steps` (N,) says how many of the k belong to each matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+GRID = 48  # trial values per refinement: three rounds find t - theta to better than 1e-3 of itself
+FLOOR = -35.0  # log of the smallest (t - theta) / (||M||_F^2 - theta) tried: below float64's rounding
+
+
+@dataclass(frozen=True)
+class Tridiagonal:
+    """T_k of N matrices, and what the bounds need to know beside it. All tensors float64 on the CPU.
+
+    frobenius, allowance, log_target (N,): ||M||_F; what rounding may add to sigma_1; log(||g|| / delta) of (12).
+    """
+
+    a: Tensor
+    b: Tensor
+    steps: Tensor
+    frobenius: Tensor
+    allowance: Tensor
+    log_target: Tensor
+
+    def top(self) -> tuple[Tensor, Tensor]:
+        """The largest eigenvalue (N,), which is at most sigma_1^2, and its unit eigenvector (N, k), 0 beyond `steps`."""
+        values, vectors = torch.linalg.eigh(self._matrix())
+        return values[:, -1].clamp(min=0), vectors[..., -1]
+
+    def within(self, rtol: float, *, least: float) -> tuple[Tensor, Tensor]:
+        """(N,) bool: is an upper bound, rounding allowed for, at most (1 + rtol) times the Ritz value? And (N,) bool: is
+        the allowance more than half of that room? Room for `least` allowances is made in any case."""
+        theta = torch.linalg.eigvalsh(self._matrix())[:, -1].clamp(min=0).sqrt()
+        room = torch.maximum(rtol * theta, least * self.allowance)
+        certain, likely = self._holds((theta + room - self.allowance).clamp(min=0).square()[:, None])
+        tight = self.allowance > room / 2
+        return (certain | likely)[:, 0] & ~tight, tight
+
+    def upper(self, rtol: float) -> tuple[Tensor, Tensor]:
+        """Upper bounds on sigma_1 (N,), rounding allowed for, and whether each is certain (N,) bool.
+
+        The certain bound is taken where it meets `rtol` or is the smaller one; ||M||_F where there is no better.
+        """
+        theta = self.top()[0]
+        span = (self.frobenius.square() - theta).clamp(min=0)
+        low, high = (
+            torch.full((len(theta), 2), FLOOR, dtype=torch.float64),
+            torch.zeros(len(theta), 2).double(),
+        )
+        for _ in range(3):
+            grid = torch.lerp(
+                low[..., None], high[..., None], torch.linspace(0, 1, GRID, dtype=torch.float64)
+            )
+            t = theta[:, None] + span[:, None] * grid.flatten(1).exp()  # (N, 2 G): one half for each bound
+            holds = [x.unflatten(1, (2, GRID))[:, i] for i, x in enumerate(self._holds(t))]
+            first = torch.stack(holds, dim=1).double().argmax(-1, keepdim=True)  # 0 where none holds
+            first = torch.where(torch.stack(holds, dim=1).any(-1, keepdim=True), first, GRID - 1)
+            low, high = (grid.gather(-1, i)[..., 0] for i in ((first - 1).clamp(min=0), first))
+        bounds = (theta[:, None] + span[:, None] * high.exp()).sqrt() + self.allowance[:, None]
+        certain, likely = torch.minimum(bounds, self.frobenius[:, None]).unbind(1)
+        use = (certain <= theta.sqrt() * (1 + rtol)) | (certain <= likely)
+        return torch.where(use, certain, likely), use
+
+    def _holds(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """For trial values t (N, G): is sigma_1^2 <= t certainly (14), is it with the stated confidence (12)?
+
+        Both come from the pivots d_j of t I - T_k = L D L^T, all positive exactly where t lies above the Ritz values.
+        """
+        pivots, carries, carry = [], [], torch.zeros_like(t)
+        for a, squared in zip(self.a.unbind(1), self.b.square().unbind(1), strict=True):
+            pivots.append(t - a[:, None] - carry)
+            carry = squared[:, None] / pivots[-1]
+            carries.append(carry)
+        live = self._live[:, :, None]  # (N, k, 1)
+        pivot = torch.stack(pivots, dim=1)  # (N, k, G)
+        above = ((pivot > 0) | ~live).all(1)
+        growth = torch.where(live, pivot.log() - self.b.log()[:, :, None], 0.0).sum(1)
+        last = torch.stack(carries, dim=1).gather(
+            1, (self.steps - 1)[:, None, None].expand(-1, 1, t.shape[1])
+        )[:, 0]
+        certain = above & (t - self._tail[:, None] - last >= 0)
+        return certain, above & (growth >= self.log_target[:, None])
+
+    @property
+    def _live(self) -> Tensor:
+        """(N, k) bool: the entries that belong to each matrix."""
+        return torch.arange(self.a.shape[1]) < self.steps[:, None]
+
+    @property
+    def _tail(self) -> Tensor:
+        """An upper bound on ||M (I - V V^T)||_F^2 = ||M||_F^2 - tr T_k, (N,)."""
+        seen = torch.where(self._live, self.a, 0.0).sum(1)
+        return (self.frobenius.square() - seen).clamp(min=0) + 2 * self.frobenius * self.allowance
+
+    def _matrix(self) -> Tensor:
+        """T_steps, zero beyond it, (N, k, k)."""
+        off = torch.diag_embed(torch.where(self._live[:, 1:], self.b[:, :-1], 0.0), offset=1)
+        T = torch.diag_embed(torch.where(self._live, self.a, 0.0)) + off + off.mT
+        return torch.nan_to_num(T, 0.0, 0.0, 0.0)

@@ -1,0 +1,145 @@
+"""Rows of a task -> token batches. Letters: N rows, B batch, T tokens."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from torch import Tensor
+
+from rankscope.study.tasks import Task
+
+GLUE = "nyu-mll/glue"
+
+
+def read_split(data: str, task: Task, split: str, *, rows: int | None = None) -> pd.DataFrame:
+    """The text columns and ``label`` of the first ``rows`` rows of a split, checked.
+
+    ``data`` is "hub" (nyu-mll/glue) or a folder of ``<TASK>/{train,validation}.tsv``: tab separated, one header line,
+    no quoting, UTF-8. ``ValueError`` or ``FileNotFoundError``, one line, for whatever can't be trained on.
+    """
+    if data == "hub":
+        name = task.validation if split == "validation" else split
+        frame, where = _from_hub(task, name), f"{GLUE} {task.config} {name}"
+    else:
+        path = Path(data) / task.name / f"{split}.tsv"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f'data: expected {path}; found no such file. data is "hub" or a folder of <TASK>/{{train,validation}}.tsv'
+            )
+        frame, where = _from_tsv(path), str(path)
+    for column in (*task.text, "label"):
+        if column not in frame.columns:
+            raise ValueError(
+                f"{where}: expected the columns {', '.join((*task.text, 'label'))}; found {', '.join(map(str, frame.columns))}"
+            )
+    frame = frame[[*task.text, "label"]].head(rows)
+    return frame.assign(label=_checked_labels(frame["label"], task, where))
+
+
+def _from_tsv(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(
+            path, sep="\t", quoting=csv.QUOTE_NONE, keep_default_na=False, dtype=str, encoding="utf-8"
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: expected tab-separated UTF-8 with one header line; {str(error).strip()}"
+        ) from None
+
+
+def _from_hub(task: Task, split: str) -> pd.DataFrame:
+    try:
+        file = hf_hub_download(GLUE, f"{task.config}/{split}-00000-of-00001.parquet", repo_type="dataset")
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f'data = "hub": {GLUE} can\'t be reached ({reason}); data may also be a folder'
+        ) from None
+    return pd.read_parquet(file)
+
+
+def _checked_labels(labels: pd.Series, task: Task, where: str) -> pd.Series:
+    if labels.empty:
+        raise ValueError(f"{where}: expected rows; found none")
+    numbers = pd.to_numeric(labels, errors="coerce")
+    if numbers.isna().any():
+        row = int(numbers.isna().to_numpy().argmax())
+        raise ValueError(f"{where}: row {row + 1}: expected a number as label; found {labels.iloc[row]!r}")
+    if task.num_labels == 1:
+        if numbers.nunique() == 1:
+            raise ValueError(
+                f"{where}: expected labels that differ; all {len(numbers)} rows have {numbers.iloc[0]}"
+            )
+        return numbers.astype("float32")
+    wrong = ~numbers.isin(range(task.num_labels)).to_numpy()
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f"{where}: row {row + 1}: expected a label from 0 to {task.num_labels - 1}; found {labels.iloc[row]}"
+        )
+    if numbers.nunique() == 1:
+        raise ValueError(
+            f"{where}: expected at least two classes; all {len(numbers)} rows have label {numbers.iloc[0]}"
+        )
+    return numbers.astype("int64")
+
+
+def fingerprint(*splits: pd.DataFrame) -> str:
+    """SHA-256 of the rows: the same data at another path has the same fingerprint."""
+    digest = hashlib.sha256()
+    for frame in splits:
+        digest.update(frame.to_csv(index=False, sep="\t").encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split as token ids, padded on the right to its own longest row."""
+
+    inputs: dict[str, Tensor]  # input_ids, attention_mask [, token_type_ids]: (N, T) int64
+    labels: Tensor  # (N,) int64, float32 for regression
+    lengths: Tensor  # (N,) tokens of each row
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Those rows, cut to the longest of them. -> inputs (B, T), labels (B,)"""
+        longest = int(self.lengths[rows].max())
+        return {name: tensor[rows, :longest] for name, tensor in self.inputs.items()}, self.labels[rows]
+
+    def in_order(self, batch_size: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        for rows in torch.arange(len(self)).split(batch_size):
+            yield self.batch(rows)
+
+
+def encode(frame: pd.DataFrame, task: Task, tokenizer: Any, *, max_length: int) -> Encoded:
+    """Tokenises both sides of a pair together, truncated to ``max_length`` tokens."""
+    columns = [frame[column].astype(str).tolist() for column in task.text]
+    encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
+    lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+    fill = {"input_ids": tokenizer.pad_token_id or 0}
+    inputs = {}
+    for name, ragged in encoded.items():
+        padded = np.full((len(lengths), lengths.max()), fill.get(name, 0), dtype=np.int64)
+        padded[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(
+            [np.asarray(row) for row in ragged]
+        )
+        inputs[name] = torch.from_numpy(padded)
+    return Encoded(inputs, torch.from_numpy(frame["label"].to_numpy(copy=True)), torch.from_numpy(lengths))
+
+
+def shuffled(count: int, *, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Row numbers of one batch after another, for ever: a new permutation each epoch, the last batch short."""
+    while True:
+        yield from torch.randperm(count, generator=generator).split(batch_size)

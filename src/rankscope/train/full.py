@@ -1,0 +1,51 @@
+"""A pack of one full fine-tune: every weight of the model is trained. Letters: S sites of one shape, m out, n in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rankscope.linalg import Dense
+from rankscope.study.plan import Trial
+from rankscope.study.tasks import Task
+from rankscope.train.adapters import share_dropout
+from rankscope.train.model import draw_head, load_model, sites, stream, weight_of
+from rankscope.train.packed import Noise
+from rankscope.train.updates import Updates
+
+
+class FullPack:
+    """The same face as ``AdapterPack``; K = 1, and parameters carry no leading K."""
+
+    def __init__(self, trials: Sequence[Trial], *, model: str, task: Task, device: torch.device) -> None:
+        (trial,) = trials
+        self.trials = [trial]
+        self.noise = Noise(1, stream(trial.seed, "dropout"))
+        self.model = load_model(model, task).to(device)
+        draw_head(self.model, stream(trial.seed, "init"))
+        share_dropout(self.model, self.noise)
+        self.sites = sites(self.model, trial.target_modules)
+        self.pretrained = {name: weight_of(site).clone() for name, site in self.sites.items()}
+        self._names, self.parameters = map(list, zip(*self.model.named_parameters(), strict=True))
+        self.decays = [p.ndim > 1 for p in self.parameters]  # biases and norms are vectors
+
+    def updates(self) -> Iterator[Updates]:
+        """W_pre, W_FT - W_pre and W_FT of all sites, those of one shape together."""
+        shapes: dict[torch.Size, list[str]] = {}
+        for name, W in self.pretrained.items():
+            shapes.setdefault(W.shape, []).append(name)
+        for names in shapes.values():
+            W = torch.stack([self.pretrained[name] for name in names])
+            tuned = torch.stack([weight_of(self.sites[name]) for name in names])[:, None]
+            yield Updates(names, W, Dense(tuned.double() - W[:, None].double()), Dense(tuned))
+
+    def save(self, k: int, parameters: Sequence[Tensor], folder: Path) -> None:
+        """The model with these values of ``self.parameters``, as a Hugging Face checkpoint in ``folder``."""
+        assert k == 0
+        state = self.model.state_dict() | dict(zip(self._names, parameters, strict=True))
+        self.model.save_pretrained(
+            folder, state_dict={name: value.contiguous() for name, value in state.items()}
+        )

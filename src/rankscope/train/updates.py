@@ -1,0 +1,19 @@
+"""What a pack has learnt so far, as operators. Letters: S sites of one shape, K trials, m out, n in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rankscope.linalg import Operator
+
+
+@dataclass(frozen=True)
+class Updates:
+    """The sites of one shape: ``W`` (S, m, n), and per trial ``dW`` and ``tuned`` = W + dW, both (S, K, m, n)."""
+
+    layers: list[str]
+    W: Tensor
+    dW: Operator
+    tuned: Operator

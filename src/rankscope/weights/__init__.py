@@ -1,0 +1,6 @@
+"""Files -> operators: PEFT adapters, loralib checkpoints, full and sharded checkpoints, local or on the hub."""
+
+from rankscope.weights.matrix import Matrix, Skipped
+from rankscope.weights.source import read
+
+__all__ = ["Matrix", "Skipped", "read"]

@@ -1,0 +1,82 @@
+"""Full checkpoints: one file or many shards, safetensors or torch, opened without building a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from rankscope.weights.hub import Place, place
+from rankscope.weights.tensors import Tensors, open_tensors
+
+FILES = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
+INDEXES = tuple(f"{name}.index.json" for name in FILES)
+
+
+def open_checkpoint(source: str | Path) -> Tensors:
+    """The tensors of a checkpoint: a file, a folder as ``save_pretrained`` writes it, or a hub id.
+
+    Raises ``ValueError``, one line, where files are missing, cut short or malformed.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return _open_index(Place(str(source), path.parent), path) if path.suffix == ".json" else open_tensors(path)
+    found = open_place(place(source))
+    if found is None:
+        where = place(source)
+        raise ValueError(
+            f"{source}: expected a checkpoint ({', '.join(FILES)} or its index); found {where.names()}."
+        )
+    return found
+
+
+def open_place(where: Place) -> Tensors | None:
+    """The checkpoint in a folder or repository; None where there is none."""
+    for file, index in zip(FILES, INDEXES, strict=True):
+        # The single file first: Transformers prefers it, too, where a folder holds both.
+        if (path := where.find(file)) is not None:
+            return open_tensors(path)
+        if (path := where.find(index)) is not None:
+            return _open_index(where, path)
+    return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. ``ValueError``, one line, for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON; found {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object; found {type(content).__name__}.")
+    return content
+
+
+def _open_index(where: Place, index: Path) -> Tensors:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index}: expected a weight_map from tensor names to files; found none.")
+    shards = {file: _open_shard(where, index, file) for file in dict.fromkeys(weight_map.values())}
+    for name, file in weight_map.items():
+        if name not in shards[file]:
+            raise ValueError(f"{index}: expected {name} in {file}; found no such tensor there.")
+    return Tensors(
+        where.source,
+        {name: shards[file].headers[name] for name, file in weight_map.items()},
+        {name: shards[file].readers[name] for name, file in weight_map.items()},
+    )
+
+
+def _open_shard(where: Place, index: Path, file: object) -> Tensors:
+    """A shard that lies beside its index; a name that leads anywhere else is refused."""
+    if (
+        not isinstance(file, str)
+        or file in ("", ".", "..")
+        or PurePosixPath(file).name != file
+        or PureWindowsPath(file).name != file
+    ):
+        raise ValueError(f"{index}: expected file names beside the index; found {file!r}. Nothing was read.")
+    path = where.find(file)
+    if path is None:
+        raise ValueError(f"{where.source}: {index.name} names the shard {file}; it isn't there. Download it.")
+    return open_tensors(path)

@@ -1,0 +1,122 @@
+"""Full fine-tunes: dW = W_FT - W of two stored checkpoints, and what rounding leaves of it.
+
+Letters: m rows, n columns, E the change that storing W_FT in its dtype made, u the dtype's unit roundoff.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from rankscope.linalg import Dense, rounding_floor
+from rankscope.weights.matrix import Matrix, Reading, Skipped
+from rankscope.weights.pretrained import Pretrained, as_matrix, unreadable
+from rankscope.weights.tensors import Tensors
+
+# Rounding spreads over all directions, so it hardly moves sigma_1, but adds its share of ||dW||_F^2 to the stable
+# rank. Above this share the stable rank is not reported.
+TRUSTED_SHARE = 0.1
+SAID_SHARE = 1e-3
+
+
+def checkpoint_matrices(tuned: Tensors, base: Pretrained | None, chosen: re.Pattern[str] | None) -> Reading:
+    """Every weight matrix of a checkpoint: W alone; with a base W, dW and W + dW, one layer at a time."""
+    met: set[str] = set()
+    for name in sorted(tuned, key=natural):
+        layer = name.removesuffix(".weight")
+        if base is not None and (found := base.name_of(layer)) is not None:
+            met.add(found)
+        if chosen is not None and not chosen.search(layer):
+            yield not_chosen(layer, chosen)
+        elif (why := unreadable(name, tuned.headers[name])) is not None:
+            yield Skipped(layer, why)
+        elif base is None:
+            yield _weight(layer, as_matrix(tuned.read(name)))
+        else:
+            yield from _against_base(layer, name, tuned, base)
+    for name in base.tensors if base is not None else ():
+        if name not in met:
+            yield Skipped(name.removesuffix(".weight"), f"{name} is only in the base, not in {tuned.where}")
+
+
+def difference_matrices(layer: str, tuned: Tensor, weight: Tensor) -> Iterator[Matrix]:
+    """W, dW and W + dW from two stored weights (m, n)."""
+    broken = [name for name, tensor in (("W", weight), ("W_FT", tuned)) if not torch.isfinite(tensor).all()]
+    shape = (tuned.shape[0], tuned.shape[1])
+    yield _weight(layer, weight)
+    if broken:
+        note = f"{' and '.join(broken)} {'hold' if len(broken) > 1 else 'holds'} NaN or Inf"
+        yield Matrix(layer, "dW", shape, None, "difference", note=note)
+    else:
+        # The difference of two float32 numbers, rounded once: each entry of dW is right to 2^-24 of itself.
+        wide = torch.promote_types(torch.promote_types(tuned.dtype, weight.dtype), torch.float32)
+        dW = tuned.to(wide) - weight.to(wide)
+        share = rounding_share(tuned, weight, dW)
+        trusted = share <= TRUSTED_SHARE
+        yield Matrix(
+            layer, "dW", shape, Dense(dW), "difference", note=_rounding_note(share, tuned, weight), trusted=trusted
+        )
+        del dW
+    yield _weight(layer, tuned, "W+dW")
+
+
+def rounding_share(tuned: Tensor, weight: Tensor, dW: Tensor) -> float:
+    """The share of ||dW||_F^2 that rounding is expected to have put there: E ||E||_F^2 / ||dW||_F^2.
+
+    E ||E||_F^2 is a third of the floor's square (an error uniform within half a unit in the last place). The base is
+    taken as the truth that training started from, unless its dtype is the coarser one: then training started from
+    something finer, and its rounding counts, too. NaN where dW = 0.
+    """
+    floor = rounding_floor(tuned).square()
+    if torch.finfo(weight.dtype).eps > torch.finfo(tuned.dtype).eps:
+        floor = floor + rounding_floor(weight).square()
+    energy = torch.linalg.matrix_norm(dW.double()).square()
+    return float(floor / 3 / energy) if energy > 0 else 0.0
+
+
+def natural(name: str) -> list[str | int]:
+    """A sorting key with layer.2 before layer.10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def not_chosen(layer: str, chosen: re.Pattern[str]) -> Skipped:
+    """The record of a layer that the user left out."""
+    return Skipped(layer, f"left out by layers = {chosen.pattern!r}")
+
+
+def _against_base(layer: str, name: str, tuned: Tensors, base: Pretrained) -> Reading:
+    other = base.name_of(layer)
+    if other is None:
+        yield Skipped(layer, f"{name} is new: the base {base.tensors.where} has no such tensor")
+        return
+    before, after = base.tensors.headers[other], tuned.headers[name]
+    if before.shape != after.shape:
+        yield Skipped(layer, f"its shape changed from {before.shape} to {after.shape}: there is no difference")
+    elif (why := unreadable(other, before)) is not None:
+        yield Skipped(layer, f"in the base {why}")
+    else:
+        yield from difference_matrices(layer, as_matrix(tuned.read(name)), as_matrix(base.tensors.read(other)))
+
+
+def _weight(layer: str, weight: Tensor, matrix: str = "W") -> Matrix:
+    shape = (weight.shape[0], weight.shape[1])
+    assert matrix in ("W", "W+dW")
+    if not torch.isfinite(weight).all():
+        return Matrix(layer, matrix, shape, None, "weights", note="the weight holds NaN or Inf")  # type: ignore[arg-type]
+    return Matrix(layer, matrix, shape, Dense(weight), "weights")  # type: ignore[arg-type]
+
+
+def _rounding_note(share: float, tuned: Tensor, weight: Tensor) -> str | None:
+    if share <= SAID_SHARE:
+        return None
+    coarse = max(tuned.dtype, weight.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    kind = str(coarse).removeprefix("torch.")
+    if share <= TRUSTED_SHARE:
+        return f"rounding to {kind} makes up {share:.2g} of ||dW||_F^2: the stable rank is that much too high"
+    return (
+        f"below the rounding floor: storage in {kind} accounts for {min(share, 1):.0%} of ||dW||_F^2; "
+        "use the factors, or checkpoints in float32"
+    )

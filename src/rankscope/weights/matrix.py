@@ -1,0 +1,42 @@
+"""What the readers hand over: matrices to be measured, and what they leave out with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from rankscope.linalg import Operator
+
+Kind = Literal["W", "dW", "W+dW"]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix of one layer, never formed where it has factors.
+
+    ``operator`` is None where there is nothing to measure; ``note`` then says why. A matrix that isn't ``trusted``
+    is measured, but its stable rank is not reported. ``read_from`` is "factors" (B and A), "magnitude" (DoRA),
+    "difference" (of two checkpoints) or "weights" (a stored weight).
+    """
+
+    layer: str
+    matrix: Kind
+    shape: tuple[int, int]
+    operator: Operator | None
+    read_from: str
+    r: int | None = None
+    scale: float | None = None
+    note: str | None = None
+    trusted: bool = True
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something that belongs to the source and was not measured."""
+
+    layer: str
+    why: str
+
+
+Reading = Iterator[Matrix | Skipped]

@@ -1,0 +1,64 @@
+"""Any update as people have it -> matrices to measure: finds out what a path or hub id is, and reads it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from rankscope.weights.adapters import CONFIG, adapter_matrices, open_adapter
+from rankscope.weights.checkpoints import FILES, INDEXES, open_checkpoint, open_place
+from rankscope.weights.difference import checkpoint_matrices
+from rankscope.weights.hub import Place, place
+from rankscope.weights.loralib import is_loralib, loralib_matrices
+from rankscope.weights.matrix import Reading
+from rankscope.weights.pretrained import Pretrained, open_pretrained
+from rankscope.weights.tensors import Tensors
+
+
+def read(
+    source: str | Path,
+    *,
+    base: str | Path | None = None,
+    layers: re.Pattern[str] | None = None,
+    alpha: float | None = None,
+) -> Reading:
+    """The matrices of a PEFT adapter, a loralib file or a full checkpoint, one layer at a time.
+
+    Every tensor of ``source`` belongs to a Matrix or to a Skipped. ``alpha`` is for loralib files, which carry none.
+    Raises ``ValueError``, one line, where ``source`` or ``base`` is missing, malformed or no low-rank update.
+    """
+    path = Path(source).expanduser()
+    if path.is_file() and path.parent.joinpath(CONFIG).is_file() and path.name.startswith("adapter_"):
+        path, source = path.parent, str(path.parent)
+    pretrained = open_pretrained(base) if base is not None else None
+    if path.is_file():
+        return _tensors(open_checkpoint(path), pretrained, layers, alpha)
+    where = place(source)
+    if (adapter := open_adapter(where)) is not None:
+        return adapter_matrices(adapter, pretrained, layers)
+    if (tensors := open_place(where)) is not None:
+        return _tensors(tensors, pretrained, layers, alpha)
+    raise ValueError(
+        f"{source}: expected an adapter ({CONFIG}) or a checkpoint ({', '.join((*FILES, *INDEXES[:1]))}); "
+        f"found {where.names()}.{_inside(where)}"
+    )
+
+
+def _tensors(
+    tensors: Tensors, base: Pretrained | None, layers: re.Pattern[str] | None, alpha: float | None
+) -> Reading:
+    if is_loralib(tensors):
+        return loralib_matrices(tensors, base, layers, alpha=alpha)
+    if any(".lora_A." in name for name in tensors):
+        raise ValueError(
+            f"{tensors.where}: expected {CONFIG} beside these LoRA factors, since the scale alpha/r is in it; found none."
+        )
+    return checkpoint_matrices(tensors, base, layers)
+
+
+def _inside(where: Place) -> str:
+    """Where several adapters were saved in one folder: how to name one of them."""
+    if where.folder is None:
+        return ""
+    folders = sorted(path.parent for path in where.folder.glob(f"*/{CONFIG}"))
+    return f" Name one of its adapters, such as {folders[0]}" if folders else ""

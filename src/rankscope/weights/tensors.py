@@ -1,0 +1,154 @@
+"""Named tensors on disk: what a file holds is known at once, each tensor is read when it is asked for.
+
+Nothing in a file is ever executed: safetensors is plain data, and a torch file goes through ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+READABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of a tensor before it is read. ``dtype`` is None where torch has no such type."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The named tensors of one or many files. ``where`` names them in messages."""
+
+    where: str
+    headers: Mapping[str, Header]
+    readers: Mapping[str, Callable[[], Tensor]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.headers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.headers
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, on the CPU, in the dtype of the file."""
+        return self.readers[name]()
+
+
+def open_tensors(path: Path) -> Tensors:
+    """A ``.safetensors`` file, or any other file as a dictionary of tensors written by ``torch.save``.
+
+    Raises ``ValueError``, one line, for a file that is cut short, malformed, or holds anything but tensors.
+    """
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path)
+    return _open_torch(path)
+
+
+def in_memory(where: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """A state dictionary, seen as if it were a file."""
+    headers = {name: Header(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    return Tensors(where, headers, {name: _constant(tensor) for name, tensor in tensors.items()})
+
+
+def _constant(tensor: Tensor) -> Callable[[], Tensor]:
+    return lambda: tensor
+
+
+def _open_safetensors(path: Path) -> Tensors:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            headers = {
+                name: Header(tuple(part.get_shape()), DTYPES.get(part.get_dtype())) for name, part in slices.items()
+            }
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected a complete safetensors file; found {_one_line(error)}. "
+            "Download or save the file again."
+        ) from error
+    return Tensors(str(path), headers, {name: _from_safetensors(path, name) for name in headers})
+
+
+def _from_safetensors(path: Path, name: str) -> Callable[[], Tensor]:
+    def read() -> Tensor:
+        # Opened anew for each tensor, so that no shard stays mapped after its tensors have been measured.
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                return file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: {name} can't be read: {_one_line(error)}.") from error
+
+    return read
+
+
+def _open_torch(path: Path) -> Tensors:
+    try:
+        with warnings.catch_warnings():  # of old pickle protocols and storages, which are no concern of the reader
+            warnings.simplefilter("ignore")
+            # Only the zip format of torch >= 1.6 can be mapped into memory instead of being read at once.
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        code = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        found = f"pickled code ({code[1]})" if code else "something else"
+        raise ValueError(
+            f"{path}: expected tensors only, written by torch.save; found {found}. Nothing of it was executed. "
+            "Ask its author for safetensors, or save a plain state_dict."
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path}: expected a complete file written by torch.save; found {_one_line(error)}. "
+            "Download or save the file again."
+        ) from error
+    return in_memory(str(path), _state_dict(path, loaded))
+
+
+def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
+    """The dictionary of tensors, also where a trainer wrapped it in another one."""
+    if isinstance(loaded, Mapping):
+        for wrapper in WRAPPERS:
+            inner = loaded.get(wrapper)
+            if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
+                loaded = inner
+                break
+        tensors = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+        if tensors:
+            return tensors
+    raise ValueError(
+        f"{path}: expected a dictionary of named tensors; found {type(loaded).__name__} without any. "
+        "Save model.state_dict()."
+    )
+
+
+def _one_line(error: Exception) -> str:
+    """The start of an error's message, without line ends."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."

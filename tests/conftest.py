@@ -1,0 +1,103 @@
+"""Tiny models and tasks for tests, made from configuration: no download, no pretrained weight."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import RobertaConfig, RobertaForSequenceClassification
+
+WORDS = "the a cat dog bird fish sees hears likes not red blue old small runs sleeps".split()
+SIZES: dict[str, Any] = {"vocab_size": 4 + len(WORDS), "pad_token_id": 1}
+WIDTHS: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+
+ARCHITECTURES: dict[str, Any] = {
+    "roberta": lambda: RobertaForSequenceClassification(
+        RobertaConfig(**SIZES, **WIDTHS, max_position_embeddings=40, bos_token_id=0, eos_token_id=2)
+    ),
+    "bert": lambda: BertForSequenceClassification(BertConfig(**SIZES, **WIDTHS, max_position_embeddings=40)),
+    "gpt2": lambda: GPT2ForSequenceClassification(
+        GPT2Config(**SIZES, n_embd=16, n_layer=2, n_head=2, n_positions=40, bos_token_id=0, eos_token_id=2)
+    ),
+    "llama": lambda: LlamaForSequenceClassification(
+        LlamaConfig(
+            **SIZES,
+            **WIDTHS,
+            num_key_value_heads=1,
+            max_position_embeddings=40,
+            bos_token_id=0,
+            eos_token_id=2,
+        )
+    ),
+}
+TARGETS = {
+    "roberta": ["query", "value"],
+    "bert": ["query", "value"],
+    "gpt2": ["c_attn"],
+    "llama": ["q_proj", "v_proj"],
+}
+
+
+def save_tiny_model(folder: Path, architecture: str) -> str:
+    """A model folder as the hub has them: weights, configuration, tokenizer."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = ARCHITECTURES[architecture]()
+        with torch.no_grad():  # wider than the default of 0.02, so that attention has something to decide
+            for parameter in model.parameters():
+                if parameter.ndim == 2:
+                    parameter.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+    fast.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("models")
+    return {name: save_tiny_model(root / name, name) for name in ARCHITECTURES}
+
+
+def write_tsv(folder: Path, task: str, split: str, frame: pd.DataFrame) -> None:
+    (folder / task).mkdir(parents=True, exist_ok=True)
+    frame.to_csv(folder / task / f"{split}.tsv", sep="\t", index=False)
+
+
+def sentences(count: int, *, start: int = 0) -> pd.DataFrame:
+    """Rows of CoLA's form, of different lengths; the label says whether a "not" stands in it."""
+    rows = []
+    for i in itertools.islice(itertools.count(start), count):
+        words = [WORDS[(i * 7 + j * j * 3) % len(WORDS)] for j in range(3 + i % 5)]
+        words = [word for word in words if word != "not"] + ["not"] * (i % 2)
+        rows.append({"sentence": " ".join(words), "label": i % 2})
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a CoLA of 40 + 24 rows."""
+    folder = tmp_path_factory.mktemp("data")
+    write_tsv(folder, "CoLA", "train", sentences(40))
+    write_tsv(folder, "CoLA", "validation", sentences(24, start=40))
+    return folder

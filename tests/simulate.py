@@ -1,0 +1,167 @@
+"""Simulated studies with known truth, in the shape of the four frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+LAYERS = tuple(f"encoder.layer.{i}.attention.self.{kind}" for i in range(2) for kind in ("query", "value"))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a simulated study is made of. ``direction`` -1: sr(W + dW) falls; ``threshold`` None: no decline at all.
+
+    ``threshold`` and ``reach`` are log drifts; ``reach`` is the drift of the largest rate at the end.
+    """
+
+    b: float = 0.25
+    c: float = 1.0
+    threshold: float | None = 0.8
+    direction: int = -1
+    decline: float = 0.25
+    reach: float = 2.5
+    plateau: float = 0.80
+    floor: float = 0.50
+    noise: float = 0.015
+    warmup: float = 0.0  # how far below the plateau an untrained model starts
+    cosine: float = 0.3
+
+
+def study(
+    truth: Truth = Truth(),
+    *,
+    seed: int = 0,
+    ranks: tuple[int, ...] = (1, 4, 16, 64),
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    seeds: int = 3,
+    models: tuple[str, ...] = ("small",),
+    tasks: tuple[str, ...] = ("paraphrase",),
+    scalings: tuple[str, ...] = ("alpha/r",),
+    layers: tuple[str, ...] = LAYERS,
+    evaluations: int = 5,
+    steps: int = 200,
+    full: bool = True,
+    size: int = 64,
+) -> dict[str, pd.DataFrame]:
+    """``{"trials": ..., "metrics": ..., "spectra": ..., "comparison": ...}`` of one simulated study."""
+    rng = np.random.default_rng(seed)
+    trials = _trials(truth, rng, ranks, rates, seeds, models, tasks, scalings, steps, full)
+    curves = _curves(truth, rng, trials, max(rates), evaluations, steps)
+    best = curves.sort_values("metric_value").drop_duplicates("trial", keep="last").set_index("trial")
+    last = curves.sort_values("step").drop_duplicates("trial", keep="last").set_index("trial")
+    trials = trials.assign(
+        best=trials["trial"].map(best["metric_value"]),
+        best_step=trials["trial"].map(best["step"]).astype(int),
+        last=trials["trial"].map(last["metric_value"]),
+    )
+    return {
+        "trials": trials,
+        "metrics": curves.drop(columns="drift"),
+        "spectra": _spectra(truth, rng, trials, curves, layers, size),
+        "comparison": _comparison(truth, rng, trials, layers, size),
+    }
+
+
+def _trials(truth, rng, ranks, rates, seeds, models, tasks, scalings, steps, full):
+    rows = []
+    for model in models:
+        for task in tasks:
+            kinds = [("lora", r, scaling) for scaling in scalings for r in ranks]
+            kinds += [("full", pd.NA, pd.NA)] if full else []
+            for method, rank, scaling in kinds:
+                for rate in rates:
+                    for s in range(seeds):
+                        rows.append((model, task, method, rank, scaling, rate, s))
+    columns = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
+    table = pd.DataFrame(rows, columns=columns).astype({"rank": "Int64"})
+    return table.assign(
+        trial=[f"t{i:05d}" for i in range(len(table))],
+        status="done",
+        metric="accuracy",
+        steps=steps,
+        diverged_at=pd.array([pd.NA] * len(table), dtype="Int64"),
+        seconds=rng.uniform(3, 9, len(table)),
+    )
+
+
+def _curves(truth, rng, trials, fastest, evaluations, steps):
+    at = np.linspace(steps / evaluations, steps, evaluations).astype(int)
+    rate = trials["learning_rate"].to_numpy()[:, None] / fastest
+    own = rng.normal(0, 0.15, (len(trials), 1))
+    # Drift grows like the square root of the way travelled, and a little with the trial.
+    size = truth.reach * np.sqrt(rate) * (at / steps) ** 0.5 * np.exp(own)  # (trials, evaluations)
+    wobble = truth.noise * rng.normal(size=(len(trials), 1)) + truth.noise * rng.normal(size=size.shape)
+    lost = 0.0 if truth.threshold is None else truth.decline * np.maximum(0, size - truth.threshold)
+    behind = truth.warmup * np.exp(-size / 0.05)
+    value = np.maximum(truth.floor, truth.plateau - lost - behind) + wobble
+    flat = {name: np.repeat(trials[name].to_numpy(), evaluations) for name in ("trial",)}
+    return pd.DataFrame(
+        {
+            **flat,
+            "step": np.tile(at, len(trials)),
+            "epoch": np.tile(at / at[0], len(trials)).astype(float),
+            "train_loss": 1 - value.ravel(),
+            "eval_loss": 1.1 - value.ravel(),
+            "metric_value": value.ravel(),
+            "drift": truth.direction * size.ravel(),
+        }
+    )
+
+
+def _spectra(truth, rng, trials, curves, layers, size):
+    base = pd.DataFrame({"layer": layers, "base": 40 * np.exp(rng.normal(0, 0.1, len(layers)))})
+    seeds = np.sort(trials["seed"].unique())
+    slope = pd.Series(rng.normal(0, 0.02, len(seeds)), index=seeds)
+    labels = trials[["trial", "rank", "seed", "method"]]
+    start = (
+        labels[["trial"]].merge(base, how="cross").assign(step=0, matrix="W", stable_rank=lambda f: f["base"])
+    )
+    rows = curves[["trial", "step", "drift"]].merge(base, how="cross").merge(labels, on="trial")
+    rank = rows["rank"].fillna(size).to_numpy(dtype=float)
+    b = truth.b + rows["seed"].map(slope).to_numpy()
+    update = truth.c * rank**b * np.exp(rng.normal(0, 0.05, len(rows)))
+    moved = rows.assign(
+        matrix="W+dW", stable_rank=rows["base"] * np.exp(rows["drift"] + rng.normal(0, 0.02, len(rows)))
+    )
+    table = pd.concat([start, rows.assign(matrix="dW", stable_rank=update), moved], ignore_index=True)
+    spectral = rng.uniform(0.5, 2, len(table))
+    return table.assign(
+        m=size,
+        n=size,
+        lower=table["stable_rank"] * 0.999,
+        upper=table["stable_rank"] * 1.001,
+        spectral_norm=spectral,
+        frobenius_norm=spectral * np.sqrt(table["stable_rank"]),
+        effective_rank=np.where(table["matrix"].eq("dW"), table["stable_rank"] * 1.5, np.nan),
+    ).drop(columns=["base", "drift", "rank", "seed", "method"])
+
+
+def _comparison(truth, rng, trials, layers, size):
+    full = (
+        trials[trials["method"].eq("full")]
+        .sort_values("best", ascending=False)
+        .drop_duplicates(["model", "task", "seed"])
+    )
+    lora = trials[trials["method"].eq("lora")].sort_values("best", ascending=False)
+    lora = lora.drop_duplicates(["model", "task", "rank", "scaling", "seed"])
+    keys = ["model", "task", "seed"]
+    pairs = lora[["trial", "rank", *keys]].merge(
+        full[["trial", *keys]].rename(columns={"trial": "reference"}), on=keys
+    )
+    table = pairs.merge(pd.DataFrame({"layer": layers}), how="cross")
+    k = np.minimum(table["rank"].to_numpy(dtype=int), size)
+    cosine = np.clip(truth.cosine * (1 - 0.5 / k) + rng.normal(0, 0.02, len(table)), -1, 1)
+    return table[["trial", "reference", "layer"]].assign(
+        captured_energy=np.clip((k / size) ** 2 + cosine**2 * (1 - (k / size) ** 2), 0, 1),
+        k=k,
+        cosine=cosine,
+        left_overlap=np.clip(k / size + 0.1, 0, 1),
+        right_overlap=np.clip(k / size + 0.08, 0, 1),
+        relative_distance=np.sqrt(1 - cosine**2),
+        norm_ratio=0.4 + 0.1 * rng.random(len(table)),
+        intruders_lora=rng.integers(0, 3, len(table)),
+        intruders_full=0,
+    )

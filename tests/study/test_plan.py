@@ -1,0 +1,135 @@
+"""Study files: what they become, and the one line that says what is wrong with them."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rankscope.study.plan import Study, Trial, builtin, packs
+
+TEXT = """
+name = "t"
+[scientific]
+model = "m"
+task = ["CoLA", "RTE"]
+rank = [1, 4, "d"]
+scaling = ["alpha/r", "alpha/sqrt(r)"]
+[nuisance]
+learning_rate = [1e-4, 1e-3]
+seed = [0, 1]
+[fixed]
+data = "folder"
+lora_alpha = 16
+"""
+
+
+def parsed(old: str = "", new: str = "") -> Study:
+    assert old in TEXT
+    return Study.parse(TEXT.replace(old, new, 1), label="t.toml")
+
+
+def test_trials_are_the_product() -> None:
+    trials = parsed().trials({"m": 64})
+    assert len(trials) == 2 * (3 * 2 + 1) * 2 * 2
+    assert {t.rank for t in trials} == {1, 4, 64, None}
+    assert len({t.id for t in trials}) == len(trials)
+
+
+def test_ids_are_pinned() -> None:
+    """Ids name folders in stores that people keep: a change here orphans them."""
+    assert parsed().trials({"m": 64})[0].id == "b887d97c5589232d"
+
+
+def test_scale_follows_the_rule() -> None:
+    for trial in parsed().trials({"m": 64}):
+        if trial.rank:
+            root = trial.scaling == "alpha/sqrt(r)"
+            assert trial.scale == pytest.approx(16 / (math.sqrt(trial.rank) if root else trial.rank))
+    for trial in parsed('"alpha/sqrt(r)"', '"alpha"').trials({"m": 64}):
+        assert trial.scaling != "alpha" or trial.scale == 16
+
+
+def test_d_and_its_number_are_one_trial() -> None:
+    assert len(parsed('"d"', '64, "d"').trials({"m": 64})) == len(parsed().trials({"m": 64}))
+
+
+def test_recipes_of_hu_et_al() -> None:
+    study = Study.load("paper")
+    trials = study.trials(dict.fromkeys(study.scientific.model, 768))
+    rows = {(t.model, t.task): t for t in trials if t.method == "lora"}
+    base, large = rows["FacebookAI/roberta-base", "CoLA"], rows["FacebookAI/roberta-large", "RTE"]
+    assert (base.batch_size, base.epochs, base.lora_alpha, base.max_length) == (32, 80, 8, 512)
+    assert (large.batch_size, large.epochs, large.lora_alpha, large.max_length) == (8, 20, 16, 512)
+
+
+@pytest.mark.parametrize("name", builtin())
+def test_builtin_studies_load(name: str) -> None:
+    assert Study.load(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("lora_alpha", "lora_alfa", "[fixed] lora_alfa: unknown key; did you mean 'lora_alpha'?"),
+        ("task =", "tasks =", "[scientific] tasks: unknown key; did you mean 'task'?"),
+        (
+            'name = "t"',
+            'name = "t"\nextra = 1',
+            "extra: unknown key; expected one of name, scientific, nuisance, fixed",
+        ),
+        ('name = "t"', "", "name: expected a value, found none"),
+        ("[1, 4", "[0, 4", "[scientific] rank: expected greater than or equal to 1; found 0"),
+        ("[1, 4", "[1.5, 4", "[scientific] rank: expected a whole number from 1, or 'd'; found 1.5"),
+        ("[1, 4", "[1, 1", "[scientific] rank: every value once, got [1, 1, 'd']"),
+        (
+            '[1, 4, "d"]',
+            "[]",
+            '[scientific]: rank: method "lora" needs at least one rank; found an empty list',
+        ),
+        ('"CoLA"', '"cola"', "found 'cola'; did you mean 'CoLA'?"),
+        ("1e-4", "-1e-4", "[nuisance] learning_rate: expected greater than 0; found -0.0001"),
+        ("1e-4", "nan", "[nuisance] learning_rate: expected a finite number; found nan"),
+        ("lora_alpha", "epochs = 1\nsteps = 1\nlora_alpha", "expected one of them, found both"),
+        ("[nuisance]", "[nuisance", "t.toml: not TOML"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(old: str, new: str, says: str) -> None:
+    with pytest.raises(ValueError, match="t.toml") as error:
+        parsed(old, new)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_rank_above_d_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"rank: expected 1 to 3 for model 'm'.*found 4"):
+        parsed().trials({"m": 3})
+
+
+def test_unknown_study_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="lab, paper"):
+        Study.load("papr")
+    with pytest.raises(FileNotFoundError, match="no such study file"):
+        Study.load(tmp_path / "x.toml")
+
+
+def test_packs_hold_what_may_train_together() -> None:
+    trials = parsed().trials({"m": 64})
+    found = packs(trials, size=5)
+    assert sorted(t.id for pack in found for t in pack) == sorted(t.id for t in trials)
+    for pack in found:
+        assert len({(t.model, t.task, t.seed, t.method) for t in pack}) == 1
+        assert len(pack) <= (5 if pack[0].method == "lora" else 1)
+    lora = [len(pack) for pack in found if pack[0].method == "lora"]
+    assert max(lora) - min(lora) <= 1  # 12 trials as 4 + 4 + 4, not 5 + 5 + 2
+
+
+def test_ids_do_not_depend_on_the_process() -> None:
+    code = f"from rankscope.study.plan import *; print(Study.parse({TEXT!r}).trials({{'m': 64}})[5].id)"
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    trial = parsed().trials({"m": 64})[5]
+    assert trial.id == other == Trial(**trial.model_dump(mode="json")).id

@@ -1,0 +1,90 @@
+"""Imports only go down, also inside functions; and the package is light to import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import rankscope
+
+SOURCE = Path(rankscope.__file__).parent
+ROOMS = {"linalg", "weights", "study", "train", "analysis", "report", "lab"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "linalg": set(),
+    "study": set(),
+    "analysis": set(),
+    "lab": set(),
+    "weights": {"linalg"},
+    "train": {"study", "weights", "linalg"},
+    "report": {"analysis"},
+    "measure": {"weights", "linalg"},
+    "monitor": {"weights", "linalg"},
+    # the top: joins rooms, one job a file
+    "progress": set(),
+    "compare": {"study", "weights", "linalg", "analysis"},
+    "sweep": {"study", "train", "lab", "compare", "progress"},
+    "forecast": {"study", "sweep", "overview"},
+    "overview": {"study"},
+    "findings": {"study", "analysis", "report"},
+    "cli": {"study", "sweep", "forecast", "overview", "findings", "measure", "progress", "weights"},
+}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def place(path: Path) -> str:
+    """The room that a file belongs to, or its own name at the top."""
+    first = path.relative_to(SOURCE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """The rooms and top-level files of ours that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    parts = [name.split(".") for name in names if name.startswith("rankscope.")]
+    return {name[1] for name in parts if (SOURCE / name[1]).is_dir() or (SOURCE / f"{name[1]}.py").is_file()}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_only_go_down(path: Path) -> None:
+    here = place(path)
+    if here != "__init__":
+        assert imported(path) - {here} <= MAY_IMPORT[here]
+
+
+def test_every_room_stands() -> None:
+    assert ROOMS <= {path.name for path in SOURCE.iterdir() if path.is_dir()}
+
+
+def test_study_and_analysis_know_no_torch() -> None:
+    for path in FILES:
+        if place(path) in ("study", "analysis", "report"):
+            roots = {
+                name.split(".")[0]
+                for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                for name in (
+                    [alias.name for alias in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                )
+            }  # fmt: skip
+            assert not roots & {"torch", "transformers", "peft"}, path
+
+
+@pytest.mark.parametrize(
+    "statement", ["import rankscope", "import rankscope.cli; rankscope.cli.parser().format_help()"]
+)
+def test_light_import(statement: str) -> None:
+    code = f"{statement}; import sys; print([m for m in ('torch', 'pandas', 'transformers') if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )

@@ -1,0 +1,37 @@
+"""The public face: a fixed list of names, each there and documented, under no second name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import rankscope
+
+NAMES = """
+Dense LowRank Estimate stable_rank spectral_norm effective_rank measure probe StableRankCallback
+Study Store run analyze write_report
+""".split()
+
+
+def test_the_list() -> None:
+    assert rankscope.__all__ == ["__version__", *NAMES]
+    assert set(NAMES) <= set(dir(rankscope))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_is_there_and_documented(name: str) -> None:
+    value = getattr(rankscope, name)
+    assert callable(value)
+    assert value.__doc__
+
+
+def test_an_unknown_name_says_what_there_is() -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'stablerank'; it has .*stable_rank"):
+        rankscope.stablerank  # noqa: B018
+
+
+def test_measure_is_a_function_even_after_its_module_was_imported() -> None:
+    code = "import rankscope.measure as m, rankscope as rs; from rankscope import measure; print(m, rs.measure, measure)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.count("<function measure") >= 2

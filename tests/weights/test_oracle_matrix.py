@@ -1,0 +1,98 @@
+"""Every LoRA variant, on tiny models: rankscope's numbers equal float64 SVD of what PEFT's own merge makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+
+from rankscope.measure import Table, measure
+
+from weights.tiny import Case, stable_rank
+
+QV = ["query", "value"]
+VARIANTS = {
+    "lora": ("roberta", {"target_modules": QV, "r": 4, "lora_alpha": 16}),
+    "lora-all-linear": ("roberta", {"target_modules": [*QV, "key", "dense"], "r": 3, "lora_alpha": 8}),
+    "rslora": ("roberta", {"target_modules": QV, "r": 9, "lora_alpha": 2, "use_rslora": True}),
+    "rank above dimension": ("roberta", {"target_modules": QV, "r": 32, "lora_alpha": 4}),
+    "patterns": (
+        "roberta",
+        {
+            "target_modules": [*QV, "dense"],
+            "r": 4,
+            "lora_alpha": 8,
+            "rank_pattern": {r"layer\.0\.attention\.self\.query": 2, "query": 6, "ense": 7},
+            "alpha_pattern": {"value": 3, r".*\.1\.attention\.self\.value": 99, "attention.self.query": 20},
+        },
+    ),
+    "rslora patterns": (
+        "llama",
+        {
+            "target_modules": ["q_proj", "v_proj", "down_proj"],
+            "r": 4,
+            "use_rslora": True,
+            "rank_pattern": {"v_proj": 9},
+            "alpha_pattern": {"down_proj": 5},
+        },
+    ),
+    "dora": ("roberta", {"target_modules": [*QV, "intermediate.dense"], "r": 4, "lora_alpha": 16, "use_dora": True}),
+    "embedding": ("roberta", {"target_modules": ["word_embeddings", "query"], "r": 4, "lora_alpha": 16}),
+    "embedding dora": ("roberta", {"target_modules": ["word_embeddings"], "r": 4, "lora_alpha": 16, "use_dora": True}),
+    "conv1d": ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "r": 4, "fan_in_fan_out": True}),
+    "conv1d, flag corrected by peft": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "r": 4}),
+    "conv1d and linear under one flag": (
+        "gpt2",
+        {"target_modules": ["c_attn", "c_proj", "lm_head"], "r": 4, "fan_in_fan_out": True},
+    ),
+    "conv1d dora": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "r": 4, "fan_in_fan_out": True, "use_dora": True}),
+    "gpt2 embedding": ("gpt2", {"target_modules": ["wte"], "r": 4}),
+    "llama": ("llama", {"target_modules": "all-linear", "r": 4, "lora_alpha": 16}),
+    "t5": ("t5", {"target_modules": ["q", "v", "wi", "wo"], "r": 4, "lora_alpha": 16}),
+    "convolution": ("resnet", {"target_modules": ["convolution"], "r": 4, "lora_alpha": 16}),
+    "heads and biases": (
+        "roberta",
+        {"target_modules": QV, "r": 4, "lora_alpha": 8, "modules_to_save": ["classifier"], "bias": "all"},
+    ),
+    "lora bias": ("roberta", {"target_modules": QV, "r": 4, "lora_bias": True}),
+}
+
+
+@pytest.fixture(scope="module", params=list(VARIANTS))
+def measured(request: pytest.FixtureRequest, make_case: Callable[..., Case]) -> tuple[Case, Table]:
+    model, settings = VARIANTS[request.param]
+    case = make_case(model, **settings)
+    return case, measure(case.adapter, base=case.base, rtol=1e-7)
+
+
+def test_stable_ranks_equal_those_of_peft_merge_minus_base(measured: tuple[Case, Table]) -> None:
+    case, table = measured
+    assert table.rows
+    for row in table.rows:
+        dense = case.dense(row.layer, row.matrix)
+        assert row.shape == tuple(dense.shape)
+        assert row.stable_rank == pytest.approx(stable_rank(dense), rel=1e-6), (row.layer, row.matrix)
+        assert row.lower <= row.stable_rank <= row.upper
+        assert row.frobenius_norm == pytest.approx(float(dense.norm()), rel=1e-5)
+        assert row.spectral_norm == pytest.approx(float(dense.double().svd().S[0]), rel=1e-5)
+
+
+def test_every_changed_matrix_has_its_three_rows(measured: tuple[Case, Table]) -> None:
+    case, table = measured
+    assert case.changed()
+    for layer in case.changed():
+        assert [row.matrix for row in table.rows if row.layer == layer] == ["W", "dW", "W+dW"]
+
+
+def test_without_the_base_dW_is_the_same_or_its_layer_is_named_as_skipped(
+    measured: tuple[Case, Table],
+) -> None:
+    case, table = measured
+    alone = measure(case.adapter)
+    with_base = {row.layer: row for row in table.rows if row.matrix == "dW"}
+    for row in alone.rows:
+        assert row.matrix == "dW" and row.read_from == "factors"
+        assert row.stable_rank == pytest.approx(with_base[row.layer].stable_rank, rel=1e-12)
+        assert (row.r, row.scale) == (with_base[row.layer].r, with_base[row.layer].scale)
+    assert set(with_base) == {row.layer for row in alone.rows} | {s.layer for s in alone.skipped} & set(with_base)
