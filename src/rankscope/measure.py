@@ -25,12 +25,13 @@ def measure(
 
     Args:
         source: a PEFT adapter, a loralib file or a full checkpoint: a path or a hub id.
-        base: the pretrained model, a path or a hub id, read tensor by tensor. Without it an adapter gives dW alone,
+        base: the pretrained model, a path or a hub id, read tensor by tensor. Without it an adapter gives dW
+        alone,
             and a checkpoint its weights W; with it a checkpoint gives dW = W_FT - W.
-        layers: a regular expression; only layers whose name it finds are measured, the others are listed as skipped.
-        rtol: relative width of the bounds on the stable rank that is aimed at.
-        certify: prove the upper bounds, instead of giving ones that hold with high probability.
-        alpha: LoRA's alpha for loralib files, which carry none; without it the scale is taken to be 1.
+        layers: a regular expression; only layers whose name it finds are measured, the others are listed as
+        skipped. rtol: relative width of the bounds on the stable rank that is aimed at. certify: prove the
+        upper bounds, instead of giving ones that hold with high probability. alpha: LoRA's alpha for loralib
+        files, which carry none; without it the scale is taken to be 1.
 
     Returns a Table: ``.rows``, ``.skipped``, ``.to_dict()``, ``.to_pandas()``, ``.summary()``.
     Raises ``ValueError``, one line, where a file is missing, malformed, or no low-rank update.

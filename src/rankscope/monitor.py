@@ -31,9 +31,10 @@ def probe(
 ) -> Table:
     """The stable ranks of a model in memory, as they are now; for any training loop.
 
-    A PEFT model is measured from its LoRA layers. Any other model needs ``reference``, the pretrained state dictionary
-    (``{name: tensor.clone() ...}``, on any device), and is measured as dW = W_now - W_reference. ``layers``, ``rtol``,
-    ``certify`` and the Table are those of ``measure``. Raises ``ValueError`` where there is nothing to compare with.
+    A PEFT model is measured from its LoRA layers. Any other model needs ``reference``, the pretrained state
+    dictionary (``{name: tensor.clone() ...}``, on any device), and is measured as dW = W_now - W_reference.
+    ``layers``, ``rtol``, ``certify`` and the Table are those of ``measure``. Raises ``ValueError`` where
+    there is nothing to compare with.
     """
     chosen = None if layers is None else re.compile(layers)
     if lora_layers(model):
@@ -53,19 +54,22 @@ def probe(
             rows.append(measured(one, rtol=rtol, certify=certify))
         else:
             skipped.append(one)
-    return Table(type(model).__name__, None if reference is None else "reference", tuple(rows), tuple(skipped))
+    return Table(
+        type(model).__name__, None if reference is None else "reference", tuple(rows), tuple(skipped)
+    )
 
 
 class StableRankCallback(TrainerCallback):
     """Logs sr(dW), sr(W + dW), their drift and their norms beside the loss, to whatever ``report_to`` names.
 
-    Every ``every`` optimiser steps the Trainer is asked to log, and these are added to what it logs: medians over layers
-    of ``stable_rank/dW``, ``stable_rank/W_plus_dW``, ``spectral_norm/...``, ``frobenius_norm/...``, and
-    ``stable_rank/drift`` = sr(W + dW) / sr(W) - 1. What is undefined (dW = 0) is left out. With ``per_layer`` each
-    layer's stable ranks follow, as ``stable_rank/dW/<layer>``. ``layers`` is a regular expression.
+    Every ``every`` optimiser steps the Trainer is asked to log, and these are added to what it logs: medians
+    over layers of ``stable_rank/dW``, ``stable_rank/W_plus_dW``, ``spectral_norm/...``,
+    ``frobenius_norm/...``, and ``stable_rank/drift`` = sr(W + dW) / sr(W) - 1. What is undefined (dW = 0) is
+    left out. With ``per_layer`` each layer's stable ranks follow, as ``stable_rank/dW/<layer>``. ``layers``
+    is a regular expression.
 
-    A PEFT model is measured from its LoRA layers. In full fine-tuning the callback keeps a copy of the trained weight
-    matrices in CPU memory when training begins.
+    A PEFT model is measured from its LoRA layers. In full fine-tuning the callback keeps a copy of the
+    trained weight matrices in CPU memory when training begins.
     """
 
     def __init__(
@@ -106,7 +110,9 @@ class StableRankCallback(TrainerCallback):
         if state.is_world_process_zero:
             self._values = self._medians(self._rows(kwargs["model"], "dW", "W+dW"))
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Adds what was measured to the Trainer's own log, once."""
         logs = kwargs["logs"]
         if not self._values or "loss" not in logs:
@@ -148,8 +154,9 @@ class StableRankCallback(TrainerCallback):
 def _move_to_front(callback: TrainerCallback) -> None:
     """Lets ``callback`` hear of a log before the reporters do, so that they report what it adds.
 
-    The Trainer calls its callbacks in order, its own reporters first, and hands a callback no way to the list. The list
-    is found through the caller; where there is none, what is logged still gets into the Trainer's ``log_history``.
+    The Trainer calls its callbacks in order, its own reporters first, and hands a callback no way to the
+    list. The list is found through the caller; where there is none, what is logged still gets into the
+    Trainer's ``log_history``.
     """
     frame = inspect.currentframe()
     while frame is not None:

@@ -15,7 +15,6 @@ import transformers
 import rankscope
 from rankscope import lab
 from rankscope.compare import compare
-from rankscope.lab.tasks import rows as lab_rows
 from rankscope.progress import bar
 from rankscope.study.cost import Rows, Shape
 from rankscope.study.execution import execute, missing
@@ -156,6 +155,8 @@ class Inputs:
         fixed = self.study.fixed
         rows = fixed.train_rows if split == "train" else fixed.validation_rows
         if fixed.data == "lab":
+            from rankscope.lab.tasks import rows as lab_rows
+
             if name not in lab.TASKS:
                 raise ValueError(
                     f'data = "lab": expected one of its tasks, {", ".join(lab.TASKS)}; found {name!r}'

@@ -29,7 +29,8 @@ def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
             adapted = peft.get_peft_model(copy.deepcopy(pretrained), peft.LoraConfig(**settings))
             shake(adapted)
             adapted.save_pretrained(folder / "adapter")
-            # As anyone would load it: PEFT sorts the keys of its patterns when it saves, so order is the file's.
+            # As anyone would load it: PEFT sorts the keys of its patterns when it saves, so order is the
+            # file's.
             loaded = peft.PeftModel.from_pretrained(pretrained, folder / "adapter")
             merged = loaded.double().merge_and_unload()
         after = {name: p.detach().clone() for name, p in merged.named_parameters()}

@@ -1,4 +1,4 @@
-"""Every LoRA variant, on tiny models: rankscope's numbers equal float64 SVD of what PEFT's own merge makes."""
+"""Every LoRA variant, on tiny models: the numbers equal float64 SVD of what PEFT's own merge makes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-
 from rankscope.measure import Table, measure
-
 from weights.tiny import Case, stable_rank
 
 QV = ["query", "value"]
@@ -37,16 +35,25 @@ VARIANTS = {
             "alpha_pattern": {"down_proj": 5},
         },
     ),
-    "dora": ("roberta", {"target_modules": [*QV, "intermediate.dense"], "r": 4, "lora_alpha": 16, "use_dora": True}),
+    "dora": (
+        "roberta",
+        {"target_modules": [*QV, "intermediate.dense"], "r": 4, "lora_alpha": 16, "use_dora": True},
+    ),
     "embedding": ("roberta", {"target_modules": ["word_embeddings", "query"], "r": 4, "lora_alpha": 16}),
-    "embedding dora": ("roberta", {"target_modules": ["word_embeddings"], "r": 4, "lora_alpha": 16, "use_dora": True}),
+    "embedding dora": (
+        "roberta",
+        {"target_modules": ["word_embeddings"], "r": 4, "lora_alpha": 16, "use_dora": True},
+    ),
     "conv1d": ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "r": 4, "fan_in_fan_out": True}),
     "conv1d, flag corrected by peft": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "r": 4}),
     "conv1d and linear under one flag": (
         "gpt2",
         {"target_modules": ["c_attn", "c_proj", "lm_head"], "r": 4, "fan_in_fan_out": True},
     ),
-    "conv1d dora": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "r": 4, "fan_in_fan_out": True, "use_dora": True}),
+    "conv1d dora": (
+        "gpt2",
+        {"target_modules": ["c_attn", "c_proj"], "r": 4, "fan_in_fan_out": True, "use_dora": True},
+    ),
     "gpt2 embedding": ("gpt2", {"target_modules": ["wte"], "r": 4}),
     "llama": ("llama", {"target_modules": "all-linear", "r": 4, "lora_alpha": 16}),
     "t5": ("t5", {"target_modules": ["q", "v", "wi", "wo"], "r": 4, "lora_alpha": 16}),
@@ -92,7 +99,10 @@ def test_without_the_base_dW_is_the_same_or_its_layer_is_named_as_skipped(
     alone = measure(case.adapter)
     with_base = {row.layer: row for row in table.rows if row.matrix == "dW"}
     for row in alone.rows:
-        assert row.matrix == "dW" and row.read_from == "factors"
+        assert row.matrix == "dW"
+        assert row.read_from == "factors"
         assert row.stable_rank == pytest.approx(with_base[row.layer].stable_rank, rel=1e-12)
         assert (row.r, row.scale) == (with_base[row.layer].r, with_base[row.layer].scale)
-    assert set(with_base) == {row.layer for row in alone.rows} | {s.layer for s in alone.skipped} & set(with_base)
+    assert set(with_base) == {row.layer for row in alone.rows} | {s.layer for s in alone.skipped} & set(
+        with_base
+    )

@@ -1,4 +1,4 @@
-"""Tiny models built from configuration, adapters on them as PEFT saves them, and the slow, obvious stable rank."""
+"""Tiny models built from configuration, what PEFT makes of them, and the slow, obvious stable rank."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def roberta() -> nn.Module:
 
 def gpt2() -> nn.Module:
     return transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=50, n_embd=24, n_layer=2, n_head=2, n_positions=16)
+        transformers.GPT2Config(
+            vocab_size=50, n_embd=24, n_layer=2, n_head=2, n_positions=16, tie_word_embeddings=False
+        )
     )
 
 

@@ -42,8 +42,10 @@ class Interval:
         spec = spec or ".2f"
         if not self.known:
             counted = f"{self.clusters} {self.cluster}" + "s" * (self.clusters != 1)
-            return f"{self.estimate:{spec}} (no interval: {counted})"
-        return f"{self.estimate:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+            text = f"{self.estimate:{spec}} (no interval: {counted})"
+        else:
+            text = f"{self.estimate:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        return text.replace("-", "−")
 
 
 def draws(clusters: int, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:

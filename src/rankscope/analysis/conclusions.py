@@ -16,8 +16,8 @@ from rankscope.analysis.frames import Frames
 from rankscope.analysis.growth import Growth, growth
 from rankscope.analysis.selection import best_learning_rates, chosen
 from rankscope.analysis.threshold import Threshold, thresholds
+from rankscope.analysis.verdict import Verdict
 from rankscope.analysis.verdicts import (
-    Verdict,
     alignment_verdict,
     dynamics_verdict,
     growth_verdict,

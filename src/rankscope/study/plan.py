@@ -77,7 +77,7 @@ class Nuisance(_Frozen):
     """What every comparison is tuned or averaged over."""
 
     learning_rate: Annotated[
-        list[Annotated[float, Field(gt=0, lt=1)]], BeforeValidator(_listed), Field(min_length=1)
+        list[Annotated[float, Field(gt=0)]], BeforeValidator(_listed), Field(min_length=1)
     ]
     seed: Annotated[
         list[Annotated[int, Field(ge=0, strict=True)]], BeforeValidator(_listed), Field(min_length=1)

@@ -1,14 +1,14 @@
 """PEFT's LoRA adapters: adapter_config.json and adapter_model.safetensors (or .bin).
 
 Letters: m rows (out), n columns (in), r rank. ``lora_A.weight`` (r, n), ``lora_B.weight`` (m, r); embeddings
-``lora_embedding_A`` (r, vocabulary), ``lora_embedding_B`` (dimension, r); convolutions A (r, in, k, k), B (out, r, 1, 1).
+``lora_embedding_A`` (r, vocabulary), ``lora_embedding_B`` (dimension, r); convolutions A (r, in, k, k), B
+(out, r, 1, 1).
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
@@ -24,13 +24,15 @@ from rankscope.weights.tensors import READABLE, Tensors, open_tensors
 CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 # The adapter's name stands between part and suffix in a file that PEFT's own save_pretrained did not write.
-PART = re.compile(r"(?P<layer>.+?)\.(?P<part>lora_\w+)(\.(?!weight$|bias$)[^.]+)?(?P<bias>\.bias)?(\.weight)?")
+PART = re.compile(
+    r"(?P<layer>.+?)\.(?P<part>lora_\w+)(\.(?!weight$|bias$)[^.]+)?(?P<bias>\.bias)?(\.weight)?"
+)
 PAIRS = (("lora_B", "lora_A"), ("lora_embedding_B", "lora_embedding_A"))
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter, its tensors not read yet: ``sites`` maps layer -> part (such as ``lora_A``) -> tensor name."""
+    """A LoRA adapter, not read yet; ``sites``: layer -> part, such as ``lora_A`` -> tensor name."""
 
     config: LoraConfig
     tensors: Tensors
@@ -49,10 +51,14 @@ def open_adapter(where: Place) -> Adapter | None:
     config = read_lora_config(path)
     files = [found for name in FILES if (found := where.find(name)) is not None]
     if not files:
-        raise ValueError(f"{where.source}: expected {' or '.join(FILES)} beside {CONFIG}; found {where.names()}.")
+        raise ValueError(
+            f"{where.source}: expected {' or '.join(FILES)} beside {CONFIG}; found {where.names()}."
+        )
     adapter = sort_parts(open_tensors(files[0]), config)
     if not adapter.sites:
-        raise ValueError(f"{files[0]}: expected LoRA tensors (....lora_A.weight, ....lora_B.weight); found none.")
+        raise ValueError(
+            f"{files[0]}: expected LoRA tensors (....lora_A.weight, ....lora_B.weight); found none."
+        )
     return adapter
 
 
@@ -69,13 +75,15 @@ def sort_parts(tensors: Tensors, config: LoraConfig) -> Adapter:
         part = found["part"] + (found["bias"] or "")
         site = sites.setdefault(found["layer"], {})
         if part in site:
-            raise ValueError(f"{tensors.where}: expected one {part} for {found['layer']}; found {site[part]} and {name}.")
+            raise ValueError(
+                f"{tensors.where}: expected one {part} for {found['layer']}; found {site[part]} and {name}."
+            )
         site[part] = name
     return Adapter(config, tensors, sites, others)
 
 
 def adapter_matrices(adapter: Adapter, base: Pretrained | None, chosen: re.Pattern[str] | None) -> Reading:
-    """dW of each adapted layer; with a base W, dW and W + dW, one layer at a time; then what was saved in full."""
+    """dW of each adapted layer; with a base W, dW and W + dW; then what was saved in full."""
     for layer in adapter.sites:
         if chosen is not None and not chosen.search(layer):
             yield not_chosen(layer, chosen)
@@ -103,7 +111,8 @@ def _site_matrices(adapter: Adapter, layer: str, base: Pretrained | None) -> Rea
         B=B,
         A=A,
         scale=config.scale_of(layer, A.shape[0]),
-        stored_in_out=pair == PAIRS[1] or _stored_in_out(config, layer, base, weight, (B.shape[0], A.shape[1])),
+        stored_in_out=pair == PAIRS[1]
+        or _stored_in_out(config, layer, base, weight, (B.shape[0], A.shape[1])),
         magnitude=adapter.tensors.read(magnitude).flatten() if magnitude else None,
         note=config.doubt_of(layer),
     )
@@ -119,13 +128,19 @@ def _pair(adapter: Adapter, layer: str) -> tuple[str, str]:
             return B, A
         if B in site or A in site:
             there, missing = (B, A) if B in site else (A, B)
-            raise ValueError(f"{adapter.tensors.where}: expected {missing} beside {there} for {layer}; found none.")
-    raise ValueError(f"{adapter.tensors.where}: expected lora_A and lora_B for {layer}; found {', '.join(site)} only.")
+            raise ValueError(
+                f"{adapter.tensors.where}: expected {missing} beside {there} for {layer}; found none."
+            )
+    raise ValueError(
+        f"{adapter.tensors.where}: expected lora_A and lora_B for {layer}; found {', '.join(site)} only."
+    )
 
 
 def _beyond_lora(site: dict[str, str], pair: tuple[str, str]) -> str | None:
     """Parts that plain LoRA and DoRA don't have; None where there are none."""
-    strange = [part for part in site if part not in (*pair, "lora_magnitude_vector") and not part.endswith(".bias")]
+    strange = [
+        part for part in site if part not in (*pair, "lora_magnitude_vector") and not part.endswith(".bias")
+    ]
     return f"{', '.join(strange)} besides B and A: neither LoRA nor DoRA" if strange else None
 
 
@@ -153,8 +168,8 @@ def _check_fit(adapter: Adapter, layer: str, B: Tensor, A: Tensor) -> None:
     expected = adapter.config.rank_of(layer)
     if A.shape[0] != expected:
         raise ValueError(
-            f"{adapter.config.path}: expected r = {A.shape[0]} for {layer}, as lora_A {tuple(A.shape)} has it; found "
-            f"r = {expected}. The scale alpha/r would be wrong: set r or rank_pattern to what was trained."
+            f"{adapter.config.path}: expected r = {A.shape[0]} for {layer}, from lora_A {tuple(A.shape)}; "
+            f"found r = {expected}. Its scale would be wrong: set r or rank_pattern to what was trained."
         )
 
 
@@ -162,16 +177,23 @@ def _weight(config: LoraConfig, layer: str, base: Pretrained | None) -> Tensor |
     if base is None:
         return None
     if config.replicated:
-        return Skipped(layer, "W and W + dW: layer_replication numbers the layers otherwise than the base does")
+        return Skipped(
+            layer, "W and W + dW: layer_replication numbers the layers otherwise than the base does"
+        )
     return base.weight(layer)
 
 
 def _stored_in_out(
-    config: LoraConfig, layer: str, base: Pretrained | None, weight: Tensor | Skipped | None, shape: tuple[int, int]
+    config: LoraConfig,
+    layer: str,
+    base: Pretrained | None,
+    weight: Tensor | Skipped | None,
+    shape: tuple[int, int],
 ) -> bool:
-    """Whether the base stores (in, out): its shape says so, or on square layers its type, or else ``fan_in_fan_out``.
+    """Whether the base stores (in, out): by shape, if square by type, else by ``fan_in_fan_out``.
 
-    PEFT keeps one flag for all layers, and the last layer that was adapted sets it; so the flag comes last here.
+    PEFT keeps one flag for all layers, and the last layer that was adapted sets it; so the flag comes last
+    here.
     """
     if isinstance(weight, Tensor) and weight.ndim > 2:
         return False

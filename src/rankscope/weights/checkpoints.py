@@ -20,14 +20,19 @@ def open_checkpoint(source: str | Path) -> Tensors:
     """
     path = Path(source).expanduser()
     if path.is_file():
-        return _open_index(Place(str(source), path.parent), path) if path.suffix == ".json" else open_tensors(path)
-    found = open_place(place(source))
+        return open_file(path)
+    where = place(source)
+    found = open_place(where)
     if found is None:
-        where = place(source)
         raise ValueError(
             f"{source}: expected a checkpoint ({', '.join(FILES)} or its index); found {where.names()}."
         )
     return found
+
+
+def open_file(path: Path) -> Tensors:
+    """One file of tensors, or the index of a sharded checkpoint."""
+    return _open_index(Place(str(path), path.parent), path) if path.suffix == ".json" else open_tensors(path)
 
 
 def open_place(where: Place) -> Tensors | None:

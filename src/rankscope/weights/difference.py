@@ -16,8 +16,8 @@ from rankscope.weights.matrix import Matrix, Reading, Skipped
 from rankscope.weights.pretrained import Pretrained, as_matrix, unreadable
 from rankscope.weights.tensors import Tensors
 
-# Rounding spreads over all directions, so it hardly moves sigma_1, but adds its share of ||dW||_F^2 to the stable
-# rank. Above this share the stable rank is not reported.
+# Rounding spreads over all directions, so it hardly moves sigma_1, but adds its share of ||dW||_F^2 to the
+# stable rank. Above this share the stable rank is not reported.
 TRUSTED_SHARE = 0.1
 SAID_SHARE = 1e-3
 
@@ -27,7 +27,7 @@ def checkpoint_matrices(tuned: Tensors, base: Pretrained | None, chosen: re.Patt
     met: set[str] = set()
     for name in sorted(tuned, key=natural):
         layer = name.removesuffix(".weight")
-        if base is not None and (found := base.name_of(layer)) is not None:
+        if base is not None and (found := base.counterpart(name)) is not None:
             met.add(found)
         if chosen is not None and not chosen.search(layer):
             yield not_chosen(layer, chosen)
@@ -57,7 +57,13 @@ def difference_matrices(layer: str, tuned: Tensor, weight: Tensor) -> Iterator[M
         share = rounding_share(tuned, weight, dW)
         trusted = share <= TRUSTED_SHARE
         yield Matrix(
-            layer, "dW", shape, Dense(dW), "difference", note=_rounding_note(share, tuned, weight), trusted=trusted
+            layer,
+            "dW",
+            shape,
+            Dense(dW),
+            "difference",
+            note=_rounding_note(share, tuned, weight),
+            trusted=trusted,
         )
         del dW
     yield _weight(layer, tuned, "W+dW")
@@ -66,9 +72,9 @@ def difference_matrices(layer: str, tuned: Tensor, weight: Tensor) -> Iterator[M
 def rounding_share(tuned: Tensor, weight: Tensor, dW: Tensor) -> float:
     """The share of ||dW||_F^2 that rounding is expected to have put there: E ||E||_F^2 / ||dW||_F^2.
 
-    E ||E||_F^2 is a third of the floor's square (an error uniform within half a unit in the last place). The base is
-    taken as the truth that training started from, unless its dtype is the coarser one: then training started from
-    something finer, and its rounding counts, too. NaN where dW = 0.
+    E ||E||_F^2 is a third of the floor's square (an error uniform within half a unit in the last place). The
+    base is taken as the truth that training started from, unless its dtype is the coarser one: then training
+    started from something finer, and its rounding counts, too. NaN where dW = 0.
     """
     floor = rounding_floor(tuned).square()
     if torch.finfo(weight.dtype).eps > torch.finfo(tuned.dtype).eps:
@@ -88,17 +94,21 @@ def not_chosen(layer: str, chosen: re.Pattern[str]) -> Skipped:
 
 
 def _against_base(layer: str, name: str, tuned: Tensors, base: Pretrained) -> Reading:
-    other = base.name_of(layer)
+    other = base.counterpart(name)
     if other is None:
         yield Skipped(layer, f"{name} is new: the base {base.tensors.where} has no such tensor")
         return
     before, after = base.tensors.headers[other], tuned.headers[name]
     if before.shape != after.shape:
-        yield Skipped(layer, f"its shape changed from {before.shape} to {after.shape}: there is no difference")
+        yield Skipped(
+            layer, f"its shape changed from {before.shape} to {after.shape}: there is no difference"
+        )
     elif (why := unreadable(other, before)) is not None:
         yield Skipped(layer, f"in the base {why}")
     else:
-        yield from difference_matrices(layer, as_matrix(tuned.read(name)), as_matrix(base.tensors.read(other)))
+        yield from difference_matrices(
+            layer, as_matrix(tuned.read(name)), as_matrix(base.tensors.read(other))
+        )
 
 
 def _weight(layer: str, weight: Tensor, matrix: str = "W") -> Matrix:

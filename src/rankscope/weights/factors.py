@@ -1,7 +1,7 @@
 """From stored factors to dW, laid out as the base stores its weight.
 
-Letters: m rows (out), n columns (in), r rank. B (m, r), A (r, n), dW = s B A (m, n); a layer that stores (in, out),
-such as Conv1D or an embedding, gets dW transposed.
+Letters: m rows (out), n columns (in), r rank. B (m, r), A (r, n), dW = s B A (m, n); a layer that stores (in,
+out), such as Conv1D or an embedding, gets dW transposed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class Factors:
         return low.mT if self.stored_in_out else low
 
 
-def factor_matrices(factors: Factors, weight: Tensor | Skipped | None, hint: str) -> Iterator[Matrix | Skipped]:
+def factor_matrices(
+    factors: Factors, weight: Tensor | Skipped | None, hint: str
+) -> Iterator[Matrix | Skipped]:
     """W, dW and W + dW of one layer; dW alone where ``weight`` is None or why there is none.
 
     ``hint`` says what to type to get the base, for DoRA, whose true update needs it.
@@ -58,7 +60,9 @@ def factor_matrices(factors: Factors, weight: Tensor | Skipped | None, hint: str
         found = tuple(weight.shape)
         weight = as_matrix(weight)
         if weight.shape != factors.shape:
-            why = f"W and W + dW: the base's weight is {found}, the update {factors.shape}: not the same model"
+            why = (
+                f"W and W + dW: the base's weight is {found}, the update {factors.shape}: not the same model"
+            )
             weight = Skipped(factors.layer, why)
     if factors.magnitude is not None:
         yield from _dora(factors, weight, hint)
@@ -96,7 +100,8 @@ def _dora(factors: Factors, weight: Tensor | Skipped | None, hint: str) -> Itera
     assert factors.magnitude is not None
     yield base
     note = _notes(broken, base.note, f"DoRA: the true W' - W, of full rank{direction}", factors.note)
-    merged = change = None
+    merged: Operator | None = None
+    change: Operator | None = None
     if base.operator is not None and broken is None:
         V = base.operator + factors.update()
         V = V.mT if factors.stored_in_out else V  # (m, n)
@@ -116,7 +121,9 @@ def _base_matrix(factors: Factors, weight: Tensor | Skipped | None) -> Matrix | 
     if not isinstance(weight, Tensor):
         return None
     broken = _not_finite(("W", weight))
-    return Matrix(factors.layer, "W", factors.shape, None if broken else Dense(weight), "weights", note=broken)
+    return Matrix(
+        factors.layer, "W", factors.shape, None if broken else Dense(weight), "weights", note=broken
+    )
 
 
 def _not_finite(*named: tuple[str, Tensor | None]) -> str | None:

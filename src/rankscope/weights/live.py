@@ -1,6 +1,7 @@
-"""A model in memory -> matrices to measure: PEFT's LoRA layers as they are now, or all weights against a reference.
+"""A model in memory -> matrices to measure: PEFT's LoRA layers, or all weights against a reference.
 
-Letters: m rows (out), n columns (in), r rank. PEFT is not imported: its layers are known by the parts they hold.
+Letters: m rows (out), n columns (in), r rank. PEFT is not imported: its layers are known by the parts they
+hold.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def lora_matrices(model: nn.Module, chosen: Chosen = None) -> Reading:
-    """W, dW and W + dW of each LoRA layer with its active adapters; everything else that is trained as Skipped."""
+    """W, dW and W + dW of each LoRA layer with its active adapters; what else is trained as Skipped."""
     note = _changed_base(model)
     layers = lora_layers(model)
     for layer, module in layers.items():
@@ -43,11 +44,13 @@ def lora_matrices(model: nn.Module, chosen: Chosen = None) -> Reading:
     for name, parameter in model.named_parameters():
         plain = name.removeprefix("base_model.model.")
         if parameter.requires_grad and not any(plain.startswith(f"{layer}.lora_") for layer in layers):
-            yield Skipped(plain.removesuffix(".weight"), "trained in full, outside B A (modules_to_save or a bias)")
+            yield Skipped(
+                plain.removesuffix(".weight"), "trained in full, outside B A (modules_to_save or a bias)"
+            )
 
 
 def full_matrices(model: nn.Module, reference: Mapping[str, Tensor], chosen: Chosen = None) -> Reading:
-    """W, dW and W + dW of each weight of ``model`` that ``reference``, the pretrained state, holds as well."""
+    """W, dW and W + dW of each weight of ``model`` that ``reference``, the pretrained state, holds too."""
     now = {name: parameter.detach() for name, parameter in model.named_parameters()}
     shared = {name: tensor for name, tensor in reference.items() if name in now}
 
@@ -67,7 +70,7 @@ def _layer_matrices(layer: str, module: Any, note: str | None) -> Reading:
     weight = getattr(module.get_base_layer(), "weight", None)
     why = _unlike_lora(module, active)
     if why is None and (not isinstance(weight, Tensor) or weight.dtype not in READABLE):
-        why = f"its base weight is {getattr(weight, 'dtype', 'missing')}, packed or quantised: dequantise it first"
+        why = f"its base weight is {getattr(weight, 'dtype', 'missing')}, packed: dequantise it first"
     if why is not None:
         yield Skipped(layer, why)
         return
@@ -78,7 +81,9 @@ def _layer_matrices(layer: str, module: Any, note: str | None) -> Reading:
     if len(pairs) > 1:  # s B A + s' B' A' = [s B, s' B'] [A; A']
         B = torch.cat([s * b.double() for b, _, s in pairs], dim=1)
         A, scale = torch.cat([a.double() for _, a, _ in pairs]), 1.0
-    magnitude = module.lora_magnitude_vector[active[0]].weight if active[0] in module.lora_magnitude_vector else None
+    magnitude = (
+        module.lora_magnitude_vector[active[0]].weight if active[0] in module.lora_magnitude_vector else None
+    )
     factors = Factors(
         layer,
         B=B,
@@ -121,4 +126,8 @@ def _changed_base(model: nn.Module) -> str | None:
     configs: Iterator[Any] = iter(getattr(model, "peft_config", {}).values())
     starts = {str(getattr(config, "init_lora_weights", "")).lower() for config in configs}
     changed = sorted(start for start in starts if start.startswith(CHANGES_BASE))
-    return f"W here is what {changed[0]} left of the pretrained weight, and dW is measured from it" if changed else None
+    return (
+        f"W here is what {changed[0]} left of the pretrained weight, and dW is measured from it"
+        if changed
+        else None
+    )

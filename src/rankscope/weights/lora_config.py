@@ -53,7 +53,8 @@ class LoraConfig:
     def doubt_of(self, layer: str) -> str | None:
         """Why the scale may differ from the one in training; None where it can't.
 
-        The first key that matches wins, and PEFT sorts the keys when it saves: another one may have won in training.
+        The first key that matches wins, and PEFT sorts the keys when it saves: another one may have won in
+        training.
         """
         found = {key: value for key, value in self.alpha_pattern.items() if _matches(key, layer)}
         if len(set(found.values())) < 2:
@@ -82,17 +83,20 @@ def read_lora_config(path: Path) -> LoraConfig:
     peft_type = content.get("peft_type")
     if peft_type != "LORA":
         raise ValueError(
-            f"{path.parent}: not a low-rank update: expected peft_type LORA, found {peft_type}. Merge it into its base "
-            "(merge_and_unload, save_pretrained) and type: rankscope measure MERGED --base MODEL"
+            f"{path.parent}: not a low-rank update: expected peft_type LORA, found {peft_type}. Merge "
+            "it into its base (merge_and_unload, save_pretrained) and type: rankscope measure MERGED --base MODEL"
         )
     base_model = content.get("base_model_name_or_path")
     return LoraConfig(
         path=path,
         r=_rank(path, "r", content.get("r", 8)),
         lora_alpha=_alpha(path, "lora_alpha", content.get("lora_alpha", 8)),
-        rank_pattern={key: _rank(path, f"rank_pattern {key}", v) for key, v in _pattern(path, content, "rank_pattern")},
+        rank_pattern={
+            key: _rank(path, f"rank_pattern {key}", v) for key, v in _pattern(path, content, "rank_pattern")
+        },
         alpha_pattern={
-            key: _alpha(path, f"alpha_pattern {key}", v) for key, v in _pattern(path, content, "alpha_pattern")
+            key: _alpha(path, f"alpha_pattern {key}", v)
+            for key, v in _pattern(path, content, "alpha_pattern")
         },
         use_rslora=bool(content.get("use_rslora")),
         fan_in_fan_out=bool(content.get("fan_in_fan_out")),
@@ -119,7 +123,9 @@ def _pattern(path: Path, content: Mapping[str, Any], name: str) -> list[tuple[st
         try:
             re.compile(key)
         except re.error as error:
-            raise ValueError(f"{path}: expected regular expressions in {name}; found {key!r}: {error}.") from error
+            raise ValueError(
+                f"{path}: expected regular expressions in {name}; found {key!r}: {error}."
+            ) from error
     return list(pattern.items())
 
 

@@ -1,6 +1,7 @@
-"""Checkpoints of microsoft/LoRA's loralib: ``layer.lora_A`` (r, n) and ``layer.lora_B`` (m, r), and no configuration.
+"""Files of microsoft/LoRA's loralib: ``layer.lora_A`` (r, n), ``layer.lora_B`` (m, r), and no configuration.
 
-The scale alpha / r is not in the file. The stable rank of s B A does not depend on it; that of W + s B A does.
+The scale alpha / r is not in the file. The stable rank of s B A does not depend on it; that of W + s B A
+does.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def is_loralib(tensors: Tensors) -> bool:
 def loralib_matrices(
     tensors: Tensors, base: Pretrained | None, chosen: re.Pattern[str] | None, *, alpha: float | None
 ) -> Reading:
-    """dW of each adapted layer; with a base W, dW and W + dW. Without ``alpha`` the scale is taken to be 1, and said."""
+    """dW of each adapted layer; with a base W, dW and W + dW. Without ``alpha`` the scale is 1."""
     layers = dict.fromkeys(n.removesuffix(s) for s in SUFFIXES for n in tensors if n.endswith(s))
     for layer in sorted(layers, key=natural):
         if chosen is not None and not chosen.search(layer):
@@ -39,7 +40,9 @@ def loralib_matrices(
 def _site_matrices(tensors: Tensors, layer: str, base: Pretrained | None, alpha: float | None) -> Reading:
     for suffix in SUFFIXES:
         if f"{layer}{suffix}" not in tensors:
-            raise ValueError(f"{tensors.where}: expected {layer}{suffix} beside the other factor; found none.")
+            raise ValueError(
+                f"{tensors.where}: expected {layer}{suffix} beside the other factor; found none."
+            )
     headers = [tensors.headers[f"{layer}{suffix}"] for suffix in SUFFIXES]
     a, b = (header.shape for header in headers)
     if len(a) != 2 or len(b) != 2 or any(header.dtype not in READABLE for header in headers):
@@ -56,7 +59,9 @@ def _site_matrices(tensors: Tensors, layer: str, base: Pretrained | None, alpha:
     weight = base.weight(layer) if base is not None else None
     notes = ["no alpha in a loralib file: scale 1 (alpha = r) assumed; give alpha="] if alpha is None else []
     if f"{layer}.weight" in tensors:
-        notes.append("the file holds this layer's own weight, too: saved after .eval(), it contains s B A already")
+        notes.append(
+            "the file holds this layer's own weight, too: saved after .eval(), it contains s B A already"
+        )
     factors = Factors(
         layer,
         B=tensors.read(f"{layer}.lora_B"),

@@ -15,9 +15,9 @@ Kind = Literal["W", "dW", "W+dW"]
 class Matrix:
     """One matrix of one layer, never formed where it has factors.
 
-    ``operator`` is None where there is nothing to measure; ``note`` then says why. A matrix that isn't ``trusted``
-    is measured, but its stable rank is not reported. ``read_from`` is "factors" (B and A), "magnitude" (DoRA),
-    "difference" (of two checkpoints) or "weights" (a stored weight).
+    ``operator`` is None where there is nothing to measure; ``note`` then says why. A matrix that isn't
+    ``trusted`` is measured, but its stable rank is not reported. ``read_from`` is "factors" (B and A),
+    "magnitude" (DoRA), "difference" (of two checkpoints) or "weights" (a stored weight).
     """
 
     layer: str

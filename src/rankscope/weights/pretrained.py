@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rankscope.weights.checkpoints import open_checkpoint, read_json
-from rankscope.weights.hub import place
+from rankscope.weights.hub import Place, place
 from rankscope.weights.matrix import Skipped
 from rankscope.weights.tensors import READABLE, Header, Tensors
 
@@ -39,10 +39,10 @@ class Pretrained:
         object.__setattr__(self, "endings", _endings(self.tensors))
 
     def name_of(self, layer: str) -> str | None:
-        """The tensor that holds the layer's weight: by its name, or by that less or plus the model's own prefix.
+        """The tensor that holds the layer's weight: by its name, less or plus the model's own prefix.
 
-        An adapter on ``transformer.h.0.attn.c_attn`` belongs to ``h.0.attn.c_attn.weight`` of a checkpoint that was
-        saved without the head, and the other way round.
+        An adapter on ``transformer.h.0.attn.c_attn`` belongs to ``h.0.attn.c_attn.weight`` of a checkpoint
+        that was saved without the head, and the other way round.
         """
         parts = layer.split(".")
         for dropped in range(min(2, len(parts) - 1) + 1):
@@ -51,6 +51,10 @@ class Pretrained:
                 if name in self.tensors:
                     return name
         return self.endings.get(f"{layer}.weight") or self.endings.get(layer)
+
+    def counterpart(self, name: str) -> str | None:
+        """The tensor that another checkpoint of the same model calls ``name``."""
+        return name if name in self.tensors else self.name_of(name.removesuffix(".weight"))
 
     def weight(self, layer: str) -> Tensor | Skipped:
         """The layer's weight as it is stored, or why there is none."""
@@ -72,22 +76,27 @@ class Pretrained:
             if f"{layer}.{ending}" in self.tensors:
                 return f"the base's weight is packed ({packing}): dequantise it first"
         near = difflib.get_close_matches(f"{layer}.weight", list(self.tensors), n=1)
-        return f"the base {self.tensors.where} has no weight of that name" + (f"; nearest: {near[0]}" if near else "")
+        return f"the base {self.tensors.where} has no weight of that name" + (
+            f"; nearest: {near[0]}" if near else ""
+        )
 
 
 def open_pretrained(source: str | Path) -> Pretrained:
     """The base model from files: a checkpoint file, a folder or a hub id."""
     tensors = open_checkpoint(source)
     path = Path(source).expanduser()
-    config = path.parent / "config.json" if path.is_file() else place(source).find("config.json")
-    model_type = read_json(config).get("model_type") if config is not None and config.is_file() else None
+    where = Place(str(source), path.parent) if path.is_file() else place(source)
+    config = where.find("config.json")
+    model_type = read_json(config).get("model_type") if config is not None else None
     return Pretrained(tensors, model_type if isinstance(model_type, str) else None)
 
 
 def unreadable(name: str, header: Header) -> str | None:
     """Why a tensor can't be measured as one matrix; None where it can."""
     if header.dtype not in READABLE:
-        kind = str(header.dtype).removeprefix("torch.") if header.dtype else "of a dtype that torch doesn't know"
+        kind = (
+            str(header.dtype).removeprefix("torch.") if header.dtype else "of a dtype that torch doesn't know"
+        )
         return f"{name} is {kind}: a buffer or a packed weight, not a weight matrix"
     if len(header.shape) < 2:
         return f"{name} is a vector or a scalar of shape {header.shape}"

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from rankscope.linalg import summary
 from rankscope.weights.matrix import Matrix
 
-# Of a dense dW the effective rank takes all singular values: a whole SVD, which is paid for up to this min(m, n).
+# Of a dense dW the effective rank takes all singular values: a whole SVD, which is paid for up to this min(m,
+# n).
 WHOLE_SVD = 1024
 FACTORED = "factors"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One matrix, measured. ``shape`` (m, n); whatever is undefined or can't be trusted is None, and ``note`` says why.
+    """One matrix, measured: ``shape`` (m, n); what is undefined or untrusted is None, and ``note`` says why.
 
     ``lower`` and ``upper`` bound ``stable_rank``. The fields and their order are those of ``measure --json``.
     """
@@ -40,17 +41,29 @@ def measured(matrix: Matrix, *, rtol: float, certify: bool, effective_rank: bool
 
     The effective rank is taken of dW only, and not of a dense one with min(m, n) above ``WHOLE_SVD``.
     """
-    head = (matrix.layer, matrix.matrix, matrix.shape, matrix.r, matrix.scale)
-    if matrix.operator is None:
-        return Row(*head, None, None, None, None, None, None, matrix.read_from, matrix.note)
-    affordable = matrix.read_from == FACTORED or min(matrix.shape) <= WHOLE_SVD
-    spectrum = effective_rank and matrix.matrix == "dW" and matrix.trusted and affordable
-    found = summary(matrix.operator, rtol=rtol, certify=certify, effective_rank=spectrum)
-    rank = found.stable_rank
-    notes = [note for note in (rank.reason, matrix.note) if isinstance(note, str)]
-    ranks = (rank.value, rank.lower, rank.upper) if matrix.trusted else (None, None, None)
-    numbers = (*ranks, found.spectral_norm, found.frobenius_norm, found.effective_rank)
-    return Row(*head, *map(_number, numbers), matrix.read_from, "; ".join(notes) or None)
+    found = None
+    if matrix.operator is not None:
+        affordable = matrix.read_from == FACTORED or min(matrix.shape) <= WHOLE_SVD
+        spectrum = effective_rank and matrix.matrix == "dW" and matrix.trusted and affordable
+        found = summary(matrix.operator, rtol=rtol, certify=certify, effective_rank=spectrum)
+    rank = found.stable_rank if found is not None and matrix.trusted else None
+    reason = found.stable_rank.reason if found is not None else None
+    notes = [note for note in (reason, matrix.note) if isinstance(note, str)]
+    return Row(
+        layer=matrix.layer,
+        matrix=matrix.matrix,
+        shape=matrix.shape,
+        r=matrix.r,
+        scale=matrix.scale,
+        stable_rank=_number(rank and rank.value),
+        lower=_number(rank and rank.lower),
+        upper=_number(rank and rank.upper),
+        spectral_norm=_number(found and found.spectral_norm),
+        frobenius_norm=_number(found and found.frobenius_norm),
+        effective_rank=_number(found and found.effective_rank),
+        read_from=matrix.read_from,
+        note="; ".join(notes) or None,
+    )
 
 
 def _number(value: object) -> float | None:

@@ -1,4 +1,4 @@
-"""Whole weights saved beside an adapter (``modules_to_save``, heads, biases): changes of full rank outside B A."""
+"""Whole weights saved beside an adapter (``modules_to_save``, biases): changes of full rank outside B A."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rankscope.weights.tensors import Tensors
 def saved_matrices(
     tensors: Tensors, names: Mapping[str, str], base: Pretrained | None, chosen: re.Pattern[str] | None
 ) -> Reading:
-    """Measures each saved weight against the base's own, or says why it can't; ``names``: name in the base -> tensor."""
+    """Each saved weight against the base's own, or why not; ``names``: name in the base -> tensor."""
     for name, key in names.items():
         layer = name.removesuffix(".weight")
         if chosen is not None and not chosen.search(layer):
@@ -28,7 +28,9 @@ def saved_matrices(
         elif (why := unreadable(name, tensors.headers[key])) is not None:
             yield Skipped(layer, f"saved in full, outside B A; {why}")
         elif base is None:
-            yield Skipped(layer, "saved in full (modules_to_save), a change of full rank outside B A: it needs the base")
+            yield Skipped(
+                layer, "saved in full (modules_to_save), a change of full rank outside B A: it needs the base"
+            )
         else:
             yield from _against_base(layer, tensors.read(key), base)
 
@@ -36,9 +38,13 @@ def saved_matrices(
 def _against_base(layer: str, tuned: Tensor, base: Pretrained) -> Reading:
     weight = base.weight(layer)
     if isinstance(weight, Skipped):
-        yield Skipped(layer, f"saved in full, outside B A; no dW: {weight.why.removeprefix('W and W + dW: ')}")
+        yield Skipped(
+            layer, f"saved in full, outside B A; no dW: {weight.why.removeprefix('W and W + dW: ')}"
+        )
     elif weight.shape != tuned.shape:
         changed = f"from {tuple(weight.shape)} to {tuple(tuned.shape)}"
-        yield Skipped(layer, f"saved in full, outside B A; its shape changed {changed}: there is no difference")
+        yield Skipped(
+            layer, f"saved in full, outside B A; its shape changed {changed}: there is no difference"
+        )
     else:
         yield from difference_matrices(layer, as_matrix(tuned), as_matrix(weight))

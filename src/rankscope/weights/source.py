@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from rankscope.weights.adapters import CONFIG, adapter_matrices, open_adapter
-from rankscope.weights.checkpoints import FILES, INDEXES, open_checkpoint, open_place
+from rankscope.weights.checkpoints import FILES, INDEXES, open_file, open_place
 from rankscope.weights.difference import checkpoint_matrices
 from rankscope.weights.hub import Place, place
 from rankscope.weights.loralib import is_loralib, loralib_matrices
@@ -24,15 +24,16 @@ def read(
 ) -> Reading:
     """The matrices of a PEFT adapter, a loralib file or a full checkpoint, one layer at a time.
 
-    Every tensor of ``source`` belongs to a Matrix or to a Skipped. ``alpha`` is for loralib files, which carry none.
-    Raises ``ValueError``, one line, where ``source`` or ``base`` is missing, malformed or no low-rank update.
+    Every tensor of ``source`` belongs to a Matrix or to a Skipped. ``alpha`` is for loralib files, which
+    carry none. Raises ``ValueError``, one line, where ``source`` or ``base`` is missing, malformed or no
+    low-rank update.
     """
     path = Path(source).expanduser()
     if path.is_file() and path.parent.joinpath(CONFIG).is_file() and path.name.startswith("adapter_"):
         path, source = path.parent, str(path.parent)
     pretrained = open_pretrained(base) if base is not None else None
     if path.is_file():
-        return _tensors(open_checkpoint(path), pretrained, layers, alpha)
+        return _tensors(open_file(path), pretrained, layers, alpha)
     where = place(source)
     if (adapter := open_adapter(where)) is not None:
         return adapter_matrices(adapter, pretrained, layers)
@@ -51,7 +52,7 @@ def _tensors(
         return loralib_matrices(tensors, base, layers, alpha=alpha)
     if any(".lora_A." in name for name in tensors):
         raise ValueError(
-            f"{tensors.where}: expected {CONFIG} beside these LoRA factors, since the scale alpha/r is in it; found none."
+            f"{tensors.where}: expected {CONFIG} beside these LoRA factors, with their scale; found none."
         )
     return checkpoint_matrices(tensors, base, layers)
 

@@ -55,11 +55,11 @@ class Table:
     def summary(self) -> pd.DataFrame:
         """Medians per kind of layer, since means over layers of different shapes hide structure.
 
-        A kind is a layer's name with its numbers replaced by ``*``. Columns: ``kind``, ``matrix``, ``m``, ``n``,
-        ``layers`` (how many), ``undefined`` (how many of them have no stable rank), the medians ``r``, ``stable_rank``,
-        ``utilisation`` (sr / r), ``relative`` (sr / min(m, n)), ``effective_rank``, ``spectral_norm``,
-        ``frobenius_norm``, the extremes ``lowest`` and ``highest`` of the stable rank, and for W+dW ``drift``:
-        sr(W + dW) / sr(W) - 1, over layers by the median of its logarithm.
+        A kind is a layer's name with its numbers replaced by ``*``. Columns: ``kind``, ``matrix``, ``m``,
+        ``n``, ``layers`` (how many), ``undefined`` (how many of them have no stable rank), the medians ``r``,
+        ``stable_rank``, ``utilisation`` (sr / r), ``relative`` (sr / min(m, n)), ``effective_rank``,
+        ``spectral_norm``, ``frobenius_norm``, the extremes ``lowest`` and ``highest`` of the stable rank, and
+        for W+dW ``drift``: sr(W + dW) / sr(W) - 1, over layers by the median of its logarithm.
         """
         import pandas as pd
 
@@ -68,11 +68,13 @@ class Table:
         for row in self.rows:
             groups.setdefault((kind_of(row.layer), row.matrix, row.shape), []).append(row)
         lines = [_summary_line(*key, rows, W) for key, rows in groups.items()]
-        return pd.DataFrame(lines, columns=list(lines[0]) if lines else ["kind", "matrix", "layers", "stable_rank"])
+        return pd.DataFrame(
+            lines, columns=list(lines[0]) if lines else ["kind", "matrix", "layers", "stable_rank"]
+        )
 
 
 def kind_of(layer: str) -> str:
-    """``roberta.encoder.layer.3.attention.self.query`` -> ``roberta.encoder.layer.*.attention.self.query``."""
+    """``encoder.layer.3.attention.self.query`` -> ``encoder.layer.*.attention.self.query``."""
     return re.sub(r"(?<![^.\[])\d+(?![^.\]])", "*", layer)
 
 
@@ -101,7 +103,9 @@ def _summary_line(
         "stable_rank": middle(ranks),
         "lowest": min(ranks, default=math.nan),
         "highest": max(ranks, default=math.nan),
-        "utilisation": middle([row.stable_rank / row.r for row in rows if row.stable_rank and row.r and matrix == "dW"]),
+        "utilisation": middle(
+            [row.stable_rank / row.r for row in rows if row.stable_rank and row.r and matrix == "dW"]
+        ),
         "relative": middle([rank / min(shape) for rank in ranks]),
         "effective_rank": middle([row.effective_rank for row in rows]),
         "spectral_norm": middle([row.spectral_norm for row in rows]),

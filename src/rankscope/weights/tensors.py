@@ -1,10 +1,12 @@
 """Named tensors on disk: what a file holds is known at once, each tensor is read when it is asked for.
 
-Nothing in a file is ever executed: safetensors is plain data, and a torch file goes through ``weights_only=True``.
+Nothing in a file is ever executed: safetensors is plain data, and a torch file goes through
+``weights_only=True``.
 """
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import warnings
@@ -88,14 +90,30 @@ def _open_safetensors(path: Path) -> Tensors:
         with safe_open(path, framework="pt", device="cpu") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             headers = {
-                name: Header(tuple(part.get_shape()), DTYPES.get(part.get_dtype())) for name, part in slices.items()
+                name: Header(tuple(part.get_shape()), DTYPES.get(part.get_dtype()))
+                for name, part in slices.items()
             }
+        _refuse_twins(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(
             f"{path}: expected a complete safetensors file; found {_one_line(error)}. "
             "Download or save the file again."
         ) from error
     return Tensors(str(path), headers, {name: _from_safetensors(path, name) for name in headers})
+
+
+def _refuse_twins(path: Path) -> None:
+    """safetensors keeps the last of two tensors of one name, without a word. The file has been opened before."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the name {max(names, key=names.count)!r} twice")
+        return dict(pairs)
+
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        json.loads(file.read(size), object_pairs_hook=once)
 
 
 def _from_safetensors(path: Path, name: str) -> Callable[[], Tensor]:
@@ -112,18 +130,28 @@ def _from_safetensors(path: Path, name: str) -> Callable[[], Tensor]:
 
 def _open_torch(path: Path) -> Tensors:
     try:
-        with warnings.catch_warnings():  # of old pickle protocols and storages, which are no concern of the reader
+        with (
+            warnings.catch_warnings()
+        ):  # of old pickle protocols and storages, which are no concern of the reader
             warnings.simplefilter("ignore")
             # Only the zip format of torch >= 1.6 can be mapped into memory instead of being read at once.
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         code = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        found = f"pickled code ({code[1]})" if code else "something else"
+        found = f"pickled code ({code[1]})" if code else "something else, perhaps pickled code"
         raise ValueError(
-            f"{path}: expected tensors only, written by torch.save; found {found}. Nothing of it was executed. "
-            "Ask its author for safetensors, or save a plain state_dict."
+            f"{path}: expected tensors only, written by torch.save; found {found}. Nothing of it was "
+            "executed. Ask its author for safetensors, or save a plain state_dict."
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except (
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        zipfile.BadZipFile,
+    ) as error:
         raise ValueError(
             f"{path}: expected a complete file written by torch.save; found {_one_line(error)}. "
             "Download or save the file again."

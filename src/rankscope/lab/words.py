@@ -1,0 +1,100 @@
+"""The words that the generated tasks are made of: plain English of the nineteenth century, most of them one token."""
+
+from __future__ import annotations
+
+# Each row is one meaning; its two words replace each other in the paraphrase task.
+PEOPLE = (
+    ("boy", "lad"),
+    ("girl", "maid"),
+    ("lady", "woman"),
+    ("man", "fellow"),
+    ("friend", "companion"),
+    ("captain", "chief"),
+    ("ghost", "spirit"),
+    ("servant", "steward"),
+    ("guard", "warden"),
+    ("duke", "lord"),
+    ("beast", "animal"),
+    ("judge", "master"),
+)
+ACTS = (  # past tense and past participle are one form, so that each has a passive
+    ("found", "discovered"),
+    ("watched", "observed"),
+    ("caught", "seized"),
+    ("struck", "hit"),
+    ("noticed", "perceived"),
+    ("followed", "pursued"),
+    ("helped", "assisted"),
+    ("killed", "murdered"),
+    ("wanted", "desired"),
+    ("loved", "adored"),
+)
+QUALITIES = (
+    ("happy", "glad"),
+    ("tired", "weary"),
+    ("strange", "queer"),
+    ("little", "small"),
+    ("silent", "quiet"),
+    ("evil", "wicked"),
+    ("strong", "mighty"),
+    ("gentle", "kind"),
+    ("great", "grand"),
+    ("angry", "furious"),
+)
+PLACES = (
+    ("wood", "forest"),
+    ("town", "city"),
+    ("shop", "store"),
+    ("ship", "vessel"),
+    ("road", "street"),
+    ("boat", "canoe"),
+    ("river", "stream"),
+    ("house", "home"),
+)
+
+# Of each row one holds and the other does not.
+OPPOSITES = (
+    ("alive", "dead"),
+    ("asleep", "awake"),
+    ("present", "absent"),
+    ("sick", "well"),
+    ("wet", "dry"),
+    ("married", "single"),
+    ("right", "wrong"),
+    ("early", "late"),
+)
+
+# Singular and plural.
+NOUNS = (
+    ("boy", "boys"),
+    ("girl", "girls"),
+    ("friend", "friends"),
+    ("servant", "servants"),
+    ("horse", "horses"),
+    ("dog", "dogs"),
+    ("bird", "birds"),
+    ("lady", "ladies"),
+    ("gentleman", "gentlemen"),
+    ("child", "children"),
+    ("man", "men"),
+    ("woman", "women"),
+    ("creature", "creatures"),
+    ("fellow", "fellows"),
+    ("companion", "companions"),
+    ("animal", "animals"),
+)
+WOMEN = ("girl", "lady", "queen", "sister", "daughter", "mother", "wife", "woman", "maid", "aunt")
+MEN = ("boy", "king", "brother", "father", "son", "man", "husband", "lad", "captain", "uncle")
+# Plain form and past tense, never the same.
+MOTIONS = (
+    ("go", "went"),
+    ("come", "came"),
+    ("run", "ran"),
+    ("sit", "sat"),
+    ("stand", "stood"),
+    ("fall", "fell"),
+    ("sleep", "slept"),
+    ("speak", "spoke"),
+    ("wait", "waited"),
+    ("walk", "walked"),
+)

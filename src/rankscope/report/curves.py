@@ -1,0 +1,174 @@
+"""Figures over the nominal rank: growth of the stable rank, best performance, alignment with full fine-tuning."""
+
+from __future__ import annotations
+
+import altair as alt
+import pandas as pd
+
+from rankscope.analysis.alignment import MEASURES
+from rankscope.analysis.conclusions import Conclusions
+from rankscope.analysis.drift import at_best
+from rankscope.analysis.frames import Frames
+from rankscope.analysis.growth import band
+from rankscope.analysis.selection import chosen
+from rankscope.report.theme import (
+    INK,
+    REFERENCE,
+    SERIES,
+    Figure,
+    faceted,
+    panels,
+    rank_axis,
+    rule_name,
+    series_name,
+    told,
+)
+
+SHOWN = ("cosine", "captured_above_chance", "relative_distance", "norm_ratio")
+
+
+def growth_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
+    """sr(dW) against r with the diagonal sr = r and the stable rank of the full update."""
+    points = conclusions.growth.points
+    if points.empty:
+        return None
+    rows = panels(_growth_rows(frames, points))
+    x = rank_axis(points["rank"])
+    lowest = alt.Undefined if rows["p10"].min() < 1 else 1
+    scale = alt.Scale(type="log", base=2, nice=False, domainMin=lowest)
+    y = alt.Y("p50:Q", title="stable rank of the update, sr(ΔW)", scale=scale, axis=alt.Axis(format="~g"))
+    colour = alt.Color("kind:N", title="kind of layer", scale=alt.Scale(range=SERIES))
+    dash = alt.StrokeDash("rule:N", title="scale") if points["scaling"].nunique() > 1 else alt.Undefined
+    part = {
+        name: alt.Chart().transform_filter(f"datum.part == '{name}'") for name in ("lora", "full", "diagonal")
+    }
+    lora = part["lora"].encode(x=alt.X("place:Q"), color=colour)
+    tips = told(("kind", "layers"), ("rule", "scale"), ("rank", "r", "d"), ("p50", "median sr", ".3~g"))
+    tips += told(("p10", "10 %", ".3~g"), ("p90", "90 %", ".3~g"), ("utilisation", "sr / r", ".1%"))
+    layers = [
+        part["diagonal"].mark_line(strokeDash=[2, 3], color=REFERENCE).encode(x=x, y=y),
+        part["diagonal"]
+        .mark_text(text="sr = r", align="right", dx=-26, dy=4, fontStyle="italic", color=INK)
+        .encode(x=alt.X("max(rank):Q"), y=alt.Y("max(p50):Q")),
+        part["full"]
+        .mark_rule(strokeDash=[7, 3], strokeWidth=1.4, color=REFERENCE)
+        .encode(y=y, tooltip=told(("p50", "full fine-tuning, median sr", ".3~g"))),
+        lora.mark_rule(strokeWidth=3, opacity=0.4).encode(y="p10:Q", y2="p90:Q"),
+        lora.mark_line(strokeWidth=1.8).encode(y=y, strokeDash=dash),
+        lora.mark_point(size=36, filled=True, opacity=1).encode(y=y, tooltip=tips),
+    ]
+    b = conclusions.growth.overall
+    dashed = " Dashed: full fine-tuning." if rows["part"].eq("full").any() else ""
+    return Figure(
+        "growth",
+        "The stable rank of the update against its nominal rank",
+        "Median over layers and seeds at the best learning rate and checkpoint, both axes logarithmic; bars span the 10th to "
+        f"the 90th percentile. Dotted: sr = r, full use of the rank.{dashed} Overall sr(ΔW) = c r^b with b = {b}.",
+        f"Line charts, one per task, both axes logarithmic. The stable rank grows as r to the power {b}.",
+        faceted(layers, rows, ("model", "task", "kind")),
+        ("model", "task", "kind"),
+    )
+
+
+def _growth_rows(frames: Frames, points: pd.DataFrame) -> pd.DataFrame:
+    lora = band(points, ["model", "task", "scaling", "kind", "rank"]).assign(part="lora")
+    lora["rule"] = lora["scaling"].map(rule_name, na_action="ignore")
+    lora["place"] = dodged(lora, ["kind", "scaling"])
+    full = at_best(chosen(frames.trials), frames.spectra, "dW")
+    full = full[full["method"].eq("full")].groupby(["model", "task"], as_index=False)["stable_rank"].median()
+    full = full.rename(columns={"stable_rank": "p50"}).assign(part="full")
+    ends = points.groupby(["model", "task"])["rank"].agg(["min", "max"]).reset_index()
+    ends = ends.melt(["model", "task"], value_name="rank")
+    ends = ends.assign(part="diagonal", p50=ends["rank"])
+    return pd.concat([lora, full, ends], ignore_index=True)
+
+
+def dodged(rows: pd.DataFrame, by: list[str]) -> pd.Series:
+    """Ranks moved a little to the side, one place per series, so that bars do not hide each other."""
+    series = rows.groupby(by, dropna=False).ngroup()
+    return rows["rank"].astype(float) * 1.05 ** (series - series.max() / 2)
+
+
+def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
+    """Best performance against rank, full fine-tuning as a line."""
+    trials = chosen(frames.trials)
+    trials = trials[trials["best"].notna()]
+    if trials.empty:
+        return None
+    keys = ["model", "task", "method", "scaling", "rank"]
+    rows = trials.groupby([*keys, "learning_rate"], dropna=False, as_index=False).agg(
+        mean=("best", "mean"), low=("best", "min"), high=("best", "max"), seeds=("seed", "nunique")
+    )
+    rows["series"] = [series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)]
+    rows["place"] = dodged(rows, ["series"])
+    rows = panels(rows, metric_names(frames))
+    names = sorted(rows["series"].unique(), key=lambda name: (name == "full fine-tuning", name))
+    colours = [
+        REFERENCE if name == "full fine-tuning" else SERIES[i % len(SERIES)] for i, name in enumerate(names)
+    ]
+    colour = alt.Color("series:N", title=None, scale=alt.Scale(domain=names, range=colours))
+    x = rank_axis(rows["rank"].dropna(), field="place")
+    y = alt.Y("mean:Q", title="best validation metric", scale=alt.Scale(zero=False, padding=8))
+    tips = told(
+        ("series", "method"), ("rank", "r", "d"), ("mean", "mean", ".3f"), ("low", "lowest seed", ".3f")
+    )
+    tips += told(
+        ("high", "highest seed", ".3f"), ("learning_rate", "learning rate", ".1e"), ("seeds", "seeds", "d")
+    )
+    part = {name: alt.Chart().transform_filter(f"datum.method == '{name}'") for name in ("lora", "full")}
+    lora = part["lora"].encode(x=x, color=colour)
+    layers = [
+        part["full"].mark_rule(strokeDash=[7, 3], strokeWidth=1.8).encode(y=y, color=colour, tooltip=tips),
+        lora.mark_rule(strokeWidth=1.4, opacity=0.6).encode(y="low:Q", y2="high:Q"),
+        lora.mark_line(strokeWidth=1.8).encode(y=y),
+        lora.mark_point(size=36, filled=True, opacity=1).encode(y=y, tooltip=tips),
+    ]
+    return Figure(
+        "performance",
+        "Best performance against rank",
+        "Mean over seeds at each configuration's best learning rate; thin bars span the seeds. Dashed: full fine-tuning.",
+        "Line charts, one per task: best validation metric against LoRA rank, full fine-tuning as a dashed line.",
+        faceted(layers, rows).resolve_scale(y="independent"),
+    )
+
+
+def alignment_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
+    """How near the LoRA update is to the full one, against rank."""
+    rows = conclusions.alignment.by_rank
+    rows = rows[rows["measure"].isin(SHOWN) & rows["mean"].notna()]
+    if rows.empty:
+        return None
+    several = rows["model"].nunique() > 1
+    rows = rows.assign(
+        panel=rows["measure"].map(MEASURES),
+        series=rows["task"] + (" · " + rows["model"] if several else ""),
+        rule=rows["scaling"].map(rule_name, na_action="ignore"),
+        place=dodged(rows, ["task", "model", "scaling"]),
+    )
+    colour = alt.Color("series:N", title="task", scale=alt.Scale(range=SERIES))
+    dash = alt.StrokeDash("rule:N", title="scale") if rows["scaling"].nunique() > 1 else alt.Undefined
+    y = alt.Y("mean:Q", title="mean over layers and seeds", scale=alt.Scale(zero=True))
+    tips = told(
+        ("task", "task"), ("model", "model"), ("rule", "scale"), ("rank", "r", "d"), ("mean", "mean", ".3f")
+    )
+    tips += told(("low", "95 % from", ".3f"), ("high", "to", ".3f"))
+    base = alt.Chart().encode(x=rank_axis(rows["rank"], field="place"), color=colour)
+    layers = [
+        base.mark_rule(strokeWidth=3, opacity=0.4).encode(y="low:Q", y2="high:Q"),
+        base.mark_line(strokeWidth=1.8).encode(y=y, strokeDash=dash),
+        base.mark_point(size=36, filled=True, opacity=1).encode(y=y, tooltip=tips),
+    ]
+    order = [MEASURES[name] for name in SHOWN if rows["measure"].eq(name).any()]
+    return Figure(
+        "alignment",
+        "The LoRA update beside the update of full fine-tuning",
+        "Two equal updates have cosine 1, captured energy 1, relative distance 0 and norm ratio 1. Captured energy is counted "
+        "above what random subspaces of the same dimension capture, so there is none at full dimension. Bars: 95 % intervals.",
+        "Line charts against LoRA rank, one per measure of how near the two updates are, one line per task.",
+        faceted(layers, rows, panels_in_order=order).resolve_scale(y="independent"),
+    )
+
+
+def metric_names(frames: Frames) -> pd.Series:
+    """The metric's name per task."""
+    return frames.trials.drop_duplicates("task").set_index("task")["metric"]

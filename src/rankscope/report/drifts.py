@@ -1,0 +1,148 @@
+"""Figures of the drift of W + dW: against performance, with the threshold, and over the steps of training."""
+
+from __future__ import annotations
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from rankscope.analysis.conclusions import Conclusions
+from rankscope.analysis.drift import LABELS, drift
+from rankscope.analysis.frames import Frames
+from rankscope.analysis.threshold import Threshold, checkpoints
+from rankscope.report.curves import metric_names
+from rankscope.report.theme import (
+    INK,
+    MOST_ROWS,
+    Figure,
+    faceted,
+    log_axis,
+    panels,
+    rate_colour,
+    rate_name,
+    series_name,
+    told,
+)
+
+MARK = "#d1495b"
+MOST_POINTS = 3000  # checkpoints drawn
+MOST_LINES = 150  # trials drawn over time
+RATIO = "stable rank after / before, sr(W + ΔW) / sr(W)"
+
+
+def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
+    """Performance against drift with the fitted line, the threshold and its band."""
+    lora = frames.trials[frames.trials["method"].eq("lora")]
+    points = checkpoints(lora, frames.metrics, frames.spectra)
+    if points.empty:
+        return None
+    total = len(points)
+    points = points.iloc[:: -(-total // MOST_POINTS)]
+    points = points.assign(part="point", ratio=np.exp(points["drift"]), value=points["metric_value"])
+    points["rate"] = points["learning_rate"].map(rate_name)
+    kept = ["part", "model", "task", "ratio", "value", "rate", "rank", "step", "seed"]
+    rows = pd.concat([points[kept], *map(_threshold_rows, conclusions.thresholds)], ignore_index=True)
+    rows = panels(rows, metric_names(frames))
+    axis = log_axis(rows["ratio"], form=".3~g", grid=False)
+    x = alt.X("ratio:Q", title=RATIO, scale=alt.Scale(type="log", nice=False, padding=10), axis=axis)
+    y = alt.Y("value:Q", title="validation metric", scale=alt.Scale(zero=False, padding=8))
+    tips = told(("rate", "learning rate"), ("rank", "r", "d"), ("step", "step", "d"), ("seed", "seed", "d"))
+    tips += told(("ratio", "sr after / before", ".3~g"), ("value", "metric", ".3f"))
+    part = {
+        name: alt.Chart().transform_filter(f"datum.part == '{name}'")
+        for name in ("point", "curve", "threshold")
+    }
+    colour = rate_colour(points["learning_rate"])
+    layers = [
+        part["threshold"].mark_rect(color=MARK, opacity=0.18).encode(x=alt.X("low:Q"), x2="high:Q"),
+        part["point"].mark_circle(size=22, opacity=0.65).encode(x=x, y=y, color=colour, tooltip=tips),
+        part["curve"].mark_line(color=INK, strokeWidth=1.8).encode(x=x, y=y),
+        part["threshold"]
+        .mark_rule(color=MARK, strokeWidth=1.8)
+        .encode(x=x, tooltip=told(("label", "threshold"))),
+    ]
+    found = sum(t.identified for t in conclusions.thresholds)
+    thinned = (
+        f" {len(points):,} of {total:,} checkpoints are drawn; all are used." if len(points) < total else ""
+    )
+    return Figure(
+        "threshold",
+        "Performance against the drift of the stable rank",
+        "Each point is an evaluated checkpoint of a LoRA trial. 1 is no drift, 0.5 a stable rank that has halved. Line: the "
+        "fitted plateau and decline. Red: the threshold and its 95 % interval, where one is identified "
+        f"({found} of {len(conclusions.thresholds)}).{thinned}",
+        "Scatter plots, one per task: validation metric against relative stable rank on a logarithmic axis.",
+        faceted(layers, rows).resolve_scale(x="independent", y="independent"),
+    )
+
+
+def _threshold_rows(found: Threshold) -> pd.DataFrame:
+    """The corners of the fitted line, and the threshold where there is one."""
+    names = {"model": found.model, "task": found.task}
+    curve = found.curve.assign(part="curve", ratio=np.exp(found.curve["drift"].astype(float)), **names)
+    rows = curve[["part", "model", "task", "ratio", "value"]]
+    if not found.identified:
+        return rows
+    label = f"{found.percent:+.0f} %, s* = {found.stable_rank[0]:.1f}"
+    ends = {"ratio": np.exp(found.drift), "low": np.exp(found.low), "high": np.exp(found.high)}
+    return pd.concat(
+        [rows, pd.DataFrame([names | ends | {"part": "threshold", "label": label}])], ignore_index=True
+    )
+
+
+def steps_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
+    """Drift over steps, one line per learning rate and rank, seeds averaged."""
+    moved = drift(frames.spectra)
+    moved = moved[moved["step"].gt(0)].merge(frames.trials[LABELS], on="trial")
+    if moved.empty:
+        return None
+    moved["method"] = [series_name(m, s) for m, s in zip(moved["method"], moved["scaling"], strict=True)]
+    keys = ["model", "task", "method", "rank", "learning_rate"]
+    moved, note = _thinned(moved, keys)
+    rows = moved.groupby([*keys, "step"], dropna=False, as_index=False).agg(
+        drift=("drift", "median"), trials=("trial", "nunique")
+    )
+    rows = rows.assign(ratio=np.exp(rows["drift"]), rate=rows["learning_rate"].map(rate_name))
+    rows["line"] = rows["method"] + " " + rows["rank"].astype(str) + " " + rows["rate"]
+    rows = panels(rows.drop(columns=["drift", "learning_rate"]))
+    steps, ratios = (log_axis(rows[name], form="~g", grid=name == "ratio") for name in ("step", "ratio"))
+    x = alt.X(
+        "step:Q", title="optimiser step", scale=alt.Scale(type="log", nice=False, padding=6), axis=steps
+    )
+    y = alt.Y("ratio:Q", title=RATIO, scale=alt.Scale(type="log", nice=False, padding=6), axis=ratios)
+    tips = told(("rate", "learning rate"), ("rank", "r", "d"), ("method", "method"), ("step", "step", "d"))
+    tips += told(("ratio", "sr after / before", ".3~g"), ("trials", "trials", "d"))
+    dash = alt.StrokeDash("method:N", title="method") if rows["method"].nunique() > 1 else alt.Undefined
+    lines = alt.Chart().encode(
+        x=x, y=y, color=rate_colour(moved["learning_rate"]), detail="line:N", tooltip=tips
+    )
+    layers = [
+        lines.mark_line(strokeWidth=1.4, opacity=0.8).encode(strokeDash=dash),
+        lines.mark_circle(size=40, opacity=0),  # unseen, larger targets for the tooltip
+    ]
+    filters = ("model", "task", "method", "rank")
+    return Figure(
+        "steps",
+        "Drift over the course of training",
+        "Median over layers and seeds, one line per learning rate and rank, both axes logarithmic; the filters above and the "
+        f"tooltips tell ranks apart.{note}",
+        "Line charts, one per task: relative stable rank of the effective weight against optimiser step.",
+        faceted(layers, rows, filters).resolve_scale(y="independent"),
+        filters,
+    )
+
+
+def _thinned(moved: pd.DataFrame, keys: list[str]) -> tuple[pd.DataFrame, str]:
+    """At most `MOST_LINES` lines and `MOST_ROWS` points: ranks are dropped from the middle, then steps."""
+    note = ""
+    ranks = sorted(moved["rank"].dropna().unique())
+    while len(ranks) > 2 and moved.groupby(keys, dropna=False).ngroups > MOST_LINES:
+        ranks = [*ranks[:-1][::2], ranks[-1]]
+        moved = moved[moved["rank"].isna() | moved["rank"].isin(ranks)]
+        note = " Drawn for r = " + ", ".join(str(r) for r in ranks) + "."
+    steps = np.sort(moved["step"].unique())
+    most = max(3, MOST_ROWS // moved.groupby(keys, dropna=False).ngroups)
+    if len(steps) > most:
+        place = np.unique(np.geomspace(1, len(steps), most).round().astype(int)) - 1
+        moved = moved[moved["step"].isin(steps[place])]
+    return moved, note

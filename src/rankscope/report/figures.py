@@ -1,0 +1,26 @@
+"""All figures of a report, in the order in which they are read."""
+
+from __future__ import annotations
+
+from rankscope.analysis.conclusions import Conclusions
+from rankscope.analysis.frames import Frames
+from rankscope.report.curves import alignment_figure, growth_figure, performance_figure
+from rankscope.report.drifts import steps_figure, threshold_figure
+from rankscope.report.maps import layers_figure, rates_figure
+from rankscope.report.theme import Figure
+
+DRAWN = (
+    growth_figure,
+    threshold_figure,
+    steps_figure,
+    alignment_figure,
+    performance_figure,
+    rates_figure,
+    layers_figure,
+)
+
+
+def figures(frames: Frames, conclusions: Conclusions) -> list[Figure]:
+    """The figures that this study has data for."""
+    drawn = (draw(frames, conclusions) for draw in DRAWN)
+    return [figure for figure in drawn if figure is not None]

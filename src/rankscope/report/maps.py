@@ -1,0 +1,146 @@
+"""Heat maps: learning rate by rank, and layer by rank."""
+
+from __future__ import annotations
+
+import altair as alt
+import pandas as pd
+
+from rankscope.analysis.conclusions import Conclusions
+from rankscope.analysis.drift import at_best, kind
+from rankscope.analysis.frames import CONFIGURATION, Frames
+from rankscope.analysis.selection import chosen
+from rankscope.report.curves import metric_names
+from rankscope.report.theme import (
+    HEAT,
+    INK,
+    MOST_ROWS,
+    PANEL_HEIGHT,
+    Figure,
+    faceted,
+    panels,
+    rate_name,
+    rule_name,
+    told,
+)
+
+FULL = "full"
+
+
+def rates_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
+    """Best performance for every learning rate and rank, as the distance from the best of the panel."""
+    trials = frames.trials
+    if not trials["best"].notna().any():
+        return None
+    cells = [*CONFIGURATION, "learning_rate"]
+    broken = trials.assign(broken=trials["status"].eq("diverged"))
+    rows = broken.groupby(cells, dropna=False, as_index=False).agg(
+        value=("best", "mean"), seeds=("best", "count"), diverged=("broken", "sum")
+    )
+    picked = conclusions.learning_rates[cells].assign(picked=True)
+    rows = rows.merge(picked, on=cells, how="left").assign(picked=lambda table: table["picked"].eq(True))
+    rows["below"] = rows["value"] - rows.groupby(["model", "task"])["value"].transform("max")
+    rows = rows.assign(column=_rank_names(rows), rate=rows["learning_rate"].map(rate_name))
+    rows = _by_rule(panels(rows, metric_names(frames)))
+    rates = [rate_name(rate) for rate in sorted(trials["learning_rate"].unique(), reverse=True)]
+    colour = alt.Color(
+        "below:Q",
+        title="below the task's best",
+        scale=alt.Scale(scheme=HEAT),
+        legend=alt.Legend(gradientLength=180, format=".2f"),
+    )
+    tips = told(
+        ("column", "r"), ("rate", "learning rate"), ("value", "mean of best", ".3f"), ("seeds", "seeds", "d")
+    )
+    y = alt.Y("rate:O", title="learning rate", sort=rates)
+    cell = alt.Chart().encode(x=_columns(rows), y=y, tooltip=[*tips, *told(("diverged", "diverged", "d"))])
+    dot = {"shape": "circle", "size": 36, "filled": True, "opacity": 1, "color": "white"}
+    layers = [
+        cell.mark_rect().encode(color=colour),
+        cell.transform_filter("datum.value == null").mark_text(text="×", color=INK),
+        cell.transform_filter("datum.picked").mark_point(stroke="black", strokeWidth=1, **dot),
+    ]
+    none = " Crosses: diverged before the first evaluation." if rows["value"].isna().any() else ""
+    return Figure(
+        "rates",
+        "Learning rate and rank",
+        "Best validation metric, seeds averaged, as the distance from the best of the task. Dots: the rate chosen for that "
+        f"rank.{none}",
+        "Heat maps, one per task: performance for every learning rate and rank.",
+        faceted(layers, rows),
+    )
+
+
+def layers_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
+    """Stable rank of the update for every layer and rank."""
+    rows = at_best(chosen(frames.trials), frames.spectra, "dW")
+    if rows.empty:
+        return None
+    keys = ["model", "task", "method", "rank", "scaling", "layer"]
+    rows = rows.groupby(keys, dropna=False, as_index=False).agg(
+        value=("stable_rank", "median"), seeds=("seed", "nunique")
+    )
+    rows = rows.assign(column=_rank_names(rows), kind=kind(rows["layer"]), name=short_names(rows["layer"]))
+    rows = _by_rule(panels(rows))
+    note = ""
+    if len(rows) > MOST_ROWS:
+        kept = rows["layer"].drop_duplicates().iloc[:: -(-len(rows) // MOST_ROWS)]
+        rows = rows[rows["layer"].isin(kept)]
+        note = f" {len(kept)} layers are drawn; the table has all."
+    names = sorted(rows["name"].unique(), key=_natural)
+    colour = alt.Color(
+        "value:Q",
+        title="stable rank of the update, sr(ΔW)",
+        scale=alt.Scale(scheme=HEAT, type="log"),
+        legend=alt.Legend(gradientLength=180, format=".3~g", tickCount=4),
+    )
+    y = alt.Y("name:O", title="layer", sort=names, axis=alt.Axis(labelLimit=150))
+    tips = told(("layer", "layer"), ("column", "r"), ("value", "sr(ΔW)", ".3~g"), ("seeds", "seeds", "d"))
+    cells = alt.Chart().mark_rect().encode(x=_columns(rows), y=y, color=colour, tooltip=tips)
+    filters = ("model", "task", "kind")
+    overhead = 50 + min(150, 6 * max(len(name) for name in names))
+    chart = faceted([cells], rows.drop(columns=["method", "rank"]), filters, overhead=overhead)
+    chart.spec.height = max(PANEL_HEIGHT // 2, min(22, max(10, 400 // len(names))) * len(names))
+    return Figure(
+        "layers",
+        "Every layer's update",
+        "Stable rank of the update at the best learning rate and checkpoint, median over seeds; the colour scale is "
+        f"logarithmic.{note}",
+        "Heat maps, one per task: stable rank of the update for every layer and rank.",
+        chart,
+        filters,
+    )
+
+
+def short_names(layers: pd.Series) -> pd.Series:
+    """Layer names without the parts that all of them share."""
+    parts = layers.astype(str).str.split(".", expand=True)
+    varying = parts.loc[:, parts.nunique(dropna=False) > 1]
+    if varying.shape[1] == 0:
+        return kind(layers)
+    return varying.fillna("").agg(lambda row: " ".join(word for word in row if word), axis=1)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Numbers inside names in the order of numbers."""
+    return [(int(word), "") if word.isdecimal() else (-1, word) for word in name.split(" ")]
+
+
+def _columns(rows: pd.DataFrame) -> alt.X:
+    """Ranks as columns, in their order, full fine-tuning last."""
+    order = sorted(rows["column"].unique(), key=lambda name: (name == FULL, 0 if name == FULL else int(name)))
+    axis = alt.Axis(labelAngle=0, labelOverlap="greedy")
+    return alt.X("column:O", title="LoRA rank r", sort=order, axis=axis)
+
+
+def _rank_names(rows: pd.DataFrame) -> pd.Series:
+    return rows["rank"].astype("Int64").astype("string").fillna(FULL).astype(str)
+
+
+def _by_rule(rows: pd.DataFrame) -> pd.DataFrame:
+    """One panel per scaling rule where there are several; full fine-tuning, which has none, stands in each."""
+    rules = sorted(rows["scaling"].dropna().unique())
+    if len(rules) < 2:
+        return rows
+    full = [rows[rows["scaling"].isna()].assign(scaling=rule) for rule in rules]
+    rows = pd.concat([rows[rows["scaling"].notna()], *full], ignore_index=True)
+    return rows.assign(panel=rows["panel"] + ", " + rows["scaling"].map(rule_name))

@@ -1,0 +1,148 @@
+"""The report: one self-contained page, and every figure and table as files for a paper."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from rankscope.analysis.conclusions import Conclusions
+from rankscope.analysis.drift import kind
+from rankscope.analysis.frames import Frames
+from rankscope.report.figures import figures
+from rankscope.report.tables import Table, tables
+from rankscope.report.theme import Figure, rate_name, series_name
+
+MOST_TABLE_ROWS = 2000  # on the page; the CSV has all
+VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+
+
+def write(
+    frames: Frames, conclusions: Conclusions, output: Path, *, study_text: str, provenance: Mapping[str, Any]
+) -> list[Path]:
+    """Write the page to `output` (``report.html``), and beside it ``figures/*.svg|pdf`` and ``tables/*.csv|tex``.
+
+    `study_text` is the study file as it was run, `provenance` whatever repeats it (hardware, versions, store hash; may be
+    nested). Everything in the frames may be hostile: it is escaped. Returns the files written, the page first.
+    """
+    output = Path(output)
+    drawn, listed = figures(frames, conclusions), tables(frames, conclusions)
+    page = render(frames, conclusions, drawn, listed, study_text=study_text, provenance=provenance)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
+    return [
+        output,
+        *_figure_files(drawn, output.parent / "figures"),
+        *_table_files(listed, output.parent / "tables"),
+    ]
+
+
+def render(
+    frames: Frames,
+    conclusions: Conclusions,
+    drawn: list[Figure],
+    listed: list[Table],
+    *,
+    study_text: str,
+    provenance: Mapping[str, Any],
+) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=PackageLoader("rankscope.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["embedded"] = embedded
+    return environment.get_template("page.html.jinja").render(
+        conclusions=conclusions,
+        figures=drawn,
+        tables=listed,
+        most=MOST_TABLE_ROWS,
+        filters=filters(frames),
+        summary=summary(frames),
+        study_text=study_text,
+        provenance=list(flattened(provenance)),
+        library=Markup(vl_convert.javascript_bundle(vl_version=VEGA_LITE).replace("</script", "<\\/script")),
+    )
+
+
+def embedded(value: Any) -> Markup:
+    """JSON that is safe inside a ``<script>`` element, whatever strings it holds."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return Markup(text)
+
+
+def filters(frames: Frames) -> list[dict[str, Any]]:
+    """What readers may filter by: each with a label and (value, text) options; only where there is a choice."""
+    trials = frames.trials
+    methods = sorted({series_name(m, s) for m, s in zip(trials["method"], trials["scaling"], strict=True)})
+    ranks = sorted(trials["rank"].dropna().unique())
+    choices = (
+        ("task", "Task", [(name, name) for name in sorted(trials["task"].unique())]),
+        ("model", "Model", [(name, name) for name in sorted(trials["model"].unique())]),
+        ("method", "Method", [(name, name) for name in methods]),
+        ("rank", "Rank", [(int(r), f"r = {r}") for r in ranks]),
+        ("kind", "Kind of layer", [(name, name) for name in sorted(kind(frames.spectra["layer"]).unique())]),
+    )
+    return [
+        {"name": n, "label": label, "options": options} for n, label, options in choices if len(options) > 1
+    ]
+
+
+def summary(frames: Frames) -> str:
+    """The study in one line."""
+    trials = frames.trials
+    if trials.empty:
+        return "No trial has finished yet."
+    ranks, rates = trials["rank"].dropna(), trials["learning_rate"]
+    parts = [
+        f"{len(trials):,} trials",
+        _listed("model", trials["model"]),
+        _listed("task", trials["task"]),
+        f"ranks {ranks.min()} to {ranks.max()}" if ranks.nunique() > 1 else "",
+        f"learning rates {rate_name(rates.min())} to {rate_name(rates.max())}" if rates.nunique() > 1 else "",
+        "full fine-tuning beside them" if trials["method"].eq("full").any() else "",
+        f"{trials['seed'].nunique()} seed" + "s" * (trials["seed"].nunique() != 1),
+    ]
+    return ", ".join(part for part in parts if part) + "."
+
+
+def _listed(noun: str, names: Any) -> str:
+    names = sorted(set(names))
+    return f"{noun} {names[0]}" if len(names) == 1 else f"{noun}s {', '.join(names)}"
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested `values` as (name, text) pairs, names joined by dots."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{name}.")
+        else:
+            yield (
+                f"{prefix}{name}",
+                ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value),
+            )
+
+
+def _figure_files(drawn: list[Figure], folder: Path) -> Iterator[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for figure in drawn:
+        spec = figure.spec()
+        svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
+        (folder / f"{figure.name}.svg").write_text(svg, encoding="utf-8")
+        (folder / f"{figure.name}.pdf").write_bytes(vl_convert.svg_to_pdf(svg))
+        yield from (folder / f"{figure.name}.svg", folder / f"{figure.name}.pdf")
+
+
+def _table_files(listed: list[Table], folder: Path) -> Iterator[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in listed:
+        (folder / f"{table.name}.csv").write_text(table.to_csv(), encoding="utf-8")
+        (folder / f"{table.name}.tex").write_text(table.to_latex(), encoding="utf-8")
+        yield from (folder / f"{table.name}.csv", folder / f"{table.name}.tex")

@@ -1,0 +1,305 @@
+"""Tables of a report: shown on the page, and written as CSV (all digits) and LaTeX (booktabs)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rankscope.analysis.alignment import MEASURES
+from rankscope.analysis.conclusions import Conclusions
+from rankscope.analysis.drift import LABELS, at_best, drift, kind
+from rankscope.analysis.frames import CONFIGURATION, Frames
+from rankscope.analysis.selection import chosen
+from rankscope.report.theme import rate_name, series_name
+
+NOTHING = "–"
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "Δ": r"$\Delta$",
+    "–": "--",
+    "−": "$-$",
+    "α": r"$\alpha$",
+    "√": r"$\surd$",
+    "×": r"$\times$",
+    "σ": r"$\sigma$",
+    "·": r"$\cdot$",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: the key in its frame, its heading, and how a value is shown (a format, or a function)."""
+
+    key: str
+    heading: str
+    shown: str | Callable[[Any], str] = ""
+
+    @property
+    def number(self) -> bool:
+        """Whether the column holds numbers."""
+        return self.shown != ""
+
+    def text(self, value: Any) -> str:
+        """A value as it is printed; what is unknown is a dash."""
+        if value is None or pd.isna(value):
+            return NOTHING
+        return self.shown(value) if callable(self.shown) else format(value, self.shown).replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with their file name, title and caption, and the columns in the order shown."""
+
+    name: str
+    title: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: pd.DataFrame
+
+    def cells(self, most: int | None = None) -> list[list[tuple[str, Any]]]:
+        """Per row, each cell's text and its value for sorting (None where unknown); the first `most` rows."""
+        kept = self.rows if most is None else self.rows.iloc[:most]
+        lists = [[(column.text(v), _sortable(v)) for v in kept[column.key]] for column in self.columns]
+        return [list(row) for row in zip(*lists, strict=True)]
+
+    def labels(self, row: int) -> list[tuple[str, str]]:
+        """What the filters of the page compare: (name, value) of one row, where the table has it."""
+        own = self.rows.iloc[row]
+        names = {"task": "task", "model": "model", "method": "series", "rank": "rank", "kind": "kind"}
+        kept = [
+            (name, own[key]) for name, key in names.items() if key in self.rows.columns and pd.notna(own[key])
+        ]
+        return [(name, f"{value:g}" if name == "rank" else str(value)) for name, value in kept]
+
+    def to_csv(self) -> str:
+        """Comma-separated, one line of keys, numbers with all their digits, empty where unknown."""
+        return self.rows[[column.key for column in self.columns]].to_csv(index=False, lineterminator="\n")
+
+    def to_latex(self) -> str:
+        """A booktabs ``tabular`` in a ``table`` with caption and label, every text escaped."""
+        place = "".join("r" if column.number else "l" for column in self.columns)
+        head = " & ".join(latex(column.heading) for column in self.columns)
+        body = "\n".join(" & ".join(latex(text) for text, _ in row) + r" \\" for row in self.cells())
+        return (
+            f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}\n\\caption{{{latex(self.title)}. {latex(self.caption)}}}\n"
+            f"\\label{{tab:{self.name}}}\n\\begin{{tabular}}{{{place}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}\n"
+            "\\bottomrule\n\\end{tabular}\n\\end{table}\n"
+        )
+
+
+def latex(text: str) -> str:
+    """`text` with everything that LaTeX would read as a command escaped."""
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def _sortable(value: Any) -> Any:
+    if value is None or pd.isna(value):
+        return None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def tables(frames: Frames, conclusions: Conclusions) -> list[Table]:
+    """The tables that this study has rows for."""
+    made = (
+        configurations_table(frames, conclusions),
+        growth_table(conclusions),
+        thresholds_table(conclusions),
+        dynamics_table(conclusions),
+        alignment_table(conclusions),
+        layers_table(frames),
+    )
+    return [table for table in made if len(table.rows)]
+
+
+WHERE = (Column("model", "model"), Column("task", "task"))
+RANK = Column("rank", "r", ".0f")
+
+
+def configurations_table(frames: Frames, conclusions: Conclusions) -> Table:
+    """One row per configuration at its best learning rate."""
+    picked = chosen(frames.trials)
+    spectra = at_best(picked, frames.spectra, "dW").groupby("trial", as_index=False)["stable_rank"].median()
+    steps = picked[["trial", "best_step"]].merge(
+        drift(frames.spectra), left_on=["trial", "best_step"], right_on=["trial", "step"]
+    )
+    measured = picked.merge(spectra, on="trial", how="left").merge(
+        steps[["trial", "drift"]], on="trial", how="left"
+    )
+    medians = measured.groupby(CONFIGURATION, dropna=False, as_index=False)[
+        ["stable_rank", "drift", "seconds"]
+    ].median()
+    rows = conclusions.learning_rates.merge(medians, on=CONFIGURATION, how="left")
+    rows["percent"] = 100 * np.expm1(rows["drift"].astype(float))
+    rows["edge"] = rows["edge"].where(rows["edge"].ne("none"))
+    rows["series"] = [series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)]
+    return Table(
+        "configurations",
+        "Every configuration at its best learning rate",
+        "Mean and standard deviation over seeds of the best validation metric; medians over layers and seeds of the rest.",
+        (
+            *WHERE,
+            Column("series", "method"),
+            RANK,
+            Column("learning_rate", "learning rate", rate_name),
+            Column("edge", "edge of the grid"),
+            Column("metric", "metric"),
+            Column("value", "best", ".3f"),
+            Column("spread", "sd", ".3f"),
+            Column("seeds", "seeds", ".0f"),
+            Column("diverged", "diverged", ".0f"),
+            Column("stable_rank", "sr(ΔW)", ".2f"),
+            Column("percent", "drift, %", "+.1f"),
+            Column("seconds", "seconds", ".1f"),
+        ),
+        rows,
+    )
+
+
+def growth_table(conclusions: Conclusions) -> Table:
+    """H1 per model, task and scaling."""
+    return Table(
+        "growth",
+        "Growth of the stable rank, sr(ΔW) = c r^b",
+        "b with its 95 % interval, what the interval resamples, and percentiles of sr(ΔW) over layers, ranks and seeds.",
+        (
+            *WHERE,
+            Column("scaling", "scale"),
+            Column("c", "c", ".2f"),
+            Column("b", "b", ".3f"),
+            Column("b_low", "from", ".3f"),
+            Column("b_high", "to", ".3f"),
+            Column("clusters", "clusters", ".0f"),
+            Column("cluster", "of"),
+            Column("p10", "sr, 10 %", ".2f"),
+            Column("p50", "50 %", ".2f"),
+            Column("p90", "90 %", ".2f"),
+            Column("rank_high", "highest r", ".0f"),
+            Column("utilisation_at_highest", "sr / r there", ".3f"),
+        ),
+        conclusions.growth.groups,
+    )
+
+
+def thresholds_table(conclusions: Conclusions) -> Table:
+    """H2 per model and task."""
+    rows = pd.DataFrame(next(v for v in conclusions.verdicts if v.hypothesis == "H2").numbers["thresholds"])
+    return Table(
+        "thresholds",
+        "The threshold of the stable rank",
+        "s* is the stable rank of W + ΔW past which performance declines, with its 95 % interval; the p-values test against no "
+        "decline and against a decline from the start.",
+        (
+            *WHERE,
+            Column("reason", "finding"),
+            Column("direction", "sr(W + ΔW)"),
+            Column("percent", "drift, %", "+.1f"),
+            Column("stable_rank", "s*", ".2f"),
+            Column("stable_rank_low", "from", ".2f"),
+            Column("stable_rank_high", "to", ".2f"),
+            Column("base", "sr(W)", ".2f"),
+            Column("p_flat", "p, no decline", ".3f"),
+            Column("p_straight", "p, no plateau", ".3f"),
+            Column("trials", "trials", ".0f"),
+            Column("checkpoints", "checkpoints", ".0f"),
+        ),
+        rows,
+    )
+
+
+def dynamics_table(conclusions: Conclusions) -> Table:
+    """H3 per method, learning rate and rank."""
+    rows = conclusions.dynamics.by_rate
+    rows = rows.assign(percent=100 * np.expm1(rows["final"].astype(float)))
+    return Table(
+        "dynamics",
+        "Drift over training",
+        "Median drift at the end, and mean rank correlations inside trials: drift with step, and metric with drift after the best "
+        "evaluation.",
+        (
+            Column("method", "method"),
+            Column("learning_rate", "learning rate", rate_name),
+            RANK,
+            Column("trials", "trials", ".0f"),
+            Column("percent", "final drift, %", "+.1f"),
+            Column("growing", "drift with step", "+.2f"),
+            Column("falling", "metric with drift", "+.2f"),
+        ),
+        rows,
+    )
+
+
+def alignment_table(conclusions: Conclusions) -> Table:
+    """H4 per model, task, scaling and rank."""
+    keys = ["model", "task", "scaling", "rank"]
+    long = conclusions.alignment.by_rank
+    rows = long.pivot_table(index=keys, columns="measure", values="mean", dropna=False, observed=True)
+    present = long[keys].drop_duplicates()
+    rows = present.merge(rows.reset_index(), on=keys, how="left").reindex(columns=[*keys, *MEASURES])
+    return Table(
+        "alignment",
+        "LoRA beside full fine-tuning",
+        "Means over layers and seeds. Intervals are in the figure and in the conclusions.",
+        (
+            *WHERE,
+            Column("scaling", "scale"),
+            RANK,
+            *(Column(key, words, ".3f") for key, words in MEASURES.items()),
+        ),
+        rows,
+    )
+
+
+def layers_table(frames: Frames) -> Table:
+    """Every layer at the best learning rate and checkpoint, medians over seeds."""
+    picked = chosen(frames.trials)
+    keys = ["model", "task", "method", "scaling", "rank", "layer"]
+    rows = at_best(picked, frames.spectra, "dW")
+    rows = rows.assign(rank=rows["rank"].astype(float))
+    wanted = ["stable_rank", "lower", "upper", "spectral_norm", "frobenius_norm", "effective_rank", "m", "n"]
+    table = rows.groupby(keys, dropna=False, as_index=False)[wanted].median()
+    for matrix, name in (("W", "base"), ("W+dW", "moved")):
+        other = at_best(picked, frames.spectra, matrix)
+        other = other.assign(rank=other["rank"].astype(float), **{name: other["stable_rank"]})
+        table = table.merge(
+            other.groupby(keys, dropna=False, as_index=False)[name].median(), on=keys, how="left"
+        )
+    table["percent"] = 100 * (table["moved"] / table["base"] - 1)
+    table["used"] = table["stable_rank"] / table["rank"]
+    table["series"] = [series_name(m, s) for m, s in zip(table["method"], table["scaling"], strict=True)]
+    return Table(
+        "layers",
+        "Every layer at the best learning rate and checkpoint",
+        "Medians over seeds. The bounds enclose sr(ΔW) as measured; σ₁ is the largest singular value of ΔW.",
+        (
+            *WHERE,
+            Column("series", "method"),
+            RANK,
+            Column("layer", "layer"),
+            Column("base", "sr(W)", ".2f"),
+            Column("stable_rank", "sr(ΔW)", ".3f"),
+            Column("lower", "lower", ".3f"),
+            Column("upper", "upper", ".3f"),
+            Column("used", "sr(ΔW) / r", ".3f"),
+            Column("effective_rank", "effective rank", ".2f"),
+            Column("moved", "sr(W + ΔW)", ".2f"),
+            Column("percent", "drift, %", "+.1f"),
+            Column("spectral_norm", "σ₁(ΔW)", ".3g"),
+            Column("frobenius_norm", "Frobenius norm", ".3g"),
+        ),
+        table.assign(kind=kind(table["layer"])),
+    )

@@ -1,0 +1,187 @@
+"""How figures look, and how data enter them: one place for colours, fonts and the limit on rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+MOST_ROWS = 5000  # of one figure: beyond this a page gets heavy, so aggregate first
+
+# Distinguishable with the common colour deficiencies, and at least 3:1 against white and against the dark page.
+SERIES = ["#2b7bba", "#c96a00", "#0b8f6c", "#b2599b", "#7d7d3c", "#6c6fc4"]
+REFERENCE = "#808080"
+# From slow to fast: lightness rises steadily, and both ends stay visible on white and on the dark page.
+RAMP = ["#7560c4", "#a34a9f", "#cb447c", "#de5c4a", "#de7d22", "#cb9a14"]
+HEAT = "viridis"
+INK = "currentColor"  # in SVG: the text colour of the page, light or dark
+
+PANEL_WIDTH, PANEL_HEIGHT, PANELS_PER_ROW = 235, 210, 3
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its file name, title, the sentence under it, and the words for those who do not see it."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    chart: alt.TopLevelMixin
+    filters: tuple[str, ...] = ("model", "task")
+
+    def spec(self) -> dict[str, Any]:
+        """The Vega-Lite specification."""
+        return self.chart.to_dict()
+
+
+def inline(rows: pd.DataFrame) -> alt.InlineData:
+    """`rows` as data of a chart: five significant digits, null for what is unknown."""
+    assert len(rows) <= MOST_ROWS, f"{len(rows)} rows in one figure; aggregate first"
+    table = rows.astype(object).where(rows.notna(), None)
+    return alt.InlineData(values=[{k: _short(v) for k, v in row.items()} for row in table.to_dict("records")])
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.5g}") if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def panels(rows: pd.DataFrame, metric: pd.Series | None = None) -> pd.DataFrame:
+    """`rows` with a column ``panel``: the task, the model where there are several, the metric where it is plotted."""
+    name = rows["task"].astype(str)
+    if rows["model"].nunique() > 1:
+        name = name + " · " + rows["model"].astype(str)
+    if metric is not None:
+        name = name + " (" + rows["task"].map(metric).astype(str).str.replace("_", " ") + ")"
+    return rows.assign(panel=name)
+
+
+def faceted(
+    layers: list[alt.Chart],
+    rows: pd.DataFrame,
+    filters: tuple[str, ...] = ("model", "task"),
+    *,
+    overhead: int = 78,
+    panels_in_order: list[str] | None = None,
+) -> Any:
+    """Layers over one data set, one panel per ``panel``, with a parameter ``pick_<filter>`` per filter ("all": no filter).
+
+    Layers pick their own rows by ``part``. The page sets the parameters, the number of columns and the width of panels, for
+    which it needs `overhead`, the pixels that a panel's axis takes.
+    """
+    chart = alt.layer(*layers).properties(width=PANEL_WIDTH, height=PANEL_HEIGHT)
+    names = panels_in_order or sorted(rows["panel"].unique())
+    columns = 2 if len(names) == 4 else min(PANELS_PER_ROW, len(names))
+    header = alt.Header(title=None, labelFontSize=12, labelFontWeight=600, labelLimit=PANEL_WIDTH + 80)
+    facet = chart.facet(
+        facet=alt.Facet("panel:N", header=header, sort=names), columns=columns, data=inline(rows)
+    )
+    facet = facet.properties(usermeta={"panels": len(names), "overhead": overhead})
+    return picked(facet.resolve_axis(x="independent", y="independent"), filters)
+
+
+def picked(chart: Any, filters: tuple[str, ...]) -> Any:
+    """`chart` with its filters and the common look."""
+    for name in filters:
+        chart = chart.add_params(alt.param(name=f"pick_{name}", value="all"))
+        chart = chart.transform_filter(
+            f"pick_{name} == 'all' || datum.{name} == null || datum.{name} == pick_{name}"
+        )
+    return chart.configure(**look())
+
+
+def look() -> dict[str, Any]:
+    """Vega-Lite's configuration: transparent ground, ink in the page's text colour, quiet grid."""
+    faint = {"gridColor": INK, "gridOpacity": 0.12, "domainColor": INK, "domainOpacity": 0.5}
+    axis = faint | {
+        "tickColor": INK,
+        "tickOpacity": 0.5,
+        "labelColor": INK,
+        "titleColor": INK,
+        "titlePadding": 8,
+    }
+    return {
+        "background": "transparent",
+        "aria": False,  # the page labels each figure once; thousands of labelled marks help nobody
+        "font": "Helvetica Neue, Helvetica, Arial, sans-serif",
+        "axis": axis
+        | {"labelFontSize": 11, "titleFontSize": 11.5, "titleFontWeight": 500, "labelOverlap": True},
+        "legend": {
+            "labelColor": INK,
+            "titleColor": INK,
+            "labelFontSize": 11,
+            "titleFontSize": 11.5,
+            "labelLimit": 260,
+        }
+        | {"titleFontWeight": 500, "orient": "bottom", "symbolOpacity": 1},
+        "header": {"labelColor": INK, "titleColor": INK, "labelAnchor": "start"},
+        "title": {"color": INK, "anchor": "start"},
+        "view": {"stroke": "transparent"},
+        "text": {"color": INK},
+    }
+
+
+def rank_axis(ranks: pd.Series, field: str = "rank") -> alt.X:
+    """A logarithmic axis with the tried ranks as its ticks."""
+    values = sorted({int(r) for r in ranks})
+    axis = alt.Axis(values=values, format="d", grid=False)
+    scale = alt.Scale(type="log", base=2, nice=False, padding=12)
+    return alt.X(f"{field}:Q", title="LoRA rank r", scale=scale, axis=axis)
+
+
+def rate_colour(rates: Any) -> alt.Color:
+    """Learning rates in order, from slow to fast, as names: their column is ``rate``."""
+    names = [rate_name(rate) for rate in sorted(set(rates))]
+    return alt.Color("rate:N", title="learning rate", scale=alt.Scale(domain=names, range=ramp(len(names))))
+
+
+def ramp(count: int) -> list[str]:
+    """`count` colours along `RAMP`."""
+    stops = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in RAMP], dtype=float)
+    at = np.linspace(0, len(RAMP) - 1, max(count, 2))[:count]
+    rgb = [np.interp(at, np.arange(len(RAMP)), stops[:, channel]) for channel in range(3)]
+    return ["#" + "".join(f"{round(c):02x}" for c in colour) for colour in zip(*rgb, strict=True)]
+
+
+def rate_name(rate: float) -> str:
+    """1e-4, 3.2e-4: two digits, no padding."""
+    mantissa, exponent = f"{rate:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def series_name(method: str, scaling: Any) -> str:
+    """How a configuration is called in legends, filters and tables."""
+    if method == "full":
+        return "full fine-tuning"
+    return f"LoRA, {rule_name(scaling)}" if pd.notna(scaling) else "LoRA"
+
+
+def rule_name(scaling: str) -> str:
+    """How a scaling rule is written: α/r, α/√r."""
+    return scaling.replace("alpha", "α").replace("sqrt(r)", "√r")
+
+
+def told(*fields: tuple[str, str] | tuple[str, str, str]) -> list[alt.Tooltip]:
+    """Lines of a tooltip: (field, title), or (field, title, number format)."""
+    return [
+        alt.Tooltip(f"{field[0]}:Q", title=field[1], format=field[2])
+        if len(field) == 3
+        else alt.Tooltip(f"{field[0]}:N", title=field[1])
+        for field in fields
+    ]
+
+
+def log_axis(values: pd.Series, *, form: str, grid: bool) -> alt.Axis:
+    """An axis for a logarithmic scale: ticks at 1, 2, 5, 10 ... where three fit into the range, else Vega's own."""
+    low, high = values.min(), values.max()
+    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    ticks = np.sort(np.outer(decades, [1, 2, 5]).ravel())
+    ticks = ticks[(ticks >= low * 0.999) & (ticks <= high * 1.001)]
+    if len(ticks) < 3:
+        return alt.Axis(format=form, grid=grid, tickCount=5)
+    return alt.Axis(format=form, grid=grid, values=[float(f"{tick:.3g}") for tick in ticks])

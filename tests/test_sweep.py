@@ -1,0 +1,166 @@
+"""The main job on tiny models: a study becomes a store, and the store what PEFT and an SVD say it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TARGETS
+from peft import PeftModel
+from rankscope.overview import overview
+from rankscope.study.plan import Study, Trial
+from rankscope.study.store import Store
+from rankscope.study.tasks import TASKS
+from rankscope.sweep import Inputs, run
+from rankscope.train.metrics import score
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import AutoModelForSequenceClassification
+
+
+def study(model: str, data: Path, *, architecture: str = "roberta", ranks: str = '[1, "d"]', steps: int = 6) -> Study:
+    return Study.parse(
+        f"""
+        name = "tiny"
+        [scientific]
+        model = "{model}"
+        task = "CoLA"
+        rank = {ranks}
+        [nuisance]
+        learning_rate = [1e-2, 1e30]
+        [fixed]
+        data = "{data}"
+        batch_size = 8
+        steps = {steps}
+        eval_every = 3
+        target_modules = {TARGETS[architecture]}
+        """
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tiny_models: dict[str, str], tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return run(study(tiny_models["roberta"], tiny_data), tmp_path_factory.mktemp("store"), quiet=True)
+
+
+def test_every_trial_is_done_and_described(store: Store) -> None:
+    trials = store.trials()
+    assert len(trials) == 2 * 2 + 2
+    assert set(trials["rank"].dropna()) == {1, 16}
+    assert set(store.metrics()["step"]) == {3, 6}
+    assert overview(store).line().startswith("6 of 6 trials done")
+
+
+def test_spectra_at_start_at_powers_of_two_and_at_evaluations(store: Store) -> None:
+    spectra, trials = store.spectra(), store.trials()
+    calm = spectra[spectra["trial"].isin(trials.loc[trials["learning_rate"] < 1, "trial"])]
+    for matrix, steps in {"W": {0}, "dW": {0, 1, 2, 3, 4, 6}, "W+dW": {0, 1, 2, 3, 4, 6}}.items():
+        assert set(calm.loc[calm["matrix"] == matrix, "step"]) == steps
+    start = spectra[spectra["step"] == 0]
+    assert start.loc[start["matrix"] == "dW", "stable_rank"].isna().all()  # B = 0: undefined, not a number
+    both = start.pivot(index=["trial", "layer"], columns="matrix", values="stable_rank")
+    assert_close(torch.tensor(both["W"].array), torch.tensor(both["W+dW"].array), rtol=1e-3, atol=0)
+    known = spectra.dropna(subset="stable_rank")
+    assert (known["lower"] <= known["stable_rank"]).all()
+    assert (known["stable_rank"] <= known["upper"]).all()
+
+
+def test_spectra_equal_the_svd_of_what_peft_merges(store: Store, tiny_models: dict[str, str]) -> None:
+    trials, spectra = store.trials(), store.spectra()
+    for row in trials[(trials["method"] == "lora") & (trials["learning_rate"] < 1)].itertuples():
+        base = AutoModelForSequenceClassification.from_pretrained(tiny_models["roberta"])
+        merged = PeftModel.from_pretrained(base, store.folder(row.trial).path / "last").merge_and_unload()
+        last = spectra[(spectra["trial"] == row.trial) & (spectra["step"] == 6) & (spectra["matrix"] == "W+dW")]
+        for found in last.itertuples():
+            sigma = torch.linalg.svdvals(merged.get_submodule(found.layer).weight.double())
+            truth = float(sigma.square().sum() / sigma[0] ** 2)
+            assert found.lower * (1 - 1e-5) <= truth <= found.upper * (1 + 1e-5)
+
+
+def test_full_fine_tunes_are_checkpoints_and_their_spectra_are_theirs(store: Store, tiny_models: dict[str, str]) -> None:
+    trials, spectra = store.trials(), store.spectra()
+    (trial,) = trials.loc[(trials["method"] == "full") & (trials["learning_rate"] < 1), "trial"]
+    tuned = load_file(store.folder(trial).path / "last" / "model.safetensors")
+    base = load_file(Path(tiny_models["roberta"]) / "model.safetensors")
+    last = spectra[(spectra["trial"] == trial) & (spectra["step"] == 6) & (spectra["matrix"] == "dW")]
+    for found in last.itertuples():
+        sigma = torch.linalg.svdvals(tuned[f"{found.layer}.weight"].double() - base[f"{found.layer}.weight"].double())
+        assert found.stable_rank == pytest.approx(float(sigma.square().sum() / sigma[0] ** 2), rel=1e-3)
+
+
+def test_best_weights_give_the_best_metric_again(store: Store, tiny_models: dict[str, str]) -> None:
+    inputs = Inputs(store.study)
+    for row in store.trials().itertuples():
+        if row.method != "lora" or row.status != "done":
+            continue
+        base = AutoModelForSequenceClassification.from_pretrained(tiny_models["roberta"])
+        model = PeftModel.from_pretrained(base, store.folder(row.trial).path / "best").eval()
+        validation = inputs.encoded(Trial(**store.folder(row.trial).trial()))[1]
+        with torch.no_grad():
+            logits = torch.cat([model(**batch).logits for batch, _ in validation.in_order(64)])[None]
+        (found,) = score(logits, validation.labels, TASKS["CoLA"])
+        assert found["matthews_correlation"] == pytest.approx(row.best)
+
+
+def test_divergence_is_a_result_that_says_when(store: Store) -> None:
+    trials = store.trials()
+    assert (trials["status"] == "diverged").tolist() == (trials["learning_rate"] > 1).tolist()
+    assert trials.loc[trials["status"] == "diverged", "diverged_at"].between(2, 6).all()
+
+
+def test_the_comparison_has_every_chosen_trial_and_site(store: Store) -> None:
+    comparison = store.comparison()
+    assert comparison["trial"].nunique() == 2
+    assert len(comparison) == 2 * 4
+    assert comparison[["captured_energy", "left_overlap", "right_overlap"]].stack().between(0, 1 + 1e-9).all()
+
+
+def test_running_again_trains_nothing(store: Store, tiny_models: dict[str, str], tiny_data: Path) -> None:
+    stamps = {p: p.stat().st_mtime_ns for p in store.path.rglob("done.json")}
+    again = run(study(tiny_models["roberta"], tiny_data), store.path, quiet=True)
+    assert {p: p.stat().st_mtime_ns for p in store.path.rglob("done.json")} == stamps
+    assert again.hash() == store.hash()
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(
+    store: Store, tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rankscope import sweep
+
+    real, calls = sweep.train_pack, []
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sweep, "train_pack", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True)
+    assert 0 < overview(Store(tmp_path)).done < 6
+    assert run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True).hash() == store.hash()
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
+def test_other_architectures_train_save_and_compare(
+    architecture: str, tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path
+) -> None:
+    path = tiny_models[architecture]
+    done = run(study(path, tiny_data, architecture=architecture, ranks="[2]", steps=3), tmp_path, quiet=True)
+    assert overview(done).done == 4
+    assert done.comparison()["relative_distance"].notna().all()
+
+
+def test_wide_inputs_are_refused_before_anything_is_written(
+    tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "new"
+    with pytest.raises(ValueError, match=r"rank: expected 1 to 16 .*found 17"):
+        run(study(tiny_models["roberta"], tiny_data, ranks="[17]"), target, quiet=True)
+    with pytest.raises(ValueError, match="model '/nowhere'"):
+        run(study("/nowhere", tiny_data), target, quiet=True)
+    with pytest.raises(FileNotFoundError, match=r"expected .*CoLA.*train.tsv; found no such file"):
+        run(study(tiny_models["roberta"], tmp_path / "none"), target, quiet=True)
+    assert not target.exists()

@@ -1,0 +1,162 @@
+"""Full checkpoints: one file, shards or torch files; differences, and what rounding leaves of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rankscope.measure import measure
+from weights.tiny import stable_rank
+
+SHAPES = {
+    "encoder.layer.0.query.weight": (40, 40),
+    "encoder.layer.0.dense.weight": (64, 40),
+    "embeddings": (50, 40),
+}
+
+
+def weights(seed: int, size: float = 1.0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(*shape, generator=generator) * size for name, shape in SHAPES.items()}
+
+
+def low_rank(seed: int, size: float) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: size * torch.randn(m, 6, generator=generator) @ torch.randn(6, n, generator=generator)
+        for name, (m, n) in SHAPES.items()
+    }
+
+
+def added(W: dict[str, Tensor], dW: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: W[name] + dW[name] for name in W}
+
+
+def save(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Path:
+    folder.mkdir()
+    save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, folder / "model.safetensors")
+    return folder
+
+
+def test_a_checkpoint_alone_gives_its_weights(tmp_path: Path) -> None:
+    W = weights(0)
+    extra = {
+        "norm.weight": torch.ones(5),
+        "positions": torch.arange(6).reshape(2, 3),
+        "conv.weight": torch.randn(4, 3, 2, 2),
+    }
+    save_file(W | extra, tmp_path / "model.safetensors")
+    table = measure(tmp_path, rtol=1e-7)
+    assert {row.matrix for row in table.rows} == {"W"}
+    assert {row.read_from for row in table.rows} == {"weights"}
+    for row in table.rows:
+        dense = (W | extra).get(row.layer, (W | extra).get(f"{row.layer}.weight"))
+        assert row.stable_rank == pytest.approx(stable_rank(dense.flatten(1)), rel=1e-6)
+        assert (row.r, row.scale) == (None, None)
+    assert {s.layer for s in table.skipped} == {"norm", "positions"}
+    assert "int64" in {s.layer: s.why for s in table.skipped}["positions"]
+
+
+def test_two_checkpoints_give_their_difference(tmp_path: Path) -> None:
+    W, dW = weights(0), low_rank(1, 0.01)
+    table = measure(save(tmp_path / "tuned", added(W, dW)), base=save(tmp_path / "base", W), rtol=1e-7)
+    assert table.skipped == ()
+    assert len(table.rows) == 9
+    for row in table.rows:
+        name = row.layer if row.layer in W else f"{row.layer}.weight"
+        new = (W[name] + dW[name]).double()
+        dense = {"W": W[name], "dW": new - W[name].double(), "W+dW": new}[row.matrix]
+        assert row.stable_rank == pytest.approx(stable_rank(dense), rel=1e-6)
+
+
+def test_shards_and_torch_files_read_alike(tmp_path: Path) -> None:
+    W = weights(0)
+    whole = measure(save(tmp_path / "whole", W)).rows
+    for suffix, index, write in [
+        ("safetensors", "model.safetensors.index.json", save_file),
+        ("bin", "pytorch_model.bin.index.json", torch.save),
+    ]:
+        folder = tmp_path / suffix
+        folder.mkdir()
+        files = {name: f"shard-{i}.{suffix}" for i, name in enumerate(W)}
+        for name, file in files.items():
+            write({name: W[name]}, folder / file)
+        (folder / index).write_text(json.dumps({"weight_map": files}))
+        assert measure(folder).rows == whole
+        assert measure(folder / index).rows == whole
+    torch.save({"epoch": 3, "state_dict": W}, tmp_path / "trainer.pt")
+    assert measure(tmp_path / "trainer.pt").rows == whole
+
+
+def test_rounding_is_said_and_below_the_floor_nothing_is_claimed(tmp_path: Path) -> None:
+    """bf16(W + dW) - W: the hazard on the same matrix, then the cure."""
+    W = {name: tensor.bfloat16().float() for name, tensor in weights(0).items()}
+    dW = low_rank(1, 1e-4)
+    rounded = {name: tensor.bfloat16().double() for name, tensor in added(W, dW).items()}
+    for name in W:  # what a reader would print that doesn't know of rounding
+        assert stable_rank(rounded[name] - W[name].double()) > 1.2 * stable_rank(dW[name])
+    tuned = save(tmp_path / "tuned", added(W, dW), torch.bfloat16)
+    base = save(tmp_path / "base", W, torch.bfloat16)
+    rows = [row for row in measure(tuned, base=base).rows if row.matrix == "dW"]
+    assert len(rows) == 3
+    for row in rows:
+        assert (row.stable_rank, row.lower, row.upper, row.effective_rank) == (None, None, None, None)
+        assert "below the rounding floor: storage in bfloat16" in row.note
+        assert row.frobenius_norm > 0
+
+
+@pytest.mark.parametrize("size", [1e-3, 3e-3, 1e-2, 1e-1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_reported_of_rounded_checkpoints_is_near_the_truth(
+    tmp_path: Path, size: float, dtype: torch.dtype
+) -> None:
+    W = {name: tensor.to(dtype).float() for name, tensor in weights(0).items()}
+    dW = low_rank(1, size)
+    tuned, base = save(tmp_path / "tuned", added(W, dW), dtype), save(tmp_path / "base", W, dtype)
+    for row in measure(tuned, base=base, rtol=1e-6).rows:
+        if row.matrix == "dW" and row.stable_rank is not None:
+            name = row.layer if row.layer in W else f"{row.layer}.weight"
+            assert row.stable_rank == pytest.approx(stable_rank(dW[name]), rel=0.12)
+            if row.note is None:
+                assert row.stable_rank == pytest.approx(stable_rank(dW[name]), rel=1e-2)
+
+
+def test_a_coarser_base_counts_its_own_rounding(tmp_path: Path) -> None:
+    W, dW = weights(0), low_rank(1, 1e-4)
+    tuned, base = save(tmp_path / "tuned", added(W, dW)), save(tmp_path / "base", W, torch.bfloat16)
+    rows = [row for row in measure(tuned, base=base).rows if row.matrix == "dW"]
+    assert all(row.stable_rank is None and "bfloat16" in row.note for row in rows)
+
+
+def test_changed_new_and_missing_tensors_are_listed(tmp_path: Path) -> None:
+    W = weights(0)
+    tuned = added(W, low_rank(1, 0.1)) | {"embeddings": torch.ones(51, 40), "head.weight": torch.ones(3, 40)}
+    base = W | {"pooler.weight": torch.ones(40, 40)}
+    table = measure(save(tmp_path / "tuned", tuned), base=save(tmp_path / "base", base))
+    whys = {skipped.layer: skipped.why for skipped in table.skipped}
+    assert "from (50, 40) to (51, 40)" in whys.pop("embeddings")
+    assert "is new" in whys.pop("head")
+    assert "only in the base" in whys.pop("pooler")
+    assert whys == {}
+    assert len(table.rows) == 6
+
+
+def test_equal_weights_are_a_zero_update(tmp_path: Path) -> None:
+    W = weights(0)
+    rows = measure(save(tmp_path / "tuned", W), base=save(tmp_path / "base", W)).rows
+    assert [row.stable_rank is None for row in rows] == [False, True, False] * 3
+    assert all(row.note and row.frobenius_norm == 0 for row in rows if row.matrix == "dW")
+
+
+def test_packed_bases_are_named(tmp_path: Path) -> None:
+    W = weights(0)
+    tuned = save(tmp_path / "tuned", W)
+    packed = {name.replace(".weight", ".qweight"): torch.ones(5, 40, dtype=torch.int32) for name in W}
+    table = measure(tuned, base=save(tmp_path / "base", packed, torch.int32))
+    assert table.rows == ()
+    assert {"encoder.layer.0.query", "encoder.layer.0.dense"} <= {s.layer for s in table.skipped}
