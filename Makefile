@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test check format demo clean
+.PHONY: setup test check format docs demo clean
 
 setup: $(VENV)/installed
 
@@ -26,6 +26,9 @@ check: setup test
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup
+	$(BIN)/python tests/test_docs.py > docs/cli.md
 
 demo: setup
 	$(BIN)/rankscope demo

@@ -10,11 +10,36 @@ import pandas as pd
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
-from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
-from transformers import RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
-WORDS = "the a cat dog bird fish sees hears likes not red blue old small runs sleeps".split()
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "bird",
+    "fish",
+    "sees",
+    "hears",
+    "likes",
+    "not",
+    "red",
+    "blue",
+    "old",
+    "small",
+    "runs",
+    "sleeps",
+]
 SIZES: dict[str, Any] = {"vocab_size": 4 + len(WORDS), "pad_token_id": 1}
 WIDTHS: dict[str, Any] = {
     "hidden_size": 16,

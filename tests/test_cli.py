@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
 from conftest import sentences, write_tsv
 from rankscope.cli import main
 from rankscope.study.store import Store
@@ -67,7 +68,7 @@ def test_plan_run_status_analyze_report(typed: Typed, study: Path, tmp_path: Pat
     assert "0 of 8 trials to train" in typed("plan", study, "--store", store)[1]
     status, out, _ = typed("analyze", store, "--json")
     assert status == 0
-    assert {v["id"] for v in json.loads(out)["verdicts"]} == {"H1", "H2", "H3", "H4"}
+    assert {v["hypothesis"] for v in json.loads(out)["verdicts"]} == {"H1", "H2", "H3", "H4"}
     status, out, _ = typed("analyze", store)
     assert status == 0
     assert all(name in out for name in ("H1", "H2", "H3", "H4"))
@@ -79,7 +80,9 @@ def test_plan_run_status_analyze_report(typed: Typed, study: Path, tmp_path: Pat
     assert (tmp_path / "out" / "figures").is_dir()
 
 
-def test_measure_prints_the_contract(typed: Typed, study: Path, tmp_path: Path, tiny_models: dict[str, str]) -> None:
+def test_measure_prints_the_contract(
+    typed: Typed, study: Path, tmp_path: Path, tiny_models: dict[str, str]
+) -> None:
     typed("run", study, "--store", tmp_path / "store")
     trials = Store(tmp_path / "store").trials()
     trial = trials.loc[trials["rank"] == 2, "trial"].iloc[0]
@@ -107,7 +110,9 @@ def test_measure_prints_the_contract(typed: Typed, study: Path, tmp_path: Path, 
         ("batch_size", 'target_modules = "querry"\nbatch_size', "found 'querry'"),
     ],
 )
-def test_a_wrong_study_is_one_line(typed: Typed, study: Path, tmp_path: Path, old: str, new: str, says: str) -> None:
+def test_a_wrong_study_is_one_line(
+    typed: Typed, study: Path, tmp_path: Path, old: str, new: str, says: str
+) -> None:
     study.write_text(study.read_text().replace(old, new, 1))
     check_refused(typed, study, tmp_path / "store", says)
 
@@ -191,7 +196,9 @@ def test_stopped_by_a_signal_and_started_again(study: Path, tmp_path: Path, how:
     study.write_text(study.read_text().replace("steps = 8", "steps = 120"))
     command = [sys.executable, "-m", "rankscope.cli", "run", str(study), "--store", str(tmp_path / "store")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("store/trials/*/done.json")) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from rankscope.compare import Update, against
 from rankscope.linalg import Dense, LowRank
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import rankscope
 
 SOURCE = Path(rankscope.__file__).parent
@@ -29,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "forecast": {"study", "sweep", "overview"},
     "overview": {"study"},
     "findings": {"study", "analysis", "report"},
-    "cli": {"study", "sweep", "forecast", "overview", "findings", "measure", "progress", "weights"},
+    "tables": {"weights"},
+    "cli": {"tables", "study", "sweep", "forecast", "overview", "findings", "measure", "progress", "weights"},
 }
 FILES = sorted(SOURCE.rglob("*.py"))
 
@@ -61,7 +63,7 @@ def test_imports_only_go_down(path: Path) -> None:
 
 
 def test_every_room_stands() -> None:
-    assert ROOMS <= {path.name for path in SOURCE.iterdir() if path.is_dir()}
+    assert {path.name for path in SOURCE.iterdir() if path.is_dir()} >= ROOMS
 
 
 def test_study_and_analysis_know_no_torch() -> None:

@@ -196,6 +196,7 @@ def test_two_active_adapters_are_summed(build: Callable[[], nn.Module]) -> None:
     for layer, row in rows.items():
         dW = merged[f"{layer}.weight"].double() - before[f"{layer}.base_layer.weight"].double()
         assert row.stable_rank == pytest.approx(stable_rank(dW), rel=1e-4)
+        assert row.frobenius_norm == pytest.approx(float(dW.norm()), rel=1e-4)
         assert row.r == (7 if "query" in layer else 4)
 
 

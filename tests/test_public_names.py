@@ -6,12 +6,25 @@ import subprocess
 import sys
 
 import pytest
+
 import rankscope
 
-NAMES = """
-Dense LowRank Estimate stable_rank spectral_norm effective_rank measure probe StableRankCallback
-Study Store run analyze write_report
-""".split()
+NAMES = [
+    "Dense",
+    "LowRank",
+    "Estimate",
+    "stable_rank",
+    "spectral_norm",
+    "effective_rank",
+    "measure",
+    "probe",
+    "StableRankCallback",
+    "Study",
+    "Store",
+    "run",
+    "analyze",
+    "write_report",
+]
 
 
 def test_the_list() -> None:

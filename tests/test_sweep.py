@@ -6,20 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TARGETS
 from peft import PeftModel
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import AutoModelForSequenceClassification
+
+from conftest import TARGETS
 from rankscope.overview import overview
 from rankscope.study.plan import Study, Trial
 from rankscope.study.store import Store
 from rankscope.study.tasks import TASKS
 from rankscope.sweep import Inputs, run
 from rankscope.train.metrics import score
-from safetensors.torch import load_file
-from torch.testing import assert_close
-from transformers import AutoModelForSequenceClassification
 
 
-def study(model: str, data: Path, *, architecture: str = "roberta", ranks: str = '[1, "d"]', steps: int = 6) -> Study:
+def study(
+    model: str, data: Path, *, architecture: str = "roberta", ranks: str = '[1, "d"]', steps: int = 6
+) -> Study:
     return Study.parse(
         f"""
         name = "tiny"
@@ -71,21 +74,27 @@ def test_spectra_equal_the_svd_of_what_peft_merges(store: Store, tiny_models: di
     for row in trials[(trials["method"] == "lora") & (trials["learning_rate"] < 1)].itertuples():
         base = AutoModelForSequenceClassification.from_pretrained(tiny_models["roberta"])
         merged = PeftModel.from_pretrained(base, store.folder(row.trial).path / "last").merge_and_unload()
-        last = spectra[(spectra["trial"] == row.trial) & (spectra["step"] == 6) & (spectra["matrix"] == "W+dW")]
+        last = spectra[
+            (spectra["trial"] == row.trial) & (spectra["step"] == 6) & (spectra["matrix"] == "W+dW")
+        ]
         for found in last.itertuples():
             sigma = torch.linalg.svdvals(merged.get_submodule(found.layer).weight.double())
             truth = float(sigma.square().sum() / sigma[0] ** 2)
             assert found.lower * (1 - 1e-5) <= truth <= found.upper * (1 + 1e-5)
 
 
-def test_full_fine_tunes_are_checkpoints_and_their_spectra_are_theirs(store: Store, tiny_models: dict[str, str]) -> None:
+def test_full_fine_tunes_are_checkpoints_and_their_spectra_are_theirs(
+    store: Store, tiny_models: dict[str, str]
+) -> None:
     trials, spectra = store.trials(), store.spectra()
     (trial,) = trials.loc[(trials["method"] == "full") & (trials["learning_rate"] < 1), "trial"]
     tuned = load_file(store.folder(trial).path / "last" / "model.safetensors")
     base = load_file(Path(tiny_models["roberta"]) / "model.safetensors")
     last = spectra[(spectra["trial"] == trial) & (spectra["step"] == 6) & (spectra["matrix"] == "dW")]
     for found in last.itertuples():
-        sigma = torch.linalg.svdvals(tuned[f"{found.layer}.weight"].double() - base[f"{found.layer}.weight"].double())
+        sigma = torch.linalg.svdvals(
+            tuned[f"{found.layer}.weight"].double() - base[f"{found.layer}.weight"].double()
+        )
         assert found.stable_rank == pytest.approx(float(sigma.square().sum() / sigma[0] ** 2), rel=1e-3)
 
 
@@ -124,7 +133,11 @@ def test_running_again_trains_nothing(store: Store, tiny_models: dict[str, str],
 
 
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
-    store: Store, tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    tiny_models: dict[str, str],
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from rankscope import sweep
 

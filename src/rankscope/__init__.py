@@ -29,7 +29,7 @@ _HOME = {
     "write_report": "findings",
 }
 
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604 - names, all of them
+__all__ = ["__version__", *_HOME]
 
 
 class _Face(ModuleType):

@@ -66,6 +66,9 @@ def parser() -> argparse.ArgumentParser:
     measure.add_argument(
         "--rtol", type=float, default=1e-3, metavar="X", help="relative width of the bounds (0.001)"
     )
+    measure.add_argument(
+        "--alpha", type=float, metavar="X", help="LoRA's alpha for loralib files, which carry none"
+    )
     measure.add_argument("--certify", action="store_true", help="prove the upper bounds")
     form = measure.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object")
@@ -93,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         "report", _report, "one self-contained page; figures as SVG and PDF, tables as CSV and LaTeX"
     )
     report.add_argument("store", metavar="DIR")
-    report.add_argument("-o", "--output", metavar="report.html", help="default: report.html in DIR")
+    report.add_argument("-o", dest="output", metavar="report.html", help="default: report.html in DIR")
     return top
 
 
@@ -125,11 +128,18 @@ def _train(study: Any, path: str) -> int:
 
 def _measure(options: argparse.Namespace) -> int:
     from rankscope.measure import measure
+    from rankscope.progress import bar
     from rankscope.tables import show
 
-    table = measure(
-        options.source, base=options.base, layers=options.layers, rtol=options.rtol, certify=options.certify
-    )
+    with bar("measuring", total=None):
+        table = measure(
+            options.source,
+            base=options.base,
+            layers=options.layers,
+            rtol=options.rtol,
+            certify=options.certify,
+            alpha=options.alpha,
+        )
     if options.json:
         print(json.dumps(table.to_dict(), indent=1, allow_nan=False))
     elif options.csv:
@@ -138,6 +148,19 @@ def _measure(options: argparse.Namespace) -> int:
         table.to_pandas().to_parquet(options.parquet, index=False)
     else:
         show(table)
+    missed = [
+        r
+        for r in table.rows
+        if r.upper is not None and r.lower and r.upper / r.lower > 1 + 1.01 * options.rtol
+    ]
+    if missed:
+        first = missed[0]
+        width = first.upper / first.lower - 1
+        return _say(
+            f"{len(missed)} of {len(table.rows)} bounds are wider than rtol = {options.rtol:g}; "
+            f"the first is {first.layer} {first.matrix}, {width:.2g}",
+            3,
+        )
     return 0
 
 

@@ -38,7 +38,9 @@ class Update:
         return singular_subspaces(self.operator, min(K, *shape))
 
 
-def compare(store: Store, *, base_of: Callable[[str], str], progress: Callable[[float], None] = lambda _: None) -> None:
+def compare(
+    store: Store, *, base_of: Callable[[str], str], progress: Callable[[float], None] = lambda _: None
+) -> None:
     """Writes the store's comparison: every LoRA trial at its configuration's chosen learning rate, against the full
     fine-tune of the same model, task and seed at its own. ``base_of`` gives the path of a model by its name."""
     trials = chosen(store.trials())
@@ -52,7 +54,12 @@ def compare(store: Store, *, base_of: Callable[[str], str], progress: Callable[[
         intruders = {layer: _intruders(weights[layer], update) for layer, update in reference.items()}
         for trial in lora:
             for layer, update in updates(store, trial, base=base)[0].items():
-                row = {"trial": trial, "reference": full[0], "layer": layer, **against(update, reference[layer])}
+                row = {
+                    "trial": trial,
+                    "reference": full[0],
+                    "layer": layer,
+                    **against(update, reference[layer]),
+                }
                 row["intruders_lora"] = _intruders(weights[layer], update)
                 rows.append(row | {"intruders_full": intruders[layer]})
             progress(1)
@@ -98,4 +105,3 @@ _NUMBERS = ("captured_energy", "cosine", "left_overlap", "right_overlap", "relat
 
 def _intruders(W: Tensor, update: Update) -> int:
     return int(intruder_dimensions(W, update.dense, k=min(TOP, *W.shape)))
-

@@ -27,6 +27,18 @@ def analyze(store: str | Path | Store) -> Conclusions:
     return conclude(found.trials, found.metrics, found.spectra, found.comparison)
 
 
+def text(conclusions: Conclusions) -> str:
+    """The verdicts as ``rankscope analyze`` prints them: hypothesis, answer, the sentences that say why, caveats."""
+    lines: list[str] = []
+    for verdict in conclusions.verdicts:
+        lines += [f"{verdict.hypothesis}  {verdict.question}  {verdict.verdict.upper()}"]
+        lines += [f"    {sentence}" for sentence in verdict.sentences]
+        lines += [f"    note: {caveat}" for caveat in verdict.caveats]
+        lines += [""]
+    lines += ["With all of them:"] + [f"    {caveat}" for caveat in conclusions.caveats]
+    return "\n".join(lines)
+
+
 def write_report(store: str | Path | Store, output: str | Path | None = None) -> list[Path]:
     """One self-contained page (default: report.html in the store), figures and tables beside it. -> files written"""
     opened = store if isinstance(store, Store) else Store(store)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from rankscope.study.plan import Study, Trial, builtin, packs
 
 TEXT = """
@@ -97,7 +98,7 @@ def test_builtin_studies_load(name: str) -> None:
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(old: str, new: str, says: str) -> None:
-    with pytest.raises(ValueError, match="t.toml") as error:
+    with pytest.raises(ValueError, match=r"t\.toml") as error:
         parsed(old, new)
     assert says in str(error.value)
     assert "\n" not in str(error.value)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
 from rankscope.study.execution import execute, missing
 from rankscope.study.files import read_json, write_json
 from rankscope.study.folder import TrialFolder

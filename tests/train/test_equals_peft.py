@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TARGETS
 from peft import PeftModel
+from torch.testing import assert_close
+from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
+
+from conftest import TARGETS
 from rankscope.study.folder import TrialFolder
 from rankscope.study.plan import Study, Trial, packs
 from rankscope.study.tasks import TASKS
@@ -17,8 +20,6 @@ from rankscope.train.data import Encoded, encode, read_split, shuffled
 from rankscope.train.full import FullPack
 from rankscope.train.loop import Run
 from rankscope.train.model import load_tokenizer, stream
-from torch.testing import assert_close
-from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
 
 STEPS, TASK = 20, TASKS["CoLA"]
 

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from rankscope.study.tasks import TASKS
-from rankscope.train.metrics import score
 from scipy import stats
 from sklearn import metrics as sk
+
+from rankscope.study.tasks import TASKS
+from rankscope.train.metrics import score
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "STS-B"])

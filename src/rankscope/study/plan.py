@@ -7,6 +7,7 @@ study asks about, *nuisance* ones are tuned away or averaged over, *fixed* ones 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import tomllib
@@ -151,7 +152,8 @@ class Trial(_Frozen):
     @property
     def scale(self) -> float:
         """s of dW = s B A: alpha/r, alpha/sqrt(r) (rank-stabilised; Kalajdzievski 2023), or alpha itself."""
-        assert self.rank is not None and self.lora_alpha is not None
+        assert self.rank is not None
+        assert self.lora_alpha is not None
         divisor = {"alpha/r": self.rank, "alpha/sqrt(r)": math.sqrt(self.rank), "alpha": 1.0}
         return self.lora_alpha / divisor[self.scaling or "alpha/r"]
 
@@ -263,7 +265,7 @@ def packs(trials: Iterable[Trial], *, size: int) -> list[list[Trial]]:
         group.sort(key=lambda t: (t.rank or 0, t.scaling or "", t.learning_rate))
         count = math.ceil(len(group) / size)  # of nearly equal length: 9 trials are 5 + 4, not 8 + 1
         bounds = [round(i * len(group) / count) for i in range(count + 1)]
-        result += [group[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        result += [group[a:b] for a, b in itertools.pairwise(bounds)]
     return result
 
 

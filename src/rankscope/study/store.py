@@ -131,9 +131,9 @@ class Store:
                 {"trial": folder.path.name, **{c: trial[c] for c in _TRIAL_COLUMNS}, **folder.result()}
             )
         frame = pd.DataFrame(rows, columns=["trial", *_TRIAL_COLUMNS, *_RESULT_COLUMNS])
-        integers = {c: "Int64" for c in ("rank", "diverged_at")}
-        numbers = {c: "float64" for c in ("best", "last", "learning_rate", "seconds")}
-        return frame.astype({**integers, **numbers, **{c: "int64" for c in ("seed", "steps", "best_step")}})
+        integers = dict.fromkeys(("rank", "diverged_at"), "Int64")
+        numbers = dict.fromkeys(("best", "last", "learning_rate", "seconds"), "float64")
+        return frame.astype({**integers, **numbers, **dict.fromkeys(("seed", "steps", "best_step"), "int64")})
 
     def metrics(self) -> pd.DataFrame:
         """One row per evaluation; ``metric_value`` is the task's metric, further metrics have columns of their own."""
@@ -147,7 +147,7 @@ class Store:
         first = ["trial", "step", "epoch", "train_loss", "eval_loss", "metric_value"]
         frame = pd.DataFrame(rows, columns=None if rows else first)
         numbers = [c for c in frame.columns if c not in ("trial", "step")]
-        return frame.astype({c: "float64" for c in numbers})[
+        return frame.astype(dict.fromkeys(numbers, "float64"))[
             first + [c for c in frame.columns if c not in first]
         ]
 

@@ -102,7 +102,8 @@ class AdapterPack:
         self._config(trial).save_pretrained(folder)
 
     def _config(self, trial: Trial) -> LoraConfig:
-        assert trial.rank is not None and trial.lora_alpha is not None
+        assert trial.rank is not None
+        assert trial.lora_alpha is not None
         alpha = trial.lora_alpha * (trial.rank if trial.scaling == "alpha" else 1)  # PEFT divides by r
         return LoraConfig(
             task_type=TaskType.SEQ_CLS,

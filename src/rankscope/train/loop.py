@@ -97,6 +97,9 @@ class Run:
         self.spectra.record(0, alive=self.alive)
         losses: list[Tensor] = []
         for step, rows in enumerate(itertools.islice(order, self.total), start=1):
+            if not self.alive.any():  # nothing is left to train; the steps still count as taken
+                yield step
+                continue
             losses.append(self.step(rows, step))
             if step in evaluations or step.bit_count() == 1:  # evaluations and powers of two
                 self.spectra.record(step, alive=self.alive)
@@ -145,7 +148,7 @@ class Run:
 
     def finish(self, *, seconds: float) -> None:
         """Writes spectra, the best and the last weights, and only then each trial's result."""
-        for k, (trial, folder) in enumerate(zip(self.pack.trials, self.folders, strict=True)):
+        for k, folder in enumerate(self.folders):
             folder.write_spectra(self.spectra.frame(k))
             self.pack.save(k, self.best.parameters, folder.path / "best")
             self.pack.save(k, self.pack.parameters, folder.path / "last")

@@ -92,6 +92,19 @@ def largest_rank(model: PreTrainedModel, target_modules: Sequence[str]) -> int:
     return min(min(weight_of(site).shape) for site in sites(model, target_modules).values())
 
 
+def longest_input(model: PreTrainedModel) -> int:
+    """Tokens that the model has positions for. RoBERTa counts positions from padding_idx + 1 on."""
+    positions = int(model.config.max_position_embeddings)
+    for name, module in model.named_modules():
+        if (
+            name.endswith("position_embeddings")
+            and isinstance(module, nn.Embedding)
+            and module.padding_idx is not None
+        ):
+            return positions - module.padding_idx - 1
+    return positions
+
+
 def heads(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """The linear layers outside the base model: the classifier, trained in every trial."""
     prefix = model.base_model_prefix + "."

@@ -1,0 +1,80 @@
+"""Rows to batches: what is padded, cut and shuffled."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from conftest import sentences, write_tsv
+from rankscope.study.tasks import TASKS
+from rankscope.train.data import encode, fingerprint, read_split, shuffled
+from rankscope.train.model import load_tokenizer
+
+
+def test_batches_are_padded_to_their_own_longest_row(tiny_models: dict[str, str], tiny_data: Path) -> None:
+    tokenizer = load_tokenizer(tiny_models["roberta"])
+    frame = read_split(str(tiny_data), TASKS["CoLA"], "train")
+    encoded = encode(frame, TASKS["CoLA"], tokenizer, max_length=32)
+    rows = torch.tensor([3, 0, 7])
+    inputs, labels = encoded.batch(rows)
+    expected = tokenizer([frame["sentence"][i] for i in rows.tolist()], padding=True, return_tensors="pt")
+    for name in ("input_ids", "attention_mask"):
+        assert torch.equal(inputs[name], expected[name])
+    assert labels.tolist() == frame["label"][rows.tolist()].tolist()
+
+
+def test_long_rows_are_cut(tiny_models: dict[str, str], tiny_data: Path) -> None:
+    tokenizer = load_tokenizer(tiny_models["roberta"])
+    encoded = encode(
+        read_split(str(tiny_data), TASKS["CoLA"], "train"), TASKS["CoLA"], tokenizer, max_length=5
+    )
+    assert int(encoded.lengths.max()) == encoded.inputs["input_ids"].shape[1] == 5
+
+
+def test_pairs_are_joined(tiny_models: dict[str, str], tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {"sentence1": ["the cat", "a dog"], "sentence2": ["a bird sees", "the"], "label": [0, 1]}
+    )
+    write_tsv(tmp_path, "RTE", "train", frame)
+    tokenizer = load_tokenizer(tiny_models["roberta"])
+    encoded = encode(read_split(str(tmp_path), TASKS["RTE"], "train"), TASKS["RTE"], tokenizer, max_length=32)
+    assert encoded.inputs["input_ids"][0].tolist() == tokenizer("the cat", "a bird sees")["input_ids"]
+
+
+def test_an_epoch_is_a_permutation_and_seeds_repeat() -> None:
+    first = list(itertools.islice(shuffled(10, batch_size=4, generator=torch.Generator().manual_seed(0)), 6))
+    assert [len(rows) for rows in first] == [4, 4, 2, 4, 4, 2]
+    assert sorted(torch.cat(first[:3]).tolist()) == list(range(10)) == sorted(torch.cat(first[3:]).tolist())
+    again = list(itertools.islice(shuffled(10, batch_size=4, generator=torch.Generator().manual_seed(0)), 6))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_quotes_and_na_are_text(tmp_path: Path) -> None:
+    (tmp_path / "CoLA").mkdir()
+    (tmp_path / "CoLA" / "train.tsv").write_text('sentence\tlabel\n"He said\t0\nNA\t1\n', encoding="utf-8")
+    assert read_split(str(tmp_path), TASKS["CoLA"], "train")["sentence"].tolist() == ['"He said', "NA"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [("", "expected tab-separated"), ("sentence\tlabel\n\xff", "CoLA")]
+)
+def test_damaged_files_are_one_line(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "CoLA").mkdir()
+    (tmp_path / "CoLA" / "train.tsv").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=says):
+        read_split(str(tmp_path), TASKS["CoLA"], "train")
+
+
+def test_fingerprint_is_of_the_rows() -> None:
+    assert fingerprint(sentences(5)) == fingerprint(sentences(5).reset_index(drop=True))
+    assert fingerprint(sentences(5)) != fingerprint(sentences(6))
+
+
+def test_regression_labels(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": [0.5, 4.75]})
+    write_tsv(tmp_path, "STS-B", "train", frame)
+    assert read_split(str(tmp_path), TASKS["STS-B"], "train")["label"].tolist() == [0.5, 4.75]
