@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rankscope import __version__
 
@@ -38,9 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(str(error), 2)
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}. Type: {self.prog} --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="rankscope",
         description="How complex a fine-tuning update really is: stable ranks of W, dW and W + dW.",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -15,14 +16,38 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+EVERY = 30.0  # seconds between two lines
+
+
+class _Lines:
+    """Says how far it is every half minute, from then on."""
+
+    def __init__(self, what: str, total: float | None, console: Console) -> None:
+        self.what, self.total, self.console = what, total, console
+        self.started = self.said = time.monotonic()
+        self.done = 0.0
+
+    def __call__(self, amount: float) -> None:
+        self.done += amount
+        now = time.monotonic()
+        if now - self.said > EVERY and self.total and self.done:
+            self.said = now
+            left = (now - self.started) * (self.total / self.done - 1)
+            self.console.print(
+                f"{self.what}: {self.done / self.total:.0%}, {left / 60:.1f} min left", highlight=False
+            )
+
 
 @contextlib.contextmanager
 def bar(what: str, *, total: float | None, quiet: bool = False) -> Iterator[Callable[[float], None]]:
     """Yields the function that advances the bar. ``total=None``: how much there is, is not known.
 
-    Nothing is drawn where standard error is no terminal; one line at the end says what was done.
+    Where standard error is no terminal (a log file, a batch job), a line now and then takes its place.
     """
     console = Console(stderr=True, quiet=quiet)
+    if not console.is_terminal:
+        yield _Lines(what, total, console)
+        return
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -93,7 +93,13 @@ class Inputs:
         if name == "lab":
             return str(lab.ENCODER)
         local = self.study.folder / name
-        return str(local) if local.is_dir() else name
+        if local.is_dir():
+            return str(local)
+        if name.startswith(("/", ".", "~")) or name.count("/") > 1:  # no hub id looks like this
+            raise ValueError(
+                f"model {name!r}: expected a folder, or a hub id such as org/name; found no folder {local}"
+            )
+        return name
 
     def shape(self, trial: Trial) -> Shape:
         model = self._skeletons[trial.model]

@@ -19,7 +19,10 @@ def show(table: Table, console: Console | None = None) -> None:
     out = console or Console()
     if not out.is_terminal:
         out.width = max(out.width, 120)
-    out.print(_rows(table))
+    grid, notes = _rows(table)
+    out.print(grid)
+    for number, note in enumerate(notes, start=1):
+        out.print(Text(f"[{number}] {note}"))
     if len(table.rows) > 1:
         out.print(_summary(table))
     for why, count in Counter(one.why for one in table.skipped).items():
@@ -27,14 +30,15 @@ def show(table: Table, console: Console | None = None) -> None:
         out.print(Text(f"skipped {count}: {names[0]}{' ...' if count > 1 else ''}: {why}"))
 
 
-def _rows(table: Table) -> Grid:
+def _rows(table: Table) -> tuple[Grid, list[str]]:
+    """The layers, and the notes that they refer to by number."""
     grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
     grid.add_column("layer", overflow="fold", min_width=20)
     grid.add_column("matrix")
     for name in ("r", "stable rank", "bounds", "sigma_1", "||.||_F", "eff. rank"):
         grid.add_column(name, justify="right", no_wrap=True)
-    noted = any(row.note for row in table.rows)
-    if noted:
+    notes = list(dict.fromkeys(row.note for row in table.rows if row.note))
+    if notes:
         grid.add_column("note")
     for row in table.rows:
         cells = [
@@ -45,8 +49,9 @@ def _rows(table: Table) -> Grid:
             _bounds(row),
         ]
         cells += [_number(row.spectral_norm), _number(row.frobenius_norm), _number(row.effective_rank)]
-        grid.add_row(*map(Text, cells + ([row.note or ""] if noted else [])))
-    return grid
+        mark = [f"[{notes.index(row.note) + 1}]" if row.note else ""] if notes else []
+        grid.add_row(*map(Text, cells + mark))
+    return grid, notes
 
 
 def _bounds(row: Row) -> str:

@@ -142,6 +142,16 @@ def test_heads_and_biases_are_listed_or_measured_against_the_base(make_case: Cal
         assert layer in adapted or any(skipped.layer == plain for skipped in full.skipped), name
 
 
+def test_a_head_of_another_size_is_listed(make_case: Callable[..., Case], tmp_path: Path) -> None:
+    case = make_case("roberta", target_modules=["query"], r=4, modules_to_save=["classifier"])
+    folder = edited(case, tmp_path / "adapter")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors["base_model.model.classifier.out_proj.weight"] = torch.ones(5, 24)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    whys = {skipped.layer: skipped.why for skipped in measure(folder, base=case.base).skipped}
+    assert "its shape changed from (2, 24) to (5, 24)" in whys["classifier.out_proj"]
+
+
 def test_unknown_parts_are_not_measured_as_lora(make_case: Callable[..., Case], tmp_path: Path) -> None:
     case = make_case("roberta", target_modules=["query"], r=4)
     folder = edited(case, tmp_path / "adapter")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
-import httpx
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, Response
 
 from rankscope.measure import measure
 from weights.tiny import Case
@@ -49,7 +49,7 @@ def test_what_is_neither_here_nor_in_the_cache(cache: Path) -> None:
 
 @pytest.mark.parametrize("source", ["./nothing", "/nothing", "a/b/c", "a/../b", "--x", "a b", "<script>"])
 def test_what_can_be_no_hub_id_is_not_asked_for(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(ValueError, match="expected a file, a folder or a hub id"):
         measure(source)
 
@@ -64,10 +64,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[str
         asked.append(name)
         return str(tmp_path / repository / name)
 
-    def listing(repository: str) -> list[str]:
-        return [path.name for path in (tmp_path / repository).iterdir()]
+    def listing(repository: str, *, timeout: float) -> SimpleNamespace:
+        names = [path.name for path in (tmp_path / repository).iterdir()]
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
 
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", listing)
+    monkeypatch.setattr(huggingface_hub, "model_info", listing)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     return tmp_path, asked
 
@@ -85,11 +86,12 @@ def test_only_the_needed_files_are_downloaded(
 
 
 def test_what_the_hub_says_of_a_missing_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(repository: str) -> None:
-        response = httpx.Response(404, request=httpx.Request("GET", "http://hub.test"))
-        raise RepositoryNotFoundError("Repository Not Found for url.\nPlease log in.", response=response)
+    def missing(repository: str, **_: object) -> None:
+        response = Response(404)
+        response._request = SimpleNamespace()
+        raise RepositoryNotFoundError("Repository Not Found.\nPlease log in.", response=response)
 
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", missing)
+    monkeypatch.setattr(huggingface_hub, "model_info", missing)
     with pytest.raises(ValueError, match=r"someone/gone: .* the hub says: Repository Not Found") as caught:
         measure("someone/gone")
     assert "\n" not in str(caught.value)
@@ -98,11 +100,11 @@ def test_what_the_hub_says_of_a_missing_repository(monkeypatch: pytest.MonkeyPat
 def test_without_a_network_one_request_is_enough(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     asked: list[str] = []
 
-    def unreachable(repository: str) -> None:
+    def unreachable(repository: str, **_: object) -> None:
         asked.append(repository)
-        raise httpx.ConnectError("no name service")
+        raise HTTPError("no name service")
 
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
+    monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
     with pytest.raises(ValueError, match="the hub is out of reach"):
         measure("someone/nothing")
     assert asked == ["someone/nothing"]

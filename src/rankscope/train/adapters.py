@@ -110,7 +110,7 @@ class AdapterPack:
             inference_mode=True,
             base_model_name_or_path=self.base,
             r=trial.rank,
-            lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # type: ignore[arg-type]
+            lora_alpha=int(alpha) if alpha.is_integer() else alpha,
             use_rslora=trial.scaling == "alpha/sqrt(r)",
             lora_dropout=trial.lora_dropout,
             target_modules=list(trial.target_modules),
@@ -125,7 +125,7 @@ def share_dropout(model: nn.Module, noise: Noise) -> None:
         if isinstance(module, nn.Dropout):
             model.set_submodule(name, SharedDropout(module.p, noise))
         else:
-            module.noise = noise  # type: ignore[assignment]  # attention.py reads it from the module that asks
+            module.noise = noise  # attention.py reads it from the module that asks
 
 
 def _copies(parameter: Tensor, K: int) -> Tensor:

@@ -42,7 +42,7 @@ def read_split(data: str, task: Task, split: str, *, rows: int | None = None) ->
             raise ValueError(
                 f"{where}: expected the columns {', '.join((*task.text, 'label'))}; found {', '.join(map(str, frame.columns))}"
             )
-    frame = frame[[*task.text, "label"]].head(rows)
+    frame = frame[[*task.text, "label"]].head(len(frame) if rows is None else rows)
     return frame.assign(label=_checked_labels(frame["label"], task, where))
 
 

@@ -42,6 +42,8 @@ class SharedDropout(nn.Module):
 class PackedLoRA(nn.Module):
     """base(x) + s B A dropout(x), with the factors of K trials. PEFT's ``lora.Linear``, K at a time."""
 
+    scale: Tensor
+
     def __init__(
         self, base: nn.Module, *, B: Tensor, A: Tensor, scale: Tensor, dropout: float, noise: Noise
     ) -> None:

@@ -1,6 +1,6 @@
 """Where a model lives: a local folder or a repository of the Hugging Face hub, asked for one file at a time.
 
-Only the files that are needed are downloaded; what is in the cache is used, also offline (``HF_HUB_OFFLINE=1``).
+Only needed files are downloaded; what is in the cache is used, also offline (``HF_HUB_OFFLINE=1``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True)
 class Place:
-    """A folder, or a repository of the hub (``folder`` None) with the names of its files (None: out of reach)."""
+    """A folder, or a repository of the hub (``folder`` None) and its files' names (None: out of reach)."""
 
     source: str
     folder: Path | None
@@ -41,7 +41,7 @@ class Place:
 
 
 def place(source: str | Path) -> Place:
-    """The folder or the repository that ``source`` names. ``ValueError``, one line, where it can be neither."""
+    """The folder or the repository that ``source`` names. ``ValueError``, one line, where it is neither."""
     path = Path(source).expanduser()
     if path.is_dir():
         return Place(str(source), path)
@@ -54,19 +54,17 @@ def place(source: str | Path) -> Place:
 
 def _listing(repository: str) -> frozenset[str] | None:
     """The names of the repository's files, in one request; None where the hub is out of reach."""
-    import httpx
-    from huggingface_hub import list_repo_files
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
     try:
-        return frozenset(list_repo_files(repository))
-    except (OfflineModeIsEnabled, httpx.TransportError):
-        return None
+        return frozenset(file.rfilename for file in model_info(repository, timeout=10).siblings or ())
     except (HfHubHTTPError, HFValidationError) as error:
-        reason = " ".join(str(error).split("\n\n")[-1].split(". ")[0].split())
         raise ValueError(
-            f"{repository}: expected a local path or a hub id; found no such path, and the hub says: {reason}."
+            f"{repository}: expected a path or a hub id; found neither, and the hub says: {_brief(error)}"
         ) from error
+    except (OfflineModeIsEnabled, HTTPError):  # the latter of whichever HTTP client the hub's library uses
+        return None
 
 
 def _download(repository: str, name: str, *, cached: bool) -> Path | None:
@@ -78,5 +76,9 @@ def _download(repository: str, name: str, *, cached: bool) -> Path | None:
     except EntryNotFoundError:
         return None
     except HfHubHTTPError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{repository}: {name} can't be downloaded: {reason[:160]}") from error
+        raise ValueError(f"{repository}: {name} can't be downloaded: {_brief(error)}") from error
+
+
+def _brief(error: Exception) -> str:
+    """The hub's messages run over many lines: the first sentences of one."""
+    return " ".join(str(error).split())[:200]

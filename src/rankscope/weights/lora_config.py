@@ -83,8 +83,9 @@ def read_lora_config(path: Path) -> LoraConfig:
     peft_type = content.get("peft_type")
     if peft_type != "LORA":
         raise ValueError(
-            f"{path.parent}: not a low-rank update: expected peft_type LORA, found {peft_type}. Merge "
-            "it into its base (merge_and_unload, save_pretrained) and type: rankscope measure MERGED --base MODEL"
+            f"{path.parent}: not a low-rank update: expected peft_type LORA, found {peft_type}. "
+            "Merge it into its base (merge_and_unload, save_pretrained) and type: "
+            "rankscope measure MERGED --base MODEL"
         )
     base_model = content.get("base_model_name_or_path")
     return LoraConfig(

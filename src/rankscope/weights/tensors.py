@@ -103,7 +103,7 @@ def _open_safetensors(path: Path) -> Tensors:
 
 
 def _refuse_twins(path: Path) -> None:
-    """safetensors keeps the last of two tensors of one name, without a word. The file has been opened before."""
+    """Of two tensors of one name safetensors keeps the last, without a word. The file was opened before."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
