@@ -12,7 +12,7 @@ LAYERS = tuple(f"encoder.layer.{i}.attention.self.{kind}" for i in range(2) for 
 
 @dataclass(frozen=True)
 class Truth:
-    """What a simulated study is made of. ``direction`` -1: sr(W + dW) falls; ``threshold`` None: no decline at all.
+    """What a simulated study is made of. ``direction`` -1: sr(W + dW) falls; ``threshold`` None: no decline.
 
     ``threshold`` and ``reach`` are log drifts; ``reach`` is the drift of the largest rate at the end.
     """

@@ -190,14 +190,12 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _analyze(options: argparse.Namespace) -> int:
-    from rankscope.findings import analyze
+    from rankscope.findings import analyze, text
     from rankscope.progress import bar
 
     with bar("analysing", total=None):
         conclusions = analyze(options.store)
-    print(
-        json.dumps(conclusions.to_dict(), indent=1, allow_nan=False) if options.json else conclusions.text()
-    )
+    print(json.dumps(conclusions.to_dict(), indent=1, allow_nan=False) if options.json else text(conclusions))
     return 0
 
 

@@ -1,6 +1,7 @@
-"""From numbers to conclusions with uncertainty: stable ranks and validation metrics in, verdicts on H1 to H4 out.
+"""From numbers to conclusions with uncertainty: stable ranks and metrics in, verdicts on H1 to H4 out.
 
-Works on four pandas frames (`frames.Frames`) and knows nothing of models, files or plots. Formulas: docs/analysis.md.
+Works on four pandas frames (`frames.Frames`) and knows nothing of models, files or plots. Formulas:
+docs/analysis.md.
 """
 
 from rankscope.analysis.conclusions import Conclusions, Verdict, conclude

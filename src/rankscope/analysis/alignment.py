@@ -27,12 +27,12 @@ MEASURES = {
 class Alignment:
     """LoRA beside full fine-tuning.
 
-    ``points``: `comparison` with labels, ``chance`` (k^2 / mn: the energy that random k-dimensional subspaces capture) and
-    ``captured_above_chance``. ``by_rank``: mean and interval of every measure per model, task, scaling and rank.
-    ``highest``: that rank; ``whole``: it is every layer's dimension; ``high``: at least half of it.
-    ``cosine``, ``distance``, ``captured``: over everything at the highest rank of each model. ``stable_ratio``: mean of
-    log(sr(dW_LoRA) / sr(dW_FT)) there; ``stable_lora`` and ``stable_full`` are the medians. ``rules``: the cosine under
-    alpha/sqrt(r) minus that under alpha/r, same rank, seed and layer.
+    ``points``: `comparison` with labels, ``chance`` (k^2 / mn: the energy that random k-dimensional subspaces
+    capture) and ``captured_above_chance``. ``by_rank``: mean and interval of every measure per model, task,
+    scaling and rank. ``highest``: that rank; ``whole``: it is every layer's dimension; ``high``: at least
+    half of it. ``cosine``, ``distance``, ``captured``: over everything at the highest rank of each model.
+    ``stable_ratio``: mean of log(sr(dW_LoRA) / sr(dW_FT)) there; ``stable_lora`` and ``stable_full`` are the
+    medians. ``rules``: the cosine under alpha/sqrt(r) minus that under alpha/r, same rank, seed and layer.
     """
 
     points: pd.DataFrame
@@ -57,7 +57,10 @@ def alignment(
     rng: np.random.Generator,
     resamples: int = 1000,
 ) -> Alignment:
-    """Summarise `comparison` against rank; give all `trials`. Stable ranks are those at the chosen learning rates."""
+    """Summarise `comparison` against rank; give all `trials`.
+
+    Stable ranks are those at the chosen learning rates.
+    """
     points = _points(trials, spectra, comparison)
     top = points[points["rank"].eq(points.groupby("model")["rank"].transform("max"))]
     options: dict[str, Any] = {"rng": rng, "resamples": resamples}
@@ -112,7 +115,7 @@ def _mean(rows: pd.DataFrame, measure: str, *, rng: np.random.Generator, resampl
 
 
 def _stable_ranks(trials: pd.DataFrame, spectra: pd.DataFrame) -> pd.DataFrame:
-    """sr(dW) of LoRA at the highest rank of each model beside full fine-tuning: same model, task, seed and layer."""
+    """sr(dW) of LoRA at each model's highest rank beside full fine-tuning, paired by task, seed and layer."""
     rows = at_best(trials, spectra, "dW")
     keys = ["model", "task", "seed", "layer"]
     full = rows[rows["method"].eq("full")].drop_duplicates(keys)

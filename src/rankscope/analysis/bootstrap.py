@@ -56,9 +56,10 @@ def draws(clusters: int, resamples: int, rng: np.random.Generator) -> NDArray[np
 def interval(estimate: float, replicates: NDArray[np.float64], cluster: str, clusters: int) -> Interval:
     """Student interval around `estimate` from the spread of bootstrap `replicates` (R,).
 
-    With G clusters the bootstrap's standard error is too small by sqrt((G - 1) / G) and its tails are too light; both
-    are put right (Hesterberg 2015, The American Statistician 69, 371-386). For a mean of G clusters this is the t
-    interval exactly, so that three seeds give the wide interval that three seeds deserve.
+    With G clusters the bootstrap's standard error is too small by sqrt((G - 1) / G) and its tails are too
+    light; both are put right (Hesterberg 2015, The American Statistician 69, 371-386). For a mean of G
+    clusters this is the t interval exactly, so that three seeds give the wide interval that three seeds
+    deserve.
     """
     replicates = replicates[np.isfinite(replicates)]
     if clusters < 2 or len(replicates) < 2 or not np.isfinite(estimate):
@@ -69,7 +70,7 @@ def interval(estimate: float, replicates: NDArray[np.float64], cluster: str, clu
 
 
 def cluster_of(rows: pd.DataFrame, otherwise: str) -> tuple[str, pd.Series]:
-    """The column that holds independent repetitions: seeds when there are at least three, else `otherwise`."""
+    """The column of independent repetitions: seeds when there are at least three, else `otherwise`."""
     name = "seed" if rows["seed"].nunique() >= FEWEST_SEEDS else otherwise
     return name, rows[name]
 

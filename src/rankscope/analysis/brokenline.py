@@ -1,8 +1,8 @@
-"""A plateau that turns into a decline, fitted by least squares over a grid of knots, for many resamples at once.
+"""A plateau that turns into a decline: least squares over a grid of knots, for many resamples at once.
 
-The curve is ``y(u) = p - a max(0, 1 - u / w) - d clip((u - t) / (f - t), 0, 1)`` with a, d >= 0: too little training up
-to u = w, a plateau p, a decline from the threshold t, a floor from f on. Given the knots (w, t, f) it is linear, and sums
-per cluster are all that a resample needs.
+The curve is ``y(u) = p - a max(0, 1 - u / w) - d clip((u - t) / (f - t), 0, 1)`` with a, d >= 0: too little
+training up to u = w, a plateau p, a decline from the threshold t, a floor from f on. Given the knots (w, t,
+f) it is linear, and sums per cluster are all that a resample needs.
 
 Letters: N observations, G clusters, R resamples, J knot triples (candidates).
 """
@@ -22,7 +22,7 @@ FEWEST_TRIALS = 3  # on either side of a knot
 
 @dataclass(frozen=True)
 class Knots:
-    """Candidates, (J,) each: ``rise`` w (0: none), ``turn`` t (0: decline from the start; inf: none), ``floor`` f."""
+    """Candidates, (J,) each: ``rise`` w (0: none), ``turn`` t (0: from the start; inf: none), ``floor`` f."""
 
     rise: Array
     turn: Array
@@ -53,7 +53,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Fits:
-    """Every candidate in every resample, (J, R) each: squared error (inf where a or d would be negative), p, a and d."""
+    """Every candidate in every resample, (J, R): squared error (inf where a < 0 or d < 0), p, a and d."""
 
     error: Array
     plateau: Array
@@ -70,8 +70,8 @@ class Fits:
 def candidates(u: Array, clusters: NDArray[np.integer]) -> Knots:
     """Knots to try for drifts `u` (N,) >= 0, spread over their range; `clusters` (N,) are 0 .. G - 1.
 
-    At least three trials lie on either side of a threshold and beyond a floor. The rise ends before the threshold, and the
-    decline takes a twentieth of the range at least.
+    At least three trials lie on either side of a threshold and beyond a floor. The rise ends before the
+    threshold, and the decline takes a twentieth of the range at least.
     """
     top = float(u.max())
     turn = np.union1d(np.linspace(0, top, 26), np.quantile(u, np.linspace(0.1, 0.9, 9)))
@@ -80,7 +80,7 @@ def candidates(u: Array, clusters: NDArray[np.integer]) -> Knots:
 
 
 def refined(u: Array, clusters: NDArray[np.integer], knots: Knots, at: NDArray[np.integer]) -> Knots:
-    """A finer grid of thresholds and floors over the range that the best candidates `at` (R,) of `knots` took."""
+    """A finer grid of thresholds and floors where the best candidates `at` (R,) of `knots` lie."""
     top = float(u.max())
     at = at[np.isfinite(knots.turn[at])]
     if not len(at):
@@ -121,7 +121,10 @@ def ramp_basis(u: Array, turn: Array, floor: Array) -> Array:
 
 
 def sums(u: Array, y: Array, clusters: NDArray[np.integer], knots: Knots) -> Sums:
-    """Cluster sums for responses `y` (N,) at drifts `u` (N,); `clusters` (N,) are 0 .. G - 1 in ascending order."""
+    """Cluster sums for responses `y` (N,) at drifts `u` (N,); `clusters` (N,) are 0 ..
+
+    G - 1 in ascending order.
+    """
     starts = np.flatnonzero(np.diff(clusters, prepend=-1))
 
     def total(values: Array) -> Array:
@@ -146,10 +149,10 @@ def resampled(parts: Sums, weights: Array) -> Fits:
 
 
 def flipped(fitted: Sums, left: Sums, products: Array, signs: Array) -> Fits:
-    """Fits to ``fitted + sign * left`` with one `signs` (R, G) per cluster: the wild bootstrap of a null model.
+    """Fits to ``fitted + sign * left``, one of `signs` (R, G) per cluster: the wild bootstrap of a null model.
 
-    `fitted` and `left` are `sums` of the null model's values and of its residuals, `products` (G,) those of the two
-    with each other.
+    `fitted` and `left` are `sums` of the null model's values and of its residuals, `products` (G,) those of
+    the two with each other.
     """
     xx = fitted.xx.sum(axis=-1, keepdims=True)
     xy = fitted.xy.sum(axis=-1, keepdims=True) + left.xy @ signs.T

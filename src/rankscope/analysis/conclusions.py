@@ -39,7 +39,7 @@ class Conclusions:
     caveats: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Verdicts, counts, caveats and chosen learning rates as JSON-able values; what is unknown is null."""
+        """Verdicts, counts, caveats and chosen learning rates as JSON values; what is unknown is null."""
         return _plain(
             {
                 "verdicts": [dataclasses.asdict(verdict) for verdict in self.verdicts],
@@ -59,7 +59,7 @@ def conclude(
     seed: int = 0,
     resamples: int = 1000,
 ) -> Conclusions:
-    """Answer H1 to H4 for the study in these frames (see `Frames`), with `resamples` bootstrap resamples drawn from `seed`.
+    """Answer H1 to H4 for the study in these frames (see `Frames`), with bootstrap draws from `seed`.
 
     Never fails on a small or odd study: what cannot be estimated is "undecided", with the reason.
     """
@@ -121,7 +121,8 @@ def _caveats(trials: pd.DataFrame, rates: pd.DataFrame) -> list[str]:
             "The classifier head is trained along with the update; its share in the metric is not separated."
         )
         said.append(
-            "Rates and checkpoints are chosen on the validation data that they are reported on, so best values are "
+            "Rates and checkpoints are chosen on the validation data that they are reported on, so best "
+            "values are "
             "somewhat too high."
         )
     for edge in ("largest tried", "smallest tried", "only one tried"):
@@ -130,7 +131,8 @@ def _caveats(trials: pd.DataFrame, rates: pd.DataFrame) -> list[str]:
             said.append(f"In {hits} of {len(rates)} configurations the best learning rate is the {edge}.")
     if counts["diverged"]:
         said.append(
-            f"{counts['diverged']} of {counts['trials']} trials diverged; they count up to their last finite evaluation."
+            f"{counts['diverged']} of {counts['trials']} trials diverged; they count up to their last "
+            "finite evaluation."
         )
     said.append("Intervals are 95 % each and not adjusted for their number.")
     return said

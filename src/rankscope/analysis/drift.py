@@ -9,7 +9,7 @@ LABELS = ["trial", "model", "task", "method", "rank", "scaling", "learning_rate"
 
 
 def at_best(trials: pd.DataFrame, spectra: pd.DataFrame, matrix: str) -> pd.DataFrame:
-    """Rows of `spectra` for `matrix` at each trial's best step, or its last measured step, with the trial's labels.
+    """Rows of `spectra` for `matrix` at each trial's best step, else its last measured one, with its labels.
 
     Undefined stable ranks (a zero update) are left out.
     """
@@ -29,9 +29,10 @@ def at_best(trials: pd.DataFrame, spectra: pd.DataFrame, matrix: str) -> pd.Data
 def drift(spectra: pd.DataFrame) -> pd.DataFrame:
     """Signed logarithmic drift of every trial at every measured step.
 
-    ``drift`` is the median over layers of log(sr(W + dW) / sr(W)): 0 is none, log(1/2) is a stable rank that has halved.
-    ``low`` and ``high`` are the quartiles over layers, ``layers`` their number. Columns: trial, step and these. Median
-    of logarithms, because layers differ in shape and in sr(W): protocol.md, definitions.
+    ``drift`` is the median over layers of log(sr(W + dW) / sr(W)): 0 is none, log(1/2) is a stable rank that
+    has halved. ``low`` and ``high`` are the quartiles over layers, ``layers`` their number. Columns: trial,
+    step and these. Median of logarithms, because layers differ in shape and in sr(W): protocol.md,
+    definitions.
     """
     defined = spectra[spectra["stable_rank"].gt(0)]
     base = defined[defined["matrix"].eq("W")].drop_duplicates(["trial", "layer"])
@@ -49,5 +50,5 @@ def drift(spectra: pd.DataFrame) -> pd.DataFrame:
 
 
 def kind(layers: pd.Series) -> pd.Series:
-    """The kind of each layer: the last part of its name ("query" of ``encoder.layer.0.attention.self.query``)."""
+    """The kind of each layer: the last part of its name ("query" of ``layer.0.attention.self.query``)."""
     return layers.astype(str).str.rsplit(".", n=1).str[-1]

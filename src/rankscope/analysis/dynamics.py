@@ -18,11 +18,11 @@ FEWEST_STEPS = 3
 class Dynamics:
     """Rank correlations inside the LoRA trials, and where each trial's drift ended.
 
-    ``growing`` is the mean over trials of Spearman's correlation of drift magnitude with step (step 0 left out: every
-    trial starts at no drift). ``falling`` is that of drift magnitude with the metric over the evaluations after the best
-    one; the best itself is left out, because being the highest it would make any sequence fall. ``trials`` has one row
-    per trial: labels, ``growing``, ``falling``, ``final`` (signed drift at the last measured step). ``by_rate`` has
-    one row per method, learning rate and rank.
+    ``growing`` is the mean over trials of Spearman's correlation of drift magnitude with step (step 0 left
+    out: every trial starts at no drift). ``falling`` is that of drift magnitude with the metric over the
+    evaluations after the best one; the best itself is left out, because being the highest it would make any
+    sequence fall. ``trials`` has one row per trial: labels, ``growing``, ``falling``, ``final`` (signed drift
+    at the last measured step). ``by_rate`` has one row per method, learning rate and rank.
     """
 
     growing: Interval
@@ -39,7 +39,7 @@ def dynamics(
     rng: np.random.Generator,
     resamples: int = 1000,
 ) -> Dynamics:
-    """Correlate drift with time and with the metric inside every trial, at every learning rate; average over LoRA trials."""
+    """Correlate drift with time and with the metric inside every trial, and average over LoRA trials."""
     moved = drift(spectra)
     moved = moved[moved["step"].gt(0)].assign(size=lambda rows: rows["drift"].abs())
     seen = checkpoints(trials, metrics, spectra)

@@ -6,20 +6,56 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-TRIALS = (
-    "trial model task method rank scaling learning_rate seed status metric best best_step last steps diverged_at seconds"
-).split()
-METRICS = "trial step epoch train_loss eval_loss metric_value".split()
-SPECTRA = (
-    "trial step layer matrix m n stable_rank lower upper spectral_norm frobenius_norm effective_rank".split()
-)
-COMPARISON = (
-    "trial reference layer captured_energy k cosine left_overlap right_overlap relative_distance norm_ratio "
-    "intruders_lora intruders_full"
-).split()
+TRIALS = [
+    "trial",
+    "model",
+    "task",
+    "method",
+    "rank",
+    "scaling",
+    "learning_rate",
+    "seed",
+    "status",
+    "metric",
+    "best",
+    "best_step",
+    "last",
+    "steps",
+    "diverged_at",
+    "seconds",
+]
+METRICS = ["trial", "step", "epoch", "train_loss", "eval_loss", "metric_value"]
+SPECTRA = [
+    "trial",
+    "step",
+    "layer",
+    "matrix",
+    "m",
+    "n",
+    "stable_rank",
+    "lower",
+    "upper",
+    "spectral_norm",
+    "frobenius_norm",
+    "effective_rank",
+]
+COMPARISON = [
+    "trial",
+    "reference",
+    "layer",
+    "captured_energy",
+    "k",
+    "cosine",
+    "left_overlap",
+    "right_overlap",
+    "relative_distance",
+    "norm_ratio",
+    "intruders_lora",
+    "intruders_full",
+]
 
-WORDS = "trial model task method scaling status metric layer matrix reference".split()
-WHOLE = "seed step".split()
+WORDS = ["trial", "model", "task", "method", "scaling", "status", "metric", "layer", "matrix", "reference"]
+WHOLE = ["seed", "step"]
 
 # What identifies a configuration: everything that is studied, nothing that is tuned.
 CONFIGURATION = ["model", "task", "method", "rank", "scaling"]
@@ -29,8 +65,9 @@ CONFIGURATION = ["model", "task", "method", "rank", "scaling"]
 class Frames:
     """Trials, their evaluations, their spectra, and LoRA beside full fine-tuning.
 
-    ``trials`` has one row per finished trial, ``metrics`` one per evaluation, ``spectra`` one per (trial, step, layer,
-    matrix), ``comparison`` one per (LoRA trial, full fine-tuning trial, layer). A frame without rows may lack its columns.
+    ``trials`` has one row per finished trial, ``metrics`` one per evaluation, ``spectra`` one per (trial,
+    step, layer, matrix), ``comparison`` one per (LoRA trial, full fine-tuning trial, layer). A frame without
+    rows may lack its columns.
 
     Raises ValueError when a frame with rows lacks columns, or when a trial's name occurs twice.
     """

@@ -22,9 +22,10 @@ PUBLISHED = (0.23, 0.30)  # b on three language models, Yazidi et al. 2026, SSRN
 class Growth:
     """The fits of sr(dW) = c r^b.
 
-    ``overall`` is b over everything with one intercept per model, task, scaling and layer; ``above_one`` the same without
-    r = 1, where sr = 1 by definition. ``groups`` has one row per model, task and scaling; ``points`` one per chosen LoRA
-    trial and layer (stable rank, utilisation sr / r); ``band`` the 10th, 50th and 90th percentile per group and rank.
+    ``overall`` is b over everything with one intercept per model, task, scaling and layer; ``above_one`` the
+    same without r = 1, where sr = 1 by definition. ``groups`` has one row per model, task and scaling;
+    ``points`` one per chosen LoRA trial and layer (stable rank, utilisation sr / r); ``band`` the 10th, 50th
+    and 90th percentile per group and rank.
     """
 
     overall: Interval
@@ -56,10 +57,10 @@ def growth(
 
 
 def exponent(points: pd.DataFrame, *, rng: np.random.Generator, resamples: int) -> Interval:
-    """b of log sr = a_s + b log r, one intercept a_s per stratum s (model, task, scaling, layer), by least squares.
+    """b of log sr = a_s + b log r by least squares, an intercept a_s per model, task, scaling and layer.
 
-    Clusters are seeds when there are at least three; otherwise layers, and the interval then says nothing about new seeds.
-    NaN where no stratum has two ranks.
+    Clusters are seeds when there are at least three; otherwise layers, and the interval then says nothing
+    about new seeds. NaN where no stratum has two ranks.
     """
     if points.empty:
         return _NOTHING
@@ -75,7 +76,7 @@ def exponent(points: pd.DataFrame, *, rng: np.random.Generator, resamples: int) 
 
 
 def band(points: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """10th, 50th and 90th percentile of sr(dW) and the median utilisation per group of `by`, with the count."""
+    """10th, 50th and 90th percentile of sr(dW), median utilisation and count per group of `by`."""
     groups = points.groupby(by, dropna=False)
     quantiles = groups["stable_rank"].quantile(np.array([0.1, 0.5, 0.9])).unstack()
     if quantiles.empty:
@@ -121,7 +122,7 @@ def _moments(
 
 
 def _slope(weights: NDArray[np.float64], cells: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Least-squares slopes with stratum intercepts for cluster `weights` (R, G): (R,), NaN where undetermined."""
+    """Slopes with stratum intercepts for cluster `weights` (R, G): (R,), NaN where undetermined."""
     count, sx, sy, sxx, sxy = np.einsum("rg,kgs->krs", weights, cells)
     held = count > 0
     share = np.divide(sx, count, out=np.zeros_like(sx), where=held)

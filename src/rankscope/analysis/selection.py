@@ -13,13 +13,13 @@ EDGES = ("none", "smallest tried", "largest tried", "only one tried")
 def best_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
     """One row per configuration (model, task, method, rank, scaling) with the rate that validates best.
 
-    The metric of a rate is the mean over its seeds of each trial's best evaluation, a diverged trial with what it reached
-    before; averaging first keeps one lucky seed from choosing. A rate that misses seeds which another rate of the
-    configuration has can only win if no rate has them all. Ties go to the smaller rate.
+    The metric of a rate is the mean over its seeds of each trial's best evaluation, a diverged trial with
+    what it reached before; averaging first keeps one lucky seed from choosing. A rate that misses seeds which
+    another rate of the configuration has can only win if no rate has them all. Ties go to the smaller rate.
 
-    Columns: the configuration, ``learning_rate``, ``value`` (mean metric there), ``spread`` (standard deviation over
-    seeds, NaN for one), ``seeds``, ``diverged`` (trials at that rate), ``rates`` (how many were tried), ``lowest``,
-    ``highest`` (of the grid), ``edge`` (one of `EDGES`), ``metric``.
+    Columns: the configuration, ``learning_rate``, ``value`` (mean metric there), ``spread`` (standard
+    deviation over seeds, NaN for one), ``seeds``, ``diverged`` (trials at that rate), ``rates`` (how many
+    were tried), ``lowest``, ``highest`` (of the grid), ``edge`` (one of `EDGES`), ``metric``.
     """
     columns = [*CONFIGURATION, "learning_rate", "value", "spread", "seeds", "diverged", "rates", "lowest"]
     columns += ["highest", "edge", "metric"]
@@ -53,7 +53,7 @@ def best_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials at the chosen learning rate of their configuration, all seeds, in the columns of `trials`."""
+    """The trials at the chosen learning rate of their configuration: all seeds, columns as in `trials`."""
     best = best_learning_rates(trials)[[*CONFIGURATION, "learning_rate"]]
     if best.empty:
         return trials.iloc[:0]

@@ -35,12 +35,13 @@ NEGLIGIBLE_CHANGE = 0.02  # of the metric: a smaller loss counts as none
 
 @dataclass(frozen=True)
 class Threshold:
-    """What one model and task say about s*_r. Drifts are signed logarithms of sr(W + dW) / sr(W); NaN where unknown.
+    """What one model and task say about s*_r. Drifts are logarithms of sr(W + dW) / sr(W); NaN: unknown.
 
-    ``identified``: the data show a plateau and a decline after it. ``reason`` says why or why not. ``drift`` is the
-    threshold with its 95 % interval ``low`` .. ``high`` (in order of magnitude), ``stable_rank`` the same as sr(W + dW).
-    ``p_flat`` and ``p_straight`` test against no decline and against a decline from the start. ``change`` (``change_low``,
-    ``change_high``) is the fall of the metric over the whole range of drift. ``curve`` holds the corners of the fitted line.
+    ``identified``: the data show a plateau and a decline after it. ``reason`` says why or why not. ``drift``
+    is the threshold with its 95 % interval ``low`` .. ``high`` (in order of magnitude), ``stable_rank`` the
+    same as sr(W + dW). ``p_flat`` and ``p_straight`` test against no decline and against a decline from the
+    start. ``change`` (``change_low``, ``change_high``) is the fall of the metric over the whole range of
+    drift. ``curve`` holds the corners of the fitted line.
     """
 
     model: str
@@ -87,7 +88,7 @@ class Threshold:
 
 
 def checkpoints(trials: pd.DataFrame, metrics: pd.DataFrame, spectra: pd.DataFrame) -> pd.DataFrame:
-    """Every evaluation with the drift at that step and the labels of its trial; unmeasured and failed ones left out."""
+    """Every evaluation with the drift at that step and its trial's labels; failed ones are left out."""
     labels = trials[["trial", "model", "task", "method", "rank", "scaling", "learning_rate", "seed"]]
     seen = metrics[["trial", "step", "metric_value"]].merge(drift(spectra), on=["trial", "step"])
     seen = seen[np.isfinite(seen["metric_value"].astype(float)) & np.isfinite(seen["drift"])]
@@ -102,7 +103,7 @@ def thresholds(
     rng: np.random.Generator,
     resamples: int = 1000,
 ) -> list[Threshold]:
-    """One `Threshold` per model and task, from the LoRA trials at every learning rate and every evaluated checkpoint."""
+    """One `Threshold` per model and task, from LoRA at every learning rate and evaluated checkpoint."""
     lora = trials[trials["method"].eq("lora")]
     points = checkpoints(lora, metrics, spectra)
     bases = spectra[spectra["matrix"].eq("W")].drop_duplicates(["trial", "layer"])
@@ -119,9 +120,10 @@ def threshold(
 ) -> Threshold:
     """Fit and test the broken line on the `checkpoints` of one model and task.
 
-    The direction is that of the larger squared drift; checkpoints on the other side by more than a tenth of the reach are
-    left out and counted. Knots by least squares over a grid, refined where the bootstrap puts the threshold; interval from
-    the percentiles over resampled trials; tests by the wild bootstrap with one sign per trial.
+    The direction is that of the larger squared drift; checkpoints on the other side by more than a tenth of
+    the reach are left out and counted. Knots by least squares over a grid, refined where the bootstrap puts
+    the threshold; interval from the percentiles over resampled trials; tests by the wild bootstrap with one
+    sign per trial.
     """
     size = points["drift"].to_numpy(dtype=float)
     sign = 1.0 if (size * np.abs(size)).sum() > 0 else -1.0
@@ -211,8 +213,9 @@ def _tests(
 ) -> tuple[float, float]:
     """p-values of "no decline" and of "a decline from the start" against everything that `knots` offers.
 
-    Statistic: log of the ratio of squared errors. Its distribution under the null: residuals of the null's own best
-    fit, sign drawn per trial, refitted over the same grid (wild cluster bootstrap, Rademacher signs).
+    Statistic: log of the ratio of squared errors. Its distribution under the null: residuals of the null's
+    own best fit, sign drawn per trial, refitted over the same grid (wild cluster bootstrap, Rademacher
+    signs).
     """
     parts = sums(u, y, clusters, knots)
     fits = resampled(parts, np.ones((1, parts.yy.shape[0])))

@@ -51,6 +51,7 @@ def about_seeds(found: Interval) -> str:
     if found.cluster == "seed" or not found.known:
         return ""
     return (
-        f"There are fewer than three seeds, so the interval resamples the {counted(found.clusters, found.cluster)} "
+        "There are fewer than three seeds, so the interval resamples the "
+        f"{counted(found.clusters, found.cluster)} "
         "of this study and does not speak for new seeds."
     )

@@ -1,7 +1,7 @@
 """What the estimates say about each hypothesis.
 
-A hypothesis is *supported* or *contradicted* only where a 95 % interval (or a test at 5 %) says so; else *undecided*. The
-rules stand with the functions, and in docs/analysis.md.
+A hypothesis is *supported* or *contradicted* only where a 95 % interval (or a test at 5 %) says so; else
+*undecided*. The rules stand with the functions, and in docs/analysis.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ SAME = 0.9  # updates with a larger cosine count as the same one
 
 
 def growth_verdict(found: Growth) -> Verdict:
-    """H1. Supported: b lies below one half with its whole interval, and in no group above it. Contradicted: b lies above."""
+    """H1. Supported: b lies below one half with its whole interval, and in no group above it.
+
+    Contradicted: b lies above.
+    """
     b, points = found.overall, found.points
     numbers = entries("b", b) | entries("b_without_rank_1", found.above_one)
     numbers |= {"published_low": PUBLISHED[0], "published_high": PUBLISHED[1]}
@@ -44,7 +47,8 @@ def growth_verdict(found: Growth) -> Verdict:
         word = "contradicted"
     elif steep:
         sentences.append(
-            f"In {steep} of {counted(len(found.groups), 'group')} b lies above {SLOW}: there is no common answer."
+            f"In {steep} of {counted(len(found.groups), 'group')} b lies above {SLOW}: there is no common "
+            "answer."
         )
     else:
         sentences.append(f"The interval holds values on both sides of {SLOW}.")
@@ -59,10 +63,12 @@ def _growth_sentences(
     low, mid, high = points["stable_rank"].quantile([0.1, 0.5, 0.9])
     used = float(points.loc[points["rank"].eq(ranks[-1]), "utilisation"].median())
     sentences = [
-        f"From r = {ranks[0]:.0f} to r = {ranks[-1]:.0f} the nominal rank grows {ranks[-1] / ranks[0]:.3g}-fold, the median "
+        f"From r = {ranks[0]:.0f} to r = {ranks[-1]:.0f} the nominal rank grows "
+        f"{ranks[-1] / ranks[0]:.3g}-fold, the median "
         f"stable rank of the update from {stable.iloc[0]:.2f} to {stable.iloc[-1]:.2f}.",
         f"As a power of the rank, sr(ΔW) = c r^b, the exponent is b = {b}.",
-        f"Eight in ten updates have a stable rank between {low:.2f} and {high:.2f}; at r = {ranks[-1]:.0f} they use "
+        f"Eight in ten updates have a stable rank between {low:.2f} and {high:.2f}; at r = {ranks[-1]:.0f} "
+        "they use "
         f"{100 * used:.1f} % of the nominal rank.",
         _beside_published(b),
     ]
@@ -84,11 +90,12 @@ def _beside_published(b: Interval) -> str:
         place = "lies inside"
     else:
         place = "lies below" if b.high < low else "lies above" if b.low > high else "overlaps"
-    return f"Its interval {place} the published range on three language models, {low:.2f} to {high:.2f} (Yazidi et al. 2026)."
+    published = f"{low:.2f} to {high:.2f} (Yazidi et al. 2026)"
+    return f"Its interval {place} the published range on three language models, {published}."
 
 
 def threshold_verdict(found: Sequence[Threshold]) -> Verdict:
-    """H2. Supported: a threshold in at least half of the pairs of model and task, and in none of them a loss excluded.
+    """H2. Supported: a threshold in at least half of the pairs of model and task, in none a loss excluded.
 
     Contradicted: a loss is excluded in all of them although the drift was large.
     """
@@ -104,7 +111,8 @@ def threshold_verdict(found: Sequence[Threshold]) -> Verdict:
     else:
         word = "contradicted" if flat == len(found) else "undecided"
     confounded = (
-        "Drift, learning rate and training time move together: a threshold says where performance declines, not that the "
+        "Drift, learning rate and training time move together: a threshold says where performance declines, "
+        "not that the "
         "drift is the cause."
     )
     tested = f"{len(found)} pairs were tested at 5 % each, without adjustment." if len(found) > 1 else ""
@@ -124,7 +132,8 @@ def _threshold_sentence(t: Threshold, *, several: bool) -> str:
     if t.flat:
         change = Interval(t.change, t.change_low, t.change_high, "trial", t.trials)
         return (
-            f"{where}: no threshold identified; over a drift of {_percent(t.reach)} the metric changes by {change:+.3f}, so a "
+            f"{where}: no threshold identified; over a drift of {_percent(t.reach)} the metric changes by "
+            f"{change:+.3f}, so a "
             f"loss above {NEGLIGIBLE_CHANGE} is excluded."
         )
     small = abs(t.reach) < NEGLIGIBLE_DRIFT and t.checkpoints
@@ -138,8 +147,25 @@ def _percent(drift: float) -> str:
 
 def _threshold_numbers(t: Threshold) -> dict[str, Any]:
     s, low, high = t.stable_rank
-    names = "model task identified reason direction trials checkpoints left_out reach base drift p_flat p_straight".split()
-    names += "plateau change change_low change_high".split()
+    names = [
+        "model",
+        "task",
+        "identified",
+        "reason",
+        "direction",
+        "trials",
+        "checkpoints",
+        "left_out",
+        "reach",
+        "base",
+        "drift",
+        "p_flat",
+        "p_straight",
+        "plateau",
+        "change",
+        "change_low",
+        "change_high",
+    ]
     bounds = {"drift_low": min(t.low, t.high), "drift_high": max(t.low, t.high), "percent": t.percent}
     return (
         {n: getattr(t, n) for n in names}
@@ -149,7 +175,10 @@ def _threshold_numbers(t: Threshold) -> dict[str, Any]:
 
 
 def dynamics_verdict(found: Dynamics) -> Verdict:
-    """H3. Supported: drift rises with the step and the metric falls with drift. Contradicted: one of them the other way."""
+    """H3. Supported: drift rises with the step and the metric falls with drift.
+
+    Contradicted: one of them the other way.
+    """
     up, down = found.growing, found.falling
     lora = found.trials[found.trials["method"].eq("lora")]
     tracked, after = int(lora["growing"].notna().sum()), int(lora["falling"].notna().sum())
@@ -160,7 +189,8 @@ def dynamics_verdict(found: Dynamics) -> Verdict:
             "H3", "undecided", ["No LoRA trial has its drift measured at three steps or more."], numbers
         )
     sentences = [
-        f"Inside a trial, drift and training step have a rank correlation of {up} (mean of {counted(tracked, 'trial')})."
+        f"Inside a trial, drift and training step have a rank correlation of {up} (mean of "
+        f"{counted(tracked, 'trial')})."
     ]
     if after:
         sentences.append(
@@ -182,9 +212,9 @@ def dynamics_verdict(found: Dynamics) -> Verdict:
 
 
 def alignment_verdict(found: Alignment) -> Verdict:
-    """H4. Supported: at a high rank the cosine of the two updates lies below 0.9 with its interval. Contradicted: above.
+    """H4. Supported: at a high rank the interval of the two updates' cosine lies below 0.9.
 
-    High: at least half of the layers' dimension.
+    Contradicted: it lies above. High: at least half of the layers' dimension.
     """
     cosine = found.cosine
     numbers = entries("cosine", cosine) | entries("relative_distance", found.distance)
@@ -198,7 +228,7 @@ def alignment_verdict(found: Alignment) -> Verdict:
         "stable_rank_full": found.stable_full,
     }
     if not len(found.points):
-        reason = "LoRA was not compared with full fine-tuning: both are needed, with the same model, task and seed."
+        reason = "LoRA was not compared with full fine-tuning; that needs both, for one model, task and seed."
         return answer("H4", "undecided", [reason], numbers)
     sentences = _alignment_sentences(found)
     word = "undecided"
@@ -220,12 +250,14 @@ def alignment_verdict(found: Alignment) -> Verdict:
 def _alignment_sentences(found: Alignment) -> list[str]:
     place = "the full dimension" if found.whole else "the highest rank compared"
     sentences = [
-        f"At r = {found.highest:.0f}, {place}, the LoRA update and the full update have a cosine of {found.cosine} and a "
+        f"At r = {found.highest:.0f}, {place}, the LoRA update and the full update have a cosine of "
+        f"{found.cosine} and a "
         f"relative distance of {found.distance}."
     ]
     if np.isfinite(found.captured.estimate):
         sentences.append(
-            f"LoRA's singular subspaces capture {found.captured} of the energy of the full update that random ones miss."
+            f"LoRA's singular subspaces capture {found.captured} of the energy of the full update that "
+            "random ones miss."
         )
     if np.isfinite(found.stable_full):
         medians = f"{found.stable_lora:.2f} (LoRA) and {found.stable_full:.2f} (full)"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from rankscope.linalg.dense import Dense, as_operator
 from rankscope.linalg.estimate import Estimate
 from rankscope.linalg.frobenius import row_norms
-from rankscope.linalg.operators import ColumnScaled, Dense, LowRank, Operator, RowScaled, Sum, as_operator
+from rankscope.linalg.low_rank import LowRank
+from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import rounding_floor
+from rankscope.linalg.scaled import ColumnScaled, RowScaled
 from rankscope.linalg.spectra import (
     Summary,
     effective_rank,
@@ -22,6 +25,7 @@ from rankscope.linalg.subspaces import (
     principal_angles,
     singular_subspaces,
 )
+from rankscope.linalg.sums import Sum
 
 __all__ = [
     "ColumnScaled",

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from rankscope.linalg.frobenius import gram
-from rankscope.linalg.operators import Operator
+from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma
 
 
 def certified_bound(op: Operator, tau: Tensor, *, magnitude: Tensor) -> Tensor:
-    """(*batch) float64: an upper bound on sigma_1, proved, a little above tau; infinity where there is no factor.
+    """(*batch) float64: an upper bound on sigma_1, proved, a little above tau; infinity where there is no
+    factor.
 
-    tau, magnitude (*batch) float64, the latter the operator's `magnitude()`. No random number and no convergence is
-    trusted here: the rounding of every operation is bounded a priori.
+    tau, magnitude (*batch) float64, the latter the operator's `magnitude()`. No random number and no
+    convergence is trusted here: the rounding of every operation is bounded a priori.
     """
     if op.shape[-2] < op.shape[-1]:
         op = op.mT
@@ -35,5 +36,6 @@ def certified_bound(op: Operator, tau: Tensor, *, magnitude: Tensor) -> Tensor:
 
 
 def formation_error(op: Operator) -> float:
-    """What rounding adds when rows of M are formed in float64, in Frobenius norm, relative to its magnitude."""
+    """What rounding adds when rows of M are formed in float64, in Frobenius norm, relative to its
+    magnitude."""
     return gamma(sum(min(leaf.shape[-2:]) for leaf in op.leaves) + 8)

@@ -13,10 +13,11 @@ from torch import Tensor
 class Estimate:
     """`lower <= value <= upper`; floats for one matrix, float64 CPU tensors of the batch's shape for a batch.
 
-    `confidence` is the probability, over the random start vector, that the truth lies within the bounds; 1.0 where they
-    are certain. `method` is "factors", "svd", "lanczos" or "cholesky" (which proved the upper bound). `products` counts
-    the products M x and M^T x that were paid for, per matrix. Where the quantity is undefined, all three numbers are NaN
-    and `reason` says why; for a batch `reason` is a tuple in row-major order. `estimate[i]` is that of one matrix.
+    `confidence` is the probability, over the random start vector, that the truth lies within the bounds; 1.0
+    where they are certain. `method` is "factors", "svd", "lanczos" or "cholesky" (which proved the upper
+    bound). `products` counts the products M x and M^T x that were paid for, per matrix. Where the quantity
+    is undefined, all three numbers are NaN and `reason` says why; for a batch `reason` is a tuple in
+    row-major order. `estimate[i]` is that of one matrix.
     """
 
     value: float | Tensor
@@ -25,7 +26,7 @@ class Estimate:
     confidence: float | Tensor
     method: str
     products: int
-    reason: str | None | tuple[str | None, ...] = None
+    reason: str | tuple[str | None, ...] | None = None
 
     def __getitem__(self, index: int | tuple[int, ...]) -> Estimate:
         """The estimate of one matrix of a batch, e.g. `estimate[3]` or `estimate[3, 0]`."""
@@ -39,17 +40,18 @@ class Estimate:
             )
         flat = int(torch.arange(prod(shape)).reshape(shape)[index])
         reason = self.reason[flat] if isinstance(self.reason, tuple) else self.reason
-        numbers = [
-            float(torch.as_tensor(x)[index]) for x in (self.value, self.lower, self.upper, self.confidence)
-        ]
-        return Estimate(*numbers, self.method, self.products, reason)
+        numbers = (self.value, self.lower, self.upper, self.confidence)
+        value, lower, upper, confidence = (float(torch.as_tensor(x)[index]) for x in numbers)
+        return Estimate(value, lower, upper, confidence, self.method, self.products, reason)
 
 
 def shaped(flat: Estimate, batch: torch.Size) -> Estimate:
     """An estimate over a flat batch (N,) as one over `batch`; floats where `batch` is empty."""
     reasons = flat.reason if isinstance(flat.reason, tuple) else (flat.reason,) * prod(batch)
-    numbers = [torch.as_tensor(x).cpu() for x in (flat.value, flat.lower, flat.upper, flat.confidence)]
+    numbers = (torch.as_tensor(x).cpu() for x in (flat.value, flat.lower, flat.upper, flat.confidence))
     if not batch:
-        return Estimate(*(float(x.reshape(())) for x in numbers), flat.method, flat.products, reasons[0])
+        value, lower, upper, confidence = (float(x.reshape(())) for x in numbers)
+        return Estimate(value, lower, upper, confidence, flat.method, flat.products, reasons[0])
+    values, lowers, uppers, confidences = (x.reshape(batch) for x in numbers)
     reason = reasons if any(reasons) else None
-    return Estimate(*(x.reshape(batch) for x in numbers), flat.method, flat.products, reason)
+    return Estimate(values, lowers, uppers, confidences, flat.method, flat.products, reason)

@@ -1,4 +1,5 @@
-"""Passes over an operator in blocks of rows, in float64: norms, row norms, products. The matrix is never formed.
+"""Passes over an operator in blocks of rows, in float64: norms, row norms, products. The matrix is never
+formed.
 
 Letters: m rows, n columns, h rows of a block, *batch leading dimensions.
 """
@@ -12,13 +13,15 @@ import torch
 from torch import Tensor
 
 from rankscope.linalg import factors
-from rankscope.linalg.operators import LowRank, Operator, row_products
+from rankscope.linalg.low_rank import LowRank
+from rankscope.linalg.operator import Operator, row_products
 
 BLOCK = 2**19  # entries of a float64 block: 4 MiB, which stays in a core's share of the cache
 
 
 def row_blocks(op: Operator) -> Iterator[tuple[int, Tensor]]:
-    """(first row, block (*batch, h, n) float64) over all rows; the block's memory is reused by the next one."""
+    """(first row, block (*batch, h, n) float64) over all rows; the block's memory is reused by the next
+    one."""
     m, n = op.shape[-2:]
     height = max(1, min(m, BLOCK // (n * max(1, prod(op.batch_shape)))))
     memory = torch.empty(prod(op.batch_shape) * height * n, dtype=torch.float64, device=op.device)
@@ -30,10 +33,11 @@ def row_blocks(op: Operator) -> Iterator[tuple[int, Tensor]]:
 
 
 def frobenius_squared(op: Operator) -> Tensor:
-    """||M||_F^2, (*batch) float64: docs/math.md, (4). A LowRank's from its core, anything else block by block.
+    """||M||_F^2, (*batch) float64: docs/math.md, (4). A LowRank's from its core, anything else block by
+    block.
 
-    Blocks of W + s B A are summed before they are squared: the same number as ||W||^2 + 2 s <W, BA> + s^2 ||BA||^2, and
-    right also where the terms cancel.
+    Blocks of W + s B A are summed before they are squared: the same number as ||W||^2 + 2 s <W, BA> + s^2
+    ||BA||^2, and right also where the terms cancel.
     """
     if isinstance(op, LowRank):
         C, scale = factors.core(op)
@@ -53,7 +57,8 @@ def row_norms(op: Operator) -> Tensor:
 
 
 def norm_of_product(op: Operator, x: Tensor, *, transposed: bool = False) -> Tensor:
-    """||M x||, x (*batch, n), or ||M^T x||, x (*batch, m): (*batch) float64, every product and sum in float64."""
+    """||M x||, x (*batch, n), or ||M^T x||, x (*batch, m): (*batch) float64, every product and sum in
+    float64."""
     if transposed:
         y = torch.zeros(*op.batch_shape, op.shape[-1], dtype=torch.float64, device=op.device)
         for start, block in row_blocks(op):

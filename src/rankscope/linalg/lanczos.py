@@ -1,7 +1,8 @@
 """sigma_1 of an operator by Golub-Kahan-Lanczos with full reorthogonalisation: docs/math.md, (9) to (15).
 
-The bidiagonalisation is run in its Gram form, T_k = V^T M^T M V (tridiagonal, = B_k^T B_k): only sigma_1 is asked of it,
-for which nothing is lost, and each row of M then comes from memory once per step instead of twice.
+The bidiagonalisation is run in its Gram form, T_k = V^T M^T M V (tridiagonal, = B_k^T B_k): only sigma_1 is
+asked of it, for which nothing is lost, and each row of M then comes from memory once per step instead of
+twice.
 
 Letters: N matrices of a flat batch, m rows, n columns, k steps, h rows of a block.
 """
@@ -16,7 +17,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from rankscope.linalg.operators import Operator
+from rankscope.linalg.operator import Operator
 from rankscope.linalg.tridiagonal import Tridiagonal
 
 FUSED = 2**22  # entries of a single matrix from which M and M^T are applied block by block of rows
@@ -26,8 +27,9 @@ HEIGHT = 2**19  # entries of such a block: read from memory once, from cache the
 
 @dataclass(frozen=True)
 class Ritz:
-    """The outcome of N runs: unit vectors (N, n) float64, upper bounds (N,) float64 on sigma_1, whether each is certain
-    and whether it met `rtol` (N,) bool, the number of products M x and M^T x, and whether `op.dtype` is too narrow."""
+    """The outcome of N runs: unit vectors (N, n) float64, upper bounds (N,) float64 on sigma_1, whether each
+    is certain and whether it met `rtol` (N,) bool, the number of products M x and M^T x, and whether
+    `op.dtype` is too narrow."""
 
     vectors: Tensor
     upper: Tensor
@@ -48,11 +50,13 @@ def largest(
     generator: torch.Generator,
     warm: Tensor | None = None,
 ) -> Ritz:
-    """Runs until upper <= (1 + rtol) times the Ritz value for every matrix, or until the Krylov space is all there is.
+    """Runs until upper <= (1 + rtol) times the Ritz value for every matrix, or until the Krylov space is all
+    there is.
 
-    frobenius, allowance (N,) float64 CPU: ||M||_F, and what rounding in op.dtype may add to sigma_1; ignore (N,) bool:
-    matrices that nothing is asked of. warm (*batch, n). Where the allowance alone is too much for `rtol`, a run in float32
-    ends at once, starved, and one in float64 settles for bounds four allowances apart.
+    frobenius, allowance (N,) float64 CPU: ||M||_F, and what rounding in op.dtype may add to sigma_1; ignore
+    (N,) bool: matrices that nothing is asked of. warm (*batch, n). Where the allowance alone is too much for
+    `rtol`, a run in float32 ends at once, starved, and one in float64 settles for bounds four allowances
+    apart.
     """
     v, log_target = _start(op, confidence, generator, warm)
     N, n, limit = prod(op.batch_shape), op.shape[-1], min(*op.shape[-2:], STEPS)

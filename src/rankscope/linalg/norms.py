@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rankscope.linalg.certify import formation_error
-from rankscope.linalg.operators import Operator
+from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma
 from rankscope.linalg.sigma import Sigma, Wish, flat, largest_singular_value
 
@@ -24,7 +24,8 @@ ZERO = "is exactly zero"
 
 @dataclass(frozen=True)
 class Norms:
-    """`frobenius` (N,) float64 CPU, to a relative `error` (N,); `sigma`; why a matrix has none (NaN) or is zero."""
+    """`frobenius` (N,) float64 CPU, to a relative `error` (N,); `sigma`; why a matrix has none (NaN) or is
+    zero."""
 
     frobenius: Tensor
     error: Tensor
@@ -63,20 +64,22 @@ def _of_group(op: Operator, wish: Wish) -> Norms:
     if all(reason):
         sigma = Sigma(norm, norm, norm, torch.ones_like(norm), "none", 0)
     else:
-        sigma = largest_singular_value(op, norm, wish)
+        sigma = largest_singular_value(op, norm, magnitude, wish)
     zero = torch.tensor([r == ZERO for r in reason])
     bad = torch.tensor([r == NOT_FINITE for r in reason])
 
     def settled(x: Tensor) -> Tensor:
         return torch.where(bad, torch.nan, torch.where(zero, 0.0, x * size))
 
-    numbers = {name: settled(getattr(sigma, name)) for name in ("value", "lower", "upper")}
     confidence = torch.where(zero | bad, 1.0, sigma.confidence)
-    return Norms(settled(norm), error, replace(sigma, **numbers, confidence=confidence), reason)
+    value, lower, upper = settled(sigma.value), settled(sigma.lower), settled(sigma.upper)
+    sigma = replace(sigma, value=value, lower=lower, upper=upper, confidence=confidence)
+    return Norms(settled(norm), error, sigma, reason)
 
 
 def _frobenius(op: Operator) -> tuple[Operator, Tensor, Tensor]:
-    """The operator with extreme entries brought near 1, its ||M||_F (N,), and the powers of two (N,) that were taken out."""
+    """The operator with extreme entries brought near 1, its ||M||_F (N,), and the powers of two (N,) that
+    were taken out."""
     norm = flat(op.frobenius_squared().sqrt(), op)
     size = torch.ones_like(norm)
     extreme = ~((norm > 1e-12) & (norm < 1e12))
@@ -93,7 +96,8 @@ def _reasons(norm: Tensor) -> tuple[str | None, ...]:
 
 
 def _groups(op: Operator) -> list[tuple[int, int]]:
-    """Slices of the first batch dimension that stay in a cache together; on an accelerator, everything at once."""
+    """Slices of the first batch dimension that stay in a cache together; on an accelerator, everything at
+    once."""
     if not op.batch_shape:
         return [(0, 1)]
     length = op.batch_shape[0]

@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
-    """u, half the distance from 1 to the next number: 2^-53 for float64, 2^-24, 2^-11 (float16), 2^-8 (bfloat16)."""
+    """u, half the distance from 1 to the next number: 2^-53 for float64, 2^-24, 2^-11 (float16), 2^-8
+    (bfloat16)."""
     return torch.finfo(dtype).eps / 2
 
 
@@ -21,9 +22,9 @@ def gamma(k: int, dtype: torch.dtype = torch.float64) -> float:
 def rounding_floor(W: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The most that rounding every entry of W to `dtype` (default: W's own) can change it in Frobenius norm.
 
-    (*batch, m, n) -> (*batch) float64. Half a unit in the last place of each entry, added in squares; the typical change is
-    1 / sqrt(3) of it. A difference of two rounded checkpoints whose norm is not well above the floors of both is mostly
-    rounding, and so is its stable rank: docs/math.md, (20).
+    (*batch, m, n) -> (*batch) float64. Half a unit in the last place of each entry, added in squares; the
+    typical change is 1 / sqrt(3) of it. A difference of two rounded checkpoints whose norm is not well above
+    the floors of both is mostly rounding, and so is its stable rank: docs/math.md, (20).
     """
     info = torch.finfo(dtype or W.dtype)
     entries = W.detach().double().abs()

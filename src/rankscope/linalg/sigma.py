@@ -13,8 +13,10 @@ from torch import Tensor
 
 from rankscope.linalg import factors, lanczos
 from rankscope.linalg.certify import certified_bound, formation_error
+from rankscope.linalg.dense import Dense
 from rankscope.linalg.frobenius import norm_of_product
-from rankscope.linalg.operators import Dense, LowRank, Operator
+from rankscope.linalg.low_rank import LowRank
+from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma, unit_roundoff
 
 SMALL = 48  # short sides up to this go to a dense float64 SVD
@@ -22,7 +24,8 @@ SMALL = 48  # short sides up to this go to a dense float64 SVD
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked of sigma_1: a relative width, a proof, a confidence; and what is known or drawn for it."""
+    """What is asked of sigma_1: a relative width, a proof, a confidence; and what is known or drawn for
+    it."""
 
     rtol: float
     certify: bool = False
@@ -39,7 +42,8 @@ class Wish:
             )
 
     def fresh(self) -> torch.Generator:
-        """A generator that draws the same start for every group: seeded by the caller's, or by a fixed number."""
+        """A generator that draws the same start for every group: seeded by the caller's, or by a fixed
+        number."""
         if self.generator is None:
             return torch.Generator().manual_seed(0)
         return self.generator
@@ -47,7 +51,8 @@ class Wish:
 
 @dataclass(frozen=True)
 class Sigma:
-    """(N,) float64 CPU tensors, lower <= value <= upper; `formed` is the relative rounding error of M's own entries."""
+    """(N,) float64 CPU tensors, lower <= value <= upper; `formed` is the relative rounding error of M's own
+    entries."""
 
     value: Tensor
     lower: Tensor
@@ -57,10 +62,11 @@ class Sigma:
     products: int
 
 
-def largest_singular_value(op: Operator, frobenius: Tensor, wish: Wish) -> Sigma:
-    """sigma_1 of every matrix of `op`, whose Frobenius norms (N,) are known; those that are 0 or NaN give nonsense."""
+def largest_singular_value(op: Operator, frobenius: Tensor, magnitude: Tensor, wish: Wish) -> Sigma:
+    """sigma_1 of every matrix of `op`, whose Frobenius norms (N,) are known; those that are 0 or NaN give
+    nonsense."""
     good = frobenius > 0  # False for NaN as well
-    magnitude = torch.where(good, flat(op.magnitude(), op), 1.0)
+    magnitude = torch.where(good, magnitude, 1.0)
     if isinstance(op, LowRank):
         value = flat(factors.singular_values(op)[..., 0], op)
         return _direct(value, gamma(4 * (sum(op.shape[-2:]) + op.A.shape[-2])) * magnitude, "factors")
@@ -77,7 +83,8 @@ def _direct(value: Tensor, width: Tensor, method: str) -> Sigma:
 
 
 def _by_lanczos(op: Operator, frobenius: Tensor, magnitude: Tensor, good: Tensor, wish: Wish) -> Sigma:
-    """Float32 products, unless the leaves are float64 or float32's rounding would be felt at `rtol`: docs/math.md, (13)."""
+    """Float32 products, unless the leaves are float64 or float32's rounding would be felt at `rtol`:
+    docs/math.md, (13)."""
     flip = _lies_flat(op)
     upright = op.mT if flip else op
     generator = wish.fresh()
@@ -106,7 +113,8 @@ def _by_lanczos(op: Operator, frobenius: Tensor, magnitude: Tensor, good: Tensor
 
 
 def _certified(op: Operator, frobenius: Tensor, magnitude: Tensor, good: Tensor, wish: Wish) -> Sigma:
-    """Lanczos finds, Cholesky proves. Where the proof fails, Lanczos had not found sigma_1: a dense SVD does."""
+    """Lanczos finds, Cholesky proves. Where the proof fails, Lanczos had not found sigma_1: a dense SVD
+    does."""
     found = _by_lanczos(op, frobenius, magnitude, good, replace(wish, rtol=wish.rtol / 2, confidence=0.9))
     shape = op.batch_shape
     tau = (found.value * (1 + 0.9 * wish.rtol)).reshape(shape).to(op.device)
@@ -127,8 +135,8 @@ def _certified(op: Operator, frobenius: Tensor, magnitude: Tensor, good: Tensor,
 
 
 def _lies_flat(op: Operator) -> bool:
-    """Is M^T the better one to iterate on? The short side makes short vectors; a large single matrix wants its rows in
-    memory order, since it is read by blocks of rows."""
+    """Is M^T the better one to iterate on? The short side makes short vectors; a large single matrix wants
+    its rows in memory order, since it is read by blocks of rows."""
     if not op.batch_shape and prod(op.shape) >= lanczos.FUSED:
         W = op.leaves[0]
         return isinstance(op, Dense) and W.stride(-1) > W.stride(-2)

@@ -1,7 +1,8 @@
-"""Spectral facts of one matrix or a batch: stable rank, norms, effective rank, singular values. Formulas: docs/math.md.
+"""Spectral facts of one matrix or a batch: stable rank, norms, effective rank, singular values. Formulas:
+docs/math.md.
 
-M is a tensor (*batch, m, n) of any floating dtype or an operator of that shape. Results are floats for one matrix and
-float64 CPU tensors (*batch) for a batch.
+M is a tensor (*batch, m, n) of any floating dtype or an operator of that shape. Results are floats for one
+matrix and float64 CPU tensors (*batch) for a batch.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import torch
 from torch import Tensor
 
 from rankscope.linalg import factors
+from rankscope.linalg.dense import as_operator
 from rankscope.linalg.estimate import Estimate, shaped
+from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.norms import ZERO, Norms, norms
 from rankscope.linalg.norms import frobenius as _frobenius
-from rankscope.linalg.operators import LowRank, Operator, as_operator
+from rankscope.linalg.operator import Operator
 from rankscope.linalg.sigma import Wish
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What one look at a matrix or a batch yields; `effective_rank` is NaN where it was not asked for or is undefined."""
+    """What one look at a matrix or a batch yields; `effective_rank` is NaN where it was not asked for or is
+    undefined."""
 
     stable_rank: Estimate
     spectral_norm: float | Tensor
@@ -39,11 +43,13 @@ def stable_rank(
     generator: torch.Generator | None = None,
     warm: Tensor | None = None,
 ) -> Estimate:
-    """||M||_F^2 / ||M||_2^2, in [1, rank M]; NaN with a reason where M is zero or not finite: docs/math.md, (1).
+    """||M||_F^2 / ||M||_2^2, in [1, rank M]; NaN with a reason where M is zero or not finite: docs/math.md,
+    (1).
 
-    The bounds lie within a relative `rtol` of each other, if float64 allows. They hold with probability `confidence` over
-    the random start, or, with `certify=True`, for certain: by a Cholesky factor of tau^2 I - M^T M. A LowRank is exact in
-    any case. `warm` (*batch, n) is a guess of the leading right singular vector: it can only save steps.
+    The bounds lie within a relative `rtol` of each other, if float64 allows. They hold with probability
+    `confidence` over the random start, or, with `certify=True`, for certain: by a Cholesky factor of tau^2 I
+    - M^T M. A LowRank is exact in any case. `warm` (*batch, n) is a guess of the leading right singular
+    vector: it can only save steps.
     """
     op = as_operator(M)
     found = norms(op, Wish(rtol / 2, certify, confidence, generator, warm))
@@ -59,7 +65,8 @@ def spectral_norm(
     generator: torch.Generator | None = None,
     warm: Tensor | None = None,
 ) -> Estimate:
-    """sigma_1 = ||M||_2, with the options of `stable_rank`; 0 for a zero matrix. docs/math.md, (9) to (17)."""
+    """sigma_1 = ||M||_2, with the options of `stable_rank`; 0 for a zero matrix. docs/math.md, (9) to
+    (17)."""
     op = as_operator(M)
     found = norms(op, Wish(rtol, certify, confidence, generator, warm))
     s = found.sigma
@@ -76,7 +83,8 @@ def frobenius_norm(M: Tensor | Operator) -> float | Tensor:
 
 
 def singular_values(M: Tensor | Operator) -> Tensor:
-    """All singular values, descending, float64: (*batch, min(m, n)); of a LowRank (*batch, min(m, n, r)), from factors.
+    """All singular values, descending, float64: (*batch, min(m, n)); of a LowRank (*batch, min(m, n, r)),
+    from factors.
 
     Exact to rounding; anything but a LowRank is formed. NaN where M is not finite.
     """
@@ -89,14 +97,16 @@ def singular_values(M: Tensor | Operator) -> Tensor:
 
 
 def effective_rank(M: Tensor | Operator) -> float | Tensor:
-    """exp of the entropy of sigma_i / sum sigma (Roy and Vetterli 2007); NaN where M is zero. docs/math.md, (2)."""
+    """exp of the entropy of sigma_i / sum sigma (Roy and Vetterli 2007); NaN where M is zero. docs/math.md,
+    (2)."""
     sigma = singular_values(M)
     share = sigma / sigma.sum(-1, keepdim=True)
     return _shaped(torch.special.entr(share).sum(-1).exp(), sigma.shape[:-1])
 
 
 def energy_rank(M: Tensor | Operator, shares: Sequence[float] = (0.90, 0.95, 0.99)) -> Tensor:
-    """The smallest k whose k largest sigma_i^2 hold each share of ||M||_F^2: (*batch, len(shares)) int64; 0 for M = 0."""
+    """The smallest k whose k largest sigma_i^2 hold each share of ||M||_F^2: (*batch, len(shares)) int64; 0
+    for M = 0."""
     energy = singular_values(M).square()
     if not bool(energy.isfinite().all()):
         raise ValueError("energy_rank needs finite matrices; M has NaN or infinite entries.")

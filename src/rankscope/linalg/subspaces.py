@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from rankscope.linalg import factors
-from rankscope.linalg.operators import LowRank, Operator, as_operator
+from rankscope.linalg.dense import as_operator
+from rankscope.linalg.low_rank import LowRank
+from rankscope.linalg.operator import Operator
 
 
 def singular_subspaces(M: Tensor | Operator, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,9 +37,10 @@ def principal_angles(
 ) -> Tensor:
     """Angles in radians, ascending, (*batch, k) float64, between two subspaces: docs/math.md, (18).
 
-    Without k, U and V are tensors (*batch, m, k) whose columns span them (orthonormal or not, of full rank). With k they
-    are two matrices or operators, of which the k leading left ("left") or right ("right") singular vectors are taken.
-    Small angles come from their sines (Bjorck and Golub 1973), so that 1e-10 is not read as 0.
+    Without k, U and V are tensors (*batch, m, k) whose columns span them (orthonormal or not, of full rank).
+    With k they are two matrices or operators, of which the k leading left ("left") or right ("right")
+    singular vectors are taken. Small angles come from their sines (Bjorck and Golub 1973), so that 1e-10 is
+    not read as 0.
     """
     if side not in ("left", "right"):
         raise ValueError(f"side must be 'left' or 'right'; got {side!r}.")
@@ -56,8 +59,8 @@ def principal_angles(
 
 
 def captured_energy(dW: Tensor | Operator, reference: Tensor | Operator, k: int) -> float | Tensor:
-    """||U^T R V||_F^2 / ||R||_F^2 in [0, 1]: the share of the reference's energy inside the k leading left and right
-    singular subspaces of dW; NaN where the reference is zero. docs/math.md, (19)."""
+    """||U^T R V||_F^2 / ||R||_F^2 in [0, 1]: the share of the reference's energy inside the k leading left
+    and right singular subspaces of dW; NaN where the reference is zero. docs/math.md, (19)."""
     U, _, V = singular_subspaces(dW, k)
     R = as_operator(reference)
     inside = torch.linalg.matrix_norm(U.mT @ (R @ V)).square()
@@ -68,8 +71,9 @@ def captured_energy(dW: Tensor | Operator, reference: Tensor | Operator, k: int)
 def intruder_dimensions(
     W: Tensor | Operator, dW: Tensor | Operator, k: int = 10, threshold: float = 0.5
 ) -> int | Tensor:
-    """How many of the k leading left singular vectors of W + dW have a cosine below `threshold` in absolute value with
-    every left singular vector of W (Shuttleworth et al. 2024): an int, or (*batch) int64. docs/math.md, (21)."""
+    """How many of the k leading left singular vectors of W + dW have a cosine below `threshold` in absolute
+    value with every left singular vector of W (Shuttleworth et al. 2024): an int, or (*batch) int64.
+    docs/math.md, (21)."""
     base, update = as_operator(W), as_operator(dW)
     U = torch.linalg.svd(_finite(base.to_dense()), full_matrices=False).U
     X, _, _ = singular_subspaces(base + update, min(k, *base.shape[-2:]))

@@ -1,7 +1,8 @@
-"""What the Lanczos matrix T_k says about sigma_1: a Ritz value below it, two bounds above it: docs/math.md, (9) to (14).
+"""What the Lanczos matrix T_k says about sigma_1: a Ritz value below it, two bounds above it: docs/math.md,
+(9) to (14).
 
-Letters: N matrices, k steps taken, G trial values t of sigma^2; a (N, k) diagonal and b (N, k) couplings of T_k, the last
-of which leads to the next vector; `steps` (N,) says how many of the k belong to each matrix.
+Letters: N matrices, k steps taken, G trial values t of sigma^2; a (N, k) diagonal and b (N, k) couplings of
+T_k, the last of which leads to the next vector; `steps` (N,) says how many of the k belong to each matrix.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ FLOOR = -35.0  # log of the smallest (t - theta) / (||M||_F^2 - theta) tried: be
 class Tridiagonal:
     """T_k of N matrices, and what the bounds need to know beside it. All tensors float64 on the CPU.
 
-    frobenius, allowance, log_target (N,): ||M||_F; what rounding may add to sigma_1; log(||g|| / delta) of (12).
+    frobenius, allowance, log_target (N,): ||M||_F; what rounding may add to sigma_1; log(||g|| / delta) of
+    (12).
     """
 
     a: Tensor
@@ -30,13 +32,15 @@ class Tridiagonal:
     log_target: Tensor
 
     def top(self) -> tuple[Tensor, Tensor]:
-        """The largest eigenvalue (N,), which is at most sigma_1^2, and its unit eigenvector (N, k), 0 beyond `steps`."""
+        """The largest eigenvalue (N,), which is at most sigma_1^2, and its unit eigenvector (N, k), 0 beyond
+        `steps`."""
         values, vectors = torch.linalg.eigh(self._matrix())
         return values[:, -1].clamp(min=0), vectors[..., -1]
 
     def within(self, rtol: float, *, least: float) -> tuple[Tensor, Tensor]:
-        """(N,) bool: is an upper bound, rounding allowed for, at most (1 + rtol) times the Ritz value? And (N,) bool: is
-        the allowance more than half of that room? Room for `least` allowances is made in any case."""
+        """(N,) bool: is an upper bound, rounding allowed for, at most (1 + rtol) times the Ritz value? And
+        (N,) bool: is the allowance more than half of that room? Room for `least` allowances is made in any
+        case."""
         theta = torch.linalg.eigvalsh(self._matrix())[:, -1].clamp(min=0).sqrt()
         room = torch.maximum(rtol * theta, least * self.allowance)
         certain, likely = self._holds((theta + room - self.allowance).clamp(min=0).square()[:, None])
@@ -46,7 +50,8 @@ class Tridiagonal:
     def upper(self, rtol: float) -> tuple[Tensor, Tensor]:
         """Upper bounds on sigma_1 (N,), rounding allowed for, and whether each is certain (N,) bool.
 
-        The certain bound is taken where it meets `rtol` or is the smaller one; ||M||_F where there is no better.
+        The certain bound is taken where it meets `rtol` or is the smaller one; ||M||_F where there is no
+        better.
         """
         theta = self.top()[0]
         span = (self.frobenius.square() - theta).clamp(min=0)
@@ -71,7 +76,8 @@ class Tridiagonal:
     def _holds(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """For trial values t (N, G): is sigma_1^2 <= t certainly (14), is it with the stated confidence (12)?
 
-        Both come from the pivots d_j of t I - T_k = L D L^T, all positive exactly where t lies above the Ritz values.
+        Both come from the pivots d_j of t I - T_k = L D L^T, all positive exactly where t lies above the
+        Ritz values.
         """
         pivots, carries, carry = [], [], torch.zeros_like(t)
         for a, squared in zip(self.a.unbind(1), self.b.square().unbind(1), strict=True):

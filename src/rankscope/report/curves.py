@@ -1,4 +1,4 @@
-"""Figures over the nominal rank: growth of the stable rank, best performance, alignment with full fine-tuning."""
+"""Figures over the nominal rank: growth of the stable rank, performance, alignment with full fine-tuning."""
 
 from __future__ import annotations
 
@@ -62,8 +62,10 @@ def growth_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     return Figure(
         "growth",
         "The stable rank of the update against its nominal rank",
-        "Median over layers and seeds at the best learning rate and checkpoint, both axes logarithmic; bars span the 10th to "
-        f"the 90th percentile. Dotted: sr = r, full use of the rank.{dashed} Overall sr(ΔW) = c r^b with b = {b}.",
+        "Median over layers and seeds at the best learning rate and checkpoint, both axes logarithmic; bars "
+        "span the 10th to "
+        f"the 90th percentile. Dotted: sr = r, full use of the rank.{dashed} Overall sr(ΔW) = c r^b with b "
+        f"= {b}.",
         f"Line charts, one per task, both axes logarithmic. The stable rank grows as r to the power {b}.",
         faceted(layers, rows, ("model", "task", "kind")),
         ("model", "task", "kind"),
@@ -75,8 +77,10 @@ def _growth_rows(frames: Frames, points: pd.DataFrame) -> pd.DataFrame:
     lora["rule"] = lora["scaling"].map(rule_name, na_action="ignore")
     lora["place"] = dodged(lora, ["kind", "scaling"])
     full = at_best(chosen(frames.trials), frames.spectra, "dW")
-    full = full[full["method"].eq("full")].groupby(["model", "task"], as_index=False)["stable_rank"].median()
-    full = full.rename(columns={"stable_rank": "p50"}).assign(part="full")
+    full = full[full["method"].eq("full")]
+    full = (
+        full.groupby(["model", "task"], as_index=False).agg(p50=("stable_rank", "median")).assign(part="full")
+    )
     ends = points.groupby(["model", "task"])["rank"].agg(["min", "max"]).reset_index()
     ends = ends.melt(["model", "task"], value_name="rank")
     ends = ends.assign(part="diagonal", p50=ends["rank"])
@@ -126,8 +130,10 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
     return Figure(
         "performance",
         "Best performance against rank",
-        "Mean over seeds at each configuration's best learning rate; thin bars span the seeds. Dashed: full fine-tuning.",
-        "Line charts, one per task: best validation metric against LoRA rank, full fine-tuning as a dashed line.",
+        "Mean over seeds at each configuration's best learning rate; thin bars span the seeds. Dashed: full "
+        "fine-tuning.",
+        "Line charts, one per task: best validation metric against LoRA rank, full fine-tuning as a dashed "
+        "line.",
         faceted(layers, rows).resolve_scale(y="independent"),
     )
 
@@ -162,8 +168,10 @@ def alignment_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     return Figure(
         "alignment",
         "The LoRA update beside the update of full fine-tuning",
-        "Two equal updates have cosine 1, captured energy 1, relative distance 0 and norm ratio 1. Captured energy is counted "
-        "above what random subspaces of the same dimension capture, so there is none at full dimension. Bars: 95 % intervals.",
+        "Two equal updates have cosine 1, captured energy 1, relative distance 0 and norm ratio 1. Captured "
+        "energy is counted "
+        "above what random subspaces of the same dimension capture, so there is none at full dimension. "
+        "Bars: 95 % intervals.",
         "Line charts against LoRA rank, one per measure of how near the two updates are, one line per task.",
         faceted(layers, rows, panels_in_order=order).resolve_scale(y="independent"),
     )

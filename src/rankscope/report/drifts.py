@@ -68,7 +68,8 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     return Figure(
         "threshold",
         "Performance against the drift of the stable rank",
-        "Each point is an evaluated checkpoint of a LoRA trial. 1 is no drift, 0.5 a stable rank that has halved. Line: the "
+        "Each point is an evaluated checkpoint of a LoRA trial. 1 is no drift, 0.5 a stable rank that has "
+        "halved. Line: the "
         "fitted plateau and decline. Red: the threshold and its 95 % interval, where one is identified "
         f"({found} of {len(conclusions.thresholds)}).{thinned}",
         "Scatter plots, one per task: validation metric against relative stable rank on a logarithmic axis.",
@@ -124,7 +125,8 @@ def steps_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     return Figure(
         "steps",
         "Drift over the course of training",
-        "Median over layers and seeds, one line per learning rate and rank, both axes logarithmic; the filters above and the "
+        "Median over layers and seeds, one line per learning rate and rank, both axes logarithmic; the "
+        "filters above and the "
         f"tooltips tell ranks apart.{note}",
         "Line charts, one per task: relative stable rank of the effective weight against optimiser step.",
         faceted(layers, rows, filters).resolve_scale(y="independent"),

@@ -63,7 +63,8 @@ def rates_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     return Figure(
         "rates",
         "Learning rate and rank",
-        "Best validation metric, seeds averaged, as the distance from the best of the task. Dots: the rate chosen for that "
+        "Best validation metric, seeds averaged, as the distance from the best of the task. Dots: the rate "
+        "chosen for that "
         f"rank.{none}",
         "Heat maps, one per task: performance for every learning rate and rank.",
         faceted(layers, rows),
@@ -103,7 +104,8 @@ def layers_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     return Figure(
         "layers",
         "Every layer's update",
-        "Stable rank of the update at the best learning rate and checkpoint, median over seeds; the colour scale is "
+        "Stable rank of the update at the best learning rate and checkpoint, median over seeds; the colour "
+        "scale is "
         f"logarithmic.{note}",
         "Heat maps, one per task: stable rank of the update for every layer and rank.",
         chart,
@@ -117,7 +119,8 @@ def short_names(layers: pd.Series) -> pd.Series:
     varying = parts.loc[:, parts.nunique(dropna=False) > 1]
     if varying.shape[1] == 0:
         return kind(layers)
-    return varying.fillna("").agg(lambda row: " ".join(word for word in row if word), axis=1)
+    words = varying.fillna("").itertuples(index=False)
+    return pd.Series([" ".join(word for word in row if word) for row in words], index=layers.index)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -137,7 +140,7 @@ def _rank_names(rows: pd.DataFrame) -> pd.Series:
 
 
 def _by_rule(rows: pd.DataFrame) -> pd.DataFrame:
-    """One panel per scaling rule where there are several; full fine-tuning, which has none, stands in each."""
+    """One panel per scaling rule where there are several; full fine-tuning has none and stands in each."""
     rules = sorted(rows["scaling"].dropna().unique())
     if len(rules) < 2:
         return rows

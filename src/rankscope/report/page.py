@@ -16,7 +16,8 @@ from rankscope.analysis.conclusions import Conclusions
 from rankscope.analysis.drift import kind
 from rankscope.analysis.frames import Frames
 from rankscope.report.figures import figures
-from rankscope.report.tables import Table, tables
+from rankscope.report.table import Table
+from rankscope.report.tables import tables
 from rankscope.report.theme import Figure, rate_name, series_name
 
 MOST_TABLE_ROWS = 2000  # on the page; the CSV has all
@@ -26,10 +27,11 @@ VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 def write(
     frames: Frames, conclusions: Conclusions, output: Path, *, study_text: str, provenance: Mapping[str, Any]
 ) -> list[Path]:
-    """Write the page to `output` (``report.html``), and beside it ``figures/*.svg|pdf`` and ``tables/*.csv|tex``.
+    """Write the page to `output`, and beside it ``figures/*.svg``, ``*.pdf``, ``tables/*.csv`` and ``*.tex``.
 
-    `study_text` is the study file as it was run, `provenance` whatever repeats it (hardware, versions, store hash; may be
-    nested). Everything in the frames may be hostile: it is escaped. Returns the files written, the page first.
+    `study_text` is the study file as it was run, `provenance` whatever repeats it (hardware, versions, store
+    hash; may be nested). Everything in the frames may be hostile: it is escaped. Returns the files written,
+    the page first.
     """
     output = Path(output)
     drawn, listed = figures(frames, conclusions), tables(frames, conclusions)
@@ -66,7 +68,11 @@ def render(
         summary=summary(frames),
         study_text=study_text,
         provenance=list(flattened(provenance)),
-        library=Markup(vl_convert.javascript_bundle(vl_version=VEGA_LITE).replace("</script", "<\\/script")),
+        library=Markup(
+            vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE).replace(
+                "</script", "<\\/script"
+            )
+        ),
     )
 
 
@@ -79,7 +85,7 @@ def embedded(value: Any) -> Markup:
 
 
 def filters(frames: Frames) -> list[dict[str, Any]]:
-    """What readers may filter by: each with a label and (value, text) options; only where there is a choice."""
+    """What readers may filter by, with a label and (value, text) options; only where there is a choice."""
     trials = frames.trials
     methods = sorted({series_name(m, s) for m, s in zip(trials["method"], trials["scaling"], strict=True)})
     ranks = sorted(trials["rank"].dropna().unique())

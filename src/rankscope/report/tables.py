@@ -1,116 +1,17 @@
-"""Tables of a report: shown on the page, and written as CSV (all digits) and LaTeX (booktabs)."""
+"""The tables of a report: what each is made of."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from rankscope.analysis.alignment import MEASURES
 from rankscope.analysis.conclusions import Conclusions
-from rankscope.analysis.drift import LABELS, at_best, drift, kind
+from rankscope.analysis.drift import at_best, drift, kind
 from rankscope.analysis.frames import CONFIGURATION, Frames
 from rankscope.analysis.selection import chosen
+from rankscope.report.table import Column, Table
 from rankscope.report.theme import rate_name, series_name
-
-NOTHING = "–"
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "Δ": r"$\Delta$",
-    "–": "--",
-    "−": "$-$",
-    "α": r"$\alpha$",
-    "√": r"$\surd$",
-    "×": r"$\times$",
-    "σ": r"$\sigma$",
-    "·": r"$\cdot$",
-}
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table: the key in its frame, its heading, and how a value is shown (a format, or a function)."""
-
-    key: str
-    heading: str
-    shown: str | Callable[[Any], str] = ""
-
-    @property
-    def number(self) -> bool:
-        """Whether the column holds numbers."""
-        return self.shown != ""
-
-    def text(self, value: Any) -> str:
-        """A value as it is printed; what is unknown is a dash."""
-        if value is None or pd.isna(value):
-            return NOTHING
-        return self.shown(value) if callable(self.shown) else format(value, self.shown).replace("-", "−")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows with their file name, title and caption, and the columns in the order shown."""
-
-    name: str
-    title: str
-    caption: str
-    columns: tuple[Column, ...]
-    rows: pd.DataFrame
-
-    def cells(self, most: int | None = None) -> list[list[tuple[str, Any]]]:
-        """Per row, each cell's text and its value for sorting (None where unknown); the first `most` rows."""
-        kept = self.rows if most is None else self.rows.iloc[:most]
-        lists = [[(column.text(v), _sortable(v)) for v in kept[column.key]] for column in self.columns]
-        return [list(row) for row in zip(*lists, strict=True)]
-
-    def labels(self, row: int) -> list[tuple[str, str]]:
-        """What the filters of the page compare: (name, value) of one row, where the table has it."""
-        own = self.rows.iloc[row]
-        names = {"task": "task", "model": "model", "method": "series", "rank": "rank", "kind": "kind"}
-        kept = [
-            (name, own[key]) for name, key in names.items() if key in self.rows.columns and pd.notna(own[key])
-        ]
-        return [(name, f"{value:g}" if name == "rank" else str(value)) for name, value in kept]
-
-    def to_csv(self) -> str:
-        """Comma-separated, one line of keys, numbers with all their digits, empty where unknown."""
-        return self.rows[[column.key for column in self.columns]].to_csv(index=False, lineterminator="\n")
-
-    def to_latex(self) -> str:
-        """A booktabs ``tabular`` in a ``table`` with caption and label, every text escaped."""
-        place = "".join("r" if column.number else "l" for column in self.columns)
-        head = " & ".join(latex(column.heading) for column in self.columns)
-        body = "\n".join(" & ".join(latex(text) for text, _ in row) + r" \\" for row in self.cells())
-        return (
-            f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}\n\\caption{{{latex(self.title)}. {latex(self.caption)}}}\n"
-            f"\\label{{tab:{self.name}}}\n\\begin{{tabular}}{{{place}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}\n"
-            "\\bottomrule\n\\end{tabular}\n\\end{table}\n"
-        )
-
-
-def latex(text: str) -> str:
-    """`text` with everything that LaTeX would read as a command escaped."""
-    return "".join(LATEX.get(letter, letter) for letter in text)
-
-
-def _sortable(value: Any) -> Any:
-    if value is None or pd.isna(value):
-        return None
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def tables(frames: Frames, conclusions: Conclusions) -> list[Table]:
@@ -150,7 +51,8 @@ def configurations_table(frames: Frames, conclusions: Conclusions) -> Table:
     return Table(
         "configurations",
         "Every configuration at its best learning rate",
-        "Mean and standard deviation over seeds of the best validation metric; medians over layers and seeds of the rest.",
+        "Mean and standard deviation over seeds of the best validation metric; medians over layers and "
+        "seeds of the rest.",
         (
             *WHERE,
             Column("series", "method"),
@@ -175,7 +77,8 @@ def growth_table(conclusions: Conclusions) -> Table:
     return Table(
         "growth",
         "Growth of the stable rank, sr(ΔW) = c r^b",
-        "b with its 95 % interval, what the interval resamples, and percentiles of sr(ΔW) over layers, ranks and seeds.",
+        "b with its 95 % interval, what the interval resamples, and percentiles of sr(ΔW) over layers, "
+        "ranks and seeds.",
         (
             *WHERE,
             Column("scaling", "scale"),
@@ -201,7 +104,8 @@ def thresholds_table(conclusions: Conclusions) -> Table:
     return Table(
         "thresholds",
         "The threshold of the stable rank",
-        "s* is the stable rank of W + ΔW past which performance declines, with its 95 % interval; the p-values test against no "
+        "s* is the stable rank of W + ΔW past which performance declines, with its 95 % interval; the "
+        "p-values test against no "
         "decline and against a decline from the start.",
         (
             *WHERE,
@@ -228,7 +132,8 @@ def dynamics_table(conclusions: Conclusions) -> Table:
     return Table(
         "dynamics",
         "Drift over training",
-        "Median drift at the end, and mean rank correlations inside trials: drift with step, and metric with drift after the best "
+        "Median drift at the end, and mean rank correlations inside trials: drift with step, and metric "
+        "with drift after the best "
         "evaluation.",
         (
             Column("method", "method"),

@@ -11,7 +11,7 @@ import pandas as pd
 
 MOST_ROWS = 5000  # of one figure: beyond this a page gets heavy, so aggregate first
 
-# Distinguishable with the common colour deficiencies, and at least 3:1 against white and against the dark page.
+# Distinguishable with the common colour deficiencies; at least 3:1 against white and the dark page.
 SERIES = ["#2b7bba", "#c96a00", "#0b8f6c", "#b2599b", "#7d7d3c", "#6c6fc4"]
 REFERENCE = "#808080"
 # From slow to fast: lightness rises steadily, and both ends stay visible on white and on the dark page.
@@ -30,7 +30,7 @@ class Figure:
     title: str
     caption: str
     alt: str
-    chart: alt.TopLevelMixin
+    chart: Any
     filters: tuple[str, ...] = ("model", "task")
 
     def spec(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def _short(value: Any) -> Any:
 
 
 def panels(rows: pd.DataFrame, metric: pd.Series | None = None) -> pd.DataFrame:
-    """`rows` with a column ``panel``: the task, the model where there are several, the metric where it is plotted."""
+    """`rows` with a column ``panel``: the task, the model if there are several, the metric if it is plotted."""
     name = rows["task"].astype(str)
     if rows["model"].nunique() > 1:
         name = name + " · " + rows["model"].astype(str)
@@ -69,10 +69,10 @@ def faceted(
     overhead: int = 78,
     panels_in_order: list[str] | None = None,
 ) -> Any:
-    """Layers over one data set, one panel per ``panel``, with a parameter ``pick_<filter>`` per filter ("all": no filter).
+    """Layers over one data set, one panel per ``panel``, and a parameter ``pick_<filter>`` per filter.
 
-    Layers pick their own rows by ``part``. The page sets the parameters, the number of columns and the width of panels, for
-    which it needs `overhead`, the pixels that a panel's axis takes.
+    Layers pick their own rows by ``part``. The page sets the parameters, the number of columns and the width
+    of panels, for which it needs `overhead`, the pixels that a panel's axis takes.
     """
     chart = alt.layer(*layers).properties(width=PANEL_WIDTH, height=PANEL_HEIGHT)
     names = panels_in_order or sorted(rows["panel"].unique())
@@ -177,7 +177,7 @@ def told(*fields: tuple[str, str] | tuple[str, str, str]) -> list[alt.Tooltip]:
 
 
 def log_axis(values: pd.Series, *, form: str, grid: bool) -> alt.Axis:
-    """An axis for a logarithmic scale: ticks at 1, 2, 5, 10 ... where three fit into the range, else Vega's own."""
+    """An axis for a logarithmic scale: ticks at 1, 2, 5, 10 ... where three fit, else Vega's own."""
     low, high = values.min(), values.max()
     decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     ticks = np.sort(np.outer(decades, [1, 2, 5]).ravel())

@@ -1,0 +1,73 @@
+"""The operator of a matrix that is held as it is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, part, row_products
+
+
+class Dense(Operator):
+    """A matrix that is held as it is: W (*batch, m, n), any floating dtype, strided as it may be."""
+
+    def __init__(self, W: Tensor) -> None:
+        if not isinstance(W, Tensor) or W.ndim < 2 or W.dtype not in FLOATS:
+            found = f"{W.dtype} {tuple(W.shape)}" if isinstance(W, Tensor) else type(W).__name__
+            raise ValueError(f"Dense needs a floating tensor of shape (*batch, m, n); got {found}.")
+        if 0 in W.shape:
+            raise ValueError(f"Dense needs a matrix with entries; got shape {tuple(W.shape)}.")
+        self.W = W.detach()
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.W.shape
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        return (self.W,)
+
+    @property
+    def mT(self) -> Dense:
+        return Dense(self.W.mT)
+
+    def matvec(self, x: Tensor) -> Tensor:
+        return row_products(x, self.W)
+
+    def matmul(self, X: Tensor) -> Tensor:
+        dtype = torch.promote_types(self.dtype, X.dtype)
+        return self.W.to(dtype) @ X.to(dtype)
+
+    def rows(self, start: int, stop: int) -> Dense:
+        return Dense(self.W[..., start:stop, :])
+
+    def rows_into(self, out: Tensor, start: int, *, add: bool = False) -> None:
+        block = self.W[..., start : start + out.shape[-2], :]
+        if add:
+            out += block
+        else:
+            out.copy_(block)
+
+    def cast(self, dtype: torch.dtype) -> Dense:
+        return Dense(self.W.to(dtype))
+
+    def scaled(self, factor: Tensor) -> Dense:
+        factor = factor.to(self.W.device)
+        return Dense((self.W.double() * factor[..., None, None]).to(self.dtype))
+
+    def part(self, start: int, stop: int) -> Dense:
+        return Dense(part(self.W, start, stop))
+
+    def lifted(self, ndim: int) -> Dense:
+        return Dense(lift(self.W, ndim))
+
+    def magnitude(self) -> Tensor:
+        return 1.01 * torch.linalg.vector_norm(self.W, dim=(-2, -1), dtype=self.dtype).double()
+
+    def exponent(self) -> Tensor:
+        return exponent(self.W, 2)
+
+
+def as_operator(M: Tensor | Operator) -> Operator:
+    """A tensor as a Dense; an operator as it is."""
+    return M if isinstance(M, Operator) else Dense(M)

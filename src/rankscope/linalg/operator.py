@@ -1,0 +1,157 @@
+"""Matrices that are multiplied, never formed: dense, low rank, sums, and scaled rows or columns.
+
+Letters: m rows (out), n columns (in), r rank, c columns of a multiplied block, *batch leading dimensions
+(broadcast against each other as in torch; a frozen W of shape (S, 1, m, n) plus updates of shape (S, K, m,
+n) is stored once).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Operator(ABC):
+    """A batch of (m, n) matrices, known by what it does to vectors."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> torch.Size:
+        """(*batch, m, n)."""
+
+    @property
+    @abstractmethod
+    def leaves(self) -> tuple[Tensor, ...]:
+        """The tensors that the operator is made of, scales excepted."""
+
+    @property
+    @abstractmethod
+    def mT(self) -> Operator:
+        """The transpose; shares memory."""
+
+    @abstractmethod
+    def matvec(self, x: Tensor) -> Tensor:
+        """M x for one vector per matrix: (*batch, n) -> (*batch, m), in x's dtype, which must be the
+        operator's."""
+
+    @abstractmethod
+    def matmul(self, X: Tensor) -> Tensor:
+        """M X: (*batch, n, c) -> (*batch, m, c), in the wider of both dtypes, at least float32."""
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> Operator:
+        """The operator of rows start .. stop - 1; shares memory."""
+
+    @abstractmethod
+    def rows_into(self, out: Tensor, start: int, *, add: bool = False) -> None:
+        """Writes (or adds) rows start .. start + h - 1 into out, (*batch, h, n) float64."""
+
+    @abstractmethod
+    def cast(self, dtype: torch.dtype) -> Operator:
+        """The same operator in `dtype`; no copy where a leaf already has it."""
+
+    @abstractmethod
+    def scaled(self, factor: Tensor) -> Operator:
+        """factor * M, factor (*batch) float64."""
+
+    @abstractmethod
+    def part(self, start: int, stop: int) -> Operator:
+        """Matrices start .. stop - 1 along the first batch dimension; shares memory."""
+
+    @abstractmethod
+    def lifted(self, ndim: int) -> Operator:
+        """With `ndim` batch dimensions, new ones of size 1 in front; shares memory."""
+
+    @abstractmethod
+    def magnitude(self) -> Tensor:
+        """Sum of the Frobenius norms of the products that M is added up from, (*batch) float64:
+        docs/math.md, (5)."""
+
+    @abstractmethod
+    def exponent(self) -> Tensor:
+        """(*batch) int: no entry of any term of M is as large as 2^exponent."""
+
+    def frobenius_squared(self) -> Tensor:
+        """||M||_F^2, (*batch) float64; exact to rounding, also where the terms cancel: docs/math.md, (4)."""
+        from rankscope.linalg.frobenius import frobenius_squared
+
+        return frobenius_squared(self)
+
+    def to_dense(self) -> Tensor:
+        """(*batch, m, n) float64. Forms the matrix: for tests and small ones."""
+        out = torch.empty(self.shape, dtype=torch.float64, device=self.device)
+        self.rows_into(out, 0)
+        return out
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        return self.shape[:-2]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that holds every leaf, at least float32: what the operator computes in."""
+        dtype = torch.float32
+        for leaf in self.leaves:
+            dtype = torch.promote_types(dtype, leaf.dtype)
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.leaves[0].device
+
+    def __matmul__(self, X: Tensor) -> Tensor:
+        if X.ndim == 1:
+            return self.matmul(X[:, None])[..., 0]
+        return self.matmul(X)
+
+    def __add__(self, other: Operator) -> Operator:
+        from rankscope.linalg.sums import added
+
+        return added(self, other)
+
+    def __sub__(self, other: Operator) -> Operator:
+        from rankscope.linalg.sums import added
+
+        return added(self, -other)
+
+    def __neg__(self) -> Operator:
+        return self.scaled(torch.tensor(-1.0, dtype=torch.float64))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{tuple(self.shape)}"
+
+
+def row_products(x: Tensor, W: Tensor) -> Tensor:
+    """W x for one vector per matrix, (*batch, n) -> (*batch, m), with vectors as rows of one GEMM where W is
+    shared.
+
+    x W^T with x as a row is several times faster than W x with x as a column in torch's batched product on
+    CPU.
+    """
+    if x.ndim == 1:
+        return W.reshape(W.shape[-2:]).mv(x)
+    if W.ndim == 2:
+        return x @ W.mT
+    if W.shape[-3] == 1 and W.ndim == x.ndim + 1:
+        return x @ W.squeeze(-3).mT
+    return (x[..., None, :] @ W.mT)[..., 0, :]
+
+
+def lift(tensor: Tensor, ndim: int, core: int = 2) -> Tensor:
+    return tensor.reshape((1,) * (ndim - (tensor.ndim - core)) + tuple(tensor.shape))
+
+
+def exponent(tensor: Tensor, core: int) -> Tensor:
+    """Binary exponent above the largest entry, over the last `core` dimensions."""
+    size = tensor.double().abs()
+    top = size.amax(tuple(range(-core, 0))) if core else size
+    return torch.frexp(torch.where(top > 0, top, 1.0))[1]
+
+
+def part(tensor: Tensor, start: int, stop: int) -> Tensor:
+    """Slice of the first dimension, unless it is broadcast."""
+    return tensor if tensor.shape[0] == 1 else tensor[start:stop]

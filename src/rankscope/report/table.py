@@ -1,0 +1,116 @@
+"""A table: shown on the page, and written as CSV (all digits) and LaTeX (booktabs)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+NOTHING = "–"
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "Δ": r"$\Delta$",
+    "–": "--",
+    "−": "$-$",
+    "α": r"$\alpha$",
+    "√": r"$\surd$",
+    "×": r"$\times$",
+    "σ": r"$\sigma$",
+    "·": r"$\cdot$",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: the key in the frame, the heading, and how a value is shown (a format, or a function)."""
+
+    key: str
+    heading: str
+    shown: str | Callable[[Any], str] = ""
+
+    @property
+    def number(self) -> bool:
+        """Whether the column holds numbers."""
+        return self.shown != ""
+
+    def text(self, value: Any) -> str:
+        """A value as it is printed; what is unknown is a dash."""
+        if value is None or pd.isna(value):
+            return NOTHING
+        return self.shown(value) if callable(self.shown) else format(value, self.shown).replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with their file name, title and caption, and the columns in the order shown."""
+
+    name: str
+    title: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: pd.DataFrame
+
+    def cells(self, most: int | None = None) -> list[list[tuple[str, Any]]]:
+        """Per row, each cell's text and its value for sorting (None where unknown); the first `most` rows."""
+        kept = self.rows if most is None else self.rows.iloc[:most]
+        lists = [[(column.text(v), _sortable(v)) for v in kept[column.key]] for column in self.columns]
+        return [list(row) for row in zip(*lists, strict=True)]
+
+    def labels(self, row: int) -> list[tuple[str, str]]:
+        """What the filters of the page compare: (name, value) of one row, where the table has it."""
+        own = self.rows.iloc[row]
+        names = {"task": "task", "model": "model", "method": "series", "rank": "rank", "kind": "kind"}
+        kept = [
+            (name, own[key]) for name, key in names.items() if key in self.rows.columns and pd.notna(own[key])
+        ]
+        return [(name, f"{value:g}" if name == "rank" else str(value)) for name, value in kept]
+
+    def to_csv(self) -> str:
+        """Comma-separated, one line of keys, numbers with all their digits, empty where unknown."""
+        return self.rows[[column.key for column in self.columns]].to_csv(index=False, lineterminator="\n")
+
+    def to_latex(self) -> str:
+        """A booktabs ``tabular`` in a ``table`` with caption and label, every text escaped."""
+        place = "".join("r" if column.number else "l" for column in self.columns)
+        head = " & ".join(latex(column.heading) for column in self.columns)
+        lines = [" & ".join(latex(text) for text, _ in row) + r" \\" for row in self.cells()]
+        parts = [
+            r"% needs \usepackage{booktabs}",
+            r"\begin{table}",
+            rf"\caption{{{latex(self.title)}. {latex(self.caption)}}}",
+            rf"\label{{tab:{self.name}}}",
+            rf"\begin{{tabular}}{{{place}}}",
+            r"\toprule",
+            rf"{head} \\",
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join(parts) + "\n"
+
+
+def latex(text: str) -> str:
+    """`text` with everything that LaTeX would read as a command escaped."""
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def _sortable(value: Any) -> Any:
+    if value is None or pd.isna(value):
+        return None
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,131 @@
+"""Verdicts: right on what is known, undecided with a reason on what cannot be known, and never a crash."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from simulate import Truth, study
+
+from rankscope.analysis import conclude
+
+
+def cut(frames, keep):
+    trials = frames["trials"][keep(frames["trials"])]
+    parts = {
+        name: frames[name][frames[name]["trial"].isin(trials["trial"])]
+        for name in ("metrics", "spectra", "comparison")
+    }
+    return {"trials": trials, **parts}
+
+
+def odd_studies():
+    base = study(seeds=1)
+    trials, metrics, spectra = base["trials"], base["metrics"], base["spectra"]
+    never = trials.assign(status="diverged", best=np.nan, last=np.nan, best_step=0)
+    unknown = pd.array([pd.NA] * len(trials), dtype="Int64")
+    return {
+        "one rank": study(ranks=(8,), seeds=1),
+        "one of everything": study(ranks=(8,), seeds=1, rates=(1e-3,), full=False),
+        "no full fine-tuning": study(full=False, seeds=1),
+        "no LoRA": cut(base, lambda t: t["method"].eq("full")),
+        "one learning rate": study(rates=(1e-3,)),
+        "one layer": study(layers=("x.query",), seeds=1),
+        "one evaluation": study(evaluations=1, seeds=1),
+        "one trial": cut(base, lambda t: t["trial"].eq("t00000")),
+        "no frames at all": {name: pd.DataFrame() for name in base},
+        "no rows": {name: frame.iloc[:0] for name, frame in base.items()},
+        "no spectra": base | {"spectra": spectra.iloc[:0]},
+        "no metrics": base | {"metrics": metrics.iloc[:0]},
+        "no comparison": base | {"comparison": pd.DataFrame()},
+        "all diverged": base
+        | {
+            "trials": never,
+            "metrics": metrics.assign(metric_value=np.nan),
+            "spectra": spectra.assign(stable_rank=np.nan),
+            "comparison": pd.DataFrame(),
+        },
+        "infinite metric": base | {"metrics": metrics.assign(metric_value=np.inf)},
+        "constant metric": base | {"metrics": metrics.assign(metric_value=0.5)},
+        "no drift": base
+        | {"spectra": spectra.assign(stable_rank=spectra["stable_rank"].where(spectra["matrix"].eq("dW"), 9.0))},
+        "unknown best step": base | {"trials": trials.assign(best_step=unknown)},
+        "columns of objects": {name: frame.astype(object) for name, frame in base.items()},
+    }
+
+
+ODD = odd_studies()
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_studies_get_an_answer(name):
+    found = conclude(**ODD[name], resamples=60)
+    assert [v.hypothesis for v in found.verdicts] == ["H1", "H2", "H3", "H4"]
+    for verdict in found.verdicts:
+        assert verdict.verdict in {"supported", "contradicted", "undecided"}
+        assert verdict.sentences
+        assert "nan" not in " ".join(verdict.sentences).lower()
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "undecided"),
+    [
+        ("one rank", {"H1"}),
+        ("no full fine-tuning", {"H4"}),
+        ("no LoRA", {"H1", "H2", "H3", "H4"}),
+        ("one trial", {"H1", "H2", "H3", "H4"}),
+        ("no frames at all", {"H1", "H2", "H3", "H4"}),
+        ("all diverged", {"H1", "H2", "H3", "H4"}),
+        ("no metrics", {"H2", "H3"}),
+        ("no comparison", {"H4"}),
+        ("one layer", {"H1", "H4"}),
+    ],
+)
+def test_what_cannot_be_known_is_undecided(name, undecided):
+    found = conclude(**ODD[name], resamples=60)
+    assert undecided <= {v.hypothesis for v in found.verdicts if v.verdict == "undecided"}
+
+
+def verdicts(truth: Truth, **options):
+    found = conclude(**study(truth, **options), resamples=200)
+    return {v.hypothesis: v for v in found.verdicts}
+
+
+def test_the_hypotheses_are_supported_where_they_hold():
+    found = verdicts(Truth(noise=0.005, threshold=0.6), evaluations=8, ranks=(1, 4, 16, 64))
+    assert {name: v.verdict for name, v in found.items()} == dict.fromkeys(("H1", "H2", "H3", "H4"), "supported")
+    assert found["H1"].numbers["b"] == pytest.approx(0.25, abs=0.05)
+
+
+def test_the_hypotheses_are_contradicted_where_they_are_false():
+    truth = Truth(b=0.95, threshold=None, noise=0.003, cosine=2.0)
+    found = verdicts(truth, evaluations=8)
+    assert found["H1"].verdict == "contradicted"
+    assert found["H2"].verdict == "contradicted"
+    assert found["H3"].verdict == "undecided"
+    assert found["H4"].verdict == "contradicted"
+
+
+def test_low_ranks_do_not_speak_for_high_ones():
+    assert verdicts(Truth(), ranks=(1, 2, 4))["H4"].verdict == "undecided"
+
+
+def test_the_answer_depends_on_the_seed_only():
+    frames = study(seeds=1)
+    one, same, other = (conclude(**frames, seed=s, resamples=80).to_dict() for s in (0, 0, 1))
+    assert json.dumps(one) == json.dumps(same)
+    assert json.dumps(one) != json.dumps(other)
+
+
+def test_few_seeds_edges_and_rules_are_said():
+    found = conclude(**study(seeds=1, rates=(1e-3,)), resamples=60)
+    said = " ".join(found.caveats)
+    assert "one seed" in said
+    assert "only one tried" in said
+    assert "alpha/r shrinks" in said
+    several = conclude(**study(scalings=("alpha/r", "alpha/sqrt(r)")), resamples=60)
+    assert "alpha/r shrinks" not in " ".join(several.caveats)
+    assert any("alpha/sqrt(r)" in s for v in several.verdicts for s in v.sentences)

@@ -1,0 +1,93 @@
+"""H1: the exponent of simulated studies is recovered, and its interval is the one it should be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from simulate import Truth, study
+
+from rankscope.analysis.bootstrap import interval, mean_interval
+from rankscope.analysis.growth import exponent, growth
+from rankscope.analysis.selection import chosen
+
+
+def fitted(frames, resamples=400):
+    return growth(
+        chosen(frames["trials"]), frames["spectra"], rng=np.random.default_rng(0), resamples=resamples
+    )
+
+
+@pytest.mark.parametrize("b", [0.0, 0.25, 0.9])
+def test_exponent_is_recovered(b):
+    found = fitted(study(Truth(b=b), seeds=5, seed=3)).overall
+    assert found.cluster == "seed"
+    assert found.clusters == 5
+    assert abs(found.estimate - b) < 0.05
+    assert found.low < b < found.high
+
+
+def test_exponent_equals_ordinary_least_squares():
+    points = fitted(study(seeds=1, layers=("encoder.query",))).points
+    oracle = stats.linregress(np.log(points["rank"]), np.log(points["stable_rank"])).slope
+    found = exponent(points, rng=np.random.default_rng(0), resamples=50)
+    assert found.estimate == pytest.approx(oracle, abs=1e-12)
+
+
+def test_unbalanced_ranks_need_one_intercept_per_layer():
+    """The hazard: a layer with a high level that was measured at high ranks only. The cure: its own intercept."""
+    ranks = np.array([1.0, 2, 4, 8, 16, 32, 64])
+    low = pd.DataFrame({"layer": "a", "rank": ranks, "stable_rank": ranks**0.2})
+    high = pd.DataFrame({"layer": "b", "rank": ranks[4:], "stable_rank": 5 * ranks[4:] ** 0.2})
+    points = pd.concat([low, high]).assign(model="m", task="t", scaling="alpha/r", seed=0)
+    pooled = stats.linregress(np.log(points["rank"]), np.log(points["stable_rank"])).slope
+    assert pooled > 0.5
+    found = exponent(points, rng=np.random.default_rng(0), resamples=50)
+    assert found.estimate == pytest.approx(0.2, abs=1e-12)
+
+
+def test_few_seeds_fall_back_to_layers_and_say_so():
+    found = fitted(study(seeds=2)).overall
+    assert found.cluster == "layer"
+    assert found.clusters == 4
+
+
+def test_one_layer_and_few_seeds_give_no_interval():
+    found = fitted(study(seeds=2, layers=("encoder.query",))).overall
+    assert np.isfinite(found.estimate)
+    assert not found.known
+    assert "no interval: 1 layer" in f"{found}"
+
+
+def test_interval_of_a_mean_is_the_t_interval():
+    rng = np.random.default_rng(1)
+    values = pd.Series(rng.normal(size=6))
+    found = mean_interval(values, pd.Series(range(6)), "seed", rng=rng, resamples=40_000)
+    low, high = stats.t.interval(0.95, 5, loc=values.mean(), scale=stats.sem(values))
+    assert found.low == pytest.approx(low, rel=0.03)
+    assert found.high == pytest.approx(high, rel=0.03)
+
+
+def test_three_clusters_cover_where_the_percentile_bootstrap_does_not():
+    rng = np.random.default_rng(2)
+    hits = {"ours": 0, "percentile": 0}
+    for _ in range(400):
+        values = rng.normal(size=3)
+        replicates = rng.choice(values, size=(300, 3)).mean(axis=1)
+        ours = interval(values.mean(), replicates, "seed", 3)
+        low, high = np.quantile(replicates, [0.025, 0.975])
+        hits["ours"] += ours.low < 0 < ours.high
+        hits["percentile"] += low < 0 < high
+    assert hits["percentile"] < 0.85 * 400
+    assert 0.92 * 400 < hits["ours"] < 0.98 * 400
+
+
+def test_band_and_utilisation():
+    frames = study(seeds=3)
+    found = fitted(frames)
+    points = found.points[found.points["rank"].eq(16)]
+    row = found.band[found.band["rank"].eq(16)].iloc[0]
+    assert row["p50"] == pytest.approx(points["stable_rank"].median())
+    assert row["utilisation"] == pytest.approx(points["stable_rank"].median() / 16)
+    assert row["count"] == 3 * 4

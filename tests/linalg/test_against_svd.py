@@ -1,0 +1,156 @@
+"""Every number against dense float64 SVD, over shapes, dtypes and spectra, and invariances that need no oracle."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+import rankscope.linalg as la
+
+SHAPES = [(1, 1), (1, 9), (9, 1), (5, 3), (33, 47), (64, 64), (90, 60), (60, 130), (130, 130), (2, 3, 50, 70)]
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+SPECTRA: dict[str, Any] = {
+    "gaussian": None,
+    "power": lambda i, k: (i + 1.0) ** -1.0,
+    "slow power": lambda i, k: (i + 1.0) ** -0.25,
+    "geometric": lambda i, k: 0.5**i,
+    "flat": lambda i, k: torch.ones(k),
+    "flat top": lambda i, k: torch.where(i < (k + 1) // 2, 1.0, 0.5),
+    "near tie": lambda i, k: torch.where(i == 0, 1.0, torch.where(i == 1, 1 - 1e-9, 0.9)),
+    "rank one": lambda i, k: (i == 0).double(),
+    "one outlier": lambda i, k: torch.where(i == 0, 1.0, 1e-3),
+}
+CASES = list(itertools.product(SHAPES, DTYPES, SPECTRA))
+
+
+def matrix(shape: tuple[int, ...], spectrum: str, seed: int) -> Tensor:
+    """A random matrix with the spectrum asked for, float64."""
+    source = torch.Generator().manual_seed(seed)
+    (m, n), k = shape[-2:], min(shape[-2:])
+    X = torch.randn(shape, dtype=torch.float64, generator=source)
+    if SPECTRA[spectrum] is None:
+        return X
+    Y = torch.randn((*shape[:-2], n, m), dtype=torch.float64, generator=source)
+    sigma = SPECTRA[spectrum](torch.arange(k, dtype=torch.float64), k)
+    return torch.linalg.qr(X).Q[..., :k] * sigma @ torch.linalg.qr(Y).Q[..., :k].mT
+
+
+def truth(M: Tensor) -> tuple[Tensor, Tensor]:
+    """sigma_1 and the stable rank, by dense float64 SVD."""
+    sigma = torch.linalg.svdvals(M.double())
+    return sigma[..., 0], sigma.square().sum(-1) / sigma[..., 0].square()
+
+
+def contains(found: la.Estimate, true: Tensor, slack: float = 1e-13) -> bool:
+    """Does the interval hold the truth, to the oracle's own rounding?"""
+    lower, value, upper = (
+        torch.as_tensor(x, dtype=torch.float64) for x in (found.lower, found.value, found.upper)
+    )
+    assert bool(((lower <= value) & (value <= upper)).all())
+    return bool(((lower <= true * (1 + slack)) & (true <= upper * (1 + slack))).all())
+
+
+@pytest.mark.parametrize(("shape", "dtype", "spectrum"), CASES)
+def test_bounds_hold_and_are_as_narrow_as_asked(
+    shape: tuple[int, ...], dtype: torch.dtype, spectrum: str
+) -> None:
+    M = matrix(shape, spectrum, seed=len(spectrum)).to(dtype)
+    sigma, sr = truth(M)
+    found = la.stable_rank(M)
+    assert contains(found, sr)
+    width = (
+        torch.as_tensor(found.upper, dtype=torch.float64) - torch.as_tensor(found.lower, dtype=torch.float64)
+    ) / torch.as_tensor(found.value, dtype=torch.float64)
+    assert float(width.max()) <= 1e-3
+    assert_close(torch.as_tensor(found.value, dtype=torch.float64), sr, rtol=1e-3, atol=0)
+    precise = la.spectral_norm(M, 1e-7)
+    assert contains(precise, sigma)
+    assert_close(torch.as_tensor(precise.value, dtype=torch.float64), sigma, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize(("shape", "dtype", "spectrum"), CASES[::2])
+def test_certified_bounds_always_hold(shape: tuple[int, ...], dtype: torch.dtype, spectrum: str) -> None:
+    M = matrix(shape, spectrum, seed=1 + len(spectrum)).to(dtype)
+    found = la.spectral_norm(M, 1e-3, certify=True)
+    assert contains(found, truth(M)[0])
+    assert found.method == "cholesky"
+    assert float(torch.as_tensor(found.confidence, dtype=torch.float64).min()) == 1.0
+    assert (
+        float(
+            (
+                (
+                    torch.as_tensor(found.upper, dtype=torch.float64)
+                    / torch.as_tensor(found.lower, dtype=torch.float64)
+                )
+                - 1
+            ).max()
+        )
+        <= 1e-3
+    )
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_invariances(spectrum: str) -> None:
+    M = matrix((70, 90), spectrum, seed=3)
+    Q = torch.linalg.qr(
+        torch.randn(70, 70, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    ).Q
+    value = la.stable_rank(M, 1e-6).value
+    for other in (M.mT, M.mT.contiguous(), -3e5 * M, M * 2.0**-300, Q @ M, M.flip(0), M[:, None].squeeze(1)):
+        assert la.stable_rank(other, 1e-6).value == pytest.approx(value, rel=1e-6)
+
+
+def test_a_batch_equals_a_loop() -> None:
+    stack = torch.stack([matrix((60, 80), name, seed=5) for name in SPECTRA]).float().reshape(3, 3, 60, 80)
+    batch = la.summary(stack, certify=False)
+    for i, j in itertools.product(range(3), range(3)):
+        alone = la.summary(stack[i, j])
+        one = batch.stable_rank[i, j]
+        assert (one.value, one.lower, one.upper) == pytest.approx(
+            (alone.stable_rank.value, alone.stable_rank.lower, alone.stable_rank.upper), rel=1e-5
+        )
+        assert float(batch.frobenius_norm[i, j]) == pytest.approx(alone.frobenius_norm, rel=1e-14)
+
+
+def test_groups_of_a_large_batch_equal_single_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = torch.randn(7, 60, 50, generator=torch.Generator().manual_seed(0))
+    whole = la.stable_rank(stack)
+    monkeypatch.setattr("rankscope.linalg.norms.GROUP", 2 * 60 * 50)
+    assert_close(la.stable_rank(stack).value, whole.value, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_large_matrix_read_by_blocks_of_rows(monkeypatch: pytest.MonkeyPatch, transposed: bool) -> None:
+    monkeypatch.setattr("rankscope.linalg.lanczos.FUSED", 2**12)
+    monkeypatch.setattr("rankscope.linalg.lanczos.HEIGHT", 2**10)
+    monkeypatch.setattr("rankscope.linalg.frobenius.BLOCK", 2**9)
+    M = matrix((90, 200), "slow power", seed=2).float()
+    M = M.mT if transposed else M
+    found = la.stable_rank(M)
+    assert contains(found, truth(M)[1])
+    assert found.value == pytest.approx(float(truth(M)[1]), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["singular_values", "effective_rank", "frobenius_norm"])
+def test_exact_facts(name: str) -> None:
+    M = matrix((3, 40, 30), "slow power", seed=8)
+    sigma = torch.linalg.svdvals(M)
+    share = sigma / sigma.sum(-1, keepdim=True)
+    expected = {
+        "singular_values": sigma,
+        "effective_rank": (-(share * share.log()).sum(-1)).exp(),
+        "frobenius_norm": sigma.square().sum(-1).sqrt(),
+    }[name]
+    assert_close(getattr(la, name)(M), expected, rtol=1e-12, atol=0)
+    assert getattr(la, name)(M[0]) == pytest.approx(expected[0].tolist(), rel=1e-12)
+
+
+def test_energy_rank_counts_singular_values() -> None:
+    M = torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.0]))  # energies 9, 4, 1 of 14
+    assert la.energy_rank(M, (0.5, 9 / 14, 0.65, 0.93, 1.0)).tolist() == [1, 1, 2, 3, 3]
+    assert la.energy_rank(torch.zeros(2, 3, 3), (0.9,)).tolist() == [[0], [0]]

@@ -1,0 +1,123 @@
+"""The bounds themselves: coverage, certainty, proof, warm starts, and what float32 may add."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+import rankscope.linalg as la
+from rankscope.linalg.certify import certified_bound
+from rankscope.linalg.tridiagonal import Tridiagonal
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def failures(confidence: float, rtol: float, trials: int, rounds: int = 10) -> int:
+    """How often the upper bound lies below sigma_1, over random matrices whose sigma_1 stands out a little."""
+    count = 0
+    sigma = torch.cat([torch.ones(1), torch.linspace(0.9, 0.1, 59)]).double()
+    for seed in range(rounds):
+        V = torch.linalg.qr(draw(trials // rounds, 60, 60, seed=seed)).Q  # U = 1: Lanczos cannot tell
+        source = torch.Generator().manual_seed(seed)
+        found = la.spectral_norm(sigma[:, None] * V.mT, rtol, confidence=confidence, generator=source)
+        count += int((found.upper < 1 - 1e-12).sum())
+    return count
+
+
+def test_two_thousand_trials_at_999_per_mille() -> None:
+    assert failures(confidence=1 - 1e-3, rtol=0.3, trials=2000) <= 6
+
+
+def test_a_lower_confidence_does_fail_sometimes_and_not_more_often_than_it_says() -> None:
+    """So the bound is a bound of probability, and the test above can fail."""
+    assert 5 <= failures(confidence=0.5, rtol=0.3, trials=500) <= 250
+    assert failures(confidence=0.9, rtol=0.3, trials=500) <= 70
+
+
+def test_a_matrix_of_little_tail_has_a_certain_bound_without_proof() -> None:
+    U, V = (torch.linalg.qr(draw(100, 100, seed=s)).Q for s in (1, 2))
+    M = U * torch.arange(1, 101).double() ** -1.0 @ V.mT
+    found = la.stable_rank(M)
+    assert found.confidence == 1.0
+    assert found.lower <= float((torch.arange(1, 101).double() ** -2).sum()) <= found.upper
+    flat = la.stable_rank(draw(100, 100))
+    assert flat.confidence == 0.999
+
+
+@pytest.mark.parametrize("excess", [-1e-6, -1e-3, 1e-6, 1e-3])
+def test_a_proof_exists_above_sigma_1_and_none_below(excess: float) -> None:
+    M = draw(80, 60)
+    sigma = torch.linalg.matrix_norm(M, 2)
+    op = la.Dense(M)
+    bound = certified_bound(op, sigma * (1 + excess), magnitude=op.magnitude())
+    assert bool(bound.isfinite()) == (excess > 0)
+    if excess > 0:
+        assert sigma <= bound <= sigma * (1 + excess + 1e-9)
+
+
+def test_when_lanczos_misses_the_proof_falls_back_to_a_dense_svd(monkeypatch: pytest.MonkeyPatch) -> None:
+    M = draw(80, 60)
+    monkeypatch.setattr("rankscope.linalg.sigma.certified_bound", lambda op, tau, magnitude: tau * torch.inf)
+    found = la.spectral_norm(M, 1e-3, certify=True)
+    assert found.lower <= float(torch.linalg.matrix_norm(M, 2)) <= found.upper <= found.lower * (1 + 1e-9)
+
+
+def test_a_warm_start_saves_steps_and_a_false_one_does_no_harm() -> None:
+    U, V = (torch.linalg.qr(draw(150, 150, seed=s)).Q for s in (1, 2))
+    sigma = (
+        torch.cat([torch.ones(1), torch.full((149,), 0.8)]).double() * torch.linspace(1, 0.5, 150).double()
+    )
+    M = U * sigma @ V.mT
+    cold = la.stable_rank(M, 1e-2)
+    warm = la.stable_rank(M, 1e-2, warm=V[:, 0])
+    false = la.stable_rank(M, 1e-2, warm=V[:, 140])
+    true = float(sigma.square().sum())
+    assert warm.products <= cold.products
+    for found in (cold, warm, false):
+        assert found.lower <= true <= found.upper <= found.lower * 1.01
+
+
+def test_a_warm_start_for_a_wide_matrix_is_a_right_singular_vector_too() -> None:
+    U, V = torch.linalg.qr(draw(60, 60, seed=1)).Q, torch.linalg.qr(draw(200, 60, seed=2)).Q
+    sigma = torch.linspace(1, 0.7, 60).double()
+    found = la.spectral_norm(U * sigma @ V.mT, 1e-3, warm=V[:, 0])
+    assert found.lower <= 1 <= found.upper
+
+
+def test_a_narrow_wish_is_met_in_float64() -> None:
+    M = draw(200, 150).float()
+    found = la.spectral_norm(M, 1e-11)
+    true = float(torch.linalg.matrix_norm(M.double(), 2))
+    assert found.lower <= true * (1 + 1e-14)
+    assert true <= found.upper <= found.lower * (1 + 1e-11)
+    impossible = la.spectral_norm(M, 1e-15)  # what float64 cannot give is not claimed
+    assert impossible.lower <= true <= impossible.upper
+
+
+def test_randomness_is_an_argument() -> None:
+    M = draw(100, 100)
+    before = torch.random.get_rng_state()
+    first, again = la.stable_rank(M), la.stable_rank(M)
+    other = la.stable_rank(M, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert first == again
+    assert first.upper != other.upper
+
+
+def test_pivots_against_dense_eigenvalues() -> None:
+    """(12) and (14) evaluated from the recurrence, and from the eigenvalues and the determinant that they stand for."""
+    a, b = draw(5, 6, seed=3).abs() + 1, draw(5, 6, seed=4).abs() * 0.3
+    one, six = torch.ones(5).double(), torch.full((5,), 6)
+    T = Tridiagonal(a, b, six, 4 * one, 0 * one, 3 * one)
+    dense = torch.diag_embed(a) + torch.diag_embed(b[:, :5], offset=1) + torch.diag_embed(b[:, :5], offset=-1)
+    values = torch.linalg.eigvalsh(dense)
+    assert_close(T.top()[0], values[:, -1])
+    upper, certain = T.upper(1e-6)
+    likely = upper[~certain].square()
+    growth = (likely[:, None] - values[~certain]).log().sum(1) - b[~certain].log().sum(1)
+    assert_close(growth, 3 * one[: len(growth)], rtol=1e-2, atol=0)
+    assert bool((upper.square() >= values[:, -1]).all())
