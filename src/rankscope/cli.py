@@ -155,17 +155,13 @@ def _measure(options: argparse.Namespace) -> int:
         table.to_pandas().to_parquet(options.parquet, index=False)
     else:
         show(table)
-    missed = [
-        r
-        for r in table.rows
-        if r.upper is not None and r.lower and r.upper / r.lower > 1 + 1.01 * options.rtol
-    ]
+    widths = {row: row.upper / row.lower - 1 for row in table.rows if row.lower and row.upper is not None}
+    missed = [row for row, width in widths.items() if width > 1.01 * options.rtol]
     if missed:
         first = missed[0]
-        width = first.upper / first.lower - 1
         return _say(
             f"{len(missed)} of {len(table.rows)} bounds are wider than rtol = {options.rtol:g}; "
-            f"the first is {first.layer} {first.matrix}, {width:.2g}",
+            f"the first is that of {first.layer}, {first.matrix}: {widths[first]:.2g}",
             3,
         )
     return 0

@@ -45,11 +45,11 @@ def compare(
     fine-tune of the same model, task and seed at its own. ``base_of`` gives the path of a model by its name."""
     trials = chosen(store.trials())
     rows: list[dict[str, object]] = []
-    for (model, _task, _seed), group in trials.groupby(["model", "task", "seed"]):
+    for key, group in trials.groupby(["model", "task", "seed"]):
         full, lora = (list(group.loc[group["method"] == method, "trial"]) for method in ("full", "lora"))
         if not full or not lora:
             continue
-        base = base_of(model)
+        base = base_of(str(key[0]))
         reference, weights = updates(store, full[0], base=base)
         intruders = {layer: _intruders(weights[layer], update) for layer, update in reference.items()}
         for trial in lora:

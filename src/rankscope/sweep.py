@@ -115,7 +115,9 @@ class Inputs:
             layers=config.num_hidden_layers,
             width=config.hidden_size,
             heads=config.num_attention_heads,
-            adapted=tuple(tuple(weight_of(s).shape) for s in sites(model, trial.target_modules).values()),
+            adapted=tuple(
+                (m, n) for m, n in (weight_of(s).shape for s in sites(model, trial.target_modules).values())
+            ),
         )
 
     def rows(self, trial: Trial) -> Rows:
@@ -167,7 +169,7 @@ class Inputs:
                 raise ValueError(
                     f'data = "lab": expected one of its tasks, {", ".join(lab.TASKS)}; found {name!r}'
                 )
-            return pd.DataFrame(lab_rows(name, split)).head(rows)
+            return pd.DataFrame(lab_rows(name, split)[:rows])
         data = fixed.data if fixed.data == "hub" else str(self.study.folder / fixed.data)
         if data == "hub" and name in lab.TASKS:
             raise ValueError(f'task {name!r}: expected data = "lab" or a folder; found data = "hub"')

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from simulate import Truth, study
 
 from rankscope.analysis import conclude
+from simulate import Truth, study
 
 
 def cut(frames, keep):
@@ -50,7 +50,11 @@ def odd_studies():
         "infinite metric": base | {"metrics": metrics.assign(metric_value=np.inf)},
         "constant metric": base | {"metrics": metrics.assign(metric_value=0.5)},
         "no drift": base
-        | {"spectra": spectra.assign(stable_rank=spectra["stable_rank"].where(spectra["matrix"].eq("dW"), 9.0))},
+        | {
+            "spectra": spectra.assign(
+                stable_rank=spectra["stable_rank"].where(spectra["matrix"].eq("dW"), 9.0)
+            )
+        },
         "unknown best step": base | {"trials": trials.assign(best_step=unknown)},
         "columns of objects": {name: frame.astype(object) for name, frame in base.items()},
     }
@@ -96,7 +100,9 @@ def verdicts(truth: Truth, **options):
 
 def test_the_hypotheses_are_supported_where_they_hold():
     found = verdicts(Truth(noise=0.005, threshold=0.6), evaluations=8, ranks=(1, 4, 16, 64))
-    assert {name: v.verdict for name, v in found.items()} == dict.fromkeys(("H1", "H2", "H3", "H4"), "supported")
+    assert {name: v.verdict for name, v in found.items()} == dict.fromkeys(
+        ("H1", "H2", "H3", "H4"), "supported"
+    )
     assert found["H1"].numbers["b"] == pytest.approx(0.25, abs=0.05)
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from simulate import Truth, study
 
 from rankscope.analysis.drift import drift
 from rankscope.analysis.dynamics import dynamics, rank_correlation
+from simulate import Truth, study
 
 
 def test_rank_correlation_is_spearman():

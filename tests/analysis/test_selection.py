@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from simulate import study
 
 from rankscope.analysis.drift import at_best
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.selection import best_learning_rates, chosen
+from simulate import study
 
 
 def table(values: dict[tuple[float, int], float | None]) -> pd.DataFrame:
@@ -22,7 +22,14 @@ def table(values: dict[tuple[float, int], float | None]) -> pd.DataFrame:
         }
         for (rate, seed), best in values.items()
     ]
-    same = {"model": "m", "task": "t", "method": "lora", "rank": 4, "scaling": "alpha/r", "metric": "accuracy"}
+    same = {
+        "model": "m",
+        "task": "t",
+        "method": "lora",
+        "rank": 4,
+        "scaling": "alpha/r",
+        "metric": "accuracy",
+    }
     return pd.DataFrame(rows).assign(**same).astype({"rank": "Int64", "best": float})
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from simulate import Truth, study
 
 from rankscope.analysis.brokenline import Knots, candidates, ramp_basis, resampled, rise_basis, sums
 from rankscope.analysis.threshold import checkpoints, thresholds
+from simulate import Truth, study
 
 
 def found(truth: Truth, seed: int = 0, resamples: int = 200, **options):
@@ -45,7 +45,9 @@ def test_no_threshold_is_claimed_where_there_is_none(warmup):
 
 
 def test_a_decline_from_the_start_is_no_threshold():
-    claims = sum(found(Truth(threshold=0.0, decline=0.1), seed=s, resamples=150).identified for s in range(10))
+    claims = sum(
+        found(Truth(threshold=0.0, decline=0.1), seed=s, resamples=150).identified for s in range(10)
+    )
     assert claims <= 1
 
 
