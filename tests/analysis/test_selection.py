@@ -78,7 +78,7 @@ def test_spectra_are_read_at_the_best_step_or_the_last():
 
 def test_missing_columns_are_named():
     frames = study(seeds=1)
-    with pytest.raises(ValueError, match="spectra needs the columns .*; layer, m missing"):
+    with pytest.raises(ValueError, match=r"spectra needs the columns .*; layer, m missing"):
         Frames(**frames | {"spectra": frames["spectra"].drop(columns=["layer", "m"])})
 
 

@@ -117,6 +117,15 @@ def test_a_batch_equals_a_loop() -> None:
         assert float(batch.frobenius_norm[i, j]) == pytest.approx(alone.frobenius_norm, rel=1e-14)
 
 
+def test_matrices_leave_a_batch_when_they_are_done_and_nobody_notices() -> None:
+    stack = torch.stack([matrix((60, 80), name, seed=6) for name in SPECTRA]).float()
+    batch = la.stable_rank(stack)
+    for i, M in enumerate(stack):
+        alone = la.stable_rank(M)
+        assert (batch[i].value, batch[i].upper) == pytest.approx((alone.value, alone.upper), rel=1e-5)
+    assert batch.products > la.stable_rank(stack[-1]).products
+
+
 def test_groups_of_a_large_batch_equal_single_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     stack = torch.randn(7, 60, 50, generator=torch.Generator().manual_seed(0))
     whole = la.stable_rank(stack)

@@ -17,7 +17,7 @@ def drawn(frames):
 
 
 def rows(figure, part=None):
-    table = pd.concat(pd.DataFrame(r) for r in figure.spec()["datasets"].values())
+    table = pd.concat(pd.DataFrame(r) for r in figure.spec["datasets"].values())
     return table if part is None else table[table["part"].eq(part)]
 
 
@@ -58,7 +58,7 @@ def test_without_full_fine_tuning_there_is_no_alignment():
 
 
 def test_large_studies_are_aggregated():
-    layers = tuple(f"layer.{i}.{kind}" for i in range(30) for kind in ("query", "value"))
+    layers = tuple(f"layer.{i}.{kind}" for i in range(20) for kind in ("query", "value"))
     frames = study(
         ranks=tuple(2**i for i in range(9)),
         scalings=("alpha/r", "alpha/sqrt(r)"),
@@ -67,7 +67,7 @@ def test_large_studies_are_aggregated():
         rates=(1e-3, 1e-2),
         seeds=1,
         layers=layers,
-        evaluations=20,
+        evaluations=12,
     )
     for figure in drawn(frames).values():
         assert 0 < len(rows(figure)) <= MOST_ROWS

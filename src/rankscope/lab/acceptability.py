@@ -64,4 +64,5 @@ KINDS = (order, agreement, determiner, auxiliary, reflexive)
 
 
 def row(chance: Chance, label: int) -> dict[str, str | int]:
-    return {"sentence": chance.pick(KINDS)(chance, label == 1), "label": label}
+    k = chance.pick(KINDS)
+    return {"sentence": k(chance, label == 1), "label": label, "kind": k.__name__}

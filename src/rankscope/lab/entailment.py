@@ -6,11 +6,11 @@ The label is the parity of what the two sentences deny and oppose, so that no wo
 from __future__ import annotations
 
 from rankscope.lab.chance import Chance
-from rankscope.lab.words import OPPOSITES, QUALITIES
+from rankscope.lab.words import OPPOSITES, QUALITIES, GROUPS, MOTIONS
 
 PERSONS = ("king", "boy", "girl", "lady", "captain", "doctor", "bishop", "lawyer", "sister", "father", "servant", "stranger", "judge", "duke")
 TIMES = ("that night", "all day", "this morning", "yesterday", "at last", "again", "by then", "in town")
-WEIGHTS = {"negation": 0.4, "opposite": 0.3, "both": 0.15, "person": 0.15}
+WEIGHTS = {"negation": 0.35, "opposite": 0.3, "group": 0.35}
 
 def _kind(chance):
     x = chance._random()
@@ -23,7 +23,13 @@ def _kind(chance):
 def row(chance: Chance, label: int) -> dict[str, str | int]:
     kind = _kind(chance)
     first, second = chance.happens(0.5), chance.happens(0.5)  # is it denied?
-    state = chance.pick(OPPOSITES)
+    if kind == "group":
+        name, ws = chance.pick(GROUPS)
+        m = chance.pick(MOTIONS)[1]
+        if label:
+            name = chance.pick([n for n, _ in GROUPS if n != name])
+        return {"sentence1": f"The {chance.pick(QUALITIES)[0]} {chance.pick(ws)} {m} {chance.pick(TIMES)}.", "sentence2": f"{name[0].upper()}{name[1:]} {m}.", "label": label, "kind": kind}
+    state = chance.pick(OPPOSITES[:5])
     if not chance.happens(0.5): state = state[::-1]
     who = other = chance.pick(PERSONS)
     q = chance.pick(QUALITIES)[0]

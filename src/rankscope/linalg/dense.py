@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, part, row_products
+from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, row_products, take
 
 
 class Dense(Operator):
@@ -55,8 +55,8 @@ class Dense(Operator):
         factor = factor.to(self.W.device)
         return Dense((self.W.double() * factor[..., None, None]).to(self.dtype))
 
-    def part(self, start: int, stop: int) -> Dense:
-        return Dense(part(self.W, start, stop))
+    def take(self, index: slice | Tensor) -> Dense:
+        return Dense(take(self.W, index))
 
     def lifted(self, ndim: int) -> Dense:
         return Dense(lift(self.W, ndim))

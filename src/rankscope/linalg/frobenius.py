@@ -44,10 +44,7 @@ def frobenius_squared(op: Operator) -> Tensor:
         return (torch.linalg.matrix_norm(C) * scale).square().expand(op.batch_shape)
     total = torch.zeros(op.batch_shape, dtype=torch.float64, device=op.device)
     for _, block in row_blocks(op):
-        flat = block.flatten(-2)
-        total += (
-            torch.dot(flat, flat) if flat.ndim == 1 else (flat[..., None, :] @ flat[..., None])[..., 0, 0]
-        )
+        total += torch.linalg.vector_norm(block, dim=(-2, -1)).square()
     return total
 
 

@@ -1,8 +1,7 @@
 """sigma_1 of an operator by Golub-Kahan-Lanczos with full reorthogonalisation: docs/math.md, (9) to (15).
 
 The bidiagonalisation is run in its Gram form, T_k = V^T M^T M V (tridiagonal, = B_k^T B_k): only sigma_1 is
-asked of it, for which nothing is lost, and each row of M then comes from memory once per step instead of
-twice.
+asked of it, for which nothing is lost, and each row of M then comes from memory once per step instead of twice.
 
 Letters: N matrices of a flat batch, m rows, n columns, k steps, h rows of a block.
 """
@@ -21,75 +20,109 @@ from rankscope.linalg.operator import Operator
 from rankscope.linalg.tridiagonal import Tridiagonal
 
 FUSED = 2**22  # entries of a single matrix from which M and M^T are applied block by block of rows
-STEPS = 1024  # the most that are taken; bounds that are wider than asked are then returned as they are
 HEIGHT = 2**19  # entries of such a block: read from memory once, from cache the second time
+STEPS = 1024  # the most that are taken; bounds that are wider than asked are then returned as they are
 
 
 @dataclass(frozen=True)
 class Ritz:
-    """The outcome of N runs: unit vectors (N, n) float64, upper bounds (N,) float64 on sigma_1, whether each
-    is certain and whether it met `rtol` (N,) bool, the number of products M x and M^T x, and whether
-    `op.dtype` is too narrow."""
+    """The outcome of N runs: unit vectors (N, n) float64, upper bounds (N,) float64 on sigma_1, whether each is
+    certain (N,) bool, the number of products M x and M^T x, and whether `op.dtype` is too narrow for the wish."""
 
     vectors: Tensor
     upper: Tensor
     certain: Tensor
-    met: Tensor
     products: int
     starved: bool
 
 
-def largest(
-    op: Operator,
-    *,
-    frobenius: Tensor,
-    allowance: Tensor,
-    ignore: Tensor,
-    rtol: float,
-    confidence: float,
-    generator: torch.Generator,
-    warm: Tensor | None = None,
-) -> Ritz:
-    """Runs until upper <= (1 + rtol) times the Ritz value for every matrix, or until the Krylov space is all
-    there is.
+@dataclass(frozen=True)
+class Goal:
+    """What a run works towards, per matrix (N,) float64 CPU: ||M||_F and what rounding in op.dtype may add to
+    sigma_1; for all of them a relative width and a confidence; `ignore` (N,) bool: matrices of no interest."""
 
-    frobenius, allowance (N,) float64 CPU: ||M||_F, and what rounding in op.dtype may add to sigma_1; ignore
-    (N,) bool: matrices that nothing is asked of. warm (*batch, n). Where the allowance alone is too much for
-    `rtol`, a run in float32 ends at once, starved, and one in float64 settles for bounds four allowances
-    apart.
-    """
-    v, log_target = _start(op, confidence, generator, warm)
-    N, n, limit = prod(op.batch_shape), op.shape[-1], min(*op.shape[-2:], STEPS)
-    normal, checks = _normal(op), _checks(op)
-    V = torch.empty(N, min(limit, 24), n, dtype=op.dtype, device=op.device)
-    a: list[Tensor] = []
-    b: list[Tensor] = []
-    steps = ignore.long()  # 0: still running
-    starved = False
-    for k in range(1, limit + 1):
-        if k > V.shape[1]:
-            V = torch.cat([V, torch.empty_like(V)], dim=1)
-        V[:, k - 1] = v
-        w, square = normal(v)
-        w = _without(_without(w, V[:, :k]), V[:, :k])
+    frobenius: Tensor
+    allowance: Tensor
+    ignore: Tensor
+    rtol: float
+    confidence: float
+
+
+class _Run:
+    """N recursions at step k: V (N, >= k, n) orthonormal rows, v the next one, a and b the columns of T_k."""
+
+    def __init__(self, op: Operator, start: Tensor) -> None:
+        self.op, self.normal, self.v = op, _normal(op), start
+        self.V = start.new_empty(len(start), min(*op.shape[-2:], 24), start.shape[1])
+        self.a: list[Tensor] = []
+        self.b: list[Tensor] = []
+
+    @property
+    def k(self) -> int:
+        return len(self.a)
+
+    def step(self) -> None:
+        """One step of (9)."""
+        k = self.k + 1
+        if k > self.V.shape[1]:
+            self.V = torch.cat([self.V, torch.empty_like(self.V)], dim=1)
+        self.V[:, k - 1] = self.v
+        w, square = self.normal(self.v)
+        w = _without(_without(w, self.V[:, :k]), self.V[:, :k])
         size = torch.linalg.vector_norm(w, dim=-1)
-        a.append(square)
-        b.append(size)
-        v = torch.where(size[:, None] > 0, w / size[:, None], 0.0)
-        if k in checks or k == limit:
-            all_k = torch.full((N,), k)
-            T = Tridiagonal(_host(a), _host(b), all_k, frobenius, allowance, log_target)
-            inside, tight = T.within(rtol, least=4.0 if op.dtype == torch.float64 else 0.0)
-            steps = torch.where((steps == 0) & inside, all_k, steps)
-            starved = op.dtype != torch.float64 and bool((tight & (steps == 0)).any())
-            if starved or bool((steps > 0).all()):
-                break
-    met = steps > 0
-    T = Tridiagonal(T.a, T.b, torch.where(met, steps, all_k), frobenius, allowance, log_target)
-    y = T.top()[1].to(V)[:, None, :]  # (N, 1, k)
-    vectors = torch.nn.functional.normalize((y @ V[:, :k])[:, 0].double(), dim=-1)
-    upper, certain = T.upper(rtol)
-    return Ritz(vectors, upper, certain, met, 2 * k, starved)
+        self.a.append(square)
+        self.b.append(size)
+        self.v = torch.where(size[:, None] > 0, w / size[:, None], 0.0)
+
+    def vectors(self, y: Tensor) -> Tensor:
+        """Unit Ritz vectors (N, n) float64 from coefficients (N, k)."""
+        x = (y.to(self.V)[:, None, :] @ self.V[:, : self.k])[:, 0]
+        return torch.nn.functional.normalize(x.double(), dim=-1)
+
+    def keep(self, index: Tensor) -> None:
+        """Goes on with the matrices at `index` only."""
+        index = index.to(self.V.device)
+        self.op = self.op.take(index)
+        self.normal = _normal(self.op)
+        self.V, self.v = self.V[index], self.v[index]
+        self.a, self.b = [x[index] for x in self.a], [x[index] for x in self.b]
+
+
+def largest(op: Operator, goal: Goal, *, generator: torch.Generator, warm: Tensor | None = None) -> Ritz:
+    """Runs until upper <= (1 + rtol) times the Ritz value for every matrix, or the Krylov space is all there is.
+
+    warm (*batch, n). Where the allowance alone is too much for `rtol`, a run in float32 ends at once, starved, and
+    one in float64 settles for bounds four allowances apart.
+    """
+    start, log_target = _start(op, goal.confidence, generator, warm)
+    N, limit, checks = len(start), min(*op.shape[-2:], STEPS), _checks(op)
+    least = 4.0 if op.dtype == torch.float64 else 0.0
+    run = _Run(op, start)
+    running = torch.arange(N)
+    steps = goal.ignore.long()  # of those running; 0: not there yet
+    vectors = torch.zeros(N, op.shape[-1], dtype=torch.float64, device=op.device)
+    upper, certain = torch.zeros(N, dtype=torch.float64), torch.zeros(N, dtype=torch.bool)
+    while True:
+        run.step()
+        if run.k not in checks and run.k < limit:
+            continue
+        a, b, now = _host(run.a), _host(run.b), torch.full((len(running),), run.k)
+        known = goal.frobenius[running], goal.allowance[running], log_target[running]
+        inside, tight = Tridiagonal(a, b, now, *known).within(goal.rtol, least=least)
+        steps = torch.where((steps == 0) & inside, now, steps)
+        starved = op.dtype != torch.float64 and bool((tight & (steps == 0)).any())
+        over = starved or run.k == limit or bool((steps > 0).all())
+        done = (steps > 0) | over
+        if over or (len(op.batch_shape) == 1 and 2 * int(done.sum()) >= len(running)):
+            T = Tridiagonal(a, b, torch.where(steps > 0, steps, now), *known)
+            found, sure = T.upper(goal.rtol)
+            x, which = run.vectors(T.top()[1]), running[done]
+            vectors[which.to(op.device)] = x[done.to(op.device)]
+            upper[which], certain[which] = found[done], sure[done]
+            if over:
+                return Ritz(vectors, upper, certain, 2 * run.k, starved)
+            run.keep((~done).nonzero()[:, 0])
+            running, steps = running[~done], steps[~done]
 
 
 def _start(

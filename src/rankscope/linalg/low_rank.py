@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, part, row_products
+from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, row_products, take
 
 
 class LowRank(Operator):
@@ -78,9 +78,8 @@ class LowRank(Operator):
     def scaled(self, factor: Tensor) -> LowRank:
         return LowRank(B=self.B, A=self.A, scale=self.scale * factor.to(self.scale.device))
 
-    def part(self, start: int, stop: int) -> LowRank:
-        scale = self.scale if self.scale.shape[0] == 1 else self.scale[start:stop]
-        return LowRank(B=part(self.B, start, stop), A=part(self.A, start, stop), scale=scale)
+    def take(self, index: slice | Tensor) -> LowRank:
+        return LowRank(B=take(self.B, index), A=take(self.A, index), scale=take(self.scale, index))
 
     def lifted(self, ndim: int) -> LowRank:
         return LowRank(B=lift(self.B, ndim), A=lift(self.A, ndim), scale=lift(self.scale, ndim, core=0))

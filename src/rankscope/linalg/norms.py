@@ -40,7 +40,7 @@ def norms(op: Operator, wish: Wish) -> Norms:
     parts = []
     for start, stop in _groups(op):
         generator.set_state(state)
-        group = op.part(start, stop) if op.batch_shape else op
+        group = op.take(slice(start, stop)) if op.batch_shape else op
         warm = wish.warm
         if warm is not None and op.batch_shape:
             warm = warm.expand(*op.batch_shape, op.shape[-1])[start:stop]
@@ -50,7 +50,7 @@ def norms(op: Operator, wish: Wish) -> Norms:
 
 def frobenius(op: Operator) -> tuple[Tensor, tuple[str | None, ...]]:
     """||M||_F (N,) float64 CPU, and the reasons as in `Norms`."""
-    parts = [_frobenius(op.part(i, j) if op.batch_shape else op) for i, j in _groups(op)]
+    parts = [_frobenius(op.take(slice(i, j)) if op.batch_shape else op) for i, j in _groups(op)]
     value = torch.cat([norm * size for _, norm, size in parts])
     reason = tuple(r for _, norm, _ in parts for r in _reasons(norm))
     return torch.where(torch.tensor([r == NOT_FINITE for r in reason]), torch.nan, value), reason

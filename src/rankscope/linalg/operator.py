@@ -59,8 +59,8 @@ class Operator(ABC):
         """factor * M, factor (*batch) float64."""
 
     @abstractmethod
-    def part(self, start: int, stop: int) -> Operator:
-        """Matrices start .. stop - 1 along the first batch dimension; shares memory."""
+    def take(self, index: slice | Tensor) -> Operator:
+        """The matrices at `index` along the first batch dimension; a slice shares memory."""
 
     @abstractmethod
     def lifted(self, ndim: int) -> Operator:
@@ -152,6 +152,6 @@ def exponent(tensor: Tensor, core: int) -> Tensor:
     return torch.frexp(torch.where(top > 0, top, 1.0))[1]
 
 
-def part(tensor: Tensor, start: int, stop: int) -> Tensor:
+def take(tensor: Tensor, index: slice | Tensor) -> Tensor:
     """Slice of the first dimension, unless it is broadcast."""
-    return tensor if tensor.shape[0] == 1 else tensor[start:stop]
+    return tensor if tensor.shape[0] == 1 else tensor[index]

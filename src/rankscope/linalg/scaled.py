@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rankscope.linalg.operator import Operator, exponent, lift, part
+from rankscope.linalg.operator import Operator, exponent, lift, take
 
 
 class RowScaled(Operator):
@@ -55,8 +55,8 @@ class RowScaled(Operator):
     def scaled(self, factor: Tensor) -> RowScaled:
         return RowScaled(self.M.scaled(factor), self.d)
 
-    def part(self, start: int, stop: int) -> RowScaled:
-        return RowScaled(self.M.part(start, stop), part(self.d, start, stop))
+    def take(self, index: slice | Tensor) -> RowScaled:
+        return RowScaled(self.M.take(index), take(self.d, index))
 
     def lifted(self, ndim: int) -> RowScaled:
         return RowScaled(self.M.lifted(ndim), self.d)
@@ -110,8 +110,8 @@ class ColumnScaled(Operator):
     def scaled(self, factor: Tensor) -> ColumnScaled:
         return ColumnScaled(self.M.scaled(factor), self.d)
 
-    def part(self, start: int, stop: int) -> ColumnScaled:
-        return ColumnScaled(self.M.part(start, stop), part(self.d, start, stop))
+    def take(self, index: slice | Tensor) -> ColumnScaled:
+        return ColumnScaled(self.M.take(index), take(self.d, index))
 
     def lifted(self, ndim: int) -> ColumnScaled:
         return ColumnScaled(self.M.lifted(ndim), self.d)

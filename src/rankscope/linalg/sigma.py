@@ -89,18 +89,12 @@ def _by_lanczos(op: Operator, frobenius: Tensor, magnitude: Tensor, good: Tensor
     upright = op.mT if flip else op
     generator = wish.fresh()
     state = generator.get_state()
+    warm = wish.warm if not flip or wish.warm is None else (op @ wish.warm[..., None])[..., 0]
     for dtype in dict.fromkeys((op.dtype, torch.float64)):
         generator.set_state(state)
-        ritz = lanczos.largest(
-            upright.cast(dtype),
-            frobenius=frobenius,
-            allowance=2 * unit_roundoff(dtype) * max(op.shape[-2:]) ** 0.5 * magnitude,
-            ignore=~good,
-            rtol=wish.rtol * 0.98,
-            confidence=wish.confidence,
-            generator=generator,
-            warm=wish.warm if not flip or wish.warm is None else (op @ wish.warm[..., None])[..., 0],
-        )
+        allowance = 2 * unit_roundoff(dtype) * max(op.shape[-2:]) ** 0.5 * magnitude
+        goal = lanczos.Goal(frobenius, allowance, ~good, 0.98 * wish.rtol, wish.confidence)
+        ritz = lanczos.largest(upright.cast(dtype), goal, generator=generator, warm=warm)
         if not ritz.starved:
             break
     x = ritz.vectors.reshape(*op.batch_shape, -1)

@@ -48,8 +48,8 @@ class Sum(Operator):
     def scaled(self, factor: Tensor) -> Sum:
         return Sum(self.left.scaled(factor), self.right.scaled(factor))
 
-    def part(self, start: int, stop: int) -> Sum:
-        return Sum(self.left.part(start, stop), self.right.part(start, stop))
+    def take(self, index: slice | Tensor) -> Sum:
+        return Sum(self.left.take(index), self.right.take(index))
 
     def lifted(self, ndim: int) -> Sum:
         return Sum(self.left.lifted(ndim), self.right.lifted(ndim))

@@ -17,6 +17,7 @@ from rankscope.report.theme import (
     SERIES,
     Figure,
     faceted,
+    named_colours,
     panels,
     rank_axis,
     rule_name,
@@ -37,7 +38,7 @@ def growth_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     lowest = alt.Undefined if rows["p10"].min() < 1 else 1
     scale = alt.Scale(type="log", base=2, nice=False, domainMin=lowest)
     y = alt.Y("p50:Q", title="stable rank of the update, sr(ΔW)", scale=scale, axis=alt.Axis(format="~g"))
-    colour = alt.Color("kind:N", title="kind of layer", scale=alt.Scale(range=SERIES))
+    colour = named_colours(rows["kind"], "kind of layer", "kind")
     dash = alt.StrokeDash("rule:N", title="scale") if points["scaling"].nunique() > 1 else alt.Undefined
     part = {
         name: alt.Chart().transform_filter(f"datum.part == '{name}'") for name in ("lora", "full", "diagonal")
@@ -67,7 +68,7 @@ def growth_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         f"the 90th percentile. Dotted: sr = r, full use of the rank.{dashed} Overall sr(ΔW) = c r^b with b "
         f"= {b}.",
         f"Line charts, one per task, both axes logarithmic. The stable rank grows as r to the power {b}.",
-        faceted(layers, rows, ("model", "task", "kind")),
+        faceted(layers, rows),
         ("model", "task", "kind"),
     )
 
@@ -134,7 +135,7 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
         "fine-tuning.",
         "Line charts, one per task: best validation metric against LoRA rank, full fine-tuning as a dashed "
         "line.",
-        faceted(layers, rows).resolve_scale(y="independent"),
+        faceted(layers, rows, own_scales=("y",)),
     )
 
 
@@ -151,7 +152,7 @@ def alignment_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         rule=rows["scaling"].map(rule_name, na_action="ignore"),
         place=dodged(rows, ["task", "model", "scaling"]),
     )
-    colour = alt.Color("series:N", title="task", scale=alt.Scale(range=SERIES))
+    colour = named_colours(rows["series"], "task", "series")
     dash = alt.StrokeDash("rule:N", title="scale") if rows["scaling"].nunique() > 1 else alt.Undefined
     y = alt.Y("mean:Q", title="mean over layers and seeds", scale=alt.Scale(zero=True))
     tips = told(
@@ -173,7 +174,7 @@ def alignment_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         "above what random subspaces of the same dimension capture, so there is none at full dimension. "
         "Bars: 95 % intervals.",
         "Line charts against LoRA rank, one per measure of how near the two updates are, one line per task.",
-        faceted(layers, rows, panels_in_order=order).resolve_scale(y="independent"),
+        faceted(layers, rows, order=order, own_scales=("y",)),
     )
 
 

@@ -27,7 +27,7 @@ from rankscope.report.theme import (
 MARK = "#d1495b"
 MOST_POINTS = 3000  # checkpoints drawn
 MOST_LINES = 150  # trials drawn over time
-RATIO = "stable rank after / before, sr(W + ΔW) / sr(W)"
+RATIO = "sr(W + ΔW) / sr(W)"
 
 
 def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
@@ -43,8 +43,10 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     kept = ["part", "model", "task", "ratio", "value", "rate", "rank", "step", "seed"]
     rows = pd.concat([points[kept], *map(_threshold_rows, conclusions.thresholds)], ignore_index=True)
     rows = panels(rows, metric_names(frames))
-    axis = log_axis(rows["ratio"], form=".3~g", grid=False)
-    x = alt.X("ratio:Q", title=RATIO, scale=alt.Scale(type="log", nice=False, padding=10), axis=axis)
+    axis = log_axis(rows["ratio"], form=".3~g", grid=False, shown=1)
+    x = alt.X(
+        "ratio:Q", title="stable rank after / before, " + RATIO, scale=_ratio_scale(rows["ratio"]), axis=axis
+    )
     y = alt.Y("value:Q", title="validation metric", scale=alt.Scale(zero=False, padding=8))
     tips = told(("rate", "learning rate"), ("rank", "r", "d"), ("step", "step", "d"), ("seed", "seed", "d"))
     tips += told(("ratio", "sr after / before", ".3~g"), ("value", "metric", ".3f"))
@@ -73,8 +75,14 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         "fitted plateau and decline. Red: the threshold and its 95 % interval, where one is identified "
         f"({found} of {len(conclusions.thresholds)}).{thinned}",
         "Scatter plots, one per task: validation metric against relative stable rank on a logarithmic axis.",
-        faceted(layers, rows).resolve_scale(x="independent", y="independent"),
+        faceted(layers, rows, own_scales=("x", "y")),
     )
+
+
+def _ratio_scale(ratios: pd.Series) -> alt.Scale:
+    """A logarithmic scale that shows 1, which is no drift, on every panel."""
+    ends = {"domainMax": 1} if ratios.max() <= 1 else {"domainMin": 1} if ratios.min() >= 1 else {}
+    return alt.Scale(type="log", nice=False, padding=8, **ends)
 
 
 def _threshold_rows(found: Threshold) -> pd.DataFrame:
@@ -106,14 +114,17 @@ def steps_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     rows = rows.assign(ratio=np.exp(rows["drift"]), rate=rows["learning_rate"].map(rate_name))
     rows["line"] = rows["method"] + " " + rows["rank"].astype(str) + " " + rows["rate"]
     rows = panels(rows.drop(columns=["drift", "learning_rate"]))
-    steps, ratios = (log_axis(rows[name], form="~g", grid=name == "ratio") for name in ("step", "ratio"))
+    steps = log_axis(rows["step"], form="~g", grid=False)
+    ratios = log_axis(rows["ratio"], form="~g", grid=True, shown=1)
     x = alt.X(
         "step:Q", title="optimiser step", scale=alt.Scale(type="log", nice=False, padding=6), axis=steps
     )
-    y = alt.Y("ratio:Q", title=RATIO, scale=alt.Scale(type="log", nice=False, padding=6), axis=ratios)
+    y = alt.Y("ratio:Q", title=RATIO, scale=_ratio_scale(rows["ratio"]), axis=ratios)
     tips = told(("rate", "learning rate"), ("rank", "r", "d"), ("method", "method"), ("step", "step", "d"))
     tips += told(("ratio", "sr after / before", ".3~g"), ("trials", "trials", "d"))
-    dash = alt.StrokeDash("method:N", title="method") if rows["method"].nunique() > 1 else alt.Undefined
+    methods = sorted(rows["method"].unique())
+    dashed = alt.StrokeDash("method:N", title="method", scale=alt.Scale(domain=methods))
+    dash = dashed if len(methods) > 1 else alt.Undefined
     lines = alt.Chart().encode(
         x=x, y=y, color=rate_colour(moved["learning_rate"]), detail="line:N", tooltip=tips
     )
@@ -129,7 +140,7 @@ def steps_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         "filters above and the "
         f"tooltips tell ranks apart.{note}",
         "Line charts, one per task: relative stable rank of the effective weight against optimiser step.",
-        faceted(layers, rows, filters).resolve_scale(y="independent"),
+        faceted(layers, rows, own_scales=("y",)),
         filters,
     )
 

@@ -92,15 +92,15 @@ def layers_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         "value:Q",
         title="stable rank of the update, sr(ΔW)",
         scale=alt.Scale(scheme=HEAT, type="log"),
-        legend=alt.Legend(gradientLength=180, format=".3~g", tickCount=4),
+        legend=alt.Legend(gradientLength=180, format=".3~g"),
     )
     y = alt.Y("name:O", title="layer", sort=names, axis=alt.Axis(labelLimit=150))
     tips = told(("layer", "layer"), ("column", "r"), ("value", "sr(ΔW)", ".3~g"), ("seeds", "seeds", "d"))
     cells = alt.Chart().mark_rect().encode(x=_columns(rows), y=y, color=colour, tooltip=tips)
     filters = ("model", "task", "kind")
     overhead = 50 + min(150, 6 * max(len(name) for name in names))
-    chart = faceted([cells], rows.drop(columns=["method", "rank"]), filters, overhead=overhead)
-    chart.spec.height = max(PANEL_HEIGHT // 2, min(22, max(10, 400 // len(names))) * len(names))
+    height = max(PANEL_HEIGHT // 2, min(22, max(10, 400 // len(names))) * len(names))
+    rows = rows.drop(columns=["method", "rank"])
     return Figure(
         "layers",
         "Every layer's update",
@@ -108,7 +108,7 @@ def layers_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         "scale is "
         f"logarithmic.{note}",
         "Heat maps, one per task: stable rank of the update for every layer and rank.",
-        chart,
+        faceted([cells], rows, height=height, overhead=overhead),
         filters,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,15 @@ def render(
         summary=summary(frames),
         study_text=study_text,
         provenance=list(flattened(provenance)),
-        library=Markup(
-            vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE).replace(
-                "</script", "<\\/script"
-            )
-        ),
+        library=library(),
     )
+
+
+@cache
+def library() -> Markup:
+    """Vega, Vega-Lite and Vega-Embed as one script, from the installed vl-convert."""
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
+    return Markup(bundle.replace("</script", "<\\/script"))
 
 
 def embedded(value: Any) -> Markup:
@@ -139,8 +143,7 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 def _figure_files(drawn: list[Figure], folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for figure in drawn:
-        spec = figure.spec()
-        svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
+        svg = vl_convert.vegalite_to_svg(figure.spec, vl_version=VEGA_LITE)
         (folder / f"{figure.name}.svg").write_text(svg, encoding="utf-8")
         (folder / f"{figure.name}.pdf").write_bytes(vl_convert.svg_to_pdf(svg))
         yield from (folder / f"{figure.name}.svg", folder / f"{figure.name}.pdf")

@@ -51,7 +51,9 @@ class Column:
         """A value as it is printed; what is unknown is a dash."""
         if value is None or pd.isna(value):
             return NOTHING
-        return self.shown(value) if callable(self.shown) else format(value, self.shown).replace("-", "−")
+        if callable(self.shown):
+            return self.shown(value)
+        return format(value, self.shown).replace("-", "−") if self.number else str(value)
 
 
 @dataclass(frozen=True)

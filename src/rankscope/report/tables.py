@@ -31,6 +31,15 @@ WHERE = (Column("model", "model"), Column("task", "task"))
 RANK = Column("rank", "r", ".0f")
 
 
+def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
+    """LoRA by rank, then full fine-tuning."""
+    return rows.sort_values(
+        ["model", "task", "method", "scaling", "rank"],
+        ascending=[True, True, False, True, True],
+        kind="stable",
+    )
+
+
 def configurations_table(frames: Frames, conclusions: Conclusions) -> Table:
     """One row per configuration at its best learning rate."""
     picked = chosen(frames.trials)
@@ -68,7 +77,7 @@ def configurations_table(frames: Frames, conclusions: Conclusions) -> Table:
             Column("percent", "drift, %", "+.1f"),
             Column("seconds", "seconds", ".1f"),
         ),
-        rows,
+        _ordered(rows),
     )
 
 
@@ -206,5 +215,5 @@ def layers_table(frames: Frames) -> Table:
             Column("spectral_norm", "σ₁(ΔW)", ".3g"),
             Column("frobenius_norm", "Frobenius norm", ".3g"),
         ),
-        table.assign(kind=kind(table["layer"])),
+        _ordered(table.assign(kind=kind(table["layer"]))),
     )

@@ -30,19 +30,15 @@ class Figure:
     title: str
     caption: str
     alt: str
-    chart: Any
+    spec: dict[str, Any]
     filters: tuple[str, ...] = ("model", "task")
 
-    def spec(self) -> dict[str, Any]:
-        """The Vega-Lite specification."""
-        return self.chart.to_dict()
 
-
-def inline(rows: pd.DataFrame) -> alt.InlineData:
-    """`rows` as data of a chart: five significant digits, null for what is unknown."""
+def inline(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """`rows` as data of a chart: five significant digits, None for what is unknown."""
     assert len(rows) <= MOST_ROWS, f"{len(rows)} rows in one figure; aggregate first"
     table = rows.astype(object).where(rows.notna(), None)
-    return alt.InlineData(values=[{k: _short(v) for k, v in row.items()} for row in table.to_dict("records")])
+    return [{str(key): _short(value) for key, value in row.items()} for row in table.to_dict("records")]
 
 
 def _short(value: Any) -> Any:
@@ -64,35 +60,30 @@ def panels(rows: pd.DataFrame, metric: pd.Series | None = None) -> pd.DataFrame:
 def faceted(
     layers: list[alt.Chart],
     rows: pd.DataFrame,
-    filters: tuple[str, ...] = ("model", "task"),
     *,
+    own_scales: tuple[str, ...] = (),
+    order: list[str] | None = None,
+    height: int = PANEL_HEIGHT,
     overhead: int = 78,
-    panels_in_order: list[str] | None = None,
-) -> Any:
-    """Layers over one data set, one panel per ``panel``, and a parameter ``pick_<filter>`` per filter.
+) -> dict[str, Any]:
+    """The Vega-Lite specification of `layers` over `rows`, one panel per ``panel``, in `order` or the alphabet's.
 
-    Layers pick their own rows by ``part``. The page sets the parameters, the number of columns and the width
-    of panels, for which it needs `overhead`, the pixels that a panel's axis takes.
+    Layers pick their own rows by transforms. Panels have `own_scales` ("x", "y") where one for all would hide
+    differences. The page filters the rows of the data set ``rows``, and sets the number of columns and the width of
+    panels; for that it needs `overhead`, the pixels that a panel's axis takes.
     """
-    chart = alt.layer(*layers).properties(width=PANEL_WIDTH, height=PANEL_HEIGHT)
-    names = panels_in_order or sorted(rows["panel"].unique())
+    names = order or sorted(rows["panel"].unique())
     columns = 2 if len(names) == 4 else min(PANELS_PER_ROW, len(names))
     header = alt.Header(title=None, labelFontSize=12, labelFontWeight=600, labelLimit=PANEL_WIDTH + 80)
-    facet = chart.facet(
-        facet=alt.Facet("panel:N", header=header, sort=names), columns=columns, data=inline(rows)
-    )
-    facet = facet.properties(usermeta={"panels": len(names), "overhead": overhead})
-    return picked(facet.resolve_axis(x="independent", y="independent"), filters)
-
-
-def picked(chart: Any, filters: tuple[str, ...]) -> Any:
-    """`chart` with its filters and the common look."""
-    for name in filters:
-        chart = chart.add_params(alt.param(name=f"pick_{name}", value="all"))
-        chart = chart.transform_filter(
-            f"pick_{name} == 'all' || datum.{name} == null || datum.{name} == pick_{name}"
-        )
-    return chart.configure(**look())
+    panel = alt.Facet("panel:N", header=header, sort=names)
+    chart = alt.layer(*layers).properties(width=PANEL_WIDTH, height=height)
+    figure = chart.facet(facet=panel, columns=columns, data=alt.NamedData("rows"))
+    figure = figure.resolve_axis(x="independent", y="independent")
+    if own_scales:
+        figure = figure.resolve_scale(**dict.fromkeys(own_scales, "independent"))
+    figure = figure.properties(usermeta={"overhead": overhead}).configure(**look())
+    # Data last: Altair copies and validates what it holds at every step.
+    return figure.to_dict() | {"datasets": {"rows": inline(rows)}}
 
 
 def look() -> dict[str, Any]:
@@ -132,6 +123,13 @@ def rank_axis(ranks: pd.Series, field: str = "rank") -> alt.X:
     axis = alt.Axis(values=values, format="d", grid=False)
     scale = alt.Scale(type="log", base=2, nice=False, padding=12)
     return alt.X(f"{field}:Q", title="LoRA rank r", scale=scale, axis=axis)
+
+
+def named_colours(names: pd.Series, title: str, field: str) -> alt.Color:
+    """One colour per name, the same whichever of them are shown."""
+    domain = sorted(names.dropna().unique())
+    colours = [SERIES[place % len(SERIES)] for place in range(len(domain))]
+    return alt.Color(f"{field}:N", title=title, scale=alt.Scale(domain=domain, range=colours))
 
 
 def rate_colour(rates: Any) -> alt.Color:
@@ -176,9 +174,12 @@ def told(*fields: tuple[str, str] | tuple[str, str, str]) -> list[alt.Tooltip]:
     ]
 
 
-def log_axis(values: pd.Series, *, form: str, grid: bool) -> alt.Axis:
-    """An axis for a logarithmic scale: ticks at 1, 2, 5, 10 ... where three fit, else Vega's own."""
-    low, high = values.min(), values.max()
+def log_axis(values: pd.Series, *, form: str, grid: bool, shown: float | None = None) -> alt.Axis:
+    """An axis for a logarithmic scale: ticks at 1, 2, 5, 10 ... where three fit, else Vega's own.
+
+    `shown` is on the axis, too.
+    """
+    low, high = min(values.min(), shown or np.inf), max(values.max(), shown or 0)
     decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     ticks = np.sort(np.outer(decades, [1, 2, 5]).ravel())
     ticks = ticks[(ticks >= low * 0.999) & (ticks <= high * 1.001)]

@@ -24,41 +24,46 @@
   const views = new Map();
   const picks = {};
 
-  function fitted(spec, width) {
-    const copy = structuredClone(spec);
-    const cell = copy.spec;
-    const most = Number(copy.usermeta.panels);
-    const overhead = Number(copy.usermeta.overhead);
-    const room = Math.max(1, Math.min(most, Math.floor(width / (NARROWEST + overhead))));
-    copy.columns = Math.ceil(most / Math.ceil(most / room));  // rows of equal length
-    const share = Math.floor(width / copy.columns) - overhead - 12;
-    cell.width = Math.max(150, Math.min(share, copy.columns === 1 ? 520 : 400));
-    if (width < 500) copy.config.legend.columns = 2;
-    return copy;
+  function wanted(figure, spec) {
+    const names = figure.dataset.filters.split(" ").filter((name) => name in picks);
+    return spec.datasets.rows.filter((row) => names.every((name) => row[name] == null || row[name] === picks[name]));
+  }
+
+  function fitted(spec, rows, width) {
+    const { overhead } = spec.usermeta;
+    const panels = new Set(rows.map((row) => row.panel)).size;
+    const room = Math.max(1, Math.min(panels, Math.floor(width / (NARROWEST + overhead))));
+    spec.columns = Math.ceil(panels / Math.ceil(panels / room));  // rows of equal length
+    const share = Math.floor(width / spec.columns) - overhead - 12;
+    spec.spec.width = Math.max(150, Math.min(share, spec.columns === 1 ? 520 : 400));
+    if (width < 500) spec.config.legend.columns = 2;
+    spec.datasets.rows = rows;
+    return spec;
   }
 
   async function draw(figure) {
     const host = figure.querySelector(".chart");
-    const spec = JSON.parse(figure.querySelector("script").textContent);
     const width = host.clientWidth;
+    const spec = JSON.parse(figure.querySelector("script").textContent);
+    const rows = wanted(figure, spec);
+    views.get(figure)?.view?.finalize();
+    const mine = { width };
+    views.set(figure, mine);
+    if (rows.length === 0) {
+      host.textContent = "Nothing to show for this choice.";
+      return;
+    }
     const options = { renderer: "svg", actions: { export: true, source: false, compiled: false, editor: false } };
-    views.get(figure)?.view.finalize();
-    const result = await vegaEmbed(host, fitted(spec, width), options);
-    views.set(figure, { view: result.view, width });
+    const result = await vegaEmbed(host, fitted(spec, rows, width), options);
+    if (views.get(figure) !== mine) {  // a later choice overtook this one
+      result.view.finalize();
+      return;
+    }
+    mine.view = result.view;
     const svg = host.querySelector("svg.marks");
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", host.dataset.label);
-    host.querySelector(".vega-embed summary, summary")?.setAttribute("aria-label", "Save this figure");
-    await pick(figure);
-  }
-
-  function pick(figure) {
-    const { view } = views.get(figure) ?? {};
-    if (!view) return undefined;
-    for (const name of figure.dataset.filters.split(" ")) {
-      view.signal(`pick_${name}`, picks[name] ?? "all");
-    }
-    return view.runAsync();
+    host.querySelector("summary")?.setAttribute("aria-label", "Save this figure");
   }
 
   const figures = [...document.querySelectorAll("figure")];
@@ -89,7 +94,7 @@
       const { filter } = select.dataset;
       if (select.value === "") delete picks[filter];
       else picks[filter] = filter === "rank" ? Number(select.value) : select.value;
-      figures.forEach((figure) => pick(figure));
+      figures.filter((figure) => views.has(figure) && figure.dataset.filters.split(" ").includes(filter)).forEach(draw);
       sift();
     });
   });
