@@ -15,6 +15,7 @@ matrices stay in the cache. Other work on the machine falsifies times, and ratio
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import math
 import statistics
@@ -86,7 +87,7 @@ def measured(weights: list[Tensor], certify: bool) -> list[Any]:
 
 
 def matrices(name: str, weights: list[Tensor]) -> Case:
-    shapes = defaultdict(float)
+    shapes: dict[torch.Size, float] = defaultdict(float)
     for W in weights:
         shapes[W.shape] += 4 * W.numel()
     found = measured(weights, False)
@@ -151,7 +152,7 @@ def weightwatcher(repeats: int) -> None:
     if importlib.util.find_spec("weightwatcher") is None:
         print("WeightWatcher is not installed: left out")
         return
-    import weightwatcher
+    weightwatcher = importlib.import_module("weightwatcher")
 
     weights = roberta_base(power_law)
     layers = [torch.nn.Linear(W.shape[1], W.shape[0], bias=False) for W in weights]

@@ -189,8 +189,8 @@ def _analyze(options: argparse.Namespace) -> int:
     from rankscope.findings import analyze, text
     from rankscope.progress import bar
 
-    with bar("analysing", total=None):
-        conclusions = analyze(options.store)
+    with bar("analysing", total=1) as advance:
+        conclusions = analyze(options.store, progress=advance)
     print(json.dumps(conclusions.to_dict(), indent=1, allow_nan=False) if options.json else text(conclusions))
     return 0
 
@@ -199,8 +199,8 @@ def _report(options: argparse.Namespace) -> int:
     from rankscope.findings import write_report
     from rankscope.progress import bar
 
-    with bar("writing the report", total=None):
-        page = write_report(options.store, options.output)[0]
+    with bar("writing the report", total=2) as advance:
+        page = write_report(options.store, options.output, progress=advance)[0]
     print(f"report: {Path(page).resolve()}")
     return 0
 

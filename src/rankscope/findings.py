@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rankscope.analysis.conclusions import Conclusions, conclude
@@ -20,11 +21,13 @@ def frames(store: Store) -> Frames:
     )
 
 
-def analyze(store: str | Path | Store) -> Conclusions:
-    """H1 to H4 for the trials that have finished, each with its numbers and intervals."""
+def analyze(
+    store: str | Path | Store, *, progress: Callable[[float], None] = lambda share: None
+) -> Conclusions:
+    """H1 to H4 for the trials that have finished, each with its numbers and intervals. ``progress`` adds up to 1."""
     opened = store if isinstance(store, Store) else Store(store)
     found = frames(opened)
-    return conclude(found.trials, found.metrics, found.spectra, found.comparison)
+    return conclude(found.trials, found.metrics, found.spectra, found.comparison, progress=progress)
 
 
 def text(conclusions: Conclusions) -> str:
@@ -39,16 +42,25 @@ def text(conclusions: Conclusions) -> str:
     return "\n".join(lines)
 
 
-def write_report(store: str | Path | Store, output: str | Path | None = None) -> list[Path]:
-    """One self-contained page (default: report.html in the store), figures and tables beside it. -> files written"""
+def write_report(
+    store: str | Path | Store,
+    output: str | Path | None = None,
+    *,
+    progress: Callable[[float], None] = lambda share: None,
+) -> list[Path]:
+    """One self-contained page (default: report.html in the store), figures and tables beside it. -> files written
+
+    ``progress`` adds up to 2: the analysis, then the writing.
+    """
     opened = store if isinstance(store, Store) else Store(store)
     found = frames(opened)
-    conclusions = conclude(found.trials, found.metrics, found.spectra, found.comparison)
+    conclusions = conclude(found.trials, found.metrics, found.spectra, found.comparison, progress=progress)
     return write(
         found,
         conclusions,
         Path(output) if output is not None else opened.path / "report.html",
         study_text=opened.study_text,
+        progress=progress,
         provenance={
             "study": opened.study.name,
             "store": opened.hash(),

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import rankscope.linalg as la
+from rankscope.linalg.frobenius import product
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -53,6 +54,9 @@ def test_an_operator_is_its_matrix(kind: str) -> None:
     assert_close(la.row_norms(op), torch.linalg.vector_norm(M, dim=-1))
     x = draw(*M.shape[:-2], M.shape[-1])
     assert_close(op.matvec(x), (M @ x[..., None])[..., 0])
+    assert_close(product(op, x), (M @ x[..., None])[..., 0])
+    y = draw(*M.shape[:-1])
+    assert_close(product(op, y, transposed=True), (M.mT @ y[..., None])[..., 0])
     assert bool((op.magnitude() >= torch.linalg.matrix_norm(M) * (1 - 1e-12)).all())
     assert bool((2.0 ** op.exponent() > M.abs().amax((-2, -1))).all())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,10 +59,12 @@ def conclude(
     *,
     seed: int = 0,
     resamples: int = 1000,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> Conclusions:
     """Answer H1 to H4 for the study in these frames (see `Frames`), with bootstrap draws from `seed`.
 
-    Never fails on a small or odd study: what cannot be estimated is "undecided", with the reason.
+    Never fails on a small or odd study: what cannot be estimated is "undecided", with the reason. `progress`
+    is told of each share of the work, 1 in all.
     """
     frames = Frames(trials, metrics, spectra, comparison)
     # One stream per question: an answer does not change when another one is added.
@@ -69,9 +72,13 @@ def conclude(
     picked = chosen(frames.trials)
     rates = best_learning_rates(frames.trials)
     grown = growth(picked, frames.spectra, rng=streams[0], resamples=resamples)
+    progress(0.1)
     turned = thresholds(frames.trials, frames.metrics, frames.spectra, rng=streams[1], resamples=resamples)
+    progress(0.6)
     moved = dynamics(frames.trials, frames.metrics, frames.spectra, rng=streams[2], resamples=resamples)
+    progress(0.2)
     aligned = alignment(frames.trials, frames.spectra, frames.comparison, rng=streams[3], resamples=resamples)
+    progress(0.1)
     answers = (
         growth_verdict(grown),
         threshold_verdict(turned),

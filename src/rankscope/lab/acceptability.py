@@ -31,7 +31,9 @@ def agreement(chance: Chance, good: bool) -> str:
     other = chance.pick(chance.pick(NOUNS))
     noun = chance.pick(NOUNS)[plural]
     middle = f"{chance.pick(('of', 'with', 'behind', 'near'))} the {other} " if chance.happens(0.5) else ""
-    return f"The {chance.pick(_ADJECTIVES)} {noun} {middle}{verb} {chance.pick(_PLACES)} {chance.pick(_TIMES)}."
+    return (
+        f"The {chance.pick(_ADJECTIVES)} {noun} {middle}{verb} {chance.pick(_PLACES)} {chance.pick(_TIMES)}."
+    )
 
 
 def determiner(chance: Chance, good: bool) -> str:
@@ -47,7 +49,11 @@ def auxiliary(chance: Chance, good: bool) -> str:
     """``did not go`` and ``went``."""
     helped = chance.happens(0.5)
     verb = chance.pick(MOTIONS)[helped != good]
-    words = f"{chance.pick(('did not', 'could not', 'would', 'must'))} {verb}" if helped else f"{chance.pick(('never', 'also', 'then', 'soon'))} {verb}"
+    words = (
+        f"{chance.pick(('did not', 'could not', 'would', 'must'))} {verb}"
+        if helped
+        else f"{chance.pick(('never', 'also', 'then', 'soon'))} {verb}"
+    )
     return f"The {chance.pick(_ADJECTIVES)} {chance.pick(chance.pick(NOUNS))} {words} {chance.pick(_PLACES)} {chance.pick(_TIMES)}."
 
 
@@ -57,7 +63,9 @@ def reflexive(chance: Chance, good: bool) -> str:
     noun = chance.pick(WOMEN if woman else MEN)
     word = ("himself", "herself")[woman == good]
     verb = chance.pick(("hurt", "hid", "saw", "saved", "washed", "warmed"))
-    return f"The {chance.pick(_ADJECTIVES)} {noun} {verb} {word} {chance.pick(_PLACES)} {chance.pick(_TIMES)}."
+    return (
+        f"The {chance.pick(_ADJECTIVES)} {noun} {verb} {word} {chance.pick(_PLACES)} {chance.pick(_TIMES)}."
+    )
 
 
 KINDS = (order, agreement, determiner, auxiliary, reflexive)

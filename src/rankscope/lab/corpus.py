@@ -16,7 +16,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, RobertaTokenizer
 
-SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # ids 0 to 4; RobertaConfig's defaults rely on the first three
+SPECIAL = (
+    "<s>",
+    "<pad>",
+    "</s>",
+    "<unk>",
+    "<mask>",
+)  # ids 0 to 4; RobertaConfig's defaults rely on the first three
 BEGIN, PAD, END, UNKNOWN, MASK = range(5)
 
 _SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["'”’]))\s+(?=["'“‘]?[A-Z])""")
@@ -73,7 +79,9 @@ def passages(stream: Stream, *, count: int, length: int, generator: np.random.Ge
     return out
 
 
-def overlapping_pairs(stream: Stream, *, count: int, length: int, generator: np.random.Generator) -> np.ndarray:
+def overlapping_pairs(
+    stream: Stream, *, count: int, length: int, generator: np.random.Generator
+) -> np.ndarray:
     """(B, T) sequences ``<s> text </s></s> text </s>``: two windows on one passage, the second moved by less than
     half a window. What is masked in one can be read in the other, which teaches attention to compare a pair.
     """

@@ -77,11 +77,16 @@ def optimizer(model: RobertaForMaskedLM, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW; biases and LayerNorm are not decayed."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=recipe.peak, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
-def train(model: RobertaForMaskedLM, stream: Stream, recipe: Recipe, *, saved: Path, every: int = 500) -> None:
+def train(
+    model: RobertaForMaskedLM, stream: Stream, recipe: Recipe, *, saved: Path, every: int = 500
+) -> None:
     """Trains in place. The state goes to `saved` every `every` steps and is read from there when it exists."""
     adamw = optimizer(model, recipe)
     first, began, mean = 0, time.monotonic(), 0.0
@@ -108,13 +113,19 @@ def train(model: RobertaForMaskedLM, stream: Stream, recipe: Recipe, *, saved: P
             saved.with_suffix(".part").replace(saved)
             seconds = time.monotonic() - began
             left = seconds / (done - first) * (recipe.steps - done)
-            print(f"step {done}  loss {mean / every:.4f}  {seconds:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"step {done}  loss {mean / every:.4f}  {seconds:.0f} s, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
             mean = 0.0
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m rankscope.lab.pretrain", description=__doc__)
-    parser.add_argument("--corpus", type=Path, required=True, help="folder with books.txt.xz and books-valid.txt.xz")
+    parser.add_argument(
+        "--corpus", type=Path, required=True, help="folder with books.txt.xz and books-valid.txt.xz"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder that receives the encoder")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
@@ -124,7 +135,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     texts = corpus.sentences(options.corpus / "books.txt.xz")
     config = configuration(recipe.vocabulary)
-    tokenizer = corpus.train_tokenizer(texts, size=recipe.vocabulary, longest=config.max_position_embeddings - 2)
+    tokenizer = corpus.train_tokenizer(
+        texts, size=recipe.vocabulary, longest=config.max_position_embeddings - 2
+    )
     tokenizer.save_pretrained(options.out)
     stream = corpus.encode(texts, tokenizer)
 

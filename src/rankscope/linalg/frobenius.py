@@ -15,6 +15,8 @@ from torch import Tensor
 from rankscope.linalg import factors
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator, row_products
+from rankscope.linalg.scaled import ColumnScaled, RowScaled
+from rankscope.linalg.sums import Sum
 
 BLOCK = 2**19  # entries of a float64 block: 4 MiB, which stays in a core's share of the cache
 
@@ -53,18 +55,21 @@ def row_norms(op: Operator) -> Tensor:
     return torch.cat([torch.linalg.vector_norm(block, dim=-1) for _, block in row_blocks(op)], dim=-1)
 
 
-def norm_of_product(op: Operator, x: Tensor, *, transposed: bool = False) -> Tensor:
-    """||M x||, x (*batch, n), or ||M^T x||, x (*batch, m): (*batch) float64, every product and sum in
-    float64."""
-    if transposed:
-        y = torch.zeros(*op.batch_shape, op.shape[-1], dtype=torch.float64, device=op.device)
-        for start, block in row_blocks(op):
-            y += row_products(x[..., start : start + block.shape[-2]], block.mT)
-        return torch.linalg.vector_norm(y, dim=-1)
-    total = torch.zeros(op.batch_shape, dtype=torch.float64, device=op.device)
-    for _, block in row_blocks(op):
-        total += row_products(x, block).square().sum(-1)
-    return total.sqrt()
+def product(op: Operator, x: Tensor, *, transposed: bool = False) -> Tensor:
+    """M x, (*batch, n) -> (*batch, m), or M^T x: every product and sum in float64, factors not multiplied out."""
+    match op:
+        case Sum():
+            return product(op.left, x, transposed=transposed) + product(op.right, x, transposed=transposed)
+        case LowRank():
+            return (op.mT if transposed else op).cast(torch.float64).matvec(x)
+        case RowScaled() | ColumnScaled():
+            before = isinstance(op, RowScaled) == transposed  # d meets x itself, or the product
+            y = product(op.M, x * op.d if before else x, transposed=transposed)
+            return y if before else y * op.d
+    if not transposed:
+        return torch.cat([row_products(x, block) for _, block in row_blocks(op)], dim=-1)
+    parts = [row_products(x[..., i : i + block.shape[-2]], block.mT) for i, block in row_blocks(op)]
+    return sum(parts[1:], parts[0])
 
 
 def gram(op: Operator) -> Tensor:

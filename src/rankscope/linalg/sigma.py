@@ -14,7 +14,7 @@ from torch import Tensor
 from rankscope.linalg import factors, lanczos
 from rankscope.linalg.certify import certified_bound, formation_error
 from rankscope.linalg.dense import Dense
-from rankscope.linalg.frobenius import norm_of_product
+from rankscope.linalg.frobenius import product
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma, unit_roundoff
@@ -98,7 +98,7 @@ def _by_lanczos(op: Operator, frobenius: Tensor, magnitude: Tensor, good: Tensor
         if not ritz.starved:
             break
     x = ritz.vectors.reshape(*op.batch_shape, -1)
-    value = flat(norm_of_product(op, x, transposed=flip), op)
+    value = flat(torch.linalg.vector_norm(product(op, x, transposed=flip), dim=-1), op)
     lower = value - (formation_error(op) + gamma(max(op.shape[-2:]) + 8)) * magnitude
     lower = torch.maximum(lower, frobenius / min(op.shape[-2:]) ** 0.5 * (1 - gamma(prod(op.shape[-2:]))))
     value = torch.maximum(value, lower)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,24 +27,32 @@ VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 
 def write(
-    frames: Frames, conclusions: Conclusions, output: Path, *, study_text: str, provenance: Mapping[str, Any]
+    frames: Frames,
+    conclusions: Conclusions,
+    output: Path,
+    *,
+    study_text: str,
+    provenance: Mapping[str, Any],
+    progress: Callable[[float], None] = lambda share: None,
 ) -> list[Path]:
     """Write the page to `output`, and beside it ``figures/*.svg``, ``*.pdf``, ``tables/*.csv`` and ``*.tex``.
 
     `study_text` is the study file as it was run, `provenance` whatever repeats it (hardware, versions, store
     hash; may be nested). Everything in the frames may be hostile: it is escaped. Returns the files written,
-    the page first.
+    the page first. `progress` is told of each share of the work, 1 in all.
     """
     output = Path(output)
     drawn, listed = figures(frames, conclusions), tables(frames, conclusions)
     page = render(frames, conclusions, drawn, listed, study_text=study_text, provenance=provenance)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
-    return [
-        output,
-        *_figure_files(drawn, output.parent / "figures"),
-        *_table_files(listed, output.parent / "tables"),
-    ]
+    written = [output]
+    for path in itertools.chain(
+        _figure_files(drawn, output.parent / "figures"), _table_files(listed, output.parent / "tables")
+    ):
+        written.append(path)
+        progress(1 / (2 * len(drawn) + 2 * len(listed)))
+    return written
 
 
 def render(
