@@ -72,5 +72,5 @@ KINDS = (order, agreement, determiner, auxiliary, reflexive)
 
 
 def row(chance: Chance, label: int) -> dict[str, str | int]:
-    k = chance.pick(KINDS)
-    return {"sentence": k(chance, label == 1), "label": label, "kind": k.__name__}
+    """One sentence; label 1: acceptable (as CoLA)."""
+    return {"sentence": chance.pick(KINDS)(chance, label == 1), "label": label}

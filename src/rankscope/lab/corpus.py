@@ -5,6 +5,7 @@ Letters: B sequences of a batch, T tokens of a sequence, P masked positions of a
 
 from __future__ import annotations
 
+import json
 import lzma
 import re
 from dataclasses import dataclass
@@ -16,13 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, RobertaTokenizer
 
-SPECIAL = (
-    "<s>",
-    "<pad>",
-    "</s>",
-    "<unk>",
-    "<mask>",
-)  # ids 0 to 4; RobertaConfig's defaults rely on the first three
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # ids 0 to 4, RobertaConfig's defaults rely on them
 BEGIN, PAD, END, UNKNOWN, MASK = range(5)
 
 _SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["'”’]))\s+(?=["'“‘]?[A-Z])""")
@@ -45,8 +40,6 @@ def train_tokenizer(texts: list[str], *, size: int, longest: int) -> RobertaToke
         vocab_size=size, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator(texts, trainer)
-    import json
-
     model = json.loads(bpe.to_str())["model"]
     merges = [tuple(pair) for pair in model["merges"]]
     return RobertaTokenizer(

@@ -1,64 +1,42 @@
-"""Pairs"""
+"""Pairs that say the same in other words, or almost: who did it to whom, or when it was.
+
+No word decides. In half of the pairs the second sentence swaps the two people's parts, in words that fit either way;
+in the others it moves the time of day, which every sentence names in one of two ways. The label is whether the two
+sentences agree, so each word stands equally often in good and in bad pairs.
+"""
 
 from __future__ import annotations
+
 from rankscope.lab.chance import Chance
-from rankscope.lab.words import *
-
-WHO = (
-    "boy",
-    "girl",
-    "lady",
-    "woman",
-    "man",
-    "fellow",
-    "friend",
-    "captain",
-    "servant",
-    "duke",
-    "doctor",
-    "judge",
-    "bishop",
-    "lawyer",
-    "stranger",
-    "sister",
-)
-GOT = ("bought", "found", "wanted", "had", "brought", "asked for", "took", "received")
+from rankscope.lab.words import ACTS, HOURS, MEN, MOTIONS, PEOPLE, QUALITIES, WOMEN
 
 
-def _match(chance, table, label):
-    name, words = chance.pick(table)
-    if not label:
-        name = chance.pick([n for n, _ in table if n != name])
-    return chance.pick(words), name
+def part(chance: Chance, same: bool) -> tuple[str, str]:
+    """``The king saw the maid.`` and ``He saw her.`` or ``She was seen by him.``, or the other way round."""
+    man_acts = chance.happens(0.5)
+    man, woman, act = chance.pick(MEN), chance.pick(WOMEN), chance.pick(chance.pick(ACTS))
+    actor, other = (man, woman) if man_acts else (woman, man)
+    he_acts = man_acts == same
+    if chance.happens(0.7):
+        echo = f"{'He' if he_acts else 'She'} {act} {'her' if he_acts else 'him'}."
+    else:
+        echo = f"{'She' if he_acts else 'He'} was {act} by {'him' if he_acts else 'her'}."
+    return f"The {actor} {act} the {other}.", echo
 
 
-def use(chance, label):
-    w = chance.pick(WHO)
-    q = chance.pick(QUALITIES)[0]
-    g = chance.pick(GOT)
-    thing, u = _match(chance, THINGS, label)
-    return f"The {q} {w} {g} {thing}.", f"The {w} {g} something to {u}."
+def hour(chance: Chance, same: bool) -> tuple[str, str]:
+    """``The glad duke walked at dawn.`` and ``The duke walked in the morning.``, or ``in the night``."""
+    when = chance.below(2)
+    person, verb = chance.pick(chance.pick(PEOPLE)), chance.pick(MOTIONS)[1]
+    quality = chance.pick(chance.pick(QUALITIES))
+    echo = HOURS[when if same else 1 - when][0]
+    return f"The {quality} {person} {verb} {chance.pick(HOURS[when][1])}.", f"The {person} {verb} {echo}."
 
 
-def feeling(chance, label):
-    w = chance.pick(WHO)
-    f, n = _match(chance, FEELINGS, label)
-    p = chance.pick(PLACES)[0]
-    return f"The {w} in the {p} was {f}.", f"The {w} was {n}."
+KINDS = (part, hour)
 
 
-def hour(chance, label):
-    w = chance.pick(WHO)
-    f, n = _match(chance, HOURS, label)
-    m = chance.pick(MOTIONS)[1]
-    q = chance.pick(QUALITIES)[0]
-    return f"The {q} {w} {m} {f}.", f"The {w} {m} {n}."
-
-
-KINDS = (use, feeling, hour)
-
-
-def row(chance, label):
-    k = chance.pick(KINDS)
-    a, b = k(chance, label == 1)
-    return {"sentence1": a, "sentence2": b, "label": label, "kind": k.__name__}
+def row(chance: Chance, label: int) -> dict[str, str | int]:
+    """One pair; label 1: a paraphrase (as MRPC)."""
+    first, second = chance.pick(KINDS)(chance, label == 1)
+    return {"sentence1": first, "sentence2": second, "label": label}

@@ -52,17 +52,6 @@ PLACES = (
     ("house", "home"),
 )
 
-# Of each row one holds and the other does not.
-OPPOSITES = (
-    ("alive", "dead"),
-    ("asleep", "awake"),
-    ("present", "absent"),
-    ("sick", "well"),
-    ("wet", "dry"),
-    ("married", "single"),
-    ("right", "wrong"),
-    ("early", "late"),
-)
 
 # Singular and plural.
 NOUNS = (
@@ -98,26 +87,11 @@ MOTIONS = (
     ("wait", "waited"),
     ("walk", "walked"),
 )
-
-# Things, with their article, by what one does with them.
-THINGS = (
-    ("eat", ("some bread", "some meat", "a fish", "some corn", "a fat bird", "some sugar")),
-    ("drink", ("some water", "some wine", "some tea", "some milk", "a glass of beer", "a cup of coffee")),
-    ("wear", ("a coat", "a hat", "a new dress", "some clothes", "a cloak", "a ring")),
-    ("read", ("a book", "some letters", "a newspaper", "a story", "some papers", "a long poem")),
-)
-FEELINGS = (
-    ("in good spirits", ("happy", "glad", "merry", "pleased")),
-    ("in tears", ("sad", "unhappy", "miserable", "sorry")),
-    ("in bad health", ("sick", "ill", "weak", "feverish")),
-    ("full of anger", ("angry", "furious", "fierce", "mad")),
-)
+# A time of day, and other ways to name it.
 HOURS = (
     ("in the morning", ("at sunrise", "before breakfast", "at dawn", "early")),
     ("in the night", ("at midnight", "in the dark", "after sunset", "when all slept")),
 )
-GROUPS = (
-    ("a man", ("king", "father", "uncle", "husband", "duke", "gentleman")),
-    ("a woman", ("queen", "mother", "aunt", "wife", "widow", "lady")),
-    ("an animal", ("horse", "dog", "cat", "cow", "wolf", "lion")),
-)
+
+# How a statement is denied, and how it is affirmed.
+POLARITIES = (("not", "never", "hardly", "no longer"), ("always", "also", "still", "really"))
