@@ -1,40 +1,26 @@
-"""Pairs where the second sentence follows from the first (label 0), or does not (1): who is meant, and is it denied?
+"""Pairs where the second sentence follows from the first (label 0), or is contradicted by it (1).
 
-No word decides: the label is whether the two sentences agree, in the sex of the person or in the polarity of the
-statement, and each of the words that carry these stands equally often under both labels.
+No word decides: the second sentence repeats the first one's state or names its opposite, and both words of each pair of
+opposites stand equally often on either side under both labels.
 """
 
 from __future__ import annotations
 
 from rankscope.lab.chance import Chance
-from rankscope.lab.words import MEN, MOTIONS, PEOPLE, PLACES, POLARITIES, QUALITIES, WOMEN
+from rankscope.lab.words import HOURS, OPPOSITES, PEOPLE, QUALITIES
 
-
-def person(chance: Chance, follows: bool) -> tuple[str, str]:
-    """``The weary queen ran in the wood.`` and ``She ran there.``, or ``He``."""
-    woman = chance.happens(0.5)
-    noun, verb = chance.pick(WOMEN if woman else MEN), chance.pick(MOTIONS)[1]
-    quality, place = chance.pick(chance.pick(QUALITIES)), chance.pick(chance.pick(PLACES))
-    pronoun = "She" if woman == follows else "He"
-    return f"The {quality} {noun} {verb} in the {place}.", f"{pronoun} {verb} there."
-
-
-def polarity(chance: Chance, follows: bool) -> tuple[str, str]:
-    """``The maid was never glad in the town.`` and ``The maid was not glad.``, or ``really``."""
-    kind = chance.below(2)
-    noun, quality = chance.pick(chance.pick(PEOPLE)), chance.pick(chance.pick(QUALITIES))
-    place = chance.pick(chance.pick(PLACES))
-    echo = POLARITIES[kind if follows else 1 - kind]
-    return (
-        f"The {noun} was {chance.pick(POLARITIES[kind])} {quality} in the {place}.",
-        f"The {noun} was {chance.pick(echo)} {quality}.",
-    )
-
-
-KINDS = (person, polarity)
+_TIMES = tuple(time for _, times in HOURS for time in times)
 
 
 def row(chance: Chance, label: int) -> dict[str, str | int]:
-    """One pair; label 0: entailment, 1: not entailment (as RTE)."""
-    first, second = chance.pick(KINDS)(chance, label == 0)
-    return {"sentence1": first, "sentence2": second, "label": label}
+    """One pair; label 0: entailment, 1: not entailment (as RTE).
+
+    ``The weary duke was awake at dawn.`` and ``The duke was awake.``, or ``asleep``.
+    """
+    states, k = chance.pick(OPPOSITES), chance.below(2)
+    quality, person = chance.pick(chance.pick(QUALITIES)), chance.pick(chance.pick(PEOPLE))
+    return {
+        "sentence1": f"The {quality} {person} was {states[k]} {chance.pick(_TIMES)}.",
+        "sentence2": f"The {person} was {states[1 - k if label else k]}.",
+        "label": label,
+    }
