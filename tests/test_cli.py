@@ -197,8 +197,14 @@ def test_stopped_by_a_signal_and_started_again(study: Path, tmp_path: Path, how:
     command = [sys.executable, "-m", "rankscope.cli", "run", str(study), "--store", str(tmp_path / "store")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,  # a shell's background job ignores it
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: (
+            signal.signal(signal.SIGINT, signal.SIG_DFL) and None
+        ),  # a shell's background job ignores it
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("store/trials/*/done.json")) and time.monotonic() < deadline:

@@ -18,7 +18,7 @@ def show(table: Table, console: Console | None = None) -> None:
     """Prints the table. Names come from untrusted files, so they are printed as plain text, never as markup."""
     out = console or Console()
     if not out.is_terminal:
-        out.width = max(out.width, 120)
+        out.width = max(out.width, 140)
     grid, notes = _rows(table)
     out.print(grid)
     for number, note in enumerate(notes, start=1):

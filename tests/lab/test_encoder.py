@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, RobertaForMaskedLM
+
 from rankscope.lab import ENCODER, TASKS
 from rankscope.study.plan import Study
 from rankscope.sweep import run
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, RobertaForMaskedLM
 
 SAID = {  # English of our own
     "The old man sat by the <mask> and warmed his hands.": " fire",

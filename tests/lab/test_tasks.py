@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from rankscope.lab import TASKS
-from rankscope.lab.tasks import rows, write
 from scipy.sparse import hstack
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
+
+from rankscope.lab import TASKS
+from rankscope.lab.tasks import rows, write
 
 COLUMNS = {
     "acceptability": ["sentence", "label"],
@@ -64,7 +65,9 @@ def bag_of_words(task: str, *, joint: bool, ngrams: int = 1) -> float:
     """Validation accuracy of a logistic regression on word counts, of the joined text or of each side apart."""
     text = COLUMNS[task][:-1]
     frames = {split: pd.DataFrame(rows(task, split)) for split in ("train", "validation")}
-    sides = [[" ".join(row) for row in frame[text].to_numpy()] if joint else None for frame in frames.values()]
+    sides = [
+        [" ".join(row) for row in frame[text].to_numpy()] if joint else None for frame in frames.values()
+    ]
     columns = [sides] if joint else [[frame[name].tolist() for frame in frames.values()] for name in text]
     train, validation = [], []
     for known, held_out in columns:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from rankscope.study.cost import Rows, operations
 from rankscope.study.folder import TrialFolder
 from rankscope.study.plan import Study, Trial
@@ -14,7 +16,6 @@ from rankscope.sweep import Inputs
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.full import FullPack
 from rankscope.train.loop import Run
-from torch.utils.flop_counter import FlopCounterMode
 
 
 @pytest.fixture(scope="module")

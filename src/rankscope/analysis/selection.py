@@ -57,5 +57,7 @@ def chosen(trials: pd.DataFrame) -> pd.DataFrame:
     best = best_learning_rates(trials)[[*CONFIGURATION, "learning_rate"]]
     if best.empty:
         return trials.iloc[:0]
-    best = best.astype({column: trials[column].dtype for column in CONFIGURATION})  # all-empty columns change theirs
+    best = best.astype(
+        {column: trials[column].dtype for column in CONFIGURATION}
+    )  # all-empty columns change theirs
     return trials.merge(best, on=[*CONFIGURATION, "learning_rate"], how="inner")

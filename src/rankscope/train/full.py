@@ -12,7 +12,7 @@ from rankscope.linalg import Dense
 from rankscope.study.plan import Trial
 from rankscope.study.tasks import Task
 from rankscope.train.adapters import share_dropout
-from rankscope.train.model import draw_head, load_model, sites, stream, weight_of
+from rankscope.train.model import draw_head, load_model, quiet, sites, stream, weight_of
 from rankscope.train.packed import Noise
 from rankscope.train.updates import Updates
 
@@ -46,6 +46,7 @@ class FullPack:
         """The model with these values of ``self.parameters``, as a Hugging Face checkpoint in ``folder``."""
         assert k == 0
         state = self.model.state_dict() | dict(zip(self._names, parameters, strict=True))
-        self.model.save_pretrained(
-            folder, state_dict={name: value.contiguous() for name, value in state.items()}
-        )
+        with quiet():
+            self.model.save_pretrained(
+                folder, state_dict={name: value.contiguous() for name, value in state.items()}
+            )

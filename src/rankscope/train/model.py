@@ -22,7 +22,7 @@ from rankscope.train.attention import NAME as ATTENTION
 
 def load_model(model: str, task: Task) -> PreTrainedModel:
     """The model in float32 with our attention. What its file lacks is drawn from a fixed seed, the same every time."""
-    with _one_line(model), _quiet(), torch.random.fork_rng():
+    with _one_line(model), quiet(), torch.random.fork_rng():
         torch.manual_seed(0)
         loaded = AutoModelForSequenceClassification.from_pretrained(
             model, num_labels=task.num_labels, dtype=torch.float32, attn_implementation=ATTENTION
@@ -33,7 +33,7 @@ def load_model(model: str, task: Task) -> PreTrainedModel:
 
 
 def load_tokenizer(model: str) -> Any:
-    with _one_line(model), _quiet():
+    with _one_line(model), quiet():
         tokenizer = AutoTokenizer.from_pretrained(model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -42,7 +42,7 @@ def load_tokenizer(model: str) -> Any:
 
 def skeleton(model: str, task: Task) -> PreTrainedModel:
     """The model without its weights (on the meta device): shapes and names only."""
-    with _one_line(model), _quiet(), torch.device("meta"):
+    with _one_line(model), quiet(), torch.device("meta"):
         config = AutoConfig.from_pretrained(model, num_labels=task.num_labels)
         return AutoModelForSequenceClassification.from_config(config)
 
@@ -51,7 +51,7 @@ def fingerprint(model: str) -> str:
     """SHA-256 of a local folder's configuration and weights; the commit of a hub model."""
     folder = Path(model)
     if not folder.is_dir():
-        with _one_line(model), _quiet():
+        with _one_line(model), quiet():
             return str(AutoConfig.from_pretrained(model)._commit_hash)
     digest = hashlib.sha256()
     for path in sorted(
@@ -140,8 +140,8 @@ def _one_line(model: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' report on heads that are new: ours always are."""
+def quiet() -> Iterator[None]:
+    """Without transformers' own bars, and its report on heads that are new: ours always are."""
     verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     hub_verbosity = hub_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
