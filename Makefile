@@ -14,9 +14,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# one thread: on small matrices two threads wait for each other more than they compute
+# a process per core, one thread each: on small matrices two threads wait for each other more than they compute
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 # test is a prerequisite, so `make test check` runs the tests once
 check: setup test
