@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from torch.testing import assert_close
 
 from conftest import TARGETS
 from rankscope.study.tasks import TASKS
-from rankscope.train.model import heads, largest_rank, longest_input, sites, skeleton, stream
+from rankscope.train.model import heads, largest_rank, load_model, longest_input, sites, skeleton, stream
 
 SITES = {"roberta": (4, 16), "bert": (4, 16), "gpt2": (2, 16), "llama": (4, 8)}
 HEADS = {
@@ -42,3 +46,20 @@ def test_streams_are_apart_and_repeat() -> None:
     }
     assert len({tuple(x.tolist()) for x in draws.values()}) == 6
     assert torch.equal(draws[0, "init"], torch.rand(4, generator=stream(0, "init")))
+
+
+def test_a_head_for_other_labels_is_drawn_anew_but_the_base_must_fit(
+    tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    """Of two heads, as from roberta-large-mnli to a task with two classes."""
+    three = load_model(tiny_models["roberta"], TASKS["MNLI"])
+    three.save_pretrained(tmp_path)
+    two = load_model(str(tmp_path), TASKS["CoLA"])
+    assert two.classifier.out_proj.weight.shape == (2, 16)
+    assert_close(
+        two.state_dict()["roberta.embeddings.word_embeddings.weight"], three.get_input_embeddings().weight
+    )
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    with pytest.raises(ValueError, match=r"disagree about the shape of roberta\.encoder"):
+        load_model(str(tmp_path), TASKS["CoLA"])

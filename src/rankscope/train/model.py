@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import logging as hub_logging
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
@@ -24,9 +25,15 @@ def load_model(model: str, task: Task) -> PreTrainedModel:
     """The model in float32 with our attention. What its file lacks is drawn from a fixed seed, the same every time."""
     with _one_line(model), quiet(), torch.random.fork_rng():
         torch.manual_seed(0)
-        loaded = AutoModelForSequenceClassification.from_pretrained(
-            model, num_labels=task.num_labels, dtype=torch.float32, attn_implementation=ATTENTION
-        )
+        loaded, report = AutoModelForSequenceClassification.from_pretrained(
+            model, num_labels=task.num_labels, dtype=torch.float32, attn_implementation=ATTENTION,
+            ignore_mismatched_sizes=True, output_loading_info=True,
+        )  # fmt: skip
+        body = [
+            name for name, *_ in report["mismatched_keys"] if name.startswith(loaded.base_model_prefix + ".")
+        ]
+        if body:  # a head for another number of labels is no matter: heads are drawn anew
+            raise ValueError(f"its file and its config.json disagree about the shape of {sorted(body)[0]}")
     if loaded.config.pad_token_id is None:  # decoders classify the last token that is not padding
         loaded.config.pad_token_id = load_tokenizer(model).pad_token_id
     return loaded
@@ -51,8 +58,8 @@ def fingerprint(model: str) -> str:
     """SHA-256 of a local folder's configuration and weights; the commit of a hub model."""
     folder = Path(model)
     if not folder.is_dir():
-        with _one_line(model), quiet():
-            return str(AutoConfig.from_pretrained(model)._commit_hash)
+        with _one_line(model), quiet():  # the cache keeps a file under snapshots/<commit>/
+            return Path(hf_hub_download(model, "config.json")).parent.name
     digest = hashlib.sha256()
     for path in sorted(
         p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") or p.name == "config.json"
