@@ -16,9 +16,12 @@ from weights.tiny import MODELS, SHARED, Case, shake
 
 @pytest.fixture(scope="session")
 def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
-    """make_case("gpt2", r=4, ...): trains nothing, but fills every adapter tensor with noise."""
+    """make_case("gpt2", r=4, ...): trains nothing, but fills every adapter tensor with noise.
 
-    def make(model: str, **settings: object) -> Case:
+    ``method`` is one of PEFT's configurations; LoRA's if not given.
+    """
+
+    def make(model: str, method: type[peft.PeftConfig] = peft.LoraConfig, **settings: object) -> Case:
         torch.manual_seed(len(model))
         folder = tmp_path_factory.mktemp(model)
         pretrained = MODELS[model]()
@@ -26,7 +29,7 @@ def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
         before = {name: p.detach().double().clone() for name, p in pretrained.named_parameters()}
         with warnings.catch_warnings():  # PEFT's advice on Conv1D, embeddings and unsaved models
             warnings.simplefilter("ignore")
-            adapted = peft.get_peft_model(copy.deepcopy(pretrained), peft.LoraConfig(**settings))
+            adapted = peft.get_peft_model(copy.deepcopy(pretrained), method(**settings))
             shake(adapted)
             adapted.save_pretrained(folder / "adapter")
             # As anyone would load it: PEFT sorts the keys of its patterns when it saves, so order is the

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from rankscope.measure import measure
 from rankscope.weights.lora_config import pattern_value
-from weights.tiny import Case, stable_rank
+from weights.tiny import Case, edited, stable_rank
 
 
 @pytest.mark.parametrize(
@@ -37,14 +36,6 @@ from weights.tiny import Case, stable_rank
 )
 def test_patterns_match_as_in_peft(pattern: dict[str, int], layer: str) -> None:
     assert pattern_value(pattern, layer, 0) == pattern.get(get_pattern_key(pattern.keys(), layer), 0)
-
-
-def edited(case: Case, folder: Path, **settings: object) -> Path:
-    """A copy of the case's adapter with other settings in its configuration."""
-    shutil.copytree(case.adapter, folder)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | settings))
-    return folder
 
 
 def test_the_scale_moves_sr_of_the_sum_only(make_case: Callable[..., Case], tmp_path: Path) -> None:
@@ -113,15 +104,30 @@ def test_dora_is_of_full_rank_and_says_so(make_case: Callable[..., Case]) -> Non
     assert row.effective_rank > 2
 
 
-@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "loftq", "corda", "lora_ga"])
 def test_initialisations_that_change_the_base_are_not_read_as_BA(
     make_case: Callable[..., Case], tmp_path: Path, start: str
 ) -> None:
+    """Measured against the pretrained W where the base can be made again: tests/weights/test_oracle_matrix.py."""
     case = make_case("roberta", target_modules=["query"], r=4)
-    table = measure(edited(case, tmp_path / "adapter", init_lora_weights=start), base=case.base)
+    table = measure(
+        edited(
+            case,
+            tmp_path / "adapter",
+            init_lora_weights=start,
+            loftq_config={"loftq_bits": 4, "loftq_iter": 1},
+        )
+    )
     assert table.rows == ()
     assert len(table.skipped) == 2
     assert all("W' - W is not s B A" in skipped.why for skipped in table.skipped)
+    based = measure(tmp_path / "adapter", base=case.base)
+    if start in ("corda", "lora_ga", "loftq"):
+        assert based.rows == ()
+        assert all("no file tells what it is" in skipped.why for skipped in based.skipped)
+    else:
+        assert len(based.rows) == 6
+        assert all("W' by PEFT's merge" in row.note for row in based.rows if row.matrix != "W")
 
 
 def test_heads_and_biases_are_listed_or_measured_against_the_base(make_case: Callable[..., Case]) -> None:
@@ -203,7 +209,7 @@ def test_an_overlapping_alpha_pattern_is_said(make_case: Callable[..., Case]) ->
 def test_several_adapters_in_one_folder(make_case: Callable[..., Case], tmp_path: Path) -> None:
     case = make_case("roberta", target_modules=["query"], r=4)
     shutil.copytree(case.adapter, tmp_path / "runs" / "first")
-    with pytest.raises(ValueError, match=r"Name one of its adapters, such as .*first"):
+    with pytest.raises(ValueError, match=r"Name one of its adapters: --subfolder first"):
         measure(tmp_path / "runs")
 
 

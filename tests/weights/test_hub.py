@@ -59,12 +59,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[str
     """A hub that serves the folders below a path, and the names of the files that were downloaded from it."""
     asked: list[str] = []
 
-    def download(repository: str, name: str, *, local_files_only: bool) -> str:
+    def download(repository: str, name: str, *, revision: str | None, local_files_only: bool) -> str:
         assert not local_files_only
         asked.append(name)
         return str(tmp_path / repository / name)
 
-    def listing(repository: str, *, timeout: float) -> SimpleNamespace:
+    def listing(repository: str, *, revision: str | None, timeout: float) -> SimpleNamespace:
         names = [path.name for path in (tmp_path / repository).iterdir()]
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
 
@@ -82,7 +82,7 @@ def test_only_the_needed_files_are_downloaded(
     shutil.copytree(case.base, root / "someone" / "base")
     (root / "someone" / "base" / "pytorch_model.bin").write_text("not asked for")
     assert measure("someone/adapter", base="someone/base").rows == measure(case.adapter, base=case.base).rows
-    assert asked == ["model.safetensors", "config.json", "adapter_config.json", "adapter_model.safetensors"]
+    assert asked == ["adapter_config.json", "adapter_model.safetensors", "model.safetensors", "config.json"]
 
 
 def test_what_the_hub_says_of_a_missing_repository(monkeypatch: pytest.MonkeyPatch) -> None:

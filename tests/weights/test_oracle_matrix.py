@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import peft
 import pytest
+import torch
 
 from rankscope.measure import Table, measure
-from weights.tiny import Case, stable_rank
+from weights.tiny import MODELS, Case, shake, stable_rank
 
 QV = ["query", "value"]
 VARIANTS = {
@@ -62,6 +65,38 @@ VARIANTS = {
         "roberta",
         {"target_modules": QV, "r": 4, "lora_alpha": 8, "modules_to_save": ["classifier"], "bias": "all"},
     ),
+    "convolutions of one to three dimensions": (
+        "convolutions",
+        {"target_modules": ["one", "two", "three"], "r": 3, "lora_alpha": 16},
+    ),
+    "convolution dora": ("convolutions", {"target_modules": ["one", "two"], "r": 3, "use_dora": True}),
+    "experts, one by one in the checkpoint": (
+        "mixtral",
+        {
+            "target_modules": ["q_proj"],
+            "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+            "r": 4,
+            "lora_alpha": 6,
+            "rank_pattern": {"experts.down_proj": 2},
+            "alpha_pattern": {r"layers\.1\.mlp\.experts\.gate_up_proj": 9},
+        },
+    ),
+    "experts of one parameter": ("mixtral", {"target_parameters": ["experts.down_proj"], "r": 4}),
+    "transposed experts": (
+        "gpt-oss",
+        {
+            "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+            "r": 4,
+            "use_rslora": True,
+        },
+    ),
+    "a parameter that is a matrix": (
+        "llama",
+        {"target_modules": [], "target_parameters": ["q_proj.weight"], "r": 4},
+    ),
+    "pissa": ("llama", {"target_modules": ["q_proj", "up_proj"], "r": 4, "init_lora_weights": "pissa"}),
+    "olora": ("llama", {"target_modules": ["q_proj", "up_proj"], "r": 4, "init_lora_weights": "olora"}),
+    "orthogonal": ("llama", {"target_modules": ["q_proj"], "r": 4, "init_lora_weights": "orthogonal"}),
     "lora bias": ("roberta", {"target_modules": QV, "r": 4, "lora_bias": True}),
 }
 
@@ -106,3 +141,36 @@ def test_without_the_base_dW_is_the_same_or_its_layer_is_named_as_skipped(
     assert set(with_base) == {row.layer for row in alone.rows} | {s.layer for s in alone.skipped} & set(
         with_base
     )
+
+
+def test_a_tied_head_is_added_to_the_input_embeddings(make_case: Callable[..., Case]) -> None:
+    """The checkpoint holds one of the two weights; PEFT's merge changes both."""
+    case = make_case("tied-gpt2", target_modules=["lm_head"], r=4)
+    rows = {row.matrix: row for row in measure(case.adapter, base=case.base, rtol=1e-7).rows}
+    assert set(rows) == {"W", "dW", "W+dW"}
+    for matrix, row in rows.items():
+        assert row.layer == "lm_head"
+        assert row.stable_rank == pytest.approx(stable_rank(case.dense("transformer.wte", matrix)), rel=1e-6)
+    assert "W is transformer.wte.weight, which the layer is tied to" in rows["W+dW"].note
+
+
+def test_replicated_layers_share_one_W(tmp_path: Path) -> None:
+    """PEFT can't merge them apart: the oracle is its own dW of each layer, added to the layer they came from."""
+    torch.manual_seed(0)
+    base = MODELS["llama"]()
+    base.save_pretrained(tmp_path / "base")
+    W = {name: p.detach().double().clone() for name, p in base.named_parameters()}
+    config = peft.LoraConfig(target_modules=["q_proj"], r=4, layer_replication=[[0, 2], [0, 2], [1, 2]])
+    model = peft.get_peft_model(base, config)
+    shake(model)
+    model.save_pretrained(tmp_path / "adapter")
+    table = measure(tmp_path / "adapter", base=tmp_path / "base", rtol=1e-7)
+    assert len(table.rows) == 15
+    for row in table.rows:
+        dW = model.base_model.model.get_submodule(row.layer).double().get_delta_weight("default")
+        number = int(row.layer.split(".")[2])
+        old = W[f"model.layers.{(0, 1, 0, 1, 1)[number]}.self_attn.q_proj.weight"]
+        dense = {"W": old, "dW": dW.detach(), "W+dW": old + dW.detach()}[row.matrix]
+        assert row.stable_rank == pytest.approx(stable_rank(dense), rel=1e-6)
+    notes = {row.layer: row.note for row in table.rows if row.matrix == "W+dW"}
+    assert "layers.0.self_attn.q_proj (layer_replication)" in notes["model.layers.2.self_attn.q_proj"]

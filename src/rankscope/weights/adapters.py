@@ -8,16 +8,23 @@ Letters: m rows (out), n columns (in), r rank. ``lora_A.weight`` (r, n), ``lora_
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from rankscope.weights.checkpoints import read_json
 from rankscope.weights.difference import natural, not_chosen
+from rankscope.weights.experts import expert_matrices, targeted_parameter
 from rankscope.weights.factors import Factors, factor_matrices
 from rankscope.weights.hub import Place
-from rankscope.weights.lora_config import LoraConfig, read_lora_config
+from rankscope.weights.lora_config import LoraConfig, lora_config, not_low_rank
 from rankscope.weights.matrix import Reading, Skipped
-from rankscope.weights.pretrained import Pretrained
+from rankscope.weights.merged import NO_DIFFERENCE, adapted_layers, merged_matrices
+from rankscope.weights.pretrained import Pretrained, original_layer
 from rankscope.weights.saved import saved_matrices
 from rankscope.weights.tensors import READABLE, Tensors, open_tensors
 
@@ -35,34 +42,96 @@ class Adapter:
     """A LoRA adapter, not read yet; ``sites``: layer -> part, such as ``lora_A`` -> tensor name."""
 
     config: LoraConfig
+    content: Mapping[str, Any]  # adapter_config.json
     tensors: Tensors
     sites: dict[str, dict[str, str]]
     others: dict[str, str]  # name in the base -> tensor name
 
 
-def open_adapter(where: Place) -> Adapter | None:
-    """The adapter in a folder or repository; None where there is no adapter_config.json.
+@dataclass(frozen=True)
+class Stored:
+    """What a folder or repository holds of an adapter of any method."""
 
-    Raises ``ValueError``, one line, where it is malformed or no LoRA.
-    """
+    path: Path
+    content: Mapping[str, Any]
+    tensors: Tensors
+    neighbours: tuple[str, ...]  # folders inside with adapters of their own
+
+    @property
+    def base_model(self) -> str:
+        """The base as its configuration names it, quoted for a shell."""
+        name = self.content.get("base_model_name_or_path")
+        return shlex.quote(name) if isinstance(name, str) and name else "MODEL"
+
+    def revision_of(self, base: str | Path) -> str | None:
+        """The revision of ``base`` that the adapter was trained on, as its configuration says."""
+        revision = self.content.get("revision")
+        same = str(base) == self.content.get("base_model_name_or_path")
+        return revision if same and isinstance(revision, str) and revision else None
+
+
+def find_adapter(where: Place) -> Stored | None:
+    """The adapter in a folder or repository; None where there is no adapter_config.json."""
     path = where.find(CONFIG)
     if path is None:
         return None
-    config = read_lora_config(path)
+    content = read_json(path)
     files = [found for name in FILES if (found := where.find(name)) is not None]
     if not files:
         raise ValueError(
             f"{where.source}: expected {' or '.join(FILES)} beside {CONFIG}; found {where.names()}."
         )
-    adapter = sort_parts(open_tensors(files[0]), config)
+    return Stored(path, content, open_tensors(files[0]), tuple(where.folders_with(CONFIG)))
+
+
+def stored_matrices(
+    stored: Stored, source: str, base: Pretrained | None, chosen: re.Pattern[str] | None
+) -> Reading:
+    """The matrices of an adapter of any method. ``ValueError``, one line, where it can't be measured."""
+    peft_type = stored.content.get("peft_type")
+    if peft_type == "LORA":
+        yield from adapter_matrices(open_adapter(stored), base, chosen)
+    else:
+        kind = str(peft_type)
+        if kind in NO_DIFFERENCE or not _known_to_peft(kind):
+            why = NO_DIFFERENCE.get(kind, "no method that PEFT knows")
+            raise not_low_rank(source, peft_type, f": {why}.")
+        if base is None:
+            give = f"rankscope measure {shlex.quote(source)} --base {stored.base_model}"
+            raise not_low_rank(
+                source, peft_type, f". With its base the true W' - W can be measured, so type: {give}"
+            )
+        layers, others = adapted_layers(stored.tensors, base)
+        if layers.keys() == {""}:
+            near = next(iter(stored.tensors), "no tensor")
+            raise ValueError(
+                f"{source}: expected layers of {base.tensors.where}; found {near}: another model?"
+            )
+        yield from merged_matrices(stored.content, stored.tensors, layers, base, chosen)
+        for name in layers[""]:
+            yield Skipped(name, "shared by all layers, and part of each W' - W")
+        yield from saved_matrices(stored.tensors, others, base, chosen)
+    for name in stored.neighbours:
+        yield Skipped(name, f"another adapter in this folder: type --subfolder {shlex.quote(name)}")
+
+
+def _known_to_peft(peft_type: str) -> bool:
+    from peft import PeftType
+
+    return peft_type in PeftType.__members__
+
+
+def open_adapter(stored: Stored) -> Adapter:
+    """A LoRA adapter, its tensors sorted by layer. ``ValueError``, one line, where it is malformed."""
+    adapter = sort_parts(stored.tensors, stored.content, lora_config(stored.path, stored.content))
     if not adapter.sites:
         raise ValueError(
-            f"{files[0]}: expected LoRA tensors (....lora_A.weight, ....lora_B.weight); found none."
+            f"{stored.tensors.where}: expected LoRA tensors (....lora_A.weight, ....lora_B.weight); found none."
         )
     return adapter
 
 
-def sort_parts(tensors: Tensors, config: LoraConfig) -> Adapter:
+def sort_parts(tensors: Tensors, content: Mapping[str, Any], config: LoraConfig) -> Adapter:
     """Groups the tensors of an adapter by layer; every tensor ends up in ``sites`` or in ``others``."""
     sites: dict[str, dict[str, str]] = {}
     others: dict[str, str] = {}
@@ -79,16 +148,20 @@ def sort_parts(tensors: Tensors, config: LoraConfig) -> Adapter:
                 f"{tensors.where}: expected one {part} for {found['layer']}; found {site[part]} and {name}."
             )
         site[part] = name
-    return Adapter(config, tensors, sites, others)
+    return Adapter(config, content, tensors, sites, others)
 
 
 def adapter_matrices(adapter: Adapter, base: Pretrained | None, chosen: re.Pattern[str] | None) -> Reading:
     """dW of each adapted layer; with a base W, dW and W + dW; then what was saved in full."""
-    for layer in adapter.sites:
-        if chosen is not None and not chosen.search(layer):
-            yield not_chosen(layer, chosen)
-        else:
-            yield from _site_matrices(adapter, layer, base)
+    if base is not None and adapter.config.unlike_lora is not None and adapter.config.mergeable:
+        layers = {layer: list(site.values()) for layer, site in adapter.sites.items()}
+        yield from merged_matrices(adapter.content, adapter.tensors, layers, base, chosen)
+    else:
+        for layer in adapter.sites:
+            if chosen is not None and not chosen.search(layer):
+                yield not_chosen(layer, chosen)
+            else:
+                yield from _site_matrices(adapter, layer, base)
     yield from saved_matrices(adapter.tensors, adapter.others, base, chosen)
 
 
@@ -98,13 +171,16 @@ def _site_matrices(adapter: Adapter, layer: str, base: Pretrained | None) -> Rea
     for part in site:
         if part.endswith(".bias"):
             yield Skipped(f"{layer}.{part}", "a trained bias (lora_bias): a vector outside B A")
-    why = _beyond_lora(site, pair) or config.unlike_lora or _unlike_matrix(adapter, layer, *pair)
+    why = _beyond_lora(site, pair) or _without_base(config) or _unlike_matrix(adapter, layer, *pair)
     if why is not None:
         yield Skipped(layer, why)
         return
     B, A = (adapter.tensors.read(site[part]).flatten(1) for part in pair)  # (m, r), (r, n)
+    if (parameter := targeted_parameter(config.target_parameters, adapter.sites, layer)) is not None:
+        yield from expert_matrices(config, parameter, B, A, base)
+        return
     _check_fit(adapter, layer, B, A)
-    weight = _weight(config, layer, base)
+    weight, note = _weight(adapter, layer, base)
     magnitude = site.get("lora_magnitude_vector")
     factors = Factors(
         layer,
@@ -114,10 +190,16 @@ def _site_matrices(adapter: Adapter, layer: str, base: Pretrained | None) -> Rea
         stored_in_out=pair == PAIRS[1]
         or _stored_in_out(config, layer, base, weight, (B.shape[0], A.shape[1])),
         magnitude=adapter.tensors.read(magnitude).flatten() if magnitude else None,
-        note=config.doubt_of(layer),
+        note="; ".join(filter(None, (config.doubt_of(layer), note))) or None,
     )
-    model = config.base_model or "MODEL"
+    model = shlex.quote(config.base_model) if config.base_model else "MODEL"
     yield from factor_matrices(factors, weight, hint=f"so type --base {model}")
+
+
+def _without_base(config: LoraConfig) -> str | None:
+    if config.unlike_lora is None or not config.mergeable:
+        return config.unlike_lora
+    return f"{config.unlike_lora}: the true one needs the base, so type --base MODEL"
 
 
 def _pair(adapter: Adapter, layer: str) -> tuple[str, str]:
@@ -151,9 +233,6 @@ def _unlike_matrix(adapter: Adapter, layer: str, B: str, A: str) -> str | None:
         if (dtype := headers[site[part]].dtype) not in READABLE:
             return f"{part} is stored as {str(dtype).removeprefix('torch.')}, not as a floating-point matrix"
     b, a = headers[site[B]].shape, headers[site[A]].shape
-    expected = adapter.config.rank_of(layer)
-    if adapter.config.target_parameters and len(a) == 2 and a[0] != expected and a[0] % expected == 0:
-        return f"{a[0] // expected} experts (target_parameters) share lora_A: a stack has no stable rank"
     if len(a) > 2 and len(b) > 1 and b[1] != a[0] and a[0] % b[1] == 0:
         return f"a convolution in {a[0] // b[1]} groups: its update is not one B A"
     return None
@@ -173,14 +252,27 @@ def _check_fit(adapter: Adapter, layer: str, B: Tensor, A: Tensor) -> None:
         )
 
 
-def _weight(config: LoraConfig, layer: str, base: Pretrained | None) -> Tensor | Skipped | None:
+def _weight(
+    adapter: Adapter, layer: str, base: Pretrained | None
+) -> tuple[Tensor | Skipped | None, str | None]:
+    """W, and what a reader must know of where it came from."""
     if base is None:
-        return None
-    if config.replicated:
-        return Skipped(
-            layer, "W and W + dW: layer_replication numbers the layers otherwise than the base does"
-        )
-    return base.weight(layer)
+        return None, None
+    # PEFT saves an embedding whose vocabulary was resized beside its factors: that is the W they were added to.
+    resized = adapter.others.get(f"{layer}.base_layer.weight")
+    if resized is not None and base.shape_of(layer) not in (None, adapter.tensors.headers[resized].shape):
+        change = f"from {base.shape_of(layer)} to {adapter.tensors.headers[resized].shape}"
+        return adapter.tensors.read(resized), f"W is the adapter's own copy: its shape changed {change}"
+    source = original_layer(layer, adapter.config.replicated)
+    if isinstance(source, Skipped):
+        return source, None
+    weight = base.weight(source)
+    if isinstance(weight, Skipped):
+        return Skipped(layer, weight.why), None
+    if source != layer:
+        return weight, f"W is that of {source} (layer_replication)"
+    tied = base.tied_to(layer)
+    return weight, None if tied is None else f"W is {tied}, which the layer is tied to: merging changes both"
 
 
 def _stored_in_out(

@@ -6,26 +6,22 @@ import json
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from rankscope.weights.hub import Place, place
-from rankscope.weights.tensors import Tensors, open_tensors
+from rankscope.weights.hub import Place
+from rankscope.weights.tensors import Tensors, once, open_tensors
 
 FILES = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
 INDEXES = tuple(f"{name}.index.json" for name in FILES)
 
 
-def open_checkpoint(source: str | Path) -> Tensors:
-    """The tensors of a checkpoint: a file, a folder as ``save_pretrained`` writes it, or a hub id.
+def open_checkpoint(where: Place) -> Tensors:
+    """The tensors of a checkpoint in a folder as ``save_pretrained`` writes it, or in a repository.
 
     Raises ``ValueError``, one line, where files are missing, cut short or malformed.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
-        return open_file(path)
-    where = place(source)
     found = open_place(where)
     if found is None:
         raise ValueError(
-            f"{source}: expected a checkpoint ({', '.join(FILES)} or its index); found {where.names()}."
+            f"{where.source}: expected a checkpoint ({', '.join(FILES)} or its index); found {where.names()}."
         )
     return found
 
@@ -49,7 +45,7 @@ def open_place(where: Place) -> Tensors | None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. ``ValueError``, one line, for anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON; found {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):

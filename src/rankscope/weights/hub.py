@@ -6,7 +6,7 @@ Only needed files are downloaded; what is in the cache is used, also offline (``
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -14,20 +14,40 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True)
 class Place:
-    """A folder, or a repository of the hub (``folder`` None) and its files' names (None: out of reach)."""
+    """A folder, or a repository of the hub (``folder`` None) and its files' names (None: out of reach).
+
+    ``revision`` and ``subfolder`` are those of a repository.
+    """
 
     source: str
     folder: Path | None
     files: frozenset[str] | None = None
+    revision: str | None = None
+    subfolder: str = ""
 
     def find(self, name: str) -> Path | None:
         """The local path of the file ``name``; None where the place has no such file."""
         if self.folder is not None:
             path = self.folder / name
             return path if path.is_file() else None
-        if self.files is not None and name not in self.files:
+        inside = f"{self.subfolder}/{name}" if self.subfolder else name
+        if self.files is not None and inside not in self.files:
             return None
-        return _download(self.source, name, cached=self.files is None)
+        return _download(self.source, inside, self.revision, cached=self.files is None)
+
+    def below(self, name: str) -> Place:
+        """The folder ``name`` inside this place, whether it is there or not."""
+        if self.folder is not None:
+            return Place(f"{self.source}/{name}", self.folder / name)
+        return replace(self, subfolder=f"{self.subfolder}/{name}" if self.subfolder else name)
+
+    def folders_with(self, file: str) -> list[str]:
+        """The names of the folders inside this place, one level down, that hold ``file``."""
+        if self.folder is not None:
+            return sorted(path.parent.name for path in self.folder.glob(f"*/{file}") if path.is_file())
+        start = f"{self.subfolder}/" if self.subfolder else ""
+        parts = [name.removeprefix(start).split("/") for name in self.files or () if name.startswith(start)]
+        return sorted(part[0] for part in parts if len(part) == 2 and part[1] == file)
 
     def names(self) -> str:
         """What is there instead, for messages."""
@@ -40,25 +60,45 @@ class Place:
         return f"{', '.join(there[:8])}{', ...' if len(there) > 8 else ''}" if there else "an empty folder"
 
 
-def place(source: str | Path) -> Place:
-    """The folder or the repository that ``source`` names. ``ValueError``, one line, where it is neither."""
+def place(source: str | Path, *, revision: str | None = None, subfolder: str | None = None) -> Place:
+    """The folder or the repository that ``source`` names, and the folder in it that is meant.
+
+    ``ValueError``, one line, where there is neither.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
-        return Place(str(source), path)
-    if isinstance(source, str) and HUB_ID.fullmatch(source) and ".." not in source:
-        return Place(source, None, _listing(source))
-    raise ValueError(
-        f"{source}: expected a file, a folder or a hub id such as org/name; found nothing there."
-    )
+        if revision is not None:
+            raise ValueError(f"{source}: expected a hub id with revision {revision}; found a folder.")
+        found = Place(str(source), path)
+    elif isinstance(source, str) and HUB_ID.fullmatch(source) and ".." not in source:
+        found = Place(source, None, _listing(source, revision), revision)
+    else:
+        raise ValueError(
+            f"{source}: expected a file, a folder or a hub id such as org/name; found nothing there."
+        )
+    return found if subfolder is None else _entered(found, subfolder.strip("/"))
 
 
-def _listing(repository: str) -> frozenset[str] | None:
+def _entered(whole: Place, subfolder: str) -> Place:
+    found = whole.below(subfolder)
+    there = found.folder.is_dir() if found.folder is not None else _has(whole.files, subfolder)
+    if not subfolder or not there:
+        raise ValueError(f"{whole.source}: expected a folder {subfolder!r} in it; found {whole.names()}.")
+    return found
+
+
+def _has(files: frozenset[str] | None, subfolder: str) -> bool:
+    return files is None or any(name.startswith(f"{subfolder}/") for name in files)
+
+
+def _listing(repository: str, revision: str | None) -> frozenset[str] | None:
     """The names of the repository's files, in one request; None where the hub is out of reach."""
     from huggingface_hub import model_info
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
     try:
-        return frozenset(file.rfilename for file in model_info(repository, timeout=10).siblings or ())
+        found = model_info(repository, revision=revision, timeout=10).siblings
+        return frozenset(file.rfilename for file in found or ())
     except (HfHubHTTPError, HFValidationError) as error:
         raise ValueError(
             f"{repository}: expected a path or a hub id; found neither, and the hub says: {_brief(error)}"
@@ -67,12 +107,12 @@ def _listing(repository: str) -> frozenset[str] | None:
         return None
 
 
-def _download(repository: str, name: str, *, cached: bool) -> Path | None:
+def _download(repository: str, name: str, revision: str | None, *, cached: bool) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     try:
-        return Path(hf_hub_download(repository, name, local_files_only=cached))
+        return Path(hf_hub_download(repository, name, revision=revision, local_files_only=cached))
     except EntryNotFoundError:
         return None
     except HfHubHTTPError as error:

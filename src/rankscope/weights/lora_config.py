@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rankscope.weights.checkpoints import read_json
+import regex
 
 T = TypeVar("T")
 
-# Initialisations that take -s B0 A0 out of the base first: dW against the pretrained W is not s B A.
+# Initialisations that take s B0 A0 out of the base first: dW against the pretrained W is not s B A.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Those that took B0 A0 from training data, or quantised what they left: no file tells the base they left.
+FOR_ONCE = ("corda", "lora_ga", "loftq")
 # Settings with which PEFT's W' - W is not s B A (read in the sources of PEFT 0.21).
 VARIANTS = {
     "use_qalora": "QA-LoRA pools the input before A",
@@ -23,6 +24,7 @@ VARIANTS = {
     "kasa_config": "KaSA truncates W and has a diagonal between B and A",
     "monteclora_config": "MonteCLoRA samples its factors",
 }
+MATCH_SECONDS = 1.0  # a pattern of PEFT's takes microseconds; a bomb would take years
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,11 @@ class LoraConfig:
     use_rslora: bool = False
     fan_in_fan_out: bool = False
     base_model: str | None = None
-    replicated: bool = False
-    target_parameters: bool = False
-    unlike_lora: str | None = None
+    revision: str | None = None
+    replicated: tuple[int, ...] = ()  # layer_replication: layer of the adapted model -> layer of the base
+    target_parameters: tuple[str, ...] = ()
+    unlike_lora: str | None = None  # why W' - W is not s B A
+    mergeable: bool = True  # whether PEFT can make W' again from the base and the adapter alone
 
     def rank_of(self, layer: str) -> int:
         """The rank that the configuration gives the layer."""
@@ -71,23 +75,20 @@ def pattern_value(pattern: Mapping[str, T], layer: str, default: T) -> T:
 
 
 def _matches(key: str, layer: str) -> bool:
-    return re.match(rf"(.*\.)?({key})$", layer) is not None
-
-
-def read_lora_config(path: Path) -> LoraConfig:
-    """Reads and checks adapter_config.json.
-
-    Raises ``ValueError``, one line, where it is malformed or the adapter is no LoRA.
-    """
-    content = read_json(path)
-    peft_type = content.get("peft_type")
-    if peft_type != "LORA":
+    try:
+        found: object = regex.match(rf"(.*\.)?({key})$", layer, timeout=MATCH_SECONDS)
+    except TimeoutError as error:
         raise ValueError(
-            f"{path.parent}: not a low-rank update: expected peft_type LORA, found {peft_type}. "
-            "Merge it into its base (merge_and_unload, save_pretrained) and type: "
-            "rankscope measure MERGED --base MODEL"
-        )
-    base_model = content.get("base_model_name_or_path")
+            f"rank_pattern or alpha_pattern: expected a regular expression that matches a layer's name at once; "
+            f"{key[:60]!r} took longer than {MATCH_SECONDS:g} s on {layer[:60]}."
+        ) from error
+    return found is not None
+
+
+def lora_config(path: Path, content: Mapping[str, Any]) -> LoraConfig:
+    """Checks the content of adapter_config.json. Raises ``ValueError``, one line, where it is malformed."""
+    base_model, revision = content.get("base_model_name_or_path"), content.get("revision")
+    start = str(content.get("init_lora_weights", "")).lower()
     return LoraConfig(
         path=path,
         r=_rank(path, "r", content.get("r", 8)),
@@ -102,15 +103,27 @@ def read_lora_config(path: Path) -> LoraConfig:
         use_rslora=bool(content.get("use_rslora")),
         fan_in_fan_out=bool(content.get("fan_in_fan_out")),
         base_model=base_model if isinstance(base_model, str) and base_model else None,
-        replicated=bool(content.get("layer_replication")),
-        target_parameters=bool(content.get("target_parameters")),
+        revision=revision if isinstance(revision, str) and revision else None,
+        replicated=_replicated(path, content.get("layer_replication") or []),
+        target_parameters=_names(path, content.get("target_parameters") or []),
         unlike_lora=_unlike_lora(content),
+        mergeable=not start.startswith(FOR_ONCE) and not content.get("arrow_config"),
     )
+
+
+def not_low_rank(source: str, peft_type: object, why: str) -> ValueError:
+    """The refusal of an adapter that has no B A."""
+    return ValueError(f"{source}: not a low-rank update: expected peft_type LORA, found {peft_type}{why}")
 
 
 def _unlike_lora(content: Mapping[str, Any]) -> str | None:
     """Why no layer's W' - W is s B A; None where it is."""
     start = str(content.get("init_lora_weights", "")).lower()
+    if start.startswith(FOR_ONCE):
+        return (
+            f"init_lora_weights {start!r} changed the base by training data or quantisation, so W' - W is not s B A, "
+            "and no file tells what it is: merge it and measure the merged checkpoint against its base"
+        )
     if start.startswith(CHANGES_BASE):
         return f"init_lora_weights {start!r} changed the base before training, so W' - W is not s B A"
     return next((why for setting, why in VARIANTS.items() if content.get(setting)), None)
@@ -122,12 +135,32 @@ def _pattern(path: Path, content: Mapping[str, Any], name: str) -> list[tuple[st
         raise ValueError(f"{path}: expected {name} to be an object; found {pattern!r}.")
     for key in pattern:
         try:
-            re.compile(key)
-        except re.error as error:
+            regex.compile(key)
+        except (regex.error, RecursionError, OverflowError) as error:
             raise ValueError(
                 f"{path}: expected regular expressions in {name}; found {key!r}: {error}."
             ) from error
     return list(pattern.items())
+
+
+def _replicated(path: Path, ranges: object) -> tuple[int, ...]:
+    """[[0, 4], [2, 5]] -> 0, 1, 2, 3, 2, 3, 4."""
+    if not isinstance(ranges, list):
+        ranges = [ranges]
+    layers: list[int] = []
+    for one in ranges:
+        if not (isinstance(one, list) and len(one) == 2 and all(type(i) is int for i in one)):
+            raise ValueError(f"{path}: expected layer_replication as [[start, end], ...]; found {one!r}.")
+        if not 0 <= one[0] <= one[1] <= 10_000:
+            raise ValueError(f"{path}: expected layer_replication within 0 to 10000; found {one!r}.")
+        layers += range(*one)
+    return tuple(layers)
+
+
+def _names(path: Path, names: object) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: expected target_parameters to be a list of names; found {names!r}.")
+    return tuple(names)
 
 
 def _rank(path: Path, name: str, value: object) -> int:

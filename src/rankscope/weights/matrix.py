@@ -17,7 +17,7 @@ class Matrix:
 
     ``operator`` is None where there is nothing to measure; ``note`` then says why. A matrix that isn't
     ``trusted`` is measured, but its stable rank is not reported. ``read_from`` is "factors" (B and A),
-    "magnitude" (DoRA), "difference" (of two checkpoints) or "weights" (a stored weight).
+    "magnitude" (DoRA), "merge" (PEFT's own), "difference" (of two checkpoints) or "weights" (a stored weight).
     """
 
     layer: str
@@ -37,6 +37,11 @@ class Skipped:
 
     layer: str
     why: str
+
+    @property
+    def plain(self) -> str:
+        """The reason alone, without what it was the reason for."""
+        return self.why.removeprefix("W and W + dW: ")
 
 
 Reading = Iterator[Matrix | Skipped]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from rankscope.weights.checkpoints import open_checkpoint, read_json
+from rankscope.weights.checkpoints import open_checkpoint, open_file, read_json
 from rankscope.weights.hub import Place, place
 from rankscope.weights.matrix import Skipped
 from rankscope.weights.tensors import READABLE, Header, Tensors
@@ -23,6 +25,13 @@ CONV1D = {
     "decision_transformer": ("c_attn", "q_attn", "c_proj", "c_fc"),
     "clvp": ("c_fc", "c_proj"),
 }
+# Models whose stacked experts are stored (E, in, out), with ``is_transposed`` set on the module.
+TRANSPOSED_EXPERTS = ("gpt_oss",)
+# What a checkpoint calls the two halves of a fused projection, and the single one.
+FUSED = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
+# Where a model ties them, a checkpoint holds only one of the two.
+OUTPUT_EMBEDDINGS = ("lm_head", "embed_out", "lm_head.decoder", "predictions.decoder")
+INPUT_EMBEDDINGS = re.compile(r"(.*\.)?(embed_tokens|wte|shared|word_embeddings|embed_in)\.weight")
 PACKED = {"qweight": "GPTQ or AWQ", "weight_packed": "compressed-tensors", "weight.absmax": "bitsandbytes"}
 EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 
@@ -50,7 +59,13 @@ class Pretrained:
             for name in (f"{ending}.weight", ending):
                 if name in self.tensors:
                     return name
-        return self.endings.get(f"{layer}.weight") or self.endings.get(layer)
+        return self.endings.get(f"{layer}.weight") or self.endings.get(layer) or self.tied_to(layer)
+
+    def tied_to(self, layer: str) -> str | None:
+        """The input embeddings, for an output layer that a checkpoint leaves out because it is tied to them."""
+        if not layer.endswith(OUTPUT_EMBEDDINGS) or f"{layer}.weight" in self.tensors:
+            return None
+        return next((name for name in self.tensors if INPUT_EMBEDDINGS.fullmatch(name)), None)
 
     def counterpart(self, name: str) -> str | None:
         """The tensor that another checkpoint of the same model calls ``name``."""
@@ -64,6 +79,55 @@ class Pretrained:
         if (why := unreadable(name, self.tensors.headers[name])) is not None:
             return Skipped(layer, f"W and W + dW: {why}")
         return self.tensors.read(name)
+
+    def has_layer(self, layer: str) -> bool:
+        """Whether there is a weight of exactly that layer: no bias and no norm stands for it."""
+        name = self.name_of(layer)
+        return name is not None and len(self.tensors.headers[name].shape) > 1
+
+    def bias(self, layer: str) -> Tensor | None:
+        """The layer's bias; None where it has none."""
+        name = self.name_of(layer)
+        bias = name.removesuffix("weight") + "bias" if name is not None else ""
+        return self.tensors.read(bias) if bias in self.tensors else None
+
+    def shape_of(self, layer: str) -> tuple[int, ...] | None:
+        """The shape of the layer's weight; None where there is none."""
+        name = self.name_of(layer)
+        return None if name is None else self.tensors.headers[name].shape
+
+    def experts(self, parameter: str, count: int) -> Callable[[int], Tensor] | Skipped:
+        """Reads one expert of a stacked weight, also where the checkpoint holds each expert by itself."""
+        name = self.name_of(parameter.removesuffix(".weight"))
+        if name is not None:
+            header = self.tensors.headers[name]
+            if count == 1 and len(header.shape) == 2:
+                return lambda _: self.tensors.read(name)
+            if header.dtype not in READABLE or len(header.shape) != 3 or header.shape[0] != count:
+                return Skipped(
+                    parameter, f"W and W + dW: {name} {header.shape} is no stack of {count} experts"
+                )
+            stack = self.tensors.read(name)
+            return lambda e: stack[e]
+        return self._single_experts(parameter, count)
+
+    @property
+    def transposes_experts(self) -> bool:
+        """Whether stacked experts are stored (E, in, out)."""
+        return self.model_type in TRANSPOSED_EXPERTS
+
+    def _single_experts(self, parameter: str, count: int) -> Callable[[int], Tensor] | Skipped:
+        """Transformers stacks what many checkpoints hold one by one: gate_proj and up_proj, or w1 and w3."""
+        module, _, own = parameter.rpartition(".")
+        place = re.match(r".*?\.\d+\.", module)
+        inside = re.escape(place[0]) if place else ""
+        for halves in FUSED.get(own, ()):
+            pattern = re.compile(rf"(.*\.)?{inside}(.*\.)?experts\.(\d+)\.({'|'.join(halves)})\.weight")
+            found = {(int(m[3]), m[4]): name for name in self.tensors if (m := pattern.fullmatch(name))}
+            wanted = [(e, half) for e in range(count) for half in halves]
+            if all(key in found for key in wanted) and len(found) == len(wanted):
+                return lambda e: torch.cat([self.tensors.read(found[e, half]) for half in halves])
+        return Skipped(parameter, f"W and W + dW: {self._missing(parameter)}")
 
     def is_conv1d(self, layer: str) -> bool | None:
         """Whether the layer stores (in, out); None where the model's type isn't known."""
@@ -81,11 +145,24 @@ class Pretrained:
         )
 
 
-def open_pretrained(source: str | Path) -> Pretrained:
+def original_layer(layer: str, replicated: Sequence[int]) -> str | Skipped:
+    """The layer of the base that a replicated layer shares its weight with: PEFT's ``layer_replication``."""
+    found = re.search(r"(?<![^.])(?:layers|layer|h)\.(\d+)(?=\.)", layer) if replicated else None
+    if found is None:
+        return layer
+    if int(found[1]) >= len(replicated):
+        return Skipped(layer, f"W and W + dW: layer_replication makes {len(replicated)} layers, no more")
+    return f"{layer[: found.start(1)]}{replicated[int(found[1])]}{layer[found.end(1) :]}"
+
+
+def open_pretrained(source: str | Path, *, revision: str | None = None) -> Pretrained:
     """The base model from files: a checkpoint file, a folder or a hub id."""
-    tensors = open_checkpoint(source)
     path = Path(source).expanduser()
-    where = Place(str(source), path.parent) if path.is_file() else place(source)
+    if path.is_file():
+        where, tensors = Place(str(source), path.parent), open_file(path)
+    else:
+        where = place(source, revision=revision)
+        tensors = open_checkpoint(where)
     config = where.find("config.json")
     model_type = read_json(config).get("model_type") if config is not None else None
     return Pretrained(tensors, model_type if isinstance(model_type, str) else None)

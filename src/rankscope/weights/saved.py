@@ -38,9 +38,7 @@ def saved_matrices(
 def _against_base(layer: str, tuned: Tensor, base: Pretrained) -> Reading:
     weight = base.weight(layer)
     if isinstance(weight, Skipped):
-        yield Skipped(
-            layer, f"saved in full, outside B A; no dW: {weight.why.removeprefix('W and W + dW: ')}"
-        )
+        yield Skipped(layer, f"saved in full, outside B A; no dW: {weight.plain}")
     elif weight.shape != tuned.shape:
         changed = f"from {tuple(weight.shape)} to {tuple(tuned.shape)}"
         yield Skipped(

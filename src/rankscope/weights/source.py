@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
-from rankscope.weights.adapters import CONFIG, adapter_matrices, open_adapter
+from rankscope.weights.adapters import CONFIG, find_adapter, stored_matrices
 from rankscope.weights.checkpoints import FILES, INDEXES, open_file, open_place
 from rankscope.weights.difference import checkpoint_matrices
 from rankscope.weights.hub import Place, place
@@ -21,22 +22,32 @@ def read(
     base: str | Path | None = None,
     layers: re.Pattern[str] | None = None,
     alpha: float | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    base_revision: str | None = None,
 ) -> Reading:
-    """The matrices of a PEFT adapter, a loralib file or a full checkpoint, one layer at a time.
+    """The matrices of an adapter or a full checkpoint, one layer at a time.
 
     Every tensor of ``source`` belongs to a Matrix or to a Skipped. ``alpha`` is for loralib files, which
-    carry none. Raises ``ValueError``, one line, where ``source`` or ``base`` is missing, malformed or no
-    low-rank update.
+    carry none; ``subfolder`` and ``revision`` say where in ``source``. Without ``base_revision`` the base is
+    taken as the adapter's own configuration says. Raises ``ValueError``, one line, where ``source`` or
+    ``base`` is missing, malformed or no low-rank update.
     """
     path = Path(source).expanduser()
     if path.is_file() and path.parent.joinpath(CONFIG).is_file() and path.name.startswith("adapter_"):
         path, source = path.parent, str(path.parent)
-    pretrained = open_pretrained(base) if base is not None else None
     if path.is_file():
+        pretrained = None if base is None else open_pretrained(base, revision=base_revision)
         return _tensors(open_file(path), pretrained, layers, alpha)
-    where = place(source)
-    if (adapter := open_adapter(where)) is not None:
-        return adapter_matrices(adapter, pretrained, layers)
+    where = place(source, revision=revision, subfolder=subfolder)
+    stored = find_adapter(where)
+    if base is None:
+        pretrained = None
+    else:
+        meant = None if stored is None or Path(base).is_dir() else stored.revision_of(base)
+        pretrained = open_pretrained(base, revision=base_revision or meant)
+    if stored is not None:
+        return stored_matrices(stored, str(source), pretrained, layers)
     if (tensors := open_place(where)) is not None:
         return _tensors(tensors, pretrained, layers, alpha)
     raise ValueError(
@@ -59,7 +70,5 @@ def _tensors(
 
 def _inside(where: Place) -> str:
     """Where several adapters were saved in one folder: how to name one of them."""
-    if where.folder is None:
-        return ""
-    folders = sorted(path.parent for path in where.folder.glob(f"*/{CONFIG}"))
-    return f" Name one of its adapters, such as {folders[0]}" if folders else ""
+    folders = where.folders_with(CONFIG)
+    return f" Name one of its adapters: --subfolder {shlex.quote(folders[0])}" if folders else ""

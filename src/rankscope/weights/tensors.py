@@ -12,7 +12,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,15 @@ class Header:
 
 @dataclass(frozen=True)
 class Tensors:
-    """The named tensors of one or many files. ``where`` names them in messages."""
+    """The named tensors of one or many files. ``where`` names them in messages.
+
+    ``metadata`` is the free text that a safetensors file carries in its header.
+    """
 
     where: str
     headers: Mapping[str, Header]
     readers: Mapping[str, Callable[[], Tensor]]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.headers)
@@ -93,24 +97,18 @@ def _open_safetensors(path: Path) -> Tensors:
                 name: Header(tuple(part.get_shape()), DTYPES.get(part.get_dtype()))
                 for name, part in slices.items()
             }
+            metadata = file.metadata() or {}
         _refuse_twins(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(
-            f"{path}: expected a complete safetensors file; found {_one_line(error)}. "
+            f"{path}: expected a complete safetensors file; found {one_line(error)}. "
             "Download or save the file again."
         ) from error
-    return Tensors(str(path), headers, {name: _from_safetensors(path, name) for name in headers})
+    return Tensors(str(path), headers, {name: _from_safetensors(path, name) for name in headers}, metadata)
 
 
 def _refuse_twins(path: Path) -> None:
     """Of two tensors of one name safetensors keeps the last, without a word. The file was opened before."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if len(set(names)) < len(names):
-            raise ValueError(f"the name {max(names, key=names.count)!r} twice")
-        return dict(pairs)
-
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         json.loads(file.read(size), object_pairs_hook=once)
@@ -123,7 +121,7 @@ def _from_safetensors(path: Path, name: str) -> Callable[[], Tensor]:
             with safe_open(path, framework="pt", device="cpu") as file:
                 return file.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: {name} can't be read: {_one_line(error)}.") from error
+            raise ValueError(f"{path}: {name} can't be read: {one_line(error)}.") from error
 
     return read
 
@@ -153,7 +151,7 @@ def _open_torch(path: Path) -> Tensors:
         zipfile.BadZipFile,
     ) as error:
         raise ValueError(
-            f"{path}: expected a complete file written by torch.save; found {_one_line(error)}. "
+            f"{path}: expected a complete file written by torch.save; found {one_line(error)}. "
             "Download or save the file again."
         ) from error
     return in_memory(str(path), _state_dict(path, loaded))
@@ -168,6 +166,9 @@ def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
                 loaded = inner
                 break
         tensors = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+        for name, tensor in tensors.items():
+            if (why := _unstored(tensor)) is not None:
+                raise ValueError(f"{path}: expected every tensor stored in full; found {name} {why}.")
         if tensors:
             return tensors
     raise ValueError(
@@ -176,7 +177,29 @@ def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
     )
 
 
-def _one_line(error: Exception) -> str:
+def _unstored(tensor: Tensor) -> str | None:
+    """How a tensor differs from numbers in a file; None where it doesn't.
+
+    A view with stride 0 claims a terabyte in a file of a kilobyte.
+    """
+    if tensor.is_quantized or tensor.layout != torch.strided:
+        return f"as {'quantized' if tensor.is_quantized else tensor.layout}"
+    if tensor.is_meta:
+        return "without its numbers (device meta)"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"of shape {tuple(tensor.shape)} over {tensor.untyped_storage().nbytes()} bytes"
+    return None
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names are all different: of twins, readers take now the first, now the last."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the name {max(names, key=names.count)!r} twice")
+    return dict(pairs)
+
+
+def one_line(error: Exception) -> str:
     """The start of an error's message, without line ends."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."
