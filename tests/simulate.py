@@ -15,6 +15,8 @@ class Truth:
     """What a simulated study is made of. ``direction`` -1: sr(W + dW) falls; ``threshold`` None: no decline.
 
     ``threshold`` and ``reach`` are log drifts; ``reach`` is the drift of the largest rate at the end.
+    ``noise`` is the standard deviation of an evaluation, ``trial_noise`` that of what all evaluations of one trial
+    share (None: as large). ``b_seeds`` and ``b_layers`` are how much b differs between seeds and between layers.
     """
 
     b: float = 0.25
@@ -26,6 +28,9 @@ class Truth:
     plateau: float = 0.80
     floor: float = 0.50
     noise: float = 0.015
+    trial_noise: float | None = None
+    b_seeds: float = 0.02
+    b_layers: float = 0.0
     warmup: float = 0.0  # how far below the plateau an untrained model starts
     cosine: float = 0.3
 
@@ -93,7 +98,8 @@ def _curves(truth, rng, trials, fastest, evaluations, steps):
     own = rng.normal(0, 0.15, (len(trials), 1))
     # Drift grows like the square root of the way travelled, and a little with the trial.
     size = truth.reach * np.sqrt(rate) * (at / steps) ** 0.5 * np.exp(own)  # (trials, evaluations)
-    wobble = truth.noise * rng.normal(size=(len(trials), 1)) + truth.noise * rng.normal(size=size.shape)
+    shared = truth.noise if truth.trial_noise is None else truth.trial_noise
+    wobble = shared * rng.normal(size=(len(trials), 1)) + truth.noise * rng.normal(size=size.shape)
     lost = 0.0 if truth.threshold is None else truth.decline * np.maximum(0, size - truth.threshold)
     behind = truth.warmup * np.exp(-size / 0.05)
     value = np.maximum(truth.floor, truth.plateau - lost - behind) + wobble
@@ -114,14 +120,16 @@ def _curves(truth, rng, trials, fastest, evaluations, steps):
 def _spectra(truth, rng, trials, curves, layers, size):
     base = pd.DataFrame({"layer": layers, "base": 40 * np.exp(rng.normal(0, 0.1, len(layers)))})
     seeds = np.sort(trials["seed"].unique())
-    slope = pd.Series(rng.normal(0, 0.02, len(seeds)), index=seeds)
+    slope = pd.Series(rng.normal(0, truth.b_seeds, len(seeds)), index=seeds)
+    bend = rng.normal(0, 1, len(layers)) * truth.b_layers
+    bend = pd.Series(bend - bend.mean(), index=list(layers))  # b is the mean over these layers
     labels = trials[["trial", "rank", "seed", "method"]]
     start = (
         labels[["trial"]].merge(base, how="cross").assign(step=0, matrix="W", stable_rank=lambda f: f["base"])
     )
     rows = curves[["trial", "step", "drift"]].merge(base, how="cross").merge(labels, on="trial")
     rank = rows["rank"].fillna(size).to_numpy(dtype=float)
-    b = truth.b + rows["seed"].map(slope).to_numpy()
+    b = truth.b + rows["seed"].map(slope).to_numpy() + rows["layer"].map(bend).to_numpy()
     update = truth.c * rank**b * np.exp(rng.normal(0, 0.05, len(rows)))
     moved = rows.assign(
         matrix="W+dW", stable_rank=rows["base"] * np.exp(rows["drift"] + rng.normal(0, 0.02, len(rows)))

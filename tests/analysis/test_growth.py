@@ -48,16 +48,35 @@ def test_unbalanced_ranks_need_one_intercept_per_layer():
 
 
 def test_few_seeds_fall_back_to_layers_and_say_so():
-    found = fitted(study(seeds=2)).overall
+    found = fitted(study(seeds=1)).overall
     assert found.cluster == "layer"
     assert found.clusters == 4
+    assert fitted(study(seeds=2)).overall.cluster == "seed"
 
 
 def test_one_layer_and_few_seeds_give_no_interval():
-    found = fitted(study(seeds=2, layers=("encoder.query",))).overall
+    found = fitted(study(seeds=1, layers=("encoder.query",))).overall
     assert np.isfinite(found.estimate)
     assert not found.known
     assert "no interval: 1 layer" in f"{found}"
+
+
+def test_every_kind_of_layer_has_its_exponent():
+    found = fitted(study(Truth(b=0.9), tasks=("one", "two"), seeds=3))
+    assert list(found.groups["kind"]) == ["all", "query", "value"] * 2
+    assert (found.groups["b_low"] > 0.5).all()
+    assert (found.groups["p_holm"] >= found.groups["p"]).all()
+    assert (found.groups["p_holm"] <= 0.05).all()
+    query = found.points[found.points["kind"].eq("query") & found.points["task"].eq("one")]
+    oracle = exponent(query, rng=np.random.default_rng(0), resamples=50)
+    assert found.groups["b"][1] == pytest.approx(oracle.estimate)
+
+
+def test_p_value_agrees_with_the_interval():
+    values = pd.Series(np.random.default_rng(1).normal(size=6))
+    found = mean_interval(values, pd.Series(range(6)), "seed", rng=np.random.default_rng(1), resamples=40_000)
+    assert found.p(found.low) == pytest.approx(0.05)
+    assert found.p(0.0) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=0.1)
 
 
 def test_interval_of_a_mean_is_the_t_interval():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from rankscope.analysis.brokenline import Knots, candidates, ramp_basis, resampled, rise_basis, sums
+from rankscope.analysis.brokenline import Design, Knots, candidates, curve, rising
+from rankscope.analysis.changepoint import Wild
 from rankscope.analysis.threshold import checkpoints, thresholds
 from simulate import Truth, study
 
@@ -76,25 +78,73 @@ def test_checkpoints_stay_joined_to_their_step():
     assert len(points) == len(metric)
 
 
-def test_fits_equal_least_squares_on_repeated_clusters():
-    """Cluster sums and weights against `lstsq` on the rows themselves, drawn as often as the weights say."""
+def errors_of(design, y):
+    return design.errors(design.products(y).sum(axis=1)[:, None], design.squares(y, y).sum()[None])[:, :, 0]
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.4])
+def test_fits_equal_generalised_least_squares(correlation):
+    """One Gram matrix of rises and hinges, against `lstsq` on rows made independent by the root of their covariance."""
     rng = np.random.default_rng(5)
-    clusters = np.repeat(np.arange(8), 4)
-    u = rng.uniform(0, 2, 32)
-    y = 0.8 - 0.2 * np.maximum(0, u - 0.7) + 0.05 * rng.normal(size=32)
-    knots = Knots(rise=np.array([0.3]), turn=np.array([0.7]), floor=np.array([1.8]))
-    weights = rng.multinomial(8, np.full(8, 1 / 8), size=5).astype(float)
-    fits = resampled(sums(u, y, clusters, knots), weights)
-    for r in range(5):
-        rows = np.repeat(np.arange(32), weights[r].astype(int)[clusters])
-        basis = np.stack([np.ones(32), -rise_basis(u, 0.3), -ramp_basis(u, 0.7, 1.8)], axis=1)[rows]
-        oracle, *_ = np.linalg.lstsq(basis, y[rows])
-        if (oracle[1:] >= 0).all():
-            assert [fits.plateau[0, r], fits.rise[0, r], fits.drop[0, r]] == pytest.approx(oracle, abs=1e-9)
-            assert fits.error[0, r] == pytest.approx(((basis @ oracle - y[rows]) ** 2).sum(), rel=1e-9)
-        else:
-            assert np.isinf(fits.error[0, r])
-    assert np.isfinite(fits.error).any()
+    clusters = np.repeat(np.arange(8), [3, 4, 5, 4, 3, 4, 5, 4])
+    u = rng.uniform(0, 2, len(clusters))
+    y = 0.8 - 0.1 * rising(u, 0.3) - 0.2 * np.maximum(0, u - 0.7) + 0.05 * rng.normal(size=len(u))
+    knots = Knots(np.array([0.0, 0.3]), np.array([0.0, 0.7, np.inf]), np.array([1.8, 1.8, np.inf]))
+    design = Design(u, clusters, knots, correlation=correlation)
+    found = errors_of(design, y)
+    same = clusters[:, None] == clusters
+    covariance = np.where(same, correlation, 0.0) + (1 - correlation) * np.eye(len(u))
+    white = np.linalg.inv(np.linalg.cholesky(covariance))
+    checked = 0
+    for w, p in np.argwhere(knots.allowed):
+        turn, floor = knots.turn[p], knots.floor[p]
+        ones = np.ones_like(u)
+        shapes = [ones, -rising(u, knots.rise[w]), curve(u, 0.0, turn, floor, np.array([0, 0, 1.0]))]
+        basis = white @ np.stack(shapes, axis=1)
+        oracle, *_ = np.linalg.lstsq(basis, white @ y)
+        if (oracle[1:] < -1e-12).any():
+            assert np.isinf(found[w, p])
+            continue
+        left = ((basis @ oracle - white @ y) ** 2).sum() * (1 - correlation)
+        assert found[w, p] == pytest.approx(left, rel=1e-9)
+        again = design.coefficients((w, p), design.products(y).sum(axis=1))
+        assert again == pytest.approx(oracle, abs=1e-9)
+        checked += 1
+    assert checked >= 3
+
+
+def test_wild_draws_equal_fits_to_flipped_residuals():
+    rng = np.random.default_rng(6)
+    clusters = np.repeat(np.arange(15), 4)
+    u, y = rng.uniform(0, 2, 60), rng.normal(size=60)
+    design = Design(u, clusters, candidates(u, clusters), correlation=0.3)
+    fitted = 0.1 * u
+    wild = Wild(15, 7, np.random.default_rng(0))
+    drawn = wild.errors(design, fitted, y)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(15, 7))
+    for r in range(7):
+        again = errors_of(design, fitted + signs[clusters, r] * (y - fitted))
+        np.testing.assert_allclose(drawn[:, :, r], again, rtol=1e-9)
+
+
+def test_many_trials_share_their_signs():
+    rng = np.random.default_rng(7)
+    clusters = np.repeat(np.arange(1000), 2)
+    u, y = rng.uniform(0, 2, 2000), rng.normal(size=2000)
+    design = Design(u, clusters, candidates(u, clusters))
+    drawn = Wild(1000, 50, rng).errors(design, np.zeros(2000), y)
+    assert np.isfinite(drawn.min(axis=(0, 1))).all()
+    assert (drawn.min(axis=(0, 1)) <= (y**2).sum()).all()
+
+
+def test_rows_that_count_as_independent_claim_too_much():
+    """The hazard: evaluations of one trial resemble each other. The cure: one sign per trial, in the same search."""
+    truth = Truth(threshold=None, trial_noise=0.03)
+    frames = [study(truth, seed=s, full=False) for s in range(20)]
+    rows = [checkpoints(f["trials"], f["metrics"], f["spectra"]) for f in frames]
+    p = [stats.linregress(r["drift"].abs(), r["metric_value"]).pvalue for r in rows]
+    assert np.mean(np.array(p) < 0.05) > 0.2
+    assert sum(found(truth, seed=s, resamples=100, full=False).identified for s in range(20)) <= 2
 
 
 def test_candidates_leave_three_trials_on_either_side():

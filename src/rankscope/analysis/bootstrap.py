@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 LEVEL = 0.95
-FEWEST_SEEDS = 3
+FEWEST_SEEDS = 2
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,16 @@ class Interval:
     def known(self) -> bool:
         """Whether the interval has bounds."""
         return bool(np.isfinite(self.low) and np.isfinite(self.high))
+
+    def p(self, value: float) -> float:
+        """Two-sided p-value of "the quantity is `value`", from the same t distribution; NaN without bounds."""
+        if not self.known:
+            return np.nan
+        degrees = self.clusters - 1
+        error = (self.high - self.low) / 2 / float(stats.t.ppf((1 + LEVEL) / 2, degrees))
+        if error == 0:
+            return float(self.estimate == value)
+        return float(2 * stats.t.sf(abs(self.estimate - value) / error, degrees))
 
     def within(self, low: float, high: float) -> Interval:
         """The same with its bounds cut to what the quantity can be."""
@@ -70,7 +80,7 @@ def interval(estimate: float, replicates: NDArray[np.float64], cluster: str, clu
 
 
 def cluster_of(rows: pd.DataFrame, otherwise: str) -> tuple[str, pd.Series]:
-    """The column of independent repetitions: seeds when there are at least three, else `otherwise`."""
+    """The column of independent repetitions: seeds when there are at least two, else `otherwise`."""
     name = "seed" if rows["seed"].nunique() >= FEWEST_SEEDS else otherwise
     return name, rows[name]
 

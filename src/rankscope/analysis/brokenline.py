@@ -1,10 +1,11 @@
-"""A plateau that turns into a decline: least squares over a grid of knots, for many resamples at once.
+"""A plateau that turns into a decline: least squares over a grid of knots, for many responses at once.
 
-The curve is ``y(u) = p - a max(0, 1 - u / w) - d clip((u - t) / (f - t), 0, 1)`` with a, d >= 0: too little
-training up to u = w, a plateau p, a decline from the threshold t, a floor from f on. Given the knots (w, t,
-f) it is linear, and sums per cluster are all that a resample needs.
+The curve is ``y(u) = p - a max(0, 1 - u / w)^2 - d clip((u - t) / (f - t), 0, 1)`` with a, d >= 0: too little
+training up to u = w, a plateau p, a decline from the threshold t, a floor from f on. A decline is the difference
+of two hinges ``max(0, u - k)``, so one Gram matrix of all hinges and rises serves every candidate, and a
+response enters through its products with them alone: more observations cost nothing more below.
 
-Letters: N observations, G clusters, R resamples, J knot triples (candidates).
+Letters: N observations, G clusters, K columns, W rises, P pairs of turn and floor, R responses.
 """
 
 from __future__ import annotations
@@ -22,78 +23,85 @@ FEWEST_TRIALS = 3  # on either side of a knot
 
 @dataclass(frozen=True)
 class Knots:
-    """Candidates, (J,) each: ``rise`` w (0: none), ``turn`` t (0: from the start; inf: none), ``floor`` f."""
+    """Candidates: every ``rise`` w (W,; 0: none) with every pair of ``turn`` t and ``floor`` f (P,).
+
+    t = 0 declines from the start, t = inf (the last pair) not at all. ``allowed`` (W, P): the rise ends
+    before the decline begins.
+    """
 
     rise: Array
     turn: Array
     floor: Array
 
     @property
+    def allowed(self) -> Mask:
+        """Candidates whose rise ends before their decline begins: (W, P)."""
+        return self.rise[:, None] <= self.turn
+
+    @property
     def flat(self) -> Mask:
-        """Candidates without a decline."""
-        return np.isinf(self.turn)
+        """Candidates without a decline: (W, P)."""
+        return np.isinf(self.turn) & self.allowed
 
     @property
     def straight(self) -> Mask:
-        """Candidates that decline from the start, without a rise: no plateau, so no threshold."""
-        return self.turn == 0
+        """Candidates that decline from the start, and a constant: no plateau, so no threshold. (W, P)"""
+        return (self.rise[:, None] == 0) & ((self.turn == 0) | np.isinf(self.turn))
+
+    def turning_at(self, turn: float) -> Mask:
+        """Candidates with this threshold; without a decline, too, which is theirs with d = 0. (W, P)"""
+        return ((self.turn == turn) & self.allowed) | self.flat
 
 
-@dataclass(frozen=True)
-class Sums:
-    """Sums per cluster of 1, rise, ramp and y multiplied with one another.
-
-    ``xx`` (6, J, G) in the order 11, 1r, 1m, rr, rm, mm; ``xy`` (3, J, G) in the order 1, r, m; ``yy`` (G,).
-    """
-
-    xx: Array
-    xy: Array
-    yy: Array
-
-
-@dataclass(frozen=True)
-class Fits:
-    """Every candidate in every resample, (J, R): squared error (inf where a < 0 or d < 0), p, a and d."""
-
-    error: Array
-    plateau: Array
-    rise: Array
-    drop: Array
-
-    def best(self, among: Mask) -> tuple[NDArray[np.integer], Array]:
-        """Index of the candidate with the least error, and that error, per resample: (R,) each."""
-        error = np.where(among[:, None], self.error, np.inf)
-        index = error.argmin(axis=0)
-        return index, error[index, np.arange(error.shape[1])]
-
-
-def candidates(u: Array, clusters: NDArray[np.integer]) -> Knots:
+def candidates(u: Array, clusters: NDArray[np.integer], floors: Array | None = None) -> Knots:
     """Knots to try for drifts `u` (N,) >= 0, spread over their range; `clusters` (N,) are 0 .. G - 1.
 
     At least three trials lie on either side of a threshold and beyond a floor. The rise ends before the
-    threshold, and the decline takes a twentieth of the range at least.
+    threshold, and the decline takes a twentieth of the range at least. `floors` are tried as well.
     """
     top = float(u.max())
     turn = np.union1d(np.linspace(0, top, 26), np.quantile(u, np.linspace(0.1, 0.9, 9)))
     rise = np.append(0.0, np.quantile(u, [0.1, 0.25, 0.4, 0.6]))
-    return _grid(u, clusters, rise, turn, np.linspace(0, top, 9))
+    return _grid(u, clusters, rise, turn, np.append(np.linspace(0, top, 9), [] if floors is None else floors))
 
 
-def refined(u: Array, clusters: NDArray[np.integer], knots: Knots, at: NDArray[np.integer]) -> Knots:
-    """A finer grid of thresholds and floors where the best candidates `at` (R,) of `knots` lie."""
+def straight(u: Array, clusters: NDArray[np.integer]) -> Knots:
+    """Declines from the start, to floors that lie close to each other."""
+    return _grid(u, clusters, np.zeros(1), np.empty(0), np.linspace(0, float(u.max()), 121))
+
+
+def refined(u: Array, clusters: NDArray[np.integer], knots: Knots, kept: Mask, rise: float) -> Knots:
+    """A finer grid over the candidates `kept` (W, P) of `knots`, two steps of that grid beyond them.
+
+    Two, because t and f lean on each other: where one of them settles, the other moves on. Rises close in
+    on `rise`, the best one.
+    """
+    pairs = kept.any(axis=0) & (knots.turn > 0) & np.isfinite(knots.turn)
     top = float(u.max())
-    at = at[np.isfinite(knots.turn[at])]
-    if not len(at):
-        return knots
-    grids = []
-    for values, step, count in ((knots.turn[at], top / 25, 25), (knots.floor[at], top / 8, 15)):
-        low, high = np.quantile(values, [0.005, 0.995])
-        grids.append(np.linspace(max(0.0, low - step), min(top, high + step), count))
-    return _grid(u, clusters, np.append(0.0, knots.rise[at]), grids[0], grids[1])
+    rises = knots.rise
+    if rise > 0:
+        ratio = float(np.median(rises[2:] / rises[1:-1])) if len(rises) > 2 else 2.0
+        rises = np.append(0.0, rise * ratio ** np.linspace(-1, 1, 5))
+    return _grid(
+        u,
+        clusters,
+        rises,
+        _finer(knots.turn[(knots.turn > 0) & np.isfinite(knots.turn)], knots.turn[pairs], 25, top),
+        _finer(knots.floor[np.isfinite(knots.floor)], knots.floor[pairs], 13, top),
+    )
+
+
+def _finer(values: Array, kept: Array, count: int, top: float) -> Array:
+    """`count` places from two steps of `values` below `kept` to two above, inside (0, top]."""
+    if not len(kept):
+        return kept
+    steps = np.diff(np.unique(values))
+    reach = 2 * float(np.median(steps)) if len(steps) else 0.25 * top
+    return np.linspace(max(kept.min() - reach, kept.min() / 4), min(kept.max() + reach, top), count)
 
 
 def _grid(u: Array, clusters: NDArray[np.integer], rise: Array, turn: Array, floor: Array) -> Knots:
-    """The admissible triples of a grid, with a decline from the start and none at all beside them."""
+    """The admissible pairs of a grid, with a decline from the start and none at all beside them."""
     top = float(u.max())
     highest, lowest = np.zeros(int(clusters.max()) + 1), np.full(int(clusters.max()) + 1, np.inf)
     np.maximum.at(highest, clusters, u)
@@ -101,77 +109,131 @@ def _grid(u: Array, clusters: NDArray[np.integer], rise: Array, turn: Array, flo
     beyond, before = np.sort(highest)[-FEWEST_TRIALS], np.sort(lowest)[FEWEST_TRIALS - 1]
     rise, floor = np.unique(rise), np.unique(np.append(floor, top))
     turn = np.append(0.0, np.unique(turn[(turn > before) & (turn < beyond)]))
-    w, t, f = (a.ravel() for a in np.meshgrid(rise, turn, floor, indexing="ij"))
-    kept = (f - t > top / 20) & (w <= t) & ((f == top) | (f < beyond))
-    nowhere = np.full_like(rise, np.inf)
-    return Knots(np.append(w[kept], rise), np.append(t[kept], nowhere), np.append(f[kept], nowhere))
+    t, f = (a.ravel() for a in np.meshgrid(turn, floor, indexing="ij"))
+    kept = (f - t > top / 20) & ((f == top) | (f < beyond))
+    return Knots(rise, np.append(t[kept], np.inf), np.append(f[kept], np.inf))
 
 
-def rise_basis(u: Array, rise: Array) -> Array:
-    """max(0, 1 - u / w); zero where w = 0. Broadcasts."""
-    there = rise > 0
-    return np.where(there, np.maximum(0, 1 - u / np.where(there, rise, 1)), 0.0)
+def curve(u: Array, rise: float, turn: float, floor: float, coefficients: Array) -> Array:
+    """The curve with `coefficients` (p, a, d) at drifts `u`."""
+    plateau, a, d = coefficients
+    early = rising(u, rise)
+    late = np.clip((u - turn) / (floor - turn), 0, 1) if np.isfinite(turn) else np.zeros_like(u)
+    return plateau - a * early - d * late
 
 
-def ramp_basis(u: Array, turn: Array, floor: Array) -> Array:
-    """clip((u - t) / (f - t), 0, 1); zero where t is infinite. Broadcasts."""
-    there = np.isfinite(turn)
-    start, end = np.where(there, turn, 0.0), np.where(there, floor, 1.0)
-    return np.where(there, np.clip((u - start) / (end - start), 0, 1), 0.0)
+def rising(u: Array, rise: float) -> Array:
+    """max(0, 1 - u / w)^2: steep where training has just begun, level where the plateau does; 0 without a rise."""
+    return np.maximum(0, 1 - u / rise) ** 2 if rise > 0 else np.zeros_like(u)
 
 
-def sums(u: Array, y: Array, clusters: NDArray[np.integer], knots: Knots) -> Sums:
-    """Cluster sums for responses `y` (N,) at drifts `u` (N,); `clusters` (N,) are 0 ..
+class Design:
+    """The rises and hinges of `knots` at drifts `u`, weighted for trials whose observations resemble each other.
 
-    G - 1 in ascending order.
+    `correlation` rho is that of two observations of one trial (exchangeable working correlation): products
+    are those of generalised least squares, ``sum x y - rho / (1 + (n - 1) rho) sum x sum y`` per cluster of n
+    (Liang and Zeger 1986, Biometrika 73, 13-22). With rho = 0 they are the ordinary ones.
     """
-    starts = np.flatnonzero(np.diff(clusters, prepend=-1))
 
-    def total(values: Array) -> Array:
-        return np.add.reduceat(values, starts, axis=-1)
+    def __init__(
+        self, u: Array, clusters: NDArray[np.integer], knots: Knots, *, correlation: float = 0.0
+    ) -> None:
+        self.knots = knots
+        self._starts = np.flatnonzero(np.diff(clusters, prepend=-1))
+        sizes = np.diff(np.append(self._starts, len(u)))
+        self._shrink = correlation / (1 + (sizes - 1) * correlation)  # (G,)
+        ends = knots.floor[np.isfinite(knots.floor)]
+        places = np.unique(np.concatenate([knots.turn[np.isfinite(knots.turn)], ends]))
+        early = [rising(u, rise) for rise in knots.rise]
+        self._columns = np.column_stack(
+            [np.ones_like(u), *early, np.maximum(0, u[:, None] - places)]
+        )  # (N, K)
+        self._sums = np.add.reduceat(self._columns, self._starts, axis=0)  # (G, K)
+        gram = self._columns.T @ self._columns - (self._sums * self._shrink[:, None]).T @ self._sums
+        self._ones = gram[0] / gram[0, 0]  # projection on the intercept
+        self._rises = np.eye(len(knots.rise), gram.shape[0], 1)  # (W, K)
+        self._ramps = _ramps(knots, places, gram.shape[0])  # (P, K)
+        centred = gram - np.outer(gram[0], self._ones)
+        self._rr = np.einsum("wk,kl,wl->w", self._rises, centred, self._rises)
+        self._mm = np.einsum("pk,kl,pl->p", self._ramps, centred, self._ramps)
+        self._rm = self._rises @ centred @ self._ramps.T  # (W, P)
+        self._size = gram[0, 0]
 
-    shape = (len(knots.rise), len(starts))
-    xx, xy = np.empty((6, *shape)), np.empty((3, *shape))
-    xx[0], xy[0] = total(np.ones_like(u)), total(y)
-    for width in np.unique(knots.rise):  # few: bounds the memory at (J / few) x N
-        own = knots.rise == width
-        rise = rise_basis(u, width)
-        ramp = ramp_basis(u, knots.turn[own, None], knots.floor[own, None])
-        xx[1, own], xx[2, own] = total(rise), total(ramp)
-        xx[3, own], xx[4, own], xx[5, own] = total(rise * rise), total(rise * ramp), total(ramp * ramp)
-        xy[1, own], xy[2, own] = total(rise * y), total(ramp * y)
-    return Sums(xx, xy, total(y * y))
+    def products(self, y: Array) -> Array:
+        """Products of the columns with a response (N,), per cluster: (K, G)."""
+        own = np.add.reduceat(self._columns * y[:, None], self._starts, axis=0)
+        return (own - self._sums * (self._shrink * np.add.reduceat(y, self._starts))[:, None]).T
+
+    def squares(self, x: Array, y: Array) -> Array:
+        """Products of two responses, per cluster: (G,)."""
+        both = np.add.reduceat(x * y, self._starts)
+        return both - self._shrink * np.add.reduceat(x, self._starts) * np.add.reduceat(y, self._starts)
+
+    def errors(self, products: Array, squares: Array) -> Array:
+        """Squared error of every candidate for responses given by `products` (K, R) and `squares` (R,).
+
+        (W, P, R); inf where the candidate isn't allowed or its best coefficients break a >= 0 or d >= 0:
+        then the best one is another candidate, without that rise or that decline.
+        """
+        centred = products - np.outer(self._ones, products[0])
+        spread = squares - products[0] ** 2 / self._size
+        ry, my = self._rises @ centred, self._ramps @ centred  # (W, R), (P, R)
+        tiny = 1e-10 * self._size
+        found = np.empty((len(self._rr), len(self._mm), len(squares)))
+        least = 1e-15 * (1 + squares)
+        for w, width in enumerate(self.knots.rise):
+            allowed = self.knots.allowed[w]
+            if width > 0 and self._rr[w] <= tiny:
+                found[w] = np.inf
+                continue
+            lean = self._rm[w] / self._rr[w] if width > 0 else np.zeros(len(self._mm))
+            rest = self._mm - lean * self._rm[w] if width > 0 else self._mm
+            there = rest > np.maximum(tiny, 1e-8 * self._mm)
+            allowed = allowed & (there | np.isinf(self.knots.turn))
+            inverse = np.divide(1.0, rest, out=np.zeros_like(rest), where=there)
+            left = my - lean[:, None] * ry[w] if width > 0 else my
+            drop = left * inverse[:, None]  # minus d
+            error = spread - drop * left
+            wrong = drop > 0
+            if width > 0:
+                rise = (ry[w] - self._rm[w][:, None] * drop) / self._rr[w]  # minus a
+                error -= ry[w] ** 2 / self._rr[w]
+                wrong |= rise > 0
+            np.maximum(error, least, out=error)
+            error[wrong] = np.inf
+            error[~allowed] = np.inf
+            found[w] = error
+        return found
+
+    def coefficients(self, at: tuple[int, int], products: Array) -> Array:
+        """p, a, d of candidate `at` = (w, p) for one response with `products` (K,)."""
+        w, p = at
+        centred = products - self._ones * products[0]
+        ry, my = self._rises[w] @ centred, self._ramps[p] @ centred
+        gram = np.array([[self._rr[w], self._rm[w, p]], [self._rm[w, p], self._mm[p]]])
+        rise, drop = np.linalg.pinv(gram, rcond=1e-9, hermitian=True) @ np.array([ry, my])
+        plateau = (
+            products[0] / self._size - rise * self._rises[w] @ self._ones - drop * self._ramps[p] @ self._ones
+        )
+        return np.array([plateau, -rise, -drop])
 
 
-def resampled(parts: Sums, weights: Array) -> Fits:
-    """Fits when cluster g counts `weights` (R, G) times: the cluster bootstrap."""
-    return _solve(parts.xx @ weights.T, parts.xy @ weights.T, weights @ parts.yy)
+def _ramps(knots: Knots, places: Array, columns: int) -> Array:
+    """clip((u - t) / (f - t), 0, 1) as two hinges, which are the last columns: (P, K); 0 where t is infinite."""
+    found = np.zeros((len(knots.turn), columns))
+    first = columns - len(places)
+    for row, t, f in zip(found, knots.turn, knots.floor, strict=True):
+        if np.isfinite(t):
+            row[first + np.searchsorted(places, t)] = 1 / (f - t)
+            row[first + np.searchsorted(places, f)] = -1 / (f - t)
+    return found
 
 
-def flipped(fitted: Sums, left: Sums, products: Array, signs: Array) -> Fits:
-    """Fits to ``fitted + sign * left``, one of `signs` (R, G) per cluster: the wild bootstrap of a null model.
-
-    `fitted` and `left` are `sums` of the null model's values and of its residuals, `products` (G,) those of
-    the two with each other.
-    """
-    xx = fitted.xx.sum(axis=-1, keepdims=True)
-    xy = fitted.xy.sum(axis=-1, keepdims=True) + left.xy @ signs.T
-    return _solve(xx, xy, fitted.yy.sum() + left.yy.sum() + 2 * signs @ products)
+def least(errors: Array, among: Mask) -> Array:
+    """The least error among candidates (W, P), per response: (R,)."""
+    return errors[among].min(axis=0)
 
 
-def _solve(xx: Array, xy: Array, yy: Array) -> Fits:
-    """Least squares for every candidate: `xx` (6, J, R or 1), `xy` (3, J, R), `yy` (R,)."""
-    n, r, m, rr, rm, mm = xx
-    y, ry, my = xy
-    rr, rm, mm = rr - r * r / n, rm - r * m / n, mm - m * m / n
-    ry, my, spread = ry - r * y / n, my - m * y / n, yy - y * y / n
-    tiny = 1e-10 * n
-    has_rise, has_ramp = rr > tiny, mm > tiny
-    det = rr * mm - rm * rm
-    both = has_rise & has_ramp & (det > 1e-8 * rr * mm)
-    safe_det, safe_rr, safe_mm = np.where(both, det, 1), np.where(has_rise, rr, 1), np.where(has_ramp, mm, 1)
-    rise = np.where(both, (ry * mm - my * rm) / safe_det, np.where(has_rise & ~has_ramp, ry / safe_rr, 0.0))
-    ramp = np.where(both, (my * rr - ry * rm) / safe_det, np.where(has_ramp & ~has_rise, my / safe_mm, 0.0))
-    error = np.maximum(spread - rise * ry - ramp * my, 1e-15 * (1 + yy))
-    wrong = (rise > 0) | (ramp > 0) | (has_rise & has_ramp & ~both)
-    return Fits(np.where(wrong, np.inf, error), (y - rise * r - ramp * m) / n, -rise, -ramp)
+def best(errors: Array, among: Mask) -> NDArray[np.integer]:
+    """Indices (w, p) of the best of these candidates, per response: (2, R)."""
+    return np.argwhere(among)[errors[among].argmin(axis=0)].T

@@ -115,9 +115,12 @@ def _caveats(trials: pd.DataFrame, rates: pd.DataFrame) -> list[str]:
     """What confounds every answer of this study."""
     said = []
     counts = _counts(trials)
-    if counts["seeds"] < 3:
-        seeds = "one seed" if counts["seeds"] == 1 else f"{counts['seeds']} seeds"
-        said.append(f"With {seeds} the spread between repetitions is unknown; intervals do not cover it.")
+    if counts["seeds"] < 2:
+        said.append("With one seed the spread between repetitions is unknown; intervals do not cover it.")
+    elif counts["seeds"] == 2:
+        said.append(
+            "With two seeds, intervals over seeds have one degree of freedom: they are right, and wide."
+        )
     rules = set(trials["scaling"].dropna())
     if rules == {"alpha/r"} and counts["ranks"] > 1:
         said.append(
@@ -141,7 +144,10 @@ def _caveats(trials: pd.DataFrame, rates: pd.DataFrame) -> list[str]:
             f"{counts['diverged']} of {counts['trials']} trials diverged; they count up to their last "
             "finite evaluation."
         )
-    said.append("Intervals are 95 % each and not adjusted for their number.")
+    said.append(
+        "Intervals are 95 % each and not adjusted for their number; p-values of several groups or pairs are, by Holm's "
+        "method."
+    )
     return said
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rankscope.analysis.bootstrap import Interval, cluster_of, mean_interval
+from rankscope.analysis.comparisons import holm
 from rankscope.analysis.drift import LABELS, drift
 from rankscope.analysis.threshold import checkpoints
 
@@ -21,12 +22,14 @@ class Dynamics:
     ``growing`` is the mean over trials of Spearman's correlation of drift magnitude with step (step 0 left
     out: every trial starts at no drift). ``falling`` is that of drift magnitude with the metric over the
     evaluations after the best one; the best itself is left out, because being the highest it would make any
-    sequence fall. ``trials`` has one row per trial: labels, ``growing``, ``falling``, ``final`` (signed drift
+    sequence fall. ``p_growing`` and ``p_falling`` test them against 0, adjusted for being two (Holm). ``trials`` has one row per trial: labels, ``growing``, ``falling``, ``final`` (signed drift
     at the last measured step). ``by_rate`` has one row per method, learning rate and rank.
     """
 
     growing: Interval
     falling: Interval
+    p_growing: float
+    p_falling: float
     trials: pd.DataFrame
     by_rate: pd.DataFrame
 
@@ -63,7 +66,10 @@ def dynamics(
         growing=("growing", "mean"),
         falling=("falling", "mean"),
     )
-    return Dynamics(growing.within(-1, 1), falling.within(-1, 1), table, by_rate)
+    p = holm(np.array([growing.p(0), falling.p(0)]))
+    return Dynamics(
+        growing.within(-1, 1), falling.within(-1, 1), float(p[0]), float(p[1]), trials=table, by_rate=by_rate
+    )
 
 
 def rank_correlation(rows: pd.DataFrame, x: str, y: str) -> pd.Series:

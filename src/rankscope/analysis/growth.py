@@ -12,9 +12,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rankscope.analysis.bootstrap import Interval, cluster_of, draws, interval
+from rankscope.analysis.comparisons import holm
 from rankscope.analysis.drift import at_best, kind
 
 GROUP = ["model", "task", "scaling"]
+EVERY = "all"  # kinds of layer together
+SLOW = 0.5  # "much more slowly than r": more slowly than the square root of r
 PUBLISHED = (0.23, 0.30)  # b on three language models, Yazidi et al. 2026, SSRN 6580122
 
 
@@ -23,8 +26,8 @@ class Growth:
     """The fits of sr(dW) = c r^b.
 
     ``overall`` is b over everything with one intercept per model, task, scaling and layer; ``above_one`` the
-    same without r = 1, where sr = 1 by definition. ``groups`` has one row per model, task and scaling;
-    ``points`` one per chosen LoRA trial and layer (stable rank, utilisation sr / r); ``band`` the 10th, 50th
+    same without r = 1, where sr = 1 by definition. ``groups`` has one row per model, task, scaling and kind of
+    layer, and one for all kinds together; ``p`` there tests b = 1/2, ``p_holm`` is adjusted for all rows. ``points`` one per chosen LoRA trial and layer (stable rank, utilisation sr / r); ``band`` the 10th, 50th
     and 90th percentile per group and rank.
     """
 
@@ -45,12 +48,16 @@ def growth(
     points = points.assign(utilisation=points["stable_rank"] / points["rank"], kind=kind(points["layer"]))
     rows = []
     for key, part in points.groupby(GROUP, dropna=False):
-        b = exponent(part, rng=rng, resamples=resamples)
-        rows.append(dict(zip(GROUP, key, strict=True)) | _described(part, b))
+        kinds = dict(iter(part.groupby("kind"))) if part["kind"].nunique() > 1 else {}
+        for name, own in {EVERY: part, **kinds}.items():
+            b = exponent(own, rng=rng, resamples=resamples)
+            rows.append(dict(zip(GROUP, key, strict=True)) | {"kind": name} | _described(own, b))
+    groups = pd.DataFrame(rows, columns=[*GROUP, "kind", *_described(points, _NOTHING)])
+    groups["p_holm"] = holm(groups["p"].to_numpy(dtype=float))
     return Growth(
         overall=exponent(points, rng=rng, resamples=resamples),
         above_one=exponent(points[points["rank"].gt(1)], rng=rng, resamples=resamples),
-        groups=pd.DataFrame(rows, columns=[*GROUP, *_described(points, _NOTHING)]),
+        groups=groups,
         points=points,
         band=band(points, [*GROUP, "rank"]),
     )
@@ -59,7 +66,7 @@ def growth(
 def exponent(points: pd.DataFrame, *, rng: np.random.Generator, resamples: int) -> Interval:
     """b of log sr = a_s + b log r by least squares, an intercept a_s per model, task, scaling and layer.
 
-    Clusters are seeds when there are at least three; otherwise layers, and the interval then says nothing
+    Clusters are seeds when there are at least two; otherwise layers, and the interval then says nothing
     about new seeds. NaN where no stratum has two ranks.
     """
     if points.empty:
@@ -99,6 +106,7 @@ def _described(part: pd.DataFrame, b: Interval) -> dict[str, object]:
         "b": b.estimate,
         "b_low": b.low,
         "b_high": b.high,
+        "p": b.p(SLOW),
         "cluster": b.cluster,
         "clusters": b.clusters,
         "ranks": len(ranks),

@@ -1,30 +1,14 @@
-"""H2: the drift of W + dW past which validation performance declines, or that none can be seen.
-
-Letters: N checkpoints, G trials, R resamples, J candidates.
-"""
+"""H2: the drift of W + dW past which validation performance declines, or that none can be seen."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from rankscope.analysis.bootstrap import LEVEL, draws
-from rankscope.analysis.brokenline import (
-    Array,
-    Fits,
-    Knots,
-    candidates,
-    flipped,
-    ramp_basis,
-    refined,
-    resampled,
-    rise_basis,
-    sums,
-)
+from rankscope.analysis.changepoint import Changepoint, change, changepoint
+from rankscope.analysis.comparisons import holm
 from rankscope.analysis.drift import drift
 
 FEWEST = 12  # trials of one model and task: fewer cannot carry a change-point and its test
@@ -40,8 +24,10 @@ class Threshold:
     ``identified``: the data show a plateau and a decline after it. ``reason`` says why or why not. ``drift``
     is the threshold with its 95 % interval ``low`` .. ``high`` (in order of magnitude), ``stable_rank`` the
     same as sr(W + dW). ``p_flat`` and ``p_straight`` test against no decline and against a decline from the
-    start. ``change`` (``change_low``, ``change_high``) is the fall of the metric over the whole range of
-    drift. ``curve`` holds the corners of the fitted line.
+    start; a threshold needs both, so its p-value ``p`` is the larger one, and ``p_holm`` is adjusted for all
+    pairs of model and task. ``change`` (``change_low``, ``change_high``) is the fall of the metric over the
+    whole range of drift. ``curve`` holds the corners of the fitted line. ``fit`` is the line as fitted, in
+    magnitudes of drift, also where no threshold is identified.
     """
 
     model: str
@@ -59,12 +45,20 @@ class Threshold:
     high: float = np.nan
     p_flat: float = np.nan
     p_straight: float = np.nan
+    p_holm: float = np.nan
+    correlation: float = np.nan
     plateau: float = np.nan
     drop: float = np.nan
     change: float = np.nan
     change_low: float = np.nan
     change_high: float = np.nan
     curve: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["drift", "value"]), repr=False)
+    fit: Changepoint | None = field(default=None, repr=False)
+
+    @property
+    def p(self) -> float:
+        """Of "no threshold": no decline, or a decline from the start."""
+        return max(self.p_flat, self.p_straight)
 
     @property
     def percent(self) -> float:
@@ -112,155 +106,90 @@ def thresholds(
         part = points[points["trial"].isin(own["trial"])]
         base = bases.loc[bases["trial"].isin(own["trial"]), "stable_rank"].median()
         found.append(threshold(part, str(model), str(task), float(base), rng=rng, resamples=resamples))
-    return found
+    adjusted = holm(np.array([t.p for t in found]))
+    return [judged(t, float(p)) for t, p in zip(found, adjusted, strict=True)]
 
 
 def threshold(
     points: pd.DataFrame, model: str, task: str, base: float, *, rng: np.random.Generator, resamples: int
 ) -> Threshold:
-    """Fit and test the broken line on the `checkpoints` of one model and task.
+    """Fit and test the broken line on the `checkpoints` of one model and task; not `judged` yet.
 
     The direction is that of the larger squared drift; checkpoints on the other side by more than a tenth of
-    the reach are left out and counted. Knots by least squares over a grid, refined where the bootstrap puts
-    the threshold; interval from the percentiles over resampled trials; tests by the wild bootstrap with one
-    sign per trial.
+    the reach are left out and counted.
     """
     size = points["drift"].to_numpy(dtype=float)
     sign = 1.0 if (size * np.abs(size)).sum() > 0 else -1.0
     reach = float((sign * size).max()) if len(size) else 0.0
     kept = points[sign * size > -0.1 * reach]
-    known: dict[str, Any] = {
-        "model": model,
-        "task": task,
-        "direction": "rises" if sign > 0 else "falls",
-        "trials": kept["trial"].nunique(),
-        "checkpoints": len(kept),
-        "left_out": len(points) - len(kept),
-        "reach": sign * reach,
-        "base": base,
-    }
-    if known["trials"] < FEWEST:
-        reason = f"{FEWEST} trials with a metric and spectra are needed, there are {known['trials']}"
-        return Threshold(**known | {"identified": False, "reason": reason, "direction": "none"})
+    trials = kept["trial"].nunique()
+    known = Threshold(
+        model=model,
+        task=task,
+        identified=False,
+        reason="",
+        trials=trials,
+        checkpoints=len(kept),
+        left_out=len(points) - len(kept),
+        reach=sign * reach,
+        base=base,
+    )
+    if trials < FEWEST:
+        reason = f"{FEWEST} trials with a metric and spectra are needed, there are {trials}"
+        return replace(known, reason=reason)
     if reach <= 1e-9 or kept["metric_value"].nunique() < 2:
-        reason = "the stable rank never moved" if reach <= 1e-9 else "the metric never changed"
-        return Threshold(**known | {"identified": False, "reason": reason, "direction": "none"})
+        return replace(
+            known, reason="the stable rank never moved" if reach <= 1e-9 else "the metric never changed"
+        )
     clusters, _ = pd.factorize(kept["trial"])
     u = np.maximum(0, sign * kept["drift"].to_numpy(dtype=float))
-    fit = _fit(u, kept["metric_value"].to_numpy(dtype=float), clusters, rng, resamples)
-    fit |= {name: sign * fit[name] for name in ("drift", "low", "high")}
-    fit["curve"] = fit["curve"].assign(drift=sign * fit["curve"]["drift"])
-    return Threshold(**known | fit)
+    y = kept["metric_value"].to_numpy(dtype=float)
+    known = replace(known, direction="rises" if sign > 0 else "falls")
+    fit = changepoint(u, y, clusters, rng=rng, resamples=resamples)
+    if fit is None:
+        return replace(known, reason="too few trials on either side of any drift")
+    changed, change_low, change_high = change(u, y, clusters, fit.rise)
+    return replace(
+        known,
+        p_flat=fit.p_flat,
+        p_straight=fit.p_straight,
+        correlation=fit.correlation,
+        plateau=fit.plateau,
+        drop=fit.drop,
+        change=changed,
+        change_low=change_low,
+        change_high=change_high,
+        curve=pd.DataFrame({"drift": sign * fit.corners, "value": fit.at}),
+        fit=fit,
+    )
 
 
-def _fit(
-    u: Array, y: Array, clusters: NDArray[np.integer], rng: np.random.Generator, resamples: int
-) -> dict[str, Any]:
-    """The fields of `Threshold` that the fit decides, with drifts as magnitudes `u`."""
-    weights = draws(int(clusters.max()) + 1, resamples, rng)  # (R, G)
-    weights[0] = 1  # the data themselves
-    coarse = candidates(u, clusters)
-    if not (np.isfinite(coarse.turn) & (coarse.turn > 0)).any():
-        reason = "too few trials on either side of any drift"
-        return {
-            "identified": False,
-            "reason": reason,
-            "curve": pd.DataFrame(columns=["drift", "value"]),
-        } | _nothing()
-    tests = _tests(u, y, clusters, coarse, rng, resamples)
-    everything = np.ones(len(coarse.rise), dtype=bool)
-    at, _ = resampled(sums(u, y, clusters, coarse), weights).best(everything)
-    knots = refined(u, clusters, coarse, at)
-    fits = resampled(sums(u, y, clusters, knots), weights)
-    at, _ = fits.best(np.ones(len(knots.rise), dtype=bool))
-    turns = knots.turn[at]  # (R,): inf for no decline, 0 for a decline from the start
-    low, high = np.quantile(turns[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
-    first = int(at[0])
-    identified, reason = _judged(turns[0], low, high, tests)
-    return {
-        "identified": identified,
-        "reason": reason,
-        "drift": turns[0] if identified else np.nan,
-        "low": low if identified else np.nan,
-        "high": high if identified else np.nan,
-        "plateau": fits.plateau[first, 0],
-        "drop": fits.drop[first, 0],
-        "curve": _curve(knots, fits, first, float(u.min()), float(u.max())),
-        **dict(zip(("p_flat", "p_straight"), tests, strict=True)),
-        **_change(u, y, clusters, knots, fits, weights),
-    }
-
-
-def _nothing() -> dict[str, float]:
-    return {"drift": np.nan, "low": np.nan, "high": np.nan}
-
-
-def _judged(turn: float, low: float, high: float, tests: tuple[float, float]) -> tuple[bool, str]:
-    if not np.isfinite(turn):
-        return False, "no decline fits better than a constant"
-    if tests[0] > ERROR_RATE:
-        return False, f"a constant does as well (p = {tests[0]:.2f})"
-    if turn == 0 or tests[1] > ERROR_RATE:
-        p = f" (p = {tests[1]:.2f})" if turn > 0 else ""
-        return False, f"performance declines, but from the start: a plateau before it cannot be shown{p}"
-    if not np.isfinite(high) or low <= 0:
-        return False, "resampling the trials moves the threshold to the end of the range"
-    return True, "a plateau, then a decline"
-
-
-def _tests(
-    u: Array, y: Array, clusters: NDArray[np.integer], knots: Knots, rng: np.random.Generator, resamples: int
-) -> tuple[float, float]:
-    """p-values of "no decline" and of "a decline from the start" against everything that `knots` offers.
-
-    Statistic: log of the ratio of squared errors. Its distribution under the null: residuals of the null's
-    own best fit, sign drawn per trial, refitted over the same grid (wild cluster bootstrap, Rademacher
-    signs).
-    """
-    parts = sums(u, y, clusters, knots)
-    fits = resampled(parts, np.ones((1, parts.yy.shape[0])))
-    everything = np.ones(len(knots.rise), dtype=bool)
-    signs = rng.choice([-1.0, 1.0], size=(resamples, parts.yy.shape[0]))
-    values = []
-    for null in (knots.flat, knots.straight):
-        at, error = fits.best(null)
-        if not np.isfinite(error[0]):  # no decline at all: nothing to hold against it
-            values.append(1.0)
-            continue
-        seen = np.log(error / fits.best(everything)[1])[0]
-        one = _values(u, knots, fits, int(at[0]))
-        left = y - one
-        products = np.bincount(clusters, one * left).astype(float)
-        again = flipped(sums(u, one, clusters, knots), sums(u, left, clusters, knots), products, signs)
-        drawn = np.log(again.best(null)[1] / again.best(everything)[1])
-        values.append((1 + int((drawn >= seen - 1e-12).sum())) / (1 + resamples))
-    return values[0], values[1]
-
-
-def _values(u: Array, knots: Knots, fits: Fits, at: int) -> Array:
-    """The fitted curve of candidate `at` on the data themselves, at drifts `u`."""
-    rise = rise_basis(u, knots.rise[at])
-    ramp = ramp_basis(u, knots.turn[at], knots.floor[at])
-    return fits.plateau[at, 0] - fits.rise[at, 0] * rise - fits.drop[at, 0] * ramp
-
-
-def _curve(knots: Knots, fits: Fits, at: int, low: float, high: float) -> pd.DataFrame:
-    corners = np.array([low, knots.rise[at], knots.turn[at], knots.floor[at], high])
-    corners = np.unique(np.clip(corners[np.isfinite(corners)], low, high))
-    return pd.DataFrame({"drift": corners, "value": _values(corners, knots, fits, at)})
-
-
-def _change(
-    u: Array, y: Array, clusters: NDArray[np.integer], knots: Knots, fits: Fits, weights: Array
-) -> dict[str, float]:
-    """Slope of the metric on the drift times its reach, past the rise of the best curve without a decline."""
-    at, _ = fits.best(knots.flat)
-    basis = np.stack([np.ones_like(u), rise_basis(u, knots.rise[at[0]]), u])
-    kept = basis if np.ptp(basis[1]) > 0 else basis[[0, 2]]
-    starts = np.flatnonzero(np.diff(clusters, prepend=-1))
-    gram = np.add.reduceat(kept[:, None] * kept[None], starts, axis=-1) @ weights.T  # (b, b, R)
-    moment = np.add.reduceat(kept * y, starts, axis=-1) @ weights.T  # (b, R)
-    slopes = np.einsum("bcr,cr->br", np.linalg.pinv(gram.transpose(2, 0, 1)).transpose(1, 2, 0), moment)[-1]
-    change = slopes * float(u.max())
-    low, high = np.quantile(change[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"change": float(change[0]), "change_low": float(low), "change_high": float(high)}
+def judged(found: Threshold, p_holm: float) -> Threshold:
+    """The same with its answer: a threshold, or the reason why none is identified."""
+    fit = found.fit
+    if fit is None:
+        return found
+    reason = ""
+    if not np.isfinite(fit.turn):
+        reason = "no decline fits better than a constant"
+    elif found.p_flat > ERROR_RATE:
+        reason = f"a constant does as well (p = {found.p_flat:.2f})"
+    elif fit.turn == 0 or found.p_straight > ERROR_RATE:
+        p = f" (p = {found.p_straight:.2f})" if fit.turn > 0 else ""
+        reason = f"performance declines, but from the start: a plateau before it cannot be shown{p}"
+    elif p_holm > ERROR_RATE:
+        reason = f"p = {found.p:.3f} does not hold for this many models and tasks (Holm: {p_holm:.2f})"
+    elif not (np.isfinite(fit.low) and np.isfinite(fit.high)):
+        reason = "the interval of the threshold reaches the end of the range"
+    if reason:
+        return replace(found, reason=reason, p_holm=p_holm)
+    sign = 1.0 if found.direction == "rises" else -1.0
+    return replace(
+        found,
+        identified=True,
+        reason="a plateau, then a decline",
+        p_holm=p_holm,
+        drift=sign * fit.turn,
+        low=sign * fit.low,
+        high=sign * fit.high,
+    )

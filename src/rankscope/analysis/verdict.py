@@ -51,7 +51,7 @@ def about_seeds(found: Interval) -> str:
     if found.cluster == "seed" or not found.known:
         return ""
     return (
-        "There are fewer than three seeds, so the interval resamples the "
+        "There is only one seed, so the interval resamples the "
         f"{counted(found.clusters, found.cluster)} "
         "of this study and does not speak for new seeds."
     )

@@ -15,16 +15,15 @@ import pandas as pd
 from rankscope.analysis.alignment import Alignment
 from rankscope.analysis.bootstrap import Interval
 from rankscope.analysis.dynamics import Dynamics
-from rankscope.analysis.growth import PUBLISHED, Growth
-from rankscope.analysis.threshold import NEGLIGIBLE_CHANGE, NEGLIGIBLE_DRIFT, Threshold
+from rankscope.analysis.growth import PUBLISHED, SLOW, Growth
+from rankscope.analysis.threshold import ERROR_RATE, NEGLIGIBLE_CHANGE, NEGLIGIBLE_DRIFT, Threshold
 from rankscope.analysis.verdict import Verdict, about_seeds, answer, counted, entries
 
-SLOW = 0.5  # "much more slowly than r": more slowly than the square root of r
 SAME = 0.9  # updates with a larger cosine count as the same one
 
 
 def growth_verdict(found: Growth) -> Verdict:
-    """H1. Supported: b lies below one half with its whole interval, and in no group above it.
+    """H1. Supported: b lies below one half with its whole interval, and in no group above it (Holm-adjusted).
 
     Contradicted: b lies above.
     """
@@ -37,10 +36,10 @@ def growth_verdict(found: Growth) -> Verdict:
         return answer("H1", "undecided", [only or "There is no LoRA trial with a measured update."], numbers)
     sentences, described = _growth_sentences(points, ranks, b)
     numbers |= described
-    steep = int((found.groups["b_low"] > SLOW).sum())
+    steep = int((found.groups["b"].gt(SLOW) & found.groups["p_holm"].le(ERROR_RATE)).sum())
     word = "undecided"
     if not b.known:
-        sentences.append("With one layer and fewer than three seeds there is no interval.")
+        sentences.append("With one layer and one seed there is no interval.")
     elif b.high < SLOW and not steep:
         word = "supported"
     elif b.low > SLOW:
@@ -115,7 +114,12 @@ def threshold_verdict(found: Sequence[Threshold]) -> Verdict:
         "not that the "
         "drift is the cause."
     )
-    tested = f"{len(found)} pairs were tested at 5 % each, without adjustment." if len(found) > 1 else ""
+    tested = (
+        f"{len(found)} pairs were tested; a threshold counts as identified where Holm's adjusted p-value is at most 5 %. "
+        "The intervals are 95 % each."
+        if len(found) > 1
+        else ""
+    )
     return answer("H2", word, sentences, numbers, tested, confounded)
 
 
@@ -123,11 +127,12 @@ def _threshold_sentence(t: Threshold, *, several: bool) -> str:
     where = f"{t.task} ({t.model})" if several else t.task
     if t.identified:
         s, low, high = t.stable_rank
+        adjusted = f"; {t.p_holm:.3f} by Holm's method" if t.p_holm > t.p else ""
         near, far = sorted(abs(100 * np.expm1(x)) for x in (t.low, t.high))
         return (
             f"{where}: performance declines once sr(W + ΔW) has {'risen' if t.drift > 0 else 'fallen'} by "
             f"{abs(t.percent):.0f} % [{near:.0f}, {far:.0f}], to s* = {s:.1f} [{low:.1f}, {high:.1f}] (p = "
-            f"{max(t.p_flat, t.p_straight):.3f})."
+            f"{t.p:.3f}{adjusted})."
         )
     if t.flat:
         change = Interval(t.change, t.change_low, t.change_high, "trial", t.trials)
@@ -161,6 +166,8 @@ def _threshold_numbers(t: Threshold) -> dict[str, Any]:
         "drift",
         "p_flat",
         "p_straight",
+        "p_holm",
+        "correlation",
         "plateau",
         "change",
         "change_low",
@@ -175,7 +182,7 @@ def _threshold_numbers(t: Threshold) -> dict[str, Any]:
 
 
 def dynamics_verdict(found: Dynamics) -> Verdict:
-    """H3. Supported: drift rises with the step and the metric falls with drift.
+    """H3. Supported: drift rises with the step and the metric falls with drift, both by Holm's p-value.
 
     Contradicted: one of them the other way.
     """
@@ -184,6 +191,7 @@ def dynamics_verdict(found: Dynamics) -> Verdict:
     tracked, after = int(lora["growing"].notna().sum()), int(lora["falling"].notna().sum())
     numbers = entries("drift_with_step", up) | entries("metric_with_drift", down)
     numbers |= {"trials": len(lora), "trials_tracked": tracked, "trials_after_best": after}
+    numbers |= {"p_holm_drift_with_step": found.p_growing, "p_holm_metric_with_drift": found.p_falling}
     if not tracked:
         return answer(
             "H3", "undecided", ["No LoRA trial has its drift measured at three steps or more."], numbers
@@ -201,8 +209,9 @@ def dynamics_verdict(found: Dynamics) -> Verdict:
         sentences.append(
             "No trial has three evaluations after its best one: whether validation falls cannot be said."
         )
-    grows, shrinks = up.known and up.low > 0, up.known and up.high < 0
-    falls, rises = down.known and down.high < 0, down.known and down.low > 0
+    moves, turns = found.p_growing <= ERROR_RATE, found.p_falling <= ERROR_RATE  # NaN: neither
+    grows, shrinks = moves and up.estimate > 0, moves and up.estimate < 0
+    falls, rises = turns and down.estimate < 0, turns and down.estimate > 0
     word = "contradicted" if shrinks or rises else "supported" if grows and falls else "undecided"
     if shrinks or rises:
         sentences.append("Drift shrinks with training." if shrinks else "Validation rises with drift.")
@@ -235,7 +244,7 @@ def alignment_verdict(found: Alignment) -> Verdict:
     if not found.high:
         sentences.append("That rank is too low to speak about high ranks.")
     elif not cosine.known:
-        sentences.append("With one layer and fewer than three seeds there is no interval.")
+        sentences.append("With one layer and one seed there is no interval.")
     elif cosine.low <= SAME <= cosine.high:
         sentences.append(f"The interval holds values on both sides of {SAME}.")
     else:
