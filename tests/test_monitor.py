@@ -23,11 +23,11 @@ from weights.tiny import MODELS, roberta, shake, stable_rank
 DATA = [{"input_ids": torch.arange(6) + i, "labels": torch.tensor(i % 2)} for i in range(16)]
 
 
-def adapted(model: nn.Module, **settings: Any) -> Any:
+def adapted(model: nn.Module, method: type[peft.PeftConfig] = peft.LoraConfig, **settings: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return peft.get_peft_model(
-            model, peft.LoraConfig(**{"target_modules": ["query", "value"], "r": 4, **settings})
+            model, method(**{"target_modules": ["query", "value"], "r": 4, **settings})
         )
 
 
@@ -140,6 +140,15 @@ def test_full_fine_tuning(build: Callable[[], nn.Module], tmp_path: Path) -> Non
     assert callback._reference is None
 
 
+def test_other_methods_are_logged_too(build: Callable[[], nn.Module], tmp_path: Path) -> None:
+    model = adapted(build(), peft.LoHaConfig)
+    log = of_step(train(model, StableRankCallback(every=8, rtol=1e-6), tmp_path)[0], 8)
+    rows = [row.stable_rank for row in probe(model, rtol=1e-6).rows if row.matrix == "dW"]
+    assert len(rows) == 4
+    assert log["stable_rank/dW"] == pytest.approx(sum(sorted(rows)[1:3]) / 2, rel=1e-4)
+    assert "stable_rank/drift" in log
+
+
 def test_every_must_be_a_step() -> None:
     with pytest.raises(ValueError, match="expected every >= 1"):
         StableRankCallback(every=0)
@@ -152,6 +161,18 @@ VARIANTS = {
     "embedding": ("roberta", {"target_modules": ["word_embeddings"]}),
     "conv1d": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
     "convolution": ("resnet", {"target_modules": ["convolution"]}),
+    "experts": (
+        "mixtral",
+        {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+    ),
+    "transposed experts": (
+        "gpt-oss",
+        {"target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+    ),
+    "a parameter": ("llama", {"target_modules": [], "target_parameters": ["q_proj.weight"]}),
+    "loha": ("roberta", {"method": peft.LoHaConfig}),
+    "adalora": ("roberta", {"method": peft.AdaLoraConfig, "init_r": 4, "total_step": 10}),
+    "vera": ("roberta", {"method": peft.VeraConfig}),
 }
 
 

@@ -77,10 +77,23 @@ def parser() -> argparse.ArgumentParser:
         "--alpha", type=float, metavar="X", help="LoRA's alpha for loralib files, which carry none"
     )
     measure.add_argument("--certify", action="store_true", help="prove the upper bounds")
+    measure.add_argument(
+        "--subfolder", metavar="NAME", help="one of several adapters in a folder or repository"
+    )
+    measure.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
+    measure.add_argument(
+        "--base-revision", metavar="NAME", help="the same of the base (the one that the adapter names)"
+    )
     form = measure.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object")
     form.add_argument("--csv", action="store_true", help="comma-separated rows")
     form.add_argument("--parquet", metavar="FILE", help="rows into a Parquet file")
+    form.add_argument(
+        "--suggest",
+        type=int,
+        choices=(90, 95, 99),
+        help="settings of peft.LoraConfig whose ranks hold that share of each dW's energy, in per cent",
+    )
 
     plan = command("plan", _plan, "trials, packs, what is done already, FLOPs, memory and time it will take")
     plan.add_argument("study", metavar="STUDY", help='a TOML file, or a built-in study: "lab" or "paper"')
@@ -136,8 +149,10 @@ def _train(study: Any, path: str) -> int:
 def _measure(options: argparse.Namespace) -> int:
     from rankscope.measure import measure
     from rankscope.progress import bar
-    from rankscope.tables import show
+    from rankscope.tables import show, writable, write_parquet
 
+    if options.parquet:
+        writable(options.parquet)  # said before the work, not after
     with bar("measuring", total=None):
         table = measure(
             options.source,
@@ -146,13 +161,18 @@ def _measure(options: argparse.Namespace) -> int:
             rtol=options.rtol,
             certify=options.certify,
             alpha=options.alpha,
+            subfolder=options.subfolder,
+            revision=options.revision,
+            base_revision=options.base_revision,
         )
     if options.json:
         print(json.dumps(table.to_dict(), indent=1, allow_nan=False))
     elif options.csv:
         print(table.to_pandas().to_csv(index=False), end="")
     elif options.parquet:
-        table.to_pandas().to_parquet(options.parquet, index=False)
+        write_parquet(table, options.parquet)
+    elif options.suggest:
+        print(json.dumps(table.peft_settings(options.suggest / 100), indent=1))
     else:
         show(table)
     widths = {row: row.upper / row.lower - 1 for row in table.rows if row.lower and row.upper is not None}
@@ -206,8 +226,10 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _say(line: str, status: int) -> int:
-    """One line on standard error."""
-    print("rankscope: " + " ".join(line.split()), file=sys.stderr)
+    """One line on standard error, without what a terminal would obey: names come from untrusted files."""
+    text = " ".join(line.split())
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    print(f"rankscope: {shown}", file=sys.stderr)
     return status
 
 

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import CallbackHandler
 
 from rankscope.weights import Matrix, Skipped
-from rankscope.weights.live import full_matrices, lora_layers, lora_matrices
+from rankscope.weights.live import adapted_layers, adapter_matrices, full_matrices
 from rankscope.weights.row import Row, measured
 from rankscope.weights.table import Table, drift, middle
 
@@ -31,31 +31,32 @@ def probe(
 ) -> Table:
     """The stable ranks of a model in memory, as they are now; for any training loop.
 
-    A PEFT model is measured from its LoRA layers. Any other model needs ``reference``, the pretrained state
+    A PEFT model is measured from its adapted layers, whatever the method. Any other model needs ``reference``, the pretrained state
     dictionary (``{name: tensor.clone() ...}``, on any device), and is measured as dW = W_now - W_reference.
     ``layers``, ``rtol``, ``certify`` and the Table are those of ``measure``. Raises ``ValueError`` where
     there is nothing to compare with.
     """
     chosen = None if layers is None else re.compile(layers)
-    if lora_layers(model):
-        reading = lora_matrices(model, chosen)
+    if adapted_layers(model):
+        reading = adapter_matrices(model, chosen)
     elif reference is not None:
         reading = full_matrices(model, reference, chosen)
     else:
         raise ValueError(
-            "probe: expected a model with PEFT LoRA layers, or reference= with the pretrained weights; "
+            "probe: expected a model with PEFT layers, or reference= with the pretrained weights; "
             f"found {type(model).__name__} alone. Keep them before training: "
             "reference = {k: v.clone() for k, v in model.state_dict().items()}"
         )
     rows: list[Row] = []
     skipped: list[Skipped] = []
+    spectra: dict[str, tuple[int, ...]] = {}
     for one in reading:
         if isinstance(one, Matrix):
-            rows.append(measured(one, rtol=rtol, certify=certify))
+            rows.append(measured(one, rtol=rtol, certify=certify, spectra=spectra))
         else:
             skipped.append(one)
     return Table(
-        type(model).__name__, None if reference is None else "reference", tuple(rows), tuple(skipped)
+        type(model).__name__, None if reference is None else "reference", tuple(rows), tuple(skipped), spectra
     )
 
 
@@ -68,7 +69,7 @@ class StableRankCallback(TrainerCallback):
     left out. With ``per_layer`` each layer's stable ranks follow, as ``stable_rank/dW/<layer>``. ``layers``
     is a regular expression.
 
-    A PEFT model is measured from its LoRA layers. In full fine-tuning the callback keeps a copy of the
+    A PEFT model is measured from its adapted layers. In full fine-tuning the callback keeps a copy of the
     trained weight matrices in CPU memory when training begins.
     """
 
@@ -92,7 +93,7 @@ class StableRankCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         model = kwargs["model"]
-        if not lora_layers(model):
+        if not adapted_layers(model):
             self._reference = {
                 name: parameter.detach().to("cpu", copy=True)
                 for name, parameter in model.named_parameters()
@@ -130,11 +131,11 @@ class StableRankCallback(TrainerCallback):
 
     def _rows(self, model: nn.Module, *wanted: str) -> list[Row]:
         if self._reference is None:
-            reading = lora_matrices(model, self.chosen)
+            reading = adapter_matrices(model, self.chosen)
         else:
             reading = full_matrices(model, self._reference, self.chosen)
         return [
-            measured(one, rtol=self.rtol, certify=False, effective_rank=False)
+            measured(one, rtol=self.rtol, certify=False)
             for one in reading
             if isinstance(one, Matrix) and one.matrix in wanted
         ]

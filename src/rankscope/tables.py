@@ -2,56 +2,111 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections import Counter
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from rankscope.weights.ranks import SHARES
 from rankscope.weights.row import Row
 from rankscope.weights.table import Table
 
+ALWAYS = ("layer", "matrix", "stable rank")
+
 
 def show(table: Table, console: Console | None = None) -> None:
-    """Prints the table. Names come from untrusted files, so they are printed as plain text, never as markup."""
+    """Prints the table. Names come from untrusted files: they are printed as plain text, never as markup or codes."""
     out = console or Console()
     if not out.is_terminal:
-        out.width = max(out.width, 140)
-    grid, notes = _rows(table)
-    out.print(grid)
-    for number, note in enumerate(notes, start=1):
-        out.print(Text(f"[{number}] {note}"))
+        out.width = max(out.width, 150)
+    if table.rows:
+        grid, notes = _rows(table)
+        out.print(grid)
+        for number, note in enumerate(notes, start=1):
+            out.print(plain(f"[{number}] {note}"))
     if len(table.rows) > 1:
         out.print(_summary(table))
+    _suggest(table, out)
     for why, count in Counter(one.why for one in table.skipped).items():
         names = [one.layer for one in table.skipped if one.why == why]
-        out.print(Text(f"skipped {count}: {names[0]}{' ...' if count > 1 else ''}: {why}"))
+        out.print(plain(f"skipped {count}: {names[0]}{' ...' if count > 1 else ''}: {why}"))
+    if not table.rows:
+        out.print("nothing was measured")
+
+
+def writable(path: str) -> Path:
+    """The place of a new file. ``ValueError``, one line, where none can be written."""
+    place = Path(path)
+    if not place.parent.is_dir() or place.is_dir():
+        raise ValueError(
+            f"{path}: expected a file in a folder that exists; found {'a folder' if place.is_dir() else 'no such folder'}."
+        )
+    return place
+
+
+def write_parquet(table: Table, path: str) -> None:
+    """The rows as a Parquet file, whole or not at all: written beside ``path``, then renamed."""
+    place = writable(path)
+    partial = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        table.to_pandas().to_parquet(partial, index=False)
+        partial.replace(place)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def plain(text: str) -> Text:
+    """Text without control characters, which a terminal would obey."""
+    return Text("".join(char if char.isprintable() else repr(char)[1:-1] for char in text))
 
 
 def _rows(table: Table) -> tuple[Grid, list[str]]:
-    """The layers, and the notes that they refer to by number."""
-    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
-    grid.add_column("layer", overflow="fold", min_width=20)
-    grid.add_column("matrix")
-    for name in ("r", "stable rank", "bounds", "sigma_1", "||.||_F", "eff. rank"):
-        grid.add_column(name, justify="right", no_wrap=True)
+    """The layers, without the columns that would be empty, and the notes that they refer to by number."""
     notes = list(dict.fromkeys(row.note for row in table.rows if row.note))
-    if notes:
-        grid.add_column("note")
-    for row in table.rows:
-        cells = [
-            row.layer,
-            row.matrix,
-            "" if row.r is None else str(row.r),
-            _number(row.stable_rank),
-            _bounds(row),
-        ]
-        cells += [_number(row.spectral_norm), _number(row.frobenius_norm), _number(row.effective_rank)]
-        mark = [f"[{notes.index(row.note) + 1}]" if row.note else ""] if notes else []
-        grid.add_row(*map(Text, cells + mark))
+    lines = [_cells(row, table, notes) for row in table.rows]
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
+    kept = [name for name in lines[0] if name in ALWAYS or any(line[name] for line in lines)]
+    for name in kept:
+        if name == "layer":
+            grid.add_column(name, overflow="fold", min_width=20)
+        else:
+            grid.add_column(name, justify="left" if name in ("matrix", "note") else "right", no_wrap=True)
+    for line in lines:
+        grid.add_row(*(plain(line[name]) for name in kept))
     return grid, notes
+
+
+def _cells(row: Row, table: Table, notes: list[str]) -> dict[str, str]:
+    """Column -> what stands in it."""
+    update = row.matrix == "dW"
+    return {
+        "layer": row.layer,
+        "matrix": row.matrix,
+        "r": "" if row.r is None else str(row.r),
+        "stable rank": _number(row.stable_rank),
+        "bounds": _bounds(row),
+        "sr/r": f"{row.stable_rank / row.r:.0%}" if update and row.stable_rank and row.r else "",
+        "sigma_1": _number(row.spectral_norm),
+        "||.||_F": _number(row.frobenius_norm),
+        "eff. rank": _number(row.effective_rank),
+        "r at 90|95|99 %": " | ".join(map(str, table.energy_ranks.get(row.layer, ()) if update else ())),
+        "note": f"[{notes.index(row.note) + 1}]" if row.note else "",
+    }
+
+
+def _suggest(table: Table, out: Console) -> None:
+    """Ranks that would have been enough, as PEFT takes them: LoraConfig(**...), or lines of adapter_config.json."""
+    for share in SHARES:
+        if settings := table.peft_settings(share):
+            out.print(
+                plain(f"for {share:.0%} of the energy of each dW: {json.dumps(settings)}"), soft_wrap=True
+            )
 
 
 def _bounds(row: Row) -> str:
@@ -71,7 +126,7 @@ def _summary(table: Table) -> Grid:
         cells = [str(line["kind"]), str(line["matrix"]), str(line["layers"])]
         cells += [_number(line[name]) for name in columns[1:-1]]
         cells.append("" if math.isnan(line["drift"]) else f"{line['drift']:+.1%}")
-        grid.add_row(*map(Text, cells))
+        grid.add_row(*map(plain, cells))
     return grid
 
 

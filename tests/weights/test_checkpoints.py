@@ -135,15 +135,68 @@ def test_a_coarser_base_counts_its_own_rounding(tmp_path: Path) -> None:
 
 def test_changed_new_and_missing_tensors_are_listed(tmp_path: Path) -> None:
     W = weights(0)
-    tuned = added(W, low_rank(1, 0.1)) | {"embeddings": torch.ones(51, 40), "head.weight": torch.ones(3, 40)}
+    tuned = added(W, low_rank(1, 0.1)) | {"embeddings": torch.ones(50, 41), "head.weight": torch.ones(3, 40)}
     base = W | {"pooler.weight": torch.ones(40, 40)}
     table = measure(save(tmp_path / "tuned", tuned), base=save(tmp_path / "base", base))
     whys = {skipped.layer: skipped.why for skipped in table.skipped}
-    assert "from (50, 40) to (51, 40)" in whys.pop("embeddings")
+    assert "from (50, 40) to (50, 41)" in whys.pop("embeddings")
     assert "is new" in whys.pop("head")
     assert "only in the base" in whys.pop("pooler")
     assert whys == {}
     assert len(table.rows) == 6
+
+
+@pytest.mark.parametrize("tokens", [53, 50, 47])
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight", "transformer.wte.weight"])
+def test_another_vocabulary_is_compared_where_both_have_rows(tmp_path: Path, tokens: int, name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    W, new = torch.randn(50, 40, generator=generator), torch.randn(tokens, 40, generator=generator)
+    table = measure(save(tmp_path / "tuned", {name: new}), base=save(tmp_path / "base", {name: W}), rtol=1e-7)
+    both = min(50, tokens)
+    dense = {"W": W[:both], "dW": new[:both].double() - W[:both].double(), "W+dW": new[:both]}
+    for row in table.rows:
+        assert row.shape == (both, 40)
+        assert row.stable_rank == pytest.approx(stable_rank(dense[row.matrix]), rel=1e-6)
+        said = row.note is not None and f"the vocabulary changed from 50 to {tokens}" in row.note
+        assert said == (tokens != 50)
+    assert len(table.rows) == 3
+    assert table.skipped == ()
+
+
+def test_each_expert_of_a_stack_is_a_matrix(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    name = "model.layers.0.mlp.experts.down_proj"
+    W, new = (torch.randn(3, 20, 12, generator=generator) for _ in range(2))
+    tuned = save(tmp_path / "tuned", {name: new})
+    table = measure(tuned, base=save(tmp_path / "base", {name: W}), rtol=1e-7)
+    assert len(table.rows) == 9
+    for row in table.rows:
+        e = int(row.layer.removeprefix(name)[1])
+        dense = {"W": W[e], "dW": new[e].double() - W[e].double(), "W+dW": new[e]}[row.matrix]
+        assert row.stable_rank == pytest.approx(stable_rank(dense), rel=1e-6)
+    assert [row.layer for row in measure(tuned).rows] == [f"{name}[{e}]" for e in range(3)]
+
+
+def test_a_head_of_other_classes_is_no_vocabulary(tmp_path: Path) -> None:
+    tuned, base = (
+        {"classifier.out_proj.weight": torch.ones(5, 40)},
+        {"classifier.out_proj.weight": torch.ones(2, 40)},
+    )
+    table = measure(save(tmp_path / "tuned", tuned), base=save(tmp_path / "base", base))
+    assert table.rows == ()
+    assert "from (2, 40) to (5, 40)" in table.skipped[0].why
+
+
+def test_different_dtypes_are_compared_exactly(tmp_path: Path) -> None:
+    """A float32 fine-tune of a bfloat16 or float16 base, and a float64 one: no product in the coarser type."""
+    W, dW = weights(0), low_rank(1, 1.0)
+    for i, (fine, coarse) in enumerate([(torch.float32, torch.bfloat16), (torch.float64, torch.float16)]):
+        tuned = save(tmp_path / f"tuned{i}", added(W, dW), fine)
+        for row in measure(tuned, base=save(tmp_path / f"base{i}", W, coarse), rtol=1e-7).rows:
+            name = row.layer if row.layer in W else f"{row.layer}.weight"
+            before, after = W[name].to(coarse).double(), (W[name] + dW[name]).to(fine).double()
+            dense = {"W": before, "dW": after - before, "W+dW": after}[row.matrix]
+            assert row.stable_rank == pytest.approx(stable_rank(dense), rel=1e-6)
 
 
 def test_equal_weights_are_a_zero_update(tmp_path: Path) -> None:
@@ -159,4 +212,19 @@ def test_packed_bases_are_named(tmp_path: Path) -> None:
     packed = {name.replace(".weight", ".qweight"): torch.ones(5, 40, dtype=torch.int32) for name in W}
     table = measure(tuned, base=save(tmp_path / "base", packed, torch.int32))
     assert table.rows == ()
-    assert {"encoder.layer.0.query", "encoder.layer.0.dense"} <= {s.layer for s in table.skipped}
+    whys = {s.layer: s.why for s in table.skipped}
+    assert "packed (GPTQ or AWQ)" in whys["encoder.layer.0.query"]
+    assert "packed (GPTQ or AWQ)" in whys["encoder.layer.0.dense"]
+
+
+def test_float8_checkpoints_are_compared_dequantised(tmp_path: Path) -> None:
+    W, scale = weights(0)["encoder.layer.0.query.weight"], torch.tensor(3.0)
+    base = {"a.weight": (W / 3).to(torch.float8_e4m3fn), "a.weight_scale": scale}
+    (tmp_path / "base").mkdir()
+    save_file(base, tmp_path / "base" / "model.safetensors")
+    table = measure(save(tmp_path / "tuned", {"a.weight": W}), base=tmp_path / "base", rtol=1e-7)
+    before = base["a.weight"].float() * 3
+    dense = {"W": before, "dW": W.double() - before.double(), "W+dW": W}
+    assert [row.matrix for row in table.rows] == ["W", "dW", "W+dW"]
+    for row in table.rows:
+        assert row.stable_rank == pytest.approx(stable_rank(dense[row.matrix]), rel=1e-6)

@@ -96,6 +96,7 @@ VARIANTS = {
     ),
     "pissa": ("llama", {"target_modules": ["q_proj", "up_proj"], "r": 4, "init_lora_weights": "pissa"}),
     "olora": ("llama", {"target_modules": ["q_proj", "up_proj"], "r": 4, "init_lora_weights": "olora"}),
+    "kasa": ("llama", {"target_modules": ["q_proj"], "r": 2, "kasa_config": peft.KasaConfig()}),
     "orthogonal": ("llama", {"target_modules": ["q_proj"], "r": 4, "init_lora_weights": "orthogonal"}),
     "lora bias": ("roberta", {"target_modules": QV, "r": 4, "lora_bias": True}),
 }

@@ -6,6 +6,8 @@ import json
 import pickle
 import shutil
 import struct
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rankscope.cli import main
 from rankscope.measure import measure
 from weights.tiny import Case, roberta
 
@@ -306,3 +309,136 @@ def test_names_are_data(tmp_path: Path) -> None:
     (row,) = measure(write_adapter(tmp_path / "adapter", tensors)).rows
     assert row.layer == layer
     assert row.stable_rank == pytest.approx(1)
+
+
+@pytest.mark.parametrize("bomb", ["(([a-z.0-9])+)+[!?]", "(.*)*(.*)*(.*)*[!?]", "(e|ee)+[!?]"])
+def test_a_regular_expression_that_would_run_for_years(tmp_path: Path, bomb: str) -> None:
+    layer = "encoder.layer.0." + "e" * 80
+    tensors = {name.replace(PREFIX, f"base_model.model.{layer}"): tensor for name, tensor in pair().items()}
+    start = time.monotonic()
+    folder = write_adapter(tmp_path / "adapter", tensors, alpha_pattern={bomb: 4})
+    try:
+        measure(folder)  # some engines see through some bombs: then it is an ordinary pattern
+    except ValueError as error:
+        assert "took longer than" in str(error)  # noqa: PT017 - either end is right, a hang is not
+    assert time.monotonic() - start < 30
+
+
+def test_at_least_one_bomb_is_one(tmp_path: Path) -> None:
+    layer = "encoder.layer.0." + "e" * 80
+    tensors = {name.replace(PREFIX, f"base_model.model.{layer}"): tensor for name, tensor in pair().items()}
+    line = refusal(write_adapter(tmp_path / "a", tensors, rank_pattern={"(e|ee)+[!?]": 4}))
+    assert "expected a regular expression that matches a layer's name at once" in line
+
+
+def test_a_view_that_claims_a_terabyte(tmp_path: Path) -> None:
+    torch.save({"a.weight": torch.ones(1).expand(2**20, 2**18)}, tmp_path / "x.bin")
+    assert (tmp_path / "x.bin").stat().st_size < 10_000
+    assert "found a.weight of shape (1048576, 262144) over 4 bytes" in refusal(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta"])
+def test_tensors_that_are_no_numbers_in_a_file(tmp_path: Path, kind: str) -> None:
+    tensor = torch.eye(4).to_sparse() if kind == "sparse" else torch.ones(4, 4, device="meta")
+    torch.save({"a.weight": tensor}, tmp_path / "x.bin")
+    assert "expected every tensor stored in full" in refusal(tmp_path / "x.bin")
+
+
+def test_an_archive_that_unpacks_to_more_than_it_is(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", b"\0" * 10_000_000)
+    assert "found one that unpacks to 10000000 bytes" in refusal(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
+def test_a_factor_of_a_wrong_dtype_is_not_read_as_numbers(
+    tmp_path: Path, dtype: torch.dtype, factor: str
+) -> None:
+    tensors = pair()
+    tensors[f"{PREFIX}.{factor}.weight"] = tensors[f"{PREFIX}.{factor}.weight"].to(dtype)
+    table = measure(write_adapter(tmp_path / "adapter", tensors))
+    assert table.rows == ()
+    assert f"{factor} is stored as" in table.skipped[0].why
+
+
+def test_a_setting_twice(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "adapter", pair())
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "r": 8}')
+    assert "found the name 'r' twice" in refusal(folder)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "x", "a": "y"}}')
+    assert "found the name 'a' twice" in refusal(tmp_path)
+
+
+def test_a_pipeline_whose_models_lead_back_to_it(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    for name in ("unet", "transformer", "prior", "text_encoder", "text_encoder_2", "text_encoder_3"):
+        (tmp_path / name).symlink_to(tmp_path)
+    assert "expected an adapter" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("value", [[[0, 1, 2]], [[5, 1]], [["0", 2]], [[0, 10**12]], 3, [[-1, 2]]])
+def test_a_malformed_replication(tmp_path: Path, value: object) -> None:
+    assert "layer_replication" in refusal(write_adapter(tmp_path / "a", pair(), layer_replication=value))
+
+
+@pytest.mark.parametrize("value", ["q_proj", [1], {"a": 1}])
+def test_malformed_target_parameters(tmp_path: Path, value: object) -> None:
+    assert "expected target_parameters to be a list of names" in refusal(
+        write_adapter(tmp_path / "a", pair(), target_parameters=value)
+    )
+
+
+def test_experts_whose_rank_does_not_divide(tmp_path: Path) -> None:
+    tensors = {f"{PREFIX}.lora_A.weight": torch.ones(10, 5), f"{PREFIX}.lora_B.weight": torch.ones(6, 10)}
+    folder = write_adapter(tmp_path / "a", tensors, target_parameters=["query.up"])
+    assert "expected A (E r, n) and B (m, r E) with r = 4" in refusal(folder)
+
+
+def test_what_is_printed_of_a_hostile_name_is_plain_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No markup, no script, no escape code, neither in the table nor in an error."""
+    layer = "<script>[red]\x1b]0;owned\x07\x1b[2J"
+    names = {x: f"base_model.model.{layer}.lora_{x}.weight" for x in "AB"}
+    folder = write_adapter(tmp_path / "a", {names["A"]: torch.ones(4, 5), names["B"]: torch.ones(6, 4)})
+    assert main(["measure", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "<script>[red]\\x1b]0;owned\\x07" in out.replace("\n", "")
+    for form in ("--json", "--csv"):
+        assert main(["measure", str(folder), form]) == 0
+        assert "<script>[red]" in capsys.readouterr().out
+    save_file({names["A"]: torch.ones(4, 5)}, folder / "adapter_model.safetensors")
+    assert main(["measure", str(folder)]) == 2
+    err = capsys.readouterr().err
+    assert "\x1b" not in err
+    assert err.count("\n") == 1
+
+
+def test_a_hint_is_quoted_for_the_shell_that_it_is_pasted_into(tmp_path: Path) -> None:
+    hostile = "x; rm -rf ~ $(id)"
+    line = refusal(write_adapter(tmp_path / "a", pair(), peft_type="LOHA", base_model_name_or_path=hostile))
+    assert f"--base '{hostile}'" in line
+    folder = write_adapter(tmp_path / "b", pair() | {f"{PREFIX}.lora_magnitude_vector": torch.ones(6)},
+                           base_model_name_or_path=hostile, use_dora=True)  # fmt: skip
+    assert f"--base '{hostile}'" in measure(folder).skipped[0].why
+
+
+@pytest.mark.parametrize("revision", ["main", "../x"])
+def test_places_inside_a_source(tmp_path: Path, revision: str) -> None:
+    folder = write_adapter(tmp_path / "adapter", pair())
+    assert f"expected a hub id with revision {revision}; found a folder" in refusal(folder, revision=revision)
+    assert "expected a folder 'second' in it" in refusal(folder, subfolder="second")
+    write_adapter(folder / "second", pair())
+    assert len(measure(folder, subfolder="second").rows) == 1
+    table = measure(folder)
+    assert len(table.rows) == 1
+    assert [(s.layer, s.why) for s in table.skipped] == [
+        ("second", "another adapter in this folder: type --subfolder second")
+    ]
+
+
+@pytest.mark.parametrize("rtol", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_tolerance_that_is_none(tmp_path: Path, rtol: float) -> None:
+    assert "rtol: expected a number above 0" in refusal(write_adapter(tmp_path / "a", pair()), rtol=rtol)

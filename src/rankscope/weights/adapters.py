@@ -271,8 +271,7 @@ def _weight(
         return Skipped(layer, weight.why), None
     if source != layer:
         return weight, f"W is that of {source} (layer_replication)"
-    tied = base.tied_to(layer)
-    return weight, None if tied is None else f"W is {tied}, which the layer is tied to: merging changes both"
+    return weight, base.said_of(layer)
 
 
 def _stored_in_out(

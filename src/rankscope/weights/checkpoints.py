@@ -9,7 +9,15 @@ from typing import Any
 from rankscope.weights.hub import Place
 from rankscope.weights.tensors import Tensors, once, open_tensors
 
-FILES = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
+FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_lora_weights.safetensors",
+    "pytorch_lora_weights.bin",
+)
+# The models of a diffusers pipeline, each in a folder of its name: together they are the base of one LoRA file.
+PIPELINE = ("unet", "transformer", "prior", "text_encoder", "text_encoder_2", "text_encoder_3")
 INDEXES = tuple(f"{name}.index.json" for name in FILES)
 
 
@@ -32,7 +40,11 @@ def open_file(path: Path) -> Tensors:
 
 
 def open_place(where: Place) -> Tensors | None:
-    """The checkpoint in a folder or repository; None where there is none."""
+    """The checkpoint in a folder or repository, or all of a diffusers pipeline; None where there is none."""
+    return _open_one(where) or _open_pipeline(where)
+
+
+def _open_one(where: Place) -> Tensors | None:
     for file, index in zip(FILES, INDEXES, strict=True):
         # The single file first: Transformers prefers it, too, where a folder holds both.
         if (path := where.find(file)) is not None:
@@ -40,6 +52,18 @@ def open_place(where: Place) -> Tensors | None:
         if (path := where.find(index)) is not None:
             return _open_index(where, path)
     return None
+
+
+def _open_pipeline(where: Place) -> Tensors | None:
+    """The models of a diffusers pipeline, each tensor's name with the model's before it."""
+    if where.find("model_index.json") is None:
+        return None
+    found = {part: tensors for part in PIPELINE if (tensors := _open_one(where.below(part))) is not None}
+    if not found:
+        return None
+    headers = {f"{part}.{name}": ts.headers[name] for part, ts in found.items() for name in ts}
+    readers = {f"{part}.{name}": ts.readers[name] for part, ts in found.items() for name in ts}
+    return Tensors(where.source, headers, readers)
 
 
 def read_json(path: Path) -> dict[str, Any]:

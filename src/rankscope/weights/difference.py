@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from rankscope.linalg import Dense, rounding_floor
 from rankscope.weights.matrix import Matrix, Reading, Skipped
-from rankscope.weights.pretrained import Pretrained, as_matrix, unreadable
+from rankscope.weights.pretrained import Pretrained, matrices, unreadable
 from rankscope.weights.tensors import Tensors
 
 # Rounding spreads over all directions, so it hardly moves sigma_1, but adds its share of ||dW||_F^2 to the
 # stable rank. Above this share the stable rank is not reported.
 TRUSTED_SHARE = 0.1
 SAID_SHARE = 1e-3
+VOCABULARY = re.compile(r"(^|\.)(\w*embed\w*|wte|shared|lm_head|embed_out|decoder|word_embeddings)$")
 
 
 def checkpoint_matrices(tuned: Tensors, base: Pretrained | None, chosen: re.Pattern[str] | None) -> Reading:
@@ -34,7 +36,8 @@ def checkpoint_matrices(tuned: Tensors, base: Pretrained | None, chosen: re.Patt
         elif (why := unreadable(name, tuned.headers[name])) is not None:
             yield Skipped(layer, why)
         elif base is None:
-            yield _weight(layer, as_matrix(tuned.read(name)))
+            for part, weight in matrices(layer, tuned.read(name)):
+                yield _weight(part, weight)
         else:
             yield from _against_base(layer, name, tuned, base)
     for name in base.tensors if base is not None else ():
@@ -42,8 +45,24 @@ def checkpoint_matrices(tuned: Tensors, base: Pretrained | None, chosen: re.Patt
             yield Skipped(name.removesuffix(".weight"), f"{name} is only in the base, not in {tuned.where}")
 
 
+def resized_vocabulary(layer: str, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    """Whether the tokens of an embedding or an output layer were added or taken away: rows of one length."""
+    same_length = len(before) == len(after) == 2 and before[1] == after[1]
+    return same_length and VOCABULARY.search(layer) is not None
+
+
 def difference_matrices(layer: str, tuned: Tensor, weight: Tensor) -> Iterator[Matrix]:
-    """W, dW and W + dW from two stored weights (m, n)."""
+    """W, dW and W + dW from two stored weights (m, n); of two vocabularies the rows that both have."""
+    note = None
+    if (old := weight.shape[0]) != (new := tuned.shape[0]):
+        both = min(old, new)
+        tuned, weight = tuned[:both], weight[:both]
+        note = f"the vocabulary changed from {old} to {new}: the first {both} rows are compared, the others left out"
+    for matrix in _difference_matrices(layer, tuned, weight):
+        yield replace(matrix, note="; ".join(filter(None, (matrix.note, note))) or None)
+
+
+def _difference_matrices(layer: str, tuned: Tensor, weight: Tensor) -> Iterator[Matrix]:
     broken = [name for name, tensor in (("W", weight), ("W_FT", tuned)) if not torch.isfinite(tensor).all()]
     shape = (tuned.shape[0], tuned.shape[1])
     yield _weight(layer, weight)
@@ -94,21 +113,25 @@ def not_chosen(layer: str, chosen: re.Pattern[str]) -> Skipped:
 
 
 def _against_base(layer: str, name: str, tuned: Tensors, base: Pretrained) -> Reading:
-    other = base.counterpart(name)
-    if other is None:
+    other, shape = base.counterpart(name), tuned.headers[name].shape
+    if base.packed(layer) is not None:
+        weight = base.weight(layer)
+    elif other is None:
         yield Skipped(layer, f"{name} is new: the base {base.tensors.where} has no such tensor")
         return
-    before, after = base.tensors.headers[other], tuned.headers[name]
-    if before.shape != after.shape:
-        yield Skipped(
-            layer, f"its shape changed from {before.shape} to {after.shape}: there is no difference"
-        )
-    elif (why := unreadable(other, before)) is not None:
-        yield Skipped(layer, f"in the base {why}")
+    elif (why := unreadable(other, base.tensors.headers[other])) is not None:
+        weight = Skipped(layer, why)
     else:
-        yield from difference_matrices(
-            layer, as_matrix(tuned.read(name)), as_matrix(base.tensors.read(other))
-        )
+        weight = base.tensors.read(other)
+    if isinstance(weight, Skipped):
+        yield Skipped(layer, f"in the base {weight.plain}")
+    elif weight.shape != shape and not resized_vocabulary(layer, weight.shape, shape):
+        changed = f"from {tuple(weight.shape)} to {shape}"
+        yield Skipped(layer, f"its shape changed {changed}: there is no difference")
+    else:
+        pairs = zip(matrices(layer, tuned.read(name)), matrices(layer, weight), strict=True)
+        for (part, after), (_, before) in pairs:
+            yield from difference_matrices(part, after, before)
 
 
 def _weight(layer: str, weight: Tensor, matrix: str = "W") -> Matrix:

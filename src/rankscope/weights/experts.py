@@ -57,15 +57,22 @@ def expert_matrices(
     for e in range(E):
         name = f"{parameter}[{e}]" if E > 1 else parameter.removesuffix(".weight")
         weight = Skipped(name, stack.why) if isinstance(stack, Skipped) else stack and stack(e)
+        own_B, own_A, scale = expert_factors(B, A, config.scale_of(parameter, r), E, e)
         factors = Factors(
             name,
-            B=B.reshape(m, r, E)[:, :, e],
-            A=A.reshape(E, r, n)[e],
-            scale=config.scale_of(parameter, r),
+            B=own_B,
+            A=own_A,
+            scale=scale,
             stored_in_out=_stored_in_out(weight, base, (m, n)),
             note=config.doubt_of(parameter),
         )
         yield from factor_matrices(factors, weight, hint="")
+
+
+def expert_factors(B: Tensor, A: Tensor, scale: float, E: int, e: int) -> tuple[Tensor, Tensor, float]:
+    """B (m, r), A (r, n) and s of one expert."""
+    r = A.shape[0] // E
+    return B.reshape(B.shape[0], r, E)[:, :, e], A.reshape(E, r, A.shape[1])[e], scale
 
 
 def _stored_in_out(weight: Tensor | Skipped | None, base: Pretrained | None, shape: tuple[int, int]) -> bool:

@@ -1,4 +1,4 @@
-"""A model in memory -> matrices to measure: PEFT's LoRA layers, or all weights against a reference.
+"""A model in memory -> matrices to measure: PEFT's layers, or all weights against a reference.
 
 Letters: m rows (out), n columns (in), r rank. PEFT is not imported: its layers are known by the parts they
 hold.
@@ -6,44 +6,49 @@ hold.
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rankscope.weights.difference import checkpoint_matrices, not_chosen
+from rankscope.weights.experts import expert_factors
 from rankscope.weights.factors import Factors, factor_matrices
 from rankscope.weights.lora_config import CHANGES_BASE
 from rankscope.weights.matrix import Reading, Skipped
-from rankscope.weights.pretrained import Pretrained
-from rankscope.weights.tensors import READABLE, Tensors, in_memory
+from rankscope.weights.merged import PEFT_FAILS, change_matrices, merged_weight
+from rankscope.weights.pretrained import Pretrained, as_matrix
+from rankscope.weights.tensors import READABLE, Tensors, in_memory, one_line
 
 Chosen = re.Pattern[str] | None
 
 
-def lora_layers(model: nn.Module) -> dict[str, Any]:
-    """PEFT's LoRA layers, by the name that the layer has in the base model."""
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """PEFT's layers, of any method that merges, by the name that the layer has in the base model."""
     return {
         name.removeprefix("base_model.model."): module
         for name, module in model.named_modules()
-        if hasattr(module, "lora_A") and hasattr(module, "lora_embedding_A") and hasattr(module, "base_layer")
+        if all(hasattr(module, part) for part in ("base_layer", "get_base_layer", "merge", "merged_adapters"))
     }
 
 
-def lora_matrices(model: nn.Module, chosen: Chosen = None) -> Reading:
-    """W, dW and W + dW of each LoRA layer with its active adapters; what else is trained as Skipped."""
+def adapter_matrices(model: nn.Module, chosen: Chosen = None) -> Reading:
+    """W, dW and W + dW of each PEFT layer with its active adapters; what else is trained as Skipped."""
     note = _changed_base(model)
-    layers = lora_layers(model)
+    layers = adapted_layers(model)
     for layer, module in layers.items():
-        if chosen is not None and not chosen.search(layer):
-            yield not_chosen(layer, chosen)
+        name = _parameter(layer, module) if hasattr(module, "parameter_name") else layer
+        if chosen is not None and not chosen.search(name):
+            yield not_chosen(name, chosen)
         else:
-            yield from _layer_matrices(layer, module, note)
+            yield from _layer_matrices(name, module, note)
     for name, parameter in model.named_parameters():
         plain = name.removeprefix("base_model.model.")
-        if parameter.requires_grad and not any(plain.startswith(f"{layer}.lora_") for layer in layers):
+        inside = any(plain.startswith(f"{layer}.") for layer in layers)
+        if parameter.requires_grad and (not inside or plain.endswith(".bias")):
             yield Skipped(
                 plain.removesuffix(".weight"), "trained in full, outside B A (modules_to_save or a bias)"
             )
@@ -66,21 +71,28 @@ def _layer_matrices(layer: str, module: Any, note: str | None) -> Reading:
     if module.merged:
         yield Skipped(layer, "its adapter is merged into W: call unmerge() first")
         return
-    active = [name for name in module.active_adapters if name in module.scaling]
-    weight = getattr(module.get_base_layer(), "weight", None)
-    why = _unlike_lora(module, active)
+    parts = [getattr(module, part) for part in module.adapter_layer_names]
+    active = [name for name in module.active_adapters if any(name in part for part in parts)]
+    weight = getattr(module.get_base_layer(), getattr(module, "parameter_name", "weight"), None)
+    why = None if active else "none of its adapters is active"
     if why is None and (not isinstance(weight, Tensor) or weight.dtype not in READABLE):
         why = f"its base weight is {getattr(weight, 'dtype', 'missing')}, packed: dequantise it first"
     if why is not None:
         yield Skipped(layer, why)
         return
     assert isinstance(weight, Tensor)
+    weight = weight.detach()
+    if hasattr(module, "parameter_name"):
+        yield from _parameter_matrices(layer, module, active, weight, note)
+    elif _is_lora(module, active):
+        yield from _lora_matrices(layer, module, active, weight, note)
+    else:
+        yield from _merged_matrices(layer, module, weight, note)
+
+
+def _lora_matrices(layer: str, module: Any, active: list[str], weight: Tensor, note: str | None) -> Reading:
     embedding = active[0] in module.lora_embedding_A
-    pairs = [_pair(module, name, embedding) for name in active]
-    B, A, scale = pairs[0]
-    if len(pairs) > 1:  # s B A + s' B' A' = [s B, s' B'] [A; A']
-        B = torch.cat([s * b.double() for b, _, s in pairs], dim=1)
-        A, scale = torch.cat([a.double() for _, a, _ in pairs]), 1.0
+    B, A, scale = _summed([_pair(module, name, embedding) for name in active])
     magnitude = (
         module.lora_magnitude_vector[active[0]].weight if active[0] in module.lora_magnitude_vector else None
     )
@@ -93,7 +105,50 @@ def _layer_matrices(layer: str, module: Any, note: str | None) -> Reading:
         magnitude=None if magnitude is None else magnitude.detach().flatten(),
         note=note,
     )
-    yield from factor_matrices(factors, weight.detach(), hint="")
+    yield from factor_matrices(factors, weight, hint="")
+
+
+def _parameter_matrices(
+    parameter: str, module: Any, active: list[str], weight: Tensor, note: str | None
+) -> Reading:
+    """Of each expert of a stack, or of one matrix: rankscope.weights.experts has the layout."""
+    E = module.num_experts
+    for e in range(E):
+        B, A, scale = _summed([expert_factors(*_pair(module, name, False), E, e) for name in active])
+        stacked = weight[e] if weight.ndim == 3 else weight
+        factors = Factors(
+            f"{parameter}[{e}]" if E > 1 else parameter.removesuffix(".weight"),
+            B=B,
+            A=A,
+            scale=scale,
+            stored_in_out=weight.ndim == 3 and not module._did_swap_in_out_features,
+            note=note,
+        )
+        yield from factor_matrices(factors, stacked, hint="")
+
+
+def _merged_matrices(layer: str, module: Any, weight: Tensor, note: str | None) -> Reading:
+    """W' - W of any other method: of a copy of the layer, merged by PEFT."""
+    try:
+        after = merged_weight(copy.deepcopy(module))
+    except PEFT_FAILS as error:
+        yield Skipped(layer, f"PEFT can't merge it: {one_line(error)}")
+        return
+    said = "; ".join(filter(None, (f"W' by PEFT's merge of {type(module).__module__.split('.')[-2]}", note)))
+    yield from change_matrices(layer, as_matrix(weight.double()), as_matrix(after), said)
+
+
+def _summed(pairs: list[tuple[Tensor, Tensor, float]]) -> tuple[Tensor, Tensor, float]:
+    """s B A + s' B' A' + ... = [s B, s' B', ...] [A; A'; ...], as B, A and a scale."""
+    if len(pairs) == 1:
+        return pairs[0]
+    B = torch.cat([s * b.double() for b, _, s in pairs], dim=1)
+    return B, torch.cat([a.double() for _, a, _ in pairs]), 1.0
+
+
+def _parameter(layer: str, module: Any) -> str:
+    """The full name of a parameter that was targeted by itself."""
+    return f"{layer.replace('.base_layer', '')}.{module.parameter_name}"
 
 
 def _pair(module: Any, name: str, embedding: bool) -> tuple[Tensor, Tensor, float]:
@@ -105,29 +160,24 @@ def _pair(module: Any, name: str, embedding: bool) -> tuple[Tensor, Tensor, floa
     return B.detach().flatten(1), A.detach().flatten(1), float(module.scaling[name])
 
 
-def _unlike_lora(module: Any, active: list[str]) -> str | None:
-    """Why the layer's update can't be had from its factors; None where it can."""
-    if not active:
-        return "none of its adapters is active"
-    variants = {type(module.lora_variant[name]).__name__ for name in active if name in module.lora_variant}
-    strange = {name for name in variants if not name.startswith("Dora")}
-    if strange:
-        return f"a variant of LoRA ({', '.join(sorted(strange))}): its W' - W is not s B A"
-    if variants and len(active) > 1:
-        return "several adapters with DoRA are active: there is no one W' - W"
-    if hasattr(module, "parameter_name") and getattr(module, "num_experts", 1) > 1:
-        return f"{module.num_experts} experts (target_parameters) share lora_A: a stack has no stable rank"
+def _is_lora(module: Any, active: list[str]) -> bool:
+    """Whether W' - W is s B A, or DoRA's function of it: else only PEFT's merge tells."""
+    if not hasattr(module, "lora_embedding_A") or not hasattr(module, "scaling") or hasattr(module, "lora_E"):
+        return False
     if getattr(module.get_base_layer(), "groups", 1) > 1:
-        return "a convolution in groups: its update is not one B A"
-    return None
+        return False
+    variants = [type(module.lora_variant[name]).__name__ for name in active if name in module.lora_variant]
+    return all(name.startswith("Dora") for name in variants) and (not variants or len(active) == 1)
 
 
 def _changed_base(model: nn.Module) -> str | None:
-    configs: Iterator[Any] = iter(getattr(model, "peft_config", {}).values())
-    starts = {str(getattr(config, "init_lora_weights", "")).lower() for config in configs}
-    changed = sorted(start for start in starts if start.startswith(CHANGES_BASE))
+    names: set[str] = set()
+    for config in getattr(model, "peft_config", {}).values():
+        start = str(getattr(config, "init_lora_weights", "")).lower()
+        names |= {start} if start.startswith(CHANGES_BASE) else set()
+        names |= {"kasa"} if getattr(config, "kasa_config", None) else set()
+    if not names:
+        return None
     return (
-        f"W here is what {changed[0]} left of the pretrained weight, and dW is measured from it"
-        if changed
-        else None
+        f"W here is what {', '.join(sorted(names))} left of the pretrained weight, and dW is measured from it"
     )

@@ -24,7 +24,7 @@ VARIANTS = {
     "kasa_config": "KaSA truncates W and has a diagonal between B and A",
     "monteclora_config": "MonteCLoRA samples its factors",
 }
-MATCH_SECONDS = 1.0  # a pattern of PEFT's takes microseconds; a bomb would take years
+MATCH_SECONDS = 0.5  # a pattern of PEFT's takes microseconds; a bomb would take years
 
 
 @dataclass(frozen=True)

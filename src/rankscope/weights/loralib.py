@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from torch import Tensor
+
 from rankscope.weights.difference import natural, not_chosen
 from rankscope.weights.factors import Factors, factor_matrices
 from rankscope.weights.matrix import Reading, Skipped
@@ -16,6 +18,7 @@ from rankscope.weights.saved import saved_matrices
 from rankscope.weights.tensors import READABLE, Tensors
 
 SUFFIXES = (".lora_A", ".lora_B")
+UNPLACED = "which of the layer's projections were adapted (enable_lora) is not in the file"
 
 
 def is_loralib(tensors: Tensors) -> bool:
@@ -48,26 +51,58 @@ def _site_matrices(tensors: Tensors, layer: str, base: Pretrained | None, alpha:
     if len(a) != 2 or len(b) != 2 or any(header.dtype not in READABLE for header in headers):
         yield Skipped(layer, f"lora_A {a} and lora_B {b} are not two floating-point matrices")
         return
-    if b[1] != a[0]:
-        if a[0] % b[1] == 0:
-            yield Skipped(layer, f"loralib's MergedLinear: {a[0] // b[1]} fused projections, not one B A")
-            return
+    if b[1] < 1 or a[0] % b[1] or b[0] % (a[0] // b[1]):
         raise ValueError(
             f"{tensors.where}: expected B (m, r) and A (r, n) with one r for {layer}; found B {b} and A {a}."
         )
-    r = a[0]
+    B, A = tensors.read(f"{layer}.lora_B"), tensors.read(f"{layer}.lora_A")
     weight = base.weight(layer) if base is not None else None
-    notes = ["no alpha in a loralib file: scale 1 (alpha = r) assumed; give alpha="] if alpha is None else []
+    stored_in_out = bool(base is not None and base.is_conv1d(layer))
+    notes = [] if base is None else [base.said_of(layer)]
+    r = b[1]
+    if a[0] > r:
+        B, placed = fused(B, A, weight, stored_in_out)
+        notes.append(placed)
+        if weight is not None and placed.endswith(UNPLACED):
+            weight = Skipped(layer, f"W and W + dW: {UNPLACED}")
+    if alpha is None:
+        notes.append("no alpha in a loralib file: scale 1 (alpha = r) assumed; give alpha=")
     if f"{layer}.weight" in tensors:
         notes.append(
             "the file holds this layer's own weight, too: saved after .eval(), it contains s B A already"
         )
     factors = Factors(
         layer,
-        B=tensors.read(f"{layer}.lora_B"),
-        A=tensors.read(f"{layer}.lora_A"),
+        B=B,
+        A=A,
         scale=1.0 if alpha is None else alpha / r,
-        stored_in_out=bool(base is not None and base.is_conv1d(layer)),
-        note="; ".join(notes) or None,
+        stored_in_out=stored_in_out,
+        note="; ".join(filter(None, notes)) or None,
     )
     yield from factor_matrices(factors, weight, hint="so type --base MODEL")
+
+
+def fused(B: Tensor, A: Tensor, weight: Tensor | Skipped | None, stored_in_out: bool) -> tuple[Tensor, str]:
+    """B of ``MergedLinear``, block by block, and what must be said: dW = [B_1 A_1; B_2 A_2; ...] with zeros where a
+    projection isn't adapted.
+
+    A (g r, n) and B (g o, r) hold g adapted projections of o rows each; as one product the factor is (m, g r). Which
+    of the layer's projections they are (``enable_lora``) is not in the file: all where they fill the layer; of three
+    the first and the last, as loralib's own GPT-2 has it. sr(dW) does not depend on it.
+    """
+    r = B.shape[1]
+    g = A.shape[0] // r
+    o = B.shape[0] // g
+    total = g * o
+    if isinstance(weight, Tensor) and weight.ndim == 2:
+        total = weight.shape[1 if stored_in_out else 0]
+    where = list(range(g)) if total == g * o else [0, 2] if (g, total) == (2, 3 * o) else None
+    said = f"MergedLinear: {g} fused projections of rank {r}"
+    if where is None:
+        total, where, said = g * o, list(range(g)), f"{said}; {UNPLACED}"
+    elif total > g * o:
+        said = f"{said}, taken to be the first and the last of three (query and value)"
+    blocks = B.new_zeros(total, g * r)
+    for i, place in enumerate(where):
+        blocks[place * o : (place + 1) * o, i * r : (i + 1) * r] = B[i * o : (i + 1) * o]
+    return blocks, said

@@ -15,6 +15,7 @@ from torch import Tensor
 from rankscope.weights.checkpoints import open_checkpoint, open_file, read_json
 from rankscope.weights.hub import Place, place
 from rankscope.weights.matrix import Skipped
+from rankscope.weights.packed import dequantised, packing
 from rankscope.weights.tensors import READABLE, Header, Tensors
 
 # Layers that Transformers builds as Conv1D, whose weight is stored (in, out).
@@ -32,7 +33,6 @@ FUSED = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": 
 # Where a model ties them, a checkpoint holds only one of the two.
 OUTPUT_EMBEDDINGS = ("lm_head", "embed_out", "lm_head.decoder", "predictions.decoder")
 INPUT_EMBEDDINGS = re.compile(r"(.*\.)?(embed_tokens|wte|shared|word_embeddings|embed_in)\.weight")
-PACKED = {"qweight": "GPTQ or AWQ", "weight_packed": "compressed-tensors", "weight.absmax": "bitsandbytes"}
 EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 
 
@@ -43,9 +43,11 @@ class Pretrained:
     tensors: Tensors
     model_type: str | None = None
     endings: dict[str, str] = field(init=False, repr=False)
+    flat: dict[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "endings", _endings(self.tensors))
+        object.__setattr__(self, "flat", _flat(self.tensors))
 
     def name_of(self, layer: str) -> str | None:
         """The tensor that holds the layer's weight: by its name, less or plus the model's own prefix.
@@ -56,7 +58,7 @@ class Pretrained:
         parts = layer.split(".")
         for dropped in range(min(2, len(parts) - 1) + 1):
             ending = ".".join(parts[dropped:])
-            for name in (f"{ending}.weight", ending):
+            for name in (f"{ending}.weight", ending, f"{ending}.0.weight"):
                 if name in self.tensors:
                     return name
         return self.endings.get(f"{layer}.weight") or self.endings.get(layer) or self.tied_to(layer)
@@ -67,18 +69,46 @@ class Pretrained:
             return None
         return next((name for name in self.tensors if INPUT_EMBEDDINGS.fullmatch(name)), None)
 
+    def layer_of_flat(self, flat: str) -> str | None:
+        """The layer that kohya calls ``lora_unet_down_blocks_0_...``: underscores for dots, a model's name before.
+
+        None where no layer, or more than one, has such a name.
+        """
+        own = re.sub(
+            r"^lora_te1?_", "lora_text_encoder_", re.sub(r"^lora_te2_", "lora_text_encoder_2_", flat)
+        )
+        whole = re.sub(r"^(lora|lycoris)_", "", own)
+        inner = re.sub(r"^(unet|transformer|text_encoder(_2)?|prior_unet)_", "", whole)
+        return self.flat.get(whole) or self.flat.get(inner)
+
     def counterpart(self, name: str) -> str | None:
         """The tensor that another checkpoint of the same model calls ``name``."""
         return name if name in self.tensors else self.name_of(name.removesuffix(".weight"))
 
     def weight(self, layer: str) -> Tensor | Skipped:
-        """The layer's weight as it is stored, or why there is none."""
-        name = self.name_of(layer)
+        """The layer's weight as it is stored, dequantised if need be; or why there is none."""
+        name, kind = self.name_of(layer), self.packed(layer)
+        if kind is not None:
+            own = layer if name is None else name.removesuffix(".weight")
+            found = dequantised(self.tensors, own, kind)
+            return Skipped(layer, f"W and W + dW: {found}") if isinstance(found, str) else found
         if name is None:
             return Skipped(layer, f"W and W + dW: {self._missing(layer)}")
         if (why := unreadable(name, self.tensors.headers[name])) is not None:
             return Skipped(layer, f"W and W + dW: {why}")
         return self.tensors.read(name)
+
+    def packed(self, layer: str) -> str | None:
+        """How the layer's weight is packed; None where it is stored plainly, or isn't there."""
+        name = self.name_of(layer)
+        return packing(self.tensors, layer if name is None else name.removesuffix(".weight"))
+
+    def said_of(self, layer: str) -> str | None:
+        """What a reader of W must know of where it came from."""
+        if (tied := self.tied_to(layer)) is not None:
+            return f"W is {tied}, which the layer is tied to: merging changes both"
+        kind = self.packed(layer)
+        return None if kind is None else f"W is dequantised from {kind}"
 
     def has_layer(self, layer: str) -> bool:
         """Whether there is a weight of exactly that layer: no bias and no norm stands for it."""
@@ -136,9 +166,6 @@ class Pretrained:
         return layer.rpartition(".")[2] in CONV1D.get(self.model_type, ())
 
     def _missing(self, layer: str) -> str:
-        for ending, packing in PACKED.items():
-            if f"{layer}.{ending}" in self.tensors:
-                return f"the base's weight is packed ({packing}): dequantise it first"
         near = difflib.get_close_matches(f"{layer}.weight", list(self.tensors), n=1)
         return f"the base {self.tensors.where} has no weight of that name" + (
             f"; nearest: {near[0]}" if near else ""
@@ -179,8 +206,6 @@ def unreadable(name: str, header: Header) -> str | None:
         return f"{name} is a vector or a scalar of shape {header.shape}"
     if 0 in header.shape:
         return f"{name} is empty: shape {header.shape}"
-    if len(header.shape) == 3 and EXPERTS.search(name):
-        return f"{name} stacks experts, shape {header.shape}: a stack has no stable rank"
     return None
 
 
@@ -189,8 +214,27 @@ def as_matrix(weight: Tensor) -> Tensor:
     return weight.flatten(1)
 
 
+def matrices(layer: str, weight: Tensor) -> list[tuple[str, Tensor]]:
+    """The matrices of one stored weight: itself, or each expert of a stack (E, m, n) as ``layer[e]``."""
+    if weight.ndim == 3 and EXPERTS.search(layer):
+        return [(f"{layer}[{e}]", weight[e]) for e in range(len(weight))]
+    return [(layer, as_matrix(weight))]
+
+
 def _endings(tensors: Tensors) -> dict[str, str]:
     """Names less their first one or two parts -> whole name, where only one tensor ends so."""
     shortened = [(".".join(name.split(".")[cut:]), name) for name in tensors for cut in (1, 2)]
     count = Counter(ending for ending, _ in shortened)
     return {ending: name for ending, name in shortened if ending and count[ending] == 1}
+
+
+def _flat(tensors: Tensors) -> dict[str, str]:
+    """Layers with underscores for dots, whole or less their first one to four parts -> layer, where it is one."""
+    names: dict[str, set[str]] = {}
+    for name in tensors:
+        if name.endswith(".weight"):
+            layer = name.removesuffix(".weight")
+            parts = layer.split(".")
+            for cut in range(min(5, len(parts))):
+                names.setdefault("_".join(parts[cut:]), set()).add(layer)
+    return {flat: layers.pop() for flat, layers in names.items() if len(layers) == 1}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rankscope.linalg import summary
+from rankscope.linalg import singular_values, summary
 from rankscope.weights.matrix import Matrix
+from rankscope.weights.ranks import effective_rank, energy_ranks
 
 # Of a dense dW the effective rank takes all singular values: a whole SVD, which is paid for up to this min(m,
 # n).
@@ -36,16 +37,23 @@ class Row:
     note: str | None
 
 
-def measured(matrix: Matrix, *, rtol: float, certify: bool, effective_rank: bool = True) -> Row:
+def measured(
+    matrix: Matrix, *, rtol: float, certify: bool, spectra: dict[str, tuple[int, ...]] | None = None
+) -> Row:
     """The row of ``matrix``; where it can't be measured the numbers are None and ``note`` says why.
 
-    The effective rank is taken of dW only, and not of a dense one with min(m, n) above ``WHOLE_SVD``.
+    Into ``spectra`` go the energy ranks of dW under the layer's name. They and the effective rank take all singular
+    values: of dW only, not of a dense one with min(m, n) above ``WHOLE_SVD``, and not where ``spectra`` is None.
     """
-    found = None
+    found = effective = None
     if matrix.operator is not None:
+        found = summary(matrix.operator, rtol=rtol, certify=certify, effective_rank=False)
         affordable = matrix.read_from == FACTORED or min(matrix.shape) <= WHOLE_SVD
-        spectrum = effective_rank and matrix.matrix == "dW" and matrix.trusted and affordable
-        found = summary(matrix.operator, rtol=rtol, certify=certify, effective_rank=spectrum)
+        if spectra is not None and matrix.matrix == "dW" and matrix.trusted and affordable:
+            sigma = singular_values(matrix.operator)
+            if float(sigma.sum()) > 0:  # neither zero nor NaN
+                effective = effective_rank(sigma)
+                spectra[matrix.layer] = energy_ranks(sigma)
     rank = found.stable_rank if found is not None and matrix.trusted else None
     reason = found.stable_rank.reason if found is not None else None
     notes = [note for note in (reason, matrix.note) if isinstance(note, str)]
@@ -60,7 +68,7 @@ def measured(matrix: Matrix, *, rtol: float, certify: bool, effective_rank: bool
         upper=_number(rank and rank.upper),
         spectral_norm=_number(found and found.spectral_norm),
         frobenius_norm=_number(found and found.frobenius_norm),
-        effective_rank=_number(found and found.effective_rank),
+        effective_rank=_number(effective),
         read_from=matrix.read_from,
         note="; ".join(notes) or None,
     )

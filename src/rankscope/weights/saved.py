@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from rankscope.weights.difference import difference_matrices, not_chosen
+from rankscope.weights.difference import difference_matrices, not_chosen, resized_vocabulary
 from rankscope.weights.matrix import Reading, Skipped
-from rankscope.weights.pretrained import Pretrained, as_matrix, unreadable
+from rankscope.weights.pretrained import Pretrained, matrices, unreadable
 from rankscope.weights.tensors import Tensors
 
 
@@ -39,10 +39,11 @@ def _against_base(layer: str, tuned: Tensor, base: Pretrained) -> Reading:
     weight = base.weight(layer)
     if isinstance(weight, Skipped):
         yield Skipped(layer, f"saved in full, outside B A; no dW: {weight.plain}")
-    elif weight.shape != tuned.shape:
+    elif weight.shape != tuned.shape and not resized_vocabulary(layer, weight.shape, tuned.shape):
         changed = f"from {tuple(weight.shape)} to {tuple(tuned.shape)}"
         yield Skipped(
             layer, f"saved in full, outside B A; its shape changed {changed}: there is no difference"
         )
     else:
-        yield from difference_matrices(layer, as_matrix(tuned), as_matrix(weight))
+        for (part, after), (_, before) in zip(matrices(layer, tuned), matrices(layer, weight), strict=True):
+            yield from difference_matrices(part, after, before)

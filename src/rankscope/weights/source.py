@@ -10,10 +10,13 @@ from rankscope.weights.adapters import CONFIG, find_adapter, stored_matrices
 from rankscope.weights.checkpoints import FILES, INDEXES, open_file, open_place
 from rankscope.weights.difference import checkpoint_matrices
 from rankscope.weights.hub import Place, place
+from rankscope.weights.kohya import is_kohya, kohya_matrices
 from rankscope.weights.loralib import is_loralib, loralib_matrices
 from rankscope.weights.matrix import Reading
 from rankscope.weights.pretrained import Pretrained, open_pretrained
 from rankscope.weights.tensors import Tensors
+
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
 def read(
@@ -61,6 +64,8 @@ def _tensors(
 ) -> Reading:
     if is_loralib(tensors):
         return loralib_matrices(tensors, base, layers, alpha=alpha)
+    if is_kohya(tensors):
+        return kohya_matrices(tensors, base, layers)
     if any(".lora_A." in name for name in tensors):
         raise ValueError(
             f"{tensors.where}: expected {CONFIG} beside these LoRA factors, with their scale; found none."
@@ -69,6 +74,9 @@ def _tensors(
 
 
 def _inside(where: Place) -> str:
-    """Where several adapters were saved in one folder: how to name one of them."""
+    """What else to name: one of several adapters in the folder, or its one file of tensors."""
     folders = where.folders_with(CONFIG)
-    return f" Name one of its adapters: --subfolder {shlex.quote(folders[0])}" if folders else ""
+    if folders:
+        return f" Name one of its adapters: --subfolder {shlex.quote(folders[0])}"
+    files = [] if where.folder is None else sorted(p for p in where.folder.iterdir() if p.suffix in SUFFIXES)
+    return f" Name its file: {shlex.quote(str(files[0]))}" if len(files) == 1 else ""

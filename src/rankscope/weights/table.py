@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rankscope.weights.matrix import Skipped
+from rankscope.weights.ranks import SHARES, peft_settings
 from rankscope.weights.row import Row
 
 if TYPE_CHECKING:
@@ -18,12 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """What ``measure`` and ``probe`` return: rows, and what was not measured with the reason."""
+    """What ``measure`` and ``probe`` return: rows, and what was not measured with the reason.
+
+    ``energy_ranks``: layer -> the ranks that hold 90, 95 and 99 % of ||dW||_F^2.
+    """
 
     source: str
     base: str | None
     rows: tuple[Row, ...]
     skipped: tuple[Skipped, ...]
+    energy_ranks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``measure --json`` prints; plain numbers, strings, lists and None."""
@@ -51,6 +56,26 @@ class Table:
         text = ("layer", "matrix", "read_from", "note")
         types = {name: "float64" for name in names if name not in (*text, "r")}
         return frame.astype({**types, "r": "Int64", **dict.fromkeys(text, "string")})
+
+    def peft_settings(self, share: float = 0.99) -> dict[str, Any]:
+        """Settings of ``peft.LoraConfig`` with ranks that would hold ``share`` (0.9, 0.95, 0.99) of each dW's energy.
+
+            >>> peft.LoraConfig(target_modules=[...], **table.peft_settings(0.95))  # doctest: +SKIP
+
+        Each layer keeps its scale. Empty where no update has a spectrum. DoRA's updates, which are of full rank, are
+        left out.
+        """
+        if share not in SHARES:
+            raise ValueError(f"peft_settings: expected a share out of {SHARES}; found {share}.")
+        scales = {
+            row.layer: 1.0 if row.scale is None else row.scale
+            for row in self.rows
+            if row.matrix == "dW" and row.read_from != "magnitude"
+        }
+        ranks = {
+            layer: found[SHARES.index(share)] for layer, found in self.energy_ranks.items() if layer in scales
+        }
+        return peft_settings(ranks, scales)
 
     def summary(self) -> pd.DataFrame:
         """Medians per kind of layer, since means over layers of different shapes hide structure.

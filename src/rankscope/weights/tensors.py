@@ -127,6 +127,7 @@ def _from_safetensors(path: Path, name: str) -> Callable[[], Tensor]:
 
 
 def _open_torch(path: Path) -> Tensors:
+    _refuse_inflated(path)
     try:
         with (
             warnings.catch_warnings()
@@ -155,6 +156,19 @@ def _open_torch(path: Path) -> Tensors:
             "Download or save the file again."
         ) from error
     return in_memory(str(path), _state_dict(path, loaded))
+
+
+def _refuse_inflated(path: Path) -> None:
+    """torch stores its archives uncompressed; in one that isn't, a kilobyte may stand for a terabyte."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return  # the old format, or broken: torch.load says so
+    if size > path.stat().st_size:
+        raise ValueError(
+            f"{path}: expected an archive as torch.save writes it; found one that unpacks to {size} bytes."
+        )
 
 
 def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:

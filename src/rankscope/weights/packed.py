@@ -1,0 +1,102 @@
+"""Quantised base weights: dequantised where a library can, refused by the name of their packing where none does.
+
+W is then what the model computed with while its adapter was trained (QLoRA), not the weight before quantisation.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+
+import torch
+from torch import Tensor
+
+from rankscope.weights.tensors import Tensors, one_line
+
+REFUSED = {
+    "qweight": "GPTQ or AWQ",
+    "weight_packed": "compressed-tensors",
+    "blocks": "mxfp4",
+    "_blocks": "mxfp4",
+    "weight.quant_map": "bitsandbytes",
+    "SCB": "bitsandbytes",
+}
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+FOUR_BITS = ("nf4", "fp4")
+
+
+def packing(tensors: Tensors, layer: str) -> str | None:
+    """How the layer's weight is packed; None where it is stored plainly, or isn't there."""
+    if (header := tensors.headers.get(f"{layer}.weight")) is not None:
+        for kind in FOUR_BITS:
+            if f"{layer}.weight.quant_state.bitsandbytes__{kind}" in tensors:
+                return f"bitsandbytes {kind}"
+        if f"{layer}.SCB" in tensors and header.dtype == torch.int8:
+            return "bitsandbytes int8"
+        if header.dtype in FLOAT8:
+            return "float8"
+    return next((name for ending, name in REFUSED.items() if joined(layer, ending) in tensors), None)
+
+
+def joined(layer: str, ending: str) -> str:
+    return f"{layer}{ending}" if ending.startswith("_") else f"{layer}.{ending}"
+
+
+def dequantised(tensors: Tensors, layer: str, kind: str) -> Tensor | str:
+    """W, float32; or why it can't be had."""
+    if kind == "float8":
+        return _float8(tensors, layer)
+    if not kind.startswith("bitsandbytes"):
+        return f"the base's weight is packed ({kind}): give an unquantised base, or dequantise it first"
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return f"the base's weight is packed ({kind}): type pip install bitsandbytes, or give an unquantised base"
+    try:
+        return _int8(tensors, layer) if kind.endswith("int8") else _four_bits(tensors, layer)
+    except (ValueError, RuntimeError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
+        return f"the base's weight is packed ({kind}), and bitsandbytes can't unpack it: {one_line(error)}"
+
+
+def _float8(tensors: Tensors, layer: str) -> Tensor | str:
+    """One scale for the whole matrix, a row or a block: weight_scale_inv (DeepSeek) or weight_scale multiply."""
+    weight = tensors.read(f"{layer}.weight").float()
+    name = next(
+        (f"{layer}.{s}" for s in ("weight_scale_inv", "weight_scale") if f"{layer}.{s}" in tensors), None
+    )
+    if name is None:
+        return f"{layer}.weight is float8 without a weight_scale: what it stands for isn't known"
+    scale = tensors.read(name).float()
+    if scale.numel() == 1:
+        return weight * scale.reshape(())
+    scale = scale.reshape(-1, 1) if scale.ndim == 1 else scale
+    if (
+        scale.ndim != 2
+        or weight.ndim != 2
+        or any(s > n for s, n in zip(scale.shape, weight.shape, strict=True))
+    ):
+        return f"{name} {tuple(scale.shape)} doesn't scale {tuple(weight.shape)}"
+    for axis in (0, 1):
+        blocks = math.ceil(weight.shape[axis] / scale.shape[axis])
+        if scale.shape[axis] > 1:
+            blocks = 1 << (blocks - 1).bit_length()  # 128 in practice; the last block is cut
+            if math.ceil(weight.shape[axis] / blocks) != scale.shape[axis]:
+                return f"{name} {tuple(scale.shape)} doesn't scale {tuple(weight.shape)}"
+        scale = scale.repeat_interleave(blocks, axis).narrow(axis, 0, weight.shape[axis])
+    return weight * scale
+
+
+def _int8(tensors: Tensors, layer: str) -> Tensor:
+    from bitsandbytes.functional import int8_vectorwise_dequant
+
+    return int8_vectorwise_dequant(tensors.read(f"{layer}.weight"), tensors.read(f"{layer}.SCB").float())
+
+
+def _four_bits(tensors: Tensors, layer: str) -> Tensor:
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    start = f"{layer}.weight."
+    parts = {name.removeprefix(start): tensors.read(name) for name in tensors if name.startswith(start)}
+    state = QuantState.from_dict(parts, device=torch.device("cpu"))
+    packed = tensors.read(f"{layer}.weight")
+    if math.prod(state.shape) != 2 * packed.numel():
+        raise ValueError(f"{tuple(state.shape)} out of {packed.numel()} bytes")
+    return dequantize_4bit(packed, state).float()
