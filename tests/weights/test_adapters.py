@@ -148,6 +148,37 @@ def test_heads_and_biases_are_listed_or_measured_against_the_base(make_case: Cal
         assert layer in adapted or any(skipped.layer == plain for skipped in full.skipped), name
 
 
+def test_trained_tokens_are_listed(make_case: Callable[..., Case]) -> None:
+    case = make_case(
+        "llama", target_modules=["q_proj"], r=2, trainable_token_indices={"embed_tokens": [1, 5]}
+    )
+    table = measure(case.adapter, base=case.base)
+    assert {row.layer.split(".")[-1] for row in table.rows} == {"q_proj"}
+    (skipped,) = table.skipped
+    assert "embed_tokens" in skipped.layer
+    assert "trained tokens: single rows of the embedding" in skipped.why
+
+
+def test_an_embedding_that_grew_is_measured_against_the_adapters_own_copy(
+    make_case: Callable[..., Case], tmp_path: Path
+) -> None:
+    """PEFT saves the resized embedding beside its factors; the base still has the old one."""
+    case = make_case("llama", target_modules=["embed_tokens"], r=3)
+    folder = edited(case, tmp_path / "adapter")
+    file = folder / "adapter_model.safetensors"
+    name = "base_model.model.model.embed_tokens"
+    generator = torch.Generator().manual_seed(0)
+    W, A = torch.randn(54, 24, generator=generator), torch.randn(3, 54, generator=generator)
+    tensors = load_file(file) | {f"{name}.base_layer.weight": W, f"{name}.lora_embedding_A": A}
+    save_file(tensors, file)
+    B = tensors[f"{name}.lora_embedding_B"].double()
+    rows = {row.matrix: row for row in measure(folder, base=case.base, rtol=1e-7).rows}
+    dW = rows["dW"].scale * (B @ A.double()).mT
+    for matrix, dense in {"W": W.double(), "dW": dW, "W+dW": W + dW}.items():
+        assert rows[matrix].stable_rank == pytest.approx(stable_rank(dense), rel=1e-6)
+    assert "its shape changed from (50, 24) to (54, 24)" in rows["W+dW"].note
+
+
 def test_a_head_of_another_size_is_listed(make_case: Callable[..., Case], tmp_path: Path) -> None:
     case = make_case("roberta", target_modules=["query"], r=4, modules_to_save=["classifier"])
     folder = edited(case, tmp_path / "adapter")

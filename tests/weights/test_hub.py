@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, Response
 
 from rankscope.measure import measure
-from weights.tiny import Case
+from weights.tiny import Case, edited
 
 
 @pytest.fixture
@@ -61,11 +61,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[str
 
     def download(repository: str, name: str, *, revision: str | None, local_files_only: bool) -> str:
         assert not local_files_only
-        asked.append(name)
+        asked.append(name if revision is None else f"{name}@{revision}")
         return str(tmp_path / repository / name)
 
     def listing(repository: str, *, revision: str | None, timeout: float) -> SimpleNamespace:
-        names = [path.name for path in (tmp_path / repository).iterdir()]
+        folder = tmp_path / repository
+        names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+        asked.append(f"{repository}@{revision}")
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
 
     monkeypatch.setattr(huggingface_hub, "model_info", listing)
@@ -82,7 +84,45 @@ def test_only_the_needed_files_are_downloaded(
     shutil.copytree(case.base, root / "someone" / "base")
     (root / "someone" / "base" / "pytorch_model.bin").write_text("not asked for")
     assert measure("someone/adapter", base="someone/base").rows == measure(case.adapter, base=case.base).rows
-    assert asked == ["adapter_config.json", "adapter_model.safetensors", "model.safetensors", "config.json"]
+    assert asked == ["someone/adapter@None", "adapter_config.json", "adapter_model.safetensors",
+                     "someone/base@None", "model.safetensors", "config.json"]  # fmt: skip
+
+
+def test_revisions_and_subfolders(hub: tuple[Path, list[str]], make_case: Callable[..., Case]) -> None:
+    root, asked = hub
+    case = make_case("gpt2", target_modules=["attn.c_proj"], r=4)
+    shutil.copytree(case.adapter, root / "someone" / "adapter" / "runs" / "second")
+    shutil.copytree(case.base, root / "someone" / "base")
+    with pytest.raises(ValueError, match="found runs/second/"):
+        measure("someone/adapter")
+    with pytest.raises(ValueError, match=r"Name one of its adapters: --subfolder second"):
+        measure("someone/adapter", subfolder="runs")
+    with pytest.raises(ValueError, match="expected a folder 'third' in it"):
+        measure("someone/adapter", subfolder="third")
+    asked.clear()
+    table = measure(
+        "someone/adapter", subfolder="runs/second", revision="v1", base="someone/base", base_revision="v2"
+    )
+    assert table.rows == measure(case.adapter, base=case.base).rows
+    assert asked == ["someone/adapter@v1", "runs/second/adapter_config.json@v1", "runs/second/adapter_model.safetensors@v1",
+                     "someone/base@v2", "model.safetensors@v2", "config.json@v2"]  # fmt: skip
+
+
+def test_the_base_is_taken_at_the_revision_that_the_adapter_names(
+    hub: tuple[Path, list[str]], make_case: Callable[..., Case], tmp_path: Path
+) -> None:
+    root, asked = hub
+    case = make_case("gpt2", target_modules=["attn.c_proj"], r=4)
+    shutil.copytree(case.base, root / "someone" / "base")
+    folder = edited(case, tmp_path / "edited", base_model_name_or_path="someone/base", revision="v7")
+    measure(folder, base="someone/base")
+    assert "someone/base@v7" in asked
+    asked.clear()
+    measure(folder, base="someone/base", base_revision="v8")
+    assert "someone/base@v8" in asked
+    shutil.copytree(case.base, root / "someone" / "other")
+    measure(folder, base="someone/other")
+    assert "someone/other@None" in asked
 
 
 def test_what_the_hub_says_of_a_missing_repository(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from rankscope.linalg import Dense, rounding_floor
 from rankscope.weights.matrix import Matrix, Reading, Skipped
 from rankscope.weights.pretrained import Pretrained, matrices, unreadable
-from rankscope.weights.tensors import Tensors
+from rankscope.weights.tensors import Tensors, finite
 
 # Rounding spreads over all directions, so it hardly moves sigma_1, but adds its share of ||dW||_F^2 to the
 # stable rank. Above this share the stable rank is not reported.
@@ -63,7 +63,7 @@ def difference_matrices(layer: str, tuned: Tensor, weight: Tensor) -> Iterator[M
 
 
 def _difference_matrices(layer: str, tuned: Tensor, weight: Tensor) -> Iterator[Matrix]:
-    broken = [name for name, tensor in (("W", weight), ("W_FT", tuned)) if not torch.isfinite(tensor).all()]
+    broken = [name for name, tensor in (("W", weight), ("W_FT", tuned)) if not finite(tensor)]
     shape = (tuned.shape[0], tuned.shape[1])
     yield _weight(layer, weight)
     if broken:
@@ -137,7 +137,7 @@ def _against_base(layer: str, name: str, tuned: Tensors, base: Pretrained) -> Re
 def _weight(layer: str, weight: Tensor, matrix: str = "W") -> Matrix:
     shape = (weight.shape[0], weight.shape[1])
     assert matrix in ("W", "W+dW")
-    if not torch.isfinite(weight).all():
+    if not finite(weight):
         return Matrix(layer, matrix, shape, None, "weights", note="the weight holds NaN or Inf")  # type: ignore[arg-type]
     return Matrix(layer, matrix, shape, Dense(weight), "weights")  # type: ignore[arg-type]
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from rankscope.linalg import Dense, LowRank, Operator, RowScaled, row_norms, stable_rank
 from rankscope.weights.matrix import Matrix, Skipped
 from rankscope.weights.pretrained import as_matrix
+from rankscope.weights.tensors import finite
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _base_matrix(factors: Factors, weight: Tensor | Skipped | None) -> Matrix | 
 
 
 def _not_finite(*named: tuple[str, Tensor | None]) -> str | None:
-    bad = [name for name, tensor in named if tensor is not None and not torch.isfinite(tensor).all()]
+    bad = [name for name, tensor in named if tensor is not None and not finite(tensor)]
     return f"{' and '.join(bad)} {'hold' if len(bad) > 1 else 'holds'} NaN or Inf" if bad else None
 
 

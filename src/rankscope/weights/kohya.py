@@ -23,7 +23,7 @@ from rankscope.weights.lora_config import LoraConfig, lora_config
 from rankscope.weights.matrix import Reading, Skipped
 from rankscope.weights.pretrained import Pretrained
 from rankscope.weights.saved import saved_matrices
-from rankscope.weights.tensors import READABLE, Tensors, once
+from rankscope.weights.tensors import READABLE, Tensors, finite, once
 
 # A layer, and a part of its update. diffusers had several ways over the years: to_q.lora_A.weight, to_q.lora.down.weight,
 # to_q.lora_linear_layer.down.weight and processor.to_q_lora.down.weight.
@@ -173,7 +173,7 @@ def _scale(
     """s, and what must be said of it."""
     if "alpha" in site:
         alpha = tensors.read(site["alpha"])
-        if alpha.numel() != 1 or not torch.isfinite(alpha).all():
+        if alpha.numel() != 1 or not finite(alpha):
             raise ValueError(
                 f"{tensors.where}: expected one number as {site['alpha']}; found {alpha.tolist()}."
             )

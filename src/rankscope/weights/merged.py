@@ -20,7 +20,7 @@ from rankscope.linalg import Dense
 from rankscope.weights.difference import not_chosen
 from rankscope.weights.matrix import Matrix, Reading, Skipped
 from rankscope.weights.pretrained import Pretrained, as_matrix
-from rankscope.weights.tensors import Tensors, one_line
+from rankscope.weights.tensors import Tensors, finite, one_line
 
 PREFIX = "base_model.model."
 # Why there is no one W' - W, or none that files tell.
@@ -141,7 +141,7 @@ def _layer_matrices(model: Any, layer: str, base: Pretrained, note: str) -> Read
 def change_matrices(layer: str, before: Tensor, after: Tensor, note: str) -> Iterator[Matrix]:
     """W, W' - W and W' (m, n), float64."""
     shape = (before.shape[0], before.shape[1])
-    broken = [name for name, M in (("W", before), ("W'", after)) if not torch.isfinite(M).all()]
+    broken = [name for name, M in (("W", before), ("W'", after)) if not finite(M)]
     notes = [f"{' and '.join(broken)} not finite: NaN or Inf", note] if broken else [note]
     said = "; ".join(notes)
     yield Matrix(layer, "W", shape, None if "W" in broken else Dense(before), "weights")
