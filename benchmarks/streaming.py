@@ -1,9 +1,9 @@
 """Claim: a checkpoint of any size is measured in the memory of its largest tensor, at a rate worth naming.
 
-    python benchmarks/streaming.py make /tmp/seven          # a Llama-2-7B-shaped checkpoint, bfloat16, 13.5 GB
-    python benchmarks/streaming.py measure /tmp/seven       # prints; leaves the checkpoint
-    python benchmarks/streaming.py measure /tmp/seven --layers 'layers\\.(0|1)\\.'
-    rm -r /tmp/seven
+    python benchmarks/streaming.py make seven          # a Llama-2-7B-shaped checkpoint, bfloat16, 13.5 GB
+    python benchmarks/streaming.py measure seven       # prints; leaves the checkpoint
+    python benchmarks/streaming.py measure seven --layers 'layers\\.(0|1)\\.'
+    rm -r seven
 
 Printed: the peak resident memory of a whole ``rankscope measure`` process beside its limit, 1.5 times the largest
 tensor in float32 plus 500 MB; and GB/s of checkpoint measured, beside what the disk (cold cache) and memory give.

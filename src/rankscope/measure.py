@@ -65,6 +65,7 @@ def measure(
             rows.append(measured(one, rtol=rtol, certify=certify, spectra=spectra))
         else:
             skipped.append(one)
+        del one  # before the next is read: one matrix at a time
     return Table(str(source), None if base is None else str(base), tuple(rows), tuple(skipped), spectra)
 
 

@@ -91,7 +91,7 @@ def _cells(row: Row, table: Table, notes: list[str]) -> dict[str, str]:
         "r": "" if row.r is None else str(row.r),
         "stable rank": _number(row.stable_rank),
         "bounds": _bounds(row),
-        "sr/r": f"{row.stable_rank / row.r:.0%}" if update and row.stable_rank and row.r else "",
+        "sr/r": f"{row.stable_rank / row.r:.0%}" if row.uses_rank and row.stable_rank and row.r else "",
         "sigma_1": _number(row.spectral_norm),
         "||.||_F": _number(row.frobenius_norm),
         "eff. rank": _number(row.effective_rank),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rankscope.measure import measure
+from rankscope.measure import Row, measure
+from rankscope.weights import Matrix
 from weights.tiny import stable_rank
 
 SHAPES = {
@@ -60,6 +64,23 @@ def test_a_checkpoint_alone_gives_its_weights(tmp_path: Path) -> None:
         assert (row.r, row.scale) == (None, None)
     assert {s.layer for s in table.skipped} == {"norm", "positions"}
     assert "int64" in {s.layer: s.why for s in table.skipped}["positions"]
+
+
+def test_one_weight_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of a checkpoint's largest tensor is enough: benchmarks/streaming.py has the megabytes."""
+    seen: list[weakref.ref[object]] = []
+    module = sys.modules["rankscope.measure"]
+    real = module.measured
+
+    def watched(matrix: Matrix, **settings: Any) -> Row:
+        assert [ref() for ref in seen] == [None] * len(seen)
+        seen.append(weakref.ref(matrix.operator))
+        return real(matrix, **settings)
+
+    monkeypatch.setattr(module, "measured", watched)
+    folder = save(tmp_path / "model", weights(0), torch.bfloat16)
+    measure(folder)
+    assert len(seen) == 3
 
 
 def test_two_checkpoints_give_their_difference(tmp_path: Path) -> None:

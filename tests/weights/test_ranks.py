@@ -97,8 +97,13 @@ def test_experts_share_the_largest_of_their_ranks() -> None:
 def test_nothing_is_suggested_where_nothing_was_learnt_or_all_is_of_full_rank(
     make_case: Callable[..., Case], tmp_path: Path
 ) -> None:
-    dora = make_case("roberta", target_modules=["query"], r=2, use_dora=True)
-    assert measure(dora.adapter, base=dora.base).peft_settings(0.9) == {}
+    """Nor is a head that was saved in full a matter of rank, and DoRA's updates use no share of one."""
+    dora = make_case("roberta", target_modules=["query"], r=2, use_dora=True, modules_to_save=["classifier"])
+    table = measure(dora.adapter, base=dora.base)
+    assert table.peft_settings(0.9) == {}
+    assert table.summary()["utilisation"].isna().all()
+    lora = make_case("roberta", target_modules=["query"], r=2, modules_to_save=["classifier"])
+    assert measure(lora.adapter, base=lora.base).peft_settings(0.99)["r"] <= 2
     with pytest.raises(ValueError, match="expected a share out of"):
         measure(dora.adapter).peft_settings(0.5)
 

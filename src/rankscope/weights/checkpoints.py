@@ -89,6 +89,7 @@ def _open_index(where: Place, index: Path) -> Tensors:
         where.source,
         {name: shards[file].headers[name] for name, file in weight_map.items()},
         {name: shards[file].readers[name] for name, file in weight_map.items()},
+        places={n: shards[file].places[n] for n, file in weight_map.items() if n in shards[file].places},
     )
 
 

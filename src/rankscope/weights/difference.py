@@ -27,7 +27,8 @@ VOCABULARY = re.compile(r"(^|\.)(\w*embed\w*|wte|shared|lm_head|embed_out|decode
 def checkpoint_matrices(tuned: Tensors, base: Pretrained | None, chosen: re.Pattern[str] | None) -> Reading:
     """Every weight matrix of a checkpoint: W alone; with a base W, dW and W + dW, one layer at a time."""
     met: set[str] = set()
-    for name in sorted(tuned, key=natural):
+    names = sorted(tuned, key=natural)
+    for name, following in zip(names, [*names[1:], None], strict=True):
         layer = name.removesuffix(".weight")
         if base is not None and (found := base.counterpart(name)) is not None:
             met.add(found)
@@ -36,8 +37,11 @@ def checkpoint_matrices(tuned: Tensors, base: Pretrained | None, chosen: re.Patt
         elif (why := unreadable(name, tuned.headers[name])) is not None:
             yield Skipped(layer, why)
         elif base is None:
-            for part, weight in matrices(layer, tuned.read(name)):
-                yield _weight(part, weight)
+            parts = matrices(layer, tuned.read(name))
+            if following is not None:
+                tuned.prefetch(following)
+            while parts:  # nothing here holds what is being measured: only that much is in memory
+                yield _weight(*parts.pop(0))
         else:
             yield from _against_base(layer, name, tuned, base)
     for name in base.tensors if base is not None else ():
@@ -137,9 +141,11 @@ def _against_base(layer: str, name: str, tuned: Tensors, base: Pretrained) -> Re
 def _weight(layer: str, weight: Tensor, matrix: str = "W") -> Matrix:
     shape = (weight.shape[0], weight.shape[1])
     assert matrix in ("W", "W+dW")
-    if not finite(weight):
+    # Widened here, exactly, so that the pages of the file are free while it is measured.
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    if not finite(wide):
         return Matrix(layer, matrix, shape, None, "weights", note="the weight holds NaN or Inf")  # type: ignore[arg-type]
-    return Matrix(layer, matrix, shape, Dense(weight), "weights")  # type: ignore[arg-type]
+    return Matrix(layer, matrix, shape, Dense(wide), "weights")  # type: ignore[arg-type]
 
 
 def _rounding_note(share: float, tuned: Tensor, weight: Tensor) -> str | None:

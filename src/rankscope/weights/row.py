@@ -36,6 +36,11 @@ class Row:
     read_from: str
     note: str | None
 
+    @property
+    def uses_rank(self) -> bool:
+        """Whether ``stable_rank`` / ``r`` means anything: dW has rank r at most. DoRA's hasn't."""
+        return self.matrix == "dW" and self.read_from == FACTORED
+
 
 def measured(
     matrix: Matrix, *, rtol: float, certify: bool, spectra: dict[str, tuple[int, ...]] | None = None

@@ -67,13 +67,13 @@ class Table:
         """
         if share not in SHARES:
             raise ValueError(f"peft_settings: expected a share out of {SHARES}; found {share}.")
-        scales = {
-            row.layer: 1.0 if row.scale is None else row.scale
-            for row in self.rows
-            if row.matrix == "dW" and row.read_from != "magnitude"
-        }
+        updates = [row for row in self.rows if row.matrix == "dW"]
+        found = {row.read_from for row in updates}
+        # Of an adapter its own layers: what was saved in full beside them is no matter of rank.
+        kind = next((kind for kind in ("factors", "magnitude", "merge", "difference") if kind in found), "")
+        scales = {row.layer: row.scale or 1.0 for row in updates if row.read_from == kind != "magnitude"}
         ranks = {
-            layer: found[SHARES.index(share)] for layer, found in self.energy_ranks.items() if layer in scales
+            layer: held[SHARES.index(share)] for layer, held in self.energy_ranks.items() if layer in scales
         }
         return peft_settings(ranks, scales)
 
@@ -129,7 +129,7 @@ def _summary_line(
         "lowest": min(ranks, default=math.nan),
         "highest": max(ranks, default=math.nan),
         "utilisation": middle(
-            [row.stable_rank / row.r for row in rows if row.stable_rank and row.r and matrix == "dW"]
+            [row.stable_rank / row.r for row in rows if row.stable_rank and row.r and row.uses_rank]
         ),
         "relative": middle([rank / min(shape) for rank in ranks]),
         "effective_rank": middle([row.effective_rank for row in rows]),
