@@ -123,3 +123,59 @@ def test_differences_of_two_updates_stay_factors() -> None:
     assert_close(op.to_dense(), 2 * B @ A - 0.5 * C @ D)
     same = la.LowRank(B=B, A=A) - la.LowRank(B=B, A=A)
     assert float(la.frobenius_norm(same).max()) < 1e-12
+
+
+def padded(ranks: list[int], m: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two sites of one trial per rank, padded with zeros to the largest rank: B (2, K, m, r), A (2, K, r, n)."""
+    B, A = torch.zeros(2, len(ranks), m, max(ranks)), torch.zeros(2, len(ranks), max(ranks), n)
+    for k, r in enumerate(ranks):
+        B[:, k, :, :r], A[:, k, :r] = factors(m, n, r, (2,), torch.float32)
+    return B, A
+
+
+def test_padding_changes_nothing() -> None:
+    ranks = [3, 1, 20, 3]
+    B, A = padded(ranks, 70, 60)
+    scale = torch.tensor([1.0, 2.0, 0.5, 4.0])
+    W = factors(70, 60, 60, (2,))[0].float() @ factors(70, 60, 60, (2,))[1].float()
+    low = la.LowRank(B=B, A=A, scale=scale)
+    dW, tuned = la.summary(low), la.summary(la.Dense(W[:, None]) + low)
+    spectrum = la.singular_values(low)
+    assert spectrum.shape == (2, 4, 20)
+    for i, k in [(i, k) for i in range(2) for k in range(4)]:
+        r = ranks[k]
+        one = la.LowRank(B=B[i, k, :, :r], A=A[i, k, :r], scale=float(scale[k]))
+        alone, merged = la.summary(one), la.summary(la.Dense(W[i]) + one)
+        assert dW.stable_rank[i, k].value == pytest.approx(alone.stable_rank.value, rel=1e-13)
+        assert float(dW.effective_rank[i, k]) == pytest.approx(alone.effective_rank, rel=1e-12)
+        assert float(dW.spectral_norm[i, k]) == pytest.approx(alone.spectral_norm, rel=1e-13)
+        assert float(tuned.frobenius_norm[i, k]) == pytest.approx(merged.frobenius_norm, rel=1e-13)
+        assert tuned.stable_rank[i, k].value == pytest.approx(merged.stable_rank.value, rel=1e-6)
+        assert_close(spectrum[i, k, :r], la.singular_values(one), rtol=1e-12, atol=1e-13)
+        assert not spectrum[i, k, r:].any()
+
+
+def test_padding_costs_nothing_and_the_core_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    B, A = padded([1, 2, 8], 40, 40)
+    sizes = []
+
+    def watched(C: torch.Tensor) -> torch.Tensor:
+        sizes.append(tuple(C.shape))
+        return svdvals(C)
+
+    svdvals = torch.linalg.svdvals
+    monkeypatch.setattr(torch.linalg, "svdvals", watched)
+    la.summary(la.LowRank(B=B, A=A))
+    assert sizes == [(2, 1, 1), (2, 2, 2), (2, 8, 8)]
+
+
+def test_a_hole_between_columns_is_not_padding() -> None:
+    B, A = factors(30, 20, 5)
+    B[:, 1], A[4] = 0, 0
+    assert la.LowRank(B=B, A=A).live() == 4
+    expected = la.LowRank(B=B[:, [0, 2, 3]], A=A[[0, 2, 3]])
+    assert la.stable_rank(la.LowRank(B=B, A=A)).value == pytest.approx(
+        la.stable_rank(expected).value, rel=1e-13
+    )
+    A[4, 0] = torch.nan
+    assert la.stable_rank(la.LowRank(B=B, A=A)).reason is not None

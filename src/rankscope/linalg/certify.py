@@ -1,6 +1,6 @@
 """Proof that sigma_1 <= tau: tau^2 I - M^T M has a Cholesky factor: docs/math.md, (16) and (17).
 
-Letters: m rows, n columns, *batch leading dimensions.
+Letters: N matrices of a flat batch, m rows, n columns.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ from rankscope.linalg.rounding import gamma
 
 
 def certified_bound(op: Operator, tau: Tensor, *, magnitude: Tensor) -> Tensor:
-    """(*batch) float64: an upper bound on sigma_1, proved, a little above tau; infinity where there is no
-    factor.
+    """(N,) float64 CPU: an upper bound on sigma_1, proved, a little above tau; infinity where there is no factor.
 
-    tau, magnitude (*batch) float64, the latter the operator's `magnitude()`. No random number and no
-    convergence is trusted here: the rounding of every operation is bounded a priori.
+    op has a flat batch (N,); tau, magnitude (N,) float64 CPU, the latter the operator's `magnitude()`. No random
+    number and no convergence is trusted here: the rounding of every operation is bounded a priori.
     """
     if op.shape[-2] < op.shape[-1]:
         op = op.mT
     m, n = op.shape[-2:]
     H = gram(op).neg_()
     diagonal = H.diagonal(dim1=-2, dim2=-1)
-    diagonal.add_(tau.square()[..., None])
-    failed = torch.linalg.cholesky_ex(H)[1] != 0
+    diagonal.add_(tau.square()[..., None].to(H.device))
+    failed = (torch.linalg.cholesky_ex(H)[1] != 0).cpu()
     square = (
         tau.square() * (1 + gamma(2))
-        + gamma(n + 2) * diagonal.clamp(min=0).sum(-1)
+        + gamma(n + 2) * diagonal.clamp(min=0).sum(-1).cpu()
         + gamma(m + 2) * magnitude**2
     )
     return torch.where(failed, torch.inf, square.sqrt() + formation_error(op) * magnitude)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, row_products, take
+from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, pick, row_products
 
 
 class Dense(Operator):
@@ -55,8 +55,11 @@ class Dense(Operator):
         factor = factor.to(self.W.device)
         return Dense((self.W.double() * factor[..., None, None]).to(self.dtype))
 
-    def take(self, index: slice | Tensor) -> Dense:
-        return Dense(take(self.W, index))
+    def live(self) -> Tensor:
+        return torch.zeros(self.batch_shape, dtype=torch.long, device=self.device)
+
+    def at(self, index: Tensor, batch: torch.Size, r: int | None = None) -> Dense:
+        return Dense(pick(self.W, index, batch))
 
     def lifted(self, ndim: int) -> Dense:
         return Dense(lift(self.W, ndim))

@@ -6,33 +6,45 @@ Letters: m rows, n columns, r rank, p = min(m, r), q = min(n, r), *batch leading
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from rankscope.linalg.low_rank import LowRank
+from rankscope.linalg.operator import exponent
 
 
-def core(op: LowRank) -> tuple[Tensor, Tensor]:
-    """(C, scale): singular values of s B A are scale times those of C, (*batch, p, q), whose entries are
-    near 1."""
-    B, size_B = _balanced(op.B.double())
-    A, size_A = _balanced(op.A.double())
-    R_B = torch.linalg.qr(B, mode="r").R if B.shape[-2] > B.shape[-1] else B  # (*batch, p, r)
-    R_A = torch.linalg.qr(A.mT, mode="r").R if A.shape[-1] > A.shape[-2] else A.mT  # (*batch, q, r)
-    return R_B @ R_A.mT, size_B * size_A * op.scale.abs()
+@dataclass(frozen=True)
+class Spectrum:
+    """All that can differ from zero, float64: `sigma` (*batch, min(m, n, r)) descending, `frobenius` and `magnitude`
+    (*batch), the last |s| ||B||_F ||A||_F. NaN where the factors are not finite."""
+
+    sigma: Tensor
+    frobenius: Tensor
+    magnitude: Tensor
 
 
-def singular_values(op: LowRank) -> Tensor:
-    """All singular values that can differ from zero, (*batch, min(m, n, r)) float64, descending."""
-    C, scale = core(op)
-    sigma = torch.linalg.svdvals(torch.nan_to_num(C)) * scale[..., None]
-    return sigma.expand(*op.batch_shape, sigma.shape[-1])
+def spectrum(op: LowRank) -> Spectrum:
+    """From one core: norms and singular values, each to a small multiple of u times the magnitude."""
+    C, size, magnitude = _core(op)
+    frobenius = torch.linalg.matrix_norm(C) * size
+    sigma = torch.linalg.svdvals(torch.nan_to_num(C)) * size[..., None]
+    batch = op.batch_shape
+    sigma = torch.where(frobenius.isfinite()[..., None], sigma, torch.nan)
+    return Spectrum(sigma.expand(*batch, sigma.shape[-1]), frobenius.expand(batch), magnitude.expand(batch))
+
+
+def frobenius_norm(op: LowRank) -> Tensor:
+    """||s B A||_F, (*batch) float64."""
+    C, size, _ = _core(op)
+    return (torch.linalg.matrix_norm(C) * size).expand(op.batch_shape)
 
 
 def singular_vectors(op: LowRank) -> tuple[Tensor, Tensor, Tensor]:
     """U (*batch, m, p'), sigma (*batch, p'), V (*batch, n, p') of s B A, with p' = min(m, n, r)."""
-    B, size_B = _balanced(op.B.double())
-    A, size_A = _balanced(op.A.double())
+    B, size_B = _balanced(op.B)
+    A, size_A = _balanced(op.A)
     Q_B, R_B = torch.linalg.qr(B)
     Q_A, R_A = torch.linalg.qr(A.mT)
     P, sigma, Qh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
@@ -43,10 +55,20 @@ def singular_vectors(op: LowRank) -> tuple[Tensor, Tensor, Tensor]:
     return U, sigma, V
 
 
+def _core(op: LowRank) -> tuple[Tensor, Tensor, Tensor]:
+    """(C, size, magnitude): the singular values of s B A are `size` times those of C, (*batch, p, q), whose entries
+    are near 1."""
+    B, size_B = _balanced(op.B)
+    A, size_A = _balanced(op.A)
+    size = size_B * size_A * op.scale.abs()
+    magnitude = torch.linalg.matrix_norm(B) * torch.linalg.matrix_norm(A) * size
+    R_B = torch.linalg.qr(B, mode="r").R if B.shape[-2] > B.shape[-1] else B  # (*batch, p, r)
+    R_A = torch.linalg.qr(A.mT, mode="r").R if A.shape[-1] > A.shape[-2] else A.mT  # (*batch, q, r)
+    return R_B @ R_A.mT, size, magnitude
+
+
 def _balanced(X: Tensor) -> tuple[Tensor, Tensor]:
-    """X divided by a power of two near its largest entry, and that power: exact, and no square can
+    """X divided by a power of two near its largest entry, and that power, both float64: exact, and no square can
     overflow."""
-    top = X.abs().amax((-2, -1))
-    _, exponent = torch.frexp(torch.where(top > 0, top, 1.0))
-    size = torch.exp2(exponent.double())
-    return X / size[..., None, None], size
+    size = torch.exp2(exponent(X, 2).double())
+    return X.double() / size[..., None, None], size

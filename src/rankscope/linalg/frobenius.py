@@ -13,19 +13,22 @@ import torch
 from torch import Tensor
 
 from rankscope.linalg import factors
+from rankscope.linalg.dense import Dense
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator, row_products
 from rankscope.linalg.scaled import ColumnScaled, RowScaled
 from rankscope.linalg.sums import Sum
 
-BLOCK = 2**19  # entries of a float64 block: 4 MiB, which stays in a core's share of the cache
+BLOCK = 2**17  # entries of a float64 block: 1 MiB, which two cores' own caches hold
+GRAM = 2**20  # and where each block is multiplied with itself: tall enough for a product at full speed
+PANEL = 96  # columns of the Gram matrix that are computed together
 
 
-def row_blocks(op: Operator) -> Iterator[tuple[int, Tensor]]:
+def row_blocks(op: Operator, entries: int | None = None) -> Iterator[tuple[int, Tensor]]:
     """(first row, block (*batch, h, n) float64) over all rows; the block's memory is reused by the next
     one."""
     m, n = op.shape[-2:]
-    height = max(1, min(m, BLOCK // (n * max(1, prod(op.batch_shape)))))
+    height = max(1, min(m, (entries or BLOCK) // (n * max(1, prod(op.batch_shape)))))
     memory = torch.empty(prod(op.batch_shape) * height * n, dtype=torch.float64, device=op.device)
     for start in range(0, m, height):
         h = min(height, m - start)
@@ -42,12 +45,24 @@ def frobenius_squared(op: Operator) -> Tensor:
     ||BA||^2, and right also where the terms cancel.
     """
     if isinstance(op, LowRank):
-        C, scale = factors.core(op)
-        return (torch.linalg.matrix_norm(C) * scale).square().expand(op.batch_shape)
+        return factors.frobenius_norm(op).square()
     total = torch.zeros(op.batch_shape, dtype=torch.float64, device=op.device)
     for _, block in row_blocks(op):
         total += torch.linalg.vector_norm(block, dim=(-2, -1)).square()
     return total
+
+
+def formed(op: Operator, dtype: torch.dtype) -> tuple[Dense, Tensor]:
+    """The matrix itself, every entry rounded once, from float64 to `dtype`; and ||M||_F^2 as above, (*batch) float64.
+
+    For matrices that fit in a cache: they are then read in each step without their factors.
+    """
+    M = torch.empty(op.shape, dtype=dtype, device=op.device)
+    total = torch.zeros(op.batch_shape, dtype=torch.float64, device=op.device)
+    for start, block in row_blocks(op):
+        total += torch.linalg.vector_norm(block, dim=(-2, -1)).square()
+        M[..., start : start + block.shape[-2], :] = block
+    return Dense(M), total
 
 
 def row_norms(op: Operator) -> Tensor:
@@ -73,12 +88,12 @@ def product(op: Operator, x: Tensor, *, transposed: bool = False) -> Tensor:
 
 
 def gram(op: Operator) -> Tensor:
-    """M^T M, (*batch, n, n) float64, summed block by block: docs/math.md, (16)."""
-    n = op.shape[-1]
-    total = torch.zeros(*op.batch_shape, n, n, dtype=torch.float64, device=op.device)
-    for _, block in row_blocks(op):
-        if block.ndim == 2:
-            total.addmm_(block.mT, block)
-        else:
-            total += block.mT @ block
+    """M^T M, (N, n, n) float64 of a flat batch, summed block by block: docs/math.md, (16). Its lower triangle: of what
+    lies above only the part next to the diagonal is there."""
+    N, _, n = op.shape
+    total = torch.zeros(N, n, n, dtype=torch.float64, device=op.device)
+    width = max(PANEL, -(-n // 8))
+    for _, block in row_blocks(op, GRAM):
+        for j in range(0, n, width):
+            total[:, j:, j : j + width].baddbmm_(block[..., j:].mT, block[..., j : j + width])
     return total

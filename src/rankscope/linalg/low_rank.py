@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
-from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, row_products, take
+from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, pick, row_products, top
 
 
 class LowRank(Operator):
@@ -63,13 +65,18 @@ class LowRank(Operator):
 
     def rows_into(self, out: Tensor, start: int, *, add: bool = False) -> None:
         B = self.B[..., start : start + out.shape[-2], :].double() * self.scale[..., None, None]
-        A = self.A.double()
-        if add:
-            out += B @ A
-        elif B.ndim == A.ndim == 2:
-            torch.mm(B, A, out=out)
+        if out.ndim == 3:
+            N = len(out)
+            out.baddbmm_(B.expand(N, -1, -1), self._wide_A.expand(N, -1, -1), beta=int(add))
+        elif add:
+            out += B @ self._wide_A
         else:
-            out.copy_(B @ A)
+            out.copy_(B @ self._wide_A)
+
+    @cached_property
+    def _wide_A(self) -> Tensor:
+        """A in float64, once for all blocks of rows."""
+        return self.A.double()
 
     def cast(self, dtype: torch.dtype) -> LowRank:
         B = (self.B.double() * self.scale[..., None, None]).to(dtype)
@@ -78,8 +85,17 @@ class LowRank(Operator):
     def scaled(self, factor: Tensor) -> LowRank:
         return LowRank(B=self.B, A=self.A, scale=self.scale * factor.to(self.scale.device))
 
-    def take(self, index: slice | Tensor) -> LowRank:
-        return LowRank(B=take(self.B, index), A=take(self.A, index), scale=take(self.scale, index))
+    def live(self) -> Tensor:
+        r = self.A.shape[-2]
+        if r == 1:
+            return torch.ones(self.batch_shape, dtype=torch.long, device=self.device)
+        used = (top(self.B, -2) != 0) & (top(self.A, -1) != 0)  # (*batch, r); NaN counts
+        last = (used * torch.arange(1, r + 1, device=self.device)).amax(-1)
+        return last.clamp(min=1).expand(self.batch_shape)
+
+    def at(self, index: Tensor, batch: torch.Size, r: int | None = None) -> LowRank:
+        B, A = pick(self.B[..., :r], index, batch), pick(self.A[..., :r, :], index, batch)
+        return LowRank(B=B, A=A, scale=pick(self.scale, index, batch, core=0))
 
     def lifted(self, ndim: int) -> LowRank:
         return LowRank(B=lift(self.B, ndim), A=lift(self.A, ndim), scale=lift(self.scale, ndim, core=0))

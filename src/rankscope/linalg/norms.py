@@ -7,17 +7,18 @@ Letters: N matrices of a flat batch, *batch leading dimensions.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import prod
 
 import torch
 from torch import Tensor
 
-from rankscope.linalg.certify import formation_error
+from rankscope.linalg import factors
+from rankscope.linalg.groups import groups, joined
+from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma
-from rankscope.linalg.sigma import Sigma, Wish, flat, largest_singular_value
+from rankscope.linalg.sigma import Sigma, Wish, direct, largest
+from rankscope.linalg.subject import prepared
 
-GROUP = 2**22  # entries of the matrices that are run together on a CPU: what its last-level cache holds
 NOT_FINITE = "has NaN or infinite entries, or overflows float64"
 ZERO = "is exactly zero"
 
@@ -25,46 +26,62 @@ ZERO = "is exactly zero"
 @dataclass(frozen=True)
 class Norms:
     """`frobenius` (N,) float64 CPU, to a relative `error` (N,); `sigma`; why a matrix has none (NaN) or is
-    zero."""
+    zero; of a LowRank all singular values too, (N, min(m, n, r)), which its norms are made of."""
 
     frobenius: Tensor
     error: Tensor
     sigma: Sigma
     reason: tuple[str | None, ...]
+    spectrum: Tensor | None = None
 
 
 def norms(op: Operator, wish: Wish) -> Norms:
     """Both norms of every matrix of `op`; the same whether a matrix is alone or in a batch."""
     generator = wish.fresh()
     state = generator.get_state()
-    parts = []
-    for start, stop in _groups(op):
+    warm, n = wish.warm, op.shape[-1]
+    if warm is not None:
+        warm = warm.expand(*op.batch_shape, n).reshape(-1, n)
+    parts, order = [], []
+    for index, group in groups(op):
         generator.set_state(state)
-        group = op.take(slice(start, stop)) if op.batch_shape else op
-        warm = wish.warm
-        if warm is not None and op.batch_shape:
-            warm = warm.expand(*op.batch_shape, op.shape[-1])[start:stop]
-        parts.append(_of_group(group, replace(wish, generator=generator, warm=warm)))
-    return _joined(parts)
+        own = None if warm is None else warm[index.to(warm.device)]
+        parts.append(_of_group(group, replace(wish, generator=generator, warm=own)))
+        order.append(index)
+    return _joined(parts, order)
 
 
-def frobenius(op: Operator) -> tuple[Tensor, tuple[str | None, ...]]:
-    """||M||_F (N,) float64 CPU, and the reasons as in `Norms`."""
-    parts = [_frobenius(op.take(slice(i, j)) if op.batch_shape else op) for i, j in _groups(op)]
-    value = torch.cat([norm * size for _, norm, size in parts])
-    reason = tuple(r for _, norm, _ in parts for r in _reasons(norm))
-    return torch.where(torch.tensor([r == NOT_FINITE for r in reason]), torch.nan, value), reason
+def frobenius(op: Operator) -> Tensor:
+    """||M||_F (N,) float64 CPU; NaN where M is not finite."""
+    parts, order = [], []
+    for index, group in groups(op):
+        if isinstance(group, LowRank):
+            value = factors.frobenius_norm(group).cpu()
+        else:
+            subject, size = prepared(group, form=False)
+            value = subject.norm * size
+        parts.append(torch.where(value.isfinite(), value, torch.nan))
+        order.append(index)
+    return joined(parts, order)
+
+
+def spectrum(op: LowRank) -> Tensor:
+    """(N, min(m, n, r)) float64 CPU, descending; NaN where the factors are not finite."""
+    order, parts = [], []
+    for index, group in groups(op):
+        assert isinstance(group, LowRank)
+        parts.append(factors.spectrum(group).sigma.cpu())
+        order.append(index)
+    found = _spectra(parts, order)
+    return torch.nn.functional.pad(found, (0, min(*op.shape[-2:], op.A.shape[-2]) - found.shape[1]))
 
 
 def _of_group(op: Operator, wish: Wish) -> Norms:
-    op, norm, size = _frobenius(op)
-    reason = _reasons(norm)
-    magnitude = flat(op.magnitude(), op)
-    error = formation_error(op) * magnitude / norm + gamma(2 * prod(op.shape[-2:]))
-    if all(reason):
-        sigma = Sigma(norm, norm, norm, torch.ones_like(norm), "none", 0)
-    else:
-        sigma = largest_singular_value(op, norm, magnitude, wish)
+    if isinstance(op, LowRank):
+        return _of_factors(op)
+    subject, size = prepared(op)
+    norm, reason = subject.norm, _reasons(subject.norm)
+    sigma = direct(norm, torch.zeros_like(norm), "none") if all(reason) else largest(subject, wish)
     zero = torch.tensor([r == ZERO for r in reason])
     bad = torch.tensor([r == NOT_FINITE for r in reason])
 
@@ -74,51 +91,48 @@ def _of_group(op: Operator, wish: Wish) -> Norms:
     confidence = torch.where(zero | bad, 1.0, sigma.confidence)
     value, lower, upper = settled(sigma.value), settled(sigma.lower), settled(sigma.upper)
     sigma = replace(sigma, value=value, lower=lower, upper=upper, confidence=confidence)
-    return Norms(settled(norm), error, sigma, reason)
+    return Norms(settled(norm), subject.error, sigma, reason)
 
 
-def _frobenius(op: Operator) -> tuple[Operator, Tensor, Tensor]:
-    """The operator with extreme entries brought near 1, its ||M||_F (N,), and the powers of two (N,) that
-    were taken out."""
-    norm = flat(op.frobenius_squared().sqrt(), op)
-    size = torch.ones_like(norm)
-    extreme = ~((norm > 1e-12) & (norm < 1e12))
-    if not bool(extreme.any()):
-        return op, norm, size
-    power = torch.exp2(flat(op.exponent(), op).double())
-    size = torch.where(extreme & power.isfinite() & (power > 0), power, 1.0)
-    op = op.scaled((1 / size).reshape(op.batch_shape))
-    return op, flat(op.frobenius_squared().sqrt(), op), size
+def _of_factors(op: LowRank) -> Norms:
+    """Exact to rounding, from the core."""
+    found = factors.spectrum(op)
+    norm, magnitude = found.frobenius.cpu(), found.magnitude.cpu()
+    reason = _reasons(norm)
+    bad = torch.tensor([r == NOT_FINITE for r in reason])
+    sigma = torch.where(bad[:, None], torch.nan, found.sigma.cpu())
+    rounding = gamma(4 * (sum(op.shape[-2:]) + op.A.shape[-2]))
+    error = torch.where(norm > 0, rounding * magnitude / norm, 0.0)
+    width = torch.where(norm > 0, rounding * magnitude, 0.0)
+    return Norms(
+        torch.where(bad, torch.nan, norm), error, direct(sigma[:, 0], width, "factors"), reason, sigma
+    )
 
 
 def _reasons(norm: Tensor) -> tuple[str | None, ...]:
     return tuple(ZERO if x == 0 else None if x < torch.inf else NOT_FINITE for x in norm.tolist())
 
 
-def _groups(op: Operator) -> list[tuple[int, int]]:
-    """Slices of the first batch dimension that stay in a cache together; on an accelerator, everything at
-    once."""
-    if not op.batch_shape:
-        return [(0, 1)]
-    length = op.batch_shape[0]
-    own = sum(leaf[0].numel() for leaf in op.leaves if leaf.ndim > 2 and leaf.shape[0] > 1)
-    step = length if op.device.type != "cpu" or not own else max(1, GROUP // own)
-    return [(i, min(i + step, length)) for i in range(0, length, step)]
-
-
-def _joined(parts: list[Norms]) -> Norms:
-    if len(parts) == 1:
-        return parts[0]
+def _joined(parts: list[Norms], order: list[Tensor]) -> Norms:
     sigmas = [part.sigma for part in parts]
     tensors = {
-        name: torch.cat([getattr(s, name) for s in sigmas])
+        name: joined([getattr(s, name) for s in sigmas], order)
         for name in ("value", "lower", "upper", "confidence")
     }
     method = next((s.method for s in sigmas if s.method != "none"), "none")
-    sigma = Sigma(**tensors, method=method, products=max(s.products for s in sigmas))
+    places = torch.cat(order).argsort().tolist()
+    reasons = [r for part in parts for r in part.reason]
+    spectra = [part.spectrum for part in parts if part.spectrum is not None]
     return Norms(
-        torch.cat([part.frobenius for part in parts]),
-        torch.cat([part.error for part in parts]),
-        sigma,
-        tuple(r for part in parts for r in part.reason),
+        joined([part.frobenius for part in parts], order),
+        joined([part.error for part in parts], order),
+        Sigma(**tensors, method=method, products=max(s.products for s in sigmas)),
+        tuple(reasons[place] for place in places),
+        _spectra(spectra, order) if spectra else None,
     )
+
+
+def _spectra(parts: list[Tensor], order: list[Tensor]) -> Tensor:
+    """Singular values (N, p) of groups that differ in rank, the shorter ones continued by zeros."""
+    width = max(part.shape[1] for part in parts)
+    return joined([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts], order)

@@ -8,6 +8,7 @@ n) is stored once).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from math import prod
 
 import torch
 from torch import Tensor
@@ -59,8 +60,14 @@ class Operator(ABC):
         """factor * M, factor (*batch) float64."""
 
     @abstractmethod
-    def take(self, index: slice | Tensor) -> Operator:
-        """The matrices at `index` along the first batch dimension; a slice shares memory."""
+    def live(self) -> Tensor:
+        """(*batch) int: how many leading columns of its factors hold anything; the others are padding. 0 where there
+        are no factors."""
+
+    @abstractmethod
+    def at(self, index: Tensor, batch: torch.Size, r: int | None = None) -> Operator:
+        """The matrices at positions `index` (N,) int of the flattened `batch`, with batch shape (N,), factors cut
+        to their leading `r` columns. Shares memory where the positions are neighbours."""
 
     @abstractmethod
     def lifted(self, ndim: int) -> Operator:
@@ -145,13 +152,33 @@ def lift(tensor: Tensor, ndim: int, core: int = 2) -> Tensor:
     return tensor.reshape((1,) * (ndim - (tensor.ndim - core)) + tuple(tensor.shape))
 
 
+def top(tensor: Tensor, *dim: int) -> Tensor:
+    """The largest absolute value over `dim`, NaN where there is one; no array of absolute values is made."""
+    return torch.maximum(tensor.amax(dim), -tensor.amin(dim))
+
+
 def exponent(tensor: Tensor, core: int) -> Tensor:
     """Binary exponent above the largest entry, over the last `core` dimensions."""
-    size = tensor.double().abs()
-    top = size.amax(tuple(range(-core, 0))) if core else size
-    return torch.frexp(torch.where(top > 0, top, 1.0))[1]
+    size = (top(tensor, *range(-core, 0)) if core else tensor.abs()).double()
+    return torch.frexp(torch.where(size > 0, size, 1.0))[1]
 
 
-def take(tensor: Tensor, index: slice | Tensor) -> Tensor:
-    """Slice of the first dimension, unless it is broadcast."""
-    return tensor if tensor.shape[0] == 1 else tensor[index]
+def pick(tensor: Tensor, index: Tensor, batch: torch.Size, core: int = 2) -> Tensor:
+    """What belongs to positions `index` (N,) of the flattened `batch`: (N, *core), or (1, *core) where they share
+    it."""
+    lead, own = tensor.shape[: tensor.ndim - core], tensor.shape[tensor.ndim - core :]
+    if all(size == 1 for size in lead):
+        return tensor.reshape(1, *own)
+    places = torch.unravel_index(index, batch)
+    places = tuple(p if size > 1 else torch.zeros_like(p) for p, size in zip(places, lead, strict=True))
+    strides = [prod(lead[i + 1 :]) for i in range(len(lead))]
+    flat = sum(p * stride for p, stride in zip(places, strides, strict=True))
+    assert isinstance(flat, Tensor)
+    if len(lead) > 1 and not tensor.is_contiguous():
+        return tensor[places]
+    tensor, first, N = tensor.reshape(-1, *own), int(flat[0]), len(flat)
+    if bool((flat == first).all()):
+        return tensor[first : first + 1]
+    if bool((flat == torch.arange(first, first + N)).all()):
+        return tensor[first : first + N]
+    return tensor[flat.to(tensor.device)]

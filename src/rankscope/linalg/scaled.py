@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rankscope.linalg.operator import Operator, exponent, lift, take
+from rankscope.linalg.operator import Operator, exponent, lift, pick
 
 
 class RowScaled(Operator):
@@ -55,8 +55,11 @@ class RowScaled(Operator):
     def scaled(self, factor: Tensor) -> RowScaled:
         return RowScaled(self.M.scaled(factor), self.d)
 
-    def take(self, index: slice | Tensor) -> RowScaled:
-        return RowScaled(self.M.take(index), take(self.d, index))
+    def live(self) -> Tensor:
+        return self.M.live().expand(self.batch_shape)
+
+    def at(self, index: Tensor, batch: torch.Size, r: int | None = None) -> RowScaled:
+        return RowScaled(self.M.at(index, batch, r), pick(self.d, index, batch, core=1))
 
     def lifted(self, ndim: int) -> RowScaled:
         return RowScaled(self.M.lifted(ndim), self.d)
@@ -110,8 +113,11 @@ class ColumnScaled(Operator):
     def scaled(self, factor: Tensor) -> ColumnScaled:
         return ColumnScaled(self.M.scaled(factor), self.d)
 
-    def take(self, index: slice | Tensor) -> ColumnScaled:
-        return ColumnScaled(self.M.take(index), take(self.d, index))
+    def live(self) -> Tensor:
+        return self.M.live().expand(self.batch_shape)
+
+    def at(self, index: Tensor, batch: torch.Size, r: int | None = None) -> ColumnScaled:
+        return ColumnScaled(self.M.at(index, batch, r), pick(self.d, index, batch, core=1))
 
     def lifted(self, ndim: int) -> ColumnScaled:
         return ColumnScaled(self.M.lifted(ndim), self.d)

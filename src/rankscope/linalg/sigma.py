@@ -11,13 +11,14 @@ from math import prod
 import torch
 from torch import Tensor
 
-from rankscope.linalg import factors, lanczos
+from rankscope.linalg import lanczos
 from rankscope.linalg.certify import certified_bound, formation_error
 from rankscope.linalg.dense import Dense
 from rankscope.linalg.frobenius import product
-from rankscope.linalg.low_rank import LowRank
+from rankscope.linalg.normal import CACHED
 from rankscope.linalg.operator import Operator
-from rankscope.linalg.rounding import gamma, unit_roundoff
+from rankscope.linalg.rounding import gamma
+from rankscope.linalg.subject import Subject
 
 SMALL = 48  # short sides up to this go to a dense float64 SVD
 
@@ -62,66 +63,68 @@ class Sigma:
     products: int
 
 
-def largest_singular_value(op: Operator, frobenius: Tensor, magnitude: Tensor, wish: Wish) -> Sigma:
-    """sigma_1 of every matrix of `op`, whose Frobenius norms (N,) are known; those that are 0 or NaN give
-    nonsense."""
-    good = frobenius > 0  # False for NaN as well
-    magnitude = torch.where(good, magnitude, 1.0)
-    if isinstance(op, LowRank):
-        value = flat(factors.singular_values(op)[..., 0], op)
-        return _direct(value, gamma(4 * (sum(op.shape[-2:]) + op.A.shape[-2])) * magnitude, "factors")
-    if min(op.shape[-2:]) <= SMALL and not wish.certify:
-        value = flat(torch.linalg.svdvals(torch.nan_to_num(op.to_dense()))[..., 0], op)
-        return _direct(value, (formation_error(op) + gamma(8 * sum(op.shape[-2:]))) * magnitude, "svd")
+def largest(subject: Subject, wish: Wish) -> Sigma:
+    """sigma_1 of every matrix of a group; those whose Frobenius norm is 0 or NaN give nonsense."""
     if wish.certify:
-        return _certified(op, frobenius, magnitude, good, wish)
-    return _by_lanczos(op, frobenius, magnitude, good, wish)
+        return _certified(subject, wish)
+    if min(subject.op.shape[-2:]) <= SMALL:
+        value, width = _by_svd(subject)
+        return direct(value, width, "svd")
+    return _by_lanczos(subject, wish)
 
 
-def _direct(value: Tensor, width: Tensor, method: str) -> Sigma:
+def direct(value: Tensor, width: Tensor, method: str) -> Sigma:
+    """A value that is off by rounding alone, at most `width`."""
     return Sigma(value, (value - width).clamp(min=0), value + width, torch.ones_like(value), method, 0)
 
 
-def _by_lanczos(op: Operator, frobenius: Tensor, magnitude: Tensor, good: Tensor, wish: Wish) -> Sigma:
+def _by_svd(subject: Subject) -> tuple[Tensor, Tensor]:
+    """sigma_1 (N,) from all singular values, and what it may be off by."""
+    op = subject.op
+    value = torch.linalg.svdvals(torch.nan_to_num(op.to_dense()))[..., 0].cpu()
+    return value, (formation_error(op) + gamma(8 * sum(op.shape[-2:]))) * subject.magnitude
+
+
+def _by_lanczos(subject: Subject, wish: Wish) -> Sigma:
     """Float32 products, unless the leaves are float64 or float32's rounding would be felt at `rtol`:
     docs/math.md, (13)."""
-    flip = _lies_flat(op)
-    upright = op.mT if flip else op
+    op, norm, shape = subject.op, subject.norm, subject.op.shape[-2:]
+    flip = _lies_flat(subject.matrix)
     generator = wish.fresh()
     state = generator.get_state()
     warm = wish.warm if not flip or wish.warm is None else (op @ wish.warm[..., None])[..., 0]
     for dtype in dict.fromkeys((op.dtype, torch.float64)):
         generator.set_state(state)
-        allowance = 2 * unit_roundoff(dtype) * max(op.shape[-2:]) ** 0.5 * magnitude
-        goal = lanczos.Goal(frobenius, allowance, ~good, 0.98 * wish.rtol, wish.confidence)
-        ritz = lanczos.largest(upright.cast(dtype), goal, generator=generator, warm=warm)
+        goal = lanczos.Goal(
+            norm * (1 + subject.error),
+            subject.allowance(dtype),
+            ~(norm > 0),
+            0.98 * wish.rtol,
+            wish.confidence,
+        )
+        matrix = subject.cast(dtype)
+        ritz = lanczos.largest(matrix.mT if flip else matrix, goal, generator=generator, warm=warm)
         if not ritz.starved:
             break
-    x = ritz.vectors.reshape(*op.batch_shape, -1)
-    value = flat(torch.linalg.vector_norm(product(op, x, transposed=flip), dim=-1), op)
-    lower = value - (formation_error(op) + gamma(max(op.shape[-2:]) + 8)) * magnitude
-    lower = torch.maximum(lower, frobenius / min(op.shape[-2:]) ** 0.5 * (1 - gamma(prod(op.shape[-2:]))))
+    value = torch.linalg.vector_norm(product(op, ritz.vectors, transposed=flip), dim=-1).cpu()
+    lower = value - (formation_error(op) + gamma(max(shape) + 8)) * subject.magnitude
+    lower = torch.maximum(lower, norm * (1 - subject.error) / min(shape) ** 0.5)
     value = torch.maximum(value, lower)
     confidence = torch.where(ritz.certain, 1.0, torch.full_like(value, wish.confidence))
     return Sigma(value, lower, torch.maximum(ritz.upper, value), confidence, "lanczos", ritz.products + 1)
 
 
-def _certified(op: Operator, frobenius: Tensor, magnitude: Tensor, good: Tensor, wish: Wish) -> Sigma:
+def _certified(subject: Subject, wish: Wish) -> Sigma:
     """Lanczos finds, Cholesky proves. Where the proof fails, Lanczos had not found sigma_1: a dense SVD
     does."""
-    found = _by_lanczos(op, frobenius, magnitude, good, replace(wish, rtol=wish.rtol / 2, confidence=0.9))
-    shape = op.batch_shape
-    tau = (found.value * (1 + 0.9 * wish.rtol)).reshape(shape).to(op.device)
-    upper = flat(certified_bound(op, tau, magnitude=magnitude.reshape(shape).to(op.device)), op)
-    value, lower, upper = (
-        found.value,
-        found.lower,
-        torch.minimum(upper, frobenius * (1 + gamma(prod(op.shape[-2:])))),
-    )
-    unproved = good & ~(upper <= lower * (1 + wish.rtol))
+    found = _by_lanczos(subject, replace(wish, rtol=wish.rtol / 2, confidence=0.9))
+    value, lower, norm = found.value, found.lower, subject.norm
+    tau = value * (1 + 0.9 * wish.rtol)
+    upper = certified_bound(subject.op, tau, magnitude=subject.magnitude)
+    upper = torch.minimum(upper, norm * (1 + subject.error))
+    unproved = (norm > 0) & ~(upper <= lower * (1 + wish.rtol))
     if bool(unproved.any()):
-        exact = flat(torch.linalg.svdvals(torch.nan_to_num(op.to_dense()))[..., 0], op)
-        width = (formation_error(op) + gamma(8 * sum(op.shape[-2:]))) * magnitude
+        exact, width = _by_svd(subject)
         value = torch.where(unproved, exact, value)
         lower = torch.where(unproved, exact - width, lower)
         upper = torch.where(unproved, exact + width, upper)
@@ -131,12 +134,7 @@ def _certified(op: Operator, frobenius: Tensor, magnitude: Tensor, good: Tensor,
 def _lies_flat(op: Operator) -> bool:
     """Is M^T the better one to iterate on? The short side makes short vectors; a large single matrix wants
     its rows in memory order, since it is read by blocks of rows."""
-    if not op.batch_shape and prod(op.shape) >= lanczos.FUSED:
+    if op.shape[0] == 1 and prod(op.shape) > CACHED:
         W = op.leaves[0]
         return isinstance(op, Dense) and W.stride(-1) > W.stride(-2)
     return op.shape[-2] < op.shape[-1]
-
-
-def flat(x: Tensor, op: Operator) -> Tensor:
-    """(*batch) or broadcastable -> (N,) on the CPU."""
-    return x.expand(op.batch_shape).reshape(-1).cpu()

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankscope.linalg import factors
 from rankscope.linalg.dense import as_operator
 from rankscope.linalg.estimate import Estimate, shaped
 from rankscope.linalg.low_rank import LowRank
-from rankscope.linalg.norms import ZERO, Norms, norms
+from rankscope.linalg.norms import ZERO, Norms, norms, spectrum
 from rankscope.linalg.norms import frobenius as _frobenius
 from rankscope.linalg.operator import Operator
 from rankscope.linalg.sigma import Wish
@@ -79,7 +78,7 @@ def spectral_norm(
 def frobenius_norm(M: Tensor | Operator) -> float | Tensor:
     """||M||_F, summed in float64, exact to rounding; NaN where M is not finite. docs/math.md, (4)."""
     op = as_operator(M)
-    return _shaped(_frobenius(op)[0], op.batch_shape)
+    return _shaped(_frobenius(op), op.batch_shape)
 
 
 def singular_values(M: Tensor | Operator) -> Tensor:
@@ -90,7 +89,8 @@ def singular_values(M: Tensor | Operator) -> Tensor:
     """
     op = as_operator(M)
     if isinstance(op, LowRank):
-        return factors.singular_values(op).cpu()
+        found = spectrum(op)
+        return found.reshape(*op.batch_shape, found.shape[-1])
     dense = op.to_dense()
     sigma = torch.linalg.svdvals(torch.nan_to_num(dense))
     return torch.where(dense.isfinite().all(-1).all(-1)[..., None], sigma, torch.nan).cpu()
@@ -100,8 +100,7 @@ def effective_rank(M: Tensor | Operator) -> float | Tensor:
     """exp of the entropy of sigma_i / sum sigma (Roy and Vetterli 2007); NaN where M is zero. docs/math.md,
     (2)."""
     sigma = singular_values(M)
-    share = sigma / sigma.sum(-1, keepdim=True)
-    return _shaped(torch.special.entr(share).sum(-1).exp(), sigma.shape[:-1])
+    return _shaped(_effective(sigma), sigma.shape[:-1])
 
 
 def energy_rank(M: Tensor | Operator, shares: Sequence[float] = (0.90, 0.95, 0.99)) -> Tensor:
@@ -131,21 +130,23 @@ def summary(
     op = as_operator(M)
     found = norms(op, Wish(rtol / 2, certify, confidence, generator, warm))
     wanted = isinstance(op, LowRank) if effective_rank is None else effective_rank
-    rank = (
-        torch.as_tensor(_effective_rank(op), dtype=torch.float64)
-        if wanted
-        else torch.tensor(torch.nan).double()
-    )
     batch = op.batch_shape
+    if not wanted:
+        rank = torch.full_like(found.frobenius, torch.nan)
+    else:
+        rank = _effective(singular_values(op) if found.spectrum is None else found.spectrum)
     return Summary(
         shaped(_stable_rank(found), batch),
         _shaped(found.sigma.value, batch),
         _shaped(found.frobenius, batch),
-        _shaped(rank.expand(batch), batch),
+        _shaped(rank, batch),
     )
 
 
-_effective_rank = effective_rank
+def _effective(sigma: Tensor) -> Tensor:
+    """(*batch, p) -> (*batch): docs/math.md, (2)."""
+    share = sigma / sigma.sum(-1, keepdim=True)
+    return torch.special.entr(share).sum(-1).exp()
 
 
 def _stable_rank(found: Norms) -> Estimate:

@@ -48,8 +48,11 @@ class Sum(Operator):
     def scaled(self, factor: Tensor) -> Sum:
         return Sum(self.left.scaled(factor), self.right.scaled(factor))
 
-    def take(self, index: slice | Tensor) -> Sum:
-        return Sum(self.left.take(index), self.right.take(index))
+    def live(self) -> Tensor:
+        return torch.maximum(self.left.live(), self.right.live())
+
+    def at(self, index: Tensor, batch: torch.Size, r: int | None = None) -> Sum:
+        return Sum(self.left.at(index, batch, r), self.right.at(index, batch, r))
 
     def lifted(self, ndim: int) -> Sum:
         return Sum(self.left.lifted(ndim), self.right.lifted(ndim))

@@ -8,6 +8,7 @@ T_k, the last of which leads to the next vector; `steps` (N,) says how many of t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ FLOOR = -35.0  # log of the smallest (t - theta) / (||M||_F^2 - theta) tried: be
 class Tridiagonal:
     """T_k of N matrices, and what the bounds need to know beside it. All tensors float64 on the CPU.
 
-    frobenius, allowance, log_target (N,): ||M||_F; what rounding may add to sigma_1; log(||g|| / delta) of
+    frobenius, allowance, log_target (N,): a bound on ||M||_F; what rounding may add to sigma_1; log(||g|| / delta) of
     (12).
     """
 
@@ -31,21 +32,23 @@ class Tridiagonal:
     allowance: Tensor
     log_target: Tensor
 
+    @cached_property
     def top(self) -> tuple[Tensor, Tensor]:
         """The largest eigenvalue (N,), which is at most sigma_1^2, and its unit eigenvector (N, k), 0 beyond
         `steps`."""
         values, vectors = torch.linalg.eigh(self._matrix())
         return values[:, -1].clamp(min=0), vectors[..., -1]
 
-    def within(self, rtol: float, *, least: float) -> tuple[Tensor, Tensor]:
-        """(N,) bool: is an upper bound, rounding allowed for, at most (1 + rtol) times the Ritz value? And
-        (N,) bool: is the allowance more than half of that room? Room for `least` allowances is made in any
-        case."""
+    def within(self, rtol: float, *, least: float) -> tuple[Tensor, Tensor, Tensor]:
+        """(N,) bool: is an upper bound, rounding allowed for, at most (1 + rtol) times the Ritz value? (N,) bool: is
+        the allowance more than half of that room? And (N,): log p_k there is what part of what (12) asks, inverted.
+        Room for `least` allowances is made in any case."""
         theta = torch.linalg.eigvalsh(self._matrix())[:, -1].clamp(min=0).sqrt()
         room = torch.maximum(rtol * theta, least * self.allowance)
-        certain, likely = self._holds((theta + room - self.allowance).clamp(min=0).square()[:, None])
+        certain, growth = self._holds((theta + room - self.allowance).clamp(min=0).square()[:, None])
         tight = self.allowance > room / 2
-        return (certain | likely)[:, 0] & ~tight, tight
+        ahead = torch.nan_to_num(self.log_target / growth[:, 0].clamp(min=1e-3), torch.inf, torch.inf)
+        return (certain | self._likely(growth))[:, 0] & ~tight, tight, ahead
 
     def upper(self, rtol: float) -> tuple[Tensor, Tensor]:
         """Upper bounds on sigma_1 (N,), rounding allowed for, and whether each is certain (N,) bool.
@@ -53,7 +56,7 @@ class Tridiagonal:
         The certain bound is taken where it meets `rtol` or is the smaller one; ||M||_F where there is no
         better.
         """
-        theta = self.top()[0]
+        theta = self.top[0]
         span = (self.frobenius.square() - theta).clamp(min=0)
         low, high = (
             torch.full((len(theta), 2), FLOOR, dtype=torch.float64),
@@ -64,25 +67,27 @@ class Tridiagonal:
                 low[..., None], high[..., None], torch.linspace(0, 1, GRID, dtype=torch.float64)
             )
             t = theta[:, None] + span[:, None] * grid.flatten(1).exp()  # (N, 2 G): one half for each bound
-            holds = [x.unflatten(1, (2, GRID))[:, i] for i, x in enumerate(self._holds(t))]
-            first = torch.stack(holds, dim=1).double().argmax(-1, keepdim=True)  # 0 where none holds
-            first = torch.where(torch.stack(holds, dim=1).any(-1, keepdim=True), first, GRID - 1)
+            certain, growth = self._holds(t)
+            holds = torch.stack([certain[:, :GRID], self._likely(growth)[:, GRID:]], dim=1)  # (N, 2, G)
+            first = holds.double().argmax(-1, keepdim=True)  # 0 where none holds
+            first = torch.where(holds.any(-1, keepdim=True), first, GRID - 1)
             low, high = (grid.gather(-1, i)[..., 0] for i in ((first - 1).clamp(min=0), first))
         bounds = (theta[:, None] + span[:, None] * high.exp()).sqrt() + self.allowance[:, None]
-        certain, likely = torch.minimum(bounds, self.frobenius[:, None]).unbind(1)
-        use = (certain <= theta.sqrt() * (1 + rtol)) | (certain <= likely)
-        return torch.where(use, certain, likely), use
+        sure, likely = torch.minimum(bounds, self.frobenius[:, None]).unbind(1)
+        use = (sure <= theta.sqrt() * (1 + rtol)) | (sure <= likely)
+        return torch.where(use, sure, likely), use
 
     def _holds(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """For trial values t (N, G): is sigma_1^2 <= t certainly (14), is it with the stated confidence (12)?
+        """For trial values t (N, G): is sigma_1^2 <= t certainly (14)? And log p_k(t) of (12), -inf where t lies not
+        above the Ritz values.
 
         Both come from the pivots d_j of t I - T_k = L D L^T, all positive exactly where t lies above the
         Ritz values.
         """
         pivots, carries, carry = [], [], torch.zeros_like(t)
-        for a, squared in zip(self.a.unbind(1), self.b.square().unbind(1), strict=True):
-            pivots.append(t - a[:, None] - carry)
-            carry = squared[:, None] / pivots[-1]
+        for a, squared in zip(self.a[..., None].unbind(1), self.b.square()[..., None].unbind(1), strict=True):
+            pivots.append(t - a - carry)
+            carry = squared / pivots[-1]
             carries.append(carry)
         live = self._live[:, :, None]  # (N, k, 1)
         pivot = torch.stack(pivots, dim=1)  # (N, k, G)
@@ -92,7 +97,11 @@ class Tridiagonal:
             1, (self.steps - 1)[:, None, None].expand(-1, 1, t.shape[1])
         )[:, 0]
         certain = above & (t - self._tail[:, None] - last >= 0)
-        return certain, above & (growth >= self.log_target[:, None])
+        return certain, torch.where(above, growth, -torch.inf)
+
+    def _likely(self, growth: Tensor) -> Tensor:
+        """Is sigma_1^2 <= t with the stated confidence (12)? From log p_k(t), (N, G)."""
+        return growth >= self.log_target[:, None]
 
     @property
     def _live(self) -> Tensor:
