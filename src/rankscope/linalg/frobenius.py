@@ -20,7 +20,7 @@ from rankscope.linalg.scaled import ColumnScaled, RowScaled
 from rankscope.linalg.sums import Sum
 
 BLOCK = 2**17  # entries of a float64 block: 1 MiB, which two cores' own caches hold
-GRAM = 2**20  # and where each block is multiplied with itself: tall enough for a product at full speed
+PRODUCT = 2**19  # and of one that is a product, or a factor of one: tall enough for full speed
 PANEL = 96  # columns of the Gram matrix that are computed together
 
 
@@ -59,7 +59,7 @@ def formed(op: Operator, dtype: torch.dtype) -> tuple[Dense, Tensor]:
     """
     M = torch.empty(op.shape, dtype=dtype, device=op.device)
     total = torch.zeros(op.batch_shape, dtype=torch.float64, device=op.device)
-    for start, block in row_blocks(op):
+    for start, block in row_blocks(op, PRODUCT):
         total += torch.linalg.vector_norm(block, dim=(-2, -1)).square()
         M[..., start : start + block.shape[-2], :] = block
     return Dense(M), total
@@ -93,7 +93,7 @@ def gram(op: Operator) -> Tensor:
     N, _, n = op.shape
     total = torch.zeros(N, n, n, dtype=torch.float64, device=op.device)
     width = max(PANEL, -(-n // 8))
-    for _, block in row_blocks(op, GRAM):
+    for _, block in row_blocks(op, PRODUCT):
         for j in range(0, n, width):
             total[:, j:, j : j + width].baddbmm_(block[..., j:].mT, block[..., j : j + width])
     return total

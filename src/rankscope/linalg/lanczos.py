@@ -137,7 +137,7 @@ def _next_look(k: int, ahead: Tensor) -> int:
     """The step after k at which the bounds are looked at again: where the first matrix may be there if log p_k goes on
     to grow as it did, `ahead` (N,) times as many steps. From a fixed list, so that a matrix all but always ends at the
     same step alone and among others."""
-    near = k * min(1.4, 0.92 * float(ahead.min()))
+    near = k * min(1.6, 0.92 * float(ahead.min()))
     look = FIRST
     while look <= k or look < near:
         look = max(look + 1, int(look * 1.1))

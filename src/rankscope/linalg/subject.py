@@ -14,9 +14,10 @@ from torch import Tensor
 from rankscope.linalg.certify import formation_error
 from rankscope.linalg.dense import Dense
 from rankscope.linalg.frobenius import formed, frobenius_squared
-from rankscope.linalg.groups import GROUP
 from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma, unit_roundoff
+
+FORMED = 2**22  # entries up to which a sum is made into a matrix, which is then read alone in each step
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Subject:
     def allowance(self, dtype: torch.dtype) -> Tensor:
         """What rounding in `dtype` may add to sigma_1: docs/math.md, (13)."""
         reach = self.norm if isinstance(self.matrix, Dense) else self.magnitude
-        return 2 * unit_roundoff(dtype) * max(self.op.shape[-2:]) ** 0.5 * reach
+        return (2 * max(self.op.shape[-2:]) ** 0.5 + 1) * unit_roundoff(dtype) * reach
 
 
 def prepared(op: Operator, *, form: bool = True) -> tuple[Subject, Tensor]:
@@ -60,7 +61,7 @@ def prepared(op: Operator, *, form: bool = True) -> tuple[Subject, Tensor]:
 
 
 def _measured(op: Operator, form: bool) -> tuple[Operator, Tensor]:
-    if form and not isinstance(op, Dense) and prod(op.shape[-2:]) <= GROUP:
+    if form and not isinstance(op, Dense) and prod(op.shape[-2:]) <= FORMED:
         matrix: Operator
         matrix, square = formed(op, op.dtype)
     else:

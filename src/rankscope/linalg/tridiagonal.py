@@ -33,17 +33,26 @@ class Tridiagonal:
     log_target: Tensor
 
     @cached_property
-    def top(self) -> tuple[Tensor, Tensor]:
-        """The largest eigenvalue (N,), which is at most sigma_1^2, and its unit eigenvector (N, k), 0 beyond
-        `steps`."""
+    def ritz(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (N, k) of T_steps, ascending and 0 or more, and unit eigenvectors (N, k, k) as columns, 0 beyond
+        `steps`; -inf and without meaning where there are fewer than k."""
         values, vectors = torch.linalg.eigh(self._matrix())
-        return values[:, -1].clamp(min=0), vectors[..., -1]
+        k = self.a.shape[1]
+        return torch.where(
+            torch.arange(k) < k - self.steps[:, None], -torch.inf, values.clamp(min=0)
+        ), vectors
+
+    @property
+    def top(self) -> tuple[Tensor, Tensor]:
+        """The largest eigenvalue (N,), which is at most sigma_1^2, and its eigenvector (N, k)."""
+        values, vectors = self.ritz
+        return values[:, -1], vectors[..., -1]
 
     def within(self, rtol: float, *, least: float) -> tuple[Tensor, Tensor, Tensor]:
         """(N,) bool: is an upper bound, rounding allowed for, at most (1 + rtol) times the Ritz value? (N,) bool: is
         the allowance more than half of that room? And (N,): log p_k there is what part of what (12) asks, inverted.
         Room for `least` allowances is made in any case."""
-        theta = torch.linalg.eigvalsh(self._matrix())[:, -1].clamp(min=0).sqrt()
+        theta = self.top[0].sqrt()
         room = torch.maximum(rtol * theta, least * self.allowance)
         certain, growth = self._holds((theta + room - self.allowance).clamp(min=0).square()[:, None])
         tight = self.allowance > room / 2
@@ -81,22 +90,20 @@ class Tridiagonal:
         """For trial values t (N, G): is sigma_1^2 <= t certainly (14)? And log p_k(t) of (12), -inf where t lies not
         above the Ritz values.
 
-        Both come from the pivots d_j of t I - T_k = L D L^T, all positive exactly where t lies above the
-        Ritz values.
+        With T_k = S diag(theta) S^T: log p_k(t) = sum log(t - theta_i) - sum log b_j, and 1 / d_k = sum S_ki^2 / (t -
+        theta_i) is the last entry of (t I - T_k)^-1.
         """
-        pivots, carries, carry = [], [], torch.zeros_like(t)
-        for a, squared in zip(self.a[..., None].unbind(1), self.b.square()[..., None].unbind(1), strict=True):
-            pivots.append(t - a - carry)
-            carry = squared / pivots[-1]
-            carries.append(carry)
-        live = self._live[:, :, None]  # (N, k, 1)
-        pivot = torch.stack(pivots, dim=1)  # (N, k, G)
-        above = ((pivot > 0) | ~live).all(1)
-        growth = torch.where(live, pivot.log() - self.b.log()[:, :, None], 0.0).sum(1)
-        last = torch.stack(carries, dim=1).gather(
-            1, (self.steps - 1)[:, None, None].expand(-1, 1, t.shape[1])
-        )[:, 0]
-        certain = above & (t - self._tail[:, None] - last >= 0)
+        values, vectors = self.ritz
+        gaps = t[..., None] - values[:, None]  # (N, G, k), inf where there is no Ritz value
+        real = gaps < torch.inf
+        above = gaps[..., -1] > 0
+        logs = torch.where(real, gaps, 1.0).log().sum(-1)
+        growth = logs - torch.where(self._live, self.b, 1.0).log().sum(-1, keepdim=True)
+        last = vectors.gather(
+            1, (self.steps - 1)[:, None, None].expand(-1, 1, vectors.shape[-1])
+        )  # (N, 1, k)
+        carry = self._coupling[:, None].square() * (last.square() / gaps).sum(-1)
+        certain = above & (t - self._tail[:, None] - carry >= 0)
         return certain, torch.where(above, growth, -torch.inf)
 
     def _likely(self, growth: Tensor) -> Tensor:
@@ -109,13 +116,19 @@ class Tridiagonal:
         return torch.arange(self.a.shape[1]) < self.steps[:, None]
 
     @property
+    def _coupling(self) -> Tensor:
+        """b of the last step of each matrix, (N,)."""
+        return self.b.gather(1, (self.steps - 1)[:, None])[:, 0]
+
+    @property
     def _tail(self) -> Tensor:
         """An upper bound on ||M (I - V V^T)||_F^2 = ||M||_F^2 - tr T_k, (N,)."""
         seen = torch.where(self._live, self.a, 0.0).sum(1)
         return (self.frobenius.square() - seen).clamp(min=0) + 2 * self.frobenius * self.allowance
 
     def _matrix(self) -> Tensor:
-        """T_steps, zero beyond it, (N, k, k)."""
+        """T_steps, and beyond it a diagonal below all its eigenvalues, (N, k, k)."""
         off = torch.diag_embed(torch.where(self._live[:, 1:], self.b[:, :-1], 0.0), offset=1)
-        T = torch.diag_embed(torch.where(self._live, self.a, 0.0)) + off + off.mT
+        lowest = -1 - self.frobenius.square()[:, None]
+        T = torch.diag_embed(torch.where(self._live, self.a, lowest)) + off + off.mT
         return torch.nan_to_num(T, 0.0, 0.0, 0.0)
