@@ -193,7 +193,7 @@ def test_a_failed_trial_is_status_3_and_named(
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_by_a_signal_and_started_again(study: Path, tmp_path: Path, how: signal.Signals) -> None:
     """A real process, stopped while it trains: what had finished stays as it was, the rest is trained once."""
-    study.write_text(study.read_text().replace("steps = 8", "steps = 120"))
+    study.write_text(study.read_text().replace("steps = 8", "steps = 300"))
     command = [sys.executable, "-m", "rankscope.cli", "run", str(study), "--store", str(tmp_path / "store")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 import rankscope.linalg as la
 from rankscope.linalg.certify import certified_bound
+from rankscope.linalg.subject import prepared
 from rankscope.linalg.tridiagonal import Tridiagonal
 
 
@@ -121,3 +122,20 @@ def test_pivots_against_dense_eigenvalues() -> None:
     growth = (likely[:, None] - values[~certain]).log().sum(1) - b[~certain].log().sum(1)
     assert_close(growth, 3 * one[: len(growth)], rtol=1e-2, atol=0)
     assert bool((upper.square() >= values[:, -1]).all())
+
+
+@pytest.mark.parametrize("rtol", [1e-1, 1e-2, 1e-4])
+def test_forming_in_float32_is_counted_in_the_bounds(monkeypatch: pytest.MonkeyPatch, rtol: float) -> None:
+    """A sum of many terms is formed in float32 where the proved error of that is small beside the wish, only there."""
+    monkeypatch.setattr("rankscope.linalg.subject.MANY", 2)
+    W, B, A = draw(120, 90).float(), draw(120, 60, seed=1).float(), draw(60, 90, seed=2).float()
+    op = la.Dense(W[None]) + la.LowRank(B=B[None], A=A[None], scale=0.2)
+    subject, _ = prepared(op, slack=rtol / 24)
+    exact, _ = prepared(op)
+    off = abs(float(subject.norm / torch.linalg.matrix_norm(op.to_dense())) - 1)
+    assert off <= float(subject.error) <= max(rtol / 24, 1e-9)
+    assert (float(subject.error) > 1e-9) == (rtol >= 1e-2)
+    assert float(exact.error) < 1e-9
+    sigma = torch.linalg.svdvals(op.to_dense()[0])
+    found = la.stable_rank(op, rtol)
+    assert found.lower <= (sigma / sigma[0]).square().sum() <= found.upper <= found.lower * (1 + rtol)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rankscope.linalg.frobenius import gram
+from rankscope.linalg.frobenius import formation_error, gram
 from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma
+
+TOGETHER = 2**20  # entries of the Gram matrices that are factored together
 
 
 def certified_bound(op: Operator, tau: Tensor, *, magnitude: Tensor) -> Tensor:
@@ -22,19 +24,12 @@ def certified_bound(op: Operator, tau: Tensor, *, magnitude: Tensor) -> Tensor:
     if op.shape[-2] < op.shape[-1]:
         op = op.mT
     m, n = op.shape[-2:]
-    H = gram(op).neg_()
-    diagonal = H.diagonal(dim1=-2, dim2=-1)
-    diagonal.add_(tau.square()[..., None].to(H.device))
-    failed = (torch.linalg.cholesky_ex(H)[1] != 0).cpu()
-    square = (
-        tau.square() * (1 + gamma(2))
-        + gamma(n + 2) * diagonal.clamp(min=0).sum(-1).cpu()
-        + gamma(m + 2) * magnitude**2
-    )
-    return torch.where(failed, torch.inf, square.sqrt() + formation_error(op) * magnitude)
-
-
-def formation_error(op: Operator) -> float:
-    """What rounding adds when rows of M are formed in float64, in Frobenius norm, relative to its
-    magnitude."""
-    return gamma(sum(min(leaf.shape[-2:]) for leaf in op.leaves) + 8)
+    failed, trace = [], []
+    for index in torch.arange(len(tau)).split(max(1, TOGETHER // n**2)):
+        H = gram(op.at(index, op.batch_shape)).neg_()
+        diagonal = H.diagonal(dim1=-2, dim2=-1)
+        diagonal.add_(tau[index].square()[:, None].to(H.device))
+        trace.append(diagonal.clamp(min=0).sum(-1).cpu())
+        failed.append((torch.linalg.cholesky_ex(H)[1] != 0).cpu())
+    square = tau.square() * (1 + gamma(2)) + gamma(n + 2) * torch.cat(trace) + gamma(m + 2) * magnitude**2
+    return torch.where(torch.cat(failed), torch.inf, square.sqrt() + formation_error(op) * magnitude)

@@ -28,6 +28,10 @@ class Dense(Operator):
         return (self.W,)
 
     @property
+    def terms(self) -> int:
+        return 1
+
+    @property
     def mT(self) -> Dense:
         return Dense(self.W.mT)
 

@@ -16,10 +16,11 @@ from rankscope.linalg import factors
 from rankscope.linalg.dense import Dense
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator, row_products
+from rankscope.linalg.rounding import gamma
 from rankscope.linalg.scaled import ColumnScaled, RowScaled
 from rankscope.linalg.sums import Sum
 
-BLOCK = 2**17  # entries of a float64 block: 1 MiB, which two cores' own caches hold
+BLOCK = 2**18  # entries of a float64 block: 2 MiB, which two cores' own caches hold
 PRODUCT = 2**19  # and of one that is a product, or a factor of one: tall enough for full speed
 PANEL = 96  # columns of the Gram matrix that are computed together
 
@@ -52,17 +53,24 @@ def frobenius_squared(op: Operator) -> Tensor:
     return total
 
 
-def formed(op: Operator, dtype: torch.dtype) -> tuple[Dense, Tensor]:
-    """The matrix itself, every entry rounded once, from float64 to `dtype`; and ||M||_F^2 as above, (*batch) float64.
-
-    For matrices that fit in a cache: they are then read in each step without their factors.
-    """
+def formed(op: Operator, dtype: torch.dtype, *, within: torch.dtype = torch.float64) -> tuple[Dense, Tensor]:
+    """The matrix itself in `dtype`, its entries computed in `within`; and ||M||_F^2 (*batch) float64, of the entries as
+    computed. For matrices that fit in a cache: they are then read in each step without their factors."""
     M = torch.empty(op.shape, dtype=dtype, device=op.device)
+    if within == dtype:
+        op.rows_into(M, 0)
+        return Dense(M), frobenius_squared(Dense(M))
     total = torch.zeros(op.batch_shape, dtype=torch.float64, device=op.device)
     for start, block in row_blocks(op, PRODUCT):
         total += torch.linalg.vector_norm(block, dim=(-2, -1)).square()
         M[..., start : start + block.shape[-2], :] = block
     return Dense(M), total
+
+
+def formation_error(op: Operator, dtype: torch.dtype = torch.float64) -> float:
+    """What rounding adds when rows of M are formed in `dtype`, in Frobenius norm, relative to its magnitude:
+    docs/math.md, (5)."""
+    return gamma(op.terms + 8, dtype)
 
 
 def row_norms(op: Operator) -> Tensor:

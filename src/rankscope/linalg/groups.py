@@ -14,9 +14,7 @@ from torch import Tensor
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator
 
-GROUP = (
-    2**21
-)  # entries of the matrices that are run together on a CPU: what its last-level cache holds for sure
+GROUP = 2**22  # entries of the matrices that are run together on a CPU: what its last-level cache holds
 ACCELERATED = 2**28  # and on an accelerator, whose memory it is that counts
 
 

@@ -20,6 +20,7 @@ from rankscope.linalg.operator import Operator
 from rankscope.linalg.tridiagonal import Tridiagonal
 
 STEPS = 1024  # the most that are taken; bounds that are wider than asked are then returned as they are
+SHORT = 3  # steps for which it is not worth while to part from the matrices that are done
 FIRST = 4  # steps before the bounds are looked at for the first time
 TWICE = 0.05  # share of w^2 outside the span of V below which one orthogonalisation is not enough
 
@@ -120,7 +121,8 @@ def largest(op: Operator, goal: Goal, *, generator: torch.Generator, warm: Tenso
         starved = op.dtype != torch.float64 and bool((tight & (steps == 0)).any())
         over = starved or run.k == limit or bool((steps > 0).all())
         done = (steps > 0) | over
-        if over or 2 * int(done.sum()) >= len(running):
+        look = run.k if over else _next_look(run.k, ahead[steps == 0])
+        if over or (2 * int(done.sum()) >= len(running) and look - run.k >= SHORT):
             T = Tridiagonal(a, b, torch.where(steps > 0, steps, now), *known)
             found, sure = T.upper(goal.rtol)
             x, which = run.vectors(T.top[1]), running[done]
@@ -129,18 +131,17 @@ def largest(op: Operator, goal: Goal, *, generator: torch.Generator, warm: Tenso
             if over:
                 return Ritz(vectors, upper, certain, 2 * run.k, starved)
             run.keep((~done).nonzero()[:, 0])
-            running, steps, ahead = running[~done], steps[~done], ahead[~done]
-        look = _next_look(run.k, ahead[steps == 0])
+            running, steps = running[~done], steps[~done]
 
 
 def _next_look(k: int, ahead: Tensor) -> int:
     """The step after k at which the bounds are looked at again: where the first matrix may be there if log p_k goes on
     to grow as it did, `ahead` (N,) times as many steps. From a fixed list, so that a matrix all but always ends at the
     same step alone and among others."""
-    near = k * min(1.6, 0.92 * float(ahead.min()))
+    near = k * min(1.6, 0.95 * float(ahead.min()))
     look = FIRST
     while look <= k or look < near:
-        look = max(look + 1, int(look * 1.1))
+        look = max(look + 1, int(look * 1.06))
     return look
 
 

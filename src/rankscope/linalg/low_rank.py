@@ -49,6 +49,10 @@ class LowRank(Operator):
         return (self.B, self.A)
 
     @property
+    def terms(self) -> int:
+        return self.A.shape[-2]
+
+    @property
     def mT(self) -> LowRank:
         return LowRank(B=self.A.mT, A=self.B.mT, scale=self.scale)
 
@@ -64,14 +68,17 @@ class LowRank(Operator):
         return LowRank(B=self.B[..., start:stop, :], A=self.A, scale=self.scale)
 
     def rows_into(self, out: Tensor, start: int, *, add: bool = False) -> None:
-        B = self.B[..., start : start + out.shape[-2], :].double() * self.scale[..., None, None]
+        B = (self.B[..., start : start + out.shape[-2], :].double() * self.scale[..., None, None]).to(
+            out.dtype
+        )
+        A = self._wide_A if out.dtype == torch.float64 else self.A.to(out.dtype)
         if out.ndim == 3:
             N = len(out)
-            out.baddbmm_(B.expand(N, -1, -1), self._wide_A.expand(N, -1, -1), beta=int(add))
+            out.baddbmm_(B.expand(N, -1, -1), A.expand(N, -1, -1), beta=int(add))
         elif add:
-            out += B @ self._wide_A
+            out += B @ A
         else:
-            out.copy_(B @ self._wide_A)
+            out.copy_(B @ A)
 
     @cached_property
     def _wide_A(self) -> Tensor:

@@ -11,10 +11,10 @@ from torch import Tensor
 from rankscope.linalg.dense import Dense
 from rankscope.linalg.operator import Operator
 
-CACHED = 2**21  # entries up to which a single matrix stays in the last-level cache from one step to the next
+CACHED = 2**22  # entries up to which a single matrix stays in the last-level cache from one step to the next
 HEIGHT = (
-    2**18
-)  # entries of the blocks of rows of a larger one: from memory once, from a core's own cache then
+    2**19
+)  # entries of the blocks of rows of a larger one: from memory once, from a cache the second time
 SPLIT = 4  # blocks of a single matrix that are products of one batch, so that every core has some
 
 

@@ -79,7 +79,7 @@ def spectrum(op: LowRank) -> Tensor:
 def _of_group(op: Operator, wish: Wish) -> Norms:
     if isinstance(op, LowRank):
         return _of_factors(op)
-    subject, size = prepared(op)
+    subject, size = prepared(op, slack=0.0 if wish.certify else wish.slack)
     norm, reason = subject.norm, _reasons(subject.norm)
     sigma = direct(norm, torch.zeros_like(norm), "none") if all(reason) else largest(subject, wish)
     zero = torch.tensor([r == ZERO for r in reason])

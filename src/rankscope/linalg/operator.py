@@ -31,6 +31,11 @@ class Operator(ABC):
 
     @property
     @abstractmethod
+    def terms(self) -> int:
+        """How many products an entry of M is added up from."""
+
+    @property
+    @abstractmethod
     def mT(self) -> Operator:
         """The transpose; shares memory."""
 
@@ -49,7 +54,7 @@ class Operator(ABC):
 
     @abstractmethod
     def rows_into(self, out: Tensor, start: int, *, add: bool = False) -> None:
-        """Writes (or adds) rows start .. start + h - 1 into out, (*batch, h, n) float64."""
+        """Writes (or adds) rows start .. start + h - 1 into out, (*batch, h, n), computed in out's dtype."""
 
     @abstractmethod
     def cast(self, dtype: torch.dtype) -> Operator:

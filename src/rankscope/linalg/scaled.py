@@ -29,6 +29,10 @@ class RowScaled(Operator):
         return self.M.leaves
 
     @property
+    def terms(self) -> int:
+        return self.M.terms
+
+    @property
     def mT(self) -> ColumnScaled:
         return ColumnScaled(self.M.mT, self.d)
 
@@ -86,6 +90,10 @@ class ColumnScaled(Operator):
     @property
     def leaves(self) -> tuple[Tensor, ...]:
         return self.M.leaves
+
+    @property
+    def terms(self) -> int:
+        return self.M.terms
 
     @property
     def mT(self) -> RowScaled:

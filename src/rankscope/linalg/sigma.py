@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from rankscope.linalg import lanczos
-from rankscope.linalg.certify import certified_bound, formation_error
+from rankscope.linalg.certify import certified_bound
 from rankscope.linalg.dense import Dense
-from rankscope.linalg.frobenius import product
+from rankscope.linalg.frobenius import formation_error, product
 from rankscope.linalg.normal import CACHED
 from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma
@@ -33,6 +33,7 @@ class Wish:
     confidence: float = 1 - 1e-3
     generator: torch.Generator | None = None
     warm: Tensor | None = None
+    slack: float = 0.0  # relative error that ||M||_F may have
 
     def __post_init__(self) -> None:
         if not 0 < self.rtol < 1:
@@ -95,12 +96,9 @@ def _by_lanczos(subject: Subject, wish: Wish) -> Sigma:
     warm = wish.warm if not flip or wish.warm is None else (op @ wish.warm[..., None])[..., 0]
     for dtype in dict.fromkeys((op.dtype, torch.float64)):
         generator.set_state(state)
+        room = max(0.98 * wish.rtol - 2 * float(subject.error[norm > 0].max()), wish.rtol / 2)
         goal = lanczos.Goal(
-            norm * (1 + subject.error),
-            subject.allowance(dtype),
-            ~(norm > 0),
-            0.98 * wish.rtol,
-            wish.confidence,
+            norm * (1 + subject.error), subject.allowance(dtype), ~(norm > 0), room, wish.confidence
         )
         matrix = subject.cast(dtype)
         ritz = lanczos.largest(matrix.mT if flip else matrix, goal, generator=generator, warm=warm)

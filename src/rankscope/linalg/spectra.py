@@ -51,7 +51,7 @@ def stable_rank(
     vector: it can only save steps.
     """
     op = as_operator(M)
-    found = norms(op, Wish(rtol / 2, certify, confidence, generator, warm))
+    found = norms(op, Wish(rtol / 2, certify, confidence, generator, warm, slack=rtol / 24))
     return shaped(_stable_rank(found), op.batch_shape)
 
 

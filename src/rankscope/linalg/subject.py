@@ -11,25 +11,27 @@ from math import prod
 import torch
 from torch import Tensor
 
-from rankscope.linalg.certify import formation_error
 from rankscope.linalg.dense import Dense
-from rankscope.linalg.frobenius import formed, frobenius_squared
+from rankscope.linalg.frobenius import formation_error, formed, frobenius_squared
 from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma, unit_roundoff
 
 FORMED = 2**22  # entries up to which a sum is made into a matrix, which is then read alone in each step
+MANY = 96  # products per entry from which on it is worth while to form in float32, where that is good enough
 
 
 @dataclass(frozen=True)
 class Subject:
-    """`op` (N, m, n), its `norm` ||M||_F (N,) float64 CPU to a relative `error`, its `magnitude` (N,), and `matrix`:
-    M itself in op.dtype where it is small, for a sum too, else op."""
+    """`op` (N, m, n), its `norm` ||M||_F (N,) float64 CPU to a relative `error` (N,), its `magnitude` (N,), and
+    `matrix`: M itself in op.dtype where it is small, for a sum too, else op. `reach` (N,): what the rounding of a
+    product with it is relative to."""
 
     op: Operator
     norm: Tensor
     magnitude: Tensor
     error: Tensor
     matrix: Operator
+    reach: Tensor
 
     def cast(self, dtype: torch.dtype) -> Operator:
         """What Lanczos multiplies in `dtype`."""
@@ -39,31 +41,45 @@ class Subject:
 
     def allowance(self, dtype: torch.dtype) -> Tensor:
         """What rounding in `dtype` may add to sigma_1: docs/math.md, (13)."""
-        reach = self.norm if isinstance(self.matrix, Dense) else self.magnitude
-        return (2 * max(self.op.shape[-2:]) ** 0.5 + 1) * unit_roundoff(dtype) * reach
+        return (2 * max(self.op.shape[-2:]) ** 0.5 + 1) * unit_roundoff(dtype) * self.reach
 
 
-def prepared(op: Operator, *, form: bool = True) -> tuple[Subject, Tensor]:
-    """The operator with extreme entries brought near 1, and the powers of two (N,) that were taken out."""
-    matrix, norm = _measured(op, form)
-    size = torch.ones_like(norm)
+def prepared(op: Operator, *, form: bool = True, slack: float = 0.0) -> tuple[Subject, Tensor]:
+    """The operator with extreme entries brought near 1, and the powers of two (N,) that were taken out.
+
+    ||M||_F is exact to float64's rounding, or, where that is much cheaper, at least to a relative `slack`.
+    """
+    subject = _measured(op, form, slack)
+    norm = subject.norm
     extreme = ~((norm > 1e-12) & (norm < 1e12))
-    if bool(extreme.any()):
-        power = torch.exp2(op.exponent().expand(op.batch_shape).double()).cpu()
-        size = torch.where(extreme & power.isfinite() & (power > 0), power, 1.0)
-        op = op.scaled(1 / size)
-        matrix, norm = _measured(op, form)
-    good = norm > 0  # False for NaN as well
+    if not bool(extreme.any()):
+        return subject, torch.ones_like(norm)
+    power = torch.exp2(op.exponent().expand(op.batch_shape).double()).cpu()
+    size = torch.where(extreme & power.isfinite() & (power > 0), power, 1.0)
+    return _measured(op.scaled(1 / size), form, slack), size
+
+
+def _measured(op: Operator, form: bool, slack: float) -> Subject:
+    form = form and not isinstance(op, Dense) and prod(op.shape[-2:]) <= FORMED
+    if form and slack and op.terms > MANY and op.dtype == torch.float32 and max(op.shape[-2:]) >= op.terms:
+        rough = _formed(op, torch.float32)
+        if bool((rough.error <= slack).all()):  # False for NaN as well
+            return rough
+    if form:
+        return _formed(op, torch.float64)
+    return _subject(op, op, frobenius_squared(op), torch.float64)
+
+
+def _formed(op: Operator, dtype: torch.dtype) -> Subject:
+    matrix, square = formed(op, op.dtype, within=dtype)
+    return _subject(op, matrix, square, dtype)
+
+
+def _subject(op: Operator, matrix: Operator, square: Tensor, dtype: torch.dtype) -> Subject:
+    """dtype: what the entries of `matrix`, and those whose squares were added, were computed in."""
+    norm = square.sqrt().cpu()
     magnitude = norm if isinstance(op, Dense) else op.magnitude().expand(op.batch_shape).cpu()
-    magnitude = torch.where(good, magnitude, 1.0)
-    error = formation_error(op) * magnitude / norm + gamma(2 * prod(op.shape[-2:]))
-    return Subject(op, norm, magnitude, error, matrix), size
-
-
-def _measured(op: Operator, form: bool) -> tuple[Operator, Tensor]:
-    if form and not isinstance(op, Dense) and prod(op.shape[-2:]) <= FORMED:
-        matrix: Operator
-        matrix, square = formed(op, op.dtype)
-    else:
-        matrix, square = op, frobenius_squared(op)
-    return matrix, square.sqrt().cpu()
+    magnitude = torch.where(norm > 0, magnitude, 1.0)  # also where it is NaN
+    error = formation_error(op, dtype) * magnitude / norm + gamma(2 * prod(op.shape[-2:]))
+    whole = isinstance(matrix, Dense) and dtype == torch.float64
+    return Subject(op, norm, magnitude, error, matrix, norm if whole else magnitude)

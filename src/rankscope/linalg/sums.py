@@ -26,6 +26,10 @@ class Sum(Operator):
         return self.left.leaves + self.right.leaves
 
     @property
+    def terms(self) -> int:
+        return self.left.terms + self.right.terms
+
+    @property
     def mT(self) -> Sum:
         return Sum(self.left.mT, self.right.mT)
 
