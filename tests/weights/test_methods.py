@@ -47,7 +47,6 @@ METHODS: dict[str, tuple[str, type[peft.PeftConfig], dict[str, Any]]] = {
     "delora": ("llama", peft.DeloraConfig, {**QU, "r": 4}),
     "gralora": ("llama", peft.GraloraConfig, {**QU, "r": 4, "gralora_k": 2}),
     "road": ("llama", peft.RoadConfig, {**QU, "group_size": 8}),
-    "adamss": ("llama", peft.AdamssConfig, {**QU, "r": 4}),
     "frod": ("llama", peft.FrodConfig, {**QU}),
     "pvera": ("llama", peft.PveraConfig, {**QU, "r": 4}),
     "glora": ("llama", peft.GloraConfig, {**QU, "r": 4}),

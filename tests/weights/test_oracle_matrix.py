@@ -155,6 +155,18 @@ def test_a_tied_head_is_added_to_the_input_embeddings(make_case: Callable[..., C
     assert "W is transformer.wte.weight, which the layer is tied to" in rows["W+dW"].note
 
 
+def test_torchs_own_attention(make_case: Callable[..., Case]) -> None:
+    """q, k and v are one parameter; the output projection is nested inside, and PEFT 0.21 merges it twice."""
+    case = make_case("attention", target_modules=["attn"], r=4, lora_alpha=6)
+    rows = {(row.layer, row.matrix): row for row in measure(case.adapter, base=case.base, rtol=1e-7).rows}
+    assert len(rows) == 6
+    for layer, name, merges in (("attn", "attn.in_proj_weight", 1), ("attn.out_proj", "attn.out_proj", 2)):
+        W, dW = case.dense(name, "W"), case.dense(name, "dW") / merges
+        assert rows[layer, "dW"].frobenius_norm == pytest.approx(float(dW.norm()), rel=1e-6)
+        for matrix, dense in {"W": W, "dW": dW, "W+dW": W + dW}.items():
+            assert rows[layer, matrix].stable_rank == pytest.approx(stable_rank(dense), rel=1e-6)
+
+
 def test_replicated_layers_share_one_W(tmp_path: Path) -> None:
     """PEFT can't merge them apart: the oracle is its own dW of each layer, added to the layer they came from."""
     torch.manual_seed(0)

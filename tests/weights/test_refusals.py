@@ -362,6 +362,28 @@ def test_a_factor_of_a_wrong_dtype_is_not_read_as_numbers(
     assert f"{factor} is stored as" in table.skipped[0].why
 
 
+@pytest.mark.parametrize("shape", [(), (4,), (0, 5), (4, 0)])
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
+def test_a_factor_that_is_no_matrix(tmp_path: Path, factor: str, shape: tuple[int, ...]) -> None:
+    folder = write_adapter(tmp_path / "a", pair() | {f"{PREFIX}.{factor}.weight": torch.ones(shape)})
+    assert "expected B (m, r) and A (r, n) for encoder.layer.0.query" in refusal(folder)
+    loose = {f"x.{name.rsplit('.', 2)[1]}": tensor for name, tensor in pair().items()} | {
+        f"x.{factor}": torch.ones(shape)
+    }
+    save_file(loose, tmp_path / "lora.safetensors")
+    try:
+        assert measure(tmp_path / "lora.safetensors").rows == ()
+    except ValueError as error:
+        assert "expected B (m, r) and A (r, n)" in str(error)  # noqa: PT017 - skipped by name or refused, never read
+
+
+def test_magnitudes_that_do_not_fit(tmp_path: Path) -> None:
+    folder = write_adapter(
+        tmp_path / "a", pair() | {f"{PREFIX}.lora_magnitude_vector": torch.ones(7)}, use_dora=True
+    )
+    assert "expected one DoRA magnitude for each of the 6 rows of B; found 7" in refusal(folder)
+
+
 def test_a_setting_twice(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "adapter", pair())
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "r": 8}')

@@ -89,13 +89,25 @@ class Convolutions(nn.Module):
         save_file(self.state_dict(), folder / "model.safetensors")
 
 
+class Attention(nn.Module):
+    """torch's own, whose three projections are one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(24, 4)
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir()
+        save_file(self.state_dict(), folder / "model.safetensors")
+
+
 EXPERTS: dict[str, Any] = {
     "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }  # fmt: skip
 MODELS = {
     "roberta": roberta, "gpt2": gpt2, "llama": llama, "t5": t5, "resnet": resnet, "mixtral": mixtral,
-    "gpt-oss": gpt_oss, "tied-gpt2": tied_gpt2, "convolutions": Convolutions,
+    "gpt-oss": gpt_oss, "tied-gpt2": tied_gpt2, "convolutions": Convolutions, "attention": Attention,
 }  # fmt: skip
 
 

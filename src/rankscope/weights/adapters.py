@@ -24,7 +24,7 @@ from rankscope.weights.hub import Place
 from rankscope.weights.lora_config import LoraConfig, lora_config, not_low_rank
 from rankscope.weights.matrix import Reading, Skipped
 from rankscope.weights.merged import NO_DIFFERENCE, adapted_layers, merged_matrices
-from rankscope.weights.pretrained import Pretrained, original_layer
+from rankscope.weights.pretrained import NESTED, Pretrained, original_layer
 from rankscope.weights.saved import saved_matrices
 from rankscope.weights.tensors import READABLE, Tensors, open_tensors
 
@@ -183,7 +183,7 @@ def _site_matrices(adapter: Adapter, layer: str, base: Pretrained | None) -> Rea
     weight, note = _weight(adapter, layer, base)
     magnitude = site.get("lora_magnitude_vector")
     factors = Factors(
-        layer,
+        layer.replace(NESTED, ""),
         B=B,
         A=A,
         scale=config.scale_of(layer, A.shape[0]),
@@ -229,10 +229,15 @@ def _beyond_lora(site: dict[str, str], pair: tuple[str, str]) -> str | None:
 def _unlike_matrix(adapter: Adapter, layer: str, B: str, A: str) -> str | None:
     """Why the factors don't make one matrix B A; None where they do."""
     site, headers = adapter.sites[layer], adapter.tensors.headers
-    for part in (B, A):
+    parts = (B, A, *(part for part in site if part == "lora_magnitude_vector"))
+    for part in parts:
         if (dtype := headers[site[part]].dtype) not in READABLE:
             return f"{part} is stored as {str(dtype).removeprefix('torch.')}, not as a floating-point matrix"
     b, a = headers[site[B]].shape, headers[site[A]].shape
+    if len(a) < 2 or len(b) < 2 or 0 in (*a, *b):
+        raise ValueError(
+            f"{adapter.tensors.where}: expected B (m, r) and A (r, n) for {layer}; found B {b} and A {a}."
+        )
     if len(a) > 2 and len(b) > 1 and b[1] != a[0] and a[0] % b[1] == 0:
         return f"a convolution in {a[0] // b[1]} groups: its update is not one B A"
     return None

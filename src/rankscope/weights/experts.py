@@ -14,9 +14,7 @@ from torch import Tensor
 from rankscope.weights.factors import Factors, factor_matrices
 from rankscope.weights.lora_config import LoraConfig
 from rankscope.weights.matrix import Reading, Skipped
-from rankscope.weights.pretrained import Pretrained
-
-NESTED = ".base_layer"
+from rankscope.weights.pretrained import NESTED, Pretrained
 
 
 def targeted_parameter(targets: Collection[str], sites: Collection[str], layer: str) -> str | None:

@@ -32,6 +32,13 @@ class Factors:
     magnitude: Tensor | None = None
     note: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.magnitude is not None and self.magnitude.numel() != self.B.shape[0]:
+            raise ValueError(
+                f"{self.layer}: expected one DoRA magnitude for each of the {self.B.shape[0]} rows of B; "
+                f"found {self.magnitude.numel()}."
+            )
+
     @property
     def shape(self) -> tuple[int, int]:
         """dW's shape, as the base stores it."""

@@ -145,7 +145,7 @@ def _site_matrices(
 def _factors(tensors: Tensors, layer: str, site: Mapping[str, str]) -> tuple[Tensor, Tensor]:
     """B (m, r) and A (r, n)."""
     B, A = tensors.read(site["B"]), tensors.read(site["A"])
-    fits = B.ndim >= 2 and A.ndim >= 2 and B.shape[1] == A.shape[0] and B[0, 0].numel() == 1
+    fits = B.ndim >= 2 and A.ndim >= 2 and B.shape[1] == A.shape[0] and B.shape[2:].numel() == 1
     if "lora_mid" in site:
         M = tensors.read(site["lora_mid"])
         fits = (
@@ -153,11 +153,11 @@ def _factors(tensors: Tensors, layer: str, site: Mapping[str, str]) -> tuple[Ten
             and M.ndim > 2
             and M.shape[0] == B.shape[1]
             and M.shape[1] == A.shape[0]
-            and A[0, 0].numel() == 1
+            and A.shape[2:].numel() == 1
         )
         if fits:
             A = torch.einsum("pqk,qi->pik", M.double().flatten(2), A.double().flatten(1))  # (r, in, k k)
-    if not fits:
+    if not fits or 0 in (*B.shape, *A.shape):
         shapes = ", ".join(
             f"{part} {tensors.headers[name].shape}" for part, name in site.items() if part != "alpha"
         )

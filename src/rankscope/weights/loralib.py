@@ -51,7 +51,7 @@ def _site_matrices(tensors: Tensors, layer: str, base: Pretrained | None, alpha:
     if len(a) != 2 or len(b) != 2 or any(header.dtype not in READABLE for header in headers):
         yield Skipped(layer, f"lora_A {a} and lora_B {b} are not two floating-point matrices")
         return
-    if b[1] < 1 or a[0] % b[1] or b[0] % (a[0] // b[1]):
+    if 0 in (*a, *b) or a[0] % b[1] or b[0] % (a[0] // b[1]):
         raise ValueError(
             f"{tensors.where}: expected B (m, r) and A (r, n) with one r for {layer}; found B {b} and A {a}."
         )

@@ -33,6 +33,7 @@ FUSED = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": 
 # Where a model ties them, a checkpoint holds only one of the two.
 OUTPUT_EMBEDDINGS = ("lm_head", "embed_out", "lm_head.decoder", "predictions.decoder")
 INPUT_EMBEDDINGS = re.compile(r"(.*\.)?(embed_tokens|wte|shared|word_embeddings|embed_in)\.weight")
+NESTED = ".base_layer"  # where PEFT wraps a part of a layer that it wraps, too
 EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 
 
@@ -55,10 +56,11 @@ class Pretrained:
         An adapter on ``transformer.h.0.attn.c_attn`` belongs to ``h.0.attn.c_attn.weight`` of a checkpoint
         that was saved without the head, and the other way round.
         """
+        layer = layer.replace(NESTED, "")
         parts = layer.split(".")
         for dropped in range(min(2, len(parts) - 1) + 1):
             ending = ".".join(parts[dropped:])
-            for name in (f"{ending}.weight", ending, f"{ending}.0.weight"):
+            for name in (f"{ending}.weight", ending, f"{ending}.0.weight", f"{ending}.in_proj_weight"):
                 if name in self.tensors:
                     return name
         return self.endings.get(f"{layer}.weight") or self.endings.get(layer) or self.tied_to(layer)
