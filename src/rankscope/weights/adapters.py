@@ -16,20 +16,16 @@ from typing import Any
 
 from torch import Tensor
 
-from rankscope.weights.checkpoints import read_json
 from rankscope.weights.difference import natural, not_chosen
 from rankscope.weights.experts import expert_matrices, targeted_parameter
 from rankscope.weights.factors import Factors, factor_matrices
-from rankscope.weights.hub import Place
-from rankscope.weights.lora_config import LoraConfig, lora_config, not_low_rank
+from rankscope.weights.lora_config import LoraConfig, lora_config
 from rankscope.weights.matrix import Reading, Skipped
-from rankscope.weights.merged import NO_DIFFERENCE, adapted_layers, merged_matrices
+from rankscope.weights.merged import merged_matrices
 from rankscope.weights.pretrained import NESTED, Pretrained, original_layer
 from rankscope.weights.saved import saved_matrices
-from rankscope.weights.tensors import READABLE, Tensors, open_tensors
+from rankscope.weights.tensors import READABLE, Tensors
 
-CONFIG = "adapter_config.json"
-FILES = ("adapter_model.safetensors", "adapter_model.bin")
 # The adapter's name stands between part and suffix in a file that PEFT's own save_pretrained did not write.
 PART = re.compile(
     r"(?P<layer>.+?)\.(?P<part>lora_\w+)(\.(?!weight$|bias$)[^.]+)?(?P<bias>\.bias)?(\.weight)?"
@@ -48,85 +44,15 @@ class Adapter:
     others: dict[str, str]  # name in the base -> tensor name
 
 
-@dataclass(frozen=True)
-class Stored:
-    """What a folder or repository holds of an adapter of any method."""
+def open_adapter(path: Path, content: Mapping[str, Any], tensors: Tensors) -> Adapter:
+    """A LoRA adapter, its tensors sorted by layer; ``content`` is that of adapter_config.json at ``path``.
 
-    path: Path
-    content: Mapping[str, Any]
-    tensors: Tensors
-    neighbours: tuple[str, ...]  # folders inside with adapters of their own
-
-    @property
-    def base_model(self) -> str:
-        """The base as its configuration names it, quoted for a shell."""
-        name = self.content.get("base_model_name_or_path")
-        return shlex.quote(name) if isinstance(name, str) and name else "MODEL"
-
-    def revision_of(self, base: str | Path) -> str | None:
-        """The revision of ``base`` that the adapter was trained on, as its configuration says."""
-        revision = self.content.get("revision")
-        same = str(base) == self.content.get("base_model_name_or_path")
-        return revision if same and isinstance(revision, str) and revision else None
-
-
-def find_adapter(where: Place) -> Stored | None:
-    """The adapter in a folder or repository; None where there is no adapter_config.json."""
-    path = where.find(CONFIG)
-    if path is None:
-        return None
-    content = read_json(path)
-    files = [found for name in FILES if (found := where.find(name)) is not None]
-    if not files:
-        raise ValueError(
-            f"{where.source}: expected {' or '.join(FILES)} beside {CONFIG}; found {where.names()}."
-        )
-    return Stored(path, content, open_tensors(files[0]), tuple(where.folders_with(CONFIG)))
-
-
-def stored_matrices(
-    stored: Stored, source: str, base: Pretrained | None, chosen: re.Pattern[str] | None
-) -> Reading:
-    """The matrices of an adapter of any method. ``ValueError``, one line, where it can't be measured."""
-    peft_type = stored.content.get("peft_type")
-    if peft_type == "LORA":
-        yield from adapter_matrices(open_adapter(stored), base, chosen)
-    else:
-        kind = str(peft_type)
-        if kind in NO_DIFFERENCE or not _known_to_peft(kind):
-            why = NO_DIFFERENCE.get(kind, "no method that PEFT knows")
-            raise not_low_rank(source, peft_type, f": {why}.")
-        if base is None:
-            give = f"rankscope measure {shlex.quote(source)} --base {stored.base_model}"
-            raise not_low_rank(
-                source, peft_type, f". With its base the true W' - W can be measured, so type: {give}"
-            )
-        layers, others = adapted_layers(stored.tensors, base)
-        if layers.keys() == {""}:
-            near = next(iter(stored.tensors), "no tensor")
-            raise ValueError(
-                f"{source}: expected layers of {base.tensors.where}; found {near}: another model?"
-            )
-        yield from merged_matrices(stored.content, stored.tensors, layers, base, chosen)
-        for name in layers[""]:
-            yield Skipped(name, "shared by all layers, and part of each W' - W")
-        yield from saved_matrices(stored.tensors, others, base, chosen)
-    for name in stored.neighbours:
-        yield Skipped(name, f"another adapter in this folder: type --subfolder {shlex.quote(name)}")
-
-
-def _known_to_peft(peft_type: str) -> bool:
-    from peft import PeftType
-
-    return peft_type in PeftType.__members__
-
-
-def open_adapter(stored: Stored) -> Adapter:
-    """A LoRA adapter, its tensors sorted by layer. ``ValueError``, one line, where it is malformed."""
-    adapter = sort_parts(stored.tensors, stored.content, lora_config(stored.path, stored.content))
+    Raises ``ValueError``, one line, where it is malformed.
+    """
+    adapter = sort_parts(tensors, content, lora_config(path, content))
     if not adapter.sites:
         raise ValueError(
-            f"{stored.tensors.where}: expected LoRA tensors (....lora_A.weight, ....lora_B.weight); found none."
+            f"{tensors.where}: expected LoRA tensors (....lora_A.weight, ....lora_B.weight); found none."
         )
     return adapter
 
