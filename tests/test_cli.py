@@ -62,7 +62,7 @@ def test_plan_run_status_analyze_report(typed: Typed, study: Path, tmp_path: Pat
     status, out, _ = typed("plan", study)
     assert status == 0
     assert "8 of 8 trials to train" in out
-    status, out, _ = typed("run", study, "--store", store)
+    status, out, _ = typed("run", study, "--store", store, "--workers", 1)
     assert (status, out.splitlines()[0]) == (0, "8 of 8 trials done")
     assert typed("status", store)[:2] == (0, "8 of 8 trials done\n")
     assert "0 of 8 trials to train" in typed("plan", study, "--store", store)[1]
@@ -83,7 +83,7 @@ def test_plan_run_status_analyze_report(typed: Typed, study: Path, tmp_path: Pat
 def test_measure_prints_the_contract(
     typed: Typed, study: Path, tmp_path: Path, tiny_models: dict[str, str]
 ) -> None:
-    typed("run", study, "--store", tmp_path / "store")
+    typed("run", study, "--store", tmp_path / "store", "--workers", 1)
     trials = Store(tmp_path / "store").trials()
     trial = trials.loc[trials["rank"] == 2, "trial"].iloc[0]
     adapter = tmp_path / "store" / "trials" / trial / "last"
@@ -139,7 +139,7 @@ def test_wrong_data_is_one_line(
 
 
 def check_refused(typed: Typed, study: Path, store: Path, says: str) -> None:
-    status, out, err = typed("run", study, "--store", store)
+    status, out, err = typed("run", study, "--store", store, "--workers", 1)
     assert status == 2
     assert out == ""
     assert says in err
@@ -160,9 +160,9 @@ def test_an_unwritable_store_is_one_line(typed: Typed, study: Path, tmp_path: Pa
 
 
 def test_a_store_of_another_study_is_one_line(typed: Typed, study: Path, tmp_path: Path) -> None:
-    typed("run", study, "--store", tmp_path / "store")
+    typed("run", study, "--store", tmp_path / "store", "--workers", 1)
     study.write_text(study.read_text().replace('"tiny"', '"other"'))
-    status, _, err = typed("run", study, "--store", tmp_path / "store")
+    status, _, err = typed("run", study, "--store", tmp_path / "store", "--workers", 1)
     assert status == 2
     assert "holds study 'tiny'; found study 'other'" in err
 
@@ -181,7 +181,7 @@ def test_a_failed_trial_is_status_3_and_named(
         raise RuntimeError("no luck")
 
     monkeypatch.setattr("rankscope.sweep.train_pack", broken)
-    status, out, _ = typed("run", study, "--store", tmp_path / "store")
+    status, out, _ = typed("run", study, "--store", tmp_path / "store", "--workers", 1)
     assert status == 3
     assert "0 of 8 trials done, 8 failed" in out
     status, out, _ = typed("status", tmp_path / "store")
@@ -196,27 +196,33 @@ def test_stopped_by_a_signal_and_started_again(study: Path, tmp_path: Path, how:
     study.write_text(study.read_text().replace("steps = 8", "steps = 300"))
     command = [sys.executable, "-m", "rankscope.cli", "run", str(study), "--store", str(tmp_path / "store")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def test_stopped_by_ctrl_c_and_started_again(typed: Typed, study: Path, tmp_path: Path) -> None:
+    """A driver with two workers, stopped while they train: what had finished stays, the rest is trained once."""
+    study.write_text(study.read_text().replace("steps = 8", "steps = 120"))
+    store = tmp_path / "store"
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "rankscope.cli", "run", study, "--store", store, "--workers", "2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: (
             signal.signal(signal.SIGINT, signal.SIG_DFL) and None
         ),  # a shell's background job ignores it
     )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("store/trials/*/done.json")) and time.monotonic() < deadline:
+    while not list(store.glob("trials/*/done.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(how)
+    process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("store/trials/*/done.json")}
+    assert process.returncode == 130
+    assert "Type the same command to go on" in err
+    assert "Traceback" not in err
+    ledger = Store(store).ledger
+    ledger.refresh()
+    assert not ledger.live  # workers have let go
+    finished = {path: path.stat().st_mtime_ns for path in store.glob("trials/*/done.json")}
     assert 0 < len(finished) < 8
-    if how == signal.SIGINT:
-        assert process.returncode == 130
-        assert "Type the same command to go on" in err
-        assert "Traceback" not in err
-    again = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    assert again.stdout.startswith("8 of 8 trials done")
+    assert typed("run", study, "--store", store, "--workers", 1)[1].startswith("8 of 8 trials done")
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert not list((store / "work").iterdir())

@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": set(),
     "compare": {"study", "weights", "linalg", "analysis"},
     "sweep": {"study", "train", "lab", "compare", "progress"},
+    "worker": {"study", "sweep"},
     "forecast": {"study", "sweep", "overview"},
     "overview": {"study"},
     "findings": {"study", "analysis", "report"},

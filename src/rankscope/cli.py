@@ -97,12 +97,26 @@ def parser() -> argparse.ArgumentParser:
 
     plan = command("plan", _plan, "trials, packs, what is done already, FLOPs, memory and time it will take")
     plan.add_argument("study", metavar="STUDY", help='a TOML file, or a built-in study: "lab" or "paper"')
-    plan.add_argument("--store", metavar="DIR", help="count what this store has already")
+    plan.add_argument(
+        "--store", metavar="DIR", help="count what this store has already, at the rate it reached"
+    )
+    plan.add_argument("--device", metavar="NAME", help="for a GPU that isn't here, such as a100 or h200")
+    plan.add_argument("--gpus", type=int, metavar="N", help="how many of them (1)")
 
     run = command("run", _run, "train what is missing; safe to stop and start again")
     run.add_argument("study", metavar="STUDY", help='a TOML file, or a built-in study: "lab" or "paper"')
     run.add_argument(
         "--store", required=True, metavar="DIR", help="the folder of results; made if it isn't there"
+    )
+    run.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes on this machine, or workers on the cluster; default: one per GPU, or one per core",
+    )
+    run.add_argument("--ray", metavar="ADDRESS", help='workers on a Ray cluster; "auto": the one at hand')
+    run.add_argument(
+        "--retry-failed", action="store_true", help="try failed trials again, as if they had not been"
     )
 
     status = command("status", _status, "done, running, failed and why, time left")
@@ -132,16 +146,18 @@ def _demo(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from rankscope.study.plan import Study
 
-    status = _train(Study.load(options.study), options.store)
+    study = Study.load(options.study)
+    how = {"workers": options.workers, "ray": options.ray, "retry_failed": options.retry_failed}
+    status = _train(study, options.store, **how)
     print(f"next: rankscope report {options.store}")
     return status
 
 
-def _train(study: Any, path: str) -> int:
+def _train(study: Any, path: str, *, workers: int | None = None, **how: Any) -> int:
     from rankscope.overview import overview
     from rankscope.sweep import run
 
-    seen = overview(run(study, path))
+    seen = overview(run(study, path, workers=workers, **how))
     print(seen.line())
     return 3 if seen.failed else 0
 
@@ -192,7 +208,12 @@ def _plan(options: argparse.Namespace) -> int:
     from rankscope.study.plan import Study
     from rankscope.sweep import Inputs
 
-    print(forecast(Inputs(Study.load(options.study), quiet=False), options.store))
+    if options.gpus is not None and (options.device is None or options.gpus < 1):
+        raise ValueError(
+            f"--gpus {options.gpus}: expected a number from 1, with --device; plan --device h200 --gpus 8"
+        )
+    inputs = Inputs(Study.load(options.study), quiet=False)
+    print(forecast(inputs, options.store, gpus=options.gpus, device=options.device))
     return 0
 
 

@@ -68,7 +68,7 @@ def compare(
 
 def updates(store: Store, trial_id: str, *, base: str) -> tuple[dict[str, Update], dict[str, Tensor]]:
     """dW of each adapted site, from the trial's best weights; and W (m, n) float64 beside it."""
-    folder = store.folder(trial_id)
+    folder = store.folder(trial_id, weights=True)
     sites = "|".join(map(re.escape, Trial(**folder.trial()).target_modules))
     found: dict[str, Update] = {}
     weights: dict[str, Tensor] = {}

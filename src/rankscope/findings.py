@@ -15,7 +15,7 @@ def frames(store: Store) -> Frames:
     """The store's four tables. ``ValueError`` when no trial has finished yet."""
     trials = store.trials()
     if trials.empty:
-        raise ValueError(f"{store.path}: expected finished trials; found none. rankscope status {store.path}")
+        raise ValueError(f"{store}: expected finished trials; found none. rankscope status {store}")
     return Frames(
         trials=trials, metrics=store.metrics(), spectra=store.spectra(), comparison=store.comparison()
     )

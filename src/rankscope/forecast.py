@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,73 +13,168 @@ from rich.console import Console
 from rich.table import Table
 
 from rankscope.overview import duration
-from rankscope.study.cost import memory, operations
+from rankscope.study.cost import Rows, Shape, memory, operations
+from rankscope.study.devices import Device, device_named
 from rankscope.study.execution import missing
 from rankscope.study.plan import Trial, packs
 from rankscope.study.store import Store
-from rankscope.sweep import PACK_SIZE, Inputs
+from rankscope.sweep import PACK_SIZE, Inputs, slots
 
 _SHARE = 0.35  # of the matrix-product rate that training reaches; measured on the lab study (docs/log.md)
+_SHARE_OF_PEAK = 0.25  # of a GPU's data sheet: an assumption, until a store holds trials of such a GPU
+_SAMPLE = 200  # finished trials that a measured rate is taken from
 
 
-def forecast(inputs: Inputs, store: str | Path | None) -> str:
-    """A table, one line per model, task and method, and the sums below it."""
-    opened = Store(store) if store is not None and (Path(store) / "store.json").is_file() else None
+def forecast(
+    inputs: Inputs, store: str | Path | None, *, gpus: int | None = None, device: str | None = None
+) -> str:
+    """A table, one line per model, task and method, and the sums below it.
+
+    For this machine, or for ``gpus`` (default 1) of the ``device`` named. ``ValueError`` for a device that isn't known.
+    """
+    named = None if device is None else device_named(device)
+    opened = _opened(store)
     todo = {trial.id for trial in missing(opened, inputs.trials)}
-    rate, source = _rate(inputs, opened)
-    table = Table(
-        "model",
-        "task",
-        "method",
-        "trials",
-        "done",
-        "packs",
-        "steps each",
-        "tokens a row",
-        "TFLOP",
-        "MB a pack",
-        "time",
-    )
-    total = 0.0
-    for (model, task, method), members in _grouped(inputs.trials).items():
-        rest = [trial for trial in members if trial.id in todo]
-        groups = packs(rest or members, size=PACK_SIZE)
-        shape, rows = inputs.shape(members[0]), inputs.rows(members[0])
-        flops = sum(operations(trial, shape, rows) for trial in rest)
-        largest = max(sum(memory(trial, shape, rows) for trial in pack) for pack in groups) + 4 * shape.all
-        total += flops
-        table.add_row(
-            model, task, method, str(len(members)), str(len(members) - len(rest)), str(len(groups) if rest else 0),
-            str(inputs.steps(members[0])), f"{rows.tokens:.1f}", f"{flops / 1e12:.4g}", f"{largest / 1e6:.0f}",
-            duration(flops / rate),
-        )  # fmt: skip
+    groups = [Group(inputs, trials, todo) for trials in _grouped(inputs.trials)]
+    workers, rate, source = _rate(groups, opened, inputs.device, named, gpus)
     console = Console(width=130)
     with console.capture() as printed:
-        console.print(table)
-    return (
-        f"{printed.get()}{len(todo)} of {len(inputs.trials)} trials to train: {total / 1e12:.4g} TFLOP, "
-        f"about {duration(total / rate)} on this machine ({source})"
-    )
+        console.print(_table(groups, rate / workers, named))
+    flops = sum(group.flops for group in groups)
+    each = [group.flops / max(1, group.packs) for group in groups for _ in range(group.packs)]
+    wall = _wall(each, workers) / (rate / workers)
+    lines = [
+        f"{len(todo)} of {len(inputs.trials)} trials to train: {flops / 1e12:.4g} TFLOP, "
+        f"{sum(group.packs for group in groups)} packs",
+        f"about {duration(wall)} on {_place(workers, named, inputs.device)}"
+        + (
+            f", {flops / rate * workers / 3600:.3g} GPU-hours"
+            if named or inputs.device.type == "cuda"
+            else ""
+        )
+        + f" ({source})",
+    ]
+    too_large = [group for group in groups if named and group.largest > 0.9 * named.memory]
+    if named and too_large:
+        lines.append(
+            f"packs of {too_large[0].what} need {too_large[0].largest / 1e9:.3g} GB, more than 90 % of a "
+            f"{named.name}: they are split there, which takes longer"
+        )
+    return printed.get() + "\n".join(lines)
 
 
-def _grouped(trials: Sequence[Trial]) -> dict[tuple[str, str, str], list[Trial]]:
+@dataclass
+class Group:
+    """The trials of one model, task and method."""
+
+    inputs: Inputs
+    trials: list[Trial]
+    todo: set[str]
+
+    def __post_init__(self) -> None:
+        first = self.trials[0]
+        self.what = f"{first.model}, {first.task}, {first.method}"
+        self.shape: Shape = self.inputs.shape(first)
+        self.rows: Rows = self.inputs.rows(first)
+        self.rest = [trial for trial in self.trials if trial.id in self.todo]
+        together = packs(self.rest or self.trials, size=PACK_SIZE)
+        self.packs = len(together) if self.rest else 0
+        self.flops = sum(self.operations(trial) for trial in self.rest)
+        bytes_of = {trial.id: memory(trial, self.shape, self.rows) for pack in together for trial in pack}
+        self.largest = max(sum(bytes_of[t.id] for t in pack) for pack in together) + 4 * self.shape.all
+
+    def operations(self, trial: Trial) -> float:
+        return operations(trial, self.shape, self.rows)
+
+
+def _table(groups: Iterable[Group], rate: float, device: Device | None) -> Table:
+    columns = ("model", "task", "method", "trials", "done", "packs", "steps each", "tokens a row", "TFLOP")
+    hours = "GPU-hours" if device else "worker time"
+    table = Table(*columns, "MB a pack", hours)
+    for group in groups:
+        first, seconds = group.trials[0], group.flops / rate
+        table.add_row(
+            first.model, first.task, first.method, str(len(group.trials)), str(len(group.trials) - len(group.rest)),
+            str(group.packs), str(group.inputs.steps(first)), f"{group.rows.tokens:.1f}", f"{group.flops / 1e12:.4g}",
+            f"{group.largest / 1e6:.0f}", f"{seconds / 3600:.3g}" if device else duration(seconds),
+        )  # fmt: skip
+    return table
+
+
+def _grouped(trials: Sequence[Trial]) -> list[list[Trial]]:
     groups: dict[tuple[str, str, str], list[Trial]] = {}
     for trial in trials:
         groups.setdefault((trial.model, trial.task, trial.method), []).append(trial)
-    return groups
+    return list(groups.values())
 
 
-def _rate(inputs: Inputs, store: Store | None) -> tuple[float, str]:
-    """Operations a second: what this store's finished trials reached, or a share of a measured matrix product."""
-    if store is not None and store.done():
-        seconds = store.trials().set_index("trial")["seconds"]
-        finished = [trial for trial in inputs.trials if trial.id in seconds.index]
-        if finished:
-            done = sum(operations(t, inputs.shape(t), inputs.rows(t)) for t in finished)
-            rate = done / float(seconds[[t.id for t in finished]].sum())
-            return rate, f"{rate / 1e9:.3g} GFLOP/s, as the store's {len(finished)} finished trials"
-    peak = matrix_rate(inputs.device)
-    return _SHARE * peak, f"{_SHARE:.0%} of {peak / 1e9:.3g} GFLOP/s, the matrix product measured now"
+def _wall(packs: Sequence[float], workers: int) -> float:
+    """When the last of the workers is ready, each taking the largest pack that is left."""
+    ready = [0.0] * workers
+    for pack in sorted(packs, reverse=True):
+        heapq.heapreplace(ready, ready[0] + pack)
+    return max(ready)
+
+
+def _rate(
+    groups: Sequence[Group], store: Store | None, here: torch.device, device: Device | None, gpus: int | None
+) -> tuple[int, float, str]:
+    """Workers, operations a second of them all, and where that number comes from: what this store's finished trials
+    reached on such a device, or a share of what the device can do at most."""
+    gpu = device.name if device else torch.cuda.get_device_name() if here.type == "cuda" else None
+    workers = (gpus or 1) if device else slots()
+    found = _measured(groups, store, gpu)
+    if found is not None:
+        rate, count = found
+        return workers, rate * workers, f"{_flops(rate)} a worker, as {count} of the store's finished trials"
+    if device is not None:
+        rate = _SHARE_OF_PEAK * device.peak
+        return workers, rate * workers, f"assuming {_SHARE_OF_PEAK:.0%} of {_flops(device.peak)} each"
+    peak = matrix_rate(here) * (workers if here.type == "cuda" else 1)
+    return workers, _SHARE * peak, f"{_SHARE:.0%} of {_flops(peak)}, the matrix product measured now"
+
+
+def _measured(groups: Sequence[Group], store: Store | None, gpu: str | None) -> tuple[float, int] | None:
+    """Operations a second of one worker, over a sample of the finished trials that ran on such a device."""
+    if store is None:
+        return None
+    seconds = store.trials().set_index("trial")["seconds"]
+    finished = [(group, t) for group in groups for t in group.trials if t.id in seconds.index]
+    sample = finished[:: max(1, len(finished) // _SAMPLE)]
+    store.done_ids("trial.json")
+    there = [
+        (group, trial)
+        for group, trial in sample
+        if _same_device(store.folder(trial.id).machine().get("gpu"), gpu)
+    ]
+    if not there:
+        return None
+    done = sum(group.operations(trial) for group, trial in there)
+    return done / float(seconds[[trial.id for _, trial in there]].sum()), len(there)
+
+
+def _same_device(trained_on: str | None, wanted: str | None) -> bool:
+    if trained_on is None or wanted is None:
+        return trained_on is wanted
+    return wanted.lower() in trained_on.lower().replace(" ", "") or wanted == trained_on
+
+
+def _place(workers: int, device: Device | None, here: torch.device) -> str:
+    if device is not None:
+        return f"{workers} x {device.name}"
+    return f"this machine, {workers} worker{'s' * (workers > 1)}"
+
+
+def _flops(rate: float) -> str:
+    return f"{rate / 1e12:.3g} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.3g} GFLOP/s"
+
+
+def _opened(store: str | Path | None) -> Store | None:
+    """The store, if it has been begun."""
+    try:
+        return None if store is None else Store(store)
+    except FileNotFoundError:
+        return None
 
 
 def matrix_rate(device: torch.device, *, seconds: float = 0.5) -> float:

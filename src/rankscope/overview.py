@@ -1,11 +1,23 @@
-"""How far a store has come: done, diverged, failed and why, unfinished, and the time that is left."""
+"""How far a store has come: done, diverged, running, failed and why, and the time that is left."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
 
+from rankscope.study.execution import given_up
+from rankscope.study.lease import is_gone, pulse
 from rankscope.study.store import Store
+
+
+@dataclass(frozen=True)
+class Running:
+    """A pack in training, or one whose worker has died and left it."""
+
+    trials: int
+    host: str
+    steps: int  # taken since this worker took the pack up, over its trials
+    interrupted: bool  # known only of workers on this machine
 
 
 @dataclass(frozen=True)
@@ -16,10 +28,14 @@ class Overview:
     planned: int
     done: int
     diverged: int  # among the done: the loss left the numbers, which is a result
-    failed: dict[str, str]  # trial id -> reason
-    running: int  # begun and not finished
-    is_being_written: bool
+    failed: dict[str, str]  # trial id -> reason; not tried again
+    failed_once: int  # will be tried again
+    packs: list[Running]
     seconds_left: float | None
+
+    @property
+    def running(self) -> int:
+        return sum(pack.trials for pack in self.packs if not pack.interrupted)
 
     def line(self) -> str:
         diverged = f" ({self.diverged} of them diverged)" if self.diverged else ""
@@ -31,14 +47,21 @@ class Overview:
     def text(self) -> str:
         """What ``rankscope status`` prints."""
         lines = [self.line()]
-        if self.running:
-            state = "running now" if self.is_being_written else "interrupted: rankscope run trains them again"
-            lines.append(f"{self.running} begun and not finished ({state})")
+        for host, count in Counter(pack.host for pack in self.packs if not pack.interrupted).items():
+            trials = sum(pack.trials for pack in self.packs if pack.host == host and not pack.interrupted)
+            lines.append(f"running: {trials} trials in {count} pack{'s' * (count > 1)} on {host}")
+        stopped = sum(pack.trials for pack in self.packs if pack.interrupted)
+        if stopped:
+            lines.append(f"interrupted: {stopped} trials; rankscope run goes on with them")
+        if self.failed_once:
+            lines.append(f"failed and to be tried again: {self.failed_once}")
         for reason, count in Counter(self.failed.values()).most_common():
             example = next(trial for trial, why in self.failed.items() if why == reason)
             lines.append(
-                f"failed, {count} trial{'s' * (count > 1)}: {reason}  [{self.store}/trials/{example}]"
+                f"failed, {count} trial{'s' * (count > 1)}: {reason}  [{example}; traceback in {self.store}/log]"
             )
+        if self.failed:
+            lines.append("rankscope run STUDY --store DIR --retry-failed tries them once more")
         if self.seconds_left is not None and self.done < self.planned:
             lines.append(f"about {duration(self.seconds_left)} left, at the rate so far")
         return "\n".join(lines)
@@ -46,23 +69,32 @@ class Overview:
 
 def overview(store: Store) -> Overview:
     """Reads the store as it is now; others may be writing it."""
-    planned = store.planned()
+    ledger, planned = store.ledger, store.planned()
+    ledger.refresh()
     results = store.trials()
     mine = results[results["trial"].isin([trial.id for trial in planned])]
-    missing = [trial for trial in planned if trial.id not in set(mine["trial"])]
-    begun = {folder.path.name: folder for folder in store.folders()}
-    failed = {t.id: why for t in missing if t.id in begun and (why := begun[t.id].failure) is not None}
+    done = set(mine["trial"])
+    missing = [trial for trial in planned if trial.id not in done]
+    retries = store.study.fixed.retries
+    failed = {t.id: why for t in missing if (why := given_up(ledger, t.id, retries=retries)) is not None}
     seconds = mine.groupby(["task", "method"])["seconds"].mean()
-    left = [float(seconds.get((t.task, t.method), mine["seconds"].mean())) for t in missing]
+    left = [
+        float(seconds.get((t.task, t.method), mine["seconds"].mean())) for t in missing if t.id not in failed
+    ]
+    packs = [
+        Running(len(claim.trials), claim.host, pulse(ledger, claim.number)["steps"], bool(is_gone(claim)))
+        for claim in list(ledger.live.values())
+    ]
+    workers = max(1, sum(not pack.interrupted for pack in packs))
     return Overview(
-        store=str(store.path),
+        store=str(store),
         planned=len(planned),
         done=len(mine),
         diverged=int((mine["status"] == "diverged").sum()),
         failed=failed,
-        running=sum(t.id in begun and t.id not in failed for t in missing),
-        is_being_written=store.is_being_written,
-        seconds_left=sum(left) if len(mine) else None,
+        failed_once=sum(t.id in ledger.failures and t.id not in failed for t in missing),
+        packs=packs,
+        seconds_left=sum(left) / workers if len(mine) else None,
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ import transformers
 
 import rankscope
 from rankscope import lab
-from rankscope.compare import compare
 from rankscope.progress import bar
+from rankscope.study.cluster import run_on_ray
 from rankscope.study.cost import Rows, Shape
-from rankscope.study.execution import execute, missing
+from rankscope.study.execution import Outcome, Worker
 from rankscope.study.folder import TrialFolder
+from rankscope.study.lease import pulse
 from rankscope.study.plan import Study, Trial
+from rankscope.study.processes import run_processes, worker_command
 from rankscope.study.store import Store
 from rankscope.study.tasks import task_named
 from rankscope.train.data import Encoded, encode, read_split
@@ -31,25 +35,112 @@ from rankscope.train.model import largest_rank, load_tokenizer, sites, skeleton,
 PACK_SIZE = 8  # measured on two CPU cores: larger packs leave the caches (docs/log.md)
 
 
-def run(study: Study, store: str | Path, *, quiet: bool = False) -> Store:
+def run(
+    study: Study,
+    store: str | Path,
+    *,
+    workers: int | None = 1,
+    ray: str | None = None,
+    retry_failed: bool = False,
+    quiet: bool = False,
+) -> Store:
     """Trains what the store lacks of this study, then compares LoRA with full fine-tuning. Safe to stop and call again.
 
+    One worker trains in this process; several are processes of their own, and None starts as many as this machine
+    trains fastest with. ``ray`` is the address of a Ray cluster ("auto": the one at hand) whose nodes see the store;
+    the workers are its, by default one per GPU or core. Any number of calls, on any machines that see the store, share the work.
+
     Raises ``ValueError`` or ``OSError``, one line, before anything is written, when the study can't be run as it is.
-    Failed trials are recorded in the store (``rankscope status``) and do not stop the others.
+    Failed trials are recorded in the store (``rankscope status``), tried again as often as the study says
+    (``retry_failed``: and once more from the start), and do not stop the others.
     """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers: expected a number from 1; found {workers}")
     inputs = Inputs(study, quiet=quiet)
-    trials = inputs.trials
+    steps = {trial.id: inputs.steps(trial) for trial in inputs.trials}
     opened = Store.create(store, study, largest_rank=inputs.largest_rank, fingerprints=inputs.fingerprints)
-    todo = missing(opened, trials)
-    steps = sum(inputs.steps(trial) for trial in todo)
-    with bar(f"training {len(todo)} of {len(trials)} trials", total=steps, quiet=quiet) as advance:
-        outcome = execute(
-            opened, todo, inputs.train_pack, pack_size=PACK_SIZE, provenance=provenance(), progress=advance
-        )
-    if outcome.trained or opened.comparison().empty:
+    opened.settle()
+    if retry_failed:
+        opened.ledger.forget([trial.id for trial in inputs.trials if trial.id in opened.ledger.failures])
+    before = set(opened.done_ids())
+    left = [pack for pack in opened.packs(size=PACK_SIZE) if not before.issuperset(t.id for t in pack)]
+    todo = steps.keys() - before
+    what = f"training {len(todo)} of {len(steps)} trials"
+    with bar(what, total=sum(steps[id] for id in todo), quiet=quiet) as advance:
+        meter = Meter(opened, {id: steps[id] for id in todo}, advance)
+        if ray is not None:
+            run_on_ray(
+                ray, visit, job_of(study, opened), workers=workers, most=len(left), tick=meter.read, say=_say
+            )
+        elif (count := min(workers or slots(), max(1, len(left)))) == 1:
+            inputs.visit(opened, progress=advance)
+        else:
+            job, places = job_of(study, opened), environments(count)
+            run_processes(worker_command(), job, places, tick=meter.read, say=_say)
+    from rankscope.compare import compare  # brings scipy, which workers don't need
+
+    if before != set(opened.done_ids()) or opened.comparison().empty:
         with bar("comparing LoRA with full fine-tuning", total=None, quiet=quiet) as advance:
             compare(opened, base_of=inputs.model_path, progress=advance)
     return opened
+
+
+def job_of(study: Study, store: Store) -> dict[str, Any]:
+    """What ``visit`` needs to know, as JSON."""
+    return {
+        "study": study.model_dump(mode="json"),
+        "text": study.source,
+        "folder": str(study.folder.resolve()),
+        "store": str(store) if "://" in str(store) else str(Path(str(store)).resolve()),
+    }
+
+
+def visit(job: Mapping[str, Any]) -> Outcome:
+    """What every worker does, wherever it runs: trains what the store lacks and nobody else trains."""
+    study = Study(**job["study"], source=job["text"], folder=Path(job["folder"]))
+    inputs = Inputs(study)
+    ranks, prints = inputs.largest_rank, inputs.fingerprints
+    return inputs.visit(Store.create(job["store"], study, largest_rank=ranks, fingerprints=prints))
+
+
+def slots() -> int:
+    """How many workers this machine trains fastest with: one per GPU, or one per core (docs/log.md)."""
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+def environments(workers: int) -> list[dict[str, str]]:
+    """Of each worker: its GPU, or its share of the cores."""
+    if torch.cuda.is_available():
+        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        devices = names.split(",")
+        return [{"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} for i in range(workers)]
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}] * workers
+
+
+class Meter:
+    """Reads off a store how many optimiser steps have been taken, whoever took them."""
+
+    def __init__(self, store: Store, steps: Mapping[str, int], advance: Callable[[float], None]) -> None:
+        self.store, self.steps, self.advance = store, steps, advance
+        self.length, self.taken = 0, 0
+
+    def read(self) -> bool:
+        """Advances the bar. -> whether anything has moved since the last time"""
+        ledger = self.store.ledger
+        ledger.refresh()
+        finished = sum(steps for id, steps in self.steps.items() if id in ledger.done)
+        taken = finished + sum(pulse(ledger, number)["steps"] for number in list(ledger.live))
+        moved = (taken, ledger.length) != (self.taken, self.length)
+        if taken > self.taken:  # less, when a worker has died with a part of its pack
+            self.advance(taken - self.taken)
+            self.taken = taken
+        self.length = ledger.length
+        return moved
+
+
+def _say(line: str) -> None:
+    print(f"rankscope: {line}", file=sys.stderr)
 
 
 class Inputs:
@@ -143,10 +234,27 @@ class Inputs:
             )
         return self._encoded[key]
 
+    def visit(self, store: Store, *, progress: Callable[[int], None] = lambda steps: None) -> Outcome:
+        """One worker's visit to the store."""
+        worker = Worker(
+            store,
+            store.packs(size=PACK_SIZE),
+            self.train_pack,
+            retries=self.study.fixed.retries,
+            provenance=provenance(),
+            progress=progress,
+        )
+        return worker.run()
+
     def train_pack(
-        self, trials: Sequence[Trial], folders: Sequence[TrialFolder], progress: Callable[[int], None]
+        self,
+        trials: Sequence[Trial],
+        folders: Sequence[TrialFolder],
+        progress: Callable[[int], None],
+        *,
+        scratch: Path,
     ) -> None:
-        """What ``study.execution`` calls for every pack."""
+        """What a worker calls for every pack."""
         train, validation = self.encoded(trials[0])
         train_pack(
             trials,

@@ -2,63 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import shutil
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from rankscope.study.execution import execute, missing
+from pretend import STUDY, TEXT, TRIALS, WIDTH, create, pretend, run
+from rankscope.study.execution import Worker, missing
 from rankscope.study.files import read_json, write_json
-from rankscope.study.folder import TrialFolder
 from rankscope.study.plan import Study, Trial
 from rankscope.study.store import Store
-
-TEXT = """
-name = "t"
-[scientific]
-model = "m"
-task = "RTE"
-rank = [1, 2, 4]
-[nuisance]
-learning_rate = [1e-4, 1e-3]
-[fixed]
-epochs = 1
-"""
-STUDY = Study.parse(TEXT)
-WIDTH = {"m": 8}
-TRIALS = STUDY.trials(WIDTH)
-
-
-def create(path: Path, study: Study = STUDY, **fingerprints: str) -> Store:
-    return Store.create(path, study, largest_rank=WIDTH, fingerprints=fingerprints or {"data/RTE": "a"})
-
-
-def spectra() -> pd.DataFrame:
-    return pd.DataFrame({"step": [0], "layer": ["x"], "matrix": ["W"], "stable_rank": [2.0]})
-
-
-def pretend(trials: Sequence[Trial], folders: Sequence[TrialFolder], progress: Callable[[int], None]) -> None:
-    """Trains nothing, writes what training writes."""
-    for trial, folder in zip(trials, folders, strict=True):
-        folder.log(step=1, epoch=1.0, train_loss=0.5, eval_loss=float("nan"), accuracy=0.75)
-        folder.write_spectra(spectra())
-        best = trial.learning_rate
-        folder.finish(
-            status="done",
-            metric="accuracy",
-            best=best,
-            best_step=1,
-            last=best,
-            steps=1,
-            diverged_at=None,
-            seconds=0.1,
-        )
-        progress(1)
-
-
-def run(store: Store, train: Callable[..., None] = pretend, size: int = 2) -> list[str]:
-    return execute(store, TRIALS, train, pack_size=size, provenance={}).trained
 
 
 def test_all_trials_become_frames(tmp_path: Path) -> None:
@@ -82,56 +40,118 @@ class Killed(BaseException):
     """What kill -9 is to the code that it interrupts: nothing catches it."""
 
 
-@pytest.mark.parametrize("after", range(6))
-def test_killed_anywhere_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """Dies at the after-th rename (each json file is one), then runs again: equal to a run that was left alone."""
+TROUBLE = [Killed(), OSError(28, "No space left on device"), OSError(30, "Read-only file system")]
+
+
+@pytest.mark.parametrize("trouble", TROUBLE, ids=["killed", "disk full", "read-only"])
+@pytest.mark.parametrize("what", ["link", "rename", "replace", "fsync", "open"])
+@pytest.mark.parametrize("after", [0, 2, 5])
+def test_stopped_anywhere_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, after: int, trouble: BaseException
+) -> None:
+    """From the after-th call that makes something lasting on, every one fails. Then all is well again, and what comes
+    out equals a run that was left alone."""
     store, calls = create(tmp_path / "s"), 0
-    replace = Path.replace
+    place = Path if what == "open" else os
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a killed process loses no write
+    real = getattr(place, what)
 
-    def dying(self: Path, target: Path) -> Path:
+    def failing(*arguments: Any, **more: Any) -> Any:
         nonlocal calls
-        calls += 1
-        if calls > after:
-            raise Killed
-        return replace(self, target)
+        writes = what != "open" or "r" not in str(arguments[1:2])
+        if writes and threading.current_thread() is threading.main_thread():
+            calls += 1
+            if calls > after:
+                raise trouble
+        return real(*arguments, **more)
 
-    monkeypatch.setattr(Path, "replace", dying)
-    with pytest.raises(Killed):
-        run(store)
-    monkeypatch.setattr(Path, "replace", replace)
-    finished = {folder.path.name for folder in store.done()}
+    with monkeypatch.context() as patch:
+        patch.setattr(place, what, failing)
+        with pytest.raises(type(trouble)):
+            run(store)
+    finished = set(store.done_ids())
     trained = run(Store(store.path))
     assert not finished & set(trained)
     undisturbed = create(tmp_path / "u")
     run(undisturbed)
     assert store.hash() == undisturbed.hash()
     pd.testing.assert_frame_equal(store.metrics(), undisturbed.metrics())
+    assert not store.ledger.failures  # that was not the trials' fault
+    assert not any(path.name.startswith(".") for path in (store.path / "trials").rglob("*"))
 
 
-def test_a_failing_pack_does_not_stop_the_others(tmp_path: Path) -> None:
-    def sometimes(
-        trials: Sequence[Trial], folders: Sequence[TrialFolder], progress: Callable[[int], None]
-    ) -> None:
-        if any(t.rank == 2 for t in trials):
+def test_a_read_only_store_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its tables would be kept (gathered.py)."""
+    monkeypatch.setattr("rankscope.study.gathered.WORTH", 1)
+    store = create(tmp_path / "s")
+    run(store)
+    with monkeypatch.context() as patch:
+
+        def refused(*_: object) -> None:
+            raise OSError(30, "Read-only file system")
+
+        patch.setattr(Path, "replace", refused)
+        before = store.spectra(), store.metrics(), store.trials()
+    assert not (store.path / "cache" / "trials.parquet").exists()
+    for frame, again in zip(before, (store.spectra(), store.metrics(), store.trials()), strict=True):
+        pd.testing.assert_frame_equal(frame, again)
+
+
+def test_kept_tables_follow_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rankscope.study.gathered.WORTH", 1)
+    store = create(tmp_path / "s")
+    run(store)
+
+    def tables() -> list[pd.DataFrame]:
+        return [store.trials(), store.metrics(), store.spectra()]
+
+    whole = tables()
+    assert (store.path / "cache" / "spectra.parquet").is_file()
+    for kept, frame in zip(tables(), whole, strict=True):
+        pd.testing.assert_frame_equal(kept, frame)
+    gone = store.done_ids()[3]
+    shutil.rmtree(store.path / "trials" / gone)
+    assert all(set(frame["trial"]) == set(store.done_ids()) for frame in tables())
+    assert run(Store(store.path)) == [gone]  # deleted: missing
+    for again, frame in zip(tables(), whole, strict=True):
+        pd.testing.assert_frame_equal(again, frame)
+    for path in (store.path / "cache").iterdir():
+        path.write_bytes(b"damaged")
+    for again, frame in zip(tables(), whole, strict=True):
+        pd.testing.assert_frame_equal(again, frame)
+
+
+def test_a_failing_trial_is_tried_again_alone_and_stops_nobody(tmp_path: Path) -> None:
+    packs: list[int] = []
+
+    def sometimes(trials: Sequence[Trial], *rest: Any, **more: Any) -> None:
+        packs.append(len(trials))
+        if any(t.rank == 2 and t.learning_rate == 1e-3 for t in trials):
             raise RuntimeError("no luck")
-        pretend(trials, folders, progress)
+        pretend(trials, *rest, **more)
 
     store = create(tmp_path / "s")
-    trained = run(store, sometimes, size=1)
-    failed = [t for t in TRIALS if t.rank == 2]
-    assert len(trained) == len(TRIALS) - len(failed)
-    assert {store.folder(t.id).failure for t in failed} == {"RuntimeError: no luck"}
-    assert [t.id for t in missing(store, TRIALS)] == [t.id for t in failed]
-    run(store)
-    assert store.folder(failed[0].id).failure is None
+    worker = Worker(store, store.packs(size=2), sometimes, retries=1, provenance={})
+    assert set(worker.run().failed.values()) == {"RuntimeError: no luck"}
+    (failed,) = missing(store, TRIALS)
+    assert (failed.rank, failed.learning_rate) == (2, 1e-3)
+    assert len(packs) == len(store.packs(size=2)) + 2  # the pack that failed, one by one
+    assert [f.reason for f in store.ledger.failures[failed.id]] == ["RuntimeError: no luck"] * 2
+    assert run(store) == []  # given up, also by the next worker
+    store.ledger.forget([failed.id])
+    assert run(store) == [failed.id]
 
 
 def test_a_full_disk_stops_the_run(tmp_path: Path) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
+    store = create(tmp_path / "s")
     with pytest.raises(OSError, match="No space left"):
-        run(create(tmp_path / "s"), full)
+        run(store, full)
+    assert not store.ledger.live
+    assert not store.ledger.failures
+    assert len(run(store)) == len(TRIALS)
 
 
 def test_a_study_may_grow(tmp_path: Path) -> None:
@@ -174,15 +194,6 @@ def test_a_folder_of_other_things_is_not_made_a_store(tmp_path: Path) -> None:
 def test_no_store_says_how_to_begin_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="rankscope run STUDY --store"):
         Store(tmp_path)
-
-
-def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
-    store = create(tmp_path / "s")
-    with store.writing():
-        assert store.is_being_written
-        with pytest.raises(BlockingIOError, match="another run is writing"):
-            run(Store(store.path))
-    assert not store.is_being_written
 
 
 def test_a_newer_format_says_so(tmp_path: Path) -> None:

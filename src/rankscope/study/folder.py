@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from rankscope.study.files import read_json, write_json
+from rankscope.study.files import finite, read_json, write_json
 from rankscope.study.plan import Trial
 
-TRIAL, METRICS, SPECTRA, DONE, FAILED = (
-    "trial.json",
-    "metrics.jsonl",
-    "spectra.parquet",
-    "done.json",
-    "failed.json",
-)
+TRIAL, METRICS, SPECTRA, DONE = "trial.json", "metrics.jsonl", "spectra.parquet", "done.json"
 
 
 class TrialFolder:
-    """``<store>/trials/<id>/``. It is a result once ``done.json`` is there, which is written last."""
+    """A result once ``done.json`` is there, which is written last. Training writes into one that nobody else sees;
+    it becomes ``<store>/trials/<id>/``, all at once, when its worker's claim is committed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,22 +25,14 @@ class TrialFolder:
     def is_done(self) -> bool:
         return (self.path / DONE).is_file()
 
-    @property
-    def failure(self) -> str | None:
-        """Why it failed, or None."""
-        path = self.path / FAILED
-        return None if self.is_done or not path.is_file() else read_json(path)["reason"]
-
     def begin(self, trial: Trial, *, provenance: dict[str, Any]) -> None:
-        """Clears what an unfinished attempt left, and says what is to be trained here."""
-        assert not self.is_done
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Says what is to be trained here."""
         self.path.mkdir(parents=True)
         write_json(self.path / TRIAL, {"id": trial.id, "trial": trial.model_dump(mode="json"), **provenance})
 
     def log(self, **evaluation: float | int | None) -> None:
         """One more line of metrics.jsonl; a number that is not finite becomes null."""
-        line = {key: value if _finite(value) else None for key, value in evaluation.items()}
+        line = {key: finite(value) for key, value in evaluation.items()}
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
@@ -56,13 +41,14 @@ class TrialFolder:
 
     def finish(self, **result: Any) -> None:
         """Makes the folder a result. Everything else must be written by now."""
-        write_json(self.path / DONE, {k: v if _finite(v) else None for k, v in result.items()})
-
-    def fail(self, reason: str, *, trace: str) -> None:
-        write_json(self.path / FAILED, {"reason": reason, "traceback": trace})
+        write_json(self.path / DONE, {key: finite(value) for key, value in result.items()})
 
     def trial(self) -> dict[str, Any]:
         return read_json(self.path / TRIAL)["trial"]
+
+    def machine(self) -> dict[str, Any]:
+        """What it was trained on."""
+        return read_json(self.path / TRIAL).get("machine", {})
 
     def result(self) -> dict[str, Any]:
         return {key: value for key, value in read_json(self.path / DONE).items() if key != "format"}
@@ -74,7 +60,3 @@ class TrialFolder:
             if path.is_file()
             else []
         )
-
-
-def _finite(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)

@@ -12,6 +12,7 @@ import json
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -106,6 +107,7 @@ class Fixed(_Frozen):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    retries: Annotated[int, Field(ge=0, strict=True)] = 1  # of a failed trial; no part of what a trial is
 
     @model_validator(mode="after")
     def _one_budget(self) -> Fixed:
@@ -115,6 +117,15 @@ class Fixed(_Frozen):
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {"scientific": Scientific, "nuisance": Nuisance, "fixed": Fixed}
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+_GAP = "\0"
+_GAP_CODE = _CANONICAL.encode(_GAP)
+
+
+def _hash(canonical: str) -> str:
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 class Trial(_Frozen):
@@ -143,11 +154,14 @@ class Trial(_Frozen):
     adam_betas: tuple[float, float]
     adam_epsilon: float
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The first 16 hex digits of the SHA-256 of the canonical JSON (sorted keys, no blanks)."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return _hash(self.canonical())
+
+    def canonical(self, **others: Any) -> str:
+        """The configuration as JSON, with ``others`` in the place of its own values."""
+        return _CANONICAL.encode({name: getattr(self, name) for name in type(self).model_fields} | others)
 
     @property
     def scale(self) -> float:
@@ -213,12 +227,16 @@ class Study(_Frozen):
             limit = largest_rank[model]
             for task in self.scientific.task:
                 for kind in self._kinds(model, limit):
+                    same = {"model": model, "task": task, **kind, **self._fixed(model, task, kind["method"])}
+                    # encoded once, with two gaps: a plan of 100,000 trials spends most of its time here
+                    any_of_them = Trial(learning_rate=1, seed=0, **same)
+                    first, second, third = any_of_them.canonical(learning_rate=_GAP, seed=_GAP).split(
+                        _GAP_CODE
+                    )
                     for rate in self.nuisance.learning_rate:
                         for seed in self.nuisance.seed:
-                            trial = Trial(
-                                model=model, task=task, learning_rate=rate, seed=seed, **kind,
-                                **self._fixed(model, task, kind["method"]),
-                            )  # fmt: skip
+                            trial = Trial(learning_rate=rate, seed=seed, **same)
+                            trial.__dict__["id"] = _hash(f"{first}{rate!r}{second}{seed}{third}")
                             trials.setdefault(trial.id, trial)  # "d" and 768 may both be listed
         return list(trials.values())
 
@@ -237,7 +255,7 @@ class Study(_Frozen):
 
     def _fixed(self, model: str, task: str, method: str) -> dict[str, Any]:
         """The fixed parameters, with Hu et al.'s in the gaps."""
-        fixed = self.fixed.model_dump(exclude={"data"})
+        fixed = self.fixed.model_dump(exclude={"data", "retries"})
         recipe = recipe_for(model=model, task=task)
         for key in ("batch_size", "lora_alpha", "max_length"):
             if fixed[key] is None:
@@ -249,16 +267,20 @@ class Study(_Frozen):
         return fixed
 
 
+_OWN = frozenset({"rank", "scaling", "learning_rate", "lora_alpha"})  # of a trial of a pack
+
+
 def packs(trials: Iterable[Trial], *, size: int) -> list[list[Trial]]:
     """Trials that may train together, at most ``size`` at once, ranks side by side so that padding is short.
 
     Members share model, task, seed, batches and budget; rank, scaling and learning rate differ. Full fine-tunes
     train alone: they share no frozen weight.
     """
-    groups: dict[str, list[Trial]] = {}
+    groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in trials:
-        own = {"rank", "scaling", "learning_rate", "lora_alpha"} if trial.method == "lora" else set()
-        key = json.dumps(trial.model_dump(mode="json", exclude=own), sort_keys=True)
+        own = _OWN if trial.method == "lora" else frozenset[str]()
+        shared = (getattr(trial, name) for name in Trial.model_fields if name not in own)
+        key = tuple(tuple(value) if isinstance(value, list) else value for value in shared)
         groups.setdefault(key, []).append(trial)
     result: list[list[Trial]] = []
     for group in groups.values():

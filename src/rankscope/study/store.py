@@ -1,47 +1,61 @@
 """The store: one folder that holds a study's results, and the only place that knows its file names.
 
 store.json               the study, and the fingerprints of the data and models it was begun with
-study.toml               the study file as its user wrote it
-trials/<id>/             one folder per trial (see folder.py)
+trials/<id>/             one folder per finished trial (folder.py)
+log/<number>.json        who trains what (ledger.py)
+beats/<claim>.json       heartbeats (lease.py)
+work/<claim>/            trials/<id>/ and scratch/ of a claim: what its worker is writing
 comparison.parquet       LoRA against full fine-tuning, made again from the trials whenever they change
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import os
-from collections.abc import Iterator, Mapping
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from rankscope.study.files import read_json, write_json
-from rankscope.study.folder import SPECTRA, TRIAL, TrialFolder
-from rankscope.study.plan import Study, Trial
+from rankscope.study.files import dumps, loads, read_json
+from rankscope.study.folder import DONE, METRICS, SPECTRA, TRIAL, TrialFolder
+from rankscope.study.gathered import gathered
+from rankscope.study.ledger import Ledger
+from rankscope.study.plan import Study, Trial, packs
+from rankscope.study.shelf import LocalShelf, shelf_at
 
 _TRIAL_COLUMNS = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
+COMPARISON = "comparison.parquet"
 _RESULT_COLUMNS = ["status", "metric", "best", "best_step", "last", "steps", "diverged_at", "seconds"]
 
 
 class Store:
     """Results in a folder. ``Store(path)`` opens one that is there; ``Store.create`` also begins one."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not (self.path / "store.json").is_file():
+    def __init__(self, place: str | Path) -> None:
+        self.shelf = shelf_at(place)
+        self.path = self.shelf.root  # where files are read from
+        try:
+            self._header = loads(self.shelf.read("store.json"), f"{place}/store.json")
+        except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(
-                f"{self.path}: expected a store (a folder with store.json); found none. "
-                f"Begin one with: rankscope run STUDY --store {self.path}"
-            )
-        self._header = read_json(self.path / "store.json")
+                f"{place}: expected a store (a folder with store.json); found none. "
+                f"Begin one with: rankscope run STUDY --store {place}"
+            ) from None
+
+    def __str__(self) -> str:
+        """The folder or the URL."""
+        return str(self.shelf)
 
     @classmethod
     def create(
         cls,
-        path: str | Path,
+        place: str | Path,
         study: Study,
         *,
         largest_rank: Mapping[str, int],
@@ -52,30 +66,35 @@ class Store:
         A study may grow (more ranks, rates, seeds, tasks): its finished trials count. Another name, other fixed
         parameters, other data or another model under the same name are another study: ``ValueError``.
         """
-        path = Path(path)
-        if not (path / "store.json").is_file():
-            if path.exists() and not path.is_dir():
-                raise NotADirectoryError(f"{path}: expected a folder for the store; found a file")
-            if path.is_dir() and not all(
-                p.name.startswith(".") for p in path.iterdir()
-            ):  # a draft of ours is one
-                raise ValueError(
-                    f"{path}: expected a store or an empty folder; found other files. Name a new --store"
-                )
-            path.mkdir(parents=True, exist_ok=True)
-        else:
-            header = cls(path)._header
-            _same_study(path, header, study)
-            _same_inputs(path, header["fingerprints"], fingerprints)
-            fingerprints = {**header["fingerprints"], **fingerprints}
         header = {
             "study": study.model_dump(mode="json"),
             "text": study.source,
-            "largest_rank": dict(largest_rank),
+            "largest_rank": dict(sorted(largest_rank.items())),
+            "fingerprints": dict(sorted(fingerprints.items())),
+            "earlier": [],
         }
-        write_json(path / "store.json", header | {"fingerprints": dict(sorted(fingerprints.items()))})
-        (path / "trials").mkdir(exist_ok=True)
-        return cls(path)
+        shelf = shelf_at(place)
+        if not shelf.exists("store.json"):
+            if isinstance(shelf, LocalShelf) and shelf.root.exists() and not shelf.root.is_dir():
+                raise NotADirectoryError(f"{place}: expected a folder for the store; found a file")
+            if shelf.names(""):  # drafts of ours are hidden
+                raise ValueError(
+                    f"{place}: expected a store or an empty folder; found other files. Name a new --store"
+                )
+            if shelf.create("store.json", dumps(header)):
+                return cls(place)
+        old = cls(place)._header  # also when another run was just first
+        _same_study(str(place), old, study)
+        _same_inputs(str(place), old["fingerprints"], fingerprints)
+        header["fingerprints"] = dict(sorted({**old["fingerprints"], **fingerprints}.items()))
+        header["largest_rank"] = dict(sorted({**old["largest_rank"], **largest_rank}.items()))
+        earlier = old.get("earlier", [])
+        header["earlier"] = (
+            earlier if old["study"] in (header["study"], *earlier) else [*earlier, old["study"]]
+        )
+        if {"format": old["format"], **header} != old:
+            shelf.write("store.json", dumps(header))
+        return cls(place)
 
     @property
     def study(self) -> Study:
@@ -86,6 +105,21 @@ class Store:
         """Every trial of the study, trained or not."""
         return self.study.trials(self._header["largest_rank"])
 
+    def packs(self, *, size: int) -> list[list[Trial]]:
+        """The study's trials in packs, the same ones whatever is done: who trains a pack again trains the same pack.
+
+        Where the study has grown, the trials that came with it make packs of their own.
+        """
+        wanted = {trial.id for trial in self.planned()}
+        known: set[str] = set()
+        result: list[list[Trial]] = []
+        for study in [*(Study(**old) for old in self._header.get("earlier", [])), self.study]:
+            trials = {trial.id: trial for trial in study.trials(self._header["largest_rank"])}
+            added = [trial for id, trial in trials.items() if id in wanted and id not in known]
+            known |= trials.keys()
+            result += packs(added, size=size)
+        return result
+
     @property
     def study_text(self) -> str:
         return self._header["text"]
@@ -95,24 +129,31 @@ class Store:
         """SHA-256 of the data ("data/<TASK>") and of the models ("model/<name>") that the trials were trained with."""
         return self._header["fingerprints"]
 
-    def folder(self, trial_id: str) -> TrialFolder:
+    def folder(self, trial_id: str, *, weights: bool = False) -> TrialFolder:
+        """A trial's folder. ``weights``: with ``best/`` and ``last/``, which a store behind a URL keeps there."""
+        if weights:
+            self.shelf.fetch_below(f"trials/{trial_id}")
         return TrialFolder(self.path / "trials" / trial_id)
 
-    def folders(self) -> list[TrialFolder]:
-        """Every trial that was ever begun, finished or not, in the order of their ids."""
-        return [
-            TrialFolder(path)
-            for path in sorted((self.path / "trials").iterdir())
-            if (path / "trial.json").is_file()
-        ]
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Who trains what; ``refresh`` reads on."""
+        return Ledger(self.shelf)
 
     def provenance(self) -> list[dict[str, Any]]:
         """The versions and machines that trained these trials, each once."""
-        found = [{k: read_json(f.path / TRIAL)[k] for k in ("versions", "machine")} for f in self.done()]
+        found = [{k: read_json(f.path / TRIAL)[k] for k in ("versions", "machine")} for f in self.done(TRIAL)]
         return [entry for i, entry in enumerate(found) if entry not in found[:i]]
 
-    def done(self) -> list[TrialFolder]:
-        return [folder for folder in self.folders() if folder.is_done]
+    def done_ids(self, *files: str) -> list[str]:
+        """The finished trials, in the order of their ids; these ``files`` of theirs can be read."""
+        ids = self.shelf.names("trials")
+        self.shelf.fetch([f"trials/{id}/{file}" for id in ids for file in (*files, DONE)])
+        return [id for id in ids if self.folder(id).is_done]
+
+    def done(self, *files: str) -> list[TrialFolder]:
+        """Their folders."""
+        return [self.folder(id) for id in self.done_ids(*files)]
 
     def hash(self) -> str:
         """SHA-256 over ids and results of all finished trials: two stores with equal hashes hold equal results."""
@@ -124,79 +165,120 @@ class Store:
 
     def trials(self) -> pd.DataFrame:
         """One row per finished trial: configuration, status, best and last value of its task's metric."""
-        rows = []
-        for folder in self.done():
-            trial = folder.trial()
-            rows.append(
-                {"trial": folder.path.name, **{c: trial[c] for c in _TRIAL_COLUMNS}, **folder.result()}
-            )
-        frame = pd.DataFrame(rows, columns=["trial", *_TRIAL_COLUMNS, *_RESULT_COLUMNS])
-        integers = dict.fromkeys(("rank", "diverged_at"), "Int64")
-        numbers = dict.fromkeys(("best", "last", "learning_rate", "seconds"), "float64")
-        return frame.astype({**integers, **numbers, **dict.fromkeys(("seed", "steps", "best_step"), "int64")})
+        return gathered(self.path / "cache" / "trials.parquet", self.done(TRIAL), _trials)
 
     def metrics(self) -> pd.DataFrame:
         """One row per evaluation; ``metric_value`` is the task's metric, further metrics have columns of their own."""
-        rows = []
-        for folder in self.done():
-            metric = folder.result()["metric"]
-            rows += [
-                {"trial": folder.path.name, **line, "metric_value": line.get(metric)}
-                for line in folder.metrics()
-            ]
-        first = ["trial", "step", "epoch", "train_loss", "eval_loss", "metric_value"]
-        frame = pd.DataFrame(rows, columns=None if rows else first)
-        numbers = [c for c in frame.columns if c not in ("trial", "step")]
-        return frame.astype(dict.fromkeys(numbers, "float64"))[
-            first + [c for c in frame.columns if c not in first]
-        ]
+        return gathered(self.path / "cache" / "metrics.parquet", self.done(METRICS), _metrics)
 
     def spectra(self) -> pd.DataFrame:
         """One row per (trial, step, layer, matrix): stable rank with its bounds, and norms."""
-        frames = [
-            pd.read_parquet(folder.path / SPECTRA).assign(trial=folder.path.name) for folder in self.done()
-        ]
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["trial"])
+        return gathered(self.path / "cache" / "spectra.parquet", self.done(SPECTRA), _spectra)
 
     def comparison(self) -> pd.DataFrame:
         """LoRA against full fine-tuning, per layer; empty when the study has only one of them."""
-        path = self.path / "comparison.parquet"
-        return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+        try:
+            return pd.read_parquet(io.BytesIO(self.shelf.read(COMPARISON)))
+        except FileNotFoundError:
+            return pd.DataFrame()
 
     def write_comparison(self, comparison: pd.DataFrame) -> None:
-        draft = self.path / f".comparison.{os.getpid()}"
-        comparison.to_parquet(draft, index=False)
-        draft.replace(self.path / "comparison.parquet")
+        self.shelf.write(COMPARISON, comparison.to_parquet(index=False))
 
-    @property
-    def is_being_written(self) -> bool:
-        try:
-            with self.writing():
-                return False
-        except BlockingIOError:
-            return True
+    # what workers write
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Holds the store for one run; the kernel lets go when the process dies, however it dies."""
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BlockingIOError(
-                    f"{self.path}: another run is writing this store; wait for it, or stop it"
-                ) from None
-            yield
+    def workspace(self, claim: int, trials: Sequence[str]) -> Iterator[Path]:
+        """The local folder of a claim: ``trials/`` to be filled, and ``scratch/`` as the claim before left it."""
+        path = self.shelf.workspace(f"work/{claim}")
+        before = self.ledger.ended.get(frozenset(trials))
+        if before is not None:
+            self.shelf.adopt(f"work/{before}/scratch", f"work/{claim}/scratch")
+            self.shelf.remove(f"work/{before}")
+        (path / "scratch").mkdir(exist_ok=True)
+        yield path
+
+    def keep(self, claim: int) -> None:
+        """All that the claim's worker wrote is safe from now on."""
+        self.shelf.keep(f"work/{claim}/trials")
+
+    def keep_scratch(self, claim: int) -> None:
+        """Lets a successor find what is in the claim's scratch now."""
+        if not isinstance(self.shelf, LocalShelf):  # there it lies in the store anyway
+            self.shelf.keep(f"work/{claim}/scratch")
+
+    def settle(self, claim: int | None = None) -> None:
+        """Puts the trials of committed claims in their place, where a worker died between the two; then takes for
+        missing what was finished and is not there (somebody deleted it)."""
+        self.ledger.refresh()
+        numbers = self.shelf.names("work") if claim is None else [str(claim)]
+        for number in numbers:
+            if number.isdigit() and int(number) in self.ledger.committed:
+                for trial in self.shelf.names(f"work/{number}/trials"):
+                    self._place(f"work/{number}/trials/{trial}", trial)
+                self.shelf.remove(f"work/{number}")
+        if claim is None:
+            lost = self.ledger.done.difference(self.done_ids())
+            if lost:
+                self.ledger.forget(sorted(lost))
+            self.ledger.done.update(self.done_ids())
+
+    def _place(self, source: str, trial: str) -> None:
+        target = f"trials/{trial}"
+        if not self.shelf.move(source, target) and not self.shelf.exists(f"{target}/{DONE}"):
+            raise FileExistsError(
+                f"{self}/{target}: expected a finished trial, with done.json; found a folder without. Delete it"
+            )
+
+    def discard(self, claim: int) -> None:
+        self.shelf.remove(f"work/{claim}")
 
 
-def _same_study(path: Path, header: dict[str, Any], study: Study) -> None:
+def _trials(folders: Sequence[TrialFolder]) -> pd.DataFrame:
+    rows = []
+    for folder in folders:
+        trial = folder.trial()
+        rows.append({"trial": folder.path.name, **{c: trial[c] for c in _TRIAL_COLUMNS}, **folder.result()})
+    frame = pd.DataFrame(rows, columns=["trial", *_TRIAL_COLUMNS, *_RESULT_COLUMNS])
+    integers = dict.fromkeys(("rank", "diverged_at"), "Int64")
+    numbers = dict.fromkeys(("best", "last", "learning_rate", "seconds"), "float64")
+    return frame.astype({**integers, **numbers, **dict.fromkeys(("seed", "steps", "best_step"), "int64")})
+
+
+def _metrics(folders: Sequence[TrialFolder]) -> pd.DataFrame:
+    rows = []
+    for folder in folders:
+        metric = folder.result()["metric"]
+        rows += [
+            {"trial": folder.path.name, **line, "metric_value": line.get(metric)} for line in folder.metrics()
+        ]
+    first = ["trial", "step", "epoch", "train_loss", "eval_loss", "metric_value"]
+    frame = pd.DataFrame(rows, columns=None if rows else first)
+    numbers = [c for c in frame.columns if c not in ("trial", "step")]
+    frame = frame.astype(dict.fromkeys(numbers, "float64"))
+    return frame[first + [c for c in frame.columns if c not in first]]
+
+
+def _spectra(folders: Sequence[TrialFolder]) -> pd.DataFrame:
+    tables = []
+    for folder in folders:
+        table = pq.ParquetFile(folder.path / SPECTRA).read().replace_schema_metadata(None)
+        tables.append(table.append_column("trial", pa.repeat(folder.path.name, len(table))))
+    if not tables:
+        return pd.DataFrame(columns=["trial"])
+    return pa.concat_tables(tables, promote_options="default").to_pandas()
+
+
+def _same_study(path: str, header: dict[str, Any], study: Study) -> None:
     old, new = header["study"], study.model_dump(mode="json")
     if old["name"] != new["name"]:
         raise ValueError(
             f"{path}: this store holds study {old['name']!r}; found study {new['name']!r}. Name another --store"
         )
-    # `data` may move to another path: its fingerprint says whether it is the same
-    changed = [k for k in new["fixed"] if k != "data" and new["fixed"][k] != old["fixed"].get(k)]
+    # `data` may move to another path: its fingerprint says whether it is the same; retries change no result
+    changed = [
+        k for k in new["fixed"] if k not in ("data", "retries") and new["fixed"][k] != old["fixed"].get(k)
+    ]
     if changed:
         key = changed[0]
         raise ValueError(
@@ -205,7 +287,7 @@ def _same_study(path: Path, header: dict[str, Any], study: Study) -> None:
         )
 
 
-def _same_inputs(path: Path, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+def _same_inputs(path: str, old: Mapping[str, str], new: Mapping[str, str]) -> None:
     for key, value in new.items():
         if old.get(key, value) != value:
             raise ValueError(

@@ -1,0 +1,53 @@
+"""One worker process: ``python -m rankscope.worker``, started by ``study.processes`` and told its job on standard input."""
+
+from __future__ import annotations
+
+import _thread
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+
+def main() -> int:
+    def visit(job: dict[str, Any]) -> None:
+        from rankscope.sweep import visit
+
+        visit(job)
+
+    return serve(visit)
+
+
+def serve(visit: Callable[[dict[str, Any]], None]) -> int:
+    """Reads the job and does it. 0: nothing is left to do; 130: told to stop; 2: could not go on, and said why."""
+    signal.signal(signal.SIGTERM, _stop)
+    words = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever prints by accident must not be taken for this worker's last words
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_follow_the_driver, daemon=True).start()
+    try:
+        visit(job)
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError) as error:
+        print(" ".join(str(error).split()), file=words, flush=True)
+        return 2
+    return 0
+
+
+def _follow_the_driver() -> None:
+    """Waits for the end of standard input: the driver has stopped, or has died."""
+    sys.stdin.read()
+    _thread.interrupt_main(signal.SIGTERM)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

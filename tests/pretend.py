@@ -1,0 +1,65 @@
+"""A small study, and a training that trains nothing: for tests of the store and of those who write it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from rankscope.study.execution import Worker
+from rankscope.study.folder import TrialFolder
+from rankscope.study.plan import Study, Trial
+from rankscope.study.store import Store
+
+TEXT = """
+name = "t"
+[scientific]
+model = "m"
+task = "RTE"
+rank = [1, 2, 4]
+[nuisance]
+learning_rate = [1e-4, 1e-3]
+[fixed]
+epochs = 1
+"""
+STUDY = Study.parse(TEXT)
+WIDTH = {"m": 8}
+TRIALS = STUDY.trials(WIDTH)
+
+
+def create(path: Path | str, study: Study = STUDY, **fingerprints: str) -> Store:
+    return Store.create(path, study, largest_rank=WIDTH, fingerprints=fingerprints or {"data/RTE": "a"})
+
+
+def spectra() -> pd.DataFrame:
+    return pd.DataFrame({"step": [0], "layer": ["x"], "matrix": ["W"], "stable_rank": [2.0]})
+
+
+def pretend(
+    trials: Sequence[Trial],
+    folders: Sequence[TrialFolder],
+    progress: Callable[[int], None],
+    *,
+    scratch: Path,
+) -> None:
+    """Trains nothing, writes what training writes."""
+    for trial, folder in zip(trials, folders, strict=True):
+        folder.log(step=1, epoch=1.0, train_loss=0.5, eval_loss=float("nan"), accuracy=0.75)
+        folder.write_spectra(spectra())
+        best = trial.learning_rate
+        folder.finish(
+            status="done",
+            metric="accuracy",
+            best=best,
+            best_step=1,
+            last=best,
+            steps=1,
+            diverged_at=None,
+            seconds=0.1,
+        )
+        progress(1)
+
+
+def run(store: Store, train: Callable[..., None] = pretend, size: int = 2) -> list[str]:
+    return Worker(store, store.packs(size=size), train, retries=1, provenance={}).run().trained
