@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -177,6 +178,10 @@ class Worker:
             return
         if isinstance(error, OSError):
             raise error
+        if re.search(
+            r"\(os error \d+\)", str(error)
+        ):  # safetensors and other Rust: an OSError by another name
+            raise OSError(f"{self.store}: {error}") from None
         reason = f"{type(error).__name__}: {error}"
         with contextlib.suppress(LeaseLost):
             lease.end("fail", reason=reason, traceback=traceback.format_exc())

@@ -1,0 +1,164 @@
+"""Does a store of 10,000 trials answer at once, and a plan of 100,000 trials too? And does memory stay flat?
+
+    python benchmarks/store_scale.py [--trials 10000] [--planned 100000] [--keep DIR]
+
+Generates a store (every trial with 8 evaluations and the spectra of 4 sites at 11 steps), then runs the commands as users do, each
+in a process of its own, and prints wall time and peak resident memory beside those of a tenth of the trials. "cold" means without
+the store's kept tables (``cache/``). Aims: status 2 s, analyze 20 s, plan 5 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from rankscope.study.folder import TrialFolder
+from rankscope.study.plan import Study, Trial
+from rankscope.study.store import Store
+
+WIDTH = {"lab": 128}
+LAYERS = [f"roberta.encoder.layer.{i}.attention.self.{site}" for i in range(2) for site in ("query", "value")]
+STEPS = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 375]
+
+
+def study(trials: int) -> Study:
+    """At least so many trials: 3 tasks, 2 scaling rules, LoRA and full, ranks, rates and seeds to make up the number."""
+    ranks = [1, 2, 4, 8, 16, 32, 64, 128]
+    rates = [float(f"{1e-5 * 1.26**i:.3g}") for i in range(30)]
+    seeds = math.ceil(trials / (3 * (2 * len(ranks) + 1) * len(rates)))
+    return Study.parse(
+        f"""
+        name = "scale"
+        [scientific]
+        model = "lab"
+        task = ["acceptability", "paraphrase", "entailment"]
+        rank = {ranks}
+        scaling = ["alpha/r", "alpha/sqrt(r)"]
+        [nuisance]
+        learning_rate = {rates}
+        seed = {list(range(seeds))}
+        [fixed]
+        data = "lab"
+        batch_size = 16
+        epochs = 3
+        lora_alpha = 16
+        """
+    )
+
+
+def fill(store: Store, trials: list[Trial]) -> None:
+    """Finished trials whose numbers look like a study's, written as workers write them."""
+    template = _spectra(random.Random(0))
+    provenance = {
+        "versions": {"rankscope": "0", "torch": "0"},
+        "machine": {"system": "generated", "threads": 1, "gpu": None},
+    }
+    for trial in trials:
+        luck = random.Random(trial.id)
+        folder = TrialFolder(store.path / "trials" / trial.id)
+        folder.begin(trial, provenance=provenance)
+        top = 0.9 - 0.05 * (math.log10(trial.learning_rate) + 3) ** 2 + luck.gauss(0, 0.02)
+        curve = [top * (1 - math.exp(-e)) for e in range(1, 9)]
+        for e, value in enumerate(curve, start=1):
+            folder.log(
+                step=47 * e, epoch=e * 0.375, train_loss=1 - value, eval_loss=1.1 - value, accuracy=value
+            )
+        growth = 1 + 0.3 * math.log2(trial.rank or 128) * luck.uniform(0.9, 1.1)
+        table = template.assign(stable_rank=template["stable_rank"] * growth)
+        folder.write_spectra(table.assign(lower=table["stable_rank"], upper=table["stable_rank"] * 1.001))
+        folder.finish(
+            status="done", metric="accuracy", best=max(curve), best_step=376, last=curve[-1], steps=375,
+            diverged_at=None, seconds=4.0,
+        )  # fmt: skip
+
+
+def _spectra(luck: random.Random) -> pd.DataFrame:
+    rows = [
+        {
+            "step": step, "layer": layer, "matrix": matrix, "m": 128, "n": 128, "stable_rank": luck.uniform(1, 2),
+            "lower": 1.0, "upper": 2.0, "spectral_norm": 1.0, "frobenius_norm": 1.2, "effective_rank": 3.0,
+        }
+        for step in STEPS
+        for layer in LAYERS
+        for matrix in (("W", "dW", "W+dW") if step == 0 else ("dW", "W+dW"))
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def timed(*command: str) -> tuple[float, float]:
+    """Wall seconds and peak resident megabytes of ``rankscope COMMAND``."""
+    before = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rankscope.cli", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - before
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode in (0, 3), (command, process.returncode)
+    return seconds, used.ru_maxrss / 1e3
+
+
+def planning(text: str) -> tuple[float, float]:
+    """Seconds for the trials, packs and sums of a plan, in this process: what is left without Python's own start."""
+    from rankscope.forecast import forecast
+    from rankscope.sweep import Inputs
+
+    inputs = Inputs(Study.parse(text))
+    before = time.perf_counter()
+    forecast(inputs, None)
+    return time.perf_counter() - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--planned", type=int, default=100_000)
+    parser.add_argument(
+        "--keep", type=Path, help="keep the generated stores here, and use them if they are there"
+    )
+    options = parser.parse_args()
+    root = options.keep or Path(tempfile.mkdtemp())
+    for count in (options.trials // 10, options.trials):
+        place = root / str(count)
+        if not (place / "store.json").is_file():
+            store = Store.create(place, study(count), largest_rank=WIDTH, fingerprints={})
+            fill(store, store.planned()[:count])
+        shutil.rmtree(place / "cache", ignore_errors=True)
+        print(f"{count} trials")
+        for what, command in (
+            ("status, cold", ("status", str(place))),
+            ("status", ("status", str(place))),
+            ("analyze, cold", ("analyze", str(place), "--json")),
+            ("analyze", ("analyze", str(place), "--json")),
+        ):
+            seconds, memory = timed(*command)
+            print(f"    {what:16} {seconds:6.2f} s {memory:8.0f} MB", flush=True)
+    for count in (options.planned // 10, options.planned):
+        planned = study(count)
+        path = root / f"plan-{count}.toml"
+        path.write_text(planned.source)
+        seconds, memory = timed("plan", str(path))
+        print(f"a plan of {len(planned.trials(WIDTH))} trials: {seconds:.2f} s {memory:.0f} MB, as a command")
+    seconds, memory = planning(planned.source)
+    print(f"    without Python's start and the reading of models and data: {seconds:.2f} s")
+    if not options.keep:
+        shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()
