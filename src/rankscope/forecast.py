@@ -73,6 +73,8 @@ class Group:
 
     def __post_init__(self) -> None:
         first = self.trials[0]
+        self._operations: dict[int | None, float] = {}
+        self._memory: dict[int | None, float] = {}
         self.what = f"{first.model}, {first.task}, {first.method}"
         self.shape: Shape = self.inputs.shape(first)
         self.rows: Rows = self.inputs.rows(first)
@@ -80,11 +82,19 @@ class Group:
         together = packs(self.rest or self.trials, size=PACK_SIZE)
         self.packs = len(together) if self.rest else 0
         self.flops = sum(self.operations(trial) for trial in self.rest)
-        bytes_of = {trial.id: memory(trial, self.shape, self.rows) for pack in together for trial in pack}
-        self.largest = max(sum(bytes_of[t.id] for t in pack) for pack in together) + 4 * self.shape.all
+        self.largest = max(sum(map(self.memory, pack)) for pack in together) + 4 * self.shape.all
+
+    # within a group costs differ by rank alone
 
     def operations(self, trial: Trial) -> float:
-        return operations(trial, self.shape, self.rows)
+        if trial.rank not in self._operations:
+            self._operations[trial.rank] = operations(trial, self.shape, self.rows)
+        return self._operations[trial.rank]
+
+    def memory(self, trial: Trial) -> float:
+        if trial.rank not in self._memory:
+            self._memory[trial.rank] = memory(trial, self.shape, self.rows)
+        return self._memory[trial.rank]
 
 
 def _table(groups: Iterable[Group], rate: float, device: Device | None) -> Table:

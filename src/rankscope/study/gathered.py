@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def gathered(
     cache: Path, folders: Sequence[TrialFolder], read: Callable[[Sequence[TrialFolder]], pd.DataFrame]
 ) -> pd.DataFrame:
     """The rows of these trials, in their order; each has its id in the column "trial". ``cache`` is a Parquet file."""
-    stamps = {folder.path.name: (folder.path / DONE).stat().st_mtime_ns for folder in folders}
+    stamps = {folder.path.name: os.stat(f"{folder.path}/{DONE}").st_mtime_ns for folder in folders}
     kept, known = _load(cache)
     usable = {id for id, stamp in known.items() if stamps.get(id) == stamp}
     fresh = [folder for folder in folders if folder.path.name not in usable]

@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -267,7 +268,13 @@ class Study(_Frozen):
         return fixed
 
 
-_OWN = frozenset({"rank", "scaling", "learning_rate", "lora_alpha"})  # of a trial of a pack
+# what the trials of a pack have in common, besides the target modules: a list
+_SHARED = {
+    "lora": attrgetter(
+        *Trial.model_fields.keys() - {"rank", "scaling", "learning_rate", "lora_alpha", "target_modules"}
+    ),
+    "full": attrgetter("id"),
+}
 
 
 def packs(trials: Iterable[Trial], *, size: int) -> list[list[Trial]]:
@@ -278,9 +285,8 @@ def packs(trials: Iterable[Trial], *, size: int) -> list[list[Trial]]:
     """
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in trials:
-        own = _OWN if trial.method == "lora" else frozenset[str]()
-        shared = (getattr(trial, name) for name in Trial.model_fields if name not in own)
-        key = tuple(tuple(value) if isinstance(value, list) else value for value in shared)
+        shared = _SHARED[trial.method](trial)
+        key = (*shared, *trial.target_modules)
         groups.setdefault(key, []).append(trial)
     result: list[list[Trial]] = []
     for group in groups.values():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -149,11 +150,13 @@ class Store:
         """The finished trials, in the order of their ids; these ``files`` of theirs can be read."""
         ids = self.shelf.names("trials")
         self.shelf.fetch([f"trials/{id}/{file}" for id in ids for file in (*files, DONE)])
-        return [id for id in ids if self.folder(id).is_done]
+        root = f"{self.path}/trials"  # text, not paths: there may be many
+        return [id for id in ids if os.path.isfile(f"{root}/{id}/{DONE}")]
 
     def done(self, *files: str) -> list[TrialFolder]:
         """Their folders."""
-        return [self.folder(id) for id in self.done_ids(*files)]
+        root = self.path / "trials"
+        return [TrialFolder(root / id) for id in self.done_ids(*files)]
 
     def hash(self) -> str:
         """SHA-256 over ids and results of all finished trials: two stores with equal hashes hold equal results."""
