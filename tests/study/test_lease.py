@@ -166,6 +166,24 @@ def test_an_heir_finds_the_scratch_and_empty_folders(tmp_path: Path) -> None:
     assert os.listdir(store.path / "work") == []
 
 
+def test_an_heir_of_an_heir_finds_the_scratch(tmp_path: Path) -> None:
+    """The first successor died before it took over, the second one does."""
+    store = create(tmp_path / "s")
+    ids = ["a", "b"]
+    for worker in ("x", "y"):
+        number = store.ledger.claim(ids, worker=worker, **ELSEWHERE)
+        assert number is not None
+        if worker == "x":
+            with store.workspace(number, ids) as work:
+                (work / "scratch" / "checkpoint").touch()
+        store.ledger.end(number, "revoke")
+    third = store.ledger.claim(ids, worker="z", **ELSEWHERE)
+    assert third is not None
+    with store.workspace(third, ids) as work:
+        assert [path.name for path in (work / "scratch").iterdir()] == ["checkpoint"]
+    assert store.shelf.names("work") == [str(third)]
+
+
 def test_a_worker_that_lost_its_lease_goes_on_with_other_packs(tmp_path: Path) -> None:
     store = create(tmp_path / "s")
     calls: list[str] = []

@@ -98,6 +98,7 @@ class Worker:
                 elif any(self._left()):  # held by others, who may yet die
                     time.sleep(POLL)
                 else:
+                    self.store.tidy()
                     return self.outcome
         finally:
             said = False

@@ -56,7 +56,9 @@ class Ledger:
         self.shelf = shelf
         self.length = 0
         self.live: dict[int, Claim] = {}
-        self.ended: dict[frozenset[str], int] = {}  # trials -> their last claim that was released or revoked
+        self.ended: dict[
+            frozenset[str], list[int]
+        ] = {}  # trials -> their claims that were released or revoked
         self.committed: set[int] = set()
         self.done: set[str] = set()
         self.failures: dict[str, list[Failure]] = {}
@@ -151,7 +153,7 @@ class Ledger:
                 self.failures.setdefault(trial, []).append(Failure(self.length, entry["reason"]))
         else:
             assert event in ("release", "revoke"), event
-            self.ended[frozenset(claim.trials)] = claim.number
+            self.ended.setdefault(frozenset(claim.trials), []).append(claim.number)
             if event == "revoke":
                 self.deaths.update(claim.trials)
 

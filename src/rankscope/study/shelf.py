@@ -119,8 +119,9 @@ class LocalShelf:
         return path
 
     def adopt(self, source: str, target: str) -> None:
-        """Moves a folder into a workspace. Who still writes there writes into the void."""
-        with contextlib.suppress(FileNotFoundError):
+        """Moves a folder to one that is new. Who still writes there writes into the void."""
+        if (self.root / source).is_dir():
+            shutil.rmtree(self.root / target, ignore_errors=True)
             os.rename(self.root / source, self.root / target)
 
     def keep(self, name: str) -> None:

@@ -194,8 +194,9 @@ class Store:
     def workspace(self, claim: int, trials: Sequence[str]) -> Iterator[Path]:
         """The local folder of a claim: ``trials/`` to be filled, and ``scratch/`` as the claim before left it."""
         path = self.shelf.workspace(f"work/{claim}")
-        before = self.ledger.ended.get(frozenset(trials))
-        if before is not None:
+        for before in self.ledger.ended.get(
+            frozenset(trials), []
+        ):  # a successor may have died before it took over
             self.shelf.adopt(f"work/{before}/scratch", f"work/{claim}/scratch")
             self.shelf.remove(f"work/{before}")
         (path / "scratch").mkdir(exist_ok=True)
@@ -225,6 +226,13 @@ class Store:
             if lost:
                 self.ledger.forget(sorted(lost))
             self.ledger.done.update(self.done_ids())
+
+    def tidy(self) -> None:
+        """Removes what ended claims have left behind, when nothing is left to do with it."""
+        self.settle()
+        for name in self.shelf.names("work"):
+            if name.isdigit() and int(name) <= self.ledger.length and int(name) not in self.ledger.live:
+                self.shelf.remove(f"work/{name}")
 
     def _place(self, source: str, trial: str) -> None:
         target = f"trials/{trial}"
