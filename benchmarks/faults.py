@@ -70,9 +70,9 @@ def _training(store: Path) -> bool:
     return bool(ledger.live)
 
 
-def disturbed(study: Path, store: Path, folder: Path, *, kills: int, luck: random.Random) -> None:
-    """Runs the study to its end, killing on the way."""
-    (folder / "clock").mkdir()
+def disturbed(study: Path, store: Path, folder: Path, *, kills: int, luck: random.Random) -> int:
+    """Runs the study to its end, killing on the way. -> how many workers"""
+    (folder / "clock").mkdir(exist_ok=True)
     (folder / "clock" / "sitecustomize.py").write_text(CLOCK)
     path = os.pathsep.join(filter(None, [str(folder / "clock"), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -82,7 +82,7 @@ def disturbed(study: Path, store: Path, folder: Path, *, kills: int, luck: rando
 
     driver, killed, drivers, finished = start(), 0, 0, {}
     while driver.poll() is None:
-        time.sleep(luck.uniform(0.2, 10))  # a worker's start takes 5 s, a pack 1 to 5 s
+        time.sleep(luck.uniform(0.1, 3))  # a pack takes 1 to 3 s, a worker's start 5 s
         victims = workers(driver) if _training(store) else []
         for done, stamp in finished.items():
             assert done.stat().st_mtime_ns == stamp, f"{done} has changed"
@@ -97,7 +97,8 @@ def disturbed(study: Path, store: Path, folder: Path, *, kills: int, luck: rando
                 driver = start()
             print(f"kill {killed}, {len(finished)} trials finished", end="\r", file=sys.stderr, flush=True)
     assert driver.returncode == 0, driver.returncode
-    print(f"{killed} workers and {drivers} drivers killed, clocks jumping")
+    print(f"{killed} workers and {drivers} drivers killed, clocks jumping", flush=True)
+    return killed
 
 
 def compare(store: Store, undisturbed: Store) -> None:
@@ -174,8 +175,11 @@ def main() -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
         subprocess.run(command(study, folder / "undisturbed"), check=True)
         undisturbed = Store(folder / "undisturbed")
-        disturbed(study, folder / "s", folder, kills=options.kills, luck=random.Random(options.seed))
-        compare(Store(folder / "s"), undisturbed)
+        left, luck = options.kills, random.Random(options.seed)
+        while left > 0:  # once more where a study ends before its kills do
+            store = folder / f"{left} to come"
+            left -= disturbed(study, store, folder, kills=left, luck=luck)
+            compare(Store(store), undisturbed)
         full_disk(study, folder, undisturbed)
 
 
