@@ -3,7 +3,7 @@
     python benchmarks/faults.py [--kills 50] [--seed 0]
 
 Runs a small study on the lab's encoder twice with two worker processes: undisturbed, and while workers die by kill -9 at random moments
-(and their driver at every tenth of them, and is started again), with clocks that jump in all of them. Then the disk fills up and a
+(and their driver at every fifth of them, and is started again), with clocks that jump in all of them. Then the disk fills up and a
 store becomes read-only (real file systems; needs root, else left out). Each time: nothing that was finished changes, every trial is
 committed once, and trials, metrics, spectra and weights equal the undisturbed run's, bit for bit ("seconds" apart).
 """
@@ -90,7 +90,7 @@ def disturbed(study: Path, store: Path, folder: Path, *, kills: int, luck: rando
         if killed < kills and victims:
             os.kill(luck.choice(victims), signal.SIGKILL)
             killed += 1
-            if killed % 10 == 0:
+            if killed % 5 == 0:
                 driver.kill()
                 driver.wait()
                 drivers += 1
