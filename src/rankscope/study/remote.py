@@ -21,8 +21,8 @@ MANY = 500  # small files fetched at once
 
 
 class RemoteShelf:
-    """``create`` is exclusive where the backend has conditional writes: S3 and what speaks like it (If-None-Match), Google's
-    (ifGenerationMatch). Elsewhere fsspec looks first and writes then: one worker at a time is safe, many are not."""
+    """``create`` is exclusive where the backend has conditional writes, as S3 has (If-None-Match). Elsewhere fsspec looks
+    first and writes then: one worker at a time is safe, many are not."""
 
     def __init__(self, url: str) -> None:
         try:
