@@ -7,7 +7,7 @@
     it can be imported (`pip install weightwatcher==0.7.7`, in an environment of its own: it is no dependency);
 (c) 4096 x 4096 and 4096 x 11008; (d) sr(W + BA), 24 layers of d = 768, against forming it and svdvals.
 
-Both sides start from separate weight tensors in memory. Medians; times in milliseconds. "floor" is (e): our time over
+Both sides start from separate weight tensors in memory; stacking equal shapes is part of our time. Medians; times in milliseconds. "floor" is (e): our time over
 products x bytes / memory bandwidth, the bandwidth measured by reading a matrix that no cache holds; below 1 where
 matrices stay in the cache. Other work on the machine falsifies times, and ratios less.
 """

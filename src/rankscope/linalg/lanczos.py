@@ -135,14 +135,9 @@ def largest(op: Operator, goal: Goal, *, generator: torch.Generator, warm: Tenso
 
 
 def _next_look(k: int, ahead: Tensor) -> int:
-    """The step after k at which the bounds are looked at again: where the first matrix may be there if log p_k goes on
-    to grow as it did, `ahead` (N,) times as many steps. From a fixed list, so that a matrix all but always ends at the
-    same step alone and among others."""
-    near = k * min(1.6, 0.95 * float(ahead.min()))
-    look = FIRST
-    while look <= k or look < near:
-        look = max(look + 1, int(look * 1.06))
-    return look
+    """The step after k at which the bounds are looked at again: where half of the matrices should be there if log p_k
+    goes on to grow as it did, `ahead` (N,) times as many steps. A look costs about as much as a step."""
+    return max(k + 1 + k // 24, int(k * min(1.6, float(ahead.median()))))
 
 
 def _start(

@@ -36,7 +36,7 @@ class Norms:
 
 
 def norms(op: Operator, wish: Wish) -> Norms:
-    """Both norms of every matrix of `op`; the same whether a matrix is alone or in a batch."""
+    """Both norms of every matrix of `op`; what others are in the batch is felt far below the width asked for."""
     generator = wish.fresh()
     state = generator.get_state()
     warm, n = wish.warm, op.shape[-1]
