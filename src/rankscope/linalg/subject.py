@@ -17,7 +17,7 @@ from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma, unit_roundoff
 
 FORMED = 2**22  # entries up to which a sum is made into a matrix, which is then read alone in each step
-MANY = 96  # products per entry from which on it is worth while to form in float32, where that is good enough
+LOOSE = 1e-4  # relative error of ||M||_F that must be allowed before anything is formed in float32
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def prepared(op: Operator, *, form: bool = True, slack: float = 0.0) -> tuple[Su
 
 def _measured(op: Operator, form: bool, slack: float) -> Subject:
     form = form and not isinstance(op, Dense) and prod(op.shape[-2:]) <= FORMED
-    if form and slack and op.terms > MANY and op.dtype == torch.float32 and max(op.shape[-2:]) >= op.terms:
+    if form and slack > LOOSE and op.dtype == torch.float32 and max(op.shape[-2:]) >= op.terms:
         rough = _formed(op, torch.float32)
         if bool((rough.error <= slack).all()):  # False for NaN as well
             return rough
