@@ -94,7 +94,7 @@ def test_every_lora_trial_of_a_pack_equals_peft_alone(
     trials, train = trials_of(architecture, path), encoded(path, tiny_data, "train")
     pack = AdapterPack(trials, model=path, task=TASK, device=torch.device("cpu"))
     for k in range(len(trials)):
-        pack.save(k, pack.parameters, tmp_path / str(k))
+        pack.save(k, [rows.values for rows in pack.rows], tmp_path / str(k))
     losses = packed_losses(pack, train)
     assert losses[-1].std() > 0.001  # the trials differ, so equality below says something
     for k, trial in enumerate(trials):
@@ -112,7 +112,7 @@ def test_a_full_fine_tune_equals_plain_pytorch(
     (trial,) = trials_of("roberta", path, method="full")
     train = encoded(path, tiny_data, "train")
     pack = FullPack([trial], model=path, task=TASK, device=torch.device("cpu"))
-    pack.save(0, pack.parameters, tmp_path)
+    pack.save(0, [rows.values for rows in pack.rows], tmp_path)
     alone = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager")
     losses = packed_losses(pack, train)
     assert_close(losses[:, 0], alone_losses(alone, trial, train), rtol=0, atol=1e-5)
@@ -126,7 +126,7 @@ def test_a_neighbour_that_diverges_changes_nothing(tiny_models: dict[str, str], 
     undisturbed = packed_losses(AdapterPack(trials, model=path, task=TASK, device=cpu), train)
     pack = AdapterPack(trials, model=path, task=TASK, device=cpu)
     with torch.no_grad():
-        next(iter(pack.sites.values())).B[1] = torch.nan
+        next(iter(pack.sites.values())).B[0][1] = torch.nan
     disturbed = packed_losses(pack, train)
     assert disturbed[:, 1].isnan().all()
     assert torch.equal(disturbed[:, [0, 2]], undisturbed[:, [0, 2]])

@@ -6,25 +6,26 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+
+from rankscope.train.rows import Rows
 
 
 class Best:
     """Starts as the untrained weights at step 0, so that a trial without any evaluation still has something to keep."""
 
-    def __init__(self, parameters: Sequence[Tensor], trials: int) -> None:
-        self._current = list(parameters)
-        self._trials = trials
-        self.parameters = [p.detach().clone() for p in parameters]
-        self.value: list[float | None] = [None] * trials
+    def __init__(self, rows: Sequence[Rows], trials: int) -> None:
+        self._rows = list(rows)
+        self.values = [group.values.clone() for group in rows]
+        self.metric: list[float | None] = [None] * trials
         self.step = [0] * trials
 
     @torch.no_grad()
-    def offer(self, k: int, step: int, value: float) -> None:
-        """Keeps trial k's current weights if ``value`` beats all before; a tie keeps the earlier ones."""
-        best = self.value[k]
-        if math.isnan(value) or (best is not None and value <= best):
+    def offer(self, k: int, step: int, metric: float) -> None:
+        """Keeps trial k's current weights if ``metric`` beats all before; a tie keeps the earlier ones."""
+        best = self.metric[k]
+        if math.isnan(metric) or (best is not None and metric <= best):
             return
-        self.value[k], self.step[k] = value, step
-        for kept, current in zip(self.parameters, self._current, strict=True):
-            kept.view(self._trials, -1)[k] = current.view(self._trials, -1)[k]
+        self.metric[k], self.step[k] = metric, step
+        for kept, group in zip(self.values, self._rows, strict=True):
+            if group.slots.start <= k < group.slots.stop:
+                kept[k - group.slots.start] = group.values[k - group.slots.start]

@@ -11,26 +11,38 @@ from torch import Tensor
 from rankscope.linalg import Dense
 from rankscope.study.plan import Trial
 from rankscope.study.tasks import Task
-from rankscope.train.adapters import share_dropout
+from rankscope.train.adapters import share
 from rankscope.train.model import draw_head, load_model, quiet, sites, stream, weight_of
 from rankscope.train.packed import Noise
+from rankscope.train.rows import Rows
 from rankscope.train.updates import Updates
 
 
 class FullPack:
-    """The same face as ``AdapterPack``; K = 1, and parameters carry no leading K."""
+    """The same face as ``AdapterPack``; K = 1."""
 
-    def __init__(self, trials: Sequence[Trial], *, model: str, task: Task, device: torch.device) -> None:
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        *,
+        model: str,
+        task: Task,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         (trial,) = trials
         self.trials = [trial]
-        self.noise = Noise(1, stream(trial.seed, "dropout"))
-        self.model = load_model(model, task).to(device)
+        self.noise = Noise(1, stream(trial.seed, "dropout", device))
+        self.model = load_model(model, task)
         draw_head(self.model, stream(trial.seed, "init"))
-        share_dropout(self.model, self.noise)
+        self.repeats = share(self.model, self.noise)
+        self.model.to(device=device, dtype=dtype)
         self.sites = sites(self.model, trial.target_modules)
         self.pretrained = {name: weight_of(site).clone() for name, site in self.sites.items()}
-        self._names, self.parameters = map(list, zip(*self.model.named_parameters(), strict=True))
-        self.decays = [p.ndim > 1 for p in self.parameters]  # biases and norms are vectors
+        names, parameters = zip(*self.model.named_parameters(), strict=True)
+        self._names = {id(p): name for name, p in zip(names, parameters, strict=True)}
+        decays = [p.ndim > 1 for p in parameters]  # biases and norms are vectors
+        self.rows = [Rows(parameters, decays=decays, slots=slice(0, 1))]
 
     def updates(self) -> Iterator[Updates]:
         """W_pre, W_FT - W_pre and W_FT of all sites, those of one shape together."""
@@ -40,12 +52,17 @@ class FullPack:
         for names in shapes.values():
             W = torch.stack([self.pretrained[name] for name in names])
             tuned = torch.stack([weight_of(self.sites[name]) for name in names])[:, None]
-            yield Updates(names, W, Dense(tuned.double() - W[:, None].double()), Dense(tuned))
+            yield Updates(
+                names, slice(0, 1), W, Dense(tuned.double() - W[:, None].double()), Dense(tuned)
+            )
 
-    def save(self, k: int, parameters: Sequence[Tensor], folder: Path) -> None:
-        """The model with these values of ``self.parameters``, as a Hugging Face checkpoint in ``folder``."""
+    def save(self, k: int, buffers: Sequence[Tensor], folder: Path) -> None:
+        """The model with this buffer in place of its row's values, as a Hugging Face checkpoint in ``folder``."""
         assert k == 0
-        state = self.model.state_dict() | dict(zip(self._names, parameters, strict=True))
+        (group,), (buffer,) = self.rows, buffers
+        state = self.model.state_dict()
+        for p, value in zip(group.parameters, group.views(buffer), strict=True):
+            state[self._names[id(p)]] = value
         with quiet():
             self.model.save_pretrained(
                 folder, state_dict={name: value.contiguous() for name, value in state.items()}

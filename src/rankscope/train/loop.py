@@ -24,6 +24,7 @@ from rankscope.train.full import FullPack
 from rankscope.train.metrics import score
 from rankscope.train.model import stream
 from rankscope.train.optimizer import PackedAdamW, linear_schedule
+from rankscope.train.rows import differentiate
 from rankscope.train.spectra import Recorder
 
 
@@ -69,14 +70,15 @@ class Run:
             train,
             validation,
         )
-        self.device = pack.parameters[0].device
+        self.device = pack.rows[0].values.device
         self.K, trial = len(pack.trials), pack.trials[0]
         self.total = trial.total_steps(len(train))
         self.warmup = math.ceil(trial.warmup_ratio * self.total)
         self.optimizer = PackedAdamW(
-            pack.parameters,
-            learning_rates=torch.tensor([t.learning_rate for t in pack.trials], device=self.device),
-            decays=pack.decays,
+            pack.rows,
+            learning_rates=torch.tensor(
+                [t.learning_rate for t in pack.trials], dtype=torch.float64, device=self.device
+            ),
             weight_decay=trial.weight_decay,
             betas=trial.adam_betas,
             epsilon=trial.adam_epsilon,
@@ -84,7 +86,7 @@ class Run:
         )
         self.alive = torch.ones(self.K, dtype=torch.bool, device=self.device)
         self.diverged_at: list[int | None] = [None] * self.K
-        self.best = Best(pack.parameters, self.K)
+        self.best = Best(pack.rows, self.K)
         self.last: list[float | None] = [None] * self.K
         self.spectra = Recorder(pack)
 
@@ -113,7 +115,7 @@ class Run:
         self.pack.model.train()
         inputs, labels = self.train.batch(rows)
         losses = loss(self.logits(inputs), labels.to(self.device))
-        losses.sum().backward()  # trial k's parameters see the gradient of its own mean loss only
+        differentiate(losses.sum(), self.pack.rows)  # each trial's weights see its own mean loss only
         schedule = linear_schedule(step - 1, warmup=self.warmup, total=self.total)
         alive = self.optimizer.step(schedule=schedule, alive=self.alive & losses.detach().isfinite())
         for k in (self.alive & ~alive).nonzero().flatten().tolist():
@@ -123,7 +125,8 @@ class Run:
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
         """All trials on one batch: inputs (B, T) -> (K, B, C)"""
-        repeated = {name: x.to(self.device).repeat(self.K, 1) for name, x in inputs.items()}
+        self.pack.noise.batch = len(inputs["input_ids"])
+        repeated = {name: x.to(self.device).repeat(self.pack.repeats, 1) for name, x in inputs.items()}
         return self.pack.model(**repeated).logits.unflatten(0, (self.K, -1))
 
     @torch.no_grad()
@@ -150,12 +153,12 @@ class Run:
         """Writes spectra, the best and the last weights, and only then each trial's result."""
         for k, folder in enumerate(self.folders):
             folder.write_spectra(self.spectra.frame(k))
-            self.pack.save(k, self.best.parameters, folder.path / "best")
-            self.pack.save(k, self.pack.parameters, folder.path / "last")
+            self.pack.save(k, self.best.values, folder.path / "best")
+            self.pack.save(k, [group.values for group in self.pack.rows], folder.path / "last")
             folder.finish(
                 status="done" if self.diverged_at[k] is None else "diverged",
                 metric=self.task.metric,
-                best=self.best.value[k],
+                best=self.best.metric[k],
                 best_step=self.best.step[k],
                 last=self.last[k],
                 steps=self.total,

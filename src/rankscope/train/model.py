@@ -128,10 +128,10 @@ def draw_head(model: PreTrainedModel, generator: torch.Generator) -> None:
             layer.bias.zero_()
 
 
-def stream(seed: int, purpose: str) -> torch.Generator:
+def stream(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
     """A trial's random stream: "init", "order" or "dropout"; independent of each other, equal for equal seeds."""
     entropy = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(entropy))
+    return torch.Generator(device).manual_seed(int(entropy))
 
 
 @contextlib.contextmanager

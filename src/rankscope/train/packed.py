@@ -1,31 +1,39 @@
 """Layers that hold K trials: one frozen base, K adapters, K heads, one dropout mask for all.
 
-Letters: K trials, B batch, T tokens, n in, m out, r the pack's largest rank. Activations are (K*B, T, n): trial k owns
-rows k*B .. (k+1)*B. A smaller rank is zero-padded to r. Padding stays exactly zero: its gradient is a product with
-the other factor's padding, and AdamW leaves a zero parameter with zero gradient at zero.
+Letters: K trials, B batch, T tokens, n in, m out, r rank, N = B*T. Activations are (K*B, T, n), trial k in rows
+k*B .. (k+1)*B, or (K, B, T, n); (1, B, T, n) is what all trials still share, before the first adapter.
+
+Ranks come in buckets: neighbours of similar rank are zero-padded to the largest of them and computed in one batched
+product. Padding stays exactly zero: its gradient is a product with the other factor's padding, and AdamW leaves a zero
+parameter with zero gradient at zero.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-@dataclass
 class Noise:
     """Where a pack's dropout masks come from. A pack draws what a single run draws, in the same order."""
 
-    trials: int
-    generator: torch.Generator
+    def __init__(self, trials: int, generator: torch.Generator) -> None:
+        self.trials, self.generator = trials, generator
+        self.batch = 1  # rows of the batch at hand
+
+    def mask(self, shape: Sequence[int], p: float, like: Tensor) -> Tensor:
+        """A dropout mask, scaled to mean 1."""
+        mask = torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
+        return mask.bernoulli_(1 - p, generator=self.generator).div_(1 - p)
 
     def drop(self, x: Tensor, p: float) -> Tensor:
-        """Dropout of ``x`` (K*B, ...) with one mask (B, ...) shared by all trials."""
-        shared = x.unflatten(0, (self.trials, -1))
-        mask = torch.empty(shared.shape[1:], dtype=x.dtype, device=x.device)
-        mask.bernoulli_(1 - p, generator=self.generator).div_(1 - p)
-        return (shared * mask).flatten(0, 1)
+        """Dropout of ``x`` (K*B, ...) or (B, ...) with one mask (B, ...) for all trials."""
+        shared = x.unflatten(0, (-1, self.batch))
+        return (shared * self.mask(shared.shape[1:], p, x)).flatten(0, 1)
 
 
 class SharedDropout(nn.Module):
@@ -35,8 +43,54 @@ class SharedDropout(nn.Module):
         super().__init__()
         self.p, self.noise = p, noise
 
+    @property
+    def active(self) -> bool:
+        return self.training and self.p > 0
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.noise.drop(x, self.p) if self.training and self.p > 0 else x
+        return self.noise.drop(x, self.p) if self.active else x
+
+
+def buckets(ranks: Sequence[int]) -> list[slice]:
+    """Neighbours that are padded to one rank: all up to 16, and above it those up to the same power of two."""
+    starts = [0]
+    keys = [max(16, 1 << (r - 1).bit_length()) for r in ranks]
+    starts += [k for k in range(1, len(keys)) if keys[k] != keys[k - 1]]
+    return [slice(a, b) for a, b in itertools.pairwise([*starts, len(ranks)])]
+
+
+class _Updated(torch.autograd.Function):
+    """y + s B A x for all trials, one batched product per bucket and factor."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, scale: Tensor, slots: list[slice], *factors: Tensor) -> Tensor:
+        """y (K or 1, N, m), x (K or 1, N, n), scale (K, 1, 1); factors B (k, m, r), A (k, r, n), bucket by bucket."""
+        K = len(scale)
+        out = y.new_empty(K, *y.shape[1:])
+        y, x = y.expand(K, -1, -1), x.expand(K, -1, -1)
+        inner = []
+        for slot, B, A in zip(slots, factors[::2], factors[1::2], strict=True):
+            h = torch.bmm(x[slot], A.mT).mul_(scale[slot])  # (k, N, r)
+            torch.baddbmm(y[slot], h, B.mT, out=out[slot])
+            inner.append(h)
+        ctx.save_for_backward(x, scale, *factors, *inner)
+        ctx.slots = slots
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (g,) = gradients  # (K, N, m)
+        x, scale, *rest = ctx.saved_tensors
+        slots, needs_y, needs_x = ctx.slots, *ctx.needs_input_grad[:2]
+        factors, inner = rest[: 2 * len(slots)], rest[2 * len(slots) :]
+        dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
+        found: list[Tensor] = []
+        for slot, B, A, h in zip(slots, factors[::2], factors[1::2], inner, strict=True):
+            u = torch.bmm(g[slot], B).mul_(scale[slot])  # (k, N, r)
+            found += [torch.bmm(g[slot].mT, h), torch.bmm(u.mT, x[slot])]
+            if dx is not None:
+                torch.bmm(u, A, out=dx[slot])
+        return g if needs_y else None, dx, None, None, *found
 
 
 class PackedLoRA(nn.Module):
@@ -45,21 +99,33 @@ class PackedLoRA(nn.Module):
     scale: Tensor
 
     def __init__(
-        self, base: nn.Module, *, B: Tensor, A: Tensor, scale: Tensor, dropout: float, noise: Noise
-    ) -> None:
+        self, base: nn.Module, *, B: Sequence[Tensor], A: Sequence[Tensor], scale: Tensor, slots: list[slice],
+        dropout: float, noise: Noise,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.base = base
-        self.A = nn.Parameter(A)  # (K, r, n)
-        self.B = nn.Parameter(B)  # (K, m, r)
-        self.register_buffer("scale", scale)  # (K,)
+        self.base, self.slots = base, slots
+        self.B = nn.ParameterList(B)  # (k, m, r) each
+        self.A = nn.ParameterList(A)  # (k, r, n)
+        self.register_buffer("scale", scale[:, None, None])  # (K, 1, 1)
         self.dropout = SharedDropout(dropout, noise)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)  # (K*B, T, m)
-        K = len(self.A)
-        h = torch.bmm(self.dropout(x).reshape(K, -1, x.shape[-1]), self.A.mT)  # (K, B*T, r)
-        h = h * self.scale[:, None, None]
-        return torch.baddbmm(y.reshape(K, -1, y.shape[-1]), h, self.B.mT).view_as(y)
+    def forward(self, x: Tensor, *, tokens: int | None = None) -> Tensor:
+        """x (K*B, T, n) or (K or 1, B, T, n). With ``tokens`` only the first so many are wanted."""
+        y = self.base(x[..., :tokens, :])
+        if self.dropout.active:
+            x = self.dropout(x.flatten(0, -3)).view(x.shape)
+        K, x = len(self.scale), x[..., :tokens, :]
+        lead = x.shape[:-1] if x.ndim == 3 else (K, *x.shape[1:-1])
+        groups = 1 if x.ndim == 4 and len(x) == 1 else K
+        factors = [f.to(y.dtype) for pair in zip(self.B, self.A, strict=True) for f in pair]
+        flat_y, flat_x = y.reshape(groups, -1, y.shape[-1]), x.to(y.dtype).reshape(groups, -1, x.shape[-1])
+        out = _Updated.apply(flat_y, flat_x, self.scale.to(y.dtype), self.slots, *factors)
+        return out.view(*lead, -1)
+
+    def bucket(self, k: int) -> tuple[int, int]:
+        """The bucket of trial k, and its place there."""
+        found = next(i for i, slot in enumerate(self.slots) if k < slot.stop)
+        return found, k - self.slots[found].start
 
 
 class PackedLinear(nn.Module):

@@ -53,11 +53,11 @@ class Recorder:
             found.frobenius_norm,
             found.effective_rank,
         )
-        S, K = len(update.layers), len(self.pack.trials)
+        S, start, stop = len(update.layers), update.slots.start, update.slots.stop
         table = np.stack(
-            [torch.as_tensor(x).double().cpu().expand(S, K).numpy() for x in numbers]
+            [torch.as_tensor(x).double().cpu().expand(S, stop - start).numpy() for x in numbers]
         )  # (6, S, K)
         m, n = operator.shape[-2:]
-        for k in living:
+        for k in (k for k in living if start <= k < stop):
             part = pd.DataFrame({"step": step, "layer": update.layers, "matrix": matrix, "m": m, "n": n})
-            self._parts[k].append(part.assign(**dict(zip(COLUMNS, table[:, :, k], strict=True))))
+            self._parts[k].append(part.assign(**dict(zip(COLUMNS, table[:, :, k - start], strict=True))))

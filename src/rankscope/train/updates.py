@@ -11,9 +11,11 @@ from rankscope.linalg import Operator
 
 @dataclass(frozen=True)
 class Updates:
-    """The sites of one shape: ``W`` (S, m, n), and per trial ``dW`` and ``tuned`` = W + dW, both (S, K, m, n)."""
+    """The sites of one shape: ``W`` (S, m, n), and for the trials in ``slots`` ``dW`` and ``tuned`` = W + dW, both
+    (S, K, m, n)."""
 
     layers: list[str]
+    slots: slice
     W: Tensor
     dW: Operator
     tuned: Operator
