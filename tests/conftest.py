@@ -41,29 +41,29 @@ WORDS = [
     "sleeps",
 ]
 SIZES: dict[str, Any] = {"vocab_size": 4 + len(WORDS), "pad_token_id": 1}
-WIDTHS: dict[str, Any] = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
+
+
+def sizes(width: int) -> dict[str, Any]:
+    return {
+        **SIZES, "hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 2 * width,
+    }  # fmt: skip
+
 
 ARCHITECTURES: dict[str, Any] = {
-    "roberta": lambda: RobertaForSequenceClassification(
-        RobertaConfig(**SIZES, **WIDTHS, max_position_embeddings=40, bos_token_id=0, eos_token_id=2)
+    "roberta": lambda width: RobertaForSequenceClassification(
+        RobertaConfig(**sizes(width), max_position_embeddings=40, bos_token_id=0, eos_token_id=2)
     ),
-    "bert": lambda: BertForSequenceClassification(BertConfig(**SIZES, **WIDTHS, max_position_embeddings=40)),
-    "gpt2": lambda: GPT2ForSequenceClassification(
-        GPT2Config(**SIZES, n_embd=16, n_layer=2, n_head=2, n_positions=40, bos_token_id=0, eos_token_id=2)
+    "bert": lambda width: BertForSequenceClassification(
+        BertConfig(**sizes(width), max_position_embeddings=40)
     ),
-    "llama": lambda: LlamaForSequenceClassification(
+    "gpt2": lambda width: GPT2ForSequenceClassification(
+        GPT2Config(
+            **SIZES, n_embd=width, n_layer=2, n_head=2, n_positions=40, bos_token_id=0, eos_token_id=2
+        )
+    ),
+    "llama": lambda width: LlamaForSequenceClassification(
         LlamaConfig(
-            **SIZES,
-            **WIDTHS,
-            num_key_value_heads=1,
-            max_position_embeddings=40,
-            bos_token_id=0,
-            eos_token_id=2,
+            **sizes(width), num_key_value_heads=1, max_position_embeddings=40, bos_token_id=0, eos_token_id=2
         )
     ),
 }
@@ -75,11 +75,11 @@ TARGETS = {
 }
 
 
-def save_tiny_model(folder: Path, architecture: str) -> str:
+def save_tiny_model(folder: Path, architecture: str, *, width: int = 16) -> str:
     """A model folder as the hub has them: weights, configuration, tokenizer."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = ARCHITECTURES[architecture]()
+        model = ARCHITECTURES[architecture](width)
         with torch.no_grad():  # wider than the default of 0.02, so that attention has something to decide
             for parameter in model.parameters():
                 if parameter.ndim == 2:

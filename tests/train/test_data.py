@@ -1,8 +1,7 @@
-"""Rows to batches: what is padded, cut and shuffled."""
+"""Rows to batches: what is padded and cut."""
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +10,7 @@ import torch
 
 from conftest import sentences, write_tsv
 from rankscope.study.tasks import TASKS
-from rankscope.train.data import encode, fingerprint, read_split, shuffled
+from rankscope.train.data import encode, fingerprint, read_split
 from rankscope.train.model import load_tokenizer
 
 
@@ -25,6 +24,16 @@ def test_batches_are_padded_to_their_own_longest_row(tiny_models: dict[str, str]
     for name in ("input_ids", "attention_mask"):
         assert torch.equal(inputs[name], expected[name])
     assert labels.tolist() == frame["label"][rows.tolist()].tolist()
+
+
+def test_rows_by_length_are_all_rows(tiny_models: dict[str, str], tiny_data: Path) -> None:
+    frame = read_split(str(tiny_data), TASKS["CoLA"], "train")
+    encoded = encode(frame, TASKS["CoLA"], load_tokenizer(tiny_models["roberta"]), max_length=32)
+    found = list(encoded.by_length(7))
+    assert sorted(torch.cat([rows for rows, _ in found]).tolist()) == list(range(len(frame)))
+    widths = [inputs["input_ids"].shape[1] for _, inputs in found]
+    assert widths == sorted(widths)
+    assert widths[0] < widths[-1]
 
 
 def test_long_rows_are_cut(tiny_models: dict[str, str], tiny_data: Path) -> None:
@@ -43,14 +52,6 @@ def test_pairs_are_joined(tiny_models: dict[str, str], tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny_models["roberta"])
     encoded = encode(read_split(str(tmp_path), TASKS["RTE"], "train"), TASKS["RTE"], tokenizer, max_length=32)
     assert encoded.inputs["input_ids"][0].tolist() == tokenizer("the cat", "a bird sees")["input_ids"]
-
-
-def test_an_epoch_is_a_permutation_and_seeds_repeat() -> None:
-    first = list(itertools.islice(shuffled(10, batch_size=4, generator=torch.Generator().manual_seed(0)), 6))
-    assert [len(rows) for rows in first] == [4, 4, 2, 4, 4, 2]
-    assert sorted(torch.cat(first[:3]).tolist()) == list(range(10)) == sorted(torch.cat(first[3:]).tolist())
-    again = list(itertools.islice(shuffled(10, batch_size=4, generator=torch.Generator().manual_seed(0)), 6))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_quotes_and_na_are_text(tmp_path: Path) -> None:

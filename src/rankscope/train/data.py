@@ -118,9 +118,10 @@ class Encoded:
         longest = int(self.lengths[rows].max())
         return {name: tensor[rows, :longest] for name, tensor in self.inputs.items()}, self.labels[rows]
 
-    def in_order(self, batch_size: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        for rows in torch.arange(len(self)).split(batch_size):
-            yield self.batch(rows)
+    def by_length(self, batch_size: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Every row once, the short ones first: row numbers (B,), inputs (B, T)."""
+        for rows in self.lengths.argsort(stable=True).split(batch_size):
+            yield rows, self.batch(rows)[0]
 
 
 def encode(frame: pd.DataFrame, task: Task, tokenizer: Any, *, max_length: int) -> Encoded:
@@ -137,9 +138,3 @@ def encode(frame: pd.DataFrame, task: Task, tokenizer: Any, *, max_length: int) 
         )
         inputs[name] = torch.from_numpy(padded)
     return Encoded(inputs, torch.from_numpy(frame["label"].to_numpy(copy=True)), torch.from_numpy(lengths))
-
-
-def shuffled(count: int, *, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Row numbers of one batch after another, for ever: a new permutation each epoch, the last batch short."""
-    while True:
-        yield from torch.randperm(count, generator=generator).split(batch_size)

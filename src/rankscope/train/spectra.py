@@ -1,10 +1,12 @@
-"""Stable ranks of W, dW and W + dW while a pack trains. Letters: S sites of one shape, K trials."""
+"""Stable ranks of W, dW and W + dW while a pack trains. Letters: S sites of one shape, K trials, k of them in a bucket."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -19,45 +21,67 @@ RTOL = 1e-3  # relative width of the bounds: far below what a plot or a threshol
 class Pack(Protocol):
     trials: list[Any]
 
-    def updates(self) -> Any: ...
+    def updates(self) -> Iterable[Updates]: ...
+
+
+@dataclass(frozen=True)
+class Record:
+    """The numbers of the sites of one shape, for the trials from ``start`` on that were alive."""
+
+    step: int
+    matrix: str
+    layers: list[str]
+    m: int
+    n: int
+    start: int
+    alive: list[bool]
+    numbers: Tensor  # (6, S, k) float64, in the order of COLUMNS
+
+    def holds(self, k: int) -> bool:
+        return 0 <= k - self.start < len(self.alive) and self.alive[k - self.start]
+
+    def frame(self, k: int) -> pd.DataFrame:
+        keys = {"step": self.step, "layer": self.layers, "matrix": self.matrix, "m": self.m, "n": self.n}
+        columns = zip(COLUMNS, self.numbers[:, :, k - self.start].numpy(), strict=True)
+        return pd.DataFrame(keys).assign(**dict(columns))
 
 
 class Recorder:
-    """Collects the rows (step, layer, matrix, ...) of each trial of a pack, one batched call per shape and matrix."""
+    """Collects the spectra of a pack, one batched call per shape, bucket and matrix."""
 
     def __init__(self, pack: Pack) -> None:
         self.pack = pack
-        self._parts: list[list[pd.DataFrame]] = [[] for _ in pack.trials]
+        self.records: list[Record] = []
+        self.seconds = 0.0  # spent here
 
     def record(self, step: int, *, alive: Tensor) -> None:
         """The spectra of all sites after ``step`` steps; W at step 0 only. Trials that are not alive get no row."""
-        living = alive.nonzero().flatten().tolist()
+        started, living = time.perf_counter(), alive.tolist()
         for update in self.pack.updates():
             if step == 0:
                 self._add(update, step, "W", Dense(update.W[:, None]), living)
             self._add(update, step, "dW", update.dW, living)
             self._add(update, step, "W+dW", update.tuned, living)
+        self.seconds += time.perf_counter() - started
 
     def frame(self, k: int) -> pd.DataFrame:
         """All rows of trial k."""
-        return pd.concat(self._parts[k], ignore_index=True)
+        return pd.concat([record.frame(k) for record in self.records if record.holds(k)], ignore_index=True)
 
-    def _add(self, update: Updates, step: int, matrix: str, operator: Operator, living: list[int]) -> None:
+    def _add(
+        self, update: Updates, step: int, matrix: str, operator: Operator, living: list[bool]
+    ) -> None:
+        alive = living[update.slots]
+        if not any(alive):
+            return
         found = summary(operator, rtol=RTOL, effective_rank=matrix == "dW")
         sr = found.stable_rank
-        numbers = (
-            sr.value,
-            sr.lower,
-            sr.upper,
-            found.spectral_norm,
-            found.frobenius_norm,
-            found.effective_rank,
+        norms = (found.spectral_norm, found.frobenius_norm, found.effective_rank)
+        numbers = torch.stack(
+            [
+                torch.as_tensor(x).double().cpu().expand(len(update.layers), len(alive))
+                for x in (sr.value, sr.lower, sr.upper, *norms)
+            ]
         )
-        S, start, stop = len(update.layers), update.slots.start, update.slots.stop
-        table = np.stack(
-            [torch.as_tensor(x).double().cpu().expand(S, stop - start).numpy() for x in numbers]
-        )  # (6, S, K)
         m, n = operator.shape[-2:]
-        for k in (k for k in living if start <= k < stop):
-            part = pd.DataFrame({"step": step, "layer": update.layers, "matrix": matrix, "m": m, "n": n})
-            self._parts[k].append(part.assign(**dict(zip(COLUMNS, table[:, :, k - start], strict=True))))
+        self.records.append(Record(step, matrix, update.layers, m, n, update.slots.start, alive, numbers))

@@ -1,0 +1,273 @@
+"""Claim: a packed sweep trains at least 4 times (two CPU cores) or 15 times (one GPU) the trials per hour of PEFT and
+transformers.Trainer run one by one.
+
+    python benchmarks/packed_vs_peft.py [--epochs 1] [--alone 4] [--workers 2] [--pack 8] [--data FOLDER --tokenizer FOLDER]
+
+Without a GPU: the lab study's shape (2 layers, d = 128, batch 16, about 18 tokens, all dropouts on), its acceptability
+task, ranks 1, 4, 16, d at four rates, in worker processes of one thread each against one process with all threads.
+With one: RoBERTa-base and -large built from their configuration (random weights: a step costs the same), 11 ranks x 7
+rates, real sentences (``--data`` holds CoLA, ``--tokenizer`` RoBERTa's vocabulary), bf16 autocast on both sides.
+
+Both sides get the same trials, batches, dropouts, first weights and validations; both are timed from weights on
+disk to the last validation, without imports. Ours also records spectra and writes every trial's folder. PEFT runs
+``--alone`` of the trials, spread over the ranks; its time for all is in proportion. Where dropout draws from the same
+stream (CPU) the final validation losses are compared, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import math
+import multiprocessing
+import platform
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PrinterCallback,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.utils import logging
+
+from rankscope.forecast import matrix_rate
+from rankscope.study.cost import operations
+from rankscope.study.folder import TrialFolder
+from rankscope.study.plan import Study, Trial, packs
+from rankscope.sweep import Inputs, provenance
+from rankscope.train.adapters import AdapterPack
+from rankscope.train.data import Encoded
+from rankscope.train.model import stream
+from rankscope.train.run import rows_of
+
+LAB = """
+name = "benchmark"
+[scientific]
+model = "lab"
+task = "acceptability"
+method = "lora"
+rank = [1, 4, 16, "d"]
+[nuisance]
+learning_rate = [1e-5, 1e-3, 3e-3, 1e-2]
+[fixed]
+data = "lab"
+batch_size = 16
+epochs = {epochs}
+eval_every = 75
+lora_alpha = 16
+"""
+BASE = """
+name = "benchmark"
+[scientific]
+model = "{model}"
+task = "CoLA"
+method = "lora"
+rank = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, "d"]
+[nuisance]
+learning_rate = [1e-5, 3.16e-5, 1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2]
+[fixed]
+data = "{data}"
+batch_size = 16
+epochs = {epochs}
+"""
+SIZES = {"base": (768, 12, 12), "large": (1024, 24, 16)}
+
+
+class Alone(Trainer):
+    """The Trainer as it is, on our batches: both sides see the same ones."""
+
+    encoded: tuple[Encoded, Encoded]
+    batches: list[list[int]]
+
+    def get_train_dataloader(self) -> Any:
+        train, _ = self.encoded
+        return self._loader(train, batch_sampler=self.batches)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        _, validation = self.encoded
+        return self._loader(validation, batch_size=64)
+
+    def _loader(self, encoded: Encoded, **how: Any) -> Any:
+        def collated(rows: list[int]) -> dict[str, torch.Tensor]:
+            inputs, labels = encoded.batch(torch.tensor(rows))
+            return {**inputs, "labels": labels}
+
+        return self.accelerator.prepare(DataLoader(range(len(encoded)), collate_fn=collated, **how))  # type: ignore[arg-type]
+
+
+class Seeded(TrainerCallback):
+    """Dropout starts from the stream that a pack's starts from."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 0:
+            torch.manual_seed(self.seed)
+
+
+def accuracy(prediction: Any) -> dict[str, float]:
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def peft_alone(trial: Trial, inputs: Inputs, start: Path, out: Path) -> tuple[float, float]:
+    """One trial by PEFT and the Trainer. -> (seconds, final validation loss)"""
+    train, validation = inputs.encoded(trial)
+    steps = trial.total_steps(len(train))
+    arguments = TrainingArguments(
+        output_dir=str(out), max_steps=steps, per_device_train_batch_size=trial.batch_size,
+        learning_rate=trial.learning_rate, weight_decay=trial.weight_decay, max_grad_norm=trial.max_grad_norm,
+        lr_scheduler_type="linear", warmup_steps=math.ceil(trial.warmup_ratio * steps), eval_strategy="steps",
+        eval_steps=trial.eval_every if isinstance(trial.eval_every, int) else math.ceil(len(train) / trial.batch_size),
+        logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
+        bf16=torch.cuda.is_available(), per_device_eval_batch_size=64,
+    )  # fmt: skip
+    began = time.perf_counter()
+    base = AutoModelForSequenceClassification.from_pretrained(
+        inputs.model_path(trial.model), num_labels=2, dtype=torch.float32
+    )
+    model = PeftModel.from_pretrained(base, start, is_trainable=True)
+    trainer = Alone(
+        model, arguments, compute_metrics=accuracy, train_dataset=range(len(train)), eval_dataset=range(len(validation)),
+        callbacks=[Seeded(stream(trial.seed, "dropout").initial_seed())],
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    trainer.encoded = (train, validation)
+    trainer.batches = [rows.tolist() for rows in rows_of(trial, train, steps)]
+    trainer.train()
+    losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
+    return time.perf_counter() - began, losses[-1]
+
+
+def visit(text: str, root: Path, threads: int, tasks: Any, ready: Any) -> None:
+    """A worker: trains the packs that it is given."""
+    torch.set_num_threads(threads)
+    inputs = Inputs(Study.parse(text, folder=Path.cwd()))
+    for trial in inputs.trials[:1]:
+        inputs.encoded(trial)
+    ready.put(None)
+    while (pack := tasks.get()) is not None:
+        folders = [TrialFolder(root / trial.id) for trial in pack]
+        for trial, folder in zip(pack, folders, strict=True):
+            folder.begin(trial, provenance=provenance())
+        inputs.train_pack(pack, folders, lambda steps: None)
+    ready.put(None)
+
+
+def ours(text: str, inputs: Inputs, root: Path, *, workers: int, size: int) -> float:
+    """All trials, packed. -> seconds"""
+    spawn = multiprocessing.get_context("spawn")
+    tasks, ready = spawn.Queue(), spawn.Queue()
+    threads = max(1, torch.get_num_threads() // workers)
+    processes = [
+        spawn.Process(target=visit, args=(text, root, threads, tasks, ready)) for _ in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    for _ in processes:
+        ready.get()
+    began = time.perf_counter()
+    for pack in reversed(packs(inputs.trials, size=size)):  # the largest ranks first: the end is short
+        tasks.put(pack)
+    for _ in processes:
+        tasks.put(None)
+    for _ in processes:
+        ready.get()
+    seconds = time.perf_counter() - began
+    for process in processes:
+        process.join()
+    return seconds
+
+
+def compare(text: str, name: str, options: argparse.Namespace) -> None:
+    inputs = Inputs(Study.parse(text, folder=Path.cwd()))
+    trials = inputs.trials
+    train, validation = inputs.encoded(trials[0])
+    stride = max(1, len(trials) // options.alone)
+    chosen = trials[stride // 2 :: stride][: options.alone]
+    print(
+        f"{name}: {len(trials)} trials, ranks {sorted({t.rank or 0 for t in trials})}, {inputs.steps(trials[0])} steps of "
+        f"{trials[0].batch_size} rows, {float(train.lengths.double().mean()):.1f} tokens a row, "
+        f"{len(validation)} rows of validation"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        seconds = ours(text, inputs, root, workers=options.workers, size=options.pack or len(trials))
+        theirs, differences = [], []
+        for trial in chosen:
+            pack = AdapterPack([trial], model=inputs.model_path(trial.model), task=inputs.tasks[trial.task],
+                               device=torch.device("cpu"))  # fmt: skip
+            pack.save(0, [rows.values for rows in pack.rows], root / "start")
+            spent, loss = peft_alone(trial, inputs, root / "start", root / "trainer")
+            theirs.append(spent)
+            differences.append(abs(loss - TrialFolder(root / trial.id).metrics()[-1]["eval_loss"]))
+    alone, packed = sum(theirs) / len(theirs), seconds / len(trials)
+    work = sum(operations(t, inputs.shape(t), inputs.rows(t)) for t in trials) / seconds
+    rate = matrix_rate(inputs.device)
+    print(
+        f"  PEFT and Trainer, one by one   {alone:8.2f} s a trial   {3600 / alone:8.0f} trials an hour   ({len(chosen)} trials)\n"
+        f"  rankscope, packed              {packed:8.2f} s a trial   {3600 / packed:8.0f} trials an hour   "
+        f"({options.workers} processes, packs of {options.pack or len(trials)})\n"
+        f"  ratio {alone / packed:.2f}\n"
+        f"  {work / 1e9:.0f} GFLOP/s of products that are needed, {work / rate:.0%} of {rate / 1e9:.0f} GFLOP/s measured"
+    )
+    if inputs.device.type == "cpu":
+        print(f"  largest difference of a final validation loss: {max(differences):.1e}")
+
+
+def built(size: str, tokenizer: Path, folder: Path) -> str:
+    """RoBERTa of that size from its configuration, random weights, the real vocabulary."""
+    width, layers, heads = SIZES[size]
+    config = RobertaConfig(
+        vocab_size=50265, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width,
+        max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    RobertaForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--epochs", type=float, default=0.1 if gpu else 1)
+    parser.add_argument("--alone", type=int, default=4, help="trials that PEFT trains")
+    parser.add_argument("--workers", type=int, default=1 if gpu else 2)
+    parser.add_argument("--pack", type=int, default=0 if gpu else 8)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/glue"))
+    parser.add_argument("--tokenizer", type=Path, default=Path("../shared/data/tokenizers/roberta-base"))
+    options = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore")
+    device = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} CPU threads"
+    print(f"{datetime.date.today()}  {platform.platform()}  torch {torch.__version__}  {device}")
+    if not gpu:
+        print("no GPU here: RoBERTa-base and -large are not measured")
+        compare(LAB.format(epochs=options.epochs), "lab", options)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for size in SIZES:
+            model = built(size, options.tokenizer, Path(folder) / size)
+            text = BASE.format(model=model, data=options.data.resolve(), epochs=options.epochs)
+            compare(text, f"RoBERTa-{size}", options)
+
+
+if __name__ == "__main__":
+    main()

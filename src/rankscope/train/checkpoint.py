@@ -1,0 +1,43 @@
+"""A pack in the middle of its training, as one safetensors file: tensors, and in its header the rest as JSON. No pickle.
+
+A resumed pack goes on as an undisturbed one would: weights, moments, best copies, random streams, spectra and logs are in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+NAME = "checkpoint.safetensors"
+
+
+def write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Replaces the folder's checkpoint; a kill at any time leaves the old one or the new one, whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".{NAME}.{os.getpid()}"
+    save_file(
+        {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+        draft,
+        metadata={"state": json.dumps(state)},
+    )
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    draft.replace(folder / NAME)
+
+
+def read(folder: Path, *, trials: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The folder's checkpoint of these trials (ids, in this order), or None: absent, damaged or of another pack."""
+    try:
+        with safe_open(folder / NAME, framework="pt") as file:
+            state = json.loads((file.metadata() or {}).get("state", "{}"))
+            if state.get("trials") != trials:
+                return None
+            return {key: file.get_tensor(key) for key in file.keys()}, state  # noqa: SIM118 - no mapping
+    except (FileNotFoundError, SafetensorError, json.JSONDecodeError):
+        return None

@@ -1,0 +1,210 @@
+"""One pack in training: K trials on the same batches, each with its own adapters, head, learning rate and fate.
+
+Letters: K trials, N validation rows, B batch, C classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rankscope.study.folder import TrialFolder
+from rankscope.study.plan import Trial
+from rankscope.study.tasks import Task
+from rankscope.train.adapters import AdapterPack
+from rankscope.train.best import Best
+from rankscope.train.data import Encoded
+from rankscope.train.full import FullPack
+from rankscope.train.metrics import score
+from rankscope.train.model import stream
+from rankscope.train.optimizer import PackedAdamW, linear_schedule
+from rankscope.train.order import batches
+from rankscope.train.rows import differentiate
+from rankscope.train.spectra import Record, Recorder
+
+_EVALUATED = 64  # rows of validation at once
+_LOOK = 32  # steps between two looks at whether any trial is left: a look waits for the device
+
+
+class Run:
+    """A pack, its optimiser, and all that is known of its trials so far; ``state`` and ``restore`` move that."""
+
+    def __init__(
+        self, pack: AdapterPack | FullPack, task: Task, train: Encoded, validation: Encoded
+    ) -> None:
+        self.pack, self.task, self.train, self.validation = pack, task, train, validation
+        self.device = pack.rows[0].values.device
+        self.K, trial = len(pack.trials), pack.trials[0]
+        self.total = trial.total_steps(len(train))
+        self.warmup = math.ceil(trial.warmup_ratio * self.total)
+        self.optimizer = PackedAdamW(
+            pack.rows,
+            learning_rates=torch.tensor(
+                [t.learning_rate for t in pack.trials], dtype=torch.float64, device=self.device
+            ),
+            weight_decay=trial.weight_decay,
+            betas=trial.adam_betas,
+            epsilon=trial.adam_epsilon,
+            max_grad_norm=trial.max_grad_norm,
+        )
+        self.done = 0  # steps taken
+        self.alive = torch.ones(self.K, dtype=torch.bool, device=self.device)
+        self.diverged_at = torch.zeros(self.K, dtype=torch.int64, device=self.device)  # 0: it did not
+        self.losses = torch.zeros(self.K, dtype=torch.float64, device=self.device)  # since the last evaluation
+        self.counted = 0
+        self.best = Best(pack.rows, self.K)
+        self.evaluations: list[list[dict[str, float]]] = [[] for _ in pack.trials]
+        self.spectra = Recorder(pack)
+
+    def steps(self) -> Iterator[int]:
+        """Trains on; yields after every optimiser step, with spectra recorded and evaluations made on the way."""
+        per_epoch = math.ceil(len(self.train) / self.pack.trials[0].batch_size)
+        evaluations = evaluation_steps(
+            self.pack.trials[0].eval_every, per_epoch=per_epoch, total=self.total
+        )
+        if self.done == 0:
+            self.spectra.record(0, alive=self.alive)
+        left = True
+        for rows in rows_of(self.pack.trials[0], self.train, self.total)[self.done :]:
+            step = self.done + 1
+            if step % _LOOK == 1:
+                left = bool(self.alive.any())
+            if left:  # else nothing is left to train; the steps still count as taken
+                self.step(rows, step)
+                if step in evaluations or step.bit_count() == 1:  # evaluations and powers of two
+                    self.spectra.record(step, alive=self.alive)
+                if step in evaluations:
+                    self.evaluate(step, epoch=step / per_epoch)
+            self.done = step
+            yield step
+
+    def step(self, rows: Tensor, step: int) -> Tensor:
+        """One optimiser step on these training rows. -> (K,) losses before it"""
+        self.pack.model.train()
+        inputs, labels = self.train.batch(rows)
+        losses = loss(self.logits(inputs), labels.to(self.device))
+        differentiate(losses.sum(), self.pack.rows)  # each trial's weights see its own mean loss only
+        losses = losses.detach()
+        schedule = linear_schedule(step - 1, warmup=self.warmup, total=self.total)
+        alive = self.optimizer.step(schedule=schedule, alive=self.alive & losses.isfinite())
+        self.diverged_at[self.alive & ~alive] = step
+        self.alive = alive
+        self.losses += losses
+        self.counted += 1
+        return losses
+
+    def logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        """All trials on one batch: inputs (B, T) -> (K, B, C). On CUDA matrix products are in bfloat16."""
+        self.pack.noise.batch = len(inputs["input_ids"])
+        repeated = {
+            name: x.to(self.device, non_blocking=True).repeat(self.pack.repeats, 1)
+            for name, x in inputs.items()
+        }
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            logits: Tensor = self.pack.model(**repeated).logits
+        return logits.to(self.pack.rows[0].values.dtype).unflatten(0, (self.K, -1))
+
+    @torch.no_grad()
+    def evaluate(self, step: int, *, epoch: float) -> None:
+        """Validation of every living trial: kept, with the weights where it is the best so far."""
+        self.pack.model.eval()
+        labels = self.validation.labels
+        logits = torch.empty(self.K, len(labels), self.task.num_labels, dtype=self.pack.rows[0].values.dtype)
+        for rows, inputs in self.validation.by_length(_EVALUATED):
+            logits[:, rows] = self.logits(inputs).cpu()
+        losses, found = loss(logits, labels), score(logits, labels, self.task)
+        means = (self.losses / max(1, self.counted)).tolist()
+        self.losses.zero_()
+        self.counted = 0
+        for k in self.alive.nonzero().flatten().tolist():
+            line = {"step": step, "epoch": epoch, "train_loss": means[k], "eval_loss": float(losses[k])}
+            self.evaluations[k].append(line | found[k])
+            self.best.offer(k, step, found[k][self.task.metric])
+
+    def finish(self, folders: Sequence[TrialFolder], *, seconds: float) -> None:
+        """Writes metrics, spectra, the best and the last weights, and only then each trial's result."""
+        metric, last = self.task.metric, [group.values for group in self.pack.rows]
+        for k, folder in enumerate(folders):
+            for line in self.evaluations[k]:
+                folder.log(**line)
+            folder.write_spectra(self.spectra.frame(k))
+            self.pack.save(k, self.best.values, folder.path / "best")
+            self.pack.save(k, last, folder.path / "last")
+            diverged_at = int(self.diverged_at[k]) or None
+            folder.finish(
+                status="done" if diverged_at is None else "diverged",
+                metric=metric,
+                best=self.best.metric[k],
+                best_step=self.best.step[k],
+                last=self.evaluations[k][-1][metric] if self.evaluations[k] else None,
+                steps=self.total,
+                diverged_at=diverged_at,
+                seconds=seconds,
+            )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that a resumed run needs: tensors, and the rest as JSON has it."""
+        records = [dataclasses.asdict(record) for record in self.spectra.records]
+        tensors = {f"spectra.{i}": record.pop("numbers") for i, record in enumerate(records)}
+        tensors |= dict(self._tensors())
+        tensors["noise"] = self.pack.noise.generator.get_state()
+        return tensors, {
+            "trials": [trial.id for trial in self.pack.trials],
+            "done": self.done,
+            "counted": self.counted,
+            "best": [self.best.metric, self.best.step],
+            "evaluations": self.evaluations,
+            "records": records,
+        }
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Goes back to what ``state`` gave."""
+        for name, tensor in self._tensors():
+            tensor.copy_(tensors[name])
+        self.pack.noise.generator.set_state(tensors["noise"])
+        self.done, self.counted = state["done"], state["counted"]
+        self.optimizer.steps = self.done
+        self.best.metric, self.best.step = state["best"]
+        self.evaluations = state["evaluations"]
+        self.spectra.records = [
+            Record(**record, numbers=tensors[f"spectra.{i}"]) for i, record in enumerate(state["records"])
+        ]
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from (("alive", self.alive), ("diverged_at", self.diverged_at), ("losses", self.losses))
+        buffers = {
+            "values": [group.values for group in self.pack.rows],
+            "means": self.optimizer.means,
+            "squares": self.optimizer.squares,
+            "best": self.best.values,
+        }
+        for name, tensors in buffers.items():
+            yield from ((f"{name}.{i}", tensor) for i, tensor in enumerate(tensors))
+
+
+def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean loss of each trial: cross-entropy, or squared error for regression. (K, N, C), (N,) -> (K,)"""
+    K, N, C = logits.shape
+    if C == 1:
+        return (logits[..., 0] - labels).square().mean(1)
+    return F.cross_entropy(logits.flatten(0, 1), labels.repeat(K), reduction="none").view(K, N).mean(1)
+
+
+def rows_of(trial: Trial, train: Encoded, steps: int) -> list[Tensor]:
+    """The training rows of each of a trial's batches."""
+    order = batches(train.lengths, batch_size=trial.batch_size, generator=stream(trial.seed, "order"))
+    return list(itertools.islice(order, steps))
+
+
+def evaluation_steps(every: int | str, *, per_epoch: int, total: int) -> set[int]:
+    """The steps after which to validate: each epoch's last or every n-th, and always the very last."""
+    stride = per_epoch if every == "epoch" else int(every)
+    return {*range(stride, total + 1, stride), total}

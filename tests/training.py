@@ -1,0 +1,123 @@
+"""Training one trial alone, by PEFT and torch, and a pack of trials: the two sides of the equality tests."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification, get_linear_schedule_with_warmup
+
+from conftest import TARGETS
+from rankscope.study.plan import Study, Trial, packs
+from rankscope.study.tasks import TASKS
+from rankscope.train.adapters import AdapterPack
+from rankscope.train.data import Encoded, encode, read_split
+from rankscope.train.full import FullPack
+from rankscope.train.model import load_tokenizer, stream
+from rankscope.train.run import Run, rows_of
+
+TASK, CPU = TASKS["CoLA"], torch.device("cpu")
+
+
+def trials_of(
+    architecture: str, model: str, *, method: str = "lora", ranks: str = '[1, 4, 16, "d"]', d: int = 32, steps: int = 30,
+) -> list[Trial]:  # fmt: skip
+    """Mixed ranks, scale rules and rates. The full fine-tune is a pack of one."""
+    study = Study.parse(
+        f"""
+        name = "t"
+        [scientific]
+        model = "{model}"
+        task = "CoLA"
+        method = "{method}"
+        rank = {ranks}
+        scaling = ["alpha/r", "alpha/sqrt(r)", "alpha"]
+        [nuisance]
+        learning_rate = [1e-3, 1e-2]
+        seed = 5
+        [fixed]
+        batch_size = 8
+        steps = {steps}
+        eval_every = 10
+        target_modules = {TARGETS[architecture]}
+        lora_dropout = 0.1
+        """
+    )
+    trials = study.trials({model: d})
+    if method == "full":
+        return trials[:1]
+    (pack,) = packs([t for i, t in enumerate(trials) if (i // 2 + i) % 2 == 0], size=99)  # each rule with each rank
+    return pack
+
+
+def encoded(model: str, data: Path, split: str = "train") -> Encoded:
+    return encode(read_split(str(data), TASK, split), TASK, load_tokenizer(model), max_length=32)
+
+
+def run_of(trials: list[Trial], model: str, train: Encoded, dtype: torch.dtype = torch.float32) -> Run:
+    kind = FullPack if trials[0].method == "full" else AdapterPack
+    return Run(kind(trials, model=model, task=TASK, device=CPU, dtype=dtype), TASK, train, train)
+
+
+def losses_of(run: Run, *, stop: int | None = None) -> Tensor:
+    """The rest of a run's steps, or those up to ``stop``: (steps, K)"""
+    found = []
+    rows = rows_of(run.pack.trials[0], run.train, run.total)
+    for step in range(run.done + 1, (stop or run.total) + 1):
+        found.append(run.step(rows[step - 1], step))
+        run.done = step
+    return torch.stack(found)
+
+
+def saved(run: Run, k: int, folder: Path) -> dict[str, Tensor]:
+    """What trial k's adapter file would hold now."""
+    run.pack.save(k, [rows.values for rows in run.pack.rows], folder)
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def plain_model(model: str | Path, dtype: torch.dtype) -> Any:
+    """As Hugging Face has it. Its own eager attention; but Llama's rounds to float32, so there torch's."""
+    attention = "sdpa" if "llama" in AutoConfig.from_pretrained(model).model_type else "eager"
+    return AutoModelForSequenceClassification.from_pretrained(
+        model, num_labels=2, dtype=dtype, attn_implementation=attention
+    )
+
+
+def peft_model(model: str, adapter: Path, dtype: torch.dtype) -> PeftModel:
+    return PeftModel.from_pretrained(plain_model(model, dtype), adapter, is_trainable=True).to(dtype)
+
+
+def alone(model: Any, trial: Trial, train: Encoded) -> Tensor:
+    """The obvious loop: torch's AdamW, Hugging Face's schedule, torch's clipping and dropout. (steps,) losses"""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for _, p in named if p.ndim > 1], "weight_decay": trial.weight_decay},
+        {"params": [p for _, p in named if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        groups, lr=trial.learning_rate, betas=trial.adam_betas, eps=trial.adam_epsilon
+    )
+    steps = trial.total_steps(len(train))
+    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(trial.warmup_ratio * steps), steps)
+    torch.manual_seed(stream(trial.seed, "dropout").initial_seed())
+    model.train()
+    losses = []
+    for rows in rows_of(trial, train, steps):
+        inputs, labels = train.batch(rows)
+        loss = model(**inputs, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for _, p in named], trial.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+def adapters(model: PeftModel) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in get_peft_model_state_dict(model).items()}
