@@ -24,7 +24,6 @@ import platform
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +214,8 @@ def compare(text: str, name: str, options: argparse.Namespace) -> None:
             theirs.append(spent)
             differences.append(abs(loss - TrialFolder(root / trial.id).metrics()[-1]["eval_loss"]))
     alone, packed = sum(theirs) / len(theirs), seconds / len(trials)
-    work = sum(operations(t, inputs.shape(t), inputs.rows(t)) for t in trials) / seconds
+    together = options.pack or len(trials)
+    work = sum(operations(t, inputs.shape(t), inputs.rows(t), together=together) for t in trials) / seconds
     rate = matrix_rate(inputs.device)
     print(
         f"  PEFT and Trainer, one by one   {alone:8.2f} s a trial   {3600 / alone:8.0f} trials an hour   ({len(chosen)} trials)\n"

@@ -57,9 +57,7 @@ ARCHITECTURES: dict[str, Any] = {
         BertConfig(**sizes(width), max_position_embeddings=40)
     ),
     "gpt2": lambda width: GPT2ForSequenceClassification(
-        GPT2Config(
-            **SIZES, n_embd=width, n_layer=2, n_head=2, n_positions=40, bos_token_id=0, eos_token_id=2
-        )
+        GPT2Config(**SIZES, n_embd=width, n_layer=2, n_head=2, n_positions=40, bos_token_id=0, eos_token_id=2)
     ),
     "llama": lambda width: LlamaForSequenceClassification(
         LlamaConfig(

@@ -51,7 +51,9 @@ def trials_of(
     trials = study.trials({model: d})
     if method == "full":
         return trials[:1]
-    (pack,) = packs([t for i, t in enumerate(trials) if (i // 2 + i) % 2 == 0], size=99)  # each rule with each rank
+    (pack,) = packs(
+        [t for i, t in enumerate(trials) if (i // 2 + i) % 2 == 0], size=99
+    )  # each rule with each rank
     return pack
 
 

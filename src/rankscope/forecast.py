@@ -88,7 +88,7 @@ class Group:
 
     def operations(self, trial: Trial) -> float:
         if trial.rank not in self._operations:
-            self._operations[trial.rank] = operations(trial, self.shape, self.rows)
+            self._operations[trial.rank] = operations(trial, self.shape, self.rows, together=PACK_SIZE)
         return self._operations[trial.rank]
 
     def memory(self, trial: Trial) -> float:
@@ -100,13 +100,13 @@ class Group:
 def _table(groups: Iterable[Group], rate: float, device: Device | None) -> Table:
     columns = ("model", "task", "method", "trials", "done", "packs", "steps each", "tokens a row", "TFLOP")
     hours = "GPU-hours" if device else "worker time"
-    table = Table(*columns, "MB a pack", hours)
+    table = Table(*columns, "MB a trial", "MB a pack", hours)
     for group in groups:
         first, seconds = group.trials[0], group.flops / rate
         table.add_row(
             first.model, first.task, first.method, str(len(group.trials)), str(len(group.trials) - len(group.rest)),
             str(group.packs), str(group.inputs.steps(first)), f"{group.rows.tokens:.1f}", f"{group.flops / 1e12:.4g}",
-            f"{group.largest / 1e6:.0f}", f"{seconds / 3600:.3g}" if device else duration(seconds),
+            f"{max(map(group.memory, group.trials)) / 1e6:.3g}", f"{group.largest / 1e6:.0f}", f"{seconds / 3600:.3g}" if device else duration(seconds),
         )  # fmt: skip
     return table
 

@@ -30,7 +30,7 @@ from rankscope.train.data import Encoded, encode, read_split
 from rankscope.train.data import fingerprint as data_fingerprint
 from rankscope.train.loop import train_pack
 from rankscope.train.model import fingerprint as model_fingerprint
-from rankscope.train.model import largest_rank, load_tokenizer, sites, skeleton, weight_of
+from rankscope.train.model import largest_rank, load_tokenizer, shape_of, skeleton
 
 PACK_SIZE = 8  # measured on two CPU cores: larger packs leave the caches (docs/log.md)
 
@@ -193,27 +193,13 @@ class Inputs:
         return name
 
     def shape(self, trial: Trial) -> Shape:
-        model = self._skeletons[trial.model]
-        matrices = [
-            p.numel()
-            for name, p in model.base_model.named_parameters()
-            if p.ndim == 2 and "embed" not in name
-        ]
-        config = model.config
-        return Shape(
-            matrices=sum(matrices),
-            all=sum(p.numel() for p in model.parameters()),
-            layers=config.num_hidden_layers,
-            width=config.hidden_size,
-            heads=config.num_attention_heads,
-            adapted=tuple(
-                (m, n) for m, n in (weight_of(s).shape for s in sites(model, trial.target_modules).values())
-            ),
-        )
+        return shape_of(self._skeletons[trial.model], trial.target_modules)
 
     def rows(self, trial: Trial) -> Rows:
         train, validation = self.encoded(trial)
-        return Rows(len(train), len(validation), float(train.lengths.double().mean()))
+        return Rows(
+            len(train), len(validation), float(train.lengths.double().mean()), int(train.lengths.max())
+        )
 
     def steps(self, trial: Trial) -> int:
         return trial.total_steps(len(self._splits[trial.task][0]))

@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rankscope.study.cost import Rows, operations
-from rankscope.study.folder import TrialFolder
+from memory import Peak
+from rankscope.study.cost import Rows, memory, operations
 from rankscope.study.plan import Study, Trial
-from rankscope.study.tasks import TASKS
 from rankscope.sweep import Inputs
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.full import FullPack
-from rankscope.train.loop import Run
+from rankscope.train.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +39,20 @@ def inputs(tiny_models: dict[str, str], tiny_data: Path) -> Inputs:
 
 
 def executed(trial: Trial, inputs: Inputs) -> int:
-    """Operations of one step and one validation, as torch counts them."""
-    kind = FullPack if trial.method == "full" else AdapterPack
-    pack = kind([trial], model=inputs.model_path(trial.model), task=TASKS["CoLA"], device=torch.device("cpu"))
-    train, validation = inputs.encoded(trial)
-    run = Run(pack, [TrialFolder(Path())], TASKS["CoLA"], train, validation)
+    """Operations of one step, as torch counts them."""
+    train, _ = inputs.encoded(trial)
+    run = run_of(trial, inputs=inputs)
     rows = train.lengths.argsort()[-8:]  # of nearly equal length, so that padding does not blur the count
     with FlopCounterMode(display=False) as counter:
         run.step(rows, 1)
     return counter.get_total_flops()
+
+
+def run_of(*trials: Trial, inputs: Inputs) -> Run:
+    kind = FullPack if trials[0].method == "full" else AdapterPack
+    task = inputs.tasks[trials[0].task]
+    pack = kind(trials, model=inputs.model_path(trials[0].model), task=task, device=torch.device("cpu"))
+    return Run(pack, task, *inputs.encoded(trials[0]))
 
 
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["r = 1", "r = d", "full"])
@@ -56,5 +60,37 @@ def test_operations_of_a_step(inputs: Inputs, which: int) -> None:
     trial = inputs.trials[which]
     train, _ = inputs.encoded(trial)
     tokens = float(train.lengths.sort().values[-8:].double().mean())
-    counted = operations(trial, inputs.shape(trial), Rows(train=8, validation=0, tokens=tokens))
+    counted = operations(
+        trial, inputs.shape(trial), Rows(train=8, validation=0, tokens=tokens, longest=int(tokens))
+    )
     assert counted == pytest.approx(executed(trial, inputs), rel=0.15)
+
+
+def peak(trials: list[Trial], inputs: Inputs) -> int:
+    """Bytes of a pack at the peak of two steps on the longest rows and one validation."""
+    run = run_of(*trials, inputs=inputs)
+    rows = run.train.lengths.argsort()[-trials[0].batch_size :]
+    held = sum(2 * group.values.nbytes for group in run.pack.rows) + sum(x.nbytes for x in run.best.values)
+    with Peak() as used:
+        run.optimizer.means = [torch.zeros_like(group.values) for group in run.pack.rows]
+        run.optimizer.squares = [torch.zeros_like(group.values) for group in run.pack.rows]
+        for step in (1, 2):
+            run.step(rows, step)
+        run.evaluate(2, epoch=1)
+    return held + used.peak
+
+
+@pytest.mark.parametrize("rank", [1, 16, 128])
+def test_memory_of_one_more_trial_is_what_is_then_allocated(rank: int) -> None:
+    inputs = Inputs(Study.load("lab"))
+    trials = [trial for trial in inputs.trials if trial.task == "entailment" and trial.rank == rank]
+    found = (peak(trials, inputs) - peak(trials[:1], inputs)) / (len(trials) - 1)
+    counted = memory(trials[0], inputs.shape(trials[0]), inputs.rows(trials[0]))
+    assert counted == pytest.approx(found, rel=0.15)
+
+
+def test_memory_of_a_full_fine_tune() -> None:
+    inputs = Inputs(Study.load("lab"))
+    trial = next(t for t in inputs.trials if t.task == "entailment" and t.method == "full")
+    counted = memory(trial, inputs.shape(trial), inputs.rows(trial))
+    assert counted == pytest.approx(peak([trial], inputs), rel=0.15)

@@ -48,7 +48,9 @@ def test_every_lora_trial_of_a_pack_equals_peft_alone(
             ours, theirs = saved(run, k, tmp_path / "end"), adapters(peft)
             assert ours.keys() == theirs.keys()
             for name, tensor in theirs.items():
-                assert_close(ours[name], tensor, rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+                assert_close(
+                    ours[name], tensor, rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
+                )
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "llama"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 from transformers import get_linear_schedule_with_warmup
 
 from rankscope.train.optimizer import PackedAdamW, linear_schedule
+from rankscope.train.rows import Rows
 
 SHAPES = [(3, 4, 5), (3, 7)]
 
@@ -20,16 +22,16 @@ def gradients(step: int) -> list[torch.Tensor]:
     ]
 
 
-def packed(parameters: list[torch.Tensor]) -> PackedAdamW:
+def packed(parameters: list[nn.Parameter]) -> PackedAdamW:
     rates = torch.tensor([1e-3, 1e-2, 1e-1], dtype=torch.float64)
+    rows = Rows(parameters, decays=[True, False], slots=slice(0, 3))
     return PackedAdamW(
-        parameters, learning_rates=rates, decays=[True, False], weight_decay=0.1, betas=(0.9, 0.98), epsilon=1e-6,
-        max_grad_norm=1.0,
-    )  # fmt: skip
+        [rows], learning_rates=rates, weight_decay=0.1, betas=(0.9, 0.98), epsilon=1e-6, max_grad_norm=1.0
+    )
 
 
 def test_each_trial_steps_as_torch_does_alone() -> None:
-    parameters = [p.requires_grad_() for p in gradients(100)]
+    parameters = [nn.Parameter(p) for p in gradients(100)]
     alone = [[p[k].detach().clone().requires_grad_() for p in parameters] for k in range(3)]
     torch_optimizers = [
         torch.optim.AdamW(
@@ -40,8 +42,7 @@ def test_each_trial_steps_as_torch_does_alone() -> None:
     ]  # fmt: skip
     optimizer, alive = packed(parameters), torch.ones(3, dtype=torch.bool)
     for step in range(12):
-        for p, g in zip(parameters, gradients(step), strict=True):
-            p.grad = g.clone()
+        optimizer.rows[0].differentiated(gradients(step))
         alive = optimizer.step(schedule=1.0, alive=alive)
         for k in range(3):
             for p, g in zip(alone[k], gradients(step), strict=True):
@@ -55,13 +56,12 @@ def test_each_trial_steps_as_torch_does_alone() -> None:
 
 
 def test_a_trial_whose_gradient_is_nan_stands_still_alone() -> None:
-    parameters = [p.requires_grad_() for p in gradients(100)]
+    parameters = [nn.Parameter(p) for p in gradients(100)]
     before = [p.detach().clone() for p in parameters]
     optimizer = packed(parameters)
-    for p, g in zip(parameters, gradients(0), strict=True):
-        p.grad = g
-    assert parameters[0].grad is not None
-    parameters[0].grad[1, 0, 0] = torch.nan
+    broken = gradients(0)
+    broken[0][1, 0, 0] = torch.nan
+    optimizer.rows[0].differentiated(broken)
     alive = optimizer.step(schedule=1.0, alive=torch.ones(3, dtype=torch.bool))
     assert alive.tolist() == [True, False, True]
     for p, old in zip(parameters, before, strict=True):

@@ -103,9 +103,15 @@ def test_a_checkpoint_that_is_not_this_packs_is_ignored(damage: str, tmp_path: P
     assert json.dumps([path.name for path in tmp_path.iterdir()]) == json.dumps([checkpoint.NAME])
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")]
+)
 def test_a_pack_that_does_not_fit_is_split_and_equals_one_that_does(
-    error: Exception, tiny_models: dict[str, str], train: Encoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception,
+    tiny_models: dict[str, str],
+    train: Encoded,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = tiny_models["roberta"]
     whole, told = trained("lora", model, train, tmp_path / "whole")

@@ -1,7 +1,7 @@
 """What a trial costs before it runs: floating-point operations and bytes, counted from shapes.
 
-Letters: N weights of the encoder's matrices (embeddings excluded), P weights of the adapters, L layers, d width,
-T tokens of a row (mean), H heads. A multiply and an add are two operations.
+Letters: N weights of the encoder's matrices (embeddings excluded), P trained weights, L layers, d width, f feed-forward
+width, T tokens of a row, H heads, r rank, K trials of a pack. A multiply and an add are two operations.
 """
 
 from __future__ import annotations
@@ -12,15 +12,36 @@ from rankscope.study.plan import Trial
 
 
 @dataclass(frozen=True)
+class Site:
+    """One adapted matrix, m x n: whether its input carries a gradient, and whether it sees one token of a row only."""
+
+    m: int
+    n: int
+    differentiated: bool = True
+    one_token: bool = False
+
+
+@dataclass(frozen=True)
 class Shape:
-    """The sizes of one model that its cost depends on."""
+    """The sizes of one model that its cost depends on.
+
+    Where the classifier reads one token, the last block computes no other (``train.encoder``): ``one_token`` of the N
+    weights meet one token a row. Before the first adapter all trials of a pack are one: ``shared`` of the N weights.
+    """
 
     matrices: int  # N
     all: int  # every parameter, embeddings too
     layers: int
     width: int
+    feed_forward: int
     heads: int
-    adapted: tuple[tuple[int, int], ...]  # (m, n) of each site
+    adapted: tuple[Site, ...]
+    one_token: int = 0
+    shared: int = 0
+
+    @property
+    def is_trimmed(self) -> bool:
+        return self.one_token > 0
 
 
 @dataclass(frozen=True)
@@ -30,34 +51,56 @@ class Rows:
     train: int
     validation: int
     tokens: float  # mean tokens of a row
+    longest: int  # tokens of the longest row
 
 
-def operations(trial: Trial, shape: Shape, rows: Rows) -> float:
-    """Forward 2N a token; backward 2N to the activations, and 2N more to the weights if they are trained;
-    attention 4 T d a layer and token forward, twice that backward; adapters 6P. Validation is forward only."""
+def operations(trial: Trial, shape: Shape, rows: Rows, *, together: int = 1) -> float:
+    """Forward 2N a token; backward 2N to the activations, and 2N more to the weights if they are trained; attention
+    4 T d a layer and token forward, twice that backward; adapters 6P. Validation is forward only. ``together`` trials
+    share what is before the first adapter."""
+    T: float = rows.tokens
+    full = trial.method == "full"
     steps = trial.total_steps(rows.train)
     trained_rows = steps / -(-rows.train // trial.batch_size) * rows.train
-    evaluations = _evaluations(trial, rows, steps)
-    attention = 4 * rows.tokens * shape.width * shape.layers
-    forward = 2 * shape.matrices + attention
-    backward = 2 * shape.matrices + 2 * attention
-    updated = 2 * shape.matrices if trial.method == "full" else 6 * _adapter(trial, shape)
-    return rows.tokens * (
-        trained_rows * (forward + backward + updated) + evaluations * rows.validation * forward
-    )
+    validated_rows = _evaluations(trial, rows, steps) * rows.validation
+    products = T * (shape.matrices - shape.one_token) + shape.one_token  # weights met by a row
+    shared = 0 if full else T * shape.shared
+    attention = 4 * T * T * shape.width * (shape.layers - shape.is_trimmed)
+    forward = 2 * (products - shared * (1 - 1 / together)) + attention
+    backward = 2 * (products - shared) + 2 * attention
+    updated = 2 * products if full else _adapter_operations(trial, shape, T)
+    return trained_rows * (forward + backward + updated) + validated_rows * forward
 
 
 def memory(trial: Trial, shape: Shape, rows: Rows) -> float:
-    """Bytes one more trial of a pack takes in float32: weights, gradients, AdamW's two moments and the best copy
-    (5 words a trained weight), and the activations kept for the backward pass (about 20 d + 3 H T words a token
-    and layer, for the attention, the feed-forward of width 4d and the dropouts)."""
-    trained = shape.all if trial.method == "full" else _adapter(trial, shape)
-    tokens = trial.batch_size * rows.tokens
-    return 4 * (5 * trained + tokens * shape.layers * (20 * shape.width + 3 * shape.heads * rows.tokens))
+    """Bytes one more trial of a pack takes in float32, at the peak of a step on the longest rows: weights, gradients,
+    AdamW's two moments and the best copy (5 words a trained weight), and what the backward pass holds. Derivation:
+    docs/math.md, (22)."""
+    d, f, full = shape.width, shape.feed_forward, trial.method == "full"
+    scores = 2 * shape.heads * rows.longest
+    if shape.is_trimmed:  # the last block holds next to nothing
+        whole = shape.layers - 1
+        held = whole * ((10 * d + 2 * f if full else 6 * d + f) + scores) + 2 * f - d
+    else:
+        held = shape.layers * (12 * d + 5 * f + scores) + 2 * f
+    trained = shape.all if full else adapter_weights(trial, shape)
+    inner = 0 if full else sum((trial.rank or 0) for site in shape.adapted if not site.one_token)
+    activations: float = trial.batch_size * rows.longest * (held + inner)
+    if full:  # gradients of all weights come up while activations go down
+        activations = max(activations, trained) + min(activations, trained) / shape.layers
+    return 4 * (5 * trained + activations)
 
 
-def _adapter(trial: Trial, shape: Shape) -> int:
-    return sum((trial.rank or 0) * (m + n) for m, n in shape.adapted)
+def adapter_weights(trial: Trial, shape: Shape) -> int:
+    return sum((trial.rank or 0) * (site.m + site.n) for site in shape.adapted)
+
+
+def _adapter_operations(trial: Trial, shape: Shape, tokens: float) -> float:
+    """Forward, to both factors, and to the input where that is wanted: 2 r (m + n) a token each."""
+    return sum(
+        (1 if site.one_token else tokens) * (6 if site.differentiated else 4) * (trial.rank or 0) * (site.m + site.n)
+        for site in shape.adapted
+    )  # fmt: skip
 
 
 def _evaluations(trial: Trial, rows: Rows, steps: int) -> int:

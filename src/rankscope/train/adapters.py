@@ -43,7 +43,9 @@ class AdapterPack:
         self.noise = Noise(len(trials), stream(first.seed, "dropout", device))
         self.model = load_model(model, task).requires_grad_(False)
         draws = [stream(trial.seed, "init") for trial in trials]
-        for generator in draws:  # each trial draws head, then adapters, as if it were alone: equal heads come out
+        for (
+            generator
+        ) in draws:  # each trial draws head, then adapters, as if it were alone: equal heads come out
             draw_head(self.model, generator)
         K = len(trials)
         self.heads = {

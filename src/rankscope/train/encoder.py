@@ -45,6 +45,18 @@ def rewire(model: PreTrainedModel, noise: Noise) -> None:
         layers[i] = Block(layer, noise, last=i == len(layers) - 1)
 
 
+def before_adapters(name: str, prefix: str) -> bool:
+    """Whether this weight meets what all trials share: query, key and value of the first block."""
+    return name.startswith(f"{prefix}encoder.layer.0.attention.self.")
+
+
+def of_one_token(name: str, prefix: str, config: Any) -> bool:
+    """Whether this weight meets one token a row: the last block's, except key and value; and the pooler."""
+    last = f"{prefix}encoder.layer.{config.num_hidden_layers - 1}."
+    is_read_by_all = name.startswith((f"{last}attention.self.key", f"{last}attention.self.value"))
+    return name.startswith((last, f"{prefix}pooler.")) and not is_read_by_all
+
+
 class Block(nn.Module):
     """Attention and feed-forward, each followed by dropout, residual and norm."""
 

@@ -52,9 +52,7 @@ class FullPack:
         for names in shapes.values():
             W = torch.stack([self.pretrained[name] for name in names])
             tuned = torch.stack([weight_of(self.sites[name]) for name in names])[:, None]
-            yield Updates(
-                names, slice(0, 1), W, Dense(tuned.double() - W[:, None].double()), Dense(tuned)
-            )
+            yield Updates(names, slice(0, 1), W, Dense(tuned.double() - W[:, None].double()), Dense(tuned))
 
     def save(self, k: int, buffers: Sequence[Tensor], folder: Path) -> None:
         """The model with this buffer in place of its row's values, as a Hugging Face checkpoint in ``folder``."""

@@ -17,8 +17,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
+from rankscope.study.cost import Shape, Site
 from rankscope.study.tasks import Task
 from rankscope.train.attention import NAME as ATTENTION
+from rankscope.train.encoder import before_adapters, of_one_token, shares_prefix
 
 
 def load_model(model: str, task: Task) -> PreTrainedModel:
@@ -98,6 +100,37 @@ def weight_of(site: nn.Module) -> Tensor:
 def largest_rank(model: PreTrainedModel, target_modules: Sequence[str]) -> int:
     """The smallest dimension of the sites: what "d" stands for."""
     return min(min(weight_of(site).shape) for site in sites(model, target_modules).values())
+
+
+def shape_of(model: PreTrainedModel, target_modules: Sequence[str]) -> Shape:
+    """What the cost of training this model depends on."""
+    config, prefix = model.config, f"{model.base_model_prefix}."
+    matrices = {
+        name: p.numel()
+        for name, p in model.named_parameters()
+        if name.startswith(prefix) and p.ndim == 2 and "embed" not in name
+    }
+    shared = {name for name in matrices if shares_prefix(model) and before_adapters(name, prefix)}
+    one_token = {name for name in matrices if shares_prefix(model) and of_one_token(name, prefix, config)}
+    return Shape(
+        matrices=sum(matrices.values()),
+        all=sum(p.numel() for p in model.parameters()),
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        feed_forward=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        heads=config.num_attention_heads,
+        adapted=tuple(
+            Site(
+                m=weight_of(site).shape[0],
+                n=weight_of(site).shape[1],
+                differentiated=f"{name}.weight" not in shared,
+                one_token=f"{name}.weight" in one_token,
+            )
+            for name, site in sites(model, target_modules).items()
+        ),
+        one_token=sum(matrices[name] for name in one_token),
+        shared=sum(matrices[name] for name in shared),
+    )
 
 
 def longest_input(model: PreTrainedModel) -> int:

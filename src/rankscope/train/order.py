@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-POOL = 32  # batches whose rows are sorted by length together: padding nearly vanishes, and chance still decides
+POOL = (
+    32  # batches whose rows are sorted by length together: padding nearly vanishes, and chance still decides
+)
 
 
 def batches(lengths: Tensor, *, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -63,7 +63,9 @@ class _Updated(torch.autograd.Function):
     """y + s B A x for all trials, one batched product per bucket and factor."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, scale: Tensor, slots: list[slice], *factors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, y: Tensor, x: Tensor, scale: Tensor, slots: list[slice], *factors: Tensor
+    ) -> Tensor:
         """y (K or 1, N, m), x (K or 1, N, n), scale (K, 1, 1); factors B (k, m, r), A (k, r, n), bucket by bucket."""
         K = len(scale)
         out = y.new_empty(K, *y.shape[1:])
@@ -81,7 +83,8 @@ class _Updated(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = gradients  # (K, N, m)
         x, scale, *rest = ctx.saved_tensors
-        slots, needs_y, needs_x = ctx.slots, *ctx.needs_input_grad[:2]
+        slots: list[slice] = ctx.slots
+        needs_y, needs_x = ctx.needs_input_grad[:2]
         factors, inner = rest[: 2 * len(slots)], rest[2 * len(slots) :]
         dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
         found: list[Tensor] = []

@@ -29,16 +29,13 @@ from rankscope.train.order import batches
 from rankscope.train.rows import differentiate
 from rankscope.train.spectra import Record, Recorder
 
-_EVALUATED = 64  # rows of validation at once
 _LOOK = 32  # steps between two looks at whether any trial is left: a look waits for the device
 
 
 class Run:
     """A pack, its optimiser, and all that is known of its trials so far; ``state`` and ``restore`` move that."""
 
-    def __init__(
-        self, pack: AdapterPack | FullPack, task: Task, train: Encoded, validation: Encoded
-    ) -> None:
+    def __init__(self, pack: AdapterPack | FullPack, task: Task, train: Encoded, validation: Encoded) -> None:
         self.pack, self.task, self.train, self.validation = pack, task, train, validation
         self.device = pack.rows[0].values.device
         self.K, trial = len(pack.trials), pack.trials[0]
@@ -57,7 +54,9 @@ class Run:
         self.done = 0  # steps taken
         self.alive = torch.ones(self.K, dtype=torch.bool, device=self.device)
         self.diverged_at = torch.zeros(self.K, dtype=torch.int64, device=self.device)  # 0: it did not
-        self.losses = torch.zeros(self.K, dtype=torch.float64, device=self.device)  # since the last evaluation
+        self.losses = torch.zeros(
+            self.K, dtype=torch.float64, device=self.device
+        )  # since the last evaluation
         self.counted = 0
         self.best = Best(pack.rows, self.K)
         self.evaluations: list[list[dict[str, float]]] = [[] for _ in pack.trials]
@@ -66,9 +65,7 @@ class Run:
     def steps(self) -> Iterator[int]:
         """Trains on; yields after every optimiser step, with spectra recorded and evaluations made on the way."""
         per_epoch = math.ceil(len(self.train) / self.pack.trials[0].batch_size)
-        evaluations = evaluation_steps(
-            self.pack.trials[0].eval_every, per_epoch=per_epoch, total=self.total
-        )
+        evaluations = evaluation_steps(self.pack.trials[0].eval_every, per_epoch=per_epoch, total=self.total)
         if self.done == 0:
             self.spectra.record(0, alive=self.alive)
         left = True
@@ -117,7 +114,7 @@ class Run:
         self.pack.model.eval()
         labels = self.validation.labels
         logits = torch.empty(self.K, len(labels), self.task.num_labels, dtype=self.pack.rows[0].values.dtype)
-        for rows, inputs in self.validation.by_length(_EVALUATED):
+        for rows, inputs in self.validation.by_length(self.pack.trials[0].batch_size):
             logits[:, rows] = self.logits(inputs).cpu()
         losses, found = loss(logits, labels), score(logits, labels, self.task)
         means = (self.losses / max(1, self.counted)).tolist()

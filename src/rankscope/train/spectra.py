@@ -68,9 +68,7 @@ class Recorder:
         """All rows of trial k."""
         return pd.concat([record.frame(k) for record in self.records if record.holds(k)], ignore_index=True)
 
-    def _add(
-        self, update: Updates, step: int, matrix: str, operator: Operator, living: list[bool]
-    ) -> None:
+    def _add(self, update: Updates, step: int, matrix: str, operator: Operator, living: list[bool]) -> None:
         alive = living[update.slots]
         if not any(alive):
             return
