@@ -196,7 +196,9 @@ def compare(text: str, name: str, options: argparse.Namespace) -> None:
     trials = inputs.trials
     train, validation = inputs.encoded(trials[0])
     stride = max(1, len(trials) // options.alone)
-    chosen = trials[stride // 2 :: stride][: options.alone]
+    chosen = [
+        trials[i * stride + i % stride] for i in range(min(options.alone, len(trials)))
+    ]  # all ranks, all rates
     print(
         f"{name}: {len(trials)} trials, ranks {sorted({t.rank or 0 for t in trials})}, {inputs.steps(trials[0])} steps of "
         f"{trials[0].batch_size} rows, {float(train.lengths.double().mean()):.1f} tokens a row, "
@@ -225,7 +227,13 @@ def compare(text: str, name: str, options: argparse.Namespace) -> None:
         f"  {work / 1e9:.0f} GFLOP/s of products that are needed, {work / rate:.0%} of {rate / 1e9:.0f} GFLOP/s measured"
     )
     if inputs.device.type == "cpu":
-        print(f"  largest difference of a final validation loss: {max(differences):.1e}")
+        print(
+            "  final validation loss, difference from the Trainer's: "
+            + ", ".join(
+                f"{difference:.0e} (r {trial.rank}, rate {trial.learning_rate:g})"
+                for trial, difference in zip(chosen, differences, strict=True)
+            )
+        )
 
 
 def built(size: str, tokenizer: Path, folder: Path) -> str:

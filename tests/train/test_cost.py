@@ -70,10 +70,10 @@ def peak(trials: list[Trial], inputs: Inputs) -> int:
     """Bytes of a pack at the peak of two steps on the longest rows and one validation."""
     run = run_of(*trials, inputs=inputs)
     rows = run.train.lengths.argsort()[-trials[0].batch_size :]
-    held = sum(2 * group.values.nbytes for group in run.pack.rows) + sum(x.nbytes for x in run.best.values)
+    moments = [*run.optimizer.means, *run.optimizer.squares]
+    held = sum(2 * group.values.nbytes for group in run.pack.rows)
+    held += sum(x.nbytes for x in (*run.best.values, *moments))
     with Peak() as used:
-        run.optimizer.means = [torch.zeros_like(group.values) for group in run.pack.rows]
-        run.optimizer.squares = [torch.zeros_like(group.values) for group in run.pack.rows]
         for step in (1, 2):
             run.step(rows, step)
         run.evaluate(2, epoch=1)

@@ -23,10 +23,14 @@ def gradients(step: int) -> list[torch.Tensor]:
 
 
 def packed(parameters: list[nn.Parameter]) -> PackedAdamW:
-    rates = torch.tensor([1e-3, 1e-2, 1e-1], dtype=torch.float64)
     rows = Rows(parameters, decays=[True, False], slots=slice(0, 3))
     return PackedAdamW(
-        [rows], learning_rates=rates, weight_decay=0.1, betas=(0.9, 0.98), epsilon=1e-6, max_grad_norm=1.0
+        [rows],
+        learning_rates=[1e-3, 1e-2, 1e-1],
+        weight_decay=0.1,
+        betas=(0.9, 0.98),
+        epsilon=1e-6,
+        max_grad_norm=1.0,
     )
 
 

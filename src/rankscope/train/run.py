@@ -43,9 +43,7 @@ class Run:
         self.warmup = math.ceil(trial.warmup_ratio * self.total)
         self.optimizer = PackedAdamW(
             pack.rows,
-            learning_rates=torch.tensor(
-                [t.learning_rate for t in pack.trials], dtype=torch.float64, device=self.device
-            ),
+            learning_rates=[t.learning_rate for t in pack.trials],
             weight_decay=trial.weight_decay,
             betas=trial.adam_betas,
             epsilon=trial.adam_epsilon,
@@ -75,7 +73,7 @@ class Run:
                 left = bool(self.alive.any())
             if left:  # else nothing is left to train; the steps still count as taken
                 self.step(rows, step)
-                if step in evaluations or step.bit_count() == 1:  # evaluations and powers of two
+                if step in evaluations or is_power_of_four(step):
                     self.spectra.record(step, alive=self.alive)
                 if step in evaluations:
                     self.evaluate(step, epoch=step / per_epoch)
@@ -91,7 +89,7 @@ class Run:
         losses = losses.detach()
         schedule = linear_schedule(step - 1, warmup=self.warmup, total=self.total)
         alive = self.optimizer.step(schedule=schedule, alive=self.alive & losses.isfinite())
-        self.diverged_at[self.alive & ~alive] = step
+        self.diverged_at = torch.where(self.alive & ~alive, step, self.diverged_at)
         self.alive = alive
         self.losses += losses
         self.counted += 1
@@ -114,7 +112,7 @@ class Run:
         self.pack.model.eval()
         labels = self.validation.labels
         logits = torch.empty(self.K, len(labels), self.task.num_labels, dtype=self.pack.rows[0].values.dtype)
-        for rows, inputs in self.validation.by_length(self.pack.trials[0].batch_size):
+        for rows, inputs in self.validation.by_length(2 * self.pack.trials[0].batch_size):
             logits[:, rows] = self.logits(inputs).cpu()
         losses, found = loss(logits, labels), score(logits, labels, self.task)
         means = (self.losses / max(1, self.counted)).tolist()
@@ -199,6 +197,11 @@ def rows_of(trial: Trial, train: Encoded, steps: int) -> list[Tensor]:
     """The training rows of each of a trial's batches."""
     order = batches(train.lengths, batch_size=trial.batch_size, generator=stream(trial.seed, "order"))
     return list(itertools.islice(order, steps))
+
+
+def is_power_of_four(step: int) -> bool:
+    """The early steps at which spectra are recorded, beside the evaluations: growth is fast first."""
+    return step.bit_count() == 1 and step.bit_length() % 2 == 1
 
 
 def evaluation_steps(every: int | str, *, per_epoch: int, total: int) -> set[int]:
