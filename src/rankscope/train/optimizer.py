@@ -67,13 +67,15 @@ class PackedAdamW:
             if group.slots.start <= k < group.slots.stop
         ]
         for decays in (True, False):
-            parts: list[list[Tensor]] = [[], [], [], []]
-            for group, row, tensors in buffers:
-                columns = slice(0, group.decaying) if decays else slice(group.decaying, None)
-                for part, tensor in zip(parts, tensors, strict=True):
-                    part.append(tensor[row, columns])
+            values, gradients, means, squares = (
+                [
+                    tensors[i][row, : group.decaying] if decays else tensors[i][row, group.decaying :]
+                    for group, row, tensors in buffers
+                ]
+                for i in range(4)
+            )
             torch._fused_adamw_(
-                *parts, [], [count] * len(parts[0]), lr=rate, beta1=self.betas[0], beta2=self.betas[1],
+                values, gradients, means, squares, [], [count] * len(values), lr=rate, beta1=self.betas[0], beta2=self.betas[1],
                 weight_decay=self.weight_decay if decays else 0.0, eps=self.epsilon, amsgrad=False, maximize=False,
                 grad_scale=None, found_inf=dead,
             )  # fmt: skip
