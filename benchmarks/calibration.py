@@ -33,7 +33,7 @@ from rankscope.analysis.selection import chosen
 from rankscope.analysis.threshold import checkpoints, thresholds
 from simulate import Truth, study
 
-SIZES = {"threshold": 1000, "none": 1000, "power": 1800, "seeds": 800}
+SIZES = {"threshold": 1000, "none": 1000, "power": 1400, "seeds": 800}
 SHAPES = ("flat", "flat after a rise", "decline from the start", "decline from the start, to a floor")
 FALLS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)  # of the metric between the threshold and the end of the range
 NOISE = 0.02  # of the power grid, per trial and per evaluation

@@ -170,6 +170,11 @@ def _comparison(truth, rng, trials, layers, size):
         right_overlap=np.clip(k / size + 0.08, 0, 1),
         relative_distance=np.sqrt(1 - cosine**2),
         norm_ratio=0.4 + 0.1 * rng.random(len(table)),
+        weight_distance=0.1 * np.sqrt(1 - cosine**2),
+        left_angle_first=60.0,
+        left_angle_last=89.0,
+        right_angle_first=55.0,
+        right_angle_last=88.0,
         intruders_lora=rng.integers(0, 3, len(table)),
         intruders_full=0,
     )

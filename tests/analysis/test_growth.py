@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from rankscope.analysis.bootstrap import interval, mean_interval
+from rankscope.analysis.bootstrap import interval, mean_interval, mean_intervals
 from rankscope.analysis.growth import exponent, growth
 from rankscope.analysis.selection import chosen
 from simulate import Truth, study
@@ -86,6 +86,21 @@ def test_interval_of_a_mean_is_the_t_interval():
     low, high = stats.t.interval(0.95, 5, loc=values.mean(), scale=stats.sem(values))
     assert found.low == pytest.approx(low, rel=0.03)
     assert found.high == pytest.approx(high, rel=0.03)
+
+
+def test_columns_together_are_columns_alone():
+    rng = np.random.default_rng(3)
+    table = pd.DataFrame(rng.normal(size=(12, 3)), columns=list("abc"))
+    table.loc[[0, 1], "b"] = np.nan
+    table.loc[:, "d"] = np.nan
+    clusters = pd.Series(np.repeat(range(6), 2))
+    together = mean_intervals(table, clusters, "seed", rng=rng, resamples=20_000)
+    for name in "abc":
+        alone = mean_interval(table[name], clusters, "seed", rng=rng, resamples=20_000)
+        assert together[name].estimate == pytest.approx(table[name].mean())
+        assert together[name].low == pytest.approx(alone.low, abs=0.05)
+        assert together[name].clusters == alone.clusters == (5 if name == "b" else 6)
+    assert not together["d"].known
 
 
 def test_three_clusters_cover_where_the_percentile_bootstrap_does_not():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rankscope.analysis.bootstrap import Interval, cluster_of, mean_interval
+from rankscope.analysis.bootstrap import Interval, cluster_of, mean_interval, mean_intervals
 from rankscope.analysis.drift import LABELS, at_best
 from rankscope.analysis.selection import chosen
 
@@ -20,6 +20,13 @@ MEASURES = {
     "left_overlap": "overlap of left subspaces",
     "right_overlap": "overlap of right subspaces",
     "captured_energy": "captured energy",
+    "weight_distance": "distance of W + ΔW to W_FT",
+    "left_angle_first": "smallest left angle, °",
+    "left_angle_last": "largest left angle, °",
+    "right_angle_first": "smallest right angle, °",
+    "right_angle_last": "largest right angle, °",
+    "intruders_lora": "intruders, LoRA",
+    "intruders_full": "intruders, full",
 }
 
 
@@ -32,7 +39,8 @@ class Alignment:
     scaling and rank. ``highest``: that rank; ``whole``: it is every layer's dimension; ``high``: at least
     half of it. ``cosine``, ``distance``, ``captured``: over everything at the highest rank of each model.
     ``stable_ratio``: mean of log(sr(dW_LoRA) / sr(dW_FT)) there; ``stable_lora`` and ``stable_full`` are the
-    medians. ``rules``: the cosine under alpha/sqrt(r) minus that under alpha/r, same rank, seed and layer.
+    medians. ``means``: plain means of every measure there. ``rules``: the cosine under alpha/sqrt(r) minus that under
+    alpha/r, same rank, seed and layer. ``yardstick``: the cosine of two full fine-tunings that differ in their seed.
     """
 
     points: pd.DataFrame
@@ -47,6 +55,8 @@ class Alignment:
     stable_full: float
     stable_ratio: Interval
     rules: Interval
+    means: dict[str, float]
+    yardstick: Interval
 
 
 def alignment(
@@ -61,7 +71,8 @@ def alignment(
 
     Stable ranks are those at the chosen learning rates.
     """
-    points = _points(trials, spectra, comparison)
+    pairs = _points(trials, spectra, comparison)
+    points, repeated = pairs[pairs["method"].eq("lora")], pairs[pairs["method"].eq("full")]
     top = points[points["rank"].eq(points.groupby("model")["rank"].transform("max"))]
     options: dict[str, Any] = {"rng": rng, "resamples": resamples}
     dimension = top[["m", "n"]].min(axis=1)
@@ -82,6 +93,8 @@ def alignment(
         stable_full=float(stable["full"].median()),
         stable_ratio=_mean(stable, "ratio", **options),
         rules=_mean(_rules(points), "difference", **options),
+        means={measure: float(top[measure].astype(float).mean()) for measure in MEASURES},
+        yardstick=_mean(repeated, "cosine", **options).within(-1, 1),
     )
 
 
@@ -102,8 +115,10 @@ def _by_rank(points: pd.DataFrame, *, rng: np.random.Generator, resamples: int) 
     keys = ["model", "task", "scaling", "rank"]
     rows = []
     for key, part in points.groupby(keys, dropna=False):
+        cluster, labels = cluster_of(part, "layer")
+        means = mean_intervals(part[list(MEASURES)], labels, cluster, rng=rng, resamples=resamples)
         for measure in MEASURES:
-            found = _mean(part, measure, rng=rng, resamples=resamples)
+            found = means[measure]
             described = {"measure": measure, "mean": found.estimate, "low": found.low, "high": found.high}
             rows.append(dict(zip(keys, key, strict=True)) | described | {"chance": part["chance"].mean()})
     return pd.DataFrame(rows, columns=[*keys, "measure", "mean", "low", "high", "chance"])

@@ -99,7 +99,8 @@ def changepoint(
     if np.isfinite(fit.turn) and fit.turn > 0:
         fit, limit = _zoomed(fit, wild, clusters, correlation)
         low, high = fit.interval(limit)
-    corners = np.array([u.min(), fit.knots[0], fit.turn, fit.knots[2], u.max()])
+    bends = [u.min(), *np.linspace(0, fit.knots[0], 9), fit.turn, fit.knots[2], u.max()]  # a rise is curved
+    corners = np.array(bends)
     corners = np.unique(np.clip(corners[np.isfinite(corners)], u.min(), u.max()))
     return Changepoint(
         rise=fit.knots[0],

@@ -51,4 +51,5 @@ def drift(spectra: pd.DataFrame) -> pd.DataFrame:
 
 def kind(layers: pd.Series) -> pd.Series:
     """The kind of each layer: the last part of its name ("query" of ``layer.0.attention.self.query``)."""
-    return layers.astype(str).str.rsplit(".", n=1).str[-1]
+    names = {name: str(name).rsplit(".", 1)[-1] for name in layers.unique()}  # few, on very many rows
+    return layers.map(names).astype("str")

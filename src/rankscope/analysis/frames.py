@@ -53,6 +53,9 @@ COMPARISON = [
     "intruders_lora",
     "intruders_full",
 ]
+# Stores of 2026-11-23 and before lack these: NaN there.
+ANGLES = ["left_angle_first", "left_angle_last", "right_angle_first", "right_angle_last"]
+LATER = ["weight_distance", *ANGLES]
 
 WORDS = ["trial", "model", "task", "method", "scaling", "status", "metric", "layer", "matrix", "reference"]
 WHOLE = ["seed", "step"]
@@ -66,8 +69,8 @@ class Frames:
     """Trials, their evaluations, their spectra, and LoRA beside full fine-tuning.
 
     ``trials`` has one row per finished trial, ``metrics`` one per evaluation, ``spectra`` one per (trial,
-    step, layer, matrix), ``comparison`` one per (LoRA trial, full fine-tuning trial, layer). A frame without
-    rows may lack its columns.
+    step, layer, matrix), ``comparison`` one per (LoRA trial, full fine-tuning trial, layer), and one per pair of full
+    fine-tuning trials that differ in their seed. A frame without rows may lack its columns.
 
     Raises ValueError when a frame with rows lacks columns, or when a trial's name occurs twice.
     """
@@ -85,6 +88,8 @@ class Frames:
             ("comparison", COMPARISON),
         ):
             object.__setattr__(self, name, _checked(name, getattr(self, name), columns))
+        newer = {name: _typed("comparison", self.comparison, name) for name in LATER}
+        object.__setattr__(self, "comparison", self.comparison.assign(**newer))
         repeated = self.trials["trial"][self.trials["trial"].duplicated()]
         if len(repeated):
             raise ValueError(

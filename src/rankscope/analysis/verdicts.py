@@ -230,7 +230,8 @@ def alignment_verdict(found: Alignment) -> Verdict:
     numbers |= entries("captured_above_chance", found.captured) | entries(
         "log_stable_ratio", found.stable_ratio
     )
-    numbers |= entries("rule_difference", found.rules)
+    numbers |= entries("rule_difference", found.rules) | entries("cosine_of_two_full", found.yardstick)
+    numbers |= {f"mean_{measure}": mean for measure, mean in found.means.items()}
     numbers |= {
         "rank": found.highest,
         "stable_rank_lora": found.stable_lora,
@@ -251,9 +252,32 @@ def alignment_verdict(found: Alignment) -> Verdict:
         word = "supported" if cosine.high < SAME else "contradicted"
     partial = "" if found.whole else "The highest rank compared is below the layers' dimension."
     yardstick = (
-        "The yardstick, how far two full fine-tunings with different seeds lie apart, is not measured here."
+        ""
+        if found.yardstick.clusters
+        else "The yardstick, how far two full fine-tunings with different seeds lie apart, needs two seeds; there is one."
     )
     return answer("H4", word, sentences, numbers, about_seeds(cosine), partial, yardstick)
+
+
+def _more_alignment(means: dict[str, float]) -> list[str]:
+    """Norms, angles, intruders, and the distance of the weights, where they are measured."""
+    said = []
+    if np.isfinite(means["norm_ratio"]):
+        said.append(f"The LoRA update is {means['norm_ratio']:.2f} times as long as the full one.")
+    if np.isfinite(means["weight_distance"]):
+        said.append(f"W + ΔW lies {100 * means['weight_distance']:.1f} % of its norm away from W_FT.")
+    if np.isfinite(means["left_angle_first"]):
+        spans = [
+            f"{means[f'{side}_angle_first']:.0f}° to {means[f'{side}_angle_last']:.0f}°"
+            for side in ("left", "right")
+        ]
+        said.append(
+            f"Their leading singular subspaces meet at angles of {spans[0]} (left) and {spans[1]} (right)."
+        )
+    if np.isfinite(means["intruders_lora"]):
+        counts = f"{means['intruders_lora']:.1f} (LoRA) and {means['intruders_full']:.1f} (full)"
+        said.append(f"Intruder dimensions among the ten leading ones: {counts}, on average.")
+    return said
 
 
 def _alignment_sentences(found: Alignment) -> list[str]:
@@ -263,6 +287,11 @@ def _alignment_sentences(found: Alignment) -> list[str]:
         f"{found.cosine} and a "
         f"relative distance of {found.distance}."
     ]
+    if found.yardstick.clusters:
+        sentences.append(
+            f"Two full fine-tunings that differ in their seed have a cosine of {found.yardstick}."
+        )
+    sentences += _more_alignment(found.means)
     if np.isfinite(found.captured.estimate):
         sentences.append(
             f"LoRA's singular subspaces capture {found.captured} of the energy of the full update that "

@@ -18,6 +18,7 @@ from rankscope.report.theme import (
     Figure,
     faceted,
     named_colours,
+    named_shapes,
     panels,
     rank_axis,
     rule_name,
@@ -56,7 +57,9 @@ def growth_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         .encode(y=y, tooltip=told(("p50", "full fine-tuning, median sr", ".3~g"))),
         lora.mark_rule(strokeWidth=3, opacity=0.4).encode(y="p10:Q", y2="p90:Q"),
         lora.mark_line(strokeWidth=1.8).encode(y=y, strokeDash=dash),
-        lora.mark_point(size=36, filled=True, opacity=1).encode(y=y, tooltip=tips),
+        lora.mark_point(size=44, filled=True, opacity=1).encode(
+            y=y, shape=named_shapes(rows["kind"], "kind of layer", "kind"), tooltip=tips
+        ),
     ]
     b = conclusions.growth.overall
     dashed = " Dashed: full fine-tuning." if rows["part"].eq("full").any() else ""
@@ -69,19 +72,19 @@ def growth_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         f"= {b}.",
         f"Line charts, one per task, both axes logarithmic. The stable rank grows as r to the power {b}.",
         faceted(layers, rows),
-        ("model", "task", "kind"),
+        ("model", "task", "method", "kind"),
     )
 
 
 def _growth_rows(frames: Frames, points: pd.DataFrame) -> pd.DataFrame:
     lora = band(points, ["model", "task", "scaling", "kind", "rank"]).assign(part="lora")
     lora["rule"] = lora["scaling"].map(rule_name, na_action="ignore")
+    lora["method"] = [series_name("lora", rule) for rule in lora["scaling"]]
     lora["place"] = dodged(lora, ["kind", "scaling"])
     full = at_best(chosen(frames.trials), frames.spectra, "dW")
     full = full[full["method"].eq("full")]
-    full = (
-        full.groupby(["model", "task"], as_index=False).agg(p50=("stable_rank", "median")).assign(part="full")
-    )
+    full = full.groupby(["model", "task"], as_index=False).agg(p50=("stable_rank", "median"))
+    full = full.assign(part="full", method=series_name("full", None))
     ends = points.groupby(["model", "task"])["rank"].agg(["min", "max"]).reset_index()
     ends = ends.melt(["model", "task"], value_name="rank")
     ends = ends.assign(part="diagonal", p50=ends["rank"])
@@ -106,6 +109,7 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
     )
     rows["series"] = [series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)]
     rows["place"] = dodged(rows, ["series"])
+    rows = rows.assign(part=rows["method"], method=rows["series"])
     rows = panels(rows, metric_names(frames))
     names = sorted(rows["series"].unique(), key=lambda name: (name == "full fine-tuning", name))
     colours = [
@@ -120,7 +124,7 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
     tips += told(
         ("high", "highest seed", ".3f"), ("learning_rate", "learning rate", ".1e"), ("seeds", "seeds", "d")
     )
-    part = {name: alt.Chart().transform_filter(f"datum.method == '{name}'") for name in ("lora", "full")}
+    part = {name: alt.Chart().transform_filter(f"datum.part == '{name}'") for name in ("lora", "full")}
     lora = part["lora"].encode(x=x, color=colour)
     layers = [
         part["full"].mark_rule(strokeDash=[7, 3], strokeWidth=1.8).encode(y=y, color=colour, tooltip=tips),
@@ -136,6 +140,7 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
         "Line charts, one per task: best validation metric against LoRA rank, full fine-tuning as a dashed "
         "line.",
         faceted(layers, rows, own_scales=("y",)),
+        ("model", "task", "method"),
     )
 
 
@@ -150,6 +155,7 @@ def alignment_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         panel=rows["measure"].map(MEASURES),
         series=rows["task"] + (" · " + rows["model"] if several else ""),
         rule=rows["scaling"].map(rule_name, na_action="ignore"),
+        method=[series_name("lora", rule) for rule in rows["scaling"]],
         place=dodged(rows, ["task", "model", "scaling"]),
     )
     colour = named_colours(rows["series"], "task", "series")
@@ -163,7 +169,9 @@ def alignment_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     layers = [
         base.mark_rule(strokeWidth=3, opacity=0.4).encode(y="low:Q", y2="high:Q"),
         base.mark_line(strokeWidth=1.8).encode(y=y, strokeDash=dash),
-        base.mark_point(size=36, filled=True, opacity=1).encode(y=y, tooltip=tips),
+        base.mark_point(size=44, filled=True, opacity=1).encode(
+            y=y, shape=named_shapes(rows["series"], "task", "series"), tooltip=tips
+        ),
     ]
     order = [MEASURES[name] for name in SHOWN if rows["measure"].eq(name).any()]
     return Figure(
@@ -175,6 +183,7 @@ def alignment_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         "Bars: 95 % intervals.",
         "Line charts against LoRA rank, one per measure of how near the two updates are, one line per task.",
         faceted(layers, rows, order=order, own_scales=("y",)),
+        ("model", "task", "method"),
     )
 
 

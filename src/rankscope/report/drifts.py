@@ -40,7 +40,8 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     points = points.iloc[:: -(-total // MOST_POINTS)]
     points = points.assign(part="point", ratio=np.exp(points["drift"]), value=points["metric_value"])
     points["rate"] = points["learning_rate"].map(rate_name)
-    kept = ["part", "model", "task", "ratio", "value", "rate", "rank", "step", "seed"]
+    points["method"] = [series_name("lora", rule) for rule in points["scaling"]]
+    kept = ["part", "model", "task", "method", "ratio", "value", "rate", "rank", "step", "seed"]
     rows = pd.concat([points[kept], *map(_threshold_rows, conclusions.thresholds)], ignore_index=True)
     rows = panels(rows, metric_names(frames))
     axis = log_axis(rows["ratio"], form=".3~g", grid=False, shown=1)
@@ -56,12 +57,14 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     }
     colour = rate_colour(points["learning_rate"])
     layers = [
-        part["threshold"].mark_rect(color=MARK, opacity=0.18).encode(x=alt.X("low:Q"), x2="high:Q"),
+        part["threshold"]
+        .mark_rect(color=MARK)
+        .encode(x=alt.X("low:Q"), x2="high:Q", opacity=_where_shown(0.18)),
         part["point"].mark_circle(size=22, opacity=0.65).encode(x=x, y=y, color=colour, tooltip=tips),
         part["curve"].mark_line(color=INK, strokeWidth=1.8).encode(x=x, y=y),
         part["threshold"]
         .mark_rule(color=MARK, strokeWidth=1.8)
-        .encode(x=x, tooltip=told(("label", "threshold"))),
+        .encode(x=x, tooltip=told(("label", "threshold")), opacity=_where_shown(1)),
     ]
     found = sum(t.identified for t in conclusions.thresholds)
     thinned = (
@@ -76,7 +79,12 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         f"({found} of {len(conclusions.thresholds)}).{thinned}",
         "Scatter plots, one per task: validation metric against relative stable rank on a logarithmic axis.",
         faceted(layers, rows, own_scales=("x", "y")),
+        ("model", "task", "method", "rank"),
     )
+
+
+def _where_shown(opacity: float) -> alt.OpacityValue:
+    return alt.condition("datum.shown", alt.value(opacity), alt.value(0))
 
 
 def _ratio_scale(ratios: pd.Series) -> alt.Scale:
@@ -86,17 +94,21 @@ def _ratio_scale(ratios: pd.Series) -> alt.Scale:
 
 
 def _threshold_rows(found: Threshold) -> pd.DataFrame:
-    """The corners of the fitted line, and the threshold where there is one."""
+    """The fitted line, and the threshold where there is one.
+
+    Where there is none, a mark of no extent on the line that is not shown: an empty layer has no scale to be on.
+    """
     names = {"model": found.model, "task": found.task}
     curve = found.curve.assign(part="curve", ratio=np.exp(found.curve["drift"].astype(float)), **names)
-    rows = curve[["part", "model", "task", "ratio", "value"]]
-    if not found.identified:
-        return rows
-    label = f"{found.percent:+.0f} %, s* = {found.stable_rank[0]:.1f}"
-    ends = {"ratio": np.exp(found.drift), "low": np.exp(found.low), "high": np.exp(found.high)}
-    return pd.concat(
-        [rows, pd.DataFrame([names | ends | {"part": "threshold", "label": label}])], ignore_index=True
-    )
+    rows = curve.drop(columns="drift")
+    if found.identified:
+        s, low, high = found.stable_rank
+        label = f"{found.percent:+.0f} %, s* = {s:.3g} [{low:.3g}, {high:.3g}]"
+        ends = {"ratio": np.exp(found.drift), "low": np.exp(found.low), "high": np.exp(found.high)}
+    else:
+        label, ends = None, dict.fromkeys(("ratio", "low", "high"), 1.0)
+    mark = names | ends | {"part": "threshold", "label": label, "shown": found.identified}
+    return pd.concat([rows, pd.DataFrame([mark])], ignore_index=True)
 
 
 def steps_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:

@@ -20,6 +20,7 @@ from rankscope.report.theme import (
     panels,
     rate_name,
     rule_name,
+    series_name,
     told,
 )
 
@@ -68,6 +69,7 @@ def rates_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         f"rank.{none}",
         "Heat maps, one per task: performance for every learning rate and rank.",
         faceted(layers, rows),
+        ("model", "task", "method"),
     )
 
 
@@ -92,15 +94,15 @@ def layers_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         "value:Q",
         title="stable rank of the update, sr(ΔW)",
         scale=alt.Scale(scheme=HEAT, type="log"),
-        legend=alt.Legend(gradientLength=180, format=".3~g"),
+        legend=alt.Legend(gradientLength=180, format=".3~g", values=_legend_values(rows["value"])),
     )
     y = alt.Y("name:O", title="layer", sort=names, axis=alt.Axis(labelLimit=150))
     tips = told(("layer", "layer"), ("column", "r"), ("value", "sr(ΔW)", ".3~g"), ("seeds", "seeds", "d"))
     cells = alt.Chart().mark_rect().encode(x=_columns(rows), y=y, color=colour, tooltip=tips)
-    filters = ("model", "task", "kind")
+    filters = ("model", "task", "method", "kind")
     overhead = 50 + min(150, 6 * max(len(name) for name in names))
     height = max(PANEL_HEIGHT // 2, min(22, max(10, 400 // len(names))) * len(names))
-    rows = rows.drop(columns=["method", "rank"])
+    rows = rows.drop(columns="rank")
     return Figure(
         "layers",
         "Every layer's update",
@@ -123,6 +125,12 @@ def short_names(layers: pd.Series) -> pd.Series:
     return pd.Series([" ".join(word for word in row if word) for row in words], index=layers.index)
 
 
+def _legend_values(values: pd.Series) -> list[float]:
+    """Both ends of a logarithmic scale and its middle."""
+    low, high = float(values.min()), float(values.max())
+    return [low] if low == high else [low, (low * high) ** 0.5, high]
+
+
 def _natural(name: str) -> list[tuple[int, str]]:
     """Numbers inside names in the order of numbers."""
     return [(int(word), "") if word.isdecimal() else (-1, word) for word in name.split(" ")]
@@ -141,6 +149,9 @@ def _rank_names(rows: pd.DataFrame) -> pd.Series:
 
 def _by_rule(rows: pd.DataFrame) -> pd.DataFrame:
     """One panel per scaling rule where there are several; full fine-tuning has none and stands in each."""
+    rows = rows.assign(
+        method=[series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)]
+    )
     rules = sorted(rows["scaling"].dropna().unique())
     if len(rules) < 2:
         return rows

@@ -142,6 +142,10 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flattened(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple) and any(isinstance(entry, Mapping) for entry in value):
+            several = len(value) > 1
+            for place, entry in enumerate(value, start=1):
+                yield from flattened({f"{name} {place}" if several else name: entry}, prefix)
         else:
             yield (
                 f"{prefix}{name}",

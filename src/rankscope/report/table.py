@@ -72,14 +72,20 @@ class Table:
         lists = [[(column.text(v), _sortable(v)) for v in kept[column.key]] for column in self.columns]
         return [list(row) for row in zip(*lists, strict=True)]
 
-    def labels(self, row: int) -> list[tuple[str, str]]:
-        """What the filters of the page compare: (name, value) of one row, where the table has it."""
-        own = self.rows.iloc[row]
+    def labels(self, most: int | None = None) -> list[list[tuple[str, str]]]:
+        """Per row, what the filters of the page compare: (name, value), where the table has it."""
+        kept = self.rows if most is None else self.rows.iloc[:most]
         names = {"task": "task", "model": "model", "method": "series", "rank": "rank", "kind": "kind"}
-        kept = [
-            (name, own[key]) for name, key in names.items() if key in self.rows.columns and pd.notna(own[key])
+        names = {name: key for name, key in names.items() if key in kept.columns}
+        rows = zip(*(kept[key] for key in names.values()), strict=True) if names else [()] * len(kept)
+        return [
+            [
+                (name, f"{v:g}" if name == "rank" else str(v))
+                for name, v in zip(names, row, strict=True)
+                if pd.notna(v)
+            ]
+            for row in rows
         ]
-        return [(name, f"{value:g}" if name == "rank" else str(value)) for name, value in kept]
 
     def to_csv(self) -> str:
         """Comma-separated, one line of keys, numbers with all their digits, empty where unknown."""

@@ -86,15 +86,18 @@ def growth_table(conclusions: Conclusions) -> Table:
     return Table(
         "growth",
         "Growth of the stable rank, sr(ΔW) = c r^b",
-        "b with its 95 % interval, what the interval resamples, and percentiles of sr(ΔW) over layers, "
-        "ranks and seeds.",
+        "b with its 95 % interval, the p-value of b = 1/2 (adjusted for all rows by Holm's method), what is resampled, "
+        "and percentiles of sr(ΔW) over layers, ranks and seeds.",
         (
             *WHERE,
             Column("scaling", "scale"),
+            Column("kind", "kind of layer"),
             Column("c", "c", ".2f"),
             Column("b", "b", ".3f"),
             Column("b_low", "from", ".3f"),
             Column("b_high", "to", ".3f"),
+            Column("p", "p, b = 1/2", ".3g"),
+            Column("p_holm", "adjusted", ".3g"),
             Column("clusters", "clusters", ".0f"),
             Column("cluster", "of"),
             Column("p10", "sr, 10 %", ".2f"),
@@ -115,7 +118,8 @@ def thresholds_table(conclusions: Conclusions) -> Table:
         "The threshold of the stable rank",
         "s* is the stable rank of W + ΔW past which performance declines, with its 95 % interval; the "
         "p-values test against no "
-        "decline and against a decline from the start.",
+        "decline and against a decline from the start; the larger one is adjusted for all pairs of model and task by "
+        "Holm's method.",
         (
             *WHERE,
             Column("reason", "finding"),
@@ -127,6 +131,7 @@ def thresholds_table(conclusions: Conclusions) -> Table:
             Column("base", "sr(W)", ".2f"),
             Column("p_flat", "p, no decline", ".3f"),
             Column("p_straight", "p, no plateau", ".3f"),
+            Column("p_holm", "adjusted", ".3f"),
             Column("trials", "trials", ".0f"),
             Column("checkpoints", "checkpoints", ".0f"),
         ),

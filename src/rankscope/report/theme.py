@@ -13,6 +13,7 @@ MOST_ROWS = 5000  # of one figure: beyond this a page gets heavy, so aggregate f
 
 # Distinguishable with the common colour deficiencies; at least 3:1 against white and the dark page.
 SERIES = ["#2b7bba", "#c96a00", "#0b8f6c", "#b2599b", "#7d7d3c", "#6c6fc4"]
+SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
 REFERENCE = "#808080"
 # From slow to fast: lightness rises steadily, and both ends stay visible on white and on the dark page.
 RAMP = ["#7560c4", "#a34a9f", "#cb447c", "#de5c4a", "#de7d22", "#cb9a14"]
@@ -77,7 +78,14 @@ def faceted(
     header = alt.Header(title=None, labelFontSize=12, labelFontWeight=600, labelLimit=PANEL_WIDTH + 80)
     panel = alt.Facet("panel:N", header=header, sort=names)
     chart = alt.layer(*layers).properties(width=PANEL_WIDTH, height=height)
-    figure = chart.facet(facet=panel, columns=columns, data=alt.NamedData("rows"))
+    # Flush: panels stand on one grid whatever their axes' labels take, so the room for those is set here.
+    figure = chart.facet(
+        facet=panel,
+        columns=columns,
+        data=alt.NamedData("rows"),
+        bounds="flush",
+        spacing={"column": overhead, "row": 88},
+    )
     figure = figure.resolve_axis(x="independent", y="independent")
     if own_scales:
         figure = figure.resolve_scale(**dict.fromkeys(own_scales, "independent"))
@@ -102,12 +110,15 @@ def look() -> dict[str, Any]:
         "font": "Helvetica Neue, Helvetica, Arial, sans-serif",
         "axis": axis
         | {"labelFontSize": 11, "titleFontSize": 11.5, "titleFontWeight": 500, "labelOverlap": True},
+        # Labels at the ends stay inside, so that the titles of panels beside each other are level.
+        "axisYQuantitative": {"labelFlush": 7},
         "legend": {
             "labelColor": INK,
             "titleColor": INK,
             "labelFontSize": 11,
             "titleFontSize": 11.5,
             "labelLimit": 260,
+            "titleLimit": 400,
         }
         | {"titleFontWeight": 500, "orient": "bottom", "symbolOpacity": 1},
         "header": {"labelColor": INK, "titleColor": INK, "labelAnchor": "start"},
@@ -130,6 +141,13 @@ def named_colours(names: pd.Series, title: str, field: str) -> alt.Color:
     domain = sorted(names.dropna().unique())
     colours = [SERIES[place % len(SERIES)] for place in range(len(domain))]
     return alt.Color(f"{field}:N", title=title, scale=alt.Scale(domain=domain, range=colours))
+
+
+def named_shapes(names: pd.Series, title: str, field: str) -> alt.Shape:
+    """One shape per name beside its colour: for readers who don't tell the colours apart, and for grey prints."""
+    domain = sorted(names.dropna().unique())
+    shapes = [SHAPES[place % len(SHAPES)] for place in range(len(domain))]
+    return alt.Shape(f"{field}:N", title=title, scale=alt.Scale(domain=domain, range=shapes))
 
 
 def rate_colour(rates: Any) -> alt.Color:

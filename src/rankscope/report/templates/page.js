@@ -63,6 +63,7 @@
     const svg = host.querySelector("svg.marks");
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", host.dataset.label);
+    for (const part of svg.children) part.setAttribute("aria-hidden", "true");  // one image, not a thousand symbols
     host.querySelector("summary")?.setAttribute("aria-label", "Save this figure");
   }
 
