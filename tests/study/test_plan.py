@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rankscope.study.plan import Study, Trial, builtin, packs
+from rankscope.study.recipes import Recipe
 
 TEXT = """
 name = "t"
@@ -64,6 +65,31 @@ def test_recipes_of_hu_et_al() -> None:
     base, large = rows["FacebookAI/roberta-base", "CoLA"], rows["FacebookAI/roberta-large", "RTE"]
     assert (base.batch_size, base.epochs, base.lora_alpha, base.max_length) == (32, 80, 8, 512)
     assert (large.batch_size, large.epochs, large.lora_alpha, large.max_length) == (8, 20, 16, 512)
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "recipe"),
+    [
+        ("roberta-base", "MRPC", Recipe(128, 30, 16, 512)),
+        ("roberta-base", "CoLA", Recipe(64, 80, 16, 512)),
+        ("roberta-large", "SST-2", Recipe(64, 10, 16, 512)),
+        ("roberta-large", "STS-B", Recipe(32, 10, 16, 128)),
+        ("roberta-base", "acceptability", Recipe(16, 30, 8, 512)),
+    ],
+)
+def test_the_released_scripts_by_name(model: str, task: str, recipe: Recipe) -> None:
+    study = parsed()
+    fixed = study.fixed.model_copy(
+        update={"recipe": "scripts", "lora_alpha": None, "batch_size": None, "epochs": None}
+    )
+    study = study.model_copy(
+        update={
+            "fixed": fixed,
+            "scientific": study.scientific.model_copy(update={"model": [model], "task": [task]}),
+        }
+    )
+    trial = next(t for t in study.trials({model: 64}) if t.method == "lora")
+    assert Recipe(trial.batch_size, trial.epochs, trial.lora_alpha, trial.max_length) == recipe
 
 
 @pytest.mark.parametrize("name", builtin())

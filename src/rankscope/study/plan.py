@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from rankscope.study.complaints import complaint
+from rankscope.study.recipes import Name as Recipes
 from rankscope.study.recipes import recipe_for
 from rankscope.study.tasks import task_named
 
@@ -93,6 +94,7 @@ class Fixed(_Frozen):
     """The same in every trial. What is left out is Hu et al. 2021's: per model and task where they differ."""
 
     data: str = "hub"  # "hub", "lab", or a folder of <TASK>/{train,validation}.tsv
+    recipe: Recipes = "paper"  # whose values fill the gaps below: the paper's table or its released scripts
     batch_size: Annotated[int, Field(ge=1)] | None = None
     epochs: Annotated[float, Field(gt=0)] | None = None
     steps: Annotated[int, Field(ge=1)] | None = None  # instead of epochs
@@ -256,8 +258,8 @@ class Study(_Frozen):
 
     def _fixed(self, model: str, task: str, method: str) -> dict[str, Any]:
         """The fixed parameters, with Hu et al.'s in the gaps."""
-        fixed = self.fixed.model_dump(exclude={"data", "retries"})
-        recipe = recipe_for(model=model, task=task)
+        fixed = self.fixed.model_dump(exclude={"data", "retries", "recipe"})
+        recipe = recipe_for(model=model, task=task, name=self.fixed.recipe)
         for key in ("batch_size", "lora_alpha", "max_length"):
             if fixed[key] is None:
                 fixed[key] = getattr(recipe, key)
