@@ -1,6 +1,6 @@
 """Claim: RoBERTa-base and RoBERTa-large, with the real tokenizer on real rows, go through every stage of a study.
 
-    python benchmarks/roberta_stages.py --data FOLDER --tokenizer FOLDER [--size base large] [--steps 3] [--keep DIR]
+    python benchmarks/roberta_stages.py --data FOLDER --tokenizer FOLDER [--size base large] [--steps 2] [--keep DIR]
 
 FOLDER of data as a study takes it (<TASK>/{train,validation}.tsv), of the tokenizer as `from_pretrained` takes it. The weights are
 drawn from the models' own configurations, so nothing is learnt here: what is shown is that plan, run, status, analyze, report and
@@ -40,13 +40,13 @@ task = ["CoLA", "MRPC"]
 rank = [1, "d"]
 scaling = ["alpha/r", "alpha/sqrt(r)"]
 [nuisance]
-learning_rate = [1e-4, 1e-3]
+learning_rate = 1e-3
 [fixed]
 data = "{data}"
 steps = {steps}
 eval_every = {half}
-train_rows = 96
-validation_rows = 32
+train_rows = 64
+validation_rows = 16
 batch_size = 4
 """
 
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--size", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--keep", type=Path, help="work here and leave it; default: a temporary folder")
     options = parser.parse_args()
     for size in options.size:
