@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from rankscope.study.lease import is_gone
 from rankscope.study.store import Store
 
 STUDY = """
@@ -63,11 +64,12 @@ def workers(driver: subprocess.Popen[bytes]) -> list[int]:
 
 
 def _training(store: Path) -> bool:
+    """Whether a worker that lives holds a pack: kills that hit nothing but starts would prove little."""
     if not (store / "store.json").is_file():
         return False
     ledger = Store(store).ledger
     ledger.refresh()
-    return bool(ledger.live)
+    return any(is_gone(claim) is False for claim in ledger.live.values())
 
 
 def disturbed(study: Path, store: Path, folder: Path, *, kills: int, luck: random.Random) -> int:

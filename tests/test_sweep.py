@@ -158,6 +158,36 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     assert run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True).hash() == store.hash()
 
 
+def test_a_pack_goes_on_from_where_its_worker_died(
+    store: Store,
+    tiny_models: dict[str, str],
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from rankscope import sweep
+    from rankscope.train import loop
+
+    monkeypatch.setattr(loop, "_EVERY", 0.0)  # a checkpoint after every step
+    monkeypatch.setattr(loop, "_SHARE", 1e9)
+    real, told = sweep.train_pack, []
+
+    def dies(trials: object, folders: object, progress: object, **options: object) -> None:
+        def die(steps: int) -> None:
+            told.append(steps)
+            if len(told) == 4:
+                raise KeyboardInterrupt
+
+        real(trials, folders, die, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sweep, "train_pack", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True)
+    done = run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True)
+    assert told[4] >= 3 * told[0]  # the heir begins with the steps that were taken before
+    assert done.hash() == store.hash()
+
+
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
 def test_other_architectures_train_save_and_compare(
     architecture: str, tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path

@@ -251,6 +251,7 @@ class Inputs:
             train=train,
             validation=validation,
             device=self.device,
+            scratch=scratch,
         )
 
     def _read(self, name: str, split: str) -> pd.DataFrame:
