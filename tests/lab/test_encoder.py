@@ -54,9 +54,9 @@ def test_it_has_learnt_english() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_fine_tuning_gets_clearly_past_the_bag_of_words(task: str, tmp_path: Path) -> None:
-    """With one of a few seeds: the pair tasks are learnt all at once or not at all (docs/lab.md)."""
+    """Entailment with one of a few seeds: it is learnt all at once or not at all (docs/lab.md, docs/log.md)."""
     found = []
-    for seed in range(6):
+    for seed in range(6 if task == "entailment" else 1):
         study = Study.parse(
             f"""
             name = "past"
@@ -75,5 +75,5 @@ def test_fine_tuning_gets_clearly_past_the_bag_of_words(task: str, tmp_path: Pat
         )
         found += run(study, tmp_path / str(seed), quiet=True).trials()["best"].tolist()
         if found[-1] > 0.75:
-            return
-    pytest.fail(f"the best of each seed: {found}")
+            break
+    assert found[-1] > 0.75, f"the best of each seed: {found}"
