@@ -45,6 +45,16 @@ def test_ids_are_pinned() -> None:
     assert parsed().trials({"m": 64})[0].id == "b887d97c5589232d"
 
 
+def test_precision_is_part_of_an_id_only_where_it_is_said() -> None:
+    trial = parsed().trials({"m": 64})[0]
+    assert "precision" not in trial.canonical()
+    ids = {
+        parsed("lora_alpha", f'precision = "{p}"\nlora_alpha').trials({"m": 64})[0].id
+        for p in ("float32", "bfloat16")
+    }
+    assert len(ids | {trial.id}) == 3
+
+
 def test_scale_follows_the_rule() -> None:
     for trial in parsed().trials({"m": 64}):
         if trial.rank:

@@ -99,6 +99,18 @@ def test_a_neighbour_that_turns_nan_changes_nothing(models: dict[str, str], tiny
     assert run.diverged_at.tolist() == [0, 4, *[0] * 10]
 
 
+def test_bfloat16_products_leave_weights_in_float32(
+    models: dict[str, str], tiny_data: Path, tmp_path: Path
+) -> None:
+    path = models["roberta"]
+    trials, train = trials_of("roberta", path, steps=10), encoded(path, tiny_data)
+    mixed = run_of([t.model_copy(update={"precision": "bfloat16"}) for t in trials], path, train)
+    exact, rounded = losses_of(run_of(trials, path, train)), losses_of(mixed)
+    assert not torch.equal(exact, rounded)
+    assert_close(rounded, exact, rtol=0, atol=0.02)  # bfloat16 has 8 bits
+    assert {tensor.dtype for tensor in saved(mixed, 0, tmp_path).values()} == {torch.float32}
+
+
 def test_padding_of_ranks_stays_zero(models: dict[str, str], tiny_data: Path) -> None:
     path = models["roberta"]
     trials, train = trials_of("roberta", path, steps=5), encoded(path, tiny_data)

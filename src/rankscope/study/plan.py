@@ -35,6 +35,7 @@ from rankscope.study.tasks import task_named
 
 Method = Literal["lora", "full"]
 Scaling = Literal["alpha/r", "alpha/sqrt(r)", "alpha"]  # the last: s does not depend on r (PEFT: alpha = c r)
+Precision = Literal["float32", "bfloat16"]
 Rank = Annotated[int, Field(ge=1, strict=True)] | Literal["d"]
 
 
@@ -110,6 +111,7 @@ class Fixed(_Frozen):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    precision: Precision | None = None  # of matrix products; None: bfloat16 on CUDA, float32 elsewhere
     retries: Annotated[int, Field(ge=0, strict=True)] = 1  # of a failed trial; no part of what a trial is
 
     @model_validator(mode="after")
@@ -156,6 +158,7 @@ class Trial(_Frozen):
     max_grad_norm: float
     adam_betas: tuple[float, float]
     adam_epsilon: float
+    precision: Precision | None = None
 
     @cached_property
     def id(self) -> str:
@@ -163,8 +166,12 @@ class Trial(_Frozen):
         return _hash(self.canonical())
 
     def canonical(self, **others: Any) -> str:
-        """The configuration as JSON, with ``others`` in the place of its own values."""
-        return _CANONICAL.encode({name: getattr(self, name) for name in type(self).model_fields} | others)
+        """The configuration as JSON, with ``others`` in the place of its own values. What is younger than the first stores
+        is left out where it has its default: their trials keep their ids."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        if self.precision is None:
+            del values["precision"]
+        return _CANONICAL.encode(values | others)
 
     @property
     def scale(self) -> float:

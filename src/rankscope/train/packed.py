@@ -122,7 +122,8 @@ class PackedLoRA(nn.Module):
         groups = 1 if x.ndim == 4 and len(x) == 1 else K
         factors = [f.to(y.dtype) for pair in zip(self.B, self.A, strict=True) for f in pair]
         flat_y, flat_x = y.reshape(groups, -1, y.shape[-1]), x.to(y.dtype).reshape(groups, -1, x.shape[-1])
-        out = _Updated.apply(flat_y, flat_x, self.scale.to(y.dtype), self.slots, *factors)
+        scale = self.scale.to(torch.promote_types(y.dtype, torch.float32))  # in bfloat16 s is off by 1e-3
+        out = _Updated.apply(flat_y, flat_x, scale, self.slots, *factors)
         return out.view(*lead, -1)
 
     def bucket(self, k: int) -> tuple[int, int]:

@@ -40,6 +40,8 @@ class Run:
         self.device = pack.rows[0].values.device
         self.K, trial = len(pack.trials), pack.trials[0]
         self.total = trial.total_steps(len(train))
+        precision = trial.precision or ("bfloat16" if self.device.type == "cuda" else "float32")
+        self.mixed = precision == "bfloat16"  # weights stay in float32, matrix products are in bfloat16
         self.warmup = math.ceil(trial.warmup_ratio * self.total)
         self.optimizer = PackedAdamW(
             pack.rows,
@@ -96,13 +98,13 @@ class Run:
         return losses
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """All trials on one batch: inputs (B, T) -> (K, B, C). On CUDA matrix products are in bfloat16."""
+        """All trials on one batch: inputs (B, T) -> (K, B, C)."""
         self.pack.noise.batch = len(inputs["input_ids"])
         repeated = {
             name: x.to(self.device, non_blocking=True).repeat(self.pack.repeats, 1)
             for name, x in inputs.items()
         }
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             logits: Tensor = self.pack.model(**repeated).logits
         return logits.to(self.pack.rows[0].values.dtype).unflatten(0, (self.K, -1))
 
