@@ -86,6 +86,10 @@ def test_models_and_data_come_from_the_hub_once(hub: Path, study: Path, tmp_path
         assert len(fetched) == len(set(fetched))  # nothing twice
     trials = Store(store).trials()
     assert set(trials["metric"]) == {"matthews_correlation", "pearson", "accuracy"}
+    mnli = trials.loc[trials["task"].eq("MNLI"), "trial"]
+    metrics = Store(store).metrics().set_index("trial")
+    assert metrics.loc[mnli, ["accuracy", "accuracy_mismatched"]].notna().all(axis=None)
+    assert metrics.drop(mnli)["accuracy_mismatched"].isna().all()
     assert Store(store).fingerprints["model/FacebookAI/roberta-base"] == COMMIT
     again = rankscope("plan", study, "--store", store, HF_HUB_OFFLINE="1", HF_HOME=home)  # from the cache
     assert again.returncode == 0, again.stderr

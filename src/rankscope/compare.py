@@ -52,7 +52,8 @@ def compare(
     """Writes the store's comparison: every LoRA trial at its configuration's chosen learning rate, against the full
     fine-tune of the same model, task and seed at its own; and that full fine-tune against the ones with later seeds, as the
     yardstick of how far apart two updates of one method lie. ``base_of`` gives the path of a model by its name."""
-    trials = chosen(store.trials())
+    finished = store.trials()
+    trials = chosen(finished[finished["budget"].eq(1)])
     rows: list[dict[str, object]] = []
     for key, group in trials.groupby(["model", "task", "seed"]):
         full, lora = (list(group.loc[group["method"] == method, "trial"]) for method in ("full", "lora"))

@@ -27,7 +27,7 @@ def analyze(
     """H1 to H4 for the trials that have finished, each with its numbers and intervals. ``progress`` adds up to 1."""
     opened = store if isinstance(store, Store) else Store(store)
     found = frames(opened)
-    return conclude(found.trials, found.metrics, found.spectra, found.comparison, progress=progress)
+    return conclude(found.all_trials, found.metrics, found.spectra, found.comparison, progress=progress)
 
 
 def text(conclusions: Conclusions) -> str:
@@ -54,7 +54,9 @@ def write_report(
     """
     opened = store if isinstance(store, Store) else Store(store)
     found = frames(opened)
-    conclusions = conclude(found.trials, found.metrics, found.spectra, found.comparison, progress=progress)
+    conclusions = conclude(
+        found.all_trials, found.metrics, found.spectra, found.comparison, progress=progress
+    )
     return write(
         found,
         conclusions,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -65,7 +66,7 @@ def forecast(
 
 @dataclass
 class Group:
-    """The trials of one model, task and method."""
+    """The trials of one model, task, method and budget."""
 
     inputs: Inputs
     trials: list[Trial]
@@ -112,9 +113,11 @@ def _table(groups: Iterable[Group], rate: float, device: Device | None) -> Table
 
 
 def _grouped(trials: Sequence[Trial]) -> list[list[Trial]]:
-    groups: dict[tuple[str, str, str], list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault((trial.model, trial.task, trial.method), []).append(trial)
+    groups: dict[tuple[Any, ...], list[Trial]] = {}
+    for trial in trials:  # arms may train for longer
+        groups.setdefault((trial.model, trial.task, trial.method, trial.epochs, trial.steps), []).append(
+            trial
+        )
     return list(groups.values())
 
 

@@ -149,8 +149,8 @@ class Inputs:
     def __init__(self, study: Study, *, quiet: bool = True) -> None:
         self.study = study
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.tasks = {name: task_named(name) for name in study.scientific.task}
-        models = {name: self.model_path(name) for name in study.scientific.model}
+        self.tasks = {name: task_named(name) for name in study.tasks}
+        models = {name: self.model_path(name) for name in study.models}
         with bar("reading models and data", total=len(models) + len(self.tasks), quiet=quiet) as advance:
             self._skeletons, self._tokenizers = {}, {}
             for name, path in models.items():

@@ -68,10 +68,46 @@ def test_d_and_its_number_are_one_trial() -> None:
     assert len(parsed('"d"', '64, "d"').trials({"m": 64})) == len(parsed().trials({"m": 64}))
 
 
+ARM = """
+[[arm]]
+task = "RTE"
+rank = "d"
+seed = [2, 3]
+[[arm]]
+budget = 3
+method = "lora"
+scaling = "alpha/r"
+rank = 4
+learning_rate = 1e-3
+"""
+
+
+@pytest.mark.parametrize(("given", "key", "value"), [("steps = 7", "steps", 21), ("epochs = 2", "epochs", 6)])
+def test_arms_are_further_products_with_a_budget_of_their_own(given: str, key: str, value: int) -> None:
+    plain = parsed("lora_alpha", f"{given}\nlora_alpha")
+    study = Study.parse(plain.source + ARM, label="t.toml")
+    own, trials = plain.trials({"m": 64}), study.trials({"m": 64})
+    assert [t.id for t in trials[: len(own)]] == [t.id for t in own]
+    more, budgets = trials[len(own) :], study.budgets({"m": 64})
+    wider, longer = [[t for t in more if (t.id in budgets) is there] for there in (False, True)]
+    assert {(t.task, t.rank) for t in wider} == {("RTE", 64), ("RTE", None)}
+    assert len(wider) == (2 + 1) * 2 * 2  # (rules + full) x rates x new seeds
+    assert [(t.task, t.rank, t.seed, getattr(t, key)) for t in longer] == [
+        (task, 4, seed, value) for task in ("CoLA", "RTE") for seed in (0, 1)
+    ]
+    assert set(budgets.values()) == {3}
+    for pack in packs(trials, size=100):
+        assert len({getattr(trial, key) for trial in pack}) == 1
+    again = Study(**study.model_dump(mode="json"))
+    assert [t.id for t in again.trials({"m": 64})] == [t.id for t in trials]
+
+
 def test_recipes_of_hu_et_al() -> None:
     study = Study.load("paper")
-    trials = study.trials(dict.fromkeys(study.scientific.model, 768))
-    rows = {(t.model, t.task): t for t in trials if t.method == "lora"}
+    d = dict.fromkeys(study.models, 768)
+    longer = study.budgets(d)
+    assert set(longer.values()) == {2}
+    rows = {(t.model, t.task): t for t in study.trials(d) if t.method == "lora" and t.id not in longer}
     base, large = rows["FacebookAI/roberta-base", "CoLA"], rows["FacebookAI/roberta-large", "RTE"]
     assert (base.batch_size, base.epochs, base.lora_alpha, base.max_length) == (32, 80, 8, 512)
     assert (large.batch_size, large.epochs, large.lora_alpha, large.max_length) == (8, 20, 16, 512)
@@ -118,6 +154,13 @@ def test_builtin_studies_load(name: str) -> None:
             "extra: unknown key; expected one of name, scientific, nuisance, fixed",
         ),
         ('name = "t"', "", "name: expected a value, found none"),
+        (
+            "lora_alpha = 16",
+            "[[arm]]\nseed = 1\n[[arm]]\nrate = 1",
+            "[[arm]] 2 rate: unknown key; expected one of",
+        ),
+        ("lora_alpha = 16", "[[arm]]\nbudget = 0", "[[arm]] 1 budget: expected greater than 0; found 0"),
+        ("lora_alpha = 16", "[arm]\nbudget = 2", "[arm]: expected tables headed [[arm]]"),
         ("[1, 4", "[0, 4", "[scientific] rank: expected greater than or equal to 1; found 0"),
         ("[1, 4", "[1.5, 4", "[scientific] rank: expected a whole number from 1, or 'd'; found 1.5"),
         ("[1, 4", "[1, 1", "[scientific] rank: every value once, got [1, 1, 'd']"),

@@ -54,6 +54,18 @@ def test_pairs_are_joined(tiny_models: dict[str, str], tmp_path: Path) -> None:
     assert encoded.inputs["input_ids"][0].tolist() == tokenizer("the cat", "a bird sees")["input_ids"]
 
 
+def test_a_second_validation_split_follows_the_first(tiny_models: dict[str, str], tmp_path: Path) -> None:
+    """MNLI's mismatched rows; a folder may lack them."""
+    one = pd.DataFrame({"premise": ["a cat"] * 3, "hypothesis": ["it sees"] * 3, "label": [0, 1, 2]})
+    write_tsv(tmp_path, "MNLI", "validation", one)
+    tokenizer = load_tokenizer(tiny_models["roberta"])
+    for expected in (0, 2):
+        frame = read_split(str(tmp_path), TASKS["MNLI"], "validation", rows=2)
+        assert frame["label"].tolist() == [0, 1, 2, 1][: 2 + expected]
+        assert encode(frame, TASKS["MNLI"], tokenizer, max_length=32).beside == expected
+        write_tsv(tmp_path, "MNLI", "validation_mismatched", one[::-1])
+
+
 def test_quotes_and_na_are_text(tmp_path: Path) -> None:
     (tmp_path / "CoLA").mkdir()
     (tmp_path / "CoLA" / "train.tsv").write_text('sentence\tlabel\n"He said\t0\nNA\t1\n', encoding="utf-8")

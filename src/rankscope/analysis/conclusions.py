@@ -12,17 +12,18 @@ import numpy as np
 import pandas as pd
 
 from rankscope.analysis.alignment import Alignment, alignment
+from rankscope.analysis.continued import Continued, continued
 from rankscope.analysis.dynamics import Dynamics, dynamics
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.growth import Growth, growth
 from rankscope.analysis.selection import best_learning_rates, chosen
 from rankscope.analysis.threshold import Threshold, thresholds
+from rankscope.analysis.threshold_verdict import threshold_verdict
 from rankscope.analysis.verdict import Verdict
 from rankscope.analysis.verdicts import (
     alignment_verdict,
     dynamics_verdict,
     growth_verdict,
-    threshold_verdict,
 )
 
 
@@ -35,6 +36,7 @@ class Conclusions:
     growth: Growth
     thresholds: tuple[Threshold, ...]
     dynamics: Dynamics
+    continued: Continued
     alignment: Alignment
     counts: dict[str, int]
     caveats: tuple[str, ...]
@@ -68,21 +70,29 @@ def conclude(
     """
     frames = Frames(trials, metrics, spectra, comparison)
     # One stream per question: an answer does not change when another one is added.
-    streams = [np.random.default_rng([seed, number]) for number in range(4)]
+    streams = [np.random.default_rng([seed, number]) for number in range(5)]
     picked = chosen(frames.trials)
     rates = best_learning_rates(frames.trials)
     grown = growth(picked, frames.spectra, rng=streams[0], resamples=resamples)
     progress(0.1)
     turned = thresholds(frames.trials, frames.metrics, frames.spectra, rng=streams[1], resamples=resamples)
     progress(0.6)
-    moved = dynamics(frames.trials, frames.metrics, frames.spectra, rng=streams[2], resamples=resamples)
+    moved = dynamics(
+        frames.trials,
+        frames.metrics,
+        frames.spectra,
+        rng=streams[2],
+        resamples=resamples,
+        longer=frames.continued,
+    )
+    longer = continued(frames.trials, frames.continued, frames.spectra, rng=streams[4], resamples=resamples)
     progress(0.2)
     aligned = alignment(frames.trials, frames.spectra, frames.comparison, rng=streams[3], resamples=resamples)
     progress(0.1)
     answers = (
         growth_verdict(grown),
         threshold_verdict(turned),
-        dynamics_verdict(moved),
+        dynamics_verdict(moved, longer),
         alignment_verdict(aligned),
     )
     return Conclusions(
@@ -91,8 +101,9 @@ def conclude(
         growth=grown,
         thresholds=tuple(turned),
         dynamics=moved,
+        continued=longer,
         alignment=aligned,
-        counts=_counts(frames.trials),
+        counts=_counts(frames.trials) | {"continued": len(frames.continued)},
         caveats=tuple(_caveats(frames.trials, rates)),
     )
 

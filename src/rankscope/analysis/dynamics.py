@@ -41,8 +41,14 @@ def dynamics(
     *,
     rng: np.random.Generator,
     resamples: int = 1000,
+    longer: pd.DataFrame | None = None,
 ) -> Dynamics:
-    """Correlate drift with time and with the metric inside every trial, and average over LoRA trials."""
+    """Correlate drift with time and with the metric inside every trial, and average over LoRA trials.
+
+    ``longer`` trials (another budget) count among them; ``by_rate``, whose drifts are those at the end, leaves them out.
+    """
+    plain = trials["trial"]
+    trials = trials if longer is None or longer.empty else pd.concat([trials, longer], ignore_index=True)
     moved = drift(spectra)
     moved = moved[moved["step"].gt(0)].assign(size=lambda rows: rows["drift"].abs())
     seen = checkpoints(trials, metrics, spectra)
@@ -60,7 +66,8 @@ def dynamics(
         mean_interval(lora[name], labels, cluster, rng=rng, resamples=resamples)
         for name in ("growing", "falling")
     )
-    by_rate = table.groupby(["method", "learning_rate", "rank"], dropna=False, as_index=False).agg(
+    once = table[table["trial"].isin(plain)]
+    by_rate = once.groupby(["method", "learning_rate", "rank"], dropna=False, as_index=False).agg(
         trials=("trial", "size"),
         final=("final", "median"),
         growing=("growing", "mean"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -72,6 +72,9 @@ class Frames:
     step, layer, matrix), ``comparison`` one per (LoRA trial, full fine-tuning trial, layer), and one per pair of full
     fine-tuning trials that differ in their seed. A frame without rows may lack its columns.
 
+    What an arm trained for longer or shorter than the study says (``budget``, 1 where a frame lacks it) is in ``continued``
+    and not in ``trials``: it takes no part in any choice among configurations.
+
     Raises ValueError when a frame with rows lacks columns, or when a trial's name occurs twice.
     """
 
@@ -79,6 +82,7 @@ class Frames:
     metrics: pd.DataFrame
     spectra: pd.DataFrame
     comparison: pd.DataFrame
+    continued: pd.DataFrame = field(init=False)
 
     def __post_init__(self) -> None:
         for name, columns in (
@@ -88,14 +92,23 @@ class Frames:
             ("comparison", COMPARISON),
         ):
             object.__setattr__(self, name, _checked(name, getattr(self, name), columns))
+        budget = _typed("trials", self.trials, "budget").fillna(1.0)
+        trials = self.trials.assign(budget=budget)
+        object.__setattr__(self, "trials", trials[budget.eq(1)])
+        object.__setattr__(self, "continued", trials[budget.ne(1)])
         newer = {name: _typed("comparison", self.comparison, name) for name in LATER}
         object.__setattr__(self, "comparison", self.comparison.assign(**newer))
-        repeated = self.trials["trial"][self.trials["trial"].duplicated()]
+        repeated = trials["trial"][trials["trial"].duplicated()]
         if len(repeated):
             raise ValueError(
                 f"trials needs one row per trial; got {repeated.iloc[0]!r} more than once. "
                 "Drop the repetitions: trials.drop_duplicates('trial')."
             )
+
+    @property
+    def all_trials(self) -> pd.DataFrame:
+        """Both, as they came."""
+        return pd.concat([self.trials, self.continued], ignore_index=True)
 
 
 def _checked(name: str, frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""What the estimates say about each hypothesis.
+"""What the estimates say about H1, H3 and H4; about H2, threshold_verdict.py.
 
 A hypothesis is *supported* or *contradicted* only where a 95 % interval (or a test at 5 %) says so; else
 *undecided*. The rules stand with the functions, and in docs/analysis.md.
@@ -6,7 +6,6 @@ A hypothesis is *supported* or *contradicted* only where a 95 % interval (or a t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ import pandas as pd
 
 from rankscope.analysis.alignment import Alignment
 from rankscope.analysis.bootstrap import Interval
+from rankscope.analysis.continued import Continued
 from rankscope.analysis.dynamics import Dynamics
 from rankscope.analysis.growth import PUBLISHED, SLOW, Growth
-from rankscope.analysis.threshold import ERROR_RATE, NEGLIGIBLE_CHANGE, NEGLIGIBLE_DRIFT, Threshold
+from rankscope.analysis.threshold import ERROR_RATE
 from rankscope.analysis.verdict import Verdict, about_seeds, answer, counted, entries
 
 SAME = 0.9  # updates with a larger cosine count as the same one
@@ -93,104 +93,19 @@ def _beside_published(b: Interval) -> str:
     return f"Its interval {place} the published range on three language models, {published}."
 
 
-def threshold_verdict(found: Sequence[Threshold]) -> Verdict:
-    """H2. Supported: a threshold in at least half of the pairs of model and task, in none a loss excluded.
-
-    Contradicted: a loss is excluded in all of them although the drift was large.
-    """
-    numbers: dict[str, Any] = {"thresholds": [_threshold_numbers(t) for t in found]}
-    if not found:
-        return answer("H2", "undecided", ["There is no LoRA trial to look at."], numbers)
-    held, flat = sum(t.identified for t in found), sum(t.flat for t in found)
-    sentences = [_threshold_sentence(t, several=len({t.model for t in found}) > 1) for t in found]
-    if len(found) > 1:
-        sentences.insert(0, f"A threshold is identified in {held} of {len(found)} pairs of model and task.")
-    if held * 2 >= len(found) and not flat:
-        word = "supported"
-    else:
-        word = "contradicted" if flat == len(found) else "undecided"
-    confounded = (
-        "Drift, learning rate and training time move together: a threshold says where performance declines, "
-        "not that the "
-        "drift is the cause."
-    )
-    tested = (
-        f"{len(found)} pairs were tested; a threshold counts as identified where Holm's adjusted p-value is at most 5 %. "
-        "The intervals are 95 % each."
-        if len(found) > 1
-        else ""
-    )
-    return answer("H2", word, sentences, numbers, tested, confounded)
-
-
-def _threshold_sentence(t: Threshold, *, several: bool) -> str:
-    where = f"{t.task} ({t.model})" if several else t.task
-    if t.identified:
-        s, low, high = t.stable_rank
-        adjusted = f"; {t.p_holm:.3f} by Holm's method" if t.p_holm > t.p else ""
-        near, far = sorted(abs(100 * np.expm1(x)) for x in (t.low, t.high))
-        return (
-            f"{where}: performance declines once sr(W + ΔW) has {'risen' if t.drift > 0 else 'fallen'} by "
-            f"{abs(t.percent):.0f} % [{near:.0f}, {far:.0f}], to s* = {s:.1f} [{low:.1f}, {high:.1f}] (p = "
-            f"{t.p:.3f}{adjusted})."
-        )
-    if t.flat:
-        change = Interval(t.change, t.change_low, t.change_high, "trial", t.trials)
-        return (
-            f"{where}: no threshold identified; over a drift of {_percent(t.reach)} the metric changes by "
-            f"{change:+.3f}, so a "
-            f"loss above {NEGLIGIBLE_CHANGE} is excluded."
-        )
-    small = abs(t.reach) < NEGLIGIBLE_DRIFT and t.checkpoints
-    reached = f" The drift reached only {_percent(t.reach)}." if small else ""
-    return f"{where}: no threshold identified: {t.reason}.{reached}"
-
-
-def _percent(drift: float) -> str:
-    return f"{100 * np.expm1(drift):+.1f} %".replace("-", "−")
-
-
-def _threshold_numbers(t: Threshold) -> dict[str, Any]:
-    s, low, high = t.stable_rank
-    names = [
-        "model",
-        "task",
-        "identified",
-        "reason",
-        "direction",
-        "trials",
-        "checkpoints",
-        "left_out",
-        "reach",
-        "base",
-        "drift",
-        "p_flat",
-        "p_straight",
-        "p_holm",
-        "correlation",
-        "plateau",
-        "change",
-        "change_low",
-        "change_high",
-    ]
-    bounds = {"drift_low": min(t.low, t.high), "drift_high": max(t.low, t.high), "percent": t.percent}
-    return (
-        {n: getattr(t, n) for n in names}
-        | bounds
-        | {"stable_rank": s, "stable_rank_low": low, "stable_rank_high": high}
-    )
-
-
-def dynamics_verdict(found: Dynamics) -> Verdict:
+def dynamics_verdict(found: Dynamics, longer: Continued) -> Verdict:
     """H3. Supported: drift rises with the step and the metric falls with drift, both by Holm's p-value.
 
-    Contradicted: one of them the other way.
+    Contradicted: one of them the other way. Trials trained for longer count among the others; beside their twins they are
+    described, and decide nothing.
     """
     up, down = found.growing, found.falling
     lora = found.trials[found.trials["method"].eq("lora")]
     tracked, after = int(lora["growing"].notna().sum()), int(lora["falling"].notna().sum())
     numbers = entries("drift_with_step", up) | entries("metric_with_drift", down)
     numbers |= {"trials": len(lora), "trials_tracked": tracked, "trials_after_best": after}
+    numbers |= {"continued_pairs": len(longer.pairs)} | entries("continued_drift", longer.drift)
+    numbers |= entries("continued_best", longer.best) | entries("continued_last", longer.last)
     numbers |= {"p_holm_drift_with_step": found.p_growing, "p_holm_metric_with_drift": found.p_falling}
     if not tracked:
         return answer(
@@ -217,7 +132,20 @@ def dynamics_verdict(found: Dynamics) -> Verdict:
         sentences.append("Drift shrinks with training." if shrinks else "Validation rises with drift.")
     elif grows and not falls:
         sentences.append("So drift grows; that validation falls with it is not shown.")
+    sentences += _continued_sentences(longer)
     return answer("H3", word, sentences, numbers, about_seeds(up))
+
+
+def _continued_sentences(found: Continued) -> list[str]:
+    pairs = found.pairs
+    if pairs.empty:
+        return []
+    times = " or ".join(f"{budget:g}" for budget in sorted(pairs["budget"].unique()))
+    return [
+        f"Trained {times} times as long, {counted(len(pairs), 'trial')} ended with a drift whose size changed by "
+        f"{found.drift:+.3f} in log sr, a last validation metric that changed by {found.last:+.3f}, and a best one by "
+        f"{found.best:+.3f}."
+    ]
 
 
 def alignment_verdict(found: Alignment) -> Verdict:

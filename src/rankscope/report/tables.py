@@ -21,6 +21,7 @@ def tables(frames: Frames, conclusions: Conclusions) -> list[Table]:
         growth_table(conclusions),
         thresholds_table(conclusions),
         dynamics_table(conclusions),
+        continued_table(conclusions),
         alignment_table(conclusions),
         layers_table(frames),
     )
@@ -157,6 +158,40 @@ def dynamics_table(conclusions: Conclusions) -> Table:
             Column("percent", "final drift, %", "+.1f"),
             Column("growing", "drift with step", "+.2f"),
             Column("falling", "metric with drift", "+.2f"),
+        ),
+        rows,
+    )
+
+
+def continued_table(conclusions: Conclusions) -> Table:
+    """H3: the same configurations with a longer budget, means over seeds."""
+    keys = ["model", "task", "method", "scaling", "rank", "learning_rate", "budget"]
+    rows = conclusions.continued.pairs
+    values = ["drift_once", "drift", "last_once", "last", "best_once", "best"]
+    rows = rows.groupby(keys, dropna=False, as_index=False).agg(
+        seeds=("seed", "nunique"), **{name: (name, "mean") for name in values}
+    )
+    for name in ("drift_once", "drift"):
+        rows[name] = 100 * np.expm1(rows[name].astype(float))
+    return Table(
+        "continued",
+        "Continued training",
+        "The same configuration, rate and seed with the study's budget (once) and with a longer one, the schedule "
+        "stretched. Means over seeds; intervals of the changes are in the conclusions.",
+        (
+            *WHERE,
+            Column("method", "method"),
+            Column("scaling", "scale"),
+            RANK,
+            Column("learning_rate", "learning rate", rate_name),
+            Column("budget", "budget", "g"),
+            Column("seeds", "seeds", ".0f"),
+            Column("drift_once", "drift, %, once", "+.1f"),
+            Column("drift", "longer", "+.1f"),
+            Column("last_once", "last metric, once", ".3f"),
+            Column("last", "longer", ".3f"),
+            Column("best_once", "best metric, once", ".3f"),
+            Column("best", "longer", ".3f"),
         ),
         rows,
     )

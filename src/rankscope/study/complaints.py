@@ -12,11 +12,15 @@ def complaint(error: ValidationError, sections: Mapping[str, type[BaseModel]]) -
     """The complaint that mends most: an unknown key first (it often explains a missing one), else pydantic's first."""
     found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
     section, *keys = (str(part) for part in found["loc"])
+    number = ""
+    if section == "arm" and keys:  # a list of tables: which one
+        number, *keys = f" {int(keys[0]) + 1}", *keys[1:]
     if section not in sections:
         place, key = section, ""
     else:  # pydantic appends the branch of a union ("constrained-int"); the user wrote no such thing
         key = keys[0] if keys else ""
-        place = f"[{section}] {key}".rstrip()
+        name = f"[[{section}]]{number}" if number else f"[{section}]"
+        place = f"{name} {key}".rstrip()
     if found["type"] == "extra_forbidden":
         known = list(sections[section].model_fields)
         near = difflib.get_close_matches(key, known, n=1)
@@ -32,6 +36,8 @@ def complaint(error: ValidationError, sections: Mapping[str, type[BaseModel]]) -
         return f"{place}: {message}"
     if found["type"] == "string_pattern_mismatch":
         message = "letters, digits, '.', '_' and '-'"
+    if found["type"] == "list_type" and section == "arm":
+        return f"{place}: expected tables headed [[arm]]; found {found['input']!r}"
     word = {"rank": "d", "eval_every": "epoch"}.get(key)
     if word and not isinstance(found["input"], int):
         message = f"a whole number from 1, or {word!r}"

@@ -6,13 +6,10 @@ study asks about, *nuisance* ones are tuned away or averaged over, *fixed* ones 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from operator import attrgetter
 from pathlib import Path
@@ -21,7 +18,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -32,10 +28,8 @@ from rankscope.study.complaints import complaint
 from rankscope.study.recipes import Name as Recipes
 from rankscope.study.recipes import recipe_for
 from rankscope.study.tasks import task_named
+from rankscope.study.trial import GAP, GAP_CODE, STRICT, Method, Precision, Scaling, Trial, digest
 
-Method = Literal["lora", "full"]
-Scaling = Literal["alpha/r", "alpha/sqrt(r)", "alpha"]  # the last: s does not depend on r (PEFT: alpha = c r)
-Precision = Literal["float32", "bfloat16"]
 Rank = Annotated[int, Field(ge=1, strict=True)] | Literal["d"]
 
 
@@ -49,12 +43,10 @@ def _distinct(values: list[Any]) -> list[Any]:
     return values
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Scientific(_Frozen):
+class Scientific(BaseModel):
     """What the study asks about; each value is a list, and the trials are their product."""
+
+    model_config = STRICT
 
     model: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
     task: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
@@ -78,8 +70,10 @@ class Scientific(_Frozen):
         return self
 
 
-class Nuisance(_Frozen):
+class Nuisance(BaseModel):
     """What every comparison is tuned or averaged over."""
+
+    model_config = STRICT
 
     learning_rate: Annotated[
         list[Annotated[float, Field(gt=0)]], BeforeValidator(_listed), Field(min_length=1)
@@ -91,8 +85,10 @@ class Nuisance(_Frozen):
     _once = field_validator("learning_rate", "seed")(_distinct)
 
 
-class Fixed(_Frozen):
+class Fixed(BaseModel):
     """The same in every trial. What is left out is Hu et al. 2021's: per model and task where they differ."""
+
+    model_config = STRICT
 
     data: str = "hub"  # "hub", "lab", or a folder of <TASK>/{train,validation}.tsv
     recipe: Recipes = "paper"  # whose values fill the gaps below: the paper's table or its released scripts
@@ -121,83 +117,43 @@ class Fixed(_Frozen):
         return self
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {"scientific": Scientific, "nuisance": Nuisance, "fixed": Fixed}
+class Arm(Scientific, Nuisance):
+    """Further trials, a product of their own: lists that an ``[[arm]]`` does not name are the study's. With ``budget`` it trains
+    so many times as long, the schedule stretched: continued training, which H3 asks about."""
+
+    budget: Annotated[float, Field(gt=0)] = 1.0
 
 
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
-_GAP = "\0"
-_GAP_CODE = _CANONICAL.encode(_GAP)
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "scientific": Scientific,
+    "nuisance": Nuisance,
+    "fixed": Fixed,
+    "arm": Arm,
+}
 
 
-def _hash(canonical: str) -> str:
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-class Trial(_Frozen):
-    """One training run, fully specified: equal configurations have equal ids, on every machine."""
-
-    model: str
-    task: str
-    method: Method
-    rank: int | None  # None: full fine-tuning
-    scaling: Scaling | None
-    learning_rate: float
-    seed: int
-    batch_size: int
-    epochs: float | None
-    steps: int | None
-    max_length: int
-    train_rows: int | None
-    validation_rows: int | None
-    eval_every: int | Literal["epoch"]
-    target_modules: list[str]
-    lora_alpha: float | None
-    lora_dropout: float
-    weight_decay: float
-    warmup_ratio: float
-    max_grad_norm: float
-    adam_betas: tuple[float, float]
-    adam_epsilon: float
-    precision: Precision | None = None
-
-    @cached_property
-    def id(self) -> str:
-        """The first 16 hex digits of the SHA-256 of the canonical JSON (sorted keys, no blanks)."""
-        return _hash(self.canonical())
-
-    def canonical(self, **others: Any) -> str:
-        """The configuration as JSON, with ``others`` in the place of its own values. What is younger than the first stores
-        is left out where it has its default: their trials keep their ids."""
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        if self.precision is None:
-            del values["precision"]
-        return _CANONICAL.encode(values | others)
-
-    @property
-    def scale(self) -> float:
-        """s of dW = s B A: alpha/r, alpha/sqrt(r) (rank-stabilised; Kalajdzievski 2023), or alpha itself."""
-        assert self.rank is not None
-        assert self.lora_alpha is not None
-        divisor = {"alpha/r": self.rank, "alpha/sqrt(r)": math.sqrt(self.rank), "alpha": 1.0}
-        return self.lora_alpha / divisor[self.scaling or "alpha/r"]
-
-    def total_steps(self, rows: int) -> int:
-        """Optimiser steps of this trial on ``rows`` training rows."""
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None
-        return max(1, math.ceil(self.epochs * math.ceil(rows / self.batch_size)))
-
-
-class Study(_Frozen):
+class Study(BaseModel):
     """A validated study file. ``Study.load`` takes its path or the name of a built-in one ("lab", "paper")."""
+
+    model_config = STRICT
 
     name: Annotated[str, Field(pattern=r"^[\w.-]{1,80}$")]
     scientific: Scientific
     nuisance: Nuisance
     fixed: Fixed = Fixed()
+    arm: list[Arm] = []
     source: str = Field(default="", exclude=True)  # the TOML text
     folder: Path = Field(default=Path("."), exclude=True)  # relative paths in the file start here
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherited(cls, table: Any) -> Any:
+        """Arms with the study's lists in their gaps; what is no table is left to the fields' own checks."""
+        own, arms = [table.get(key, {}) for key in ("scientific", "nuisance")], table.get("arm", [])
+        if not all(isinstance(part, dict) for part in own) or not isinstance(arms, list):
+            return table
+        inherited = own[0] | own[1]
+        return table | {"arm": [inherited | arm if isinstance(arm, dict) else arm for arm in arms]}
 
     @classmethod
     def load(cls, study: str | Path) -> Study:
@@ -223,48 +179,66 @@ class Study(_Frozen):
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{label}: not TOML: {error}") from None
-        for key in table.keys() - {"name", *_SECTIONS}:
+        for key in sorted(table.keys() - {"name", *_SECTIONS}):
             raise ValueError(f"{label}: {key}: unknown key; expected one of name, {', '.join(_SECTIONS)}")
         try:
             return cls(**table, source=text, folder=folder or Path.cwd())
         except ValidationError as error:
             raise ValueError(f"{label}: {complaint(error, _SECTIONS)}") from None
 
+    @property
+    def models(self) -> list[str]:
+        """Those of the study and of its arms, each once."""
+        return list(dict.fromkeys(name for part in (self.scientific, *self.arm) for name in part.model))
+
+    @property
+    def tasks(self) -> list[str]:
+        """Likewise."""
+        return list(dict.fromkeys(name for part in (self.scientific, *self.arm) for name in part.task))
+
     def trials(self, largest_rank: Mapping[str, int]) -> list[Trial]:
-        """The product of all lists; ``largest_rank[model]`` is what "d" stands for, and no rank may exceed it."""
+        """The product of all lists, then those of the arms; ``largest_rank[model]`` is what "d" stands for, and no rank
+        may exceed it."""
+        main = Arm(**self.scientific.model_dump(), **self.nuisance.model_dump())
         trials: dict[str, Trial] = {}
-        for model in self.scientific.model:
-            limit = largest_rank[model]
-            for task in self.scientific.task:
-                for kind in self._kinds(model, limit):
-                    same = {"model": model, "task": task, **kind, **self._fixed(model, task, kind["method"])}
-                    # encoded once, with two gaps: a plan of 100,000 trials spends most of its time here
-                    any_of_them = Trial(learning_rate=1, seed=0, **same)
-                    first, second, third = any_of_them.canonical(learning_rate=_GAP, seed=_GAP).split(
-                        _GAP_CODE
-                    )
-                    for rate in self.nuisance.learning_rate:
-                        for seed in self.nuisance.seed:
-                            trial = Trial(learning_rate=rate, seed=seed, **same)
-                            trial.__dict__["id"] = _hash(f"{first}{rate!r}{second}{seed}{third}")
-                            trials.setdefault(trial.id, trial)  # "d" and 768 may both be listed
+        for arm in [main, *self.arm]:
+            for trial in self._product(arm, largest_rank):
+                trials.setdefault(trial.id, trial)  # "d" and 768 may both be listed
         return list(trials.values())
 
-    def _kinds(self, model: str, limit: int) -> Iterable[dict[str, Any]]:
-        if "lora" in self.scientific.method:
-            for rank in self.scientific.rank:
+    def budgets(self, largest_rank: Mapping[str, int]) -> dict[str, float]:
+        """Trial id -> how many times as long as the study's own trials it trains, where that is not once."""
+        arms = [arm for arm in self.arm if arm.budget != 1]
+        return {trial.id: arm.budget for arm in arms for trial in self._product(arm, largest_rank)}
+
+    def _product(self, arm: Arm, largest_rank: Mapping[str, int]) -> Iterator[Trial]:
+        for model, task in itertools.product(arm.model, arm.task):
+            for kind in self._kinds(arm, model, largest_rank[model]):
+                same = {"model": model, "task": task, **kind}
+                same |= self._fixed(model, task, kind["method"], arm.budget)
+                # encoded once, with two gaps: a plan of 100,000 trials spends most of its time here
+                any_of_them = Trial(learning_rate=1, seed=0, **same)
+                first, second, third = any_of_them.canonical(learning_rate=GAP, seed=GAP).split(GAP_CODE)
+                for rate, seed in itertools.product(arm.learning_rate, arm.seed):
+                    trial = Trial(learning_rate=rate, seed=seed, **same)
+                    trial.__dict__["id"] = digest(f"{first}{rate!r}{second}{seed}{third}")
+                    yield trial
+
+    def _kinds(self, arm: Arm, model: str, limit: int) -> Iterator[dict[str, Any]]:
+        if "lora" in arm.method:
+            for rank in arm.rank:
                 if rank != "d" and rank > limit:
                     raise ValueError(
                         f"rank: expected 1 to {limit} for model {model!r} (the smallest dimension of its "
                         f'{", ".join(self.fixed.target_modules)} weights); found {rank}; "d" stands for {limit}'
                     )
-                for scaling in self.scientific.scaling:
+                for scaling in arm.scaling:
                     yield {"method": "lora", "rank": limit if rank == "d" else rank, "scaling": scaling}
-        if "full" in self.scientific.method:
+        if "full" in arm.method:
             yield {"method": "full", "rank": None, "scaling": None}
 
-    def _fixed(self, model: str, task: str, method: str) -> dict[str, Any]:
-        """The fixed parameters, with Hu et al.'s in the gaps."""
+    def _fixed(self, model: str, task: str, method: str, budget: float) -> dict[str, Any]:
+        """The fixed parameters, with Hu et al.'s in the gaps, for ``budget`` times as long."""
         fixed = self.fixed.model_dump(exclude={"data", "retries", "recipe"})
         recipe = recipe_for(model=model, task=task, name=self.fixed.recipe)
         for key in ("batch_size", "lora_alpha", "max_length"):
@@ -272,6 +246,11 @@ class Study(_Frozen):
                 fixed[key] = getattr(recipe, key)
         if fixed["epochs"] is None and fixed["steps"] is None:
             fixed["epochs"] = recipe.epochs
+        if budget != 1:
+            if fixed["steps"] is None:
+                fixed["epochs"] *= budget
+            else:
+                fixed["steps"] = max(1, round(fixed["steps"] * budget))
         if method == "full":  # a full fine-tune has no adapter to describe
             fixed |= {"lora_alpha": None, "lora_dropout": 0.0}
         return fixed

@@ -114,12 +114,16 @@ class Store:
         wanted = {trial.id for trial in self.planned()}
         known: set[str] = set()
         result: list[list[Trial]] = []
-        for study in [*(Study(**old) for old in self._header.get("earlier", [])), self.study]:
+        for study in self._studies():
             trials = {trial.id: trial for trial in study.trials(self._header["largest_rank"])}
             added = [trial for id, trial in trials.items() if id in wanted and id not in known]
             known |= trials.keys()
             result += packs(added, size=size)
         return result
+
+    def _studies(self) -> list[Study]:
+        """What the study was before it grew, and what it is."""
+        return [*(Study(**old) for old in self._header.get("earlier", [])), self.study]
 
     @property
     def study_text(self) -> str:
@@ -167,8 +171,13 @@ class Store:
         return digest.hexdigest()
 
     def trials(self) -> pd.DataFrame:
-        """One row per finished trial: configuration, status, best and last value of its task's metric."""
-        return gathered(self.path / "cache" / "trials.parquet", self.done(TRIAL), _trials)
+        """One row per finished trial: configuration, status, best and last value of its task's metric; ``budget`` is 2 where
+        it trained for twice as long as the study says (``[[arm]]``)."""
+        frame = gathered(self.path / "cache" / "trials.parquet", self.done(TRIAL), _trials)
+        budgets: dict[str, float] = {}
+        for study in self._studies():
+            budgets |= study.budgets(self._header["largest_rank"])
+        return frame.assign(budget=frame["trial"].map(budgets).astype("float64").fillna(1.0))
 
     def metrics(self) -> pd.DataFrame:
         """One row per evaluation; ``metric_value`` is the task's metric, further metrics have columns of their own."""

@@ -15,6 +15,7 @@ class Task:
     num_labels: int  # 1: regression
     metric: str  # higher is better; "best" and the chosen learning rate mean this one
     validation: str = "validation"  # the split that is validated on
+    beside: str | None = None  # a second one: its metrics are reported, and choose nothing
 
     @property
     def config(self) -> str:
@@ -32,7 +33,7 @@ TASKS: dict[str, Task] = {
         Task("MRPC", _PAIR, 2, "accuracy"),
         Task("STS-B", _PAIR, 1, "pearson"),
         Task("QQP", ("question1", "question2"), 2, "accuracy"),
-        Task("MNLI", ("premise", "hypothesis"), 3, "accuracy", "validation_matched"),
+        Task("MNLI", ("premise", "hypothesis"), 3, "accuracy", "validation_matched", "validation_mismatched"),
         Task("QNLI", ("question", "sentence"), 2, "accuracy"),
         Task("RTE", _PAIR, 2, "accuracy"),
         Task("WNLI", _PAIR, 2, "accuracy"),

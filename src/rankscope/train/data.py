@@ -25,13 +25,26 @@ def read_split(data: str, task: Task, split: str, *, rows: int | None = None) ->
     """The text columns and ``label`` of the first ``rows`` rows of a split, checked.
 
     ``data`` is "hub" (nyu-mll/glue) or a folder of ``<TASK>/{train,validation}.tsv``: tab separated, one header line,
-    no quoting, UTF-8. ``ValueError`` or ``FileNotFoundError``, one line, for whatever can't be trained on.
+    no quoting, UTF-8. A task's second validation split (MNLI's mismatched one; in a folder ``validation_mismatched.tsv``, if it is
+    there) follows the first, told apart by the column ``beside``. ``ValueError`` or ``FileNotFoundError``, one line, for
+    whatever can't be trained on.
     """
+    if split == "validation" and task.beside is not None:
+        parts = [_read(data, task, split, task.validation, rows)]
+        if data == "hub" or (Path(data) / task.name / f"{task.beside}.tsv").is_file():
+            parts.append(_read(data, task, task.beside, task.beside, rows))
+        return pd.concat(
+            [part.assign(beside=number == 1) for number, part in enumerate(parts)], ignore_index=True
+        )
+    return _read(data, task, split, task.validation if split == "validation" else split, rows)
+
+
+def _read(data: str, task: Task, file: str, split: str, rows: int | None) -> pd.DataFrame:
+    """One split: ``file`` in a folder is ``split`` on the hub."""
     if data == "hub":
-        name = task.validation if split == "validation" else split
-        frame, where = _from_hub(task, name), f"{GLUE} {task.config} {name}"
+        frame, where = _from_hub(task, split), f"{GLUE} {task.config} {split}"
     else:
-        path = Path(data) / task.name / f"{split}.tsv"
+        path = Path(data) / task.name / f"{file}.tsv"
         if not path.is_file():
             raise FileNotFoundError(
                 f'data: expected {path}; found no such file. data is "hub" or a folder of <TASK>/{{train,validation}}.tsv'
@@ -109,6 +122,7 @@ class Encoded:
     inputs: dict[str, Tensor]  # input_ids, attention_mask [, token_type_ids]: (N, T) int64
     labels: Tensor  # (N,) int64, float32 for regression
     lengths: Tensor  # (N,) tokens of each row
+    beside: int = 0  # how many of them, the last ones, are of a second validation split
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -137,4 +151,5 @@ def encode(frame: pd.DataFrame, task: Task, tokenizer: Any, *, max_length: int) 
             [np.asarray(row) for row in ragged]
         )
         inputs[name] = torch.from_numpy(padded)
-    return Encoded(inputs, torch.from_numpy(frame["label"].to_numpy(copy=True)), torch.from_numpy(lengths))
+    labels = torch.from_numpy(frame["label"].to_numpy(copy=True))
+    return Encoded(inputs, labels, torch.from_numpy(lengths), int(frame.get("beside", pd.Series()).sum()))

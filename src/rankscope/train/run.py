@@ -116,7 +116,16 @@ class Run:
         logits = torch.empty(self.K, len(labels), self.task.num_labels, dtype=self.pack.rows[0].values.dtype)
         for rows, inputs in self.validation.by_length(2 * self.pack.trials[0].batch_size):
             logits[:, rows] = self.logits(inputs).cpu()
-        losses, found = loss(logits, labels), score(logits, labels, self.task)
+        first = len(labels) - self.validation.beside
+        losses = loss(logits[:, :first], labels[:first])
+        found = score(logits[:, :first], labels[:first], self.task)
+        if self.task.beside and self.validation.beside:
+            suffix = self.task.beside.removeprefix("validation")
+            more = score(logits[:, first:], labels[first:], self.task)
+            found = [
+                a | {f"{name}{suffix}": value for name, value in b.items()}
+                for a, b in zip(found, more, strict=True)
+            ]
         means = (self.losses / max(1, self.counted)).tolist()
         self.losses.zero_()
         self.counted = 0

@@ -1,0 +1,82 @@
+"""One training run, fully specified, and the name that it has on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Method = Literal["lora", "full"]
+Scaling = Literal["alpha/r", "alpha/sqrt(r)", "alpha"]  # the last: s does not depend on r (PEFT: alpha = c r)
+Precision = Literal["float32", "bfloat16"]
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+GAP = "\0"
+GAP_CODE = _CANONICAL.encode(GAP)
+
+
+def digest(canonical: str) -> str:
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class Trial(BaseModel):
+    """One training run, fully specified: equal configurations have equal ids, on every machine."""
+
+    model_config = STRICT
+
+    model: str
+    task: str
+    method: Method
+    rank: int | None  # None: full fine-tuning
+    scaling: Scaling | None
+    learning_rate: float
+    seed: int
+    batch_size: int
+    epochs: float | None
+    steps: int | None
+    max_length: int
+    train_rows: int | None
+    validation_rows: int | None
+    eval_every: int | Literal["epoch"]
+    target_modules: list[str]
+    lora_alpha: float | None
+    lora_dropout: float
+    weight_decay: float
+    warmup_ratio: float
+    max_grad_norm: float
+    adam_betas: tuple[float, float]
+    adam_epsilon: float
+    precision: Precision | None = None
+
+    @cached_property
+    def id(self) -> str:
+        """The first 16 hex digits of the SHA-256 of the canonical JSON (sorted keys, no blanks)."""
+        return digest(self.canonical())
+
+    def canonical(self, **others: Any) -> str:
+        """The configuration as JSON, with ``others`` in the place of its own values. What is younger than the first stores
+        is left out where it has its default: their trials keep their ids."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        if self.precision is None:
+            del values["precision"]
+        return _CANONICAL.encode(values | others)
+
+    @property
+    def scale(self) -> float:
+        """s of dW = s B A: alpha/r, alpha/sqrt(r) (rank-stabilised; Kalajdzievski 2023), or alpha itself."""
+        assert self.rank is not None
+        assert self.lora_alpha is not None
+        divisor = {"alpha/r": self.rank, "alpha/sqrt(r)": math.sqrt(self.rank), "alpha": 1.0}
+        return self.lora_alpha / divisor[self.scaling or "alpha/r"]
+
+    def total_steps(self, rows: int) -> int:
+        """Optimiser steps of this trial on ``rows`` training rows."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, math.ceil(self.epochs * math.ceil(rows / self.batch_size)))
