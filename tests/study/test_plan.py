@@ -68,6 +68,14 @@ def test_d_and_its_number_are_one_trial() -> None:
     assert len(parsed('"d"', '64, "d"').trials({"m": 64})) == len(parsed().trials({"m": 64}))
 
 
+def test_a_task_may_have_a_budget_of_its_own() -> None:
+    text = (
+        parsed("lora_alpha", "epochs = 3\nlora_alpha").source + "[fixed.task.RTE]\nsteps = 9\nbatch_size = 4"
+    )
+    found = {t.task: (t.epochs, t.steps, t.batch_size) for t in Study.parse(text).trials({"m": 64})}
+    assert found == {"CoLA": (3, None, 32), "RTE": (None, 9, 4)}
+
+
 ARM = """
 [[arm]]
 task = "RTE"
@@ -160,6 +168,17 @@ def test_builtin_studies_load(name: str) -> None:
             "[[arm]] 2 rate: unknown key; expected one of",
         ),
         ("lora_alpha = 16", "[[arm]]\nbudget = 0", "[[arm]] 1 budget: expected greater than 0; found 0"),
+        (
+            "lora_alpha = 16",
+            "[fixed.task.RTE]\nsteps = 1\nepochs = 2",
+            "[fixed.task.RTE]: epochs and steps: expected one",
+        ),
+        (
+            "lora_alpha = 16",
+            "[fixed.task.RTE]\nstep = 1",
+            "[fixed.task.RTE] step: unknown key; did you mean 'steps'?",
+        ),
+        ("lora_alpha = 16", "[fixed.task.QTE]\nsteps = 1", "found 'QTE'"),
         ("lora_alpha = 16", "[arm]\nbudget = 2", "[arm]: expected tables headed [[arm]]"),
         ("[1, 4", "[0, 4", "[scientific] rank: expected greater than or equal to 1; found 0"),
         ("[1, 4", "[1.5, 4", "[scientific] rank: expected a whole number from 1, or 'd'; found 1.5"),

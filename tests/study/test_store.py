@@ -162,6 +162,15 @@ def test_a_study_may_grow(tmp_path: Path) -> None:
     assert "8" in store.study_text
 
 
+def test_what_is_said_of_a_new_task_changes_no_old_one(tmp_path: Path) -> None:
+    run(create(tmp_path / "s"))
+    wider = TEXT.replace('task = "RTE"', 'task = ["RTE", "CoLA"]')
+    assert wider != TEXT
+    create(tmp_path / "s", Study.parse(wider + "[fixed.task.CoLA]\nepochs = 2\n"), **{"data/RTE": "a"})
+    with pytest.raises(ValueError, match="begun with task = "):
+        create(tmp_path / "s", Study.parse(wider + "[fixed.task.RTE]\nepochs = 2\n"), **{"data/RTE": "a"})
+
+
 @pytest.mark.parametrize(
     ("study", "fingerprints", "says"),
     [

@@ -12,14 +12,15 @@ def complaint(error: ValidationError, sections: Mapping[str, type[BaseModel]]) -
     """The complaint that mends most: an unknown key first (it often explains a missing one), else pydantic's first."""
     found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
     section, *keys = (str(part) for part in found["loc"])
-    number = ""
+    name = f"[{section}]"
     if section == "arm" and keys:  # a list of tables: which one
-        number, *keys = f" {int(keys[0]) + 1}", *keys[1:]
+        name, keys = f"[[arm]] {int(keys[0]) + 1}", keys[1:]
+    elif section == "fixed" and keys[:1] == ["task"] and len(keys) > 1:  # tables by task
+        name, section, keys = f"[fixed.task.{keys[1]}]", "fixed.task", keys[2:]
     if section not in sections:
         place, key = section, ""
     else:  # pydantic appends the branch of a union ("constrained-int"); the user wrote no such thing
         key = keys[0] if keys else ""
-        name = f"[[{section}]]{number}" if number else f"[{section}]"
         place = f"{name} {key}".rstrip()
     if found["type"] == "extra_forbidden":
         known = list(sections[section].model_fields)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -85,17 +85,32 @@ class Nuisance(BaseModel):
     _once = field_validator("learning_rate", "seed")(_distinct)
 
 
-class Fixed(BaseModel):
+class Budget(BaseModel):
+    """``[fixed.task.NAME]``: what differs for one task, as Hu et al.'s budgets do."""
+
+    model_config = STRICT
+
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None  # instead of epochs
+    max_length: Annotated[int, Field(ge=4)] | None = None
+    eval_every: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs and steps: expected one of them, found both")
+        return self
+
+
+class Fixed(Budget):
     """The same in every trial. What is left out is Hu et al. 2021's: per model and task where they differ."""
 
     model_config = STRICT
 
     data: str = "hub"  # "hub", "lab", or a folder of <TASK>/{train,validation}.tsv
     recipe: Recipes = "paper"  # whose values fill the gaps below: the paper's table or its released scripts
-    batch_size: Annotated[int, Field(ge=1)] | None = None
-    epochs: Annotated[float, Field(gt=0)] | None = None
-    steps: Annotated[int, Field(ge=1)] | None = None  # instead of epochs
-    max_length: Annotated[int, Field(ge=4)] | None = None
+    task: dict[str, Budget] = {}
     train_rows: Annotated[int, Field(ge=1)] | None = None  # the first n rows only
     validation_rows: Annotated[int, Field(ge=1)] | None = None
     eval_every: Annotated[int, Field(ge=1)] | Literal["epoch"] = "epoch"  # or every n steps
@@ -110,11 +125,12 @@ class Fixed(BaseModel):
     precision: Precision | None = None  # of matrix products; None: bfloat16 on CUDA, float32 elsewhere
     retries: Annotated[int, Field(ge=0, strict=True)] = 1  # of a failed trial; no part of what a trial is
 
-    @model_validator(mode="after")
-    def _one_budget(self) -> Fixed:
-        if self.epochs is not None and self.steps is not None:
-            raise ValueError("epochs and steps: expected one of them, found both")
-        return self
+    @field_validator("task")
+    @classmethod
+    def _known(cls, tasks: dict[str, Budget]) -> dict[str, Budget]:
+        for task in tasks:
+            task_named(task)
+        return tasks
 
 
 class Arm(Scientific, Nuisance):
@@ -129,6 +145,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "nuisance": Nuisance,
     "fixed": Fixed,
     "arm": Arm,
+    "fixed.task": Budget,
 }
 
 
@@ -179,8 +196,9 @@ class Study(BaseModel):
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{label}: not TOML: {error}") from None
-        for key in sorted(table.keys() - {"name", *_SECTIONS}):
-            raise ValueError(f"{label}: {key}: unknown key; expected one of name, {', '.join(_SECTIONS)}")
+        known = ["name", *(section for section in _SECTIONS if "." not in section)]
+        for key in sorted(table.keys() - set(known)):
+            raise ValueError(f"{label}: {key}: unknown key; expected one of {', '.join(known)}")
         try:
             return cls(**table, source=text, folder=folder or Path.cwd())
         except ValidationError as error:
@@ -239,7 +257,11 @@ class Study(BaseModel):
 
     def _fixed(self, model: str, task: str, method: str, budget: float) -> dict[str, Any]:
         """The fixed parameters, with Hu et al.'s in the gaps, for ``budget`` times as long."""
-        fixed = self.fixed.model_dump(exclude={"data", "retries", "recipe"})
+        fixed = self.fixed.model_dump(exclude={"data", "retries", "recipe", "task"})
+        own = self.fixed.task.get(task, Budget()).model_dump(exclude_none=True)
+        if own.keys() & {"epochs", "steps"}:
+            fixed |= {"epochs": None, "steps": None}
+        fixed |= own
         recipe = recipe_for(model=model, task=task, name=self.fixed.recipe)
         for key in ("batch_size", "lora_alpha", "max_length"):
             if fixed[key] is None:

@@ -27,7 +27,7 @@ from rankscope.study.files import dumps, loads, read_json
 from rankscope.study.folder import DONE, METRICS, SPECTRA, TRIAL, TrialFolder
 from rankscope.study.gathered import gathered
 from rankscope.study.ledger import Ledger
-from rankscope.study.plan import Study, Trial, packs
+from rankscope.study.plan import Fixed, Study, Trial, packs
 from rankscope.study.shelf import LocalShelf, shelf_at
 
 _TRIAL_COLUMNS = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
@@ -296,13 +296,17 @@ def _same_study(path: str, header: dict[str, Any], study: Study) -> None:
             f"{path}: this store holds study {old['name']!r}; found study {new['name']!r}. Name another --store"
         )
     # `data` may move to another path: its fingerprint says whether it is the same; retries change no result
-    changed = [
-        k for k in new["fixed"] if k not in ("data", "retries") and new["fixed"][k] != old["fixed"].get(k)
-    ]
+    # and what is said of a task that is new here changes nothing either
+    before, after = ({**Fixed().model_dump(mode="json"), **study["fixed"]} for study in (old, new))
+    for fixed in (before, after):
+        fixed["task"] = {
+            name: own for name, own in fixed["task"].items() if name in old["scientific"]["task"]
+        }
+    changed = [k for k in after if k not in ("data", "retries") and after[k] != before[k]]
     if changed:
         key = changed[0]
         raise ValueError(
-            f"{path}: this store was begun with {key} = {old['fixed'].get(key)}; found {new['fixed'][key]}. "
+            f"{path}: this store was begun with {key} = {before[key]}; found {after[key]}. "
             "Fixed parameters are the same in every trial: name another --store"
         )
 
