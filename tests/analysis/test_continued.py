@@ -8,6 +8,7 @@ import pytest
 
 from rankscope.analysis.conclusions import conclude
 from rankscope.analysis.frames import Frames
+from rankscope.report.figures import figures
 from rankscope.report.tables import tables
 from simulate import study
 
@@ -51,8 +52,12 @@ def test_longer_trials_choose_nothing() -> None:
     assert with_arm.counts == without.counts | {"continued": 3}
 
 
-def test_the_report_has_a_table_of_pairs() -> None:
+def test_the_report_has_a_table_and_a_figure_of_pairs() -> None:
     frames = longer()
+    drawn = {f.name: f for f in figures(Frames(**frames), conclude(**frames, resamples=60))}
+    rows = pd.DataFrame(drawn["continued"].spec["datasets"]["rows"])
+    assert rows.groupby(["panel", "budget"]).size().nunique() == 1
+    assert set(rows["budget"]) == {"1 ×", "2 ×"}
     made = {t.name: t for t in tables(Frames(**frames), conclude(**frames, resamples=60))}
     assert made["continued"].rows["seeds"].tolist() == [3]
     assert "continued" not in {t.name for t in tables(Frames(**study()), conclude(**study(), resamples=60))}

@@ -17,7 +17,7 @@ SAME = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
 class Continued:
     """Pairs of trials that differ in their budget alone, LoRA and full fine-tuning alike.
 
-    ``pairs`` has one row per trial of a longer arm whose plain twin is there: the configuration, ``budget``, and of both
+    ``pairs`` has one row per trial of a longer arm whose plain twin is there: the configuration, ``budget``, and of both ``trial``,
     (``_once`` for the twin) ``drift`` (signed, logarithmic, at the last step), ``best`` and ``last`` (validation metric).
     ``drift`` is the mean of |drift| - |drift_once|, ``best`` and ``last`` those of the metric's changes.
     """
@@ -38,7 +38,7 @@ def continued(
 ) -> Continued:
     """Sets every trial of ``longer`` (budget above 1) beside the one of ``trials`` with the same configuration, rate and seed."""
     ends = drift(spectra).sort_values("step").groupby("trial")["drift"].last()
-    columns = [*SAME, "drift", "best", "last"]
+    columns = [*SAME, "trial", "drift", "best", "last"]
     plain, more = (
         rows.assign(drift=rows["trial"].map(ends).astype("float64"))
         for rows in (trials, longer[longer["budget"].gt(1)])

@@ -119,7 +119,7 @@ def steps_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         return None
     moved["method"] = [series_name(m, s) for m, s in zip(moved["method"], moved["scaling"], strict=True)]
     keys = ["model", "task", "method", "rank", "learning_rate"]
-    moved, note = _thinned(moved, keys)
+    moved, note = thinned(moved, keys)
     rows = moved.groupby([*keys, "step"], dropna=False, as_index=False).agg(
         drift=("drift", "median"), trials=("trial", "nunique")
     )
@@ -157,8 +157,8 @@ def steps_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     )
 
 
-def _thinned(moved: pd.DataFrame, keys: list[str]) -> tuple[pd.DataFrame, str]:
-    """At most `MOST_LINES` lines and `MOST_ROWS` points: ranks are dropped from the middle, then steps."""
+def thinned(moved: pd.DataFrame, keys: list[str], most_rows: int = MOST_ROWS) -> tuple[pd.DataFrame, str]:
+    """At most `MOST_LINES` lines and `most_rows` points: ranks are dropped from the middle, then steps."""
     note = ""
     ranks = sorted(moved["rank"].dropna().unique())
     while len(ranks) > 2 and moved.groupby(keys, dropna=False).ngroups > MOST_LINES:
@@ -166,7 +166,7 @@ def _thinned(moved: pd.DataFrame, keys: list[str]) -> tuple[pd.DataFrame, str]:
         moved = moved[moved["rank"].isna() | moved["rank"].isin(ranks)]
         note = " Drawn for r = " + ", ".join(str(r) for r in ranks) + "."
     steps = np.sort(moved["step"].unique())
-    most = max(3, MOST_ROWS // moved.groupby(keys, dropna=False).ngroups)
+    most = max(3, most_rows // moved.groupby(keys, dropna=False).ngroups)
     if len(steps) > most:
         place = np.unique(np.geomspace(1, len(steps), most).round().astype(int)) - 1
         moved = moved[moved["step"].isin(steps[place])]

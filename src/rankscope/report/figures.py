@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rankscope.analysis.conclusions import Conclusions
 from rankscope.analysis.frames import Frames
+from rankscope.report.continued import continued_figure
 from rankscope.report.curves import alignment_figure, growth_figure, performance_figure
 from rankscope.report.drifts import steps_figure, threshold_figure
 from rankscope.report.maps import layers_figure, rates_figure
@@ -13,6 +14,7 @@ DRAWN = (
     growth_figure,
     threshold_figure,
     steps_figure,
+    continued_figure,
     alignment_figure,
     performance_figure,
     rates_figure,
