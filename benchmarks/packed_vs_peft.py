@@ -45,7 +45,8 @@ from transformers.utils import logging
 from rankscope.forecast import matrix_rate
 from rankscope.study.cost import operations
 from rankscope.study.folder import TrialFolder
-from rankscope.study.plan import Study, Trial, packs
+from rankscope.study.packs import packs
+from rankscope.study.plan import Study, Trial
 from rankscope.sweep import Inputs, provenance
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded

@@ -25,10 +25,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "monitor": {"weights", "linalg"},
     # the top: joins rooms, one job a file
     "progress": set(),
+    "machine": set(),
     "compare": {"study", "weights", "linalg", "analysis"},
-    "sweep": {"study", "train", "lab", "compare", "progress"},
+    "sweep": {"study", "train", "lab", "compare", "progress", "machine"},
     "worker": {"study", "sweep"},
-    "forecast": {"study", "sweep", "overview"},
+    "forecast": {"study", "sweep", "overview", "machine"},
     "overview": {"study"},
     "findings": {"study", "analysis", "report"},
     "tables": {"weights"},

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, get_linear_schedule_with_warmup
 
 from conftest import TARGETS
-from rankscope.study.plan import Study, Trial, packs
+from rankscope.study.packs import packs
+from rankscope.study.plan import Study, Trial
 from rankscope.study.tasks import TASKS
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded, encode, read_split

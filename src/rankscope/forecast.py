@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from rankscope.machine import Room, room, slots
 from rankscope.overview import duration
-from rankscope.study.cost import Rows, Shape, memory, operations
+from rankscope.study.cost import Rows, Shape, base_memory, memory, operations, widths
 from rankscope.study.devices import Device, device_named
 from rankscope.study.execution import missing
-from rankscope.study.plan import Trial, packs
+from rankscope.study.packs import packs
+from rankscope.study.plan import Trial
 from rankscope.study.store import Store
-from rankscope.sweep import PACK_SIZE, Inputs, slots
+from rankscope.sweep import Inputs
 
 _SHARE = 0.35  # of the matrix-product rate that training reaches; measured on the lab study (docs/log.md)
 _SHARE_OF_PEAK = 0.25  # of a GPU's data sheet: an assumption, until a store holds trials of such a GPU
@@ -29,15 +32,18 @@ _SAMPLE = 200  # finished trials that a measured rate is taken from
 def forecast(
     inputs: Inputs, store: str | Path | None, *, gpus: int | None = None, device: str | None = None
 ) -> str:
-    """A table, one line per model, task and method, and the sums below it.
+    """A table, one line per model, task and method, and the sums below it. Packs are those that ``sweep`` would train.
 
     For this machine, or for ``gpus`` (default 1) of the ``device`` named. ``ValueError`` for a device that isn't known.
     """
     named = None if device is None else device_named(device)
     opened = _opened(store)
     todo = {trial.id for trial in missing(opened, inputs.trials)}
-    groups = [Group(inputs, trials, todo) for trials in _grouped(inputs.trials)]
-    workers, rate, source = _rate(groups, opened, inputs.device, named, gpus)
+    free, workers = (named.memory, gpus or 1) if named else (inputs.free, slots())
+    kind = "cuda" if named else inputs.device.type
+    space = room(kind, free=free, trials=len(inputs.trials), workers=workers)
+    groups = [Group(inputs, trials, todo, space, kind) for trials in _grouped(inputs.trials)]
+    rate, source = _rate(groups, opened, inputs.device, named, workers)
     console = Console(width=130)
     with console.capture() as printed:
         console.print(_table(groups, rate / workers, named))
@@ -55,11 +61,11 @@ def forecast(
         )
         + f" ({source})",
     ]
-    too_large = [group for group in groups if named and group.largest > 0.9 * named.memory]
-    if named and too_large:
+    too_large = [group for group in groups if group.largest > free]
+    if too_large:
         lines.append(
-            f"packs of {too_large[0].what} need {too_large[0].largest / 1e9:.3g} GB, more than 90 % of a "
-            f"{named.name}: they are split there, which takes longer"
+            f"a pack of {too_large[0].what} needs {too_large[0].largest / 1e9:.3g} GB; found {free / 1e9:.3g} GB for "
+            "each worker. Take fewer workers, a smaller batch_size or a larger machine"
         )
     return printed.get() + "\n".join(lines)
 
@@ -71,6 +77,8 @@ class Group:
     inputs: Inputs
     trials: list[Trial]
     todo: set[str]
+    room: Room
+    device: str
 
     def __post_init__(self) -> None:
         first = self.trials[0]
@@ -80,21 +88,25 @@ class Group:
         self.shape: Shape = self.inputs.shape(first)
         self.rows: Rows = self.inputs.rows(first)
         self.rest = [trial for trial in self.trials if trial.id in self.todo]
-        together = packs(self.rest or self.trials, size=PACK_SIZE)
+        self.widths = widths(first, self.device)
+        share = self.inputs.share(self.room.memory, self.device)
+        together = packs(self.rest or self.trials, size=self.room.most, share=share)
         self.packs = len(together) if self.rest else 0
+        self.together = math.ceil(len(self.rest or self.trials) / len(together))  # trials of a typical pack
         self.flops = sum(self.operations(trial) for trial in self.rest)
-        self.largest = max(sum(map(self.memory, pack)) for pack in together) + 4 * self.shape.all
+        base = base_memory(first, self.shape, self.rows, self.widths)
+        self.largest = base + max(sum(map(self.memory, pack)) for pack in together)
 
     # within a group costs differ by rank alone
 
     def operations(self, trial: Trial) -> float:
         if trial.rank not in self._operations:
-            self._operations[trial.rank] = operations(trial, self.shape, self.rows, together=PACK_SIZE)
+            self._operations[trial.rank] = operations(trial, self.shape, self.rows, together=self.together)
         return self._operations[trial.rank]
 
     def memory(self, trial: Trial) -> float:
         if trial.rank not in self._memory:
-            self._memory[trial.rank] = memory(trial, self.shape, self.rows)
+            self._memory[trial.rank] = memory(trial, self.shape, self.rows, self.widths)
         return self._memory[trial.rank]
 
 
@@ -130,21 +142,20 @@ def _wall(packs: Sequence[float], workers: int) -> float:
 
 
 def _rate(
-    groups: Sequence[Group], store: Store | None, here: torch.device, device: Device | None, gpus: int | None
-) -> tuple[int, float, str]:
-    """Workers, operations a second of them all, and where that number comes from: what this store's finished trials
+    groups: Sequence[Group], store: Store | None, here: torch.device, device: Device | None, workers: int
+) -> tuple[float, str]:
+    """Operations a second of all workers, and where that number comes from: what this store's finished trials
     reached on such a device, or a share of what the device can do at most."""
     gpu = device.name if device else torch.cuda.get_device_name() if here.type == "cuda" else None
-    workers = (gpus or 1) if device else slots()
     found = _measured(groups, store, gpu)
     if found is not None:
         rate, count = found
-        return workers, rate * workers, f"{_flops(rate)} a worker, as {count} of the store's finished trials"
+        return rate * workers, f"{_flops(rate)} a worker, as {count} of the store's finished trials"
     if device is not None:
         rate = _SHARE_OF_PEAK * device.peak
-        return workers, rate * workers, f"assuming {_SHARE_OF_PEAK:.0%} of {_flops(device.peak)} each"
+        return rate * workers, f"assuming {_SHARE_OF_PEAK:.0%} of {_flops(device.peak)} each"
     peak = matrix_rate(here) * (workers if here.type == "cuda" else 1)
-    return workers, _SHARE * peak, f"{_SHARE:.0%} of {_flops(peak)}, the matrix product measured now"
+    return _SHARE * peak, f"{_SHARE:.0%} of {_flops(peak)}, the matrix product measured now"
 
 
 def _measured(groups: Sequence[Group], store: Store | None, gpu: str | None) -> tuple[float, int] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +16,10 @@ import transformers
 
 import rankscope
 from rankscope import lab
+from rankscope.machine import environments, free_for_each, room, slots
 from rankscope.progress import bar
 from rankscope.study.cluster import run_on_ray
-from rankscope.study.cost import Rows, Shape
+from rankscope.study.cost import Rows, Shape, base_memory, memory, widths
 from rankscope.study.execution import Outcome, Worker
 from rankscope.study.folder import TrialFolder
 from rankscope.study.lease import pulse
@@ -31,8 +32,6 @@ from rankscope.train.data import fingerprint as data_fingerprint
 from rankscope.train.loop import train_pack
 from rankscope.train.model import fingerprint as model_fingerprint
 from rankscope.train.model import largest_rank, load_tokenizer, shape_of, skeleton
-
-PACK_SIZE = 8  # measured on two CPU cores: larger packs leave the caches (docs/log.md)
 
 
 def run(
@@ -56,26 +55,26 @@ def run(
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers: expected a number from 1; found {workers}")
-    inputs = Inputs(study, quiet=quiet)
+    inputs = Inputs(study, workers=workers, quiet=quiet)
     steps = {trial.id: inputs.steps(trial) for trial in inputs.trials}
     opened = Store.create(store, study, largest_rank=inputs.largest_rank, fingerprints=inputs.fingerprints)
     opened.settle()
     if retry_failed:
         opened.ledger.forget([trial.id for trial in inputs.trials if trial.id in opened.ledger.failures])
     before = set(opened.done_ids())
-    left = [pack for pack in opened.packs(size=PACK_SIZE) if not before.issuperset(t.id for t in pack)]
+    left = [pack for pack in inputs.packs(opened) if not before.issuperset(t.id for t in pack)]
     todo = steps.keys() - before
     what = f"training {len(todo)} of {len(steps)} trials"
     with bar(what, total=sum(steps[id] for id in todo), quiet=quiet) as advance:
         meter = Meter(opened, {id: steps[id] for id in todo}, advance)
         if ray is not None:
             run_on_ray(
-                ray, visit, job_of(study, opened), workers=workers, most=len(left), tick=meter.read, say=_say
+                ray, visit, job_of(inputs, opened), workers=workers, most=len(left), tick=meter.read, say=_say
             )
         elif (count := min(workers or slots(), max(1, len(left)))) == 1:
             inputs.visit(opened, progress=advance)
         else:
-            job, places = job_of(study, opened), environments(count)
+            job, places = job_of(inputs, opened) | {"free": inputs.free}, environments(count)
             run_processes(worker_command(), job, places, tick=meter.read, say=_say)
     from rankscope.compare import compare  # brings scipy, which workers don't need
 
@@ -85,37 +84,25 @@ def run(
     return opened
 
 
-def job_of(study: Study, store: Store) -> dict[str, Any]:
+def job_of(inputs: Inputs, store: Store) -> dict[str, Any]:
     """What ``visit`` needs to know, as JSON."""
+    study = inputs.study
     return {
         "study": study.model_dump(mode="json"),
         "text": study.source,
         "folder": str(study.folder.resolve()),
         "store": str(store) if "://" in str(store) else str(Path(str(store)).resolve()),
+        "workers": inputs.workers,
+        "free": None,  # each finds out where it is
     }
 
 
 def visit(job: Mapping[str, Any]) -> Outcome:
     """What every worker does, wherever it runs: trains what the store lacks and nobody else trains."""
     study = Study(**job["study"], source=job["text"], folder=Path(job["folder"]))
-    inputs = Inputs(study)
+    inputs = Inputs(study, workers=job["workers"], free=job["free"] or free_for_each(slots()))
     ranks, prints = inputs.largest_rank, inputs.fingerprints
     return inputs.visit(Store.create(job["store"], study, largest_rank=ranks, fingerprints=prints))
-
-
-def slots() -> int:
-    """How many workers this machine trains fastest with: one per GPU, or one per core (docs/log.md)."""
-    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
-
-
-def environments(workers: int) -> list[dict[str, str]]:
-    """Of each worker: its GPU, or its share of the cores."""
-    if torch.cuda.is_available():
-        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-        devices = names.split(",")
-        return [{"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} for i in range(workers)]
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
-    return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}] * workers
 
 
 class Meter:
@@ -144,10 +131,17 @@ def _say(line: str) -> None:
 
 
 class Inputs:
-    """Everything that a study needs, read and checked once: models, data, trials. Writes nothing."""
+    """Everything that a study needs, read and checked once: models, data, trials. Writes nothing.
 
-    def __init__(self, study: Study, *, quiet: bool = True) -> None:
-        self.study = study
+    Args:
+        workers: how many train; None: as many as train fastest here.
+        free: bytes that one of them may count on; None: its part of what is free here now.
+    """
+
+    def __init__(
+        self, study: Study, *, workers: int | None = None, free: float | None = None, quiet: bool = True
+    ) -> None:
+        self.study, self.workers, self._free = study, workers, free
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tasks = {name: task_named(name) for name in study.tasks}
         models = {name: self.model_path(name) for name in study.models}
@@ -162,6 +156,7 @@ class Inputs:
                 self._splits[name] = (self._read(name, "train"), self._read(name, "validation"))
                 advance(1)
         self._encoded: dict[tuple[str, str, int], tuple[Encoded, Encoded]] = {}
+        self._shapes: dict[str, Shape] = {}
 
     @cached_property
     def largest_rank(self) -> dict[str, int]:
@@ -192,8 +187,36 @@ class Inputs:
             )
         return name
 
+    @cached_property
+    def free(self) -> float:
+        """Bytes that a worker may count on."""
+        return free_for_each(self.workers or slots()) if self._free is None else self._free
+
+    def packs(self, store: Store) -> list[list[Trial]]:
+        """The packs of a store's study that this worker has room for."""
+        found = room(
+            self.device.type, free=self.free, trials=len(self.trials), workers=self.workers or slots()
+        )
+        return store.packs(size=found.most, share=self.share(found.memory, self.device.type))
+
+    def share(self, room: float, device: str) -> Callable[[Trial], float]:
+        """What part of ``room`` bytes a trial takes on a device, beside the base that its pack shares."""
+        known: dict[tuple[Any, ...], float] = {}
+
+        def share(trial: Trial) -> float:
+            key = (trial.model, trial.task, trial.method, trial.rank)
+            if key not in known:
+                held = (self.shape(trial), self.rows(trial), widths(trial, device))
+                left = room - base_memory(trial, *held)
+                known[key] = memory(trial, *held) / left if left > 0 else math.inf
+            return known[key]
+
+        return share
+
     def shape(self, trial: Trial) -> Shape:
-        return shape_of(self._skeletons[trial.model], trial.target_modules)
+        if trial.model not in self._shapes:
+            self._shapes[trial.model] = shape_of(self._skeletons[trial.model], trial.target_modules)
+        return self._shapes[trial.model]
 
     def rows(self, trial: Trial) -> Rows:
         train, validation = self.encoded(trial)
@@ -224,7 +247,7 @@ class Inputs:
         """One worker's visit to the store."""
         worker = Worker(
             store,
-            store.packs(size=PACK_SIZE),
+            self.packs(store),
             self.train_pack,
             retries=self.study.fixed.retries,
             provenance=provenance(),

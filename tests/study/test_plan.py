@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rankscope.study.plan import Study, Trial, builtin, packs
+from rankscope.study.packs import packs
+from rankscope.study.plan import Study, Trial, builtin
 from rankscope.study.recipes import Recipe
 
 TEXT = """
@@ -223,6 +224,20 @@ def test_packs_hold_what_may_train_together() -> None:
         assert len(pack) <= (5 if pack[0].method == "lora" else 1)
     lora = [len(pack) for pack in found if pack[0].method == "lora"]
     assert max(lora) - min(lora) <= 1  # 12 trials as 4 + 4 + 4, not 5 + 5 + 2
+
+
+def test_packs_hold_what_the_memory_holds() -> None:
+    """A trial of rank r takes r % of it."""
+    study = parsed('"d"]', "16, 64]")
+    trials = [t for t in study.trials({"m": 64}) if t.method == "lora" and t.task == "RTE" and t.seed == 0]
+    share = lambda trial: (trial.rank or 0) / 100  # noqa: E731
+    found = packs(trials, size=99, share=share)
+    assert [t for pack in found for t in pack] == packs(trials, size=99)[0]
+    totals = [sum(map(share, pack)) for pack in found]
+    assert all(len(pack) == 1 or total <= 1 for pack, total in zip(found, totals, strict=True))
+    assert [len(pack) for pack in found] == [12, 1, 1, 1, 1]  # 0.84, then four of rank 64
+    assert packs(trials, size=5, share=lambda trial: 0.1) == packs(trials, size=5)
+    assert all(len(pack) == 1 for pack in packs(trials, size=99, share=lambda trial: 2.0))
 
 
 def test_ids_do_not_depend_on_the_process() -> None:

@@ -142,6 +142,25 @@ def test_a_failing_trial_is_tried_again_alone_and_stops_nobody(tmp_path: Path) -
     assert run(store) == [failed.id]
 
 
+def test_workers_that_cut_packs_differently_share_a_store(tmp_path: Path) -> None:
+    """One with little memory holds the second half of what is one pack for this one."""
+    store = create(tmp_path / "s")
+    pack = [trial.id for trial in store.packs(size=6)[0]]
+    theirs = store.ledger.claim(pack[3:], worker="other", host="elsewhere", boot="")
+    assert theirs is not None
+    trained: list[list[str]] = []
+
+    def train(trials: Sequence[Trial], *rest: Any, **more: Any) -> None:
+        trained.append([trial.id for trial in trials])
+        pretend(trials, *rest, **more)
+        if trained[-1] == pack[:3]:
+            store.ledger.end(theirs, "release")
+
+    Worker(store, store.packs(size=6), train, retries=0, provenance={}).run()
+    assert trained[-2:] == [pack[:3], pack[3:]]
+    assert not missing(store, TRIALS)
+
+
 def test_a_full_disk_stops_the_run(tmp_path: Path) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from memory import Peak
-from rankscope.study.cost import Rows, memory, operations
+from rankscope.study.cost import Rows, Widths, memory, operations, widths
 from rankscope.study.plan import Study, Trial
 from rankscope.sweep import Inputs
 from rankscope.train.adapters import AdapterPack
@@ -94,3 +97,30 @@ def test_memory_of_a_full_fine_tune() -> None:
     trial = next(t for t in inputs.trials if t.task == "entailment" and t.method == "full")
     counted = memory(trial, inputs.shape(trial), inputs.rows(trial))
     assert counted == pytest.approx(peak([trial], inputs), rel=0.15)
+
+
+class AsOnCuda(TorchFunctionMode):
+    """Norms and softmax in float32: autocast's list for CUDA, on a CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.nn.functional.layer_norm, torch.Tensor.softmax):
+            args = (args[0].float(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("rank", [1, 128, None], ids=["r = 1", "r = d", "full"])
+def test_memory_in_bfloat16(rank: int | None, device: str) -> None:
+    lab = Study.load("lab")
+    fixed = lab.fixed.model_copy(update={"precision": "bfloat16"})
+    inputs = Inputs(lab.model_copy(update={"fixed": fixed}))
+    trials = [trial for trial in inputs.trials if trial.task == "entailment" and trial.rank == rank]
+    with AsOnCuda() if device == "cuda" else contextlib.nullcontext():
+        if rank is None:
+            found: float = peak(trials[:1], inputs)
+        else:
+            found = (peak(trials, inputs) - peak(trials[:1], inputs)) / (len(trials) - 1)
+    width = widths(trials[0], device)
+    counted = memory(trials[0], inputs.shape(trials[0]), inputs.rows(trials[0]), width)
+    assert counted == pytest.approx(found, rel=0.15)
+    assert counted < memory(trials[0], inputs.shape(trials[0]), inputs.rows(trials[0]), Widths())

@@ -36,6 +36,7 @@ class Shape:
     feed_forward: int
     heads: int
     adapted: tuple[Site, ...]
+    head: int = 0  # weights of the classifier, trained in every trial
     one_token: int = 0
     shared: int = 0
 
@@ -72,23 +73,52 @@ def operations(trial: Trial, shape: Shape, rows: Rows, *, together: int = 1) -> 
     return trained_rows * (forward + backward + updated) + validated_rows * forward
 
 
-def memory(trial: Trial, shape: Shape, rows: Rows) -> float:
-    """Bytes one more trial of a pack takes in float32, at the peak of a step on the longest rows: weights, gradients,
-    AdamW's two moments and the best copy (5 words a trained weight), and what the backward pass holds. Derivation:
+@dataclass(frozen=True)
+class Widths:
+    """Bytes of what the backward pass holds: of outputs of matrix products, and of what norms and softmax keep."""
+
+    products: int = 4
+    norms: int = 4
+
+
+def widths(trial: Trial, device: str) -> Widths:
+    """In float32 all is; with bfloat16 products autocast leaves norms and softmax in float32 on CUDA, and not on a CPU."""
+    if trial.precision_on(device) == "float32":
+        return Widths()
+    return Widths(products=2, norms=4 if device == "cuda" else 2)
+
+
+def memory(trial: Trial, shape: Shape, rows: Rows, widths: Widths = Widths()) -> float:
+    """Bytes one more trial of a pack takes, at the peak of a step on the longest rows: weights, gradients,
+    AdamW's two moments and the best copy (5 float32 words a trained weight), and what the backward pass holds. Derivation:
     docs/math.md, (22)."""
     d, f, full = shape.width, shape.feed_forward, trial.method == "full"
-    scores = 2 * shape.heads * rows.longest
+    p, n = widths.products, widths.norms
+    scores = shape.heads * rows.longest * (p + n)
     if shape.is_trimmed:  # the last block holds next to nothing
-        whole = shape.layers - 1
-        held = whole * ((10 * d + 2 * f if full else 6 * d + f) + scores) + 2 * f - d
+        block = p * (3 * d + f) + n * 3 * d + (p * (4 * d + f) if full else 0)
+        held = (shape.layers - 1) * (block + scores) + p * 2 * f - n * d
     else:
-        held = shape.layers * (12 * d + 5 * f + scores) + 2 * f
-    trained = shape.all if full else adapter_weights(trial, shape)
-    inner = 0 if full else sum((trial.rank or 0) for site in shape.adapted if not site.one_token)
+        held = shape.layers * (p * (9 * d + 5 * f) + n * 3 * d + scores) + p * 2 * f
+    trained = shape.all if full else adapter_weights(trial, shape) + shape.head
+    inner = 0 if full else sum(p * (trial.rank or 0) for site in shape.adapted if not site.one_token)
     activations: float = trial.batch_size * rows.longest * (held + inner)
+    gradients = 4 * trained
     if full:  # gradients of all weights come up while activations go down
-        activations = max(activations, trained) + min(activations, trained) / shape.layers
-    return 4 * (5 * trained + activations)
+        activations = max(activations, gradients) + min(activations, gradients) / shape.layers
+    return 20 * trained + _rounded(shape.matrices if full else trained, widths) + activations
+
+
+def base_memory(trial: Trial, shape: Shape, rows: Rows, widths: Widths = Widths()) -> float:
+    """Bytes that a pack takes whatever its trials: the frozen weights, and the dropout masks that all share."""
+    masks = shape.layers * (2 * shape.width + shape.heads * rows.longest)
+    frozen = 0 if trial.method == "full" else 4 * shape.all + _rounded(shape.matrices, widths)
+    return frozen + widths.products * trial.batch_size * rows.longest * masks
+
+
+def _rounded(weights: int, widths: Widths) -> int:
+    """The bfloat16 copies that products take."""
+    return 0 if widths.products == 4 else widths.products * weights
 
 
 def adapter_weights(trial: Trial, shape: Shape) -> int:

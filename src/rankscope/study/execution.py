@@ -128,14 +128,17 @@ class Worker:
             yield from ([id] for id in left if id in self.ledger.failures)
 
     def _claim(self) -> tuple[Lease, list[Trial]] | None:
-        """The first pack that nobody holds."""
+        """The first pack that nobody holds; else what is free of one: workers with less memory hold parts of it."""
         trials = {id: trial for pack in self.packs for id, trial in pack.items()}
-        for ids in self._left():
-            if not any(self.ledger.holder(id) for id in ids):
+        for whole in (True, False):
+            for ids in self._left():
+                free = [id for id in ids if not self.ledger.holder(id)]
+                if not free or (whole and free != ids):
+                    continue
                 who = self.presence
-                number = self.ledger.claim(ids, worker=who.worker, host=who.host, boot=who.boot)
+                number = self.ledger.claim(free, worker=who.worker, host=who.host, boot=who.boot)
                 if number is not None:
-                    return Lease(self.ledger, number), [trials[id] for id in ids]
+                    return Lease(self.ledger, number), [trials[id] for id in free]
         return None
 
     def _revoke_the_dead(self) -> None:

@@ -1,4 +1,4 @@
-"""What to run: a study file -> trials -> packs.
+"""What to run: a study file -> trials.
 
 Three kinds of parameter, in the words of Google's deep-learning tuning playbook: *scientific* ones are what the
 study asks about, *nuisance* ones are tuned away or averaged over, *fixed* ones are the same in every trial.
@@ -7,11 +7,9 @@ study asks about, *nuisance* ones are tuned away or averaged over, *fixed* ones 
 from __future__ import annotations
 
 import itertools
-import math
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
-from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -276,35 +274,6 @@ class Study(BaseModel):
         if method == "full":  # a full fine-tune has no adapter to describe
             fixed |= {"lora_alpha": None, "lora_dropout": 0.0}
         return fixed
-
-
-# what the trials of a pack have in common, besides the target modules: a list
-_SHARED = {
-    "lora": attrgetter(
-        *Trial.model_fields.keys() - {"rank", "scaling", "learning_rate", "lora_alpha", "target_modules"}
-    ),
-    "full": attrgetter("id"),
-}
-
-
-def packs(trials: Iterable[Trial], *, size: int) -> list[list[Trial]]:
-    """Trials that may train together, at most ``size`` at once, ranks side by side so that padding is short.
-
-    Members share model, task, seed, batches and budget; rank, scaling and learning rate differ. Full fine-tunes
-    train alone: they share no frozen weight.
-    """
-    groups: dict[tuple[Any, ...], list[Trial]] = {}
-    for trial in trials:
-        shared = _SHARED[trial.method](trial)
-        key = (*shared, *trial.target_modules)
-        groups.setdefault(key, []).append(trial)
-    result: list[list[Trial]] = []
-    for group in groups.values():
-        group.sort(key=lambda t: (t.rank or 0, t.scaling or "", t.learning_rate))
-        count = math.ceil(len(group) / size)  # of nearly equal length: 9 trials are 5 + 4, not 8 + 1
-        bounds = [round(i * len(group) / count) for i in range(count + 1)]
-        result += [group[a:b] for a, b in itertools.pairwise(bounds)]
-    return result
 
 
 def builtin() -> list[str]:

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from rankscope.study.files import dumps, loads, read_json
 from rankscope.study.folder import DONE, METRICS, SPECTRA, TRIAL, TrialFolder
 from rankscope.study.gathered import gathered
 from rankscope.study.ledger import Ledger
-from rankscope.study.plan import Fixed, Study, Trial, packs
+from rankscope.study.packs import no_share, packs
+from rankscope.study.plan import Fixed, Study, Trial
 from rankscope.study.shelf import LocalShelf, shelf_at
 
 _TRIAL_COLUMNS = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
@@ -106,8 +107,9 @@ class Store:
         """Every trial of the study, trained or not."""
         return self.study.trials(self._header["largest_rank"])
 
-    def packs(self, *, size: int) -> list[list[Trial]]:
-        """The study's trials in packs, the same ones whatever is done: who trains a pack again trains the same pack.
+    def packs(self, *, size: int, share: Callable[[Trial], float] = no_share) -> list[list[Trial]]:
+        """The study's trials in packs (``study.packs``), the same ones whatever is done: who trains a pack again, with
+        the same room for it, trains the same pack.
 
         Where the study has grown, the trials that came with it make packs of their own.
         """
@@ -118,7 +120,7 @@ class Store:
             trials = {trial.id: trial for trial in study.trials(self._header["largest_rank"])}
             added = [trial for id, trial in trials.items() if id in wanted and id not in known]
             known |= trials.keys()
-            result += packs(added, size=size)
+            result += packs(added, size=size, share=share)
         return result
 
     def _studies(self) -> list[Study]:

@@ -74,6 +74,10 @@ class Trial(BaseModel):
         divisor = {"alpha/r": self.rank, "alpha/sqrt(r)": math.sqrt(self.rank), "alpha": 1.0}
         return self.lora_alpha / divisor[self.scaling or "alpha/r"]
 
+    def precision_on(self, device: str) -> Precision:
+        """Of matrix products, on "cpu" or "cuda"."""
+        return self.precision or ("bfloat16" if device == "cuda" else "float32")
+
     def total_steps(self, rows: int) -> int:
         """Optimiser steps of this trial on ``rows`` training rows."""
         if self.steps is not None:

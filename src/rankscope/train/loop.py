@@ -33,7 +33,7 @@ def train_pack(
     device: torch.device,
     scratch: Path | None = None,
 ) -> None:
-    """Trains a pack into its folders. Its trials share model, task, seed, batches and budget (``study.plan.packs``).
+    """Trains a pack into its folders. Its trials share model, task, seed, batches and budget (``study.packs``).
 
     A trial whose loss or gradient is no longer finite is frozen and finished as "diverged"; the others go on. Where memory
     does not do, the pack is split and each half trained alone. ``progress`` is told of every optimiser step, times K; what

@@ -128,6 +128,7 @@ def shape_of(model: PreTrainedModel, target_modules: Sequence[str]) -> Shape:
             )
             for name, site in sites(model, target_modules).items()
         ),
+        head=sum(p.numel() for layer in heads(model).values() for p in layer.parameters()),
         one_token=sum(matrices[name] for name in one_token),
         shared=sum(matrices[name] for name in shared),
     )

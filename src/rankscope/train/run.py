@@ -40,8 +40,8 @@ class Run:
         self.device = pack.rows[0].values.device
         self.K, trial = len(pack.trials), pack.trials[0]
         self.total = trial.total_steps(len(train))
-        precision = trial.precision or ("bfloat16" if self.device.type == "cuda" else "float32")
-        self.mixed = precision == "bfloat16"  # weights stay in float32, matrix products are in bfloat16
+        # weights stay in float32, matrix products are in bfloat16
+        self.mixed = trial.precision_on(self.device.type) == "bfloat16"
         self.warmup = math.ceil(trial.warmup_ratio * self.total)
         self.optimizer = PackedAdamW(
             pack.rows,

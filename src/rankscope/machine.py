@@ -1,0 +1,71 @@
+"""What this machine has for its workers: cores, GPUs, and room for a pack."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+PACK_SIZE = 8  # measured on two CPU cores: larger packs leave the caches (docs/log.md)
+SHARE = 0.8  # of the free memory; the rest is for what the count misses (it is right to 15 %)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a worker's packs may hold."""
+
+    most: int  # trials
+    memory: float  # bytes, the base's weights included
+
+
+def room(device: str, *, free: float, trials: int, workers: int) -> Room:
+    """On a CPU the caches set the most; on a GPU only memory does, while every worker gets a pack of the ``trials``."""
+    most = PACK_SIZE if device == "cpu" else max(PACK_SIZE, math.ceil(trials / workers))
+    return Room(most, SHARE * free)
+
+
+def free_for_each(workers: int) -> float:
+    """Bytes that each of so many workers here may count on.
+
+    In whole gigabytes where there are some: packs should not change with every small thing that comes and goes.
+    """
+    if torch.cuda.is_available():
+        free, sharing = float(torch.cuda.mem_get_info()[0]), math.ceil(workers / torch.cuda.device_count())
+    else:
+        free, sharing = min(float(_available()), _left_by_cgroup()), workers
+    return free / sharing // 1e9 * 1e9 or free / sharing
+
+
+def _available() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def _left_by_cgroup() -> float:
+    """A container's own limit."""
+    try:
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current"))
+        return float(limit) - float(used)
+    except (OSError, ValueError):  # there is none, or it is "max"
+        return math.inf
+
+
+def slots() -> int:
+    """How many workers this machine trains fastest with: one per GPU, or one per core (docs/log.md)."""
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+def environments(workers: int) -> list[dict[str, str]]:
+    """Of each worker: its GPU, or its share of the cores."""
+    if torch.cuda.is_available():
+        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        devices = names.split(",")
+        return [{"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} for i in range(workers)]
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}] * workers
