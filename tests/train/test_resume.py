@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,9 +13,10 @@ from safetensors.torch import load_file
 from rankscope.study.folder import TrialFolder
 from rankscope.train import checkpoint, loop
 from rankscope.train.data import Encoded
+from rankscope.train.living import living
 from rankscope.train.loop import train_pack
 from rankscope.train.run import Run
-from training import CPU, TASK, encoded, trials_of
+from training import CPU, TASK, encoded, losses_of, run_of, trials_of
 
 STEPS = 12
 
@@ -64,7 +66,8 @@ def assert_same_results(one: list[TrialFolder], other: list[TrialFolder]) -> Non
             files = [next((folder.path / which).glob("*.safetensors")) for folder in (a, b)]
             left, right = map(load_file, files)
             assert left.keys() == right.keys()
-            assert all(torch.equal(left[name], right[name]) for name in left)
+            for name in left:
+                torch.testing.assert_close(left[name], right[name], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -85,6 +88,91 @@ def test_a_resumed_pack_equals_an_undisturbed_one(
     assert taken == list(range(8, STEPS + 1))
     assert again == told
     assert_same_results(resumed, undisturbed)
+
+
+def dying(monkeypatch: pytest.MonkeyPatch, *, step: int) -> list[int]:
+    """The second trial and the last one turn NaN after that step. -> the trials in each step's pack"""
+    real, sizes = Run.step, []
+
+    def poisoned(self: Run, rows: torch.Tensor, now: int) -> torch.Tensor:
+        sizes.append(self.K)
+        losses = real(self, rows, now)
+        if now == step:
+            with torch.no_grad():
+                self.pack.rows[0].values[[1, self.K - 1]] = torch.nan
+        return losses
+
+    monkeypatch.setattr(Run, "step", poisoned)
+    return sizes
+
+
+def test_a_pack_goes_on_without_its_dead(
+    tiny_models: dict[str, str], train: Encoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The living change by rounding only, since products of fewer rows may add in another order: 1e-6 in float32."""
+    model = tiny_models["roberta"]
+    undisturbed, told = trained("lora", model, train, tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        dying(patch, step=3)
+        frozen, _ = trained("lora", model, train, tmp_path / "frozen")
+    monkeypatch.setattr(loop, "LOOK", 4)
+    sizes = dying(monkeypatch, step=3)
+    dropped, again = trained("lora", model, train, tmp_path / "dropped")
+    assert sizes == [6] * 4 + [4] * (STEPS - 4)
+    assert again == told
+    for k in (1, 5):
+        assert dropped[k].result()["status"] == "diverged"
+    assert_same_results([dropped[k] for k in (1, 5)], [frozen[k] for k in (1, 5)])
+    for k in (0, 2, 3, 4):
+        a, b = dropped[k], undisturbed[k]
+        assert a.result() == pytest.approx(b.result() | {"seconds": a.result()["seconds"]}, abs=1e-6)
+        for which in ("best", "last"):
+            left, right = (load_file(f.path / which / "adapter_model.safetensors") for f in (a, b))
+            assert left.keys() == right.keys()
+            for name, value in left.items():
+                torch.testing.assert_close(right[name], value, rtol=0, atol=1e-6)
+        pd.testing.assert_frame_equal(
+            *(pd.read_parquet(folder.path / "spectra.parquet") for folder in (a, b)), rtol=1e-3
+        )
+
+
+def test_the_living_equal_themselves_in_float64(
+    tiny_models: dict[str, str], train: Encoded, tmp_path: Path
+) -> None:
+    """With the largest rank the padding of the others goes, too."""
+    model = tiny_models["roberta"]
+    trials = trials_of("roberta", model, ranks="[1, 3, 8, 16]", d=16, steps=STEPS)
+    whole = run_of(trials, model, train, torch.float64)
+    expected = losses_of(whole)
+    run = run_of(trials, model, train, torch.float64)
+    head = losses_of(run, stop=5)
+    kept = [0, 2, 3, 5, 6]
+    run.alive[:] = torch.isin(torch.arange(len(trials)), torch.tensor(kept))
+    small = living(run)
+    assert max(t.rank or 0 for t in small.pack.trials) < max(t.rank or 0 for t in trials)
+    found = torch.cat([head[:, kept], losses_of(small)])
+    torch.testing.assert_close(found, expected[:, kept], rtol=0, atol=1e-12)
+
+
+def test_a_kill_after_a_death_loses_nothing(
+    tiny_models: dict[str, str], train: Encoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, scratch = tiny_models["roberta"], tmp_path / "scratch"
+    monkeypatch.setattr(loop, "LOOK", 4)
+    monkeypatch.setattr(loop, "_EVERY", 0.0)
+    monkeypatch.setattr(loop, "_SHARE", 1e9)
+    sizes = dying(monkeypatch, step=3)
+    undisturbed, told = trained("lora", model, train, tmp_path / "undisturbed")
+    sizes.clear()
+    with pytest.raises(Stopped):
+        trained("lora", model, train, tmp_path / "stopped", stop_after=7, scratch=scratch)
+    resumed, again = trained("lora", model, train, tmp_path / "resumed", scratch=scratch)
+    assert sizes == [6] * 4 + [4] * (STEPS - 4)
+    assert again == told
+    assert_same_results(resumed, undisturbed)
+    next((scratch / "diverged").glob("*/done.json")).unlink()  # then it begins again
+    again_from_the_start, _ = trained("lora", model, train, tmp_path / "again", scratch=scratch)
+    assert_same_results(again_from_the_start, undisturbed)
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "not"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +17,8 @@ from rankscope.train import checkpoint
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded
 from rankscope.train.full import FullPack
-from rankscope.train.run import Run
+from rankscope.train.living import living
+from rankscope.train.run import LOOK, Run
 
 _EVERY = 60.0  # seconds between two checkpoints, at least,
 _SHARE = 0.01  # and no more than this part of the time goes into them
@@ -35,7 +38,7 @@ def train_pack(
 ) -> None:
     """Trains a pack into its folders. Its trials share model, task, seed, batches and budget (``study.packs``).
 
-    A trial whose loss or gradient is no longer finite is frozen and finished as "diverged"; the others go on. Where memory
+    A trial whose loss or gradient is no longer finite is frozen, finished as "diverged" and dropped; the others go on. Where memory
     does not do, the pack is split and each half trained alone. ``progress`` is told of every optimiser step, times K; what
     it raises passes. With ``scratch``, a local folder, a checkpoint is kept there, and training goes on from it.
     """
@@ -79,22 +82,88 @@ def _train(
     device: torch.device,
     scratch: Path | None,
 ) -> None:
-    started = time.perf_counter()
     kind = FullPack if trials[0].method == "full" else AdapterPack
-    run = Run(kind(trials, model=model, task=task, device=device), task, train, validation)
-    if scratch is not None and (kept := checkpoint.read(scratch, trials=[trial.id for trial in trials])):
-        run.restore(*kept)
-        started -= kept[1]["seconds"]
-        progress(run.done * len(trials))
-    due = time.perf_counter() + _EVERY
-    for _ in run.steps():
-        if scratch is not None and time.perf_counter() > due:
-            before = time.perf_counter()
-            tensors, state = run.state()
-            checkpoint.write(scratch, tensors, state | {"seconds": before - started})
-            due = time.perf_counter() + max(_EVERY, (time.perf_counter() - before) / _SHARE)
-        progress(len(trials))
-    run.finish(folders, seconds=(time.perf_counter() - started) / len(trials))
+
+    def begin(left: Sequence[Trial]) -> Run:
+        return Run(kind(left, model=model, task=task, device=device), task, train, validation)
+
+    if scratch is not None:
+        _Training(trials, begin, scratch, keeps=True).run_through(folders, progress)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        _Training(trials, begin, Path(folder), keeps=False).run_through(folders, progress)
+
+
+class _Training:
+    """A pack, from its checkpoint if there is one; the dead leave it on the way.
+
+    Their results wait in the scratch: who goes on after a kill finds them there, while the trials' folders are empty then.
+    """
+
+    def __init__(
+        self, trials: Sequence[Trial], begin: Callable[[Sequence[Trial]], Run], scratch: Path, *, keeps: bool
+    ) -> None:
+        self.ids, self.scratch, self.keeps = [trial.id for trial in trials], scratch, keeps
+        self.started, self.seconds = time.perf_counter(), 0.0  # a trial's part of the time before that
+        self.dead = {id: TrialFolder(scratch / "diverged" / id) for id in self.ids}
+        kept = checkpoint.read(scratch, trials=self.ids)
+        if kept is not None and any(
+            id not in kept[1]["living"] and not self.dead[id].is_done for id in self.ids
+        ):
+            kept = None
+        self.run = begin([trial for trial in trials if kept is None or trial.id in kept[1]["living"]])
+        if kept is not None:
+            self.run.restore(*kept)
+            self.seconds = kept[1]["seconds"]
+
+    def run_through(self, folders: Sequence[TrialFolder], progress: Callable[[int], None]) -> None:
+        if self.run.done:
+            progress(self.run.done * len(self.ids))
+        due = time.perf_counter() + _EVERY
+        while self.run.done < self.run.total:
+            for _ in self.run.steps():
+                before = time.perf_counter()
+                if self.keeps and before > due:
+                    self.keep()
+                    due = time.perf_counter() + max(_EVERY, (time.perf_counter() - before) / _SHARE)
+                progress(len(self.ids))
+                if self.run.done % LOOK == 0 and self.has_dead:
+                    break
+            if self.run.done < self.run.total:
+                self.part()
+        self.finish(folders)
+
+    def keep(self) -> None:
+        tensors, state = self.run.state()
+        more = {"trials": self.ids, "living": state["trials"], "seconds": self.seconds_so_far()}
+        checkpoint.write(self.scratch, tensors, state | more)
+
+    def seconds_so_far(self) -> float:
+        """The wall time of the pack, divided by its trials."""
+        return self.seconds + (time.perf_counter() - self.started) / self.run.K
+
+    @property
+    def has_dead(self) -> bool:
+        """And living ones beside them."""
+        return bool(self.run.alive.any() & ~self.run.alive.all())
+
+    def part(self) -> None:
+        """Finishes the dead and goes on without them."""
+        self.seconds, self.started = self.seconds_so_far(), time.perf_counter()
+        for k in (~self.run.alive).nonzero().flatten().tolist():
+            folder = self.dead[self.run.pack.trials[k].id]
+            shutil.rmtree(folder.path, ignore_errors=True)
+            folder.path.mkdir(parents=True)
+            self.run.finish(k, folder, seconds=self.seconds)
+        self.run = living(self.run)
+
+    def finish(self, folders: Sequence[TrialFolder]) -> None:
+        places, seconds = {t.id: k for k, t in enumerate(self.run.pack.trials)}, self.seconds_so_far()
+        for id, folder in zip(self.ids, folders, strict=True):
+            if id in places:
+                self.run.finish(places[id], folder, seconds=seconds)
+            else:
+                shutil.copytree(self.dead[id].path, folder.path, dirs_exist_ok=True)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from rankscope.train.order import batches
 from rankscope.train.rows import differentiate
 from rankscope.train.spectra import Record, Recorder
 
-_LOOK = 32  # steps between two looks at whether any trial is left: a look waits for the device
+LOOK = 32  # steps between two looks at whether any trial is left: a look waits for the device
 
 
 class Run:
@@ -71,7 +71,7 @@ class Run:
         left = True
         for rows in rows_of(self.pack.trials[0], self.train, self.total)[self.done :]:
             step = self.done + 1
-            if step % _LOOK == 1:
+            if step % LOOK == 1:
                 left = bool(self.alive.any())
             if left:  # else nothing is left to train; the steps still count as taken
                 self.step(rows, step)
@@ -134,26 +134,25 @@ class Run:
             self.evaluations[k].append(line | found[k])
             self.best.offer(k, step, found[k][self.task.metric])
 
-    def finish(self, folders: Sequence[TrialFolder], *, seconds: float) -> None:
-        """Writes metrics, spectra, the best and the last weights, and only then each trial's result."""
-        metric, last = self.task.metric, [group.values for group in self.pack.rows]
-        for k, folder in enumerate(folders):
-            for line in self.evaluations[k]:
-                folder.log(**line)
-            folder.write_spectra(self.spectra.frame(k))
-            self.pack.save(k, self.best.values, folder.path / "best")
-            self.pack.save(k, last, folder.path / "last")
-            diverged_at = int(self.diverged_at[k]) or None
-            folder.finish(
-                status="done" if diverged_at is None else "diverged",
-                metric=metric,
-                best=self.best.metric[k],
-                best_step=self.best.step[k],
-                last=self.evaluations[k][-1][metric] if self.evaluations[k] else None,
-                steps=self.total,
-                diverged_at=diverged_at,
-                seconds=seconds,
-            )
+    def finish(self, k: int, folder: TrialFolder, *, seconds: float) -> None:
+        """Writes trial k's metrics, spectra, best and last weights, and only then its result."""
+        metric = self.task.metric
+        for line in self.evaluations[k]:
+            folder.log(**line)
+        folder.write_spectra(self.spectra.frame(k))
+        self.pack.save(k, self.best.values, folder.path / "best")
+        self.pack.save(k, [group.values for group in self.pack.rows], folder.path / "last")
+        diverged_at = int(self.diverged_at[k]) or None
+        folder.finish(
+            status="done" if diverged_at is None else "diverged",
+            metric=metric,
+            best=self.best.metric[k],
+            best_step=self.best.step[k],
+            last=self.evaluations[k][-1][metric] if self.evaluations[k] else None,
+            steps=self.total,
+            diverged_at=diverged_at,
+            seconds=seconds,
+        )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs: tensors, and the rest as JSON has it."""
@@ -186,14 +185,17 @@ class Run:
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from (("alive", self.alive), ("diverged_at", self.diverged_at), ("losses", self.losses))
-        buffers = {
+        for name, tensors in self.buffers().items():
+            yield from ((f"{name}.{i}", tensor) for i, tensor in enumerate(tensors))
+
+    def buffers(self) -> dict[str, list[Tensor]]:
+        """What is kept per trained weight, like the pack's rows."""
+        return {
             "values": [group.values for group in self.pack.rows],
             "means": self.optimizer.means,
             "squares": self.optimizer.squares,
             "best": self.best.values,
         }
-        for name, tensors in buffers.items():
-            yield from ((f"{name}.{i}", tensor) for i, tensor in enumerate(tensors))
 
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:

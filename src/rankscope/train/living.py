@@ -1,0 +1,75 @@
+"""A pack that goes on without its dead. Letters: K trials, S sites of one shape, k of them in a bucket."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rankscope.train.adapters import AdapterPack
+from rankscope.train.rows import Rows
+from rankscope.train.run import Run
+from rankscope.train.spectra import Record
+
+
+@torch.no_grad()
+def living(run: Run) -> Run:
+    """The run of those trials that are alive, where the whole has come to.
+
+    They compute what they would have computed, up to rounding: products of fewer rows may add in another order.
+    """
+    assert isinstance(run.pack, AdapterPack)
+    kept = run.alive.nonzero().flatten().tolist()
+    pack = AdapterPack(
+        [run.pack.trials[k] for k in kept],
+        model=run.pack.base,
+        task=run.task,
+        device=run.device,
+        dtype=run.pack.rows[0].values.dtype,
+    )
+    pack.noise.generator.set_state(run.pack.noise.generator.get_state())
+    new = Run(pack, run.task, run.train, run.validation)
+    for buffers, olds in zip(new.buffers().values(), run.buffers().values(), strict=True):
+        _carry(pack.rows, buffers, run.pack.rows, olds, kept)
+    new.losses = run.losses[kept]
+    new.done, new.counted, new.optimizer.steps = run.done, run.counted, run.optimizer.steps
+    new.best.metric = [run.best.metric[k] for k in kept]
+    new.best.step = [run.best.step[k] for k in kept]
+    new.evaluations = [run.evaluations[k] for k in kept]
+    found = [_part(record, kept) for record in run.spectra.records]
+    new.spectra.records = [record for record in found if record is not None]
+    new.spectra.seconds = run.spectra.seconds
+    return new
+
+
+def _carry(
+    rows: Sequence[Rows],
+    buffers: Sequence[Tensor],
+    old_rows: Sequence[Rows],
+    old_buffers: Sequence[Tensor],
+    kept: Sequence[int],
+) -> None:
+    """Row by row: heads to heads, adapters to adapters, whose padding may have shrunk and whose bucket may be another."""
+    for i, (group, buffer) in enumerate(zip(rows, buffers, strict=True)):
+        same_kind = slice(0, 1) if i == 0 else slice(1, None)
+        for new in range(group.slots.start, group.slots.stop):
+            source, old_buffer = next(
+                pair
+                for pair in zip(old_rows[same_kind], old_buffers[same_kind], strict=True)
+                if pair[0].slots.start <= kept[new] < pair[0].slots.stop
+            )
+            for view, old in zip(group.views(buffer), source.views(old_buffer), strict=True):
+                row = old[kept[new] - source.slots.start]
+                view[new - group.slots.start] = row[tuple(map(slice, view.shape[1:]))]
+
+
+def _part(record: Record, kept: Sequence[int]) -> Record | None:
+    """What a record says of those trials, in their new places."""
+    places = [new for new, k in enumerate(kept) if 0 <= k - record.start < len(record.alive)]
+    if not places:
+        return None
+    columns = [kept[new] - record.start for new in places]
+    alive = [record.alive[column] for column in columns]
+    return dataclasses.replace(record, start=places[0], alive=alive, numbers=record.numbers[:, :, columns])
