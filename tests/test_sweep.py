@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
@@ -16,8 +23,9 @@ from rankscope.overview import overview
 from rankscope.study.plan import Study, Trial
 from rankscope.study.store import Store
 from rankscope.study.tasks import TASKS
-from rankscope.sweep import Inputs, run
+from rankscope.sweep import Inputs, job_of, run
 from rankscope.train.metrics import score
+from stalled import STALL
 
 
 def study(
@@ -186,6 +194,52 @@ def test_a_pack_goes_on_from_where_its_worker_died(
     done = run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True)
     assert told[4] >= 3 * told[0]  # the heir begins with the steps that were taken before
     assert done.hash() == store.hash()
+
+
+def test_a_pack_whose_worker_was_killed_ends_as_an_undisturbed_one(
+    tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL in the middle of a pack; another process's heir starts from the checkpoint. Bit for bit."""
+    from rankscope.train.run import Run
+
+    asked = study(tiny_models["roberta"], tiny_data, steps=12)
+    undisturbed = run(asked, tmp_path / "undisturbed", quiet=True)
+    inputs = Inputs(asked)
+    store = Store.create(
+        tmp_path / "s", asked, largest_rank=inputs.largest_rank, fingerprints=inputs.fingerprints
+    )
+    command = [sys.executable, str(Path(__file__).with_name("stalled.py"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as worker:
+        assert worker.stdin is not None
+        print(json.dumps(job_of(inputs, store)), file=worker.stdin, flush=True)
+        deadline = time.monotonic() + 120
+        while steps_kept(store) < STALL - 1 and worker.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        worker.kill()
+    assert worker.returncode == -signal.SIGKILL
+    assert steps_kept(store) == STALL - 1
+    taken: list[int] = []
+    real = Run.step
+    monkeypatch.setattr(Run, "step", lambda self, rows, step: taken.append(step) or real(self, rows, step))
+    done = run(asked, store.path, quiet=True)
+    assert taken[: 12 - STALL + 2] == [*range(STALL, 13), 1]  # the rest of that pack, then the next one
+    assert done.hash() == undisturbed.hash()
+    for name in ("metrics", "spectra"):
+        pd.testing.assert_frame_equal(getattr(done, name)(), getattr(undisturbed, name)())
+    for folder in done.done():
+        for path in folder.path.glob("*/*.safetensors"):
+            assert (
+                path.read_bytes()
+                == (undisturbed.path / "trials" / path.relative_to(path.parents[2])).read_bytes()
+            )
+
+
+def steps_kept(store: Store) -> int:
+    """Of the checkpoint that a worker has written, if any."""
+    for path in store.path.glob("work/*/scratch/checkpoint.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            return int(json.loads(file.metadata()["state"])["done"])
+    return 0
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
