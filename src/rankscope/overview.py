@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
+from collections import Counter, defaultdict
 from dataclasses import dataclass
+from statistics import fmean
 
 from rankscope.study.execution import given_up
 from rankscope.study.lease import is_gone, pulse
@@ -69,18 +71,17 @@ class Overview:
 
 def overview(store: Store) -> Overview:
     """Reads the store as it is now; others may be writing it."""
-    ledger, planned = store.ledger, store.planned()
-    ledger.refresh()
-    results = store.trials()
-    mine = results[results["trial"].isin([trial.id for trial in planned])]
-    done = set(mine["trial"])
-    missing = [trial for trial in planned if trial.id not in done]
+    results, ledger, planned = store.results(), store.ledger, store.planned()
+    done = [trial for trial in planned if trial.id in results]
+    missing = [trial for trial in planned if trial.id not in results]
     retries = store.study.fixed.retries
     failed = {t.id: why for t in missing if (why := given_up(ledger, t.id, retries=retries)) is not None}
-    seconds = mine.groupby(["task", "method"])["seconds"].mean()
-    left = [
-        float(seconds.get((t.task, t.method), mine["seconds"].mean())) for t in missing if t.id not in failed
-    ]
+    seconds = defaultdict(list)
+    for trial in done:
+        seconds[trial.task, trial.method].append(results[trial.id]["seconds"])
+    means = {kind: fmean(values) for kind, values in seconds.items()}
+    overall = fmean(itertools.chain(*seconds.values())) if done else 0.0
+    left = [means.get((t.task, t.method), overall) for t in missing if t.id not in failed]
     packs = [
         Running(len(claim.trials), claim.host, pulse(ledger, claim.number)["steps"], bool(is_gone(claim)))
         for claim in list(ledger.live.values())
@@ -89,12 +90,12 @@ def overview(store: Store) -> Overview:
     return Overview(
         store=str(store),
         planned=len(planned),
-        done=len(mine),
-        diverged=int((mine["status"] == "diverged").sum()),
+        done=len(done),
+        diverged=sum(results[trial.id]["status"] == "diverged" for trial in done),
         failed=failed,
         failed_once=sum(t.id in ledger.failures and t.id not in failed for t in missing),
         packs=packs,
-        seconds_left=sum(left) / workers if len(mine) else None,
+        seconds_left=sum(left) / workers if done else None,
     )
 
 

@@ -166,7 +166,7 @@ class Worker:
                     self.train_pack(pack, folders, progress, scratch=work / "scratch")
                     assert all(folder.is_done for folder in folders), "training ended without a result"
                     self.store.keep(lease.number)
-                    lease.end("commit")
+                    lease.end("commit", results={folder.path.name: folder.result() for folder in folders})
             except LeaseLost:
                 return
             except Exception as error:  # noqa: BLE001 - whatever it was, it is recorded

@@ -6,7 +6,7 @@ decision is taken with all earlier ones known. (The transaction log of Delta Lak
 VLDB 2020. It asks nothing of a disk or an object store but to create a file that isn't there.)
 
     claim    trials, by a worker       the entry's number is the claim's fencing number
-    commit   of a claim                its results count, all of them, from this moment on
+    commit   of a claim                its results count, all of them, from this moment on; they are said, too
     release  of a claim                its worker stopped on purpose
     revoke   of a claim                its worker is dead, another one says
     fail     of a claim                with the reason
@@ -28,8 +28,14 @@ from typing import Any
 
 from rankscope.study.files import dumps, loads
 from rankscope.study.shelf import Shelf
-
-LOG = "log"
+from rankscope.study.transcript import (
+    LOG,
+    entries,
+    entry_name,
+    extend_transcript,
+    is_worth_it,
+    read_transcript,
+)
 
 
 @dataclass(frozen=True)
@@ -61,25 +67,29 @@ class Ledger:
         ] = {}  # trials -> their claims that were released or revoked
         self.committed: set[int] = set()
         self.done: set[str] = set()
+        self.results: dict[str, dict[str, Any]] = {}  # what done.json says, of the done; older logs lack it
         self.failures: dict[str, list[Failure]] = {}
         self.deaths: Counter[str] = Counter()
+        self._transcribed = 0
         self._holder: dict[str, int] = {}
         self._lock = threading.RLock()
 
     def refresh(self) -> None:
         """Reads the entries that are new."""
         with self._lock:
-            if not self.length:  # all at once: one by one they take long over a network
-                names = [f"{LOG}/{name}" for name in self.shelf.names(LOG)]
-                self.shelf.fetch(names)
-                for name in names:
-                    self._apply(loads((self.shelf.root / name).read_bytes(), f"{self.shelf}/{name}"))
+            if not self.length:
+                for entry in read_transcript(self.shelf):
+                    self._apply(entry)
+                self._transcribed = self.length
+                for entry in entries(self.shelf, range(self.length + 1, len(self.shelf.names(LOG)) + 1)):
+                    self._apply(entry)
             while True:
+                name = entry_name(self.length + 1)
                 try:
-                    data = self.shelf.read(_name(self.length + 1))
+                    data = self.shelf.read(name)
                 except FileNotFoundError:
                     return
-                self._apply(loads(data, f"{self.shelf}/{_name(self.length + 1)}"))
+                self._apply(loads(data, f"{self.shelf}/{name}"))
 
     def append(self, decide: Callable[[], dict[str, Any] | None]) -> int | None:
         """Adds the entry that ``decide`` returns, and asks it again whenever another worker was first.
@@ -95,8 +105,10 @@ class Ledger:
                 # the time is for people; nothing is ever decided by a clock that can be set
                 at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
                 stamped = {**entry, "at": at, "nonce": uuid.uuid4().hex}  # no two attempts are equal
-                if self.shelf.create(_name(self.length + 1), dumps(stamped)):
+                if self.shelf.create(entry_name(self.length + 1), dumps(stamped)):
                     self._apply(entry)
+                    if is_worth_it(self._transcribed, self.length):
+                        self._transcribed = extend_transcript(self.shelf, self.length)
                     return self.length
 
     def holder(self, trial: str) -> Claim | None:
@@ -141,6 +153,7 @@ class Ledger:
                 self.failures.pop(trial, None)
                 self.deaths.pop(trial, None)
                 self.done.discard(trial)
+                self.results.pop(trial, None)
             return
         claim = self.live.pop(entry["claim"])
         for trial in claim.trials:
@@ -148,6 +161,7 @@ class Ledger:
         if event == "commit":
             self.committed.add(claim.number)
             self.done.update(claim.trials)
+            self.results |= entry.get("results", {})
         elif event == "fail":
             for trial in claim.trials:
                 self.failures.setdefault(trial, []).append(Failure(self.length, entry["reason"]))
@@ -156,7 +170,3 @@ class Ledger:
             self.ended.setdefault(frozenset(claim.trials), []).append(claim.number)
             if event == "revoke":
                 self.deaths.update(claim.trials)
-
-
-def _name(number: int) -> str:
-    return f"{LOG}/{number:08d}.json"

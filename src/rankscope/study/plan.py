@@ -236,9 +236,9 @@ class Study(BaseModel):
                 any_of_them = Trial(learning_rate=1, seed=0, **same)
                 first, second, third = any_of_them.canonical(learning_rate=GAP, seed=GAP).split(GAP_CODE)
                 for rate, seed in itertools.product(arm.learning_rate, arm.seed):
-                    trial = Trial(learning_rate=rate, seed=seed, **same)
-                    trial.__dict__["id"] = digest(f"{first}{rate!r}{second}{seed}{third}")
-                    yield trial
+                    id = digest(f"{first}{rate!r}{second}{seed}{third}")
+                    own = {"learning_rate": rate, "seed": seed, "id": id}  # valid since the study is
+                    yield any_of_them.model_copy(update=own)
 
     def _kinds(self, arm: Arm, model: str, limit: int) -> Iterator[dict[str, Any]]:
         if "lora" in arm.method:

@@ -5,6 +5,7 @@ trials/<id>/             one folder per finished trial (folder.py)
 log/<number>.json        who trains what (ledger.py)
 beats/<claim>.json       heartbeats (lease.py)
 work/<claim>/            trials/<id>/ and scratch/ of a claim: what its worker is writing
+cache/                   tables and the log's beginning in few files; may be deleted (gathered.py, transcript.py)
 comparison.parquet       LoRA against full fine-tuning, made again from the trials whenever they change
 """
 
@@ -163,6 +164,18 @@ class Store:
         """Their folders."""
         root = self.path / "trials"
         return [TrialFolder(root / id) for id in self.done_ids(*files)]
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """What became of the finished trials, at least their "status" and "seconds", as their commits say it: no trial is
+        opened, unless its commit is older than that."""
+        ids = self.shelf.names("trials")
+        self.ledger.refresh()  # afterwards: who is there is committed
+        said = self.ledger.results
+        if all(id in said for id in ids):
+            return {id: said[id] for id in ids}
+        read = self.trials()
+        rows = zip(read["trial"], read["status"], read["seconds"], strict=True)
+        return {id: said.get(id) or {"status": how, "seconds": seconds} for id, how, seconds in rows}
 
     def hash(self) -> str:
         """SHA-256 over ids and results of all finished trials: two stores with equal hashes hold equal results."""
