@@ -85,10 +85,12 @@ def measured(name: str, index: int, resamples: int) -> dict[str, Any]:
     rng = np.random.default_rng([index, 1])
     start = time.process_time()
     b = growth(chosen(frames.trials), frames.spectra, rng=rng, resamples=resamples)
-    found = thresholds(frames.trials, frames.metrics, frames.spectra, rng=rng, resamples=resamples)[0]
+    found = thresholds(
+        frames.trials, frames.metrics, frames.spectra, frames.drifts, rng=rng, resamples=resamples
+    )[0]
     seconds = time.process_time() - start
     fit = found.fit
-    rows = checkpoints(frames.trials, frames.metrics, frames.spectra)
+    rows = checkpoints(frames.trials, frames.metrics, frames.drifts)
     u, y = rows["drift"].abs().to_numpy(dtype=float), rows["metric_value"].to_numpy(dtype=float)
     own = b.points.assign(seed=b.points["seed"])
     line = {

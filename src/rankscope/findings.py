@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
+
 from rankscope.analysis.conclusions import Conclusions, conclude
+from rankscope.analysis.drift import condensed, drift
 from rankscope.analysis.frames import Frames
-from rankscope.report import write
 from rankscope.study.store import Store
 
 
@@ -16,9 +18,12 @@ def frames(store: Store) -> Frames:
     trials = store.trials()
     if trials.empty:
         raise ValueError(f"{store}: expected finished trials; found none. rankscope status {store}")
-    return Frames(
-        trials=trials, metrics=store.metrics(), spectra=store.spectra(), comparison=store.comparison()
-    )
+    kept, moved = [], []
+    for part in store.spectra_parts():  # all at once take more memory than all else together
+        kept.append(condensed(trials, part))
+        moved.append(drift(part))
+    spectra, drifts = (pd.concat(p, ignore_index=True) if p else pd.DataFrame() for p in (kept, moved))
+    return Frames(trials, store.metrics(), spectra, store.comparison(), drifts)
 
 
 def analyze(
@@ -27,7 +32,9 @@ def analyze(
     """H1 to H4 for the trials that have finished, each with its numbers and intervals. ``progress`` adds up to 1."""
     opened = store if isinstance(store, Store) else Store(store)
     found = frames(opened)
-    return conclude(found.all_trials, found.metrics, found.spectra, found.comparison, progress=progress)
+    return conclude(
+        found.all_trials, found.metrics, found.spectra, found.comparison, found.drifts, progress=progress
+    )
 
 
 def text(conclusions: Conclusions) -> str:
@@ -52,10 +59,12 @@ def write_report(
 
     ``progress`` adds up to 2: the analysis, then the writing.
     """
+    from rankscope.report import write  # heavy, and the conclusions alone need none of it
+
     opened = store if isinstance(store, Store) else Store(store)
     found = frames(opened)
     conclusions = conclude(
-        found.all_trials, found.metrics, found.spectra, found.comparison, progress=progress
+        found.all_trials, found.metrics, found.spectra, found.comparison, found.drifts, progress=progress
     )
     return write(
         found,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from rankscope.analysis.drift import drift
 from rankscope.analysis.growth import growth
 from rankscope.analysis.selection import chosen
 from rankscope.analysis.threshold import thresholds
@@ -16,7 +17,14 @@ def answers(truth: Truth, seed: int):
     frames = study(truth, seed=seed, seeds=2, full=False)
     rng = np.random.default_rng(seed)
     b = growth(chosen(frames["trials"]), frames["spectra"], rng=rng, resamples=99).overall
-    found = thresholds(frames["trials"], frames["metrics"], frames["spectra"], rng=rng, resamples=99)[0]
+    found = thresholds(
+        frames["trials"],
+        frames["metrics"],
+        frames["spectra"],
+        drift(frames["spectra"]),
+        rng=rng,
+        resamples=99,
+    )[0]
     return b, found
 
 

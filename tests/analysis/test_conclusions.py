@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from rankscope.analysis import conclude
+from rankscope.analysis.drift import condensed, drift
 from simulate import Truth, study
 
 
@@ -124,6 +125,21 @@ def test_the_answer_depends_on_the_seed_only():
     one, same, other = (conclude(**frames, seed=s, resamples=80).to_dict() for s in (0, 0, 1))
     assert json.dumps(one) == json.dumps(same)
     assert json.dumps(one) != json.dumps(other)
+
+
+@pytest.mark.parametrize("name", ["whole", *ODD])
+def test_condensed_spectra_say_the_same(name):
+    """Trial by trial: what was not looked at is not missed."""
+    frames = ODD.get(name) or study(scalings=("alpha/r", "alpha/sqrt(r)"))
+    spectra = frames["spectra"]
+    parts = [part for _, part in spectra.groupby("trial")] if len(spectra) else []
+    shorter = frames | {
+        "spectra": pd.concat([spectra.iloc[:0]] + [condensed(frames["trials"], p) for p in parts])
+    }
+    drifts = pd.concat([drift(part) for part in parts], ignore_index=True) if parts else None
+    assert len(shorter["spectra"]) < len(spectra) or name != "whole"
+    whole, short = conclude(**frames, resamples=40), conclude(**shorter, drifts=drifts, resamples=40)
+    assert json.dumps(short.to_dict()) == json.dumps(whole.to_dict())
 
 
 def test_few_seeds_edges_and_rules_are_said():

@@ -39,7 +39,9 @@ def test_drift_is_the_median_logarithm_over_layers():
 
 def test_growing_drift_and_falling_validation_are_seen():
     frames = study(Truth(noise=0.005, threshold=0.3), evaluations=12, rates=(1e-3, 1e-2))
-    found = dynamics(frames["trials"], frames["metrics"], frames["spectra"], rng=np.random.default_rng(0))
+    found = dynamics(
+        frames["trials"], frames["metrics"], drift(frames["spectra"]), rng=np.random.default_rng(0)
+    )
     assert found.growing.low > 0.8
     assert found.falling.high < -0.5
     assert found.growing.high <= 1
@@ -49,7 +51,9 @@ def test_growing_drift_and_falling_validation_are_seen():
 def test_noise_alone_does_not_make_validation_fall():
     """From the best evaluation on, noise falls by construction; after it, it does not."""
     frames = study(Truth(threshold=None), evaluations=12, seeds=6)
-    found = dynamics(frames["trials"], frames["metrics"], frames["spectra"], rng=np.random.default_rng(0))
+    found = dynamics(
+        frames["trials"], frames["metrics"], drift(frames["spectra"]), rng=np.random.default_rng(0)
+    )
     assert found.falling.low < 0 < found.falling.high
     best = frames["trials"].set_index("trial")["best_step"]
     metrics = frames["metrics"]

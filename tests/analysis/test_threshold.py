@@ -8,6 +8,7 @@ from scipy import stats
 
 from rankscope.analysis.brokenline import Design, Knots, candidates, curve, rising
 from rankscope.analysis.changepoint import Wild
+from rankscope.analysis.drift import drift
 from rankscope.analysis.threshold import checkpoints, thresholds
 from simulate import Truth, study
 
@@ -15,7 +16,14 @@ from simulate import Truth, study
 def found(truth: Truth, seed: int = 0, resamples: int = 200, **options):
     frames = study(truth, seed=seed, **options)
     rng = np.random.default_rng(seed)
-    return thresholds(frames["trials"], frames["metrics"], frames["spectra"], rng=rng, resamples=resamples)[0]
+    return thresholds(
+        frames["trials"],
+        frames["metrics"],
+        frames["spectra"],
+        drift(frames["spectra"]),
+        rng=rng,
+        resamples=resamples,
+    )[0]
 
 
 @pytest.mark.parametrize("direction", [-1, 1])
@@ -70,7 +78,7 @@ def test_few_trials_are_said():
 
 def test_checkpoints_stay_joined_to_their_step():
     frames = study(seeds=1)
-    points = checkpoints(frames["trials"], frames["metrics"], frames["spectra"])
+    points = checkpoints(frames["trials"], frames["metrics"], drift(frames["spectra"]))
     one = points[points["trial"].eq("t00003")].iloc[2]
     metric = frames["metrics"]
     same = metric["trial"].eq("t00003") & metric["step"].eq(one["step"])
@@ -141,7 +149,7 @@ def test_rows_that_count_as_independent_claim_too_much():
     """The hazard: evaluations of one trial resemble each other. The cure: one sign per trial, in the same search."""
     truth = Truth(threshold=None, trial_noise=0.03)
     frames = [study(truth, seed=s, full=False) for s in range(20)]
-    rows = [checkpoints(f["trials"], f["metrics"], f["spectra"]) for f in frames]
+    rows = [checkpoints(f["trials"], f["metrics"], drift(f["spectra"])) for f in frames]
     p = [stats.linregress(r["drift"].abs(), r["metric_value"]).pvalue for r in rows]
     assert np.mean(np.array(p) < 0.05) > 0.2
     assert sum(found(truth, seed=s, resamples=100, full=False).identified for s in range(20)) <= 2

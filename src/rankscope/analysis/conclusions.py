@@ -58,6 +58,7 @@ def conclude(
     metrics: pd.DataFrame,
     spectra: pd.DataFrame,
     comparison: pd.DataFrame,
+    drifts: pd.DataFrame | None = None,
     *,
     seed: int = 0,
     resamples: int = 1000,
@@ -68,24 +69,26 @@ def conclude(
     Never fails on a small or odd study: what cannot be estimated is "undecided", with the reason. `progress`
     is told of each share of the work, 1 in all.
     """
-    frames = Frames(trials, metrics, spectra, comparison)
+    frames = Frames(trials, metrics, spectra, comparison, pd.DataFrame() if drifts is None else drifts)
     # One stream per question: an answer does not change when another one is added.
     streams = [np.random.default_rng([seed, number]) for number in range(5)]
     picked = chosen(frames.trials)
     rates = best_learning_rates(frames.trials)
     grown = growth(picked, frames.spectra, rng=streams[0], resamples=resamples)
     progress(0.1)
-    turned = thresholds(frames.trials, frames.metrics, frames.spectra, rng=streams[1], resamples=resamples)
+    turned = thresholds(
+        frames.trials, frames.metrics, frames.spectra, frames.drifts, rng=streams[1], resamples=resamples
+    )
     progress(0.6)
     moved = dynamics(
         frames.trials,
         frames.metrics,
-        frames.spectra,
+        frames.drifts,
         rng=streams[2],
         resamples=resamples,
         longer=frames.continued,
     )
-    longer = continued(frames.trials, frames.continued, frames.spectra, rng=streams[4], resamples=resamples)
+    longer = continued(frames.trials, frames.continued, frames.drifts, rng=streams[4], resamples=resamples)
     progress(0.2)
     aligned = alignment(frames.trials, frames.spectra, frames.comparison, rng=streams[3], resamples=resamples)
     progress(0.1)

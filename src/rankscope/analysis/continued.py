@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from rankscope.analysis.bootstrap import Interval, cluster_of, mean_interval
-from rankscope.analysis.drift import drift
 
 SAME = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
 
@@ -31,13 +30,13 @@ class Continued:
 def continued(
     trials: pd.DataFrame,
     longer: pd.DataFrame,
-    spectra: pd.DataFrame,
+    drifts: pd.DataFrame,
     *,
     rng: np.random.Generator,
     resamples: int = 1000,
 ) -> Continued:
     """Sets every trial of ``longer`` (budget above 1) beside the one of ``trials`` with the same configuration, rate and seed."""
-    ends = drift(spectra).sort_values("step").groupby("trial")["drift"].last()
+    ends = drifts.sort_values("step").groupby("trial")["drift"].last()
     columns = [*SAME, "trial", "drift", "best", "last"]
     plain, more = (
         rows.assign(drift=rows["trial"].map(ends).astype("float64"))

@@ -18,12 +18,27 @@ def at_best(trials: pd.DataFrame, spectra: pd.DataFrame, matrix: str) -> pd.Data
     if rows.empty:
         empty = rows.drop(columns="trial")
         return pd.concat([trials[LABELS].iloc[:0], empty], axis=1).reset_index(drop=True)
+    return trials[LABELS].merge(rows.merge(_best(trials, rows), on=["trial", "step"]), on="trial")
+
+
+def _best(trials: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Each trial with its best step, else its last measured one."""
     steps = rows[["trial", "step"]].drop_duplicates()
     wanted = steps["trial"].map(trials.set_index("trial")["best_step"]).astype(float)
     # The best step sorts last where it was measured; otherwise the last measured one does.
     steps = steps.assign(hit=steps["step"].eq(wanted)).sort_values(["hit", "step"])
-    steps = steps.drop_duplicates("trial", keep="last")[["trial", "step"]]
-    return trials[LABELS].merge(rows.merge(steps, on=["trial", "step"]), on="trial")
+    return steps.drop_duplicates("trial", keep="last")[["trial", "step"]]
+
+
+def condensed(trials: pd.DataFrame, spectra: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `spectra` that are looked at beside their `drift`: those of W, and those at each trial's best step."""
+    kept = [spectra["matrix"].eq("W")]
+    for matrix in ("dW", "W+dW"):
+        rows = spectra[spectra["matrix"].eq(matrix) & spectra["stable_rank"].notna()]
+        best = pd.MultiIndex.from_frame(_best(trials, rows))
+        at = pd.MultiIndex.from_frame(spectra[["trial", "step"]]).isin(best)
+        kept.append(spectra["matrix"].eq(matrix) & at)
+    return spectra[kept[0] | kept[1] | kept[2]]
 
 
 def drift(spectra: pd.DataFrame) -> pd.DataFrame:

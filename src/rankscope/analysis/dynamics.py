@@ -9,7 +9,7 @@ import pandas as pd
 
 from rankscope.analysis.bootstrap import Interval, cluster_of, mean_interval
 from rankscope.analysis.comparisons import holm
-from rankscope.analysis.drift import LABELS, drift
+from rankscope.analysis.drift import LABELS
 from rankscope.analysis.threshold import checkpoints
 
 FEWEST_STEPS = 3
@@ -37,7 +37,7 @@ class Dynamics:
 def dynamics(
     trials: pd.DataFrame,
     metrics: pd.DataFrame,
-    spectra: pd.DataFrame,
+    drifts: pd.DataFrame,
     *,
     rng: np.random.Generator,
     resamples: int = 1000,
@@ -49,9 +49,8 @@ def dynamics(
     """
     plain = trials["trial"]
     trials = trials if longer is None or longer.empty else pd.concat([trials, longer], ignore_index=True)
-    moved = drift(spectra)
-    moved = moved[moved["step"].gt(0)].assign(size=lambda rows: rows["drift"].abs())
-    seen = checkpoints(trials, metrics, spectra)
+    moved = drifts[drifts["step"].gt(0)].assign(size=lambda rows: rows["drift"].abs())
+    seen = checkpoints(trials, metrics, drifts)
     best = seen["trial"].map(trials.set_index("trial")["best_step"]).astype(float)
     after = seen[seen["step"].gt(best)]
     after = after.assign(size=after["drift"].abs())

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from rankscope.analysis.drift import drift
+
 TRIALS = [
     "trial",
     "model",
@@ -70,7 +72,8 @@ class Frames:
 
     ``trials`` has one row per finished trial, ``metrics`` one per evaluation, ``spectra`` one per (trial,
     step, layer, matrix), ``comparison`` one per (LoRA trial, full fine-tuning trial, layer), and one per pair of full
-    fine-tuning trials that differ in their seed. A frame without rows may lack its columns.
+    fine-tuning trials that differ in their seed. A frame without rows may lack its columns. ``drifts`` is `drift` of the
+    spectra; given, if ``spectra`` hold what is `condensed` of them only.
 
     What an arm trained for longer or shorter than the study says (``budget``, 1 where a frame lacks it) is in ``continued``
     and not in ``trials``: it takes no part in any choice among configurations.
@@ -82,6 +85,7 @@ class Frames:
     metrics: pd.DataFrame
     spectra: pd.DataFrame
     comparison: pd.DataFrame
+    drifts: pd.DataFrame = field(default_factory=pd.DataFrame)
     continued: pd.DataFrame = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,6 +102,8 @@ class Frames:
         object.__setattr__(self, "continued", trials[budget.ne(1)])
         newer = {name: _typed("comparison", self.comparison, name) for name in LATER}
         object.__setattr__(self, "comparison", self.comparison.assign(**newer))
+        if self.drifts.empty:
+            object.__setattr__(self, "drifts", drift(self.spectra))
         repeated = trials["trial"][trials["trial"].duplicated()]
         if len(repeated):
             raise ValueError(

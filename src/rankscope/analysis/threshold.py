@@ -9,7 +9,6 @@ import pandas as pd
 
 from rankscope.analysis.changepoint import Changepoint, change, changepoint
 from rankscope.analysis.comparisons import holm
-from rankscope.analysis.drift import drift
 
 FEWEST = 12  # trials of one model and task: fewer cannot carry a change-point and its test
 ERROR_RATE = 0.05
@@ -81,10 +80,10 @@ class Threshold:
         )
 
 
-def checkpoints(trials: pd.DataFrame, metrics: pd.DataFrame, spectra: pd.DataFrame) -> pd.DataFrame:
-    """Every evaluation with the drift at that step and its trial's labels; failed ones are left out."""
+def checkpoints(trials: pd.DataFrame, metrics: pd.DataFrame, drifts: pd.DataFrame) -> pd.DataFrame:
+    """Every evaluation with the `drift` at that step and its trial's labels; failed ones are left out."""
     labels = trials[["trial", "model", "task", "method", "rank", "scaling", "learning_rate", "seed"]]
-    seen = metrics[["trial", "step", "metric_value"]].merge(drift(spectra), on=["trial", "step"])
+    seen = metrics[["trial", "step", "metric_value"]].merge(drifts, on=["trial", "step"])
     seen = seen[np.isfinite(seen["metric_value"].astype(float)) & np.isfinite(seen["drift"])]
     return labels.merge(seen, on="trial").sort_values(["trial", "step"], ignore_index=True)
 
@@ -93,13 +92,14 @@ def thresholds(
     trials: pd.DataFrame,
     metrics: pd.DataFrame,
     spectra: pd.DataFrame,
+    drifts: pd.DataFrame,
     *,
     rng: np.random.Generator,
     resamples: int = 1000,
 ) -> list[Threshold]:
     """One `Threshold` per model and task, from LoRA at every learning rate and evaluated checkpoint."""
     lora = trials[trials["method"].eq("lora")]
-    points = checkpoints(lora, metrics, spectra)
+    points = checkpoints(lora, metrics, drifts)
     bases = spectra[spectra["matrix"].eq("W")].drop_duplicates(["trial", "layer"])
     found = []
     for (model, task), own in lora.groupby(["model", "task"]):

@@ -19,7 +19,7 @@ def continued_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     pairs = conclusions.continued.pairs
     trials = frames.all_trials
     trials = trials[trials["trial"].isin([*pairs["trial"], *pairs["trial_once"]])]
-    seen = checkpoints(trials, frames.metrics, frames.spectra)
+    seen = checkpoints(trials, frames.metrics, frames.drifts)
     if seen.empty:
         return None
     seen["budget"] = seen["trial"].map(trials.set_index("trial")["budget"]).map("{:g} ×".format)

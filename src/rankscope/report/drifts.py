@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from rankscope.analysis.conclusions import Conclusions
-from rankscope.analysis.drift import LABELS, drift
+from rankscope.analysis.drift import LABELS
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.threshold import Threshold, checkpoints
 from rankscope.report.curves import metric_names
@@ -33,7 +33,7 @@ RATIO = "sr(W + ΔW) / sr(W)"
 def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     """Performance against drift with the fitted line, the threshold and its band."""
     lora = frames.trials[frames.trials["method"].eq("lora")]
-    points = checkpoints(lora, frames.metrics, frames.spectra)
+    points = checkpoints(lora, frames.metrics, frames.drifts)
     if points.empty:
         return None
     total = len(points)
@@ -113,8 +113,7 @@ def _threshold_rows(found: Threshold) -> pd.DataFrame:
 
 def steps_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     """Drift over steps, one line per learning rate and rank, seeds averaged."""
-    moved = drift(frames.spectra)
-    moved = moved[moved["step"].gt(0)].merge(frames.trials[LABELS], on="trial")
+    moved = frames.drifts[frames.drifts["step"].gt(0)].merge(frames.trials[LABELS], on="trial")
     if moved.empty:
         return None
     moved["method"] = [series_name(m, s) for m, s in zip(moved["method"], moved["scaling"], strict=True)]

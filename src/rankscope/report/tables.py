@@ -7,7 +7,7 @@ import pandas as pd
 
 from rankscope.analysis.alignment import MEASURES
 from rankscope.analysis.conclusions import Conclusions
-from rankscope.analysis.drift import at_best, drift, kind
+from rankscope.analysis.drift import at_best, kind
 from rankscope.analysis.frames import CONFIGURATION, Frames
 from rankscope.analysis.selection import chosen
 from rankscope.report.table import Column, Table
@@ -46,7 +46,7 @@ def configurations_table(frames: Frames, conclusions: Conclusions) -> Table:
     picked = chosen(frames.trials)
     spectra = at_best(picked, frames.spectra, "dW").groupby("trial", as_index=False)["stable_rank"].median()
     steps = picked[["trial", "best_step"]].merge(
-        drift(frames.spectra), left_on=["trial", "best_step"], right_on=["trial", "step"]
+        frames.drifts, left_on=["trial", "best_step"], right_on=["trial", "step"]
     )
     measured = picked.merge(spectra, on="trial", how="left").merge(
         steps[["trial", "drift"]], on="trial", how="left"

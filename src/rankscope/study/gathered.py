@@ -24,9 +24,14 @@ _STAMPS = b"rankscope.stamps"
 
 
 def gathered(
-    cache: Path, folders: Sequence[TrialFolder], read: Callable[[Sequence[TrialFolder]], pd.DataFrame]
+    cache: Path,
+    folders: Sequence[TrialFolder],
+    read: Callable[[Sequence[TrialFolder]], pd.DataFrame],
+    *,
+    of: int = 1,
 ) -> pd.DataFrame:
-    """The rows of these trials, in their order; each has its id in the column "trial". ``cache`` is a Parquet file."""
+    """The rows of these trials, in their order; each has its id in the column "trial". ``cache`` is a Parquet file,
+    one ``of`` so many that hold a part of the trials each."""
     stamps = {folder.path.name: os.stat(f"{folder.path}/{DONE}").st_mtime_ns for folder in folders}
     kept, known = _load(cache)
     usable = {id for id, stamp in known.items() if stamps.get(id) == stamp}
@@ -39,7 +44,7 @@ def gathered(
         parts = [kept[kept["trial"].isin(usable)], new]
         frame = pd.concat([part for part in parts if len(part)], ignore_index=True)
         frame = frame.sort_values("trial", kind="stable", ignore_index=True)
-    if len(fresh) >= WORTH:
+    if len(fresh) * of >= WORTH:
         _save(cache, frame, stamps)
     return frame
 

@@ -200,7 +200,18 @@ class Store:
 
     def spectra(self) -> pd.DataFrame:
         """One row per (trial, step, layer, matrix): stable rank with its bounds, and norms."""
-        return gathered(self.path / "cache" / "spectra.parquet", self.done(SPECTRA), _spectra)
+        parts = list(self.spectra_parts())
+        return pd.concat(parts, ignore_index=True) if parts else _spectra([])
+
+    def spectra_parts(self) -> Iterator[pd.DataFrame]:
+        """The same in parts of whole trials, each read when it is asked for."""
+        folders = self.done(SPECTRA)
+        for digit in "0123456789abcdef":  # ids are hashes
+            part = [folder for folder in folders if folder.path.name.startswith(digit)]
+            cache = self.path / "cache" / f"spectra-{digit}.parquet"
+            rows = gathered(cache, part, _spectra, of=16)
+            if len(rows):
+                yield rows
 
     def comparison(self) -> pd.DataFrame:
         """LoRA against full fine-tuning, per layer; empty when the study has only one of them."""
