@@ -180,7 +180,7 @@ def test_a_failed_trial_is_status_3_and_named(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr("rankscope.sweep.train_pack", broken)
+    monkeypatch.setattr("rankscope.train.loop.train_pack", broken)
     status, out, _ = typed("run", study, "--store", tmp_path / "store", "--workers", 1)
     assert status == 3
     assert "0 of 8 trials done, 8 failed" in out

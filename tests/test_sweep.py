@@ -149,9 +149,9 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from rankscope import sweep
+    from rankscope.train import loop
 
-    real, calls = sweep.train_pack, []
+    real, calls = loop.train_pack, []
 
     def interrupted(*arguments: object, **options: object) -> None:
         calls.append(1)
@@ -159,7 +159,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
             raise KeyboardInterrupt
         real(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sweep, "train_pack", interrupted)
+    monkeypatch.setattr(loop, "train_pack", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True)
     assert 0 < overview(Store(tmp_path)).done < 6
@@ -173,12 +173,11 @@ def test_a_pack_goes_on_from_where_its_worker_died(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from rankscope import sweep
     from rankscope.train import loop
 
     monkeypatch.setattr(loop, "_EVERY", 0.0)  # a checkpoint after every step
     monkeypatch.setattr(loop, "_SHARE", 1e9)
-    real, told = sweep.train_pack, []
+    real, told = loop.train_pack, []
 
     def dies(trials: object, folders: object, progress: object, **options: object) -> None:
         def die(steps: int) -> None:
@@ -188,7 +187,7 @@ def test_a_pack_goes_on_from_where_its_worker_died(
 
         real(trials, folders, die, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sweep, "train_pack", dies)
+    monkeypatch.setattr(loop, "train_pack", dies)
     with pytest.raises(KeyboardInterrupt):
         run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True)
     done = run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True)

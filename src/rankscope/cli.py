@@ -7,9 +7,11 @@ Exit status: 0 done; 2 the user's mistake, said in one line; 3 finished, but som
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -203,6 +205,19 @@ def _measure(options: argparse.Namespace) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _keeping_all() -> Iterator[None]:
+    """Without garbage collection: in what builds much and drops nothing it takes a third of the time, imports included."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_keeping_all()
 def _plan(options: argparse.Namespace) -> int:
     from rankscope.forecast import forecast
     from rankscope.study.plan import Study
@@ -217,6 +232,7 @@ def _plan(options: argparse.Namespace) -> int:
     return 0
 
 
+@_keeping_all()
 def _status(options: argparse.Namespace) -> int:
     from rankscope.overview import overview
     from rankscope.study.store import Store

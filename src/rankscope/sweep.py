@@ -29,7 +29,6 @@ from rankscope.study.store import Store
 from rankscope.study.tasks import task_named
 from rankscope.train.data import Encoded, encode, read_split
 from rankscope.train.data import fingerprint as data_fingerprint
-from rankscope.train.loop import train_pack
 from rankscope.train.model import fingerprint as model_fingerprint
 from rankscope.train.model import largest_rank, load_tokenizer, shape_of, skeleton
 
@@ -264,6 +263,8 @@ class Inputs:
         scratch: Path,
     ) -> None:
         """What a worker calls for every pack."""
+        from rankscope.train.loop import train_pack  # brings PEFT and scikit-learn, which plans don't need
+
         train, validation = self.encoded(trials[0])
         train_pack(
             trials,
