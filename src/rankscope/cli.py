@@ -7,9 +7,11 @@ Exit status: 0 done; 2 the user's mistake, said in one line; 3 finished, but som
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import gc
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +22,8 @@ from rankscope import __version__
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status."""
+    if arguments is None:
+        atexit.register(gc.freeze)  # else Python looks through all modules once more before it ends: a second
     options = parser().parse_args(arguments)
     try:
         return options.command(options)
@@ -156,10 +160,14 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _train(study: Any, path: str, *, workers: int | None = None, **how: Any) -> int:
-    from rankscope.overview import overview
-    from rankscope.sweep import run
+    from rankscope.study.processes import standing_by, worker_command
 
-    seen = overview(run(study, path, workers=workers, **how))
+    count = 0 if how.get("ray") else len(os.sched_getaffinity(0)) if workers is None else workers
+    with standing_by(worker_command(), count if count > 1 else 0) as ready:
+        with _keeping_all():
+            from rankscope.overview import overview
+            from rankscope.sweep import run
+        seen = overview(run(study, path, workers=workers, standing_by=ready, **how))
     print(seen.line())
     return 3 if seen.failed else 0
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -41,6 +43,7 @@ def run(
     ray: str | None = None,
     retry_failed: bool = False,
     quiet: bool = False,
+    standing_by: Sequence[subprocess.Popen[str]] = (),
 ) -> Store:
     """Trains what the store lacks of this study, then compares LoRA with full fine-tuning. Safe to stop and call again.
 
@@ -50,7 +53,7 @@ def run(
 
     Raises ``ValueError`` or ``OSError``, one line, before anything is written, when the study can't be run as it is.
     Failed trials are recorded in the store (``rankscope status``), tried again as often as the study says
-    (``retry_failed``: and once more from the start), and do not stop the others.
+    (``retry_failed``: and once more from the start), and do not stop the others. Workers ``standing_by`` are taken first.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers: expected a number from 1; found {workers}")
@@ -74,7 +77,7 @@ def run(
             inputs.visit(opened, progress=advance)
         else:
             job, places = job_of(inputs, opened) | {"free": inputs.free}, environments(count)
-            run_processes(worker_command(), job, places, tick=meter.read, say=_say)
+            run_processes(worker_command(), job, places, tick=meter.read, say=_say, standing_by=standing_by)
     from rankscope.compare import compare  # brings scipy, which workers don't need
 
     if before != set(opened.done_ids()) or opened.comparison().empty:
@@ -96,8 +99,15 @@ def job_of(inputs: Inputs, store: Store) -> dict[str, Any]:
     }
 
 
+def prepare() -> None:
+    """Imports what a visit needs, so that it has it when it begins."""
+    import rankscope.train.loop  # noqa: F401
+
+
 def visit(job: Mapping[str, Any]) -> Outcome:
     """What every worker does, wherever it runs: trains what the store lacks and nobody else trains."""
+    if "OMP_NUM_THREADS" in os.environ:  # torch has read it when it was imported
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     study = Study(**job["study"], source=job["text"], folder=Path(job["folder"]))
     inputs = Inputs(study, workers=job["workers"], free=job["free"] or free_for_each(slots()))
     ranks, prints = inputs.largest_rank, inputs.fingerprints

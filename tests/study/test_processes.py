@@ -17,6 +17,7 @@ import pytest
 
 from pretend import TEXT, create, run
 from rankscope.study.plan import Study
+from rankscope.study.processes import run_processes, standing_by
 from rankscope.study.store import Store
 
 DRIVER = Path(__file__).with_name("driver.py")
@@ -80,6 +81,17 @@ def test_kill_9(tmp_path: Path, undisturbed: Store) -> None:
     assert not after.ledger.live
     assert not list((store.path / "work").iterdir())
     assert set(Counter(committed(after)).values()) == {1}
+
+
+def test_workers_stand_by(tmp_path: Path) -> None:
+    """As many as are wanted get the job; the others end with their driver's visit."""
+    store, command = create(tmp_path / "s"), [sys.executable, str(DRIVER), "work"]
+    with standing_by(command, 2) as ready:
+        job = {"store": str(store.path)}
+        run_processes(command, job, [{}], tick=lambda: True, say=print, standing_by=ready)
+        assert [process.poll() for process in ready] == [0, None]
+    assert ready[1].returncode == -signal.SIGKILL
+    assert len(store.done_ids()) == len(store.planned())
 
 
 def committed(store: Store) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, pick, row_products, top
+from rankscope.linalg.shapes import broadcast
 
 
 class LowRank(Operator):
@@ -35,7 +36,7 @@ class LowRank(Operator):
                 f"LowRank needs r >= 1 and m, n >= 1; got B {tuple(B.shape)} and A {tuple(A.shape)}."
             )
         scale = torch.as_tensor(scale, dtype=torch.float64, device=B.device).detach()
-        batch = torch.broadcast_shapes(B.shape[:-2], A.shape[:-2], scale.shape)
+        batch = broadcast(B.shape[:-2], A.shape[:-2], scale.shape)
         self.B, self.A = lift(B.detach(), len(batch)), lift(A.detach(), len(batch))
         self.scale = lift(scale, len(batch), core=0)
         self._shape = torch.Size((*batch, B.shape[-2], A.shape[-1]))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rankscope.linalg.operator import Operator, exponent, lift, pick
+from rankscope.linalg.shapes import broadcast
 
 
 class RowScaled(Operator):
@@ -17,7 +18,7 @@ class RowScaled(Operator):
                 f"RowScaled needs one scale per row of {tuple(M.shape)}; got scales {tuple(d.shape)}."
             )
         self.M, self.d = M, lift(d.detach(), len(M.batch_shape), core=1)
-        batch = torch.broadcast_shapes(M.batch_shape, self.d.shape[:-1])
+        batch = broadcast(M.batch_shape, self.d.shape[:-1])
         self._shape = torch.Size((*batch, *M.shape[-2:]))
 
     @property
@@ -80,7 +81,7 @@ class ColumnScaled(Operator):
 
     def __init__(self, M: Operator, d: Tensor) -> None:
         self.M, self.d = M, lift(d.detach(), len(M.batch_shape), core=1)
-        batch = torch.broadcast_shapes(M.batch_shape, self.d.shape[:-1])
+        batch = broadcast(M.batch_shape, self.d.shape[:-1])
         self._shape = torch.Size((*batch, *M.shape[-2:]))
 
     @property

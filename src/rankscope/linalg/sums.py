@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator
+from rankscope.linalg.shapes import broadcast
 
 
 class Sum(Operator):
@@ -14,7 +15,7 @@ class Sum(Operator):
 
     def __init__(self, left: Operator, right: Operator) -> None:
         self.left, self.right = left, right
-        batch = torch.broadcast_shapes(left.batch_shape, right.batch_shape)
+        batch = broadcast(left.batch_shape, right.batch_shape)
         self._shape = torch.Size((*batch, *left.shape[-2:]))
 
     @property
@@ -85,7 +86,7 @@ def added(left: Operator, right: Operator) -> Operator:
 def _concatenated(left: LowRank, right: LowRank) -> LowRank:
     """[s B, s' B'] [A; A']; scales folded in, in float64."""
     Bs, As = [], []
-    batch = torch.broadcast_shapes(left.batch_shape, right.batch_shape)
+    batch = broadcast(left.batch_shape, right.batch_shape)
     for op in (left, right):
         B = op.B.double() * op.scale[..., None, None]
         Bs.append(B.expand(*batch, *B.shape[-2:]))

@@ -18,7 +18,7 @@ from rankscope.study.plan import Trial
 from rankscope.study.store import Store
 
 DEATHS = 20  # a pack whose workers die this often kills them (out of memory, most likely): it failed
-POLL = 1.0  # seconds between two looks for work, when others hold all there is
+POLL = 0.5  # seconds between two looks for work, when others hold all there is
 
 
 class TrainPack(Protocol):

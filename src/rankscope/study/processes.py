@@ -1,6 +1,6 @@
 """N worker processes on this machine, and what becomes of them.
 
-A worker is told its job in one line of JSON on its standard input, and ends when that input ends: so it stops when its driver
+A worker is told its job (and what its environment is to be) in one line of JSON on its standard input, and ends when that input ends: so it stops when its driver
 stops, however the driver does. Its last line on standard output says what went wrong, if something did.
 """
 
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 TICK = 0.5  # seconds between two looks at the workers
@@ -28,8 +27,10 @@ def run_processes(
     *,
     tick: Callable[[], bool],
     say: Callable[[str], None],
+    standing_by: Sequence[subprocess.Popen[str]] = (),
 ) -> None:
     """Runs one process per environment until all have ended by themselves. One that is killed is replaced.
+    Those that are ``standing_by`` are taken first.
 
     ``tick`` is called all the while and says whether anything has moved since it was called last.
     ``OSError`` with the reason when workers could not go on; ``KeyboardInterrupt`` stops them first.
@@ -39,9 +40,10 @@ def run_processes(
     falls = 0
     try:
         for slot, environment in enumerate(environments):
-            running[slot] = _start(command, job, environment)
+            ready = standing_by[slot] if slot < len(standing_by) else start(command)
+            running[slot] = _told(ready, job, environment)
         while running:
-            time.sleep(TICK)
+            _wait(running.values())
             falls = 0 if tick() else falls
             for slot, process in list(running.items()):
                 if process.poll() is None:
@@ -53,7 +55,7 @@ def run_processes(
                     say(
                         f"a worker was killed ({signal.Signals(-process.returncode).name}); another takes its place"
                     )
-                    running[slot] = _start(command, job, environments[slot])
+                    running[slot] = _told(start(command), job, environments[slot])
                 elif process.returncode:
                     reasons.append(reason or f"a worker ended with status {process.returncode}")
     finally:
@@ -62,22 +64,45 @@ def run_processes(
         raise OSError(reasons[0])
 
 
-def _start(
-    command: Sequence[str], job: Mapping[str, Any], environment: Mapping[str, str]
-) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
+@contextlib.contextmanager
+def standing_by(command: Sequence[str], count: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """So many workers that wait for their job: they import what they need while their driver does the same."""
+    ready = [start(command) for _ in range(count)]
+    try:
+        yield ready
+    finally:
+        for process in ready:
+            if process.poll() is None:  # it never was told what to do
+                process.kill()
+                _last_words(process)
+                process.wait()
+
+
+def start(command: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **environment},
         start_new_session=True,  # Ctrl-C reaches the driver alone, which passes it on
     )
+
+
+def _told(
+    process: subprocess.Popen[str], job: Mapping[str, Any], environment: Mapping[str, str]
+) -> subprocess.Popen[str]:
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it died at once: seen at the next look
-        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.write(json.dumps({**job, "environment": dict(environment)}) + "\n")
         process.stdin.flush()
     return process
+
+
+def _wait(processes: Collection[subprocess.Popen[str]]) -> None:
+    """Until the next look, or the end of one of them."""
+    deadline = time.monotonic() + TICK
+    while time.monotonic() < deadline and all(process.poll() is None for process in processes):
+        time.sleep(TICK / 10)
 
 
 def _last_words(process: subprocess.Popen[str]) -> str:
