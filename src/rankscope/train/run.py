@@ -22,6 +22,7 @@ from rankscope.train.adapters import AdapterPack
 from rankscope.train.best import Best
 from rankscope.train.data import Encoded
 from rankscope.train.full import FullPack
+from rankscope.train.heap import trim
 from rankscope.train.metrics import score
 from rankscope.train.model import stream
 from rankscope.train.optimizer import PackedAdamW, linear_schedule
@@ -29,6 +30,7 @@ from rankscope.train.order import batches
 from rankscope.train.rows import differentiate
 from rankscope.train.spectra import Record, Recorder
 
+_TRIM = 8  # steps between two
 LOOK = 32  # steps between two looks at whether any trial is left: a look waits for the device
 
 
@@ -79,6 +81,8 @@ class Run:
                     self.spectra.record(step, alive=self.alive)
                 if step in evaluations:
                     self.evaluate(step, epoch=step / per_epoch)
+                if step % _TRIM == 0 and self.device.type == "cpu":
+                    trim()
             self.done = step
             yield step
 
