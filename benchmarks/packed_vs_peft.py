@@ -163,7 +163,7 @@ def visit(text: str, root: Path, threads: int, tasks: Any, ready: Any) -> None:
         folders = [TrialFolder(root / trial.id) for trial in pack]
         for trial, folder in zip(pack, folders, strict=True):
             folder.begin(trial, provenance=provenance())
-        inputs.train_pack(pack, folders, lambda steps: None)
+        inputs.train_pack(pack, folders, lambda steps: None, scratch=root / pack[0].id / "scratch")
     ready.put(None)
 
 

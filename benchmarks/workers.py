@@ -2,6 +2,7 @@
 
     python benchmarks/workers.py one two             # one worker on one core, two on two: aim 1.6 times the throughput
     python benchmarks/workers.py two ray --steps 400 # two processes, two Ray workers: aim at most 5 % more
+    python benchmarks/workers.py wide two            # one worker of two threads, two of one: which `sweep` should start
 
 Each runs the same study on the lab's encoder (48 LoRA trials of 3 tasks, 12 full fine-tunes) into a store of its own, as `rankscope run` does, and prints
 the wall time of the whole command and that from the first claim to the last commit (without Python's start). The Ray cluster, one node of this
@@ -43,7 +44,10 @@ def measure(mode: str, steps: int) -> dict[str, float]:
         study, store = Path(name) / "study.toml", Path(name) / "store"
         study.write_text(STUDY.format(steps=steps))
         command = [sys.executable, "-m", "rankscope.cli", "run", str(study), "--store", str(store)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "2" if mode == "wide" else "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
         cores = sorted(os.sched_getaffinity(0))[: 1 if mode == "one" else 2]
         if mode == "ray":
             start = ["ray", "start", "--head", "--num-cpus=2", "--include-dashboard=false", "--port=6399"]
@@ -53,7 +57,7 @@ def measure(mode: str, steps: int) -> dict[str, float]:
             )  # fmt: skip
             command += ["--ray", "127.0.0.1:6399", "--workers", "2"]
         else:
-            command += ["--workers", str(len(cores))]
+            command += ["--workers", "1" if mode == "wide" else str(len(cores))]
         before = time.perf_counter()  # a cluster is at hand, or it is none
         try:
             subprocess.run(
@@ -79,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("modes", nargs="+", choices=["one", "two", "ray"])
+    parser.add_argument("modes", nargs="+", choices=["one", "wide", "two", "ray"])
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
@@ -93,6 +97,7 @@ def main() -> None:
         )
     for slow, fast, says in (
         ("one", "two", "two workers beside one"),
+        ("wide", "two", "two workers beside one of two threads"),
         ("two", "ray", "processes beside Ray"),
     ):
         if slow in found and fast in found:

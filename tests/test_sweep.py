@@ -72,6 +72,7 @@ def test_spectra_at_start_at_powers_of_four_and_at_evaluations(store: Store) -> 
     assert start.loc[start["matrix"] == "dW", "stable_rank"].isna().all()  # B = 0: undefined, not a number
     both = start.pivot(index=["trial", "layer"], columns="matrix", values="stable_rank")
     assert_close(torch.tensor(both["W"].array), torch.tensor(both["W+dW"].array), rtol=1e-3, atol=0)
+    assert (start.loc[start["matrix"] == "dW", ["spectral_norm", "frobenius_norm"]] == 0).all().all()
     known = spectra.dropna(subset="stable_rank")
     assert (known["lower"] <= known["stable_rank"]).all()
     assert (known["stable_rank"] <= known["upper"]).all()
@@ -210,7 +211,7 @@ def test_a_pack_whose_worker_was_killed_ends_as_an_undisturbed_one(
     command = [sys.executable, str(Path(__file__).with_name("stalled.py"))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as worker:
         assert worker.stdin is not None
-        print(json.dumps(job_of(inputs, store)), file=worker.stdin, flush=True)
+        print(json.dumps(job_of(inputs, store) | {"environment": {}}), file=worker.stdin, flush=True)
         deadline = time.monotonic() + 120
         while steps_kept(store) < STALL - 1 and worker.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -160,6 +160,28 @@ def test_exact_facts(name: str) -> None:
     assert getattr(la, name)(M[0]) == pytest.approx(expected[0].tolist(), rel=1e-12)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_all_singular_values_give_the_norms_too(size: float) -> None:
+    """Also beside a zero matrix and a bad one, and brought back to their size."""
+    M = size * matrix((5, 60, 70), "power", 4)
+    M[1], M[3, 2, 2] = 0.0, torch.nan
+    good = [0, 2, 4]
+    sigma = torch.linalg.svdvals(M[good])
+    for wanted in (True, False):
+        found = la.summary(M, effective_rank=wanted, exact=True)
+        assert found.stable_rank.method == "svd"
+        assert_close(found.spectral_norm[good], sigma[:, 0], rtol=1e-13, atol=0)
+        assert_close(
+            found.stable_rank.value[good], (sigma / sigma[:, :1]).square().sum(-1), rtol=1e-12, atol=0
+        )
+        assert bool((found.stable_rank.upper / found.stable_rank.lower)[good].lt(1 + 1e-9).all())
+        assert found.stable_rank.value[[1, 3]].isnan().all()
+        assert found.spectral_norm[1] == 0
+        assert found.spectral_norm[3].isnan()
+        expected = la.effective_rank(M) if wanted else torch.full((5,), torch.nan, dtype=torch.float64)
+        assert_close(found.effective_rank, expected, rtol=1e-12, atol=0, equal_nan=True)
+
+
 def test_energy_rank_counts_singular_values() -> None:
     M = torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.0]))  # energies 9, 4, 1 of 14
     assert la.energy_rank(M, (0.5, 9 / 14, 0.65, 0.93, 1.0)).tolist() == [1, 1, 2, 3, 3]

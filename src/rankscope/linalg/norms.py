@@ -16,7 +16,7 @@ from rankscope.linalg.groups import groups, joined
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma
-from rankscope.linalg.sigma import Sigma, Wish, direct, largest
+from rankscope.linalg.sigma import Sigma, Wish, by_svd, direct, largest
 from rankscope.linalg.subject import prepared
 
 NOT_FINITE = "has NaN or infinite entries, or overflows float64"
@@ -26,7 +26,7 @@ ZERO = "is exactly zero"
 @dataclass(frozen=True)
 class Norms:
     """`frobenius` (N,) float64 CPU, to a relative `error` (N,); `sigma`; why a matrix has none (NaN) or is
-    zero; of a LowRank all singular values too, (N, min(m, n, r)), which its norms are made of."""
+    zero; of a LowRank, and where they are wished for, all singular values too, (N, min(m, n) or r)."""
 
     frobenius: Tensor
     error: Tensor
@@ -81,7 +81,12 @@ def _of_group(op: Operator, wish: Wish) -> Norms:
         return _of_factors(op)
     subject, size = prepared(op, slack=0.0 if wish.certify else wish.slack)
     norm, reason = subject.norm, _reasons(subject.norm)
-    sigma = direct(norm, torch.zeros_like(norm), "none") if all(reason) else largest(subject, wish)
+    if wish.all:
+        values, width = by_svd(subject)
+        sigma = direct(values[:, 0], width, "svd")
+    else:
+        values = None
+        sigma = direct(norm, torch.zeros_like(norm), "none") if all(reason) else largest(subject, wish)
     zero = torch.tensor([r == ZERO for r in reason])
     bad = torch.tensor([r == NOT_FINITE for r in reason])
 
@@ -91,7 +96,8 @@ def _of_group(op: Operator, wish: Wish) -> Norms:
     confidence = torch.where(zero | bad, 1.0, sigma.confidence)
     value, lower, upper = settled(sigma.value), settled(sigma.lower), settled(sigma.upper)
     sigma = replace(sigma, value=value, lower=lower, upper=upper, confidence=confidence)
-    return Norms(settled(norm), subject.error, sigma, reason)
+    spectrum = None if values is None else torch.where(bad[:, None], torch.nan, values * size[:, None])
+    return Norms(settled(norm), subject.error, sigma, reason, spectrum)
 
 
 def _of_factors(op: LowRank) -> Norms:

@@ -34,6 +34,7 @@ class Wish:
     generator: torch.Generator | None = None
     warm: Tensor | None = None
     slack: float = 0.0  # relative error that ||M||_F may have
+    all: bool = False  # singular values, which then give sigma_1, too
 
     def __post_init__(self) -> None:
         if not 0 < self.rtol < 1:
@@ -69,8 +70,8 @@ def largest(subject: Subject, wish: Wish) -> Sigma:
     if wish.certify:
         return _certified(subject, wish)
     if min(subject.op.shape[-2:]) <= SMALL:
-        value, width = _by_svd(subject)
-        return direct(value, width, "svd")
+        values, width = by_svd(subject)
+        return direct(values[:, 0], width, "svd")
     return _by_lanczos(subject, wish)
 
 
@@ -79,11 +80,11 @@ def direct(value: Tensor, width: Tensor, method: str) -> Sigma:
     return Sigma(value, (value - width).clamp(min=0), value + width, torch.ones_like(value), method, 0)
 
 
-def _by_svd(subject: Subject) -> tuple[Tensor, Tensor]:
-    """sigma_1 (N,) from all singular values, and what it may be off by."""
+def by_svd(subject: Subject) -> tuple[Tensor, Tensor]:
+    """All singular values (N, min(m, n)), descending, and what each may be off by (N,)."""
     op = subject.op
-    value = torch.linalg.svdvals(torch.nan_to_num(op.to_dense()))[..., 0].cpu()
-    return value, (formation_error(op) + gamma(8 * sum(op.shape[-2:]))) * subject.magnitude
+    values = torch.linalg.svdvals(torch.nan_to_num(op.to_dense())).cpu()
+    return values, (formation_error(op) + gamma(8 * sum(op.shape[-2:]))) * subject.magnitude
 
 
 def _by_lanczos(subject: Subject, wish: Wish) -> Sigma:
@@ -122,7 +123,8 @@ def _certified(subject: Subject, wish: Wish) -> Sigma:
     upper = torch.minimum(upper, norm * (1 + subject.error))
     unproved = (norm > 0) & ~(upper <= lower * (1 + wish.rtol))
     if bool(unproved.any()):
-        exact, width = _by_svd(subject)
+        values, width = by_svd(subject)
+        exact = values[:, 0]
         value = torch.where(unproved, exact, value)
         lower = torch.where(unproved, exact - width, lower)
         upper = torch.where(unproved, exact + width, upper)

@@ -122,19 +122,22 @@ def summary(
     generator: torch.Generator | None = None,
     warm: Tensor | None = None,
     effective_rank: bool | None = None,
+    exact: bool = False,
 ) -> Summary:
     """Stable rank (within `rtol`), both norms and effective rank, each norm computed once.
 
-    The effective rank needs all singular values; by default it is given where they are cheap, for a LowRank.
+    The effective rank needs all singular values; by default it is given where they are cheap, for a LowRank. With `exact`
+    sigma_1 is taken from them in any case: faster than iterating for a few small matrices.
     """
     op = as_operator(M)
-    found = norms(op, Wish(rtol / 2, certify, confidence, generator, warm))
     wanted = isinstance(op, LowRank) if effective_rank is None else effective_rank
+    found = norms(op, Wish(rtol / 2, certify, confidence, generator, warm, all=wanted or exact))
     batch = op.batch_shape
     if not wanted:
         rank = torch.full_like(found.frobenius, torch.nan)
     else:
-        rank = _effective(singular_values(op) if found.spectrum is None else found.spectrum)
+        assert found.spectrum is not None
+        rank = _effective(found.spectrum)
     return Summary(
         shaped(_stable_rank(found), batch),
         _shaped(found.sigma.value, batch),

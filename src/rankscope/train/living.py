@@ -40,7 +40,6 @@ def living(run: Run) -> Run:
     new.evaluations = [run.evaluations[k] for k in kept]
     found = [_part(record, kept) for record in run.spectra.records]
     new.spectra.records = [record for record in found if record is not None]
-    new.spectra.seconds = run.spectra.seconds
     return new
 
 

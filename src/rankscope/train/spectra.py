@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import dataclasses
+import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +18,7 @@ from rankscope.train.updates import Updates
 
 COLUMNS = ("stable_rank", "lower", "upper", "spectral_norm", "frobenius_norm", "effective_rank")
 RTOL = 1e-3  # relative width of the bounds: far below what a plot or a threshold can show
+FEW = 2**23  # entries times the short side up to which singular values cost less than looks at bounds
 
 
 class Pack(Protocol):
@@ -52,27 +55,41 @@ class Recorder:
     def __init__(self, pack: Pack) -> None:
         self.pack = pack
         self.records: list[Record] = []
-        self.seconds = 0.0  # spent here
 
     def record(self, step: int, *, alive: Tensor) -> None:
         """The spectra of all sites after ``step`` steps; W at step 0 only. Trials that are not alive get no row."""
-        started, living = time.perf_counter(), alive.tolist()
-        for update in self.pack.updates():
+        living = alive.tolist()
+        for _, of_one_shape in itertools.groupby(self.pack.updates(), key=lambda update: update.layers):
+            updates = list(of_one_shape)
             if step == 0:
-                self._add(update, step, "W", Dense(update.W[:, None]), living)
-            self._add(update, step, "dW", update.dW, living)
-            self._add(update, step, "W+dW", update.tuned, living)
-        self.seconds += time.perf_counter() - started
+                self._begin(updates, living)
+                continue
+            for update in updates:
+                self._add(update, step, "dW", update.dW, living)
+                self._add(update, step, "W+dW", update.tuned, living)
 
     def frame(self, k: int) -> pd.DataFrame:
         """All rows of trial k."""
         return pd.concat([record.frame(k) for record in self.records if record.holds(k)], ignore_index=True)
 
+    def _begin(self, updates: list[Updates], living: list[bool]) -> None:
+        """Before the first step dW is zero and W + dW is W."""
+        update = dataclasses.replace(updates[0], slots=slice(updates[0].slots.start, updates[-1].slots.stop))
+        if not any(living[update.slots]):
+            return
+        self._add(update, 0, "W", Dense(update.W[:, None]), living)
+        start = self.records[-1]
+        zero = torch.tensor([torch.nan] * 3 + [0.0] * 2 + [torch.nan], dtype=torch.float64)
+        zeros = zero[:, None, None].expand_as(start.numbers)
+        self.records += [dataclasses.replace(start, matrix="dW", numbers=zeros)]
+        self.records += [dataclasses.replace(start, matrix="W+dW")]
+
     def _add(self, update: Updates, step: int, matrix: str, operator: Operator, living: list[bool]) -> None:
         alive = living[update.slots]
         if not any(alive):
             return
-        found = summary(operator, rtol=RTOL, effective_rank=matrix == "dW")
+        few = operator.device.type == "cpu" and math.prod(operator.shape) * min(operator.shape[-2:]) <= FEW
+        found = summary(operator, rtol=RTOL, effective_rank=matrix == "dW", exact=few)
         sr = found.stable_rank
         norms = (found.spectral_norm, found.frobenius_norm, found.effective_rank)
         numbers = torch.stack(
