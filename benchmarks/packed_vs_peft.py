@@ -43,11 +43,12 @@ from transformers import (
 from transformers.utils import logging
 
 from rankscope.forecast import matrix_rate
+from rankscope.inputs import Inputs
 from rankscope.study.cost import operations
 from rankscope.study.folder import TrialFolder
 from rankscope.study.packs import packs
 from rankscope.study.plan import Study, Trial
-from rankscope.sweep import Inputs, provenance
+from rankscope.sweep import provenance, trainer
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded
 from rankscope.train.model import stream
@@ -163,7 +164,7 @@ def visit(text: str, root: Path, threads: int, tasks: Any, ready: Any) -> None:
         folders = [TrialFolder(root / trial.id) for trial in pack]
         for trial, folder in zip(pack, folders, strict=True):
             folder.begin(trial, provenance=provenance())
-        inputs.train_pack(pack, folders, lambda steps: None, scratch=root / pack[0].id / "scratch")
+        trainer(inputs)(pack, folders, lambda steps: None, scratch=root / pack[0].id / "scratch")
     ready.put(None)
 
 

@@ -20,10 +20,11 @@ from typing import Any
 
 import torch
 
+from rankscope.inputs import Inputs
 from rankscope.study.folder import TrialFolder
 from rankscope.study.packs import packs
 from rankscope.study.plan import Study
-from rankscope.sweep import Inputs, provenance
+from rankscope.sweep import provenance, trainer
 from rankscope.train.spectra import Recorder
 
 
@@ -47,7 +48,7 @@ def work(part: int, tasks: list[str], results: Any) -> None:
             for trial, folder in zip(pack, folders, strict=True):
                 folder.begin(trial, provenance=provenance())
             began = time.process_time()
-            inputs.train_pack(pack, folders, lambda steps: None, scratch=Path(root) / "scratch")
+            trainer(inputs)(pack, folders, lambda steps: None, scratch=Path(root) / "scratch")
             whole = time.process_time() - began
         results.put((pack[0].method, sum(spent), len(spent), whole))
     results.put(None)

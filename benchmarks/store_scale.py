@@ -155,7 +155,7 @@ def timed(*command: str) -> tuple[float, float]:
 def planning(text: str) -> tuple[float, float]:
     """Seconds for the trials, packs and sums of a plan, in this process: what is left without Python's own start."""
     from rankscope.forecast import forecast
-    from rankscope.sweep import Inputs
+    from rankscope.inputs import Inputs
 
     inputs = Inputs(Study.parse(text))
     before = time.perf_counter()

@@ -27,13 +27,25 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": set(),
     "machine": set(),
     "compare": {"study", "weights", "linalg", "analysis"},
-    "sweep": {"study", "train", "lab", "compare", "progress", "machine"},
+    "inputs": {"study", "train", "lab", "progress", "machine"},
+    "sweep": {"study", "train", "inputs", "compare", "progress", "machine"},
     "worker": {"study", "sweep"},
-    "forecast": {"study", "sweep", "overview", "machine"},
+    "forecast": {"study", "inputs", "overview", "machine"},
     "overview": {"study"},
     "findings": {"study", "analysis", "report"},
     "tables": {"weights"},
-    "cli": {"tables", "study", "sweep", "forecast", "overview", "findings", "measure", "progress", "weights"},
+    "cli": {
+        "tables",
+        "study",
+        "inputs",
+        "sweep",
+        "forecast",
+        "overview",
+        "findings",
+        "measure",
+        "progress",
+        "weights",
+    },
 }
 FILES = sorted(SOURCE.rglob("*.py"))
 

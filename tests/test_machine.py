@@ -6,11 +6,11 @@ import pytest
 
 from rankscope import forecast, machine
 from rankscope.forecast import forecast as planned
+from rankscope.inputs import Inputs
 from rankscope.machine import PACK_SIZE, SHARE, Room, free_for_each, room
 from rankscope.study.cost import base_memory, memory, widths
 from rankscope.study.plan import Study, Trial
 from rankscope.study.store import Store
-from rankscope.sweep import Inputs
 
 GB = 1e9
 

@@ -19,11 +19,12 @@ from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
 
 from conftest import TARGETS
+from rankscope.inputs import Inputs
 from rankscope.overview import overview
 from rankscope.study.plan import Study, Trial
 from rankscope.study.store import Store
 from rankscope.study.tasks import TASKS
-from rankscope.sweep import Inputs, job_of, run
+from rankscope.sweep import job_of, run
 from rankscope.train.metrics import score
 from stalled import STALL
 

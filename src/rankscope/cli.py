@@ -228,8 +228,8 @@ def _keeping_all() -> Iterator[None]:
 @_keeping_all()
 def _plan(options: argparse.Namespace) -> int:
     from rankscope.forecast import forecast
+    from rankscope.inputs import Inputs
     from rankscope.study.plan import Study
-    from rankscope.sweep import Inputs
 
     if options.gpus is not None and (options.device is None or options.gpus < 1):
         raise ValueError(

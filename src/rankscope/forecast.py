@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from rankscope.inputs import Inputs
 from rankscope.machine import Room, room, slots
 from rankscope.overview import duration
 from rankscope.study.cost import Rows, Shape, base_memory, memory, operations, widths
@@ -22,7 +23,6 @@ from rankscope.study.execution import missing
 from rankscope.study.packs import packs
 from rankscope.study.plan import Trial
 from rankscope.study.store import Store
-from rankscope.sweep import Inputs
 
 _SHARE = 0.35  # of the matrix-product rate that training reaches; measured on the lab study (docs/log.md)
 _SHARE_OF_PEAK = 0.25  # of a GPU's data sheet: an assumption, until a store holds trials of such a GPU

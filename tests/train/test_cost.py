@@ -12,9 +12,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from memory import Peak
+from rankscope.inputs import Inputs
 from rankscope.study.cost import Rows, Widths, memory, operations, widths
 from rankscope.study.plan import Study, Trial
-from rankscope.sweep import Inputs
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.full import FullPack
 from rankscope.train.run import Run

@@ -21,20 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from rankscope.study import reading
 from rankscope.study.files import dumps, loads, read_json
 from rankscope.study.folder import DONE, METRICS, SPECTRA, TRIAL, TrialFolder
 from rankscope.study.gathered import gathered
 from rankscope.study.ledger import Ledger
 from rankscope.study.packs import no_share, packs
-from rankscope.study.plan import Fixed, Study, Trial
+from rankscope.study.plan import Study, Trial
+from rankscope.study.sameness import same_inputs, same_study
 from rankscope.study.shelf import LocalShelf, shelf_at
 
-_TRIAL_COLUMNS = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
 COMPARISON = "comparison.parquet"
-_RESULT_COLUMNS = ["status", "metric", "best", "best_step", "last", "steps", "diverged_at", "seconds"]
 
 
 class Store:
@@ -87,8 +85,8 @@ class Store:
             if shelf.create("store.json", dumps(header)):
                 return cls(place)
         old = cls(place)._header  # also when another run was just first
-        _same_study(str(place), old, study)
-        _same_inputs(str(place), old["fingerprints"], fingerprints)
+        same_study(str(place), old, study)
+        same_inputs(str(place), old["fingerprints"], fingerprints)
         header["fingerprints"] = dict(sorted({**old["fingerprints"], **fingerprints}.items()))
         header["largest_rank"] = dict(sorted({**old["largest_rank"], **largest_rank}.items()))
         earlier = old.get("earlier", [])
@@ -188,7 +186,7 @@ class Store:
     def trials(self) -> pd.DataFrame:
         """One row per finished trial: configuration, status, best and last value of its task's metric; ``budget`` is 2 where
         it trained for twice as long as the study says (``[[arm]]``)."""
-        frame = gathered(self.path / "cache" / "trials.parquet", self.done(TRIAL), _trials)
+        frame = gathered(self.path / "cache" / "trials.parquet", self.done(TRIAL), reading.trials)
         budgets: dict[str, float] = {}
         for study in self._studies():
             budgets |= study.budgets(self._header["largest_rank"])
@@ -196,12 +194,12 @@ class Store:
 
     def metrics(self) -> pd.DataFrame:
         """One row per evaluation; ``metric_value`` is the task's metric, further metrics have columns of their own."""
-        return gathered(self.path / "cache" / "metrics.parquet", self.done(METRICS), _metrics)
+        return gathered(self.path / "cache" / "metrics.parquet", self.done(METRICS), reading.metrics)
 
     def spectra(self) -> pd.DataFrame:
         """One row per (trial, step, layer, matrix): stable rank with its bounds, and norms."""
         parts = list(self.spectra_parts())
-        return pd.concat(parts, ignore_index=True) if parts else _spectra([])
+        return pd.concat(parts, ignore_index=True) if parts else reading.spectra([])
 
     def spectra_parts(self) -> Iterator[pd.DataFrame]:
         """The same in parts of whole trials, each read when it is asked for."""
@@ -209,7 +207,7 @@ class Store:
         for digit in "0123456789abcdef":  # ids are hashes
             part = [folder for folder in folders if folder.path.name.startswith(digit)]
             cache = self.path / "cache" / f"spectra-{digit}.parquet"
-            rows = gathered(cache, part, _spectra, of=16)
+            rows = gathered(cache, part, reading.spectra, of=16)
             if len(rows):
                 yield rows
 
@@ -278,69 +276,3 @@ class Store:
 
     def discard(self, claim: int) -> None:
         self.shelf.remove(f"work/{claim}")
-
-
-def _trials(folders: Sequence[TrialFolder]) -> pd.DataFrame:
-    rows = []
-    for folder in folders:
-        trial = folder.trial()
-        rows.append({"trial": folder.path.name, **{c: trial[c] for c in _TRIAL_COLUMNS}, **folder.result()})
-    frame = pd.DataFrame(rows, columns=["trial", *_TRIAL_COLUMNS, *_RESULT_COLUMNS])
-    integers = dict.fromkeys(("rank", "diverged_at"), "Int64")
-    numbers = dict.fromkeys(("best", "last", "learning_rate", "seconds"), "float64")
-    return frame.astype({**integers, **numbers, **dict.fromkeys(("seed", "steps", "best_step"), "int64")})
-
-
-def _metrics(folders: Sequence[TrialFolder]) -> pd.DataFrame:
-    rows = []
-    for folder in folders:
-        metric = folder.result()["metric"]
-        rows += [
-            {"trial": folder.path.name, **line, "metric_value": line.get(metric)} for line in folder.metrics()
-        ]
-    first = ["trial", "step", "epoch", "train_loss", "eval_loss", "metric_value"]
-    frame = pd.DataFrame(rows, columns=None if rows else first)
-    numbers = [c for c in frame.columns if c not in ("trial", "step")]
-    frame = frame.astype(dict.fromkeys(numbers, "float64"))
-    return frame[first + [c for c in frame.columns if c not in first]]
-
-
-def _spectra(folders: Sequence[TrialFolder]) -> pd.DataFrame:
-    tables = []
-    for folder in folders:
-        table = pq.ParquetFile(folder.path / SPECTRA).read().replace_schema_metadata(None)
-        tables.append(table.append_column("trial", pa.repeat(folder.path.name, len(table))))
-    if not tables:
-        return pd.DataFrame(columns=["trial"])
-    return pa.concat_tables(tables, promote_options="default").to_pandas()
-
-
-def _same_study(path: str, header: dict[str, Any], study: Study) -> None:
-    old, new = header["study"], study.model_dump(mode="json")
-    if old["name"] != new["name"]:
-        raise ValueError(
-            f"{path}: this store holds study {old['name']!r}; found study {new['name']!r}. Name another --store"
-        )
-    # `data` may move to another path: its fingerprint says whether it is the same; retries change no result
-    # and what is said of a task that is new here changes nothing either
-    before, after = ({**Fixed().model_dump(mode="json"), **study["fixed"]} for study in (old, new))
-    for fixed in (before, after):
-        fixed["task"] = {
-            name: own for name, own in fixed["task"].items() if name in old["scientific"]["task"]
-        }
-    changed = [k for k in after if k not in ("data", "retries") and after[k] != before[k]]
-    if changed:
-        key = changed[0]
-        raise ValueError(
-            f"{path}: this store was begun with {key} = {before[key]}; found {after[key]}. "
-            "Fixed parameters are the same in every trial: name another --store"
-        )
-
-
-def _same_inputs(path: str, old: Mapping[str, str], new: Mapping[str, str]) -> None:
-    for key, value in new.items():
-        if old.get(key, value) != value:
-            raise ValueError(
-                f"{path}: {key.replace('/', ' ', 1)} has changed since this store was begun "
-                f"(SHA-256 {old[key][:12]}, now {value[:12]}). Restore it, or name another --store"
-            )
