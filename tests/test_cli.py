@@ -67,6 +67,7 @@ def test_plan_run_status_analyze_report(typed: Typed, study: Path, tmp_path: Pat
     assert typed("status", store)[:2] == (0, "8 of 8 trials done\n")
     assert "0 of 8 trials to train" in typed("plan", study, "--store", store)[1]
     status, out, _ = typed("analyze", store, "--json")
+    concluded = out
     assert status == 0
     assert {v["hypothesis"] for v in json.loads(out)["verdicts"]} == {"H1", "H2", "H3", "H4"}
     status, out, _ = typed("analyze", store)
@@ -78,6 +79,11 @@ def test_plan_run_status_analyze_report(typed: Typed, study: Path, tmp_path: Pat
     page = (tmp_path / "out" / "page.html").read_text()
     assert "<html" in page
     assert (tmp_path / "out" / "figures").is_dir()
+    assert typed("analyze", tmp_path / "out" / "data", "--json")[:2] == (0, concluded)
+    (tmp_path / "out" / "data" / "drifts.parquet").write_bytes(b"no such thing")
+    status, out, err = typed("analyze", tmp_path / "out" / "data")
+    assert (status, out) == (2, "")
+    assert "Traceback" not in err
 
 
 def test_measure_prints_the_contract(

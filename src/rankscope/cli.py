@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("store", metavar="DIR")
 
     analyze = command("analyze", _analyze, "the conclusions: H1 to H4, each with its numbers and intervals")
-    analyze.add_argument("store", metavar="DIR")
+    analyze.add_argument("store", metavar="DIR", help="a store, or the folder data beside a report")
     analyze.add_argument("--json", action="store_true", help="one JSON object")
 
     report = command(

@@ -12,6 +12,8 @@ from rankscope.analysis.drift import condensed, drift
 from rankscope.analysis.frames import Frames
 from rankscope.study.store import Store
 
+KEPT = ("trials", "metrics", "spectra", "drifts", "comparison")
+
 
 def frames(store: Store) -> Frames:
     """The store's four tables. ``ValueError`` when no trial has finished yet."""
@@ -26,12 +28,32 @@ def frames(store: Store) -> Frames:
     return Frames(trials, store.metrics(), spectra, store.comparison(), drifts)
 
 
+def kept(folder: Path) -> Frames:
+    """The tables that a report keeps of its study (``data/``), from which the same conclusions follow."""
+    return Frames(**{name: pd.read_parquet(folder / f"{name}.parquet") for name in KEPT})
+
+
+def _keep(found: Frames, folder: Path) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in KEPT:
+        written.append(folder / f"{name}.parquet")
+        table = found.all_trials if name == "trials" else getattr(found, name)
+        table.to_parquet(written[-1], index=False, compression="zstd")
+    return written
+
+
 def analyze(
     store: str | Path | Store, *, progress: Callable[[float], None] = lambda share: None
 ) -> Conclusions:
-    """H1 to H4 for the trials that have finished, each with its numbers and intervals. ``progress`` adds up to 1."""
-    opened = store if isinstance(store, Store) else Store(store)
-    found = frames(opened)
+    """H1 to H4 for the trials that have finished, each with its numbers and intervals. ``store`` may also be the folder
+    ``data`` that a report was written with. ``progress`` adds up to 1."""
+    if isinstance(store, Store):
+        found = frames(store)
+    elif all((Path(store) / f"{name}.parquet").is_file() for name in KEPT):
+        found = kept(Path(store))
+    else:
+        found = frames(Store(store))
     return conclude(
         found.all_trials, found.metrics, found.spectra, found.comparison, found.drifts, progress=progress
     )
@@ -55,7 +77,7 @@ def write_report(
     *,
     progress: Callable[[float], None] = lambda share: None,
 ) -> list[Path]:
-    """One self-contained page (default: report.html in the store), figures and tables beside it. -> files written
+    """One self-contained page (default: report.html in the store), figures, tables and data beside it. -> files written
 
     ``progress`` adds up to 2: the analysis, then the writing.
     """
@@ -66,10 +88,11 @@ def write_report(
     conclusions = conclude(
         found.all_trials, found.metrics, found.spectra, found.comparison, found.drifts, progress=progress
     )
-    return write(
+    page = Path(output) if output is not None else opened.path / "report.html"
+    written = write(
         found,
         conclusions,
-        Path(output) if output is not None else opened.path / "report.html",
+        page,
         study_text=opened.study_text,
         progress=progress,
         provenance={
@@ -79,3 +102,4 @@ def write_report(
             "trained with": opened.provenance(),
         },
     )
+    return [*written, *_keep(found, page.parent / "data")]
