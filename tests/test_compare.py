@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 
-from rankscope.compare import Update, against
+from rankscope.compare import Update, against, compare
 from rankscope.linalg import Dense, LowRank
 
 W = torch.ones(8, 6, dtype=torch.float64)
@@ -56,3 +57,25 @@ def test_a_zero_update_has_no_number() -> None:
     found = against(zero, Update(Dense(torch.ones(5, 4))), W=torch.ones(5, 4))
     assert found["k"] == 0
     assert math.isnan(found["cosine"])
+
+
+def test_a_longer_trial_is_no_reference() -> None:
+    """Only trials with the study's own budget are compared: here there is no full fine-tune left to compare with."""
+
+    class Kept:
+        def trials(self) -> pd.DataFrame:
+            return pd.DataFrame(
+                {
+                    "trial": ["a", "b"], "model": "m", "task": "RTE", "method": ["lora", "full"], "rank": [4, None],
+                    "scaling": ["alpha/r", None], "learning_rate": 1e-3, "seed": 0, "status": "done", "metric": "accuracy",
+                    "best": 0.7, "budget": [1.0, 2.0],
+                }
+            )  # fmt: skip
+
+        def write_comparison(self, comparison: pd.DataFrame) -> None:
+            assert comparison.empty
+            written.append(1)
+
+    written: list[int] = []
+    compare(Kept(), base_of=str)  # type: ignore[arg-type]
+    assert written

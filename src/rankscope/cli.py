@@ -73,33 +73,7 @@ def parser() -> argparse.ArgumentParser:
     measure = command(
         "measure", _measure, "measure the stable rank of an adapter or a checkpoint, layer by layer"
     )
-    measure.add_argument("source", metavar="ADAPTER_OR_CHECKPOINT", help="a local path or a hub id")
-    measure.add_argument("--base", metavar="MODEL", help="the pretrained model: adds W and W + dW")
-    measure.add_argument("--layers", metavar="REGEX", help="only layers whose name matches")
-    measure.add_argument(
-        "--rtol", type=float, default=1e-3, metavar="X", help="relative width of the bounds (0.001)"
-    )
-    measure.add_argument(
-        "--alpha", type=float, metavar="X", help="LoRA's alpha for loralib files, which carry none"
-    )
-    measure.add_argument("--certify", action="store_true", help="prove the upper bounds")
-    measure.add_argument(
-        "--subfolder", metavar="NAME", help="one of several adapters in a folder or repository"
-    )
-    measure.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
-    measure.add_argument(
-        "--base-revision", metavar="NAME", help="the same of the base (the one that the adapter names)"
-    )
-    form = measure.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="one JSON object")
-    form.add_argument("--csv", action="store_true", help="comma-separated rows")
-    form.add_argument("--parquet", metavar="FILE", help="rows into a Parquet file")
-    form.add_argument(
-        "--suggest",
-        type=int,
-        choices=(90, 95, 99),
-        help="settings of peft.LoraConfig whose ranks hold that share of each dW's energy, in per cent",
-    )
+    _measure_options(measure)
 
     plan = command("plan", _plan, "trials, packs, what is done already, FLOPs, memory and time it will take")
     plan.add_argument("study", metavar="STUDY", help='a TOML file, or a built-in study: "lab" or "paper"')
@@ -138,6 +112,36 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("store", metavar="DIR")
     report.add_argument("-o", dest="output", metavar="report.html", help="default: report.html in DIR")
     return top
+
+
+def _measure_options(measure: argparse.ArgumentParser) -> None:
+    measure.add_argument("source", metavar="ADAPTER_OR_CHECKPOINT", help="a local path or a hub id")
+    measure.add_argument("--base", metavar="MODEL", help="the pretrained model: adds W and W + dW")
+    measure.add_argument("--layers", metavar="REGEX", help="only layers whose name matches")
+    measure.add_argument(
+        "--rtol", type=float, default=1e-3, metavar="X", help="relative width of the bounds (0.001)"
+    )
+    measure.add_argument(
+        "--alpha", type=float, metavar="X", help="LoRA's alpha for loralib files, which carry none"
+    )
+    measure.add_argument("--certify", action="store_true", help="prove the upper bounds")
+    measure.add_argument(
+        "--subfolder", metavar="NAME", help="one of several adapters in a folder or repository"
+    )
+    measure.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
+    measure.add_argument(
+        "--base-revision", metavar="NAME", help="the same of the base (the one that the adapter names)"
+    )
+    form = measure.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object")
+    form.add_argument("--csv", action="store_true", help="comma-separated rows")
+    form.add_argument("--parquet", metavar="FILE", help="rows into a Parquet file")
+    form.add_argument(
+        "--suggest",
+        type=int,
+        choices=(90, 95, 99),
+        help="settings of peft.LoraConfig whose ranks hold that share of each dW's energy, in per cent",
+    )
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from rankscope.analysis.conclusions import conclude
 from rankscope.analysis.frames import Frames
+from rankscope.findings import _keep, kept
 from rankscope.report.figures import figures
 from rankscope.report.tables import tables
 from simulate import study
@@ -58,6 +61,15 @@ def test_the_report_has_a_table_and_a_figure_of_pairs() -> None:
     rows = pd.DataFrame(drawn["continued"].spec["datasets"]["rows"])
     assert rows.groupby(["panel", "budget"]).size().nunique() == 1
     assert set(rows["budget"]) == {"1 ×", "2 ×"}
+    assert rows["line"].nunique() == 2
     made = {t.name: t for t in tables(Frames(**frames), conclude(**frames, resamples=60))}
     assert made["continued"].rows["seeds"].tolist() == [3]
     assert "continued" not in {t.name for t in tables(Frames(**study()), conclude(**study(), resamples=60))}
+
+
+def test_a_report_keeps_longer_trials_too(tmp_path: Path) -> None:
+    held = Frames(**longer())
+    _keep(held, tmp_path)
+    pd.testing.assert_frame_equal(
+        kept(tmp_path).continued.reset_index(drop=True), held.continued.reset_index(drop=True)
+    )

@@ -181,6 +181,17 @@ def test_a_study_may_grow(tmp_path: Path) -> None:
     assert "8" in store.study_text
 
 
+def test_a_store_knows_which_trials_were_given_longer(tmp_path: Path) -> None:
+    """Also when the study has lost that arm since."""
+    longer = Study.parse(TEXT + "[[arm]]\nbudget = 3\nrank = 2\nmethod = 'lora'\n")
+    run(create(tmp_path / "s", longer))
+    for store in (Store(tmp_path / "s"), create(tmp_path / "s", STUDY)):
+        trials = store.trials()
+        assert set(trials.loc[trials["budget"].eq(3), "rank"]) == {2}
+        assert sorted(trials["budget"].unique()) == [1, 3]
+        assert trials["budget"].eq(3).sum() == 2
+
+
 def test_what_is_said_of_a_new_task_changes_no_old_one(tmp_path: Path) -> None:
     run(create(tmp_path / "s"))
     wider = TEXT.replace('task = "RTE"', 'task = ["RTE", "CoLA"]')

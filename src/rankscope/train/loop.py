@@ -42,6 +42,22 @@ def train_pack(
     does not do, the pack is split and each half trained alone. ``progress`` is told of every optimiser step, times K; what
     it raises passes. With ``scratch``, a local folder, a checkpoint is kept there, and training goes on from it.
     """
+    kind = FullPack if trials[0].method == "full" else AdapterPack
+
+    def begin(left: Sequence[Trial]) -> Run:
+        return Run(kind(left, model=model, task=task, device=device), task, train, validation)
+
+    _train(trials, folders, progress, begin, scratch)
+
+
+def _train(
+    trials: Sequence[Trial],
+    folders: Sequence[TrialFolder],
+    progress: Callable[[int], None],
+    begin: Callable[[Sequence[Trial]], Run],
+    scratch: Path | None,
+) -> None:
+    """The pack as a whole, or where memory does not do in halves."""
     told = 0
 
     def tell(steps: int) -> None:
@@ -55,38 +71,27 @@ def train_pack(
         told -= again
         progress(steps - again)
 
-    inputs = {"model": model, "task": task, "train": train, "validation": validation, "device": device}
     try:
-        _train(trials, folders, tell, scratch=scratch, **inputs)  # type: ignore[arg-type]
+        _whole(trials, folders, tell, begin, scratch)
         return
     except RuntimeError as error:
         if len(trials) == 1 or not _is_out_of_memory(error):
             raise
-    if device.type == "cuda":  # here the exception, and with it the pack, is gone
+    if torch.cuda.is_available():  # here the exception, and with it the pack, is gone
         torch.cuda.empty_cache()
     half = len(trials) // 2
     for name, part in (("first", slice(None, half)), ("second", slice(half, None))):
         own = None if scratch is None else scratch / name
-        train_pack(trials[part], folders[part], tell_again, scratch=own, **inputs)  # type: ignore[arg-type]
+        _train(trials[part], folders[part], tell_again, begin, own)
 
 
-def _train(
+def _whole(
     trials: Sequence[Trial],
     folders: Sequence[TrialFolder],
     progress: Callable[[int], None],
-    *,
-    model: str,
-    task: Task,
-    train: Encoded,
-    validation: Encoded,
-    device: torch.device,
+    begin: Callable[[Sequence[Trial]], Run],
     scratch: Path | None,
 ) -> None:
-    kind = FullPack if trials[0].method == "full" else AdapterPack
-
-    def begin(left: Sequence[Trial]) -> Run:
-        return Run(kind(left, model=model, task=task, device=device), task, train, validation)
-
     if scratch is not None:
         _Training(trials, begin, scratch, keeps=True).run_through(folders, progress)
         return
