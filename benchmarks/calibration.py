@@ -34,7 +34,13 @@ from rankscope.analysis.threshold import checkpoints, thresholds
 from simulate import Truth, study
 
 SIZES = {"threshold": 1000, "none": 1000, "power": 1400, "seeds": 800}
-SHAPES = ("flat", "flat after a rise", "decline from the start", "decline from the start, to a floor")
+SHAPES = (
+    "flat",
+    "flat after a rise",
+    "decline from the start",
+    "decline from the start, to a floor",
+    "decline from the start, after a rise",
+)
 FALLS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)  # of the metric between the threshold and the end of the range
 NOISE = 0.02  # of the power grid, per trial and per evaluation
 
@@ -50,6 +56,8 @@ def planned(name: str, index: int) -> tuple[Truth, dict[str, Any], dict[str, Any
         "noise": noise,
         "trial_noise": noise * float(rng.choice([0.0, 1.0, 2.0])),
         "warmup": float(rng.choice([0.0, 0.2])),
+        "learnt": float(np.exp(rng.uniform(np.log(0.002), np.log(0.01)))),
+        "speed": float(rng.choice([3.0, 6.0])),
         "threshold": float(rng.uniform(0.4, 1.4)),
         "decline": float(np.exp(rng.uniform(np.log(0.08), np.log(0.6)))),
     }

@@ -27,7 +27,7 @@ Written by `benchmarks/calibration.py`; {studies} simulated studies with known t
 has 20 to 100 LoRA trials (4 ranks, 5 learning rates, 1 to 10 seeds) with 5 or 10 evaluations. Random in each: the exponent b
 (0 to 1), the direction of the drift, the threshold (0.4 to 1.4 in log drift, of a range near 3), the steepness of the
 decline, the noise (0.005 to 0.05), how much of it a trial's evaluations share (none, half, four fifths of the variance),
-and whether untrained models start 0.2 below the plateau, a rise whose shape is not the one that is fitted.
+and whether small updates perform 0.2 below the plateau, a rise whose shape is not the one that is fitted.
 Naive: rows count as independent. For b a line through all rows with the percentile bootstrap; for the threshold a
 grid search for the kink with the percentile bootstrap over rows and the p-value of the slope as if the kink had been known;
 and the t test of a straight line."""

@@ -32,6 +32,8 @@ class Truth:
     b_seeds: float = 0.02
     b_layers: float = 0.0
     warmup: float = 0.0  # how far below the plateau an untrained model starts
+    learnt: float = 0.01  # the size ||dW|| / ||W|| at which half of that is made up
+    speed: float = 4.0  # how suddenly
     cosine: float = 0.3
 
 
@@ -64,7 +66,7 @@ def study(
     )
     return {
         "trials": trials,
-        "metrics": curves.drop(columns="drift"),
+        "metrics": curves.drop(columns=["drift", "norm"]),
         "spectra": _spectra(truth, rng, trials, curves, layers, size),
         "comparison": _comparison(truth, rng, trials, layers, size),
     }
@@ -98,10 +100,12 @@ def _curves(truth, rng, trials, fastest, evaluations, steps):
     own = rng.normal(0, 0.15, (len(trials), 1))
     # Drift grows like the square root of the way travelled, and a little with the trial.
     size = truth.reach * np.sqrt(rate) * (at / steps) ** 0.5 * np.exp(own)  # (trials, evaluations)
+    # The norm of an update grows in proportion to the way, and trials scatter about it in their own manner.
+    norm = rate * (at / steps) * np.exp(rng.normal(0, 0.2, (len(trials), 1)))
+    behind = truth.warmup / (1 + (norm / truth.learnt / np.exp(own)) ** truth.speed)
     shared = truth.noise if truth.trial_noise is None else truth.trial_noise
     wobble = shared * rng.normal(size=(len(trials), 1)) + truth.noise * rng.normal(size=size.shape)
     lost = 0.0 if truth.threshold is None else truth.decline * np.maximum(0, size - truth.threshold)
-    behind = truth.warmup * np.exp(-size / 0.05)
     value = np.maximum(truth.floor, truth.plateau - lost - behind) + wobble
     flat = {name: np.repeat(trials[name].to_numpy(), evaluations) for name in ("trial",)}
     return pd.DataFrame(
@@ -113,6 +117,7 @@ def _curves(truth, rng, trials, fastest, evaluations, steps):
             "eval_loss": 1.1 - value.ravel(),
             "metric_value": value.ravel(),
             "drift": truth.direction * size.ravel(),
+            "norm": norm.ravel(),
         }
     )
 
@@ -127,7 +132,7 @@ def _spectra(truth, rng, trials, curves, layers, size):
     start = (
         labels[["trial"]].merge(base, how="cross").assign(step=0, matrix="W", stable_rank=lambda f: f["base"])
     )
-    rows = curves[["trial", "step", "drift"]].merge(base, how="cross").merge(labels, on="trial")
+    rows = curves[["trial", "step", "drift", "norm"]].merge(base, how="cross").merge(labels, on="trial")
     rank = rows["rank"].fillna(size).to_numpy(dtype=float)
     b = truth.b + rows["seed"].map(slope).to_numpy() + rows["layer"].map(bend).to_numpy()
     update = truth.c * rank**b * np.exp(rng.normal(0, 0.05, len(rows)))
@@ -135,16 +140,19 @@ def _spectra(truth, rng, trials, curves, layers, size):
         matrix="W+dW", stable_rank=rows["base"] * np.exp(rows["drift"] + rng.normal(0, 0.02, len(rows)))
     )
     table = pd.concat([start, rows.assign(matrix="dW", stable_rank=update), moved], ignore_index=True)
-    spectral = rng.uniform(0.5, 2, len(table))
+    # W has norm sqrt(sr(W)) in every layer, that is a spectral norm of 1.
+    frobenius = np.sqrt(table["stable_rank"])
+    update = table["matrix"].eq("dW")
+    frobenius[update] = (table["norm"] * np.sqrt(table["base"]))[update]
     return table.assign(
         m=size,
         n=size,
         lower=table["stable_rank"] * 0.999,
         upper=table["stable_rank"] * 1.001,
-        spectral_norm=spectral,
-        frobenius_norm=spectral * np.sqrt(table["stable_rank"]),
+        spectral_norm=frobenius / np.sqrt(table["stable_rank"]),
+        frobenius_norm=frobenius,
         effective_rank=np.where(table["matrix"].eq("dW"), table["stable_rank"] * 1.5, np.nan),
-    ).drop(columns=["base", "drift", "rank", "seed", "method"])
+    ).drop(columns=["base", "drift", "norm", "rank", "seed", "method"])
 
 
 def _comparison(truth, rng, trials, layers, size):

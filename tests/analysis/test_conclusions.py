@@ -108,7 +108,7 @@ def test_the_hypotheses_are_supported_where_they_hold():
 
 
 def test_the_hypotheses_are_contradicted_where_they_are_false():
-    truth = Truth(b=0.95, threshold=None, noise=0.003, cosine=2.0)
+    truth = Truth(b=0.95, threshold=None, warmup=0.3, noise=0.003, cosine=2.0)
     found = verdicts(truth, evaluations=8)
     assert found["H1"].verdict == "contradicted"
     assert found["H2"].verdict == "contradicted"
@@ -151,3 +151,10 @@ def test_few_seeds_edges_and_rules_are_said():
     several = conclude(**study(scalings=("alpha/r", "alpha/sqrt(r)")), resamples=60)
     assert "alpha/r shrinks" not in " ".join(several.caveats)
     assert any("alpha/sqrt(r)" in s for v in several.verdicts for s in v.sentences)
+
+
+def test_drifts_of_an_older_version_are_refused():
+    frames = study(seeds=1)
+    older = drift(frames["spectra"]).drop(columns="size")
+    with pytest.raises(ValueError, match="drifts needs the column size"):
+        conclude(**frames, drifts=older)

@@ -42,26 +42,34 @@ def condensed(trials: pd.DataFrame, spectra: pd.DataFrame) -> pd.DataFrame:
 
 
 def drift(spectra: pd.DataFrame) -> pd.DataFrame:
-    """Signed logarithmic drift of every trial at every measured step.
+    """Signed logarithmic drift of every trial at every measured step, and the size of its update.
 
     ``drift`` is the median over layers of log(sr(W + dW) / sr(W)): 0 is none, log(1/2) is a stable rank that
-    has halved. ``low`` and ``high`` are the quartiles over layers, ``layers`` their number. Columns: trial,
-    step and these. Median of logarithms, because layers differ in shape and in sr(W): protocol.md,
-    definitions.
+    has halved. ``low`` and ``high`` are the quartiles over layers, ``layers`` their number. ``size`` is the
+    median over layers of ||dW||_F / ||W||_F. Columns: trial, step and these. Median of logarithms, because layers
+    differ in shape and in sr(W).
     """
     defined = spectra[spectra["stable_rank"].gt(0)]
     base = defined[defined["matrix"].eq("W")].drop_duplicates(["trial", "layer"])
     moved = defined[defined["matrix"].eq("W+dW")]
-    pairs = moved[["trial", "step", "layer", "stable_rank"]].merge(
-        base[["trial", "layer", "stable_rank"]], on=["trial", "layer"], suffixes=("", "_base")
-    )
+    pairs = _beside(moved, base, "stable_rank")
     pairs["log"] = np.log(pairs["stable_rank"].astype(float) / pairs["stable_rank_base"].astype(float))
     groups = pairs.groupby(["trial", "step"])["log"]
     table = groups.quantile(np.array([0.25, 0.5, 0.75])).unstack()
     table = table.set_axis(["low", "drift", "high"][: table.shape[1]], axis=1).reindex(
         columns=["low", "drift", "high"]
     )
-    return table.assign(layers=groups.size()).reset_index()
+    updates = _beside(spectra[spectra["matrix"].eq("dW")], base, "frobenius_norm")
+    updates["size"] = updates["frobenius_norm"].astype(float) / updates["frobenius_norm_base"].astype(float)
+    size = updates.groupby(["trial", "step"])["size"].median()
+    return table.assign(layers=groups.size(), size=size).reset_index()
+
+
+def _beside(rows: pd.DataFrame, base: pd.DataFrame, column: str) -> pd.DataFrame:
+    """A column of every row beside that of W's row of the same trial and layer."""
+    return rows[["trial", "step", "layer", column]].merge(
+        base[["trial", "layer", column]], on=["trial", "layer"], suffixes=("", "_base")
+    )
 
 
 def kind(layers: pd.Series) -> pd.Series:

@@ -78,7 +78,7 @@ class Frames:
     What an arm trained for longer or shorter than the study says (``budget``, 1 where a frame lacks it) is in ``continued``
     and not in ``trials``: it takes no part in any choice among configurations.
 
-    Raises ValueError when a frame with rows lacks columns, or when a trial's name occurs twice.
+    Raises ValueError when a frame with rows lacks columns (drifts: ``size``), or when a trial's name occurs twice.
     """
 
     trials: pd.DataFrame
@@ -104,6 +104,11 @@ class Frames:
         object.__setattr__(self, "comparison", self.comparison.assign(**newer))
         if self.drifts.empty:
             object.__setattr__(self, "drifts", drift(self.spectra))
+        elif "size" not in self.drifts:
+            raise ValueError(
+                "drifts needs the column size; it was written by an older version. "
+                "Write it again from the store: rankscope report STORE."
+            )
         repeated = trials["trial"][trials["trial"].duplicated()]
         if len(repeated):
             raise ValueError(

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
+from rankscope.analysis.brokenfit import Wild
 from rankscope.analysis.changepoint import Changepoint, change, changepoint
 from rankscope.analysis.comparisons import holm
+from rankscope.analysis.learning import learning
 
 FEWEST = 12  # trials of one model and task: fewer cannot carry a change-point and its test
 ERROR_RATE = 0.05
@@ -24,7 +26,8 @@ class Threshold:
     is the threshold with its 95 % interval ``low`` .. ``high`` (in order of magnitude), ``stable_rank`` the
     same as sr(W + dW). ``p_flat`` and ``p_straight`` test against no decline and against a decline from the
     start; a threshold needs both, so its p-value ``p`` is the larger one, and ``p_holm`` is adjusted for all
-    pairs of model and task. ``change`` (``change_low``, ``change_high``) is the fall of the metric over the
+    pairs of model and task. ``p_unlearnt`` tests whether small updates do worse; they do up to a size (see `drift`) of
+    ``learnt_from``, which ``learning`` checkpoints have not reached. ``change`` (``change_low``, ``change_high``) is the fall of the metric over the
     whole range of drift. ``curve`` holds the corners of the fitted line. ``fit`` is the line as fitted, in
     magnitudes of drift, also where no threshold is identified.
     """
@@ -44,6 +47,9 @@ class Threshold:
     high: float = np.nan
     p_flat: float = np.nan
     p_straight: float = np.nan
+    p_unlearnt: float = np.nan
+    learnt_from: float = np.nan
+    learning: int = 0
     p_holm: float = np.nan
     correlation: float = np.nan
     plateau: float = np.nan
@@ -72,19 +78,21 @@ class Threshold:
 
     @property
     def flat(self) -> bool:
-        """Whether the drift was large and a loss of performance beyond `NEGLIGIBLE_CHANGE` is excluded."""
+        """Whether a loss beyond `NEGLIGIBLE_CHANGE` is excluded: the drift was large, and there was something to lose."""
         return (
             not self.identified
+            and self.p_unlearnt <= ERROR_RATE
             and self.change_low > -NEGLIGIBLE_CHANGE
             and abs(self.reach) > NEGLIGIBLE_DRIFT
         )
 
 
 def checkpoints(trials: pd.DataFrame, metrics: pd.DataFrame, drifts: pd.DataFrame) -> pd.DataFrame:
-    """Every evaluation with the `drift` at that step and its trial's labels; failed ones are left out."""
+    """Every evaluation with the `drift` and `size` at that step and its trial's labels; failed ones are left out."""
     labels = trials[["trial", "model", "task", "method", "rank", "scaling", "learning_rate", "seed"]]
     seen = metrics[["trial", "step", "metric_value"]].merge(drifts, on=["trial", "step"])
-    seen = seen[np.isfinite(seen["metric_value"].astype(float)) & np.isfinite(seen["drift"])]
+    known = np.isfinite(seen[["metric_value", "drift", "size"]].to_numpy(dtype=float)).all(axis=1)
+    seen = seen.loc[known]
     return labels.merge(seen, on="trial").sort_values(["trial", "step"], ignore_index=True)
 
 
@@ -116,7 +124,7 @@ def threshold(
     """Fit and test the broken line on the `checkpoints` of one model and task; not `judged` yet.
 
     The direction is that of the larger squared drift; checkpoints on the other side by more than a tenth of
-    the reach are left out and counted.
+    the reach are left out and counted. So are those whose updates are too small to have learnt (see `learning`).
     """
     size = points["drift"].to_numpy(dtype=float)
     sign = 1.0 if (size * np.abs(size)).sum() > 0 else -1.0
@@ -144,11 +152,25 @@ def threshold(
     clusters, _ = pd.factorize(kept["trial"])
     u = np.maximum(0, sign * kept["drift"].to_numpy(dtype=float))
     y = kept["metric_value"].to_numpy(dtype=float)
-    known = replace(known, direction="rises" if sign > 0 else "falls")
-    fit = changepoint(u, y, clusters, rng=rng, resamples=resamples)
+    with np.errstate(divide="ignore"):
+        x = np.log(kept["size"].to_numpy(dtype=float))
+    rise = learning(u, x, y, clusters, Wild(trials, resamples, rng))
+    learnt = x >= rise.learnt_from
+    known = replace(
+        known,
+        direction="rises" if sign > 0 else "falls",
+        p_unlearnt=rise.p,
+        learnt_from=float(np.exp(rise.learnt_from)),
+        learning=int((~learnt).sum()),
+    )
+    clusters, left = pd.factorize(kept["trial"][learnt])
+    if len(left) < FEWEST:
+        return replace(known, reason=f"{FEWEST} trials that have learnt are needed, there are {len(left)}")
+    u, x, y = u[learnt], x[learnt], y[learnt]
+    fit = changepoint(u, x, y, clusters, rise.tails, Wild(len(left), resamples, rng))
     if fit is None:
         return replace(known, reason="too few trials on either side of any drift")
-    changed, change_low, change_high = change(u, y, clusters, fit.rise)
+    changed, change_low, change_high = change(u, y, clusters)
     return replace(
         known,
         p_flat=fit.p_flat,
@@ -181,6 +203,10 @@ def judged(found: Threshold, p_holm: float) -> Threshold:
         reason = f"p = {found.p:.3f} does not hold for this many models and tasks (Holm: {p_holm:.2f})"
     elif not (np.isfinite(fit.low) and np.isfinite(fit.high)):
         reason = "the interval of the threshold reaches the end of the range"
+    if reason and found.p_unlearnt > ERROR_RATE:
+        reason += (
+            ". Performance doesn't rise with the size of the update either: nothing that was learnt is seen"
+        )
     if reason:
         return replace(found, reason=reason, p_holm=p_holm)
     sign = 1.0 if found.direction == "rises" else -1.0

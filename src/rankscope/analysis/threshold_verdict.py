@@ -51,18 +51,28 @@ def _threshold_sentence(t: Threshold, *, several: bool) -> str:
         return (
             f"{where}: performance declines once sr(W + ΔW) has {'risen' if t.drift > 0 else 'fallen'} by "
             f"{abs(t.percent):.0f} % [{near:.0f}, {far:.0f}], to s* = {s:.1f} [{low:.1f}, {high:.1f}] (p = "
-            f"{t.p:.3f}{adjusted})."
+            f"{t.p:.3f}{adjusted}){_left_out(t)}."
         )
     if t.flat:
         change = Interval(t.change, t.change_low, t.change_high, "trial", t.trials)
         return (
             f"{where}: no threshold identified; over a drift of {_percent(t.reach)} the metric changes by "
             f"{change:+.3f}, so a "
-            f"loss above {NEGLIGIBLE_CHANGE} is excluded."
+            f"loss above {NEGLIGIBLE_CHANGE} is excluded{_left_out(t)}."
         )
     small = abs(t.reach) < NEGLIGIBLE_DRIFT and t.checkpoints
     reached = f" The drift reached only {_percent(t.reach)}." if small else ""
-    return f"{where}: no threshold identified: {t.reason}.{reached}"
+    return f"{where}: no threshold identified: {t.reason}{_left_out(t)}.{reached}"
+
+
+def _left_out(t: Threshold) -> str:
+    """What was too small to have learnt."""
+    return (
+        f"; {t.learning:,} of {t.checkpoints:,} checkpoints are left out, whose updates ‖ΔW‖ / ‖W‖ are below "
+        f"{t.learnt_from:.2g}: up to there performance still rises"
+        if t.learning
+        else ""
+    )
 
 
 def _percent(drift: float) -> str:
@@ -85,7 +95,10 @@ def _threshold_numbers(t: Threshold) -> dict[str, Any]:
         "drift",
         "p_flat",
         "p_straight",
+        "p_unlearnt",
         "p_holm",
+        "learnt_from",
+        "learning",
         "correlation",
         "plateau",
         "change",

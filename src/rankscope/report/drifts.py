@@ -38,7 +38,13 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         return None
     total = len(points)
     points = points.iloc[:: -(-total // MOST_POINTS)]
-    points = points.assign(part="point", ratio=np.exp(points["drift"]), value=points["metric_value"])
+    learnt = {(t.model, t.task): t.learnt_from for t in conclusions.thresholds}
+    early = points["size"] < [
+        learnt.get(where, np.nan) for where in zip(points["model"], points["task"], strict=True)
+    ]
+    points = points.assign(
+        part=np.where(early, "early", "point"), ratio=np.exp(points["drift"]), value=points["metric_value"]
+    )
     points["rate"] = points["learning_rate"].map(rate_name)
     points["method"] = [series_name("lora", rule) for rule in points["scaling"]]
     kept = ["part", "model", "task", "method", "ratio", "value", "rate", "rank", "step", "seed"]
@@ -53,13 +59,14 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     tips += told(("ratio", "sr after / before", ".3~g"), ("value", "metric", ".3f"))
     part = {
         name: alt.Chart().transform_filter(f"datum.part == '{name}'")
-        for name in ("point", "curve", "threshold")
+        for name in ("early", "point", "curve", "threshold")
     }
     colour = rate_colour(points["learning_rate"])
     layers = [
         part["threshold"]
         .mark_rect(color=MARK)
         .encode(x=alt.X("low:Q"), x2="high:Q", opacity=_where_shown(0.18)),
+        part["early"].mark_circle(size=22, opacity=0.2, color=INK).encode(x=x, y=y, tooltip=tips),
         part["point"].mark_circle(size=22, opacity=0.65).encode(x=x, y=y, color=colour, tooltip=tips),
         part["curve"].mark_line(color=INK, strokeWidth=1.8).encode(x=x, y=y),
         part["threshold"]
@@ -74,7 +81,7 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         "threshold",
         "Performance against the drift of the stable rank",
         "Each point is an evaluated checkpoint of a LoRA trial. 1 is no drift, 0.5 a stable rank that has "
-        "halved. Line: the "
+        "halved. Grey: updates too small to have learnt, which the fit leaves out. Line: the "
         "fitted plateau and decline. Red: the threshold and its 95 % interval, where one is identified "
         f"({found} of {len(conclusions.thresholds)}).{thinned}",
         "Scatter plots, one per task: validation metric against relative stable rank on a logarithmic axis.",
