@@ -72,3 +72,13 @@ def test_a_plan_for_a_gpu_packs_all_that_fit(lab: Inputs, monkeypatch: pytest.Mo
     assert f" {full + 3} packs" not in planned(lab, None, device="t4")
     monkeypatch.setattr(forecast, "device_named", lambda _: type(small)("T4", 5e6, small.peak))
     assert "Take fewer workers, a smaller batch_size" in planned(lab, None, device="t4")
+
+
+def test_a_plan_for_a_gpu_counts_the_starts_of_kernels(lab: Inputs) -> None:
+    """Small steps leave a GPU waiting: that many full fine-tunes, one at a time, are not free."""
+    steps = {trial.task: lab.steps(trial) for trial in lab.trials}
+    full = [trial for trial in lab.trials if trial.method == "full"]
+    packed = [steps[trial.task] for trial in full] + list(steps.values())  # and a pack of each task
+    hours = sum(packed) * lab.shape(full[0]).layers * 2e-3 / 3600
+    assert f" {hours:.3g} GPU-hours" in planned(lab, None, device="h200")
+    assert "2 ms a block and step" in planned(lab, None, device="h200")

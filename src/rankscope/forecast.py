@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from rankscope.study.store import Store
 
 _SHARE = 0.35  # of the matrix-product rate that training reaches; measured on the lab study (docs/log.md)
 _SHARE_OF_PEAK = 0.25  # of a GPU's data sheet: an assumption, until a store holds trials of such a GPU
+_STEP_OF_A_BLOCK = (
+    2e-3  # seconds that a GPU takes for a step at least, per block: starting some hundred kernels; assumed
+)
 _SAMPLE = 200  # finished trials that a measured rate is taken from
 
 
@@ -43,22 +46,19 @@ def forecast(
     kind = "cuda" if named else inputs.device.type
     space = room(kind, free=free, trials=len(inputs.trials), workers=workers)
     groups = [Group(inputs, trials, todo, space, kind) for trials in _grouped(inputs.trials)]
-    rate, source = _rate(groups, opened, inputs.device, named, workers)
+    rate, source, floor = _rate(groups, opened, inputs.device, named, workers)
+    seconds = [group.seconds(rate / workers, floor) for group in groups]
     console = Console(width=130)
     with console.capture() as printed:
-        console.print(_table(groups, rate / workers, named))
+        console.print(_table(groups, seconds, named))
     flops = sum(group.flops for group in groups)
-    each = [group.flops / max(1, group.packs) for group in groups for _ in range(group.packs)]
-    wall = _wall(each, workers) / (rate / workers)
+    each = [s / g.packs for g, s in zip(groups, seconds, strict=True) for _ in range(g.packs)]
+    wall = _wall(each, workers)
     lines = [
         f"{len(todo)} of {len(inputs.trials)} trials to train: {flops / 1e12:.4g} TFLOP, "
         f"{sum(group.packs for group in groups)} packs",
         f"about {duration(wall)} on {_place(workers, named, inputs.device)}"
-        + (
-            f", {flops / rate * workers / 3600:.3g} GPU-hours"
-            if named or inputs.device.type == "cuda"
-            else ""
-        )
+        + (f", {sum(seconds) / 3600:.3g} GPU-hours" if named or inputs.device.type == "cuda" else "")
         + f" ({source})",
     ]
     too_large = [group for group in groups if group.largest > free]
@@ -97,6 +97,11 @@ class Group:
         base = base_memory(first, self.shape, self.rows, self.widths)
         self.largest = base + max(sum(map(self.memory, pack)) for pack in together)
 
+    def seconds(self, rate: float, floor: float) -> float:
+        """Of one worker, at ``rate`` operations a second and no step faster than ``floor`` seconds a block."""
+        steps = self.packs * self.inputs.steps(self.trials[0])
+        return max(self.flops / rate, steps * self.shape.layers * floor)
+
     # within a group costs differ by rank alone
 
     def operations(self, trial: Trial) -> float:
@@ -110,16 +115,16 @@ class Group:
         return self._memory[trial.rank]
 
 
-def _table(groups: Iterable[Group], rate: float, device: Device | None) -> Table:
+def _table(groups: Sequence[Group], seconds: Sequence[float], device: Device | None) -> Table:
     columns = ("model", "task", "method", "trials", "done", "packs", "steps each", "tokens a row", "TFLOP")
     hours = "GPU-hours" if device else "worker time"
     table = Table(*columns, "MB a trial", "MB a pack", hours)
-    for group in groups:
-        first, seconds = group.trials[0], group.flops / rate
+    for group, spent in zip(groups, seconds, strict=True):
+        first = group.trials[0]
         table.add_row(
-            first.model, first.task, first.method, str(len(group.trials)), str(len(group.trials) - len(group.rest)),
+            first.model.rsplit("/", 1)[-1], first.task, first.method, str(len(group.trials)), str(len(group.trials) - len(group.rest)),
             str(group.packs), str(group.inputs.steps(first)), f"{group.rows.tokens:.1f}", f"{group.flops / 1e12:.4g}",
-            f"{max(map(group.memory, group.trials)) / 1e6:.3g}", f"{group.largest / 1e6:.0f}", f"{seconds / 3600:.3g}" if device else duration(seconds),
+            f"{max(map(group.memory, group.trials)) / 1e6:.3g}", f"{group.largest / 1e6:.0f}", f"{spent / 3600:.3g}" if device else duration(spent),
         )  # fmt: skip
     return table
 
@@ -143,19 +148,20 @@ def _wall(packs: Sequence[float], workers: int) -> float:
 
 def _rate(
     groups: Sequence[Group], store: Store | None, here: torch.device, device: Device | None, workers: int
-) -> tuple[float, str]:
-    """Operations a second of all workers, and where that number comes from: what this store's finished trials
-    reached on such a device, or a share of what the device can do at most."""
+) -> tuple[float, str, float]:
+    """Operations a second of all workers, where that number comes from (what this store's finished trials
+    reached on such a device, or a share of what the device can do at most), and the seconds a step of one block takes at least."""
     gpu = device.name if device else torch.cuda.get_device_name() if here.type == "cuda" else None
     found = _measured(groups, store, gpu)
     if found is not None:
         rate, count = found
-        return rate * workers, f"{_flops(rate)} a worker, as {count} of the store's finished trials"
+        return rate * workers, f"{_flops(rate)} a worker, as {count} of the store's finished trials", 0.0
     if device is not None:
         rate = _SHARE_OF_PEAK * device.peak
-        return rate * workers, f"assuming {_SHARE_OF_PEAK:.0%} of {_flops(device.peak)} each"
+        assumed = f"assuming {_SHARE_OF_PEAK:.0%} of {_flops(device.peak)} each and {1e3 * _STEP_OF_A_BLOCK:g} ms a block and step"
+        return rate * workers, assumed, _STEP_OF_A_BLOCK
     peak = matrix_rate(here) * (workers if here.type == "cuda" else 1)
-    return _SHARE * peak, f"{_SHARE:.0%} of {_flops(peak)}, the matrix product measured now"
+    return _SHARE * peak, f"{_SHARE:.0%} of {_flops(peak)}, the matrix product measured now", 0.0
 
 
 def _measured(groups: Sequence[Group], store: Store | None, gpu: str | None) -> tuple[float, int] | None:
