@@ -200,6 +200,15 @@ def test_what_was_never_learnt_is_not_lost(direction):
     assert 0.2 < t.learning / t.checkpoints < 0.8
 
 
+def test_sizes_without_any_spread_leave_nothing_out():
+    frames = study(Truth(), seed=1)
+    drifts = drift(frames["spectra"]).assign(size=0.1)
+    rng = np.random.default_rng(1)
+    t = thresholds(frames["trials"], frames["metrics"], frames["spectra"], drifts, rng=rng, resamples=100)[0]
+    assert t.learning == 0
+    assert t.identified, t.reason
+
+
 def test_no_loss_is_excluded_where_nothing_was_learnt():
     """A constant at chance, from the smallest update to the largest."""
     t = found(Truth(threshold=None, plateau=0.5, noise=0.003), seed=4)

@@ -1,6 +1,6 @@
-"""A plateau that turns into a decline: least squares over a grid of knots, for many responses at once.
+"""A rise, a plateau, a decline: least squares over a grid of knots, for many responses at once.
 
-The curve is ``y(u, x) = p - a clip((w - x) / (w - v), 0, 1) - d clip((u - t) / (f - t), 0, 1)`` with a, d >= 0. In the
+The curve is ``y(u, x) = p - a clip((w - x) / (w - v), 0, 1)^2 - d clip((u - t) / (f - t), 0, 1)`` with a, d >= 0. In the
 drift u: a plateau p, a decline from the threshold t, a floor from f on. In the logarithm x of the update's size: nothing
 learnt up to v, everything from w on. The two are not the same: most of what a small update learns moves the stable rank
 of W + dW by less than a hundredth. A decline is the difference of two hinges ``max(0, u - k)``, so one Gram matrix of all
@@ -147,7 +147,7 @@ def _grid(
 
 
 def _plateau(u: Array, learnt: Mask, clusters: NDArray[np.integer]) -> float:
-    """The least drift by which three trials have `learnt` (N,), and all but two that ever will; inf where fewer do."""
+    """The least drift at which three trials have `learnt` (N,), and past which two at most still learn; inf where fewer have."""
     lowest, highest = np.full(int(clusters.max()) + 1, np.inf), np.zeros(int(clusters.max()) + 1)
     np.minimum.at(lowest, clusters[learnt], u[learnt])
     np.maximum.at(highest, clusters[~learnt], u[~learnt])
@@ -160,7 +160,7 @@ def declining(u: Array, turn: float, floor: float) -> Array:
 
 
 def rising(x: Array, rise: Array) -> Array:
-    """What is not yet learnt at log sizes `x`: 1 up to v, 0 from w on, straight between them; 0 without a rise."""
+    """What is not yet learnt at log sizes `x`: 1 up to v, 0 from w on, level there; 0 without a rise."""
     v, w = rise
     return np.clip((w - x) / (w - v), 0, 1) ** 2 if w > NO_RISE[1] else np.zeros_like(x)
 
