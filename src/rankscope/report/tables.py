@@ -120,7 +120,7 @@ def thresholds_table(conclusions: Conclusions) -> Table:
         "s* is the stable rank of W + ΔW past which performance declines, with its 95 % interval; the "
         "p-values test against no "
         "decline and against a decline from the start; the larger one is adjusted for all pairs of model and task by "
-        "Holm's method.",
+        "Holm's method. Checkpoints with updates too small to have learnt are left out.",
         (
             *WHERE,
             Column("reason", "finding"),
@@ -135,6 +135,8 @@ def thresholds_table(conclusions: Conclusions) -> Table:
             Column("p_holm", "adjusted", ".3f"),
             Column("trials", "trials", ".0f"),
             Column("checkpoints", "checkpoints", ".0f"),
+            Column("learning", "not yet learnt", ".0f"),
+            Column("learnt_from", "‖ΔW‖ / ‖W‖ from", ".3f"),
         ),
         rows,
     )
