@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from rankscope.inputs import Inputs
 from rankscope.machine import Room, room, slots
@@ -116,13 +116,15 @@ class Group:
 
 
 def _table(groups: Sequence[Group], seconds: Sequence[float], device: Device | None) -> Table:
-    columns = ("model", "task", "method", "trials", "done", "packs", "steps each", "tokens a row", "TFLOP")
+    names = [group.trials[0].model.rsplit("/", 1)[-1] for group in groups]
+    model = Column("model", min_width=min(30, max(map(len, names))))  # others may wrap
+    columns = (model, "task", "method", "trials", "done", "packs", "steps each", "tokens a row", "TFLOP")
     hours = "GPU-hours" if device else "worker time"
     table = Table(*columns, "MB a trial", "MB a pack", hours)
-    for group, spent in zip(groups, seconds, strict=True):
+    for group, name, spent in zip(groups, names, seconds, strict=True):
         first = group.trials[0]
         table.add_row(
-            first.model.rsplit("/", 1)[-1], first.task, first.method, str(len(group.trials)), str(len(group.trials) - len(group.rest)),
+            name, first.task, first.method, str(len(group.trials)), str(len(group.trials) - len(group.rest)),
             str(group.packs), str(group.inputs.steps(first)), f"{group.rows.tokens:.1f}", f"{group.flops / 1e12:.4g}",
             f"{max(map(group.memory, group.trials)) / 1e6:.3g}", f"{group.largest / 1e6:.0f}", f"{spent / 3600:.3g}" if device else duration(spent),
         )  # fmt: skip
