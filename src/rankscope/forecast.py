@@ -48,7 +48,7 @@ def forecast(
     groups = [Group(inputs, trials, todo, space, kind) for trials in _grouped(inputs.trials)]
     rate, source, floor = _rate(groups, opened, inputs.device, named, workers)
     seconds = [group.seconds(rate / workers, floor) for group in groups]
-    console = Console(width=130)
+    console = Console(width=140)
     with console.capture() as printed:
         console.print(_table(groups, seconds, named))
     flops = sum(group.flops for group in groups)
