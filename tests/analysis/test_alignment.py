@@ -43,6 +43,13 @@ def test_two_full_fine_tunings_are_the_yardstick_and_nothing_else():
     assert any("needs two seeds" in caveat for caveat in alignment_verdict(alone).caveats)
 
 
+@pytest.mark.parametrize(("two", "said"), [(0.25, True), (0.6, False)])
+def test_a_distance_that_two_full_fine_tunings_have_too_is_said_to_be_no_property_of_lora(two, said):
+    verdict = alignment_verdict(aligned(with_two_full(study(Truth(cosine=0.3), seeds=3), two)))
+    assert verdict.verdict == "supported"
+    assert any("no property of LoRA" in caveat for caveat in verdict.caveats) == said
+
+
 def test_means_are_those_at_the_highest_rank():
     frames = study(seeds=2)
     points = frames["comparison"].merge(frames["trials"][["trial", "rank"]], on="trial")

@@ -179,12 +179,19 @@ def alignment_verdict(found: Alignment) -> Verdict:
     else:
         word = "supported" if cosine.high < SAME else "contradicted"
     partial = "" if found.whole else "The highest rank compared is below the layers' dimension."
-    yardstick = (
-        ""
-        if found.yardstick.clusters
-        else "The yardstick, how far two full fine-tunings with different seeds lie apart, needs two seeds; there is one."
+    return answer("H4", word, sentences, numbers, about_seeds(cosine), partial, _beside_yardstick(found))
+
+
+def _beside_yardstick(found: Alignment) -> str:
+    """What two full fine-tunings say about the distance between LoRA and one of them."""
+    if not found.yardstick.clusters:
+        return "The yardstick, how far two full fine-tunings with different seeds lie apart, needs two seeds; there is one."
+    if not found.cosine.known or found.cosine.high < found.yardstick.estimate:
+        return ""
+    return (
+        "LoRA's cosine is not shown to be smaller than that of two full fine-tunings with different seeds: "
+        "staying away is then no property of LoRA."
     )
-    return answer("H4", word, sentences, numbers, about_seeds(cosine), partial, yardstick)
 
 
 def _more_alignment(means: dict[str, float]) -> list[str]:
