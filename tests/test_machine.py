@@ -82,3 +82,11 @@ def test_a_plan_for_a_gpu_counts_the_starts_of_kernels(lab: Inputs) -> None:
     hours = sum(packed) * lab.shape(full[0]).layers * 2e-3 / 3600
     assert f" {hours:.3g} GPU-hours" in planned(lab, None, device="h200")
     assert "2 ms a block and step" in planned(lab, None, device="h200")
+
+
+def test_a_gpu_that_is_here_counts_them_too(lab: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast.torch.cuda, "get_device_name", lambda: "H200")
+    monkeypatch.setattr(forecast, "matrix_rate", lambda device: 1e12)
+    rate, source, floor = forecast._rate([], None, forecast.torch.device("cuda"), None, 2)
+    assert (rate, floor) == (2 * 0.35e12, 2e-3)
+    assert source.endswith("measured now, and 2 ms a block and step")

@@ -26,9 +26,8 @@ from rankscope.study.store import Store
 
 _SHARE = 0.35  # of the matrix-product rate that training reaches; measured on the lab study (docs/log.md)
 _SHARE_OF_PEAK = 0.25  # of a GPU's data sheet: an assumption, until a store holds trials of such a GPU
-_STEP_OF_A_BLOCK = (
-    2e-3  # seconds that a GPU takes for a step at least, per block: starting some hundred kernels; assumed
-)
+_STEP_OF_A_BLOCK = 2e-3  # seconds that a GPU takes at least, for starting some hundred kernels; assumed
+_LAUNCHES = f"{1e3 * _STEP_OF_A_BLOCK:g} ms a block and step"
 _SAMPLE = 200  # finished trials that a measured rate is taken from
 
 
@@ -160,10 +159,13 @@ def _rate(
         return rate * workers, f"{_flops(rate)} a worker, as {count} of the store's finished trials", 0.0
     if device is not None:
         rate = _SHARE_OF_PEAK * device.peak
-        assumed = f"assuming {_SHARE_OF_PEAK:.0%} of {_flops(device.peak)} each and {1e3 * _STEP_OF_A_BLOCK:g} ms a block and step"
+        assumed = f"assuming {_SHARE_OF_PEAK:.0%} of {_flops(device.peak)} each and {_LAUNCHES}"
         return rate * workers, assumed, _STEP_OF_A_BLOCK
-    peak = matrix_rate(here) * (workers if here.type == "cuda" else 1)
-    return _SHARE * peak, f"{_SHARE:.0%} of {_flops(peak)}, the matrix product measured now", 0.0
+    peak, measured = matrix_rate(here), "the matrix product measured now"
+    if here.type == "cuda":
+        assumed = f"{_SHARE:.0%} of {_flops(peak)} each, {measured}, and {_LAUNCHES}"
+        return _SHARE * peak * workers, assumed, _STEP_OF_A_BLOCK
+    return _SHARE * peak, f"{_SHARE:.0%} of {_flops(peak)}, {measured}", 0.0
 
 
 def _measured(groups: Sequence[Group], store: Store | None, gpu: str | None) -> tuple[float, int] | None:

@@ -7,8 +7,9 @@ import pytest
 from scipy import stats
 
 from rankscope.analysis.brokenfit import Wild
-from rankscope.analysis.brokenline import NO_RISE, Design, Knots, candidates, rising
+from rankscope.analysis.brokenline import Design, rising
 from rankscope.analysis.drift import drift
+from rankscope.analysis.knots import NO_RISE, Knots, candidates
 from rankscope.analysis.threshold import checkpoints, thresholds
 from simulate import Truth, study
 

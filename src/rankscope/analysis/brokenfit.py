@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankscope.analysis.bootstrap import LEVEL
-from rankscope.analysis.brokenline import Array, Design, Mask, best, least
+from rankscope.analysis.brokenline import Design, best, least
+from rankscope.analysis.knots import Array, Mask
 
 MOST_SIGNS = 400  # signs drawn: more trials share them, which changes nothing but the time it takes
 

@@ -13,17 +13,8 @@ from scipy import stats
 
 from rankscope.analysis.bootstrap import LEVEL
 from rankscope.analysis.brokenfit import Fit, Wild, correlation_of, p_value
-from rankscope.analysis.brokenline import (
-    Array,
-    Design,
-    Knots,
-    best,
-    candidates,
-    declining,
-    refined,
-    straight,
-    with_rises,
-)
+from rankscope.analysis.brokenline import Design, best, declining
+from rankscope.analysis.knots import Array, Knots, candidates, refined, straight, with_rises
 
 ROUNDS = 4  # of zooming in
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from rankscope.analysis.bootstrap import LEVEL
 from rankscope.analysis.brokenfit import Fit, Wild, correlation_of, p_value
-from rankscope.analysis.brokenline import NO_RISE, Array, Design, all_rises, candidates, rising, with_rises
+from rankscope.analysis.brokenline import Design, rising
+from rankscope.analysis.knots import NO_RISE, Array, all_rises, candidates, with_rises
 
 STEPS = 2  # a head learns the larger class first, then the model learns the task
 

@@ -149,16 +149,22 @@ def threshold(
         return replace(
             known, reason="the stable rank never moved" if reach <= 1e-9 else "the metric never changed"
         )
-    clusters, _ = pd.factorize(kept["trial"])
+    return _fitted(replace(known, direction="rises" if sign > 0 else "falls"), kept, sign, rng, resamples)
+
+
+def _fitted(
+    known: Threshold, kept: pd.DataFrame, sign: float, rng: np.random.Generator, resamples: int
+) -> Threshold:
+    """`known` with the broken line through the checkpoints `kept` that have learnt."""
+    clusters, names = pd.factorize(kept["trial"])
     u = np.maximum(0, sign * kept["drift"].to_numpy(dtype=float))
     y = kept["metric_value"].to_numpy(dtype=float)
     with np.errstate(divide="ignore"):
         x = np.log(kept["size"].to_numpy(dtype=float))
-    rise = learning(u, x, y, clusters, Wild(trials, resamples, rng))
+    rise = learning(u, x, y, clusters, Wild(len(names), resamples, rng))
     learnt = x >= rise.learnt_from
     known = replace(
         known,
-        direction="rises" if sign > 0 else "falls",
         p_unlearnt=rise.p,
         learnt_from=float(np.exp(rise.learnt_from)),
         learning=int((~learnt).sum()),

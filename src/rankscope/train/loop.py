@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -72,7 +73,9 @@ def _train(
         progress(steps - again)
 
     try:
-        _whole(trials, folders, tell, begin, scratch)
+        place = tempfile.TemporaryDirectory() if scratch is None else contextlib.nullcontext(str(scratch))
+        with place as folder:
+            _Training(trials, begin, Path(folder), keeps=scratch is not None).run_through(folders, tell)
         return
     except RuntimeError as error:
         if len(trials) == 1 or not _is_out_of_memory(error):
@@ -83,20 +86,6 @@ def _train(
     for name, part in (("first", slice(None, half)), ("second", slice(half, None))):
         own = None if scratch is None else scratch / name
         _train(trials[part], folders[part], tell_again, begin, own)
-
-
-def _whole(
-    trials: Sequence[Trial],
-    folders: Sequence[TrialFolder],
-    progress: Callable[[int], None],
-    begin: Callable[[Sequence[Trial]], Run],
-    scratch: Path | None,
-) -> None:
-    if scratch is not None:
-        _Training(trials, begin, scratch, keeps=True).run_through(folders, progress)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        _Training(trials, begin, Path(folder), keeps=False).run_through(folders, progress)
 
 
 class _Training:
