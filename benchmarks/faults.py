@@ -24,8 +24,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from rankscope.study.lease import is_gone
-from rankscope.study.store import Store
+from rankscope.store.lease import is_gone
+from rankscope.store.store import Store
 
 STUDY = """
 name = "faults"

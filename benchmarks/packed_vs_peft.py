@@ -42,13 +42,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from rankscope.forecast import matrix_rate
-from rankscope.inputs import Inputs
+from rankscope.store.trial_dir import TrialFolder
 from rankscope.study.cost import operations
-from rankscope.study.folder import TrialFolder
-from rankscope.study.packs import packs
-from rankscope.study.plan import Study, Trial
-from rankscope.sweep import provenance, trainer
+from rankscope.study.packing import packs
+from rankscope.study.study_file import Study, Trial
+from rankscope.sweep.inputs import Inputs
+from rankscope.sweep.plan import matrix_rate
+from rankscope.sweep.run import provenance, trainer
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded
 from rankscope.train.model import stream

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
-from rankscope.study.store import Store
+from rankscope.store.store import Store
 
 SIZES = {
     "base": {},

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from rankscope.inputs import Inputs
-from rankscope.study.folder import TrialFolder
-from rankscope.study.packs import packs
-from rankscope.study.plan import Study
-from rankscope.sweep import provenance, trainer
+from rankscope.store.trial_dir import TrialFolder
+from rankscope.study.packing import packs
+from rankscope.study.study_file import Study
+from rankscope.sweep.inputs import Inputs
+from rankscope.sweep.run import provenance, trainer
 from rankscope.train.spectra import Recorder
 
 

@@ -29,10 +29,10 @@ import pandas as pd
 
 from rankscope.analysis.frames import COMPARISON, LATER
 from rankscope.analysis.selection import chosen
-from rankscope.study.execution import Worker
-from rankscope.study.folder import TrialFolder
-from rankscope.study.plan import Study, Trial
-from rankscope.study.store import Store
+from rankscope.store.store import Store
+from rankscope.store.trial_dir import TrialFolder
+from rankscope.study.study_file import Study, Trial
+from rankscope.sweep.worker import Worker
 
 WIDTH = {"lab": 128}
 LAYERS = [f"roberta.encoder.layer.{i}.attention.self.{site}" for i in range(2) for site in ("query", "value")]
@@ -154,8 +154,8 @@ def timed(*command: str) -> tuple[float, float]:
 
 def planning(text: str) -> tuple[float, float]:
     """Seconds for the trials, packs and sums of a plan, in this process: what is left without Python's own start."""
-    from rankscope.forecast import forecast
-    from rankscope.inputs import Inputs
+    from rankscope.sweep.inputs import Inputs
+    from rankscope.sweep.plan import forecast
 
     inputs = Inputs(Study.parse(text))
     before = time.perf_counter()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from rankscope.study.execution import Worker
-from rankscope.study.folder import TrialFolder
-from rankscope.study.plan import Study, Trial
-from rankscope.study.store import Store
+from rankscope.store.store import Store
+from rankscope.store.trial_dir import TrialFolder
+from rankscope.study.study_file import Study, Trial
+from rankscope.sweep.worker import Worker
 
 TEXT = """
 name = "t"

@@ -16,7 +16,7 @@ import pytest
 
 from conftest import sentences, write_tsv
 from rankscope.cli import main
-from rankscope.study.store import Store
+from rankscope.store.store import Store
 
 STUDY = """
 name = "tiny"

@@ -70,7 +70,9 @@ def test_links_and_named_files_are_there(page: Path) -> None:
 
 
 def test_file_tree_in_readme_is_the_tree() -> None:
-    (tree,) = re.findall(r"^```text\n(src/rankscope/.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    (tree,) = re.findall(
+        r"^```text\n(src/rankscope/.*?)^(?:tools|```)", README, flags=re.MULTILINE | re.DOTALL
+    )
     named = {word for line in tree.splitlines()[1:] if (word := line.split()[0].rstrip("/"))}
     there = {p.name for p in (ROOT / "src" / "rankscope").iterdir() if not p.name.startswith("_")}
     assert named - {"__init__.py"} == there - {"py.typed"}

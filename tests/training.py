@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, get_linear_schedule_with_warmup
 
 from conftest import TARGETS
-from rankscope.study.packs import packs
-from rankscope.study.plan import Study, Trial
-from rankscope.study.tasks import TASKS
+from rankscope.study.packing import packs
+from rankscope.study.study_file import Study, Trial
+from rankscope.study.task import TASKS
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded, encode, read_split
 from rankscope.train.full import FullPack

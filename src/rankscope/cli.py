@@ -145,7 +145,7 @@ def _measure_options(measure: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from rankscope.study.plan import Study
+    from rankscope.study.study_file import Study
 
     status = _train(Study.load("lab"), options.store)
     _analyze(argparse.Namespace(store=options.store, json=False))
@@ -154,7 +154,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from rankscope.study.plan import Study
+    from rankscope.study.study_file import Study
 
     study = Study.load(options.study)
     how = {"workers": options.workers, "ray": options.ray, "retry_failed": options.retry_failed}
@@ -164,22 +164,22 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _train(study: Any, path: str, *, workers: int | None = None, **how: Any) -> int:
-    from rankscope.study.processes import standing_by, worker_command
+    from rankscope.sweep.processes import standing_by, worker_command
 
     count = 0 if how.get("ray") else len(os.sched_getaffinity(0)) if workers is None else workers
     with standing_by(worker_command(), count if count > 1 else 0) as ready:
         with _keeping_all():
-            from rankscope.overview import overview
-            from rankscope.sweep import run
+            from rankscope.sweep.run import run
+            from rankscope.sweep.status import overview
         seen = overview(run(study, path, workers=workers, standing_by=ready, **how))
     print(seen.line())
     return 3 if seen.failed else 0
 
 
 def _measure(options: argparse.Namespace) -> int:
-    from rankscope.measure import measure
-    from rankscope.progress import bar
-    from rankscope.tables import show, writable, write_parquet
+    from rankscope.console import bar
+    from rankscope.measurement.measure import measure
+    from rankscope.measurement.terminal import show, writable, write_parquet
 
     if options.parquet:
         writable(options.parquet)  # said before the work, not after
@@ -231,9 +231,9 @@ def _keeping_all() -> Iterator[None]:
 
 @_keeping_all()
 def _plan(options: argparse.Namespace) -> int:
-    from rankscope.forecast import forecast
-    from rankscope.inputs import Inputs
-    from rankscope.study.plan import Study
+    from rankscope.study.study_file import Study
+    from rankscope.sweep.inputs import Inputs
+    from rankscope.sweep.plan import forecast
 
     if options.gpus is not None and (options.device is None or options.gpus < 1):
         raise ValueError(
@@ -246,8 +246,8 @@ def _plan(options: argparse.Namespace) -> int:
 
 @_keeping_all()
 def _status(options: argparse.Namespace) -> int:
-    from rankscope.overview import overview
-    from rankscope.study.store import Store
+    from rankscope.store.store import Store
+    from rankscope.sweep.status import overview
 
     seen = overview(Store(options.store))
     print(seen.text())
@@ -255,8 +255,8 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _analyze(options: argparse.Namespace) -> int:
-    from rankscope.findings import analyze, text
-    from rankscope.progress import bar
+    from rankscope.console import bar
+    from rankscope.report.from_store import analyze, text
 
     with bar("analysing", total=1) as advance:
         conclusions = analyze(options.store, progress=advance)
@@ -265,8 +265,8 @@ def _analyze(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from rankscope.findings import write_report
-    from rankscope.progress import bar
+    from rankscope.console import bar
+    from rankscope.report.from_store import write_report
 
     with bar("writing the report", total=2) as advance:
         page = write_report(options.store, options.output, progress=advance)[0]

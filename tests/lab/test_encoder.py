@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, RobertaForMaskedLM
 
 from rankscope.lab import ENCODER, TASKS
-from rankscope.study.plan import Study
-from rankscope.sweep import run
+from rankscope.study.study_file import Study
+from rankscope.sweep.run import run
 
 SAID = {  # English of our own
     "The old man sat by the <mask> and warmed his hands.": " fire",

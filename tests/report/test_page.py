@@ -9,9 +9,8 @@ from html.parser import HTMLParser
 import pytest
 
 from rankscope.analysis import Frames, conclude
-from rankscope.report import write
 from rankscope.report.figures import figures
-from rankscope.report.page import embedded, flattened, render
+from rankscope.report.page import embedded, flattened, render, write
 from rankscope.report.tables import tables
 from simulate import Truth, study
 

@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from conftest import TARGETS
-from rankscope.study.tasks import TASKS
+from rankscope.study.task import TASKS
 from rankscope.train.model import heads, largest_rank, load_model, longest_input, sites, skeleton, stream
 
 SITES = {"roberta": (4, 16), "bert": (4, 16), "gpt2": (2, 16), "llama": (4, 8)}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rankscope.study.folder import TrialFolder
+from rankscope.store.trial_dir import TrialFolder
 from rankscope.train import checkpoint, loop
 from rankscope.train.data import Encoded
 from rankscope.train.living import living

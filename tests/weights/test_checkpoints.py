@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rankscope.measure import Row, measure
+from rankscope.measurement.measure import Row, measure
 from rankscope.weights import Matrix
-from weights.tiny import stable_rank
+from tiny import stable_rank
 
 SHAPES = {
     "encoder.layer.0.query.weight": (40, 40),
@@ -69,7 +69,7 @@ def test_a_checkpoint_alone_gives_its_weights(tmp_path: Path) -> None:
 def test_one_weight_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of a checkpoint's largest tensor is enough: benchmarks/streaming.py has the megabytes."""
     seen: list[weakref.ref[object]] = []
-    module = sys.modules["rankscope.measure"]
+    module = sys.modules["rankscope.measurement.measure"]
     real = module.measured
 
     def watched(matrix: Matrix, **settings: Any) -> Row:

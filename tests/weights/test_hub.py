@@ -11,8 +11,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, Response
 
-from rankscope.measure import measure
-from weights.tiny import Case, edited
+from rankscope.measurement.measure import measure
+from tiny import Case, edited
 
 
 @pytest.fixture

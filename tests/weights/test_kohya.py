@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rankscope.measure import Table, measure
-from weights.tiny import stable_rank
+from rankscope.measurement.measure import Table, measure
+from tiny import stable_rank
 
 BLOCK = "down_blocks.0.attentions.1.transformer_blocks.0"
 QUERY, CONV, OUT = f"{BLOCK}.attn1.to_q", "down_blocks.0.resnets.0.conv1", f"{BLOCK}.attn1.to_out.0"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rankscope.measure import measure
-from weights.tiny import roberta, stable_rank
+from rankscope.measurement.measure import measure
+from tiny import roberta, stable_rank
 
 LAYER = "roberta.encoder.layer.0.attention.self.query"
 

@@ -9,8 +9,8 @@ import peft
 import pytest
 import torch
 
-from rankscope.measure import Table, measure
-from weights.tiny import MODELS, Case, shake, stable_rank
+from rankscope.measurement.measure import Table, measure
+from tiny import MODELS, Case, shake, stable_rank
 
 QV = ["query", "value"]
 VARIANTS = {

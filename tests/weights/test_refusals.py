@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rankscope.cli import main
-from rankscope.measure import measure
-from weights.tiny import Case, roberta
+from rankscope.measurement.measure import measure
+from tiny import Case, roberta
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["query"]}
 PREFIX = "base_model.model.encoder.layer.0.query"

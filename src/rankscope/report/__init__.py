@@ -1,5 +1,1 @@
-"""Conclusions as figures, tables and one self-contained page: `write` puts them all beside each other."""
-
-from rankscope.report.page import write
-
-__all__ = ["write"]
+"""Conclusions as figures, tables and one self-contained page."""

@@ -1,1 +1,1 @@
-"""What to run and what has run: the plan, the store, and the execution that joins them. No torch."""
+"""What to run: the study file, its tasks and trials, packs, and their cost. No torch."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rankscope.study.plan import Trial
+from rankscope.study.study_file import Trial
 
 
 @dataclass(frozen=True)

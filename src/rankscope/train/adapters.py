@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rankscope.linalg import Dense, LowRank
-from rankscope.study.plan import Trial
-from rankscope.study.tasks import Task
+from rankscope.study.study_file import Trial
+from rankscope.study.task import Task
 from rankscope.train.encoder import rewire, shares_prefix
 from rankscope.train.model import draw_head, heads, load_model, sites, stream, weight_of
 from rankscope.train.packed import Noise, PackedLinear, PackedLoRA, SharedDropout, buckets

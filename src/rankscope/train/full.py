@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rankscope.linalg import Dense
-from rankscope.study.plan import Trial
-from rankscope.study.tasks import Task
+from rankscope.study.study_file import Trial
+from rankscope.study.task import Task
 from rankscope.train.adapters import share
 from rankscope.train.model import draw_head, load_model, quiet, sites, stream, weight_of
 from rankscope.train.packed import Noise

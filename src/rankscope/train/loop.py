@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from rankscope.study.folder import TrialFolder
-from rankscope.study.plan import Trial
-from rankscope.study.tasks import Task
+from rankscope.store.trial_dir import TrialFolder
+from rankscope.study.study_file import Trial
+from rankscope.study.task import Task
 from rankscope.train import checkpoint
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded

@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn.metrics import f1_score, matthews_corrcoef
 from torch import Tensor
 
-from rankscope.study.tasks import Task
+from rankscope.study.task import Task
 
 
 def score(logits: Tensor, labels: Tensor, task: Task) -> list[dict[str, float]]:

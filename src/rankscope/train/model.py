@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from rankscope.study.cost import Shape, Site
-from rankscope.study.tasks import Task
+from rankscope.study.task import Task
 from rankscope.train.attention import NAME as ATTENTION
 from rankscope.train.encoder import before_adapters, of_one_token, shares_prefix
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rankscope.study.folder import TrialFolder
-from rankscope.study.plan import Trial
-from rankscope.study.tasks import Task
+from rankscope.store.trial_dir import TrialFolder
+from rankscope.study.study_file import Trial
+from rankscope.study.task import Task
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.best import Best
 from rankscope.train.data import Encoded

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from rankscope.linalg import Dense, rounding_floor
+from rankscope.weights.base_model import Pretrained, matrices, unreadable
 from rankscope.weights.matrix import Matrix, Reading, Skipped
-from rankscope.weights.pretrained import Pretrained, matrices, unreadable
 from rankscope.weights.tensors import Tensors, finite
 
 # Rounding spreads over all directions, so it hardly moves sigma_1, but adds its share of ||dW||_F^2 to the

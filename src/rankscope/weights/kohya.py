@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rankscope.weights.base_model import Pretrained
 from rankscope.weights.difference import natural, not_chosen
 from rankscope.weights.factors import Factors, factor_matrices
 from rankscope.weights.lora_config import LoraConfig, lora_config
 from rankscope.weights.matrix import Reading, Skipped
-from rankscope.weights.pretrained import Pretrained
-from rankscope.weights.saved import saved_matrices
+from rankscope.weights.modules_to_save import saved_matrices
 from rankscope.weights.tensors import READABLE, Tensors, finite, once
 
 # A layer, and a part of its update. diffusers had several ways over the years: to_q.lora_A.weight, to_q.lora.down.weight,

@@ -10,11 +10,11 @@ import re
 
 from torch import Tensor
 
+from rankscope.weights.base_model import Pretrained
 from rankscope.weights.difference import natural, not_chosen
 from rankscope.weights.factors import Factors, factor_matrices
 from rankscope.weights.matrix import Reading, Skipped
-from rankscope.weights.pretrained import Pretrained
-from rankscope.weights.saved import saved_matrices
+from rankscope.weights.modules_to_save import saved_matrices
 from rankscope.weights.tensors import READABLE, Tensors
 
 SUFFIXES = (".lora_A", ".lora_B")

@@ -6,13 +6,13 @@ import re
 import shlex
 from pathlib import Path
 
+from rankscope.weights.base_model import Pretrained, open_pretrained
 from rankscope.weights.checkpoints import FILES, INDEXES, open_file, open_place
 from rankscope.weights.difference import checkpoint_matrices
 from rankscope.weights.hub import Place, place
 from rankscope.weights.kohya import is_kohya, kohya_matrices
 from rankscope.weights.loralib import is_loralib, loralib_matrices
 from rankscope.weights.matrix import Reading
-from rankscope.weights.pretrained import Pretrained, open_pretrained
 from rankscope.weights.stored import CONFIG, find_adapter, stored_matrices
 from rankscope.weights.tensors import Tensors
 

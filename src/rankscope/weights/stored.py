@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankscope.weights.adapters import adapter_matrices, open_adapter
+from rankscope.weights.base_model import Pretrained
 from rankscope.weights.checkpoints import read_json
 from rankscope.weights.hub import Place
 from rankscope.weights.lora_config import not_low_rank
 from rankscope.weights.matrix import Reading, Skipped
-from rankscope.weights.merged import NO_DIFFERENCE, adapted_layers, merged_matrices
-from rankscope.weights.pretrained import Pretrained
-from rankscope.weights.saved import saved_matrices
+from rankscope.weights.modules_to_save import saved_matrices
+from rankscope.weights.peft_adapter import adapter_matrices, open_adapter
+from rankscope.weights.peft_merge import NO_DIFFERENCE, adapted_layers, merged_matrices
 from rankscope.weights.tensors import Tensors, open_tensors
 
 CONFIG = "adapter_config.json"

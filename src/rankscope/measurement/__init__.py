@@ -1,0 +1,1 @@
+"""Updates -> a table: one row a matrix, from files or from a model in training."""

@@ -1,0 +1,76 @@
+"""An adapter or a checkpoint, with or without its base -> a table of its layers."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+from rankscope.measurement.row import Row, measured
+from rankscope.measurement.table import Table
+from rankscope.weights import Matrix, Skipped, read
+
+__all__ = ["Row", "Skipped", "Table", "measure"]
+
+
+def measure(
+    source: str | Path,
+    *,
+    base: str | Path | None = None,
+    layers: str | None = None,
+    rtol: float = 1e-3,
+    certify: bool = False,
+    alpha: float | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    base_revision: str | None = None,
+) -> Table:
+    """Stable ranks of W, dW and W + dW, layer by layer; nothing is dropped silently.
+
+    Args:
+        source: an adapter of any method of PEFT, a LoRA file of loralib, kohya, ComfyUI or diffusers, or a full
+            checkpoint: a path or a hub id.
+        base: the pretrained model, a path or a hub id, read tensor by tensor. Without it an adapter gives dW
+            alone, and a checkpoint its weights W; with it a checkpoint gives dW = W_FT - W.
+        layers: a regular expression; only layers whose name it finds are measured, the others are listed as
+            skipped.
+        rtol: relative width of the bounds on the stable rank that is aimed at.
+        certify: prove the upper bounds, instead of giving ones that hold with high probability.
+        alpha: LoRA's alpha for loralib files, which carry none; without it the scale is taken to be 1.
+        subfolder: the folder inside ``source``, where that holds several adapters.
+        revision: branch, tag or commit of ``source`` on the hub.
+        base_revision: the same of ``base``; if not given, what the adapter's configuration says.
+
+    Returns a Table: ``.rows``, ``.skipped``, ``.to_dict()``, ``.to_pandas()``, ``.summary()``,
+    ``.peft_settings()``.
+    Raises ``ValueError``, one line, where a file is missing, malformed, or no low-rank update.
+
+        >>> measure("adapter", base="model").to_pandas()[["layer", "matrix", "stable_rank"]]  # doctest: +SKIP
+    """
+    if not (math.isfinite(rtol) and rtol > 0):
+        raise ValueError(f"rtol: expected a number above 0, such as 0.001; found {rtol}.")
+    rows: list[Row] = []
+    skipped: list[Skipped] = []
+    spectra: dict[str, tuple[int, ...]] = {}
+    for one in read(
+        source,
+        base=base,
+        layers=_pattern(layers),
+        alpha=alpha,
+        subfolder=subfolder,
+        revision=revision,
+        base_revision=base_revision,
+    ):
+        if isinstance(one, Matrix):
+            rows.append(measured(one, rtol=rtol, certify=certify, spectra=spectra))
+        else:
+            skipped.append(one)
+        del one  # before the next is read: one matrix at a time
+    return Table(str(source), None if base is None else str(base), tuple(rows), tuple(skipped), spectra)
+
+
+def _pattern(layers: str | None) -> re.Pattern[str] | None:
+    try:
+        return None if layers is None else re.compile(layers)
+    except re.error as error:
+        raise ValueError(f"layers: expected a regular expression; found {layers!r}: {error}.") from error

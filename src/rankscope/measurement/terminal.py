@@ -1,0 +1,134 @@
+"""What ``rankscope measure`` prints on a terminal: the layers, a summary per kind of layer, what was left out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from rankscope.measurement.row import Row
+from rankscope.measurement.suggest import SHARES
+from rankscope.measurement.table import Table
+
+ALWAYS = ("layer", "matrix", "stable rank")
+
+
+def show(table: Table, console: Console | None = None) -> None:
+    """Prints the table. Names come from untrusted files: they are printed as plain text, never as markup or codes."""
+    out = console or Console()
+    if not out.is_terminal:
+        out.width = max(out.width, 150)
+    if table.rows:
+        grid, notes = _rows(table)
+        out.print(grid)
+        for number, note in enumerate(notes, start=1):
+            out.print(plain(f"[{number}] {note}"))
+    if len(table.rows) > 1:
+        out.print(_summary(table))
+    _suggest(table, out)
+    for why, count in Counter(one.why for one in table.skipped).items():
+        names = [one.layer for one in table.skipped if one.why == why]
+        out.print(plain(f"skipped {count}: {names[0]}{' ...' if count > 1 else ''}: {why}"))
+    if not table.rows:
+        out.print("nothing was measured")
+
+
+def writable(path: str) -> Path:
+    """The place of a new file. ``ValueError``, one line, where none can be written."""
+    place = Path(path)
+    if not place.parent.is_dir() or place.is_dir():
+        raise ValueError(
+            f"{path}: expected a file in a folder that exists; found {'a folder' if place.is_dir() else 'no such folder'}."
+        )
+    return place
+
+
+def write_parquet(table: Table, path: str) -> None:
+    """The rows as a Parquet file, whole or not at all: written beside ``path``, then renamed."""
+    place = writable(path)
+    partial = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        table.to_pandas().to_parquet(partial, index=False)
+        partial.replace(place)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def plain(text: str) -> Text:
+    """Text without control characters, which a terminal would obey."""
+    return Text("".join(char if char.isprintable() else repr(char)[1:-1] for char in text))
+
+
+def _rows(table: Table) -> tuple[Grid, list[str]]:
+    """The layers, without the columns that would be empty, and the notes that they refer to by number."""
+    notes = list(dict.fromkeys(row.note for row in table.rows if row.note))
+    lines = [_cells(row, table, notes) for row in table.rows]
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
+    kept = [name for name in lines[0] if name in ALWAYS or any(line[name] for line in lines)]
+    for name in kept:
+        if name == "layer":
+            grid.add_column(name, overflow="fold", min_width=20)
+        else:
+            grid.add_column(name, justify="left" if name in ("matrix", "note") else "right", no_wrap=True)
+    for line in lines:
+        grid.add_row(*(plain(line[name]) for name in kept))
+    return grid, notes
+
+
+def _cells(row: Row, table: Table, notes: list[str]) -> dict[str, str]:
+    """Column -> what stands in it."""
+    update = row.matrix == "dW"
+    return {
+        "layer": row.layer,
+        "matrix": row.matrix,
+        "r": "" if row.r is None else str(row.r),
+        "stable rank": _number(row.stable_rank),
+        "bounds": _bounds(row),
+        "sr/r": f"{row.stable_rank / row.r:.0%}" if row.uses_rank and row.stable_rank and row.r else "",
+        "sigma_1": _number(row.spectral_norm),
+        "||.||_F": _number(row.frobenius_norm),
+        "eff. rank": _number(row.effective_rank),
+        "r at 90|95|99 %": " | ".join(map(str, table.energy_ranks.get(row.layer, ()) if update else ())),
+        "note": f"[{notes.index(row.note) + 1}]" if row.note else "",
+    }
+
+
+def _suggest(table: Table, out: Console) -> None:
+    """Ranks that would have been enough, as PEFT takes them: LoraConfig(**...), or lines of adapter_config.json."""
+    for share in SHARES:
+        if settings := table.peft_settings(share):
+            out.print(
+                plain(f"for {share:.0%} of the energy of each dW: {json.dumps(settings)}"), soft_wrap=True
+            )
+
+
+def _bounds(row: Row) -> str:
+    """-0.01% +0.04%: where the truth lies, relative to the value; empty where it is exact to the digits shown."""
+    if row.stable_rank is None or row.lower is None or row.upper is None:
+        return ""
+    below, above = row.lower / row.stable_rank - 1, row.upper / row.stable_rank - 1
+    return "" if max(-below, above) < 5e-5 else f"{below:+.2%} {above:+.2%}"
+
+
+def _summary(table: Table) -> Grid:
+    grid = Grid("kind of layer (medians)", "matrix", box=SIMPLE_HEAD, pad_edge=False)
+    columns = ("layers", "stable_rank", "lowest", "highest", "utilisation", "drift")
+    for name in columns:
+        grid.add_column(name.replace("_", " "), justify="right")
+    for line in table.summary().to_dict("records"):
+        cells = [str(line["kind"]), str(line["matrix"]), str(line["layers"])]
+        cells += [_number(line[name]) for name in columns[1:-1]]
+        cells.append("" if math.isnan(line["drift"]) else f"{line['drift']:+.1%}")
+        grid.add_row(*map(plain, cells))
+    return grid
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.4g}"

@@ -1,0 +1,105 @@
+"""From a store to what it says: the conclusions, and the report that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from rankscope.analysis.conclusions import Conclusions, conclude
+from rankscope.analysis.drift import condensed, drift
+from rankscope.analysis.frames import Frames
+from rankscope.store.store import Store
+
+KEPT = ("trials", "metrics", "spectra", "drifts", "comparison")
+
+
+def frames(store: Store) -> Frames:
+    """The store's four tables. ``ValueError`` when no trial has finished yet."""
+    trials = store.trials()
+    if trials.empty:
+        raise ValueError(f"{store}: expected finished trials; found none. rankscope status {store}")
+    kept, moved = [], []
+    for part in store.spectra_parts():  # all at once take more memory than all else together
+        kept.append(condensed(trials, part))
+        moved.append(drift(part))
+    spectra, drifts = (pd.concat(p, ignore_index=True) if p else pd.DataFrame() for p in (kept, moved))
+    return Frames(trials, store.metrics(), spectra, store.comparison(), drifts)
+
+
+def kept(folder: Path) -> Frames:
+    """The tables that a report keeps of its study (``data/``), from which the same conclusions follow."""
+    return Frames(**{name: pd.read_parquet(folder / f"{name}.parquet") for name in KEPT})
+
+
+def _keep(found: Frames, folder: Path) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in KEPT:
+        written.append(folder / f"{name}.parquet")
+        table = found.all_trials if name == "trials" else getattr(found, name)
+        table.to_parquet(written[-1], index=False, compression="zstd")
+    return written
+
+
+def analyze(
+    store: str | Path | Store, *, progress: Callable[[float], None] = lambda share: None
+) -> Conclusions:
+    """H1 to H4 for the trials that have finished, each with its numbers and intervals. ``store`` may also be the folder
+    ``data`` that a report was written with. ``progress`` adds up to 1."""
+    if isinstance(store, Store):
+        found = frames(store)
+    elif all((Path(store) / f"{name}.parquet").is_file() for name in KEPT):
+        found = kept(Path(store))
+    else:
+        found = frames(Store(store))
+    return conclude(
+        found.all_trials, found.metrics, found.spectra, found.comparison, found.drifts, progress=progress
+    )
+
+
+def text(conclusions: Conclusions) -> str:
+    """The verdicts as ``rankscope analyze`` prints them: hypothesis, answer, the sentences that say why, caveats."""
+    lines: list[str] = []
+    for verdict in conclusions.verdicts:
+        lines += [f"{verdict.hypothesis}  {verdict.question}  {verdict.verdict.upper()}"]
+        lines += [f"    {sentence}" for sentence in verdict.sentences]
+        lines += [f"    note: {caveat}" for caveat in verdict.caveats]
+        lines += [""]
+    lines += ["With all of them:"] + [f"    {caveat}" for caveat in conclusions.caveats]
+    return "\n".join(lines)
+
+
+def write_report(
+    store: str | Path | Store,
+    output: str | Path | None = None,
+    *,
+    progress: Callable[[float], None] = lambda share: None,
+) -> list[Path]:
+    """One self-contained page (default: report.html in the store), figures, tables and data beside it. -> files written
+
+    ``progress`` adds up to 2: the analysis, then the writing.
+    """
+    from rankscope.report.page import write  # heavy, and the conclusions alone need none of it
+
+    opened = store if isinstance(store, Store) else Store(store)
+    found = frames(opened)
+    conclusions = conclude(
+        found.all_trials, found.metrics, found.spectra, found.comparison, found.drifts, progress=progress
+    )
+    page = Path(output) if output is not None else opened.path / "report.html"
+    written = write(
+        found,
+        conclusions,
+        page,
+        study_text=opened.study_text,
+        progress=progress,
+        provenance={
+            "study": opened.study.name,
+            "store": opened.hash(),
+            "fingerprints": opened.fingerprints,
+            "trained with": opened.provenance(),
+        },
+    )
+    return [*written, *_keep(found, page.parent / "data")]

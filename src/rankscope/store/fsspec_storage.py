@@ -1,0 +1,141 @@
+"""A shelf behind a URL that fsspec knows: an object store, most often.
+
+What was written once is never changed there (log, finished trials), so a copy in a local folder, the mirror, can't grow stale:
+everything that reads a store reads files from ``root``, and asks for them with ``fetch`` first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rankscope.store.storage import LocalShelf
+
+MANY = 500  # small files fetched at once
+
+
+class RemoteShelf:
+    """``create`` is exclusive where the backend has conditional writes, as S3 has (If-None-Match). Elsewhere fsspec looks
+    first and writes then: one worker at a time is safe, many are not."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            import fsspec
+        except ImportError:
+            raise ValueError(
+                f"{url}: expected fsspec for a store behind a URL; pip install 'rankscope[s3]'"
+            ) from None
+        self.url = url.rstrip("/")
+        try:
+            self.fs, self._path = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"{url}: expected a URL that fsspec can open; {error}") from None
+        self.root = _mirrors() / hashlib.sha256(self.url.encode()).hexdigest()[:24]
+        self._local = LocalShelf(self.root)
+        self._kept: dict[Path, int] = {}
+
+    def __str__(self) -> str:
+        return self.url
+
+    def read(self, name: str) -> bytes:
+        return self.fs.cat_file(self._at(name))
+
+    def exists(self, name: str) -> bool:
+        return self.fs.exists(self._at(name))
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            found = self.fs.ls(self._at(folder), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        names = {str(path).rstrip("/").rsplit("/", 1)[-1] for path in found}
+        return sorted(n for n in names if n and not n.startswith(".") and n != folder.rsplit("/", 1)[-1])
+
+    def create(self, name: str, data: bytes) -> bool:
+        """One conditional write. See ``LocalShelf.create``."""
+        try:
+            self.fs.pipe_file(self._at(name), data, mode="create")
+        except FileExistsError:
+            return self.read(name) == data
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # s3fs says so for "412 Precondition Failed" and "409 Conflict"
+                raise
+            return self.exists(name) and self.read(name) == data
+        return True
+
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """An object is whole or absent, and safe when the call returns, whatever ``durable`` says."""
+        self.fs.pipe_file(self._at(name), data)
+
+    def remove(self, name: str) -> None:
+        """Here and there."""
+        self._local.remove(name)
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self._at(name), recursive=True)
+
+    def workspace(self, name: str) -> Path:
+        return self._local.workspace(name)
+
+    def keep(self, name: str) -> None:
+        """Uploads what is new or changed in ``workspace(name)``, in the order of the names."""
+        for path in sorted((self.root / name).rglob("*")):
+            if path.is_file() and not path.name.startswith("."):
+                state = path.stat().st_mtime_ns
+                if self._kept.get(path) != state:
+                    self.fs.put_file(str(path), self._at(path.relative_to(self.root).as_posix()))
+                    self._kept[path] = state
+
+    def adopt(self, source: str, target: str) -> None:
+        """Fills a workspace with what another left."""
+        names = self._below(source)
+        self.fetch(names)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copytree(self.root / source, self.root / target, dirs_exist_ok=True)
+
+    def move(self, source: str, target: str) -> bool:
+        """Copies file by file, ``done.json`` last, and then removes. Anybody may go on with it halfway, or do it beside another."""
+        if self.exists(f"{target}/done.json"):
+            return False
+        names = [name.removeprefix(f"{source}/") for name in self._below(source)]
+        if "done.json" not in names:
+            return False
+        for name in sorted(names, key="done.json".__eq__):
+            self.fs.copy(self._at(f"{source}/{name}"), self._at(f"{target}/{name}"))
+        return True
+
+    def fetch(self, names: Sequence[str]) -> None:
+        """Brings these files into the mirror, as far as they exist and aren't there yet."""
+        missing = [name for name in names if not (self.root / name).exists()]
+        for i in range(0, len(missing), MANY):
+            part = {self._at(name): name for name in missing[i : i + MANY]}
+            found: dict[str, Any] = self.fs.cat(list(part), on_error="return")
+            for path, data in found.items():
+                if isinstance(data, bytes):
+                    self._local.write(part[path], data, durable=False)
+                elif not isinstance(data, FileNotFoundError):
+                    raise data
+
+    def fetch_below(self, folder: str) -> None:
+        """Brings a folder into the mirror."""
+        self.fetch(self._below(folder))
+
+    def _at(self, name: str) -> str:
+        return f"{self._path}/{name}" if name else self._path
+
+    def _below(self, folder: str) -> list[str]:
+        """The names of all files in a folder and the folders in it."""
+        try:
+            found = self.fs.find(self._at(folder))
+        except FileNotFoundError:
+            return []
+        return [f"{folder}/{str(path).split(self._at(folder) + '/', 1)[1]}" for path in found]
+
+
+def _mirrors() -> Path:
+    return Path(os.environ.get("RANKSCOPE_CACHE", "~/.cache/rankscope")).expanduser() / "stores"

@@ -1,0 +1,162 @@
+"""How a worker shows that it lives, and how others tell that it doesn't. No clock that can be set is ever compared.
+
+On one machine the kernel knows: a worker holds a lock on a file in the temporary folder, and loses it when it dies, however it
+dies. Across machines a worker counts its heartbeats, and whoever sees that count stand still for ``PATIENCE`` seconds
+of its own steady clock takes the worker for dead. That may be wrong (a stopped process, a cut network): then the claim is revoked, and
+the worker that wakes up again can't commit it (see ledger.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import math
+import os
+import platform
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rankscope.store.files import dumps, loads
+from rankscope.store.log import Claim, Ledger
+
+BEAT = 5.0  # seconds between two heartbeats
+PATIENCE = 60.0  # seconds without a heartbeat after which a worker is taken for dead
+
+
+class LeaseLost(Exception):
+    """The claim was revoked: somebody else trains these trials now."""
+
+
+class Presence:
+    """A worker's name, and the lock that the kernel drops with the worker."""
+
+    def __init__(self) -> None:
+        self.worker, self.host, self.boot = uuid.uuid4().hex, platform.node(), boot()
+        path = _lock_file(self.worker)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file = path.open("w")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def leave(self, *, holding: bool) -> None:
+        """Drops the lock. ``holding``: a claim is left that could not be ended (a full disk), so others must see it drop."""
+        if not holding:
+            forget(self.worker)
+        self._file.close()
+
+
+def forget(worker: str) -> None:
+    """Removes a dead worker's lock file."""
+    with contextlib.suppress(OSError):
+        _lock_file(worker).unlink()
+
+
+def is_gone(claim: Claim) -> bool | None:
+    """Whether the kernel says that this claim's worker is dead; None: it worked elsewhere, or cannot be found."""
+    if claim.boot != boot() or not claim.worker.isalnum():
+        return None
+    try:
+        with _lock_file(claim.worker).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+@functools.cache
+def boot() -> str:
+    """What tells this start of this machine from all others; processes with the same one share a kernel."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return uuid.uuid4().hex  # unknown: then only the heartbeat counts
+
+
+def _lock_file(worker: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"rankscope-{os.getuid()}" / worker
+
+
+class Watch:
+    """Looks at other workers' heartbeats, and remembers since when each stands still."""
+
+    def __init__(
+        self, ledger: Ledger, *, clock: Callable[[], float] = time.monotonic, patience: float = PATIENCE
+    ) -> None:
+        self._ledger, self._clock, self._patience = ledger, clock, patience
+        self._seen: dict[int, tuple[int, float, float]] = {}  # claim -> count, new since, looked at
+
+    def is_dead(self, claim: Claim) -> bool:
+        if is_gone(claim):
+            return True
+        now = self._clock()
+        last, since, looked = self._seen.get(claim.number, (-1, now, -math.inf))
+        if now - looked >= BEAT:
+            count = pulse(self._ledger, claim.number)["count"]
+            since = since if count == last else now
+            self._seen[claim.number] = (count, since, now)
+        return now - since > self._patience
+
+
+def pulse(ledger: Ledger, number: int) -> dict[str, Any]:
+    """The last heartbeat of a claim: ``count``, and ``steps`` that were taken since it began (over all its trials)."""
+    with contextlib.suppress(FileNotFoundError):
+        return loads(ledger.shelf.read(beat(number)), beat(number))
+    return {"count": 0, "steps": 0}
+
+
+class Lease:
+    """A live claim in its worker's hands."""
+
+    def __init__(self, ledger: Ledger, number: int, *, every: float = BEAT) -> None:
+        self.ledger, self.number, self.every = ledger, number, every
+        self.steps = 0
+        self._count = 0
+        self._ended = threading.Event()
+
+    def progress(self, steps: int) -> None:
+        """Counts optimiser steps. ``LeaseLost`` when they are in vain."""
+        self.steps += steps
+        if self.number not in self.ledger.live:
+            raise LeaseLost(f"claim {self.number} was revoked")
+
+    @contextlib.contextmanager
+    def beating(self, each: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Heartbeats from a thread of their own, so that a long step or evaluation is not taken for death.
+
+        ``each`` is called with every one of them. At each the log is read, so a revocation is known soon.
+        """
+        thread = threading.Thread(target=self._beat, args=(each,), name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
+            with contextlib.suppress(OSError):
+                self.ledger.shelf.remove(beat(self.number))
+
+    def _beat(self, each: Callable[[], None]) -> None:
+        while self.number in self.ledger.live:
+            self._count += 1
+            with contextlib.suppress(OSError):  # a full disk or a lost network: the next one may get through
+                content = {"count": self._count, "steps": self.steps}
+                self.ledger.shelf.write(beat(self.number), dumps(content), durable=False)
+                each()
+                self.ledger.refresh()
+            if self._ended.wait(self.every):
+                return
+
+    def end(self, how: str, **more: Any) -> None:
+        """``LeaseLost`` when somebody else ended it before."""
+        if not self.ledger.end(self.number, how, **more):
+            raise LeaseLost(f"claim {self.number} was revoked")
+
+
+def beat(number: int) -> str:
+    return f"beats/{number}.json"

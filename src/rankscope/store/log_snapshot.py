@@ -1,0 +1,60 @@
+"""The beginning of the log in one file, so that readers need not open thousands.
+
+Entries never change, so a transcript is never wrong, only short. It counts while its last entry is the log's own; whoever finds none
+or a damaged one reads the log itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rankscope.store.files import loads
+from rankscope.store.storage import Shelf
+
+TRANSCRIPT = "cache/log.jsonl"
+LOG = "log"
+
+
+def entry_name(number: int) -> str:
+    return f"{LOG}/{number:08d}.json"
+
+
+def entries(shelf: Shelf, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """These entries of the log, all at once: one by one they take long over a network."""
+    names = [entry_name(number) for number in numbers]
+    shelf.fetch(names)
+    found = []
+    for name in names:
+        with open(f"{shelf.root}/{name}", "rb") as file:
+            found.append(loads(file.read(), f"{shelf}/{name}"))
+    return found
+
+
+def read_transcript(shelf: Shelf) -> list[dict[str, Any]]:
+    """The entries from the first on that it holds."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        lines = shelf.read(TRANSCRIPT).splitlines()
+        found = [loads(line, TRANSCRIPT) for line in lines]
+        last = loads(shelf.read(entry_name(len(found))), LOG)
+        if last["nonce"] == found[-1]["nonce"]:
+            return found
+    return []
+
+
+def extend_transcript(shelf: Shelf, length: int) -> int:
+    """Makes it hold the log up to that entry, unless another worker has done about as much. -> how many it holds"""
+    known = read_transcript(shelf)
+    if is_worth_it(len(known), length):
+        with contextlib.suppress(OSError):  # a full disk is no reason to stop: the log is whole without it
+            known += entries(shelf, range(len(known) + 1, length + 1))
+            text = "".join(json.dumps(entry) + "\n" for entry in known)
+            shelf.write(TRANSCRIPT, text.encode(), durable=False)
+    return len(known)
+
+
+def is_worth_it(known: int, length: int) -> bool:
+    """Whether the log has grown by a tenth and a hundred: so all that is ever written stays in proportion to the log."""
+    return length >= 1.1 * known + 100

@@ -1,0 +1,179 @@
+"""Where a store's files lie, and the few operations that everything else is built on.
+
+A name is a path below the store, with slashes. The one operation that decides anything is ``create``: of all that try to
+create a name, exactly one succeeds, and nobody ever reads half of what it wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+
+class Shelf(Protocol):
+    """Where a store lies. ``root`` is a local folder: the store itself, or a copy of what was fetched of it."""
+
+    root: Path
+
+    def read(self, name: str) -> bytes: ...
+    def exists(self, name: str) -> bool: ...
+    def names(self, folder: str) -> list[str]: ...
+    def create(self, name: str, data: bytes) -> bool: ...
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None: ...
+    def remove(self, name: str) -> None: ...
+    def workspace(self, name: str) -> Path: ...
+    def adopt(self, source: str, target: str) -> None: ...
+    def keep(self, name: str) -> None: ...
+    def move(self, source: str, target: str) -> bool: ...
+    def fetch(self, names: Sequence[str]) -> None: ...
+    def fetch_below(self, folder: str) -> None: ...
+
+
+def shelf_at(place: str | Path) -> Shelf:
+    """The shelf in that folder or at that URL."""
+    if "://" in str(place) and not str(place).startswith("file://"):
+        from rankscope.store.fsspec_storage import RemoteShelf
+
+        return RemoteShelf(str(place))
+    return LocalShelf(Path(str(place).removeprefix("file://")))
+
+
+class LocalShelf:
+    """A folder on a disk that all workers see. Needs hard links, as every file system for Unix has them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def exists(self, name: str) -> bool:
+        return (self.root / name).exists()
+
+    def names(self, folder: str) -> list[str]:
+        """What lies directly in a folder, without hidden files; nothing if it isn't there."""
+        try:
+            return sorted(n for n in os.listdir(self.root / folder) if not n.startswith("."))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Makes that file, whole and on disk, unless it is there. -> whether this call made it
+
+        A link to a complete draft: unlike O_EXCL, it never shows a file that is still being written. ``data`` must be
+        like no other's: found there, it is taken for ours (a network may lose the answer to a request that succeeded).
+        """
+        path = self.root / name
+        draft = self._draft(path, data)
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return path.read_bytes() == data
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+                raise OSError(
+                    f"{self.root}: expected a file system with hard links, which claims rest on; "
+                    f"found one without ({error.strerror}). Name a --store elsewhere"
+                ) from None
+            raise
+        finally:
+            draft.unlink(missing_ok=True)
+        sync(path.parent)
+        return True
+
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Makes or replaces that file: after a crash it is the old one or the new one, never half."""
+        path = self.root / name
+        draft = self._draft(path, data, durable=durable)
+        try:
+            draft.replace(path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+        if durable:
+            sync(path.parent)
+
+    def remove(self, name: str) -> None:
+        """A file or a folder with all that is in it; nothing happens if it isn't there."""
+        path = self.root / name
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+    def workspace(self, name: str) -> Path:
+        """A local folder to write in, new and empty; ``keep`` makes what is written there part of the shelf."""
+        path = self.root / name
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        return path
+
+    def adopt(self, source: str, target: str) -> None:
+        """Moves a folder to one that is new. Who still writes there writes into the void."""
+        if (self.root / source).is_dir():
+            shutil.rmtree(self.root / target, ignore_errors=True)
+            os.rename(self.root / source, self.root / target)
+
+    def keep(self, name: str) -> None:
+        """Everything below ``workspace(name)`` is on disk when this returns."""
+        paths = [
+            [Path(folder), *(Path(folder) / file for file in files)]
+            for folder, _, files in os.walk(self.root / name)
+        ]
+        with ThreadPoolExecutor(8) as pool:  # together they share the journal's commits: several times faster
+            list(pool.map(sync, [path for group in paths for path in group]))
+
+    def move(self, source: str, target: str) -> bool:
+        """Renames a folder at once, unless the target has something in it. -> False: it has, or there is no source"""
+        path = self.root / target
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(self.root / source, path)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        sync(path.parent)
+        return True
+
+    def fetch(self, names: Sequence[str]) -> None:
+        """Everything is here already."""
+
+    def fetch_below(self, folder: str) -> None:
+        """Everything is here already."""
+
+    def _draft(self, path: Path, data: bytes, *, durable: bool = True) -> Path:
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("xb") as file:
+                file.write(data)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+        return draft
+
+
+def sync(path: Path) -> None:
+    """fsync of a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+            os.fsync(descriptor)  # some file systems know no fsync of a folder
+    finally:
+        os.close(descriptor)

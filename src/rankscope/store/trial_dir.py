@@ -1,0 +1,62 @@
+"""The folder of one trial: what is written there, in which order, and what makes it a result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rankscope.store.files import finite, read_json, write_json
+from rankscope.study.study_file import Trial
+
+TRIAL, METRICS, SPECTRA, DONE = "trial.json", "metrics.jsonl", "spectra.parquet", "done.json"
+
+
+class TrialFolder:
+    """A result once ``done.json`` is there, which is written last. Training writes into one that nobody else sees;
+    it becomes ``<store>/trials/<id>/``, all at once, when its worker's claim is committed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def is_done(self) -> bool:
+        return (self.path / DONE).is_file()
+
+    def begin(self, trial: Trial, *, provenance: dict[str, Any]) -> None:
+        """Says what is to be trained here."""
+        self.path.mkdir(parents=True)
+        write_json(self.path / TRIAL, {"id": trial.id, "trial": trial.model_dump(mode="json"), **provenance})
+
+    def log(self, **evaluation: float | int | None) -> None:
+        """One more line of metrics.jsonl; a number that is not finite becomes null."""
+        line = {key: finite(value) for key, value in evaluation.items()}
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def write_spectra(self, spectra: pd.DataFrame) -> None:
+        spectra.to_parquet(self.path / SPECTRA, index=False)
+
+    def finish(self, **result: Any) -> None:
+        """Makes the folder a result. Everything else must be written by now."""
+        write_json(self.path / DONE, {key: finite(value) for key, value in result.items()})
+
+    def trial(self) -> dict[str, Any]:
+        return read_json(self.path / TRIAL)["trial"]
+
+    def machine(self) -> dict[str, Any]:
+        """What it was trained on."""
+        return read_json(self.path / TRIAL).get("machine", {})
+
+    def result(self) -> dict[str, Any]:
+        return {key: value for key, value in read_json(self.path / DONE).items() if key != "format"}
+
+    def metrics(self) -> list[dict[str, Any]]:
+        path = self.path / METRICS
+        return (
+            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            if path.is_file()
+            else []
+        )

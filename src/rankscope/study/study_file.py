@@ -1,0 +1,284 @@
+"""What to run: a study file -> trials.
+
+Three kinds of parameter, in the words of Google's deep-learning tuning playbook: *scientific* ones are what the
+study asks about, *nuisance* ones are tuned away or averaged over, *fixed* ones are the same in every trial.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from rankscope.study.complaints import complaint
+from rankscope.study.recipe import Name as Recipes
+from rankscope.study.recipe import recipe_for
+from rankscope.study.task import task_named
+from rankscope.study.trial import GAP, GAP_CODE, STRICT, Method, Precision, Scaling, Trial, digest
+
+Rank = Annotated[int, Field(ge=1, strict=True)] | Literal["d"]
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    if len(set(values)) != len(values):
+        raise ValueError(f"every value once, got {values}")
+    return values
+
+
+class Scientific(BaseModel):
+    """What the study asks about; each value is a list, and the trials are their product."""
+
+    model_config = STRICT
+
+    model: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
+    task: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
+    method: Annotated[list[Method], BeforeValidator(_listed), Field(min_length=1)] = ["lora", "full"]
+    rank: Annotated[list[Rank], BeforeValidator(_listed)] = [8]
+    scaling: Annotated[list[Scaling], BeforeValidator(_listed), Field(min_length=1)] = ["alpha/r"]
+
+    _once = field_validator("model", "task", "method", "rank", "scaling")(_distinct)
+
+    @field_validator("task")
+    @classmethod
+    def _known(cls, tasks: list[str]) -> list[str]:
+        for task in tasks:
+            task_named(task)
+        return tasks
+
+    @model_validator(mode="after")
+    def _ranks_for_lora(self) -> Scientific:
+        if "lora" in self.method and not self.rank:
+            raise ValueError('rank: method "lora" needs at least one rank; found an empty list')
+        return self
+
+
+class Nuisance(BaseModel):
+    """What every comparison is tuned or averaged over."""
+
+    model_config = STRICT
+
+    learning_rate: Annotated[
+        list[Annotated[float, Field(gt=0)]], BeforeValidator(_listed), Field(min_length=1)
+    ]
+    seed: Annotated[
+        list[Annotated[int, Field(ge=0, strict=True)]], BeforeValidator(_listed), Field(min_length=1)
+    ] = [0]
+
+    _once = field_validator("learning_rate", "seed")(_distinct)
+
+
+class Budget(BaseModel):
+    """``[fixed.task.NAME]``: what differs for one task, as Hu et al.'s budgets do."""
+
+    model_config = STRICT
+
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None  # instead of epochs
+    max_length: Annotated[int, Field(ge=4)] | None = None
+    eval_every: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs and steps: expected one of them, found both")
+        return self
+
+
+class Fixed(Budget):
+    """The same in every trial. What is left out is Hu et al. 2021's: per model and task where they differ."""
+
+    model_config = STRICT
+
+    data: str = "hub"  # "hub", "lab", or a folder of <TASK>/{train,validation}.tsv
+    recipe: Recipes = "paper"  # whose values fill the gaps below: the paper's table or its released scripts
+    task: dict[str, Budget] = {}
+    train_rows: Annotated[int, Field(ge=1)] | None = None  # the first n rows only
+    validation_rows: Annotated[int, Field(ge=1)] | None = None
+    eval_every: Annotated[int, Field(ge=1)] | Literal["epoch"] = "epoch"  # or every n steps
+    target_modules: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] = ["query", "value"]
+    lora_alpha: Annotated[float, Field(gt=0)] | None = None
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.06
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    precision: Precision | None = None  # of matrix products; None: bfloat16 on CUDA, float32 elsewhere
+    retries: Annotated[int, Field(ge=0, strict=True)] = 1  # of a failed trial; no part of what a trial is
+
+    @field_validator("task")
+    @classmethod
+    def _known(cls, tasks: dict[str, Budget]) -> dict[str, Budget]:
+        for task in tasks:
+            task_named(task)
+        return tasks
+
+
+class Arm(Scientific, Nuisance):
+    """Further trials, a product of their own: lists that an ``[[arm]]`` does not name are the study's. With ``budget`` it trains
+    so many times as long, the schedule stretched: continued training, which H3 asks about."""
+
+    budget: Annotated[float, Field(gt=0)] = 1.0
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "scientific": Scientific,
+    "nuisance": Nuisance,
+    "fixed": Fixed,
+    "arm": Arm,
+    "fixed.task": Budget,
+}
+
+
+class Study(BaseModel):
+    """A validated study file. ``Study.load`` takes its path or the name of a built-in one ("lab", "paper")."""
+
+    model_config = STRICT
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]{1,80}$")]
+    scientific: Scientific
+    nuisance: Nuisance
+    fixed: Fixed = Fixed()
+    arm: list[Arm] = []
+    source: str = Field(default="", exclude=True)  # the TOML text
+    folder: Path = Field(default=Path("."), exclude=True)  # relative paths in the file start here
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherited(cls, table: Any) -> Any:
+        """Arms with the study's lists in their gaps; what is no table is left to the fields' own checks."""
+        own, arms = [table.get(key, {}) for key in ("scientific", "nuisance")], table.get("arm", [])
+        if not all(isinstance(part, dict) for part in own) or not isinstance(arms, list):
+            return table
+        inherited = own[0] | own[1]
+        return table | {"arm": [inherited | arm if isinstance(arm, dict) else arm for arm in arms]}
+
+    @classmethod
+    def load(cls, study: str | Path) -> Study:
+        """Reads a study file; ``ValueError`` (one line) says which key is wrong, ``FileNotFoundError`` what exists."""
+        path = Path(study)
+        if path.suffix == ".toml" or path.is_file():
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"{path}: no such study file; built-in studies are {', '.join(builtin())}"
+                )
+            return cls.parse(path.read_text(encoding="utf-8"), label=str(path), folder=path.resolve().parent)
+        if str(study) not in builtin():
+            raise FileNotFoundError(
+                f"study {str(study)!r}: expected a .toml file or one of {', '.join(builtin())}"
+            )
+        text = (resources.files("rankscope") / "studies" / f"{study}.toml").read_text(encoding="utf-8")
+        return cls.parse(text, label=str(study))
+
+    @classmethod
+    def parse(cls, text: str, *, label: str = "study", folder: Path | None = None) -> Study:
+        """A study from TOML text; ``label`` names it in errors."""
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{label}: not TOML: {error}") from None
+        known = ["name", *(section for section in _SECTIONS if "." not in section)]
+        for key in sorted(table.keys() - set(known)):
+            raise ValueError(f"{label}: {key}: unknown key; expected one of {', '.join(known)}")
+        try:
+            return cls(**table, source=text, folder=folder or Path.cwd())
+        except ValidationError as error:
+            raise ValueError(f"{label}: {complaint(error, _SECTIONS)}") from None
+
+    @property
+    def models(self) -> list[str]:
+        """Those of the study and of its arms, each once."""
+        return list(dict.fromkeys(name for part in (self.scientific, *self.arm) for name in part.model))
+
+    @property
+    def tasks(self) -> list[str]:
+        """Likewise."""
+        return list(dict.fromkeys(name for part in (self.scientific, *self.arm) for name in part.task))
+
+    def trials(self, largest_rank: Mapping[str, int]) -> list[Trial]:
+        """The product of all lists, then those of the arms; ``largest_rank[model]`` is what "d" stands for, and no rank
+        may exceed it."""
+        main = Arm(**self.scientific.model_dump(), **self.nuisance.model_dump())
+        trials: dict[str, Trial] = {}
+        for arm in [main, *self.arm]:
+            for trial in self._product(arm, largest_rank):
+                trials.setdefault(trial.id, trial)  # "d" and 768 may both be listed
+        return list(trials.values())
+
+    def budgets(self, largest_rank: Mapping[str, int]) -> dict[str, float]:
+        """Trial id -> how many times as long as the study's own trials it trains, where that is not once."""
+        arms = [arm for arm in self.arm if arm.budget != 1]
+        return {trial.id: arm.budget for arm in arms for trial in self._product(arm, largest_rank)}
+
+    def _product(self, arm: Arm, largest_rank: Mapping[str, int]) -> Iterator[Trial]:
+        for model, task in itertools.product(arm.model, arm.task):
+            for kind in self._kinds(arm, model, largest_rank[model]):
+                same = {"model": model, "task": task, **kind}
+                same |= self._fixed(model, task, kind["method"], arm.budget)
+                # encoded once, with two gaps: a plan of 100,000 trials spends most of its time here
+                any_of_them = Trial(learning_rate=1, seed=0, **same)
+                first, second, third = any_of_them.canonical(learning_rate=GAP, seed=GAP).split(GAP_CODE)
+                for rate, seed in itertools.product(arm.learning_rate, arm.seed):
+                    id = digest(f"{first}{rate!r}{second}{seed}{third}")
+                    own = {"learning_rate": rate, "seed": seed, "id": id}  # valid since the study is
+                    yield any_of_them.model_copy(update=own)
+
+    def _kinds(self, arm: Arm, model: str, limit: int) -> Iterator[dict[str, Any]]:
+        if "lora" in arm.method:
+            for rank in arm.rank:
+                if rank != "d" and rank > limit:
+                    raise ValueError(
+                        f"rank: expected 1 to {limit} for model {model!r} (the smallest dimension of its "
+                        f'{", ".join(self.fixed.target_modules)} weights); found {rank}; "d" stands for {limit}'
+                    )
+                for scaling in arm.scaling:
+                    yield {"method": "lora", "rank": limit if rank == "d" else rank, "scaling": scaling}
+        if "full" in arm.method:
+            yield {"method": "full", "rank": None, "scaling": None}
+
+    def _fixed(self, model: str, task: str, method: str, budget: float) -> dict[str, Any]:
+        """The fixed parameters, with Hu et al.'s in the gaps, for ``budget`` times as long."""
+        fixed = self.fixed.model_dump(exclude={"data", "retries", "recipe", "task"})
+        own = self.fixed.task.get(task, Budget()).model_dump(exclude_none=True)
+        if own.keys() & {"epochs", "steps"}:
+            fixed |= {"epochs": None, "steps": None}
+        fixed |= own
+        recipe = recipe_for(model=model, task=task, name=self.fixed.recipe)
+        for key in ("batch_size", "lora_alpha", "max_length"):
+            if fixed[key] is None:
+                fixed[key] = getattr(recipe, key)
+        if fixed["epochs"] is None and fixed["steps"] is None:
+            fixed["epochs"] = recipe.epochs
+        if budget != 1:
+            if fixed["steps"] is None:
+                fixed["epochs"] *= budget
+            else:
+                fixed["steps"] = max(1, round(fixed["steps"] * budget))
+        if method == "full":  # a full fine-tune has no adapter to describe
+            fixed |= {"lora_alpha": None, "lora_dropout": 0.0}
+        return fixed
+
+
+def builtin() -> list[str]:
+    """Names of the studies that ship with the package."""
+    folder = resources.files("rankscope") / "studies"
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )

@@ -1,0 +1,133 @@
+"""LoRA against full fine-tuning: how far apart the two updates are, layer by layer (H4; docs/math.md)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from rankscope.analysis.selection import chosen
+from rankscope.linalg import (
+    LowRank,
+    Operator,
+    captured_energy,
+    intruder_dimensions,
+    principal_angles,
+    singular_subspaces,
+)
+from rankscope.store.store import Store
+from rankscope.study.study_file import Trial
+from rankscope.weights import Matrix, read
+
+K = 8  # leading singular directions compared; fewer where the rank is smaller
+TOP = 10  # singular vectors of W + dW that may be intruders (Shuttleworth et al. 2024)
+
+
+@dataclass
+class Update:
+    """dW of one site at a trial's best step."""
+
+    operator: Operator
+
+    @cached_property
+    def dense(self) -> Tensor:
+        return self.operator.to_dense()
+
+    @cached_property
+    def subspaces(self) -> tuple[Tensor, Tensor, Tensor]:
+        """U (m, k), sigma (k,), V (n, k)"""
+        shape = self.operator.A.shape[-2:] if isinstance(self.operator, LowRank) else self.operator.shape
+        return singular_subspaces(self.operator, min(K, *shape))
+
+
+def compare(
+    store: Store, *, base_of: Callable[[str], str], progress: Callable[[float], None] = lambda _: None
+) -> None:
+    """Writes the store's comparison: every LoRA trial at its configuration's chosen learning rate, against the full
+    fine-tune of the same model, task and seed at its own; and that full fine-tune against the ones with later seeds, as the
+    yardstick of how far apart two updates of one method lie. ``base_of`` gives the path of a model by its name."""
+    finished = store.trials()
+    trials = chosen(finished[finished["budget"].eq(1)])
+    rows: list[dict[str, object]] = []
+    for key, group in trials.groupby(["model", "task", "seed"]):
+        full, lora = (list(group.loc[group["method"] == method, "trial"]) for method in ("full", "lora"))
+        if not full or not lora:
+            continue
+        base = base_of(str(key[0]))
+        reference, weights = updates(store, full[0], base=base)
+        intruders = {layer: _intruders(weights[layer], update) for layer, update in reference.items()}
+        same = trials["model"].eq(str(key[0])) & trials["task"].eq(str(key[1]))
+        same &= trials["seed"].gt(int(group["seed"].iloc[0]))
+        others = list(trials.loc[same & trials["method"].eq("full"), "trial"])
+        for trial in [*lora, *others]:
+            for layer, update in updates(store, trial, base=base)[0].items():
+                row = {"trial": trial, "reference": full[0], "layer": layer}
+                row |= against(update, reference[layer], W=weights[layer])
+                row["intruders_lora"] = _intruders(weights[layer], update)
+                rows.append(row | {"intruders_full": intruders[layer]})
+            if trial in lora:
+                progress(1)
+    store.write_comparison(pd.DataFrame(rows))
+
+
+def updates(store: Store, trial_id: str, *, base: str) -> tuple[dict[str, Update], dict[str, Tensor]]:
+    """dW of each adapted site, from the trial's best weights; and W (m, n) float64 beside it."""
+    folder = store.folder(trial_id, weights=True)
+    sites = "|".join(map(re.escape, Trial(**folder.trial()).target_modules))
+    found: dict[str, Update] = {}
+    weights: dict[str, Tensor] = {}
+    for one in read(folder.path / "best", base=base, layers=re.compile(rf"(^|\.)({sites})$")):
+        if isinstance(one, Matrix) and one.operator is not None:
+            if one.matrix == "dW":
+                found[one.layer] = Update(one.operator)
+            elif one.matrix == "W":
+                weights[one.layer] = one.operator.to_dense()
+    return found, weights
+
+
+def against(lora: Update, full: Update, *, W: Tensor) -> dict[str, float | int]:
+    """How one site's two updates of `W` (m, n) lie to each other; NaN where one of them is zero."""
+    norms = [torch.linalg.matrix_norm(update.dense) for update in (lora, full)]
+    if min(norms) == 0:
+        return {"k": 0, **dict.fromkeys(_NUMBERS, float("nan"))}
+    U, _, V = lora.subspaces
+    k = U.shape[-1]
+    R, _, S = full.subspaces
+    left, right = principal_angles(U, R[:, :k]), principal_angles(V, S[:, :k])  # (k,) ascending, radians
+    apart = torch.linalg.matrix_norm(lora.dense - full.dense)
+    numbers = (
+        captured_energy(lora.operator, full.dense, k),
+        (lora.dense * full.dense).sum() / (norms[0] * norms[1]),
+        (U.mT @ R[:, :k]).square().sum() / k,  # mean squared cosine of the principal angles
+        (V.mT @ S[:, :k]).square().sum() / k,
+        apart / norms[1],
+        norms[0] / norms[1],
+        apart / torch.linalg.matrix_norm(W + full.dense),  # of W + dW to W_FT, beside ||W_FT||
+        *(math.degrees(float(angle)) for angle in (left[0], left[-1], right[0], right[-1])),
+    )
+    return {"k": k, **{name: float(number) for name, number in zip(_NUMBERS, numbers, strict=True)}}
+
+
+_NUMBERS = (
+    "captured_energy",
+    "cosine",
+    "left_overlap",
+    "right_overlap",
+    "relative_distance",
+    "norm_ratio",
+    "weight_distance",
+    "left_angle_first",
+    "left_angle_last",
+    "right_angle_first",
+    "right_angle_last",
+)
+
+
+def _intruders(W: Tensor, update: Update) -> int:
+    return int(intruder_dimensions(W, update.dense, k=min(TOP, *W.shape)))

@@ -1,0 +1,153 @@
+"""Everything that a study needs, read and checked once: models, data, trials, and the packs that there is room for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+import torch
+
+from rankscope import lab
+from rankscope.console import bar
+from rankscope.store.store import Store
+from rankscope.study.cost import Rows, Shape, base_memory, memory, widths
+from rankscope.study.study_file import Study, Trial
+from rankscope.study.task import task_named
+from rankscope.sweep.machine import free_for_each, room, slots
+from rankscope.train.data import Encoded, encode, read_split
+from rankscope.train.data import fingerprint as data_fingerprint
+from rankscope.train.model import fingerprint as model_fingerprint
+from rankscope.train.model import largest_rank, load_tokenizer, shape_of, skeleton
+
+
+class Inputs:
+    """A study's inputs. Writes nothing.
+
+    Args:
+        workers: how many train; None: as many as train fastest here.
+        free: bytes that one of them may count on; None: its part of what is free here now.
+    """
+
+    def __init__(
+        self, study: Study, *, workers: int | None = None, free: float | None = None, quiet: bool = True
+    ) -> None:
+        self.study, self.workers, self._free = study, workers, free
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.tasks = {name: task_named(name) for name in study.tasks}
+        models = {name: self.model_path(name) for name in study.models}
+        with bar("reading models and data", total=len(models) + len(self.tasks), quiet=quiet) as advance:
+            self._skeletons, self._tokenizers = {}, {}
+            for name, path in models.items():
+                self._skeletons[name] = skeleton(path, next(iter(self.tasks.values())))
+                self._tokenizers[name] = load_tokenizer(path)
+                advance(1)
+            self._splits = {}
+            for name in self.tasks:
+                self._splits[name] = (self._read(name, "train"), self._read(name, "validation"))
+                advance(1)
+        self._encoded: dict[tuple[str, str, int], tuple[Encoded, Encoded]] = {}
+        self._shapes: dict[str, Shape] = {}
+
+    @cached_property
+    def largest_rank(self) -> dict[str, int]:
+        """What "d" stands for, per model."""
+        targets = self.study.fixed.target_modules
+        return {name: largest_rank(model, targets) for name, model in self._skeletons.items()}
+
+    @cached_property
+    def trials(self) -> list[Trial]:
+        return self.study.trials(self.largest_rank)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """What tells these inputs from others under the same name (``Store.create``)."""
+        data = {f"data/{name}": data_fingerprint(*splits) for name, splits in self._splits.items()}
+        return data | {f"model/{name}": model_fingerprint(self.model_path(name)) for name in self._skeletons}
+
+    def model_path(self, name: str) -> str:
+        """What ``from_pretrained`` takes: "lab" is ours, a folder may be relative to the study file, else a hub id."""
+        if name == "lab":
+            return str(lab.ENCODER)
+        local = self.study.folder / name
+        if local.is_dir():
+            return str(local)
+        if name.startswith(("/", ".", "~")) or name.count("/") > 1:  # no hub id looks like this
+            raise ValueError(
+                f"model {name!r}: expected a folder, or a hub id such as org/name; found no folder {local}"
+            )
+        return name
+
+    @cached_property
+    def free(self) -> float:
+        """Bytes that a worker may count on."""
+        return free_for_each(self.workers or slots()) if self._free is None else self._free
+
+    def packs(self, store: Store) -> list[list[Trial]]:
+        """The packs of a store's study that this worker has room for."""
+        found = room(
+            self.device.type, free=self.free, trials=len(self.trials), workers=self.workers or slots()
+        )
+        return store.packs(size=found.most, share=self.share(found.memory, self.device.type))
+
+    def share(self, room: float, device: str) -> Callable[[Trial], float]:
+        """What part of ``room`` bytes a trial takes on a device, beside the base that its pack shares."""
+        known: dict[tuple[Any, ...], float] = {}
+
+        def share(trial: Trial) -> float:
+            key = (trial.model, trial.task, trial.method, trial.rank)
+            if key not in known:
+                held = (self.shape(trial), self.rows(trial), widths(trial, device))
+                left = room - base_memory(trial, *held)
+                known[key] = memory(trial, *held) / left if left > 0 else math.inf
+            return known[key]
+
+        return share
+
+    def shape(self, trial: Trial) -> Shape:
+        if trial.model not in self._shapes:
+            self._shapes[trial.model] = shape_of(self._skeletons[trial.model], trial.target_modules)
+        return self._shapes[trial.model]
+
+    def rows(self, trial: Trial) -> Rows:
+        train, validation = self.encoded(trial)
+        return Rows(
+            len(train), len(validation), float(train.lengths.double().mean()), int(train.lengths.max())
+        )
+
+    def steps(self, trial: Trial) -> int:
+        return trial.total_steps(len(self._splits[trial.task][0]))
+
+    def encoded(self, trial: Trial) -> tuple[Encoded, Encoded]:
+        """The tokens of that trial's task for its model, made on first use."""
+        key = (trial.model, trial.task, trial.max_length)
+        if key not in self._encoded:
+            train, validation = self._splits[trial.task]
+            task, tokenizer = self.tasks[trial.task], self._tokenizers[trial.model]
+            longest = (
+                self._skeletons[trial.model].config.max_position_embeddings - 2
+            )  # RoBERTa keeps two for padding
+            length = min(trial.max_length, longest)
+            self._encoded[key] = (
+                encode(train, task, tokenizer, max_length=length),
+                encode(validation, task, tokenizer, max_length=length),
+            )
+        return self._encoded[key]
+
+    def _read(self, name: str, split: str) -> pd.DataFrame:
+        fixed = self.study.fixed
+        rows = fixed.train_rows if split == "train" else fixed.validation_rows
+        if fixed.data == "lab":
+            from rankscope.lab.tasks import rows as lab_rows
+
+            if name not in lab.TASKS:
+                raise ValueError(
+                    f'data = "lab": expected one of its tasks, {", ".join(lab.TASKS)}; found {name!r}'
+                )
+            return pd.DataFrame(lab_rows(name, split)[:rows])
+        data = fixed.data if fixed.data == "hub" else str(self.study.folder / fixed.data)
+        if data == "hub" and name in lab.TASKS:
+            raise ValueError(f'task {name!r}: expected data = "lab" or a folder; found data = "hub"')
+        return read_split(data, self.tasks[name], split, rows=rows)

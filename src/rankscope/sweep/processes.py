@@ -1,0 +1,138 @@
+"""N worker processes on this machine, and what becomes of them.
+
+A worker is told its job (and what its environment is to be) in one line of JSON on its standard input, and ends when that input ends: so it stops when its driver
+stops, however the driver does. Its last line on standard output says what went wrong, if something did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+TICK = 0.5  # seconds between two looks at the workers
+GRACE = 60.0  # seconds that a worker has to end the optimiser step it is in
+FALLS = 20  # workers that may die in a row without any progress in between
+
+
+def run_processes(
+    command: Sequence[str],
+    job: Mapping[str, Any],
+    environments: Sequence[Mapping[str, str]],
+    *,
+    tick: Callable[[], bool],
+    say: Callable[[str], None],
+    standing_by: Sequence[subprocess.Popen[str]] = (),
+) -> None:
+    """Runs one process per environment until all have ended by themselves. One that is killed is replaced.
+    Those that are ``standing_by`` are taken first.
+
+    ``tick`` is called all the while and says whether anything has moved since it was called last.
+    ``OSError`` with the reason when workers could not go on; ``KeyboardInterrupt`` stops them first.
+    """
+    running: dict[int, subprocess.Popen[str]] = {}
+    reasons: list[str] = []
+    falls = 0
+    try:
+        for slot, environment in enumerate(environments):
+            ready = standing_by[slot] if slot < len(standing_by) else start(command)
+            running[slot] = _told(ready, job, environment)
+        while running:
+            _wait(running.values())
+            falls = 0 if tick() else falls
+            for slot, process in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[slot]
+                reason = _last_words(process)
+                if process.returncode < 0 and falls < FALLS:
+                    falls += 1
+                    say(
+                        f"a worker was killed ({signal.Signals(-process.returncode).name}); another takes its place"
+                    )
+                    running[slot] = _told(start(command), job, environments[slot])
+                elif process.returncode:
+                    reasons.append(reason or f"a worker ended with status {process.returncode}")
+    finally:
+        _stop(list(running.values()))
+    if reasons:
+        raise OSError(reasons[0])
+
+
+@contextlib.contextmanager
+def standing_by(command: Sequence[str], count: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """So many workers that wait for their job: they import what they need while their driver does the same."""
+    ready = [start(command) for _ in range(count)]
+    try:
+        yield ready
+    finally:
+        for process in ready:
+            if process.poll() is None:  # it never was told what to do
+                process.kill()
+                _last_words(process)
+                process.wait()
+
+
+def start(command: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches the driver alone, which passes it on
+    )
+
+
+def _told(
+    process: subprocess.Popen[str], job: Mapping[str, Any], environment: Mapping[str, str]
+) -> subprocess.Popen[str]:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it died at once: seen at the next look
+        process.stdin.write(json.dumps({**job, "environment": dict(environment)}) + "\n")
+        process.stdin.flush()
+    return process
+
+
+def _wait(processes: Collection[subprocess.Popen[str]]) -> None:
+    """Until the next look, or the end of one of them."""
+    deadline = time.monotonic() + TICK
+    while time.monotonic() < deadline and all(process.poll() is None for process in processes):
+        time.sleep(TICK / 10)
+
+
+def _last_words(process: subprocess.Popen[str]) -> str:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    with process.stdout as words:
+        return words.read().strip()
+
+
+def _stop(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Ends them: by themselves if they do so in time, else by force."""
+    for process in processes:
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+    deadline = time.monotonic() + GRACE
+    try:
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, deadline - time.monotonic()))
+    finally:  # also when Ctrl-C is typed again
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+def worker_command() -> list[str]:
+    return [sys.executable, "-m", "rankscope.sweep.worker_process"]

@@ -1,0 +1,93 @@
+"""Workers on a Ray cluster: Ray finds them a node and a GPU, the store tells them what to do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rankscope.sweep.processes import FALLS, GRACE, TICK
+
+
+def run_on_ray(
+    address: str,
+    visit: Callable[[Mapping[str, Any]], object],
+    job: Mapping[str, Any],
+    *,
+    workers: int | None,
+    most: int,
+    tick: Callable[[], bool],
+    say: Callable[[str], None],
+) -> None:
+    """Runs ``visit(job)`` in so many Ray tasks (default: one per GPU, else per core, and at ``most`` so many) until one finds
+    nothing left to do. A task whose node or process dies is started again, wherever there is room.
+
+    ``OSError`` with the reason when workers could not go on; ``KeyboardInterrupt`` stops them first.
+    """
+    ray = _connected(address)
+    try:
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        count = workers or max(1, min(gpus or int(resources.get("CPU", 1)), most))
+        task = ray.remote(num_cpus=1, num_gpus=min(gpus, 1), max_retries=0)(_work)
+        running = [task.remote(visit, dict(job)) for _ in range(count)]
+        falls = 0
+        reasons: list[str] = []
+        try:
+            while running:
+                ready, running = ray.wait(running, timeout=TICK)
+                falls = 0 if tick() else falls
+                for reference in ready:
+                    try:
+                        reason = ray.get(reference)
+                    except ray.exceptions.RayError as error:
+                        falls += 1
+                        if falls > FALLS:
+                            raise OSError(f"Ray's workers die, one after the other: {error}") from None
+                        say(f"a Ray worker was lost ({type(error).__name__}); another takes its place")
+                        running.append(task.remote(visit, dict(job)))
+                        continue
+                    if reason is None:
+                        return  # nothing is left to do: the others are waiting, or have not begun
+                    reasons.append(reason)
+        finally:
+            _cancel(ray, running)
+        if reasons:
+            raise OSError(reasons[0])
+    finally:
+        ray.shutdown()
+
+
+def _work(visit: Callable[[Mapping[str, Any]], object], job: Mapping[str, Any]) -> str | None:
+    """On the cluster: -> what went wrong, or None."""
+    try:
+        visit(job)
+    except (OSError, ValueError) as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def _connected(address: str) -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise ValueError(
+            "--ray: expected Ray; found no such package. Type: pip install 'rankscope[ray]'"
+        ) from None
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="warning")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"--ray {address}: expected a running cluster; {' '.join(str(error).split())[:160]} "
+            "Start one with: ray start --head"
+        ) from None
+    return ray
+
+
+def _cancel(ray: Any, running: list[Any]) -> None:
+    """Raises KeyboardInterrupt in the workers that still run, and gives them time to release what they hold."""
+    for reference in running:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.cancel(reference)
+    if running:
+        ray.wait(running, num_returns=len(running), timeout=GRACE)

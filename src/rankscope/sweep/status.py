@@ -1,0 +1,106 @@
+"""How far a store has come: done, diverged, running, failed and why, and the time that is left."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from statistics import fmean
+
+from rankscope.store.lease import is_gone, pulse
+from rankscope.store.store import Store
+from rankscope.sweep.worker import given_up
+
+
+@dataclass(frozen=True)
+class Running:
+    """A pack in training, or one whose worker has died and left it."""
+
+    trials: int
+    host: str
+    steps: int  # taken since this worker took the pack up, over its trials
+    interrupted: bool  # known only of workers on this machine
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Trials of the study by what became of them."""
+
+    store: str
+    planned: int
+    done: int
+    diverged: int  # among the done: the loss left the numbers, which is a result
+    failed: dict[str, str]  # trial id -> reason; not tried again
+    failed_once: int  # will be tried again
+    packs: list[Running]
+    seconds_left: float | None
+
+    @property
+    def running(self) -> int:
+        return sum(pack.trials for pack in self.packs if not pack.interrupted)
+
+    def line(self) -> str:
+        diverged = f" ({self.diverged} of them diverged)" if self.diverged else ""
+        failed = (
+            f", {len(self.failed)} failed (rankscope status {self.store} says why)" if self.failed else ""
+        )
+        return f"{self.done} of {self.planned} trials done{diverged}{failed}"
+
+    def text(self) -> str:
+        """What ``rankscope status`` prints."""
+        lines = [self.line()]
+        for host, count in Counter(pack.host for pack in self.packs if not pack.interrupted).items():
+            trials = sum(pack.trials for pack in self.packs if pack.host == host and not pack.interrupted)
+            lines.append(f"running: {trials} trials in {count} pack{'s' * (count > 1)} on {host}")
+        stopped = sum(pack.trials for pack in self.packs if pack.interrupted)
+        if stopped:
+            lines.append(f"interrupted: {stopped} trials; rankscope run goes on with them")
+        if self.failed_once:
+            lines.append(f"failed and to be tried again: {self.failed_once}")
+        for reason, count in Counter(self.failed.values()).most_common():
+            example = next(trial for trial, why in self.failed.items() if why == reason)
+            lines.append(
+                f"failed, {count} trial{'s' * (count > 1)}: {reason}  [{example}; traceback in {self.store}/log]"
+            )
+        if self.failed:
+            lines.append("rankscope run STUDY --store DIR --retry-failed tries them once more")
+        if self.seconds_left is not None and self.done < self.planned:
+            lines.append(f"about {duration(self.seconds_left)} left, at the rate so far")
+        return "\n".join(lines)
+
+
+def overview(store: Store) -> Overview:
+    """Reads the store as it is now; others may be writing it."""
+    results, ledger, planned = store.results(), store.ledger, store.planned()
+    done = [trial for trial in planned if trial.id in results]
+    missing = [trial for trial in planned if trial.id not in results]
+    retries = store.study.fixed.retries
+    failed = {t.id: why for t in missing if (why := given_up(ledger, t.id, retries=retries)) is not None}
+    seconds = defaultdict(list)
+    for trial in done:
+        seconds[trial.task, trial.method].append(results[trial.id]["seconds"])
+    means = {kind: fmean(values) for kind, values in seconds.items()}
+    overall = fmean(itertools.chain(*seconds.values())) if done else 0.0
+    left = [means.get((t.task, t.method), overall) for t in missing if t.id not in failed]
+    packs = [
+        Running(len(claim.trials), claim.host, pulse(ledger, claim.number)["steps"], bool(is_gone(claim)))
+        for claim in list(ledger.live.values())
+    ]
+    workers = max(1, sum(not pack.interrupted for pack in packs))
+    return Overview(
+        store=str(store),
+        planned=len(planned),
+        done=len(done),
+        diverged=sum(results[trial.id]["status"] == "diverged" for trial in done),
+        failed=failed,
+        failed_once=sum(t.id in ledger.failures and t.id not in failed for t in missing),
+        packs=packs,
+        seconds_left=sum(left) / workers if done else None,
+    )
+
+
+def duration(seconds: float) -> str:
+    """3 h 20 min, 4 min 10 s, 12 s."""
+    if seconds >= 3600:
+        return f"{seconds // 3600:.0f} h {seconds % 3600 / 60:.0f} min"
+    return f"{seconds // 60:.0f} min {seconds % 60:.0f} s" if seconds >= 60 else f"{seconds:.0f} s"

@@ -1,0 +1,242 @@
+"""The weights that an update was made for, found by the update's own layer names and read one at a time."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rankscope.weights.checkpoints import open_checkpoint, open_file, read_json
+from rankscope.weights.hub import Place, place
+from rankscope.weights.matrix import Skipped
+from rankscope.weights.quantized import dequantised, packing
+from rankscope.weights.tensors import READABLE, Header, Tensors
+
+# Layers that Transformers builds as Conv1D, whose weight is stored (in, out).
+CONV1D = {
+    "gpt2": ("c_attn", "q_attn", "c_proj", "c_fc"),
+    "openai-gpt": ("c_attn", "c_proj", "c_fc"),
+    "imagegpt": ("c_attn", "q_attn", "c_proj", "c_fc"),
+    "decision_transformer": ("c_attn", "q_attn", "c_proj", "c_fc"),
+    "clvp": ("c_fc", "c_proj"),
+}
+# Models whose stacked experts are stored (E, in, out), with ``is_transposed`` set on the module.
+TRANSPOSED_EXPERTS = ("gpt_oss",)
+# What a checkpoint calls the two halves of a fused projection, and the single one.
+FUSED = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
+# Where a model ties them, a checkpoint holds only one of the two.
+OUTPUT_EMBEDDINGS = ("lm_head", "embed_out", "lm_head.decoder", "predictions.decoder")
+INPUT_EMBEDDINGS = re.compile(r"(.*\.)?(embed_tokens|wte|shared|word_embeddings|embed_in)\.weight")
+NESTED = ".base_layer"  # where PEFT wraps a part of a layer that it wraps, too
+EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The base model's tensors. ``model_type`` is that of its config.json, None where there is none."""
+
+    tensors: Tensors
+    model_type: str | None = None
+    endings: dict[str, str] = field(init=False, repr=False)
+    flat: dict[str, str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "endings", _endings(self.tensors))
+        object.__setattr__(self, "flat", _flat(self.tensors))
+
+    def name_of(self, layer: str) -> str | None:
+        """The tensor that holds the layer's weight: by its name, less or plus the model's own prefix.
+
+        An adapter on ``transformer.h.0.attn.c_attn`` belongs to ``h.0.attn.c_attn.weight`` of a checkpoint
+        that was saved without the head, and the other way round.
+        """
+        layer = layer.replace(NESTED, "")
+        parts = layer.split(".")
+        for dropped in range(min(2, len(parts) - 1) + 1):
+            ending = ".".join(parts[dropped:])
+            for name in (f"{ending}.weight", ending, f"{ending}.0.weight", f"{ending}.in_proj_weight"):
+                if name in self.tensors:
+                    return name
+        return self.endings.get(f"{layer}.weight") or self.endings.get(layer) or self.tied_to(layer)
+
+    def tied_to(self, layer: str) -> str | None:
+        """The input embeddings, for an output layer that a checkpoint leaves out because it is tied to them."""
+        if not layer.endswith(OUTPUT_EMBEDDINGS) or f"{layer}.weight" in self.tensors:
+            return None
+        return next((name for name in self.tensors if INPUT_EMBEDDINGS.fullmatch(name)), None)
+
+    def layer_of_flat(self, flat: str) -> str | None:
+        """The layer that kohya calls ``lora_unet_down_blocks_0_...``: underscores for dots, a model's name before.
+
+        None where no layer, or more than one, has such a name.
+        """
+        own = re.sub(
+            r"^lora_te1?_", "lora_text_encoder_", re.sub(r"^lora_te2_", "lora_text_encoder_2_", flat)
+        )
+        whole = re.sub(r"^(lora|lycoris)_", "", own)
+        inner = re.sub(r"^(unet|transformer|text_encoder(_2)?|prior_unet)_", "", whole)
+        return self.flat.get(whole) or self.flat.get(inner)
+
+    def counterpart(self, name: str) -> str | None:
+        """The tensor that another checkpoint of the same model calls ``name``."""
+        return name if name in self.tensors else self.name_of(name.removesuffix(".weight"))
+
+    def weight(self, layer: str) -> Tensor | Skipped:
+        """The layer's weight as it is stored, dequantised if need be; or why there is none."""
+        name, kind = self.name_of(layer), self.packed(layer)
+        if kind is not None:
+            own = layer if name is None else name.removesuffix(".weight")
+            found = dequantised(self.tensors, own, kind)
+            return Skipped(layer, f"W and W + dW: {found}") if isinstance(found, str) else found
+        if name is None:
+            return Skipped(layer, f"W and W + dW: {self._missing(layer)}")
+        if (why := unreadable(name, self.tensors.headers[name])) is not None:
+            return Skipped(layer, f"W and W + dW: {why}")
+        return self.tensors.read(name)
+
+    def packed(self, layer: str) -> str | None:
+        """How the layer's weight is packed; None where it is stored plainly, or isn't there."""
+        name = self.name_of(layer)
+        return packing(self.tensors, layer if name is None else name.removesuffix(".weight"))
+
+    def said_of(self, layer: str) -> str | None:
+        """What a reader of W must know of where it came from."""
+        if (tied := self.tied_to(layer)) is not None:
+            return f"W is {tied}, which the layer is tied to: merging changes both"
+        kind = self.packed(layer)
+        return None if kind is None else f"W is dequantised from {kind}"
+
+    def has_layer(self, layer: str) -> bool:
+        """Whether there is a weight of exactly that layer: no bias and no norm stands for it."""
+        name = self.name_of(layer)
+        return name is not None and len(self.tensors.headers[name].shape) > 1
+
+    def bias(self, layer: str) -> Tensor | None:
+        """The layer's bias; None where it has none."""
+        name = self.name_of(layer)
+        bias = name.removesuffix("weight") + "bias" if name is not None else ""
+        return self.tensors.read(bias) if bias in self.tensors else None
+
+    def shape_of(self, layer: str) -> tuple[int, ...] | None:
+        """The shape of the layer's weight; None where there is none."""
+        name = self.name_of(layer)
+        return None if name is None else self.tensors.headers[name].shape
+
+    def experts(self, parameter: str, count: int) -> Callable[[int], Tensor] | Skipped:
+        """Reads one expert of a stacked weight, also where the checkpoint holds each expert by itself."""
+        name = self.name_of(parameter.removesuffix(".weight"))
+        if name is not None:
+            header = self.tensors.headers[name]
+            if count == 1 and len(header.shape) == 2:
+                return lambda _: self.tensors.read(name)
+            if header.dtype not in READABLE or len(header.shape) != 3 or header.shape[0] != count:
+                return Skipped(
+                    parameter, f"W and W + dW: {name} {header.shape} is no stack of {count} experts"
+                )
+            stack = self.tensors.read(name)
+            return lambda e: stack[e]
+        return self._single_experts(parameter, count)
+
+    @property
+    def transposes_experts(self) -> bool:
+        """Whether stacked experts are stored (E, in, out)."""
+        return self.model_type in TRANSPOSED_EXPERTS
+
+    def _single_experts(self, parameter: str, count: int) -> Callable[[int], Tensor] | Skipped:
+        """Transformers stacks what many checkpoints hold one by one: gate_proj and up_proj, or w1 and w3."""
+        module, _, own = parameter.rpartition(".")
+        place = re.match(r".*?\.\d+\.", module)
+        inside = re.escape(place[0]) if place else ""
+        for halves in FUSED.get(own, ()):
+            pattern = re.compile(rf"(.*\.)?{inside}(.*\.)?experts\.(\d+)\.({'|'.join(halves)})\.weight")
+            found = {(int(m[3]), m[4]): name for name in self.tensors if (m := pattern.fullmatch(name))}
+            wanted = [(e, half) for e in range(count) for half in halves]
+            if all(key in found for key in wanted) and len(found) == len(wanted):
+                return lambda e: torch.cat([self.tensors.read(found[e, half]) for half in halves])
+        return Skipped(parameter, f"W and W + dW: {self._missing(parameter)}")
+
+    def is_conv1d(self, layer: str) -> bool | None:
+        """Whether the layer stores (in, out); None where the model's type isn't known."""
+        if self.model_type is None:
+            return None
+        return layer.rpartition(".")[2] in CONV1D.get(self.model_type, ())
+
+    def _missing(self, layer: str) -> str:
+        near = difflib.get_close_matches(f"{layer}.weight", list(self.tensors), n=1)
+        return f"the base {self.tensors.where} has no weight of that name" + (
+            f"; nearest: {near[0]}" if near else ""
+        )
+
+
+def original_layer(layer: str, replicated: Sequence[int]) -> str | Skipped:
+    """The layer of the base that a replicated layer shares its weight with: PEFT's ``layer_replication``."""
+    found = re.search(r"(?<![^.])(?:layers|layer|h)\.(\d+)(?=\.)", layer) if replicated else None
+    if found is None:
+        return layer
+    if int(found[1]) >= len(replicated):
+        return Skipped(layer, f"W and W + dW: layer_replication makes {len(replicated)} layers, no more")
+    return f"{layer[: found.start(1)]}{replicated[int(found[1])]}{layer[found.end(1) :]}"
+
+
+def open_pretrained(source: str | Path, *, revision: str | None = None) -> Pretrained:
+    """The base model from files: a checkpoint file, a folder or a hub id."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        where, tensors = Place(str(source), path.parent), open_file(path)
+    else:
+        where = place(source, revision=revision)
+        tensors = open_checkpoint(where)
+    config = where.find("config.json")
+    model_type = read_json(config).get("model_type") if config is not None else None
+    return Pretrained(tensors, model_type if isinstance(model_type, str) else None)
+
+
+def unreadable(name: str, header: Header) -> str | None:
+    """Why a tensor can't be measured as one matrix; None where it can."""
+    if header.dtype not in READABLE:
+        kind = (
+            str(header.dtype).removeprefix("torch.") if header.dtype else "of a dtype that torch doesn't know"
+        )
+        return f"{name} is {kind}: a buffer or a packed weight, not a weight matrix"
+    if len(header.shape) < 2:
+        return f"{name} is a vector or a scalar of shape {header.shape}"
+    if 0 in header.shape:
+        return f"{name} is empty: shape {header.shape}"
+    return None
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """(out, in) as it is; a convolution (out, in, k, ...) as (out, in k ...)."""
+    return weight.flatten(1)
+
+
+def matrices(layer: str, weight: Tensor) -> list[tuple[str, Tensor]]:
+    """The matrices of one stored weight: itself, or each expert of a stack (E, m, n) as ``layer[e]``."""
+    if weight.ndim == 3 and EXPERTS.search(layer):
+        return [(f"{layer}[{e}]", weight[e]) for e in range(len(weight))]
+    return [(layer, as_matrix(weight))]
+
+
+def _endings(tensors: Tensors) -> dict[str, str]:
+    """Names less their first one or two parts -> whole name, where only one tensor ends so."""
+    shortened = [(".".join(name.split(".")[cut:]), name) for name in tensors for cut in (1, 2)]
+    count = Counter(ending for ending, _ in shortened)
+    return {ending: name for ending, name in shortened if ending and count[ending] == 1}
+
+
+def _flat(tensors: Tensors) -> dict[str, str]:
+    """Layers with underscores for dots, whole or less their first one to four parts -> layer, where it is one."""
+    names: dict[str, set[str]] = {}
+    for name in tensors:
+        if name.endswith(".weight"):
+            layer = name.removesuffix(".weight")
+            parts = layer.split(".")
+            for cut in range(min(5, len(parts))):
+                names.setdefault("_".join(parts[cut:]), set()).add(layer)
+    return {flat: layers.pop() for flat, layers in names.items() if len(layers) == 1}

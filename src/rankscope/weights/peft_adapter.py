@@ -1,0 +1,226 @@
+"""PEFT's LoRA adapters: adapter_config.json and adapter_model.safetensors (or .bin).
+
+Letters: m rows (out), n columns (in), r rank. ``lora_A.weight`` (r, n), ``lora_B.weight`` (m, r); embeddings
+``lora_embedding_A`` (r, vocabulary), ``lora_embedding_B`` (dimension, r); convolutions A (r, in, k, k), B
+(out, r, 1, 1).
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rankscope.weights.base_model import NESTED, Pretrained, original_layer
+from rankscope.weights.difference import natural, not_chosen
+from rankscope.weights.factors import Factors, factor_matrices
+from rankscope.weights.lora_config import LoraConfig, lora_config
+from rankscope.weights.matrix import Reading, Skipped
+from rankscope.weights.modules_to_save import saved_matrices
+from rankscope.weights.peft_experts import expert_matrices, targeted_parameter
+from rankscope.weights.peft_merge import merged_matrices
+from rankscope.weights.tensors import READABLE, Tensors
+
+# The adapter's name stands between part and suffix in a file that PEFT's own save_pretrained did not write.
+PART = re.compile(
+    r"(?P<layer>.+?)\.(?P<part>lora_\w+)(\.(?!weight$|bias$)[^.]+)?(?P<bias>\.bias)?(\.weight)?"
+)
+PAIRS = (("lora_B", "lora_A"), ("lora_embedding_B", "lora_embedding_A"))
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter, not read yet; ``sites``: layer -> part, such as ``lora_A`` -> tensor name."""
+
+    config: LoraConfig
+    content: Mapping[str, Any]  # adapter_config.json
+    tensors: Tensors
+    sites: dict[str, dict[str, str]]
+    others: dict[str, str]  # name in the base -> tensor name
+
+
+def open_adapter(path: Path, content: Mapping[str, Any], tensors: Tensors) -> Adapter:
+    """A LoRA adapter, its tensors sorted by layer; ``content`` is that of adapter_config.json at ``path``.
+
+    Raises ``ValueError``, one line, where it is malformed.
+    """
+    adapter = sort_parts(tensors, content, lora_config(path, content))
+    if not adapter.sites:
+        raise ValueError(
+            f"{tensors.where}: expected LoRA tensors (....lora_A.weight, ....lora_B.weight); found none."
+        )
+    return adapter
+
+
+def sort_parts(tensors: Tensors, content: Mapping[str, Any], config: LoraConfig) -> Adapter:
+    """Groups the tensors of an adapter by layer; every tensor ends up in ``sites`` or in ``others``."""
+    sites: dict[str, dict[str, str]] = {}
+    others: dict[str, str] = {}
+    for name in sorted(tensors, key=natural):
+        plain = name.removeprefix("base_model.model.")
+        found = PART.fullmatch(plain)
+        if found is None:
+            others[plain] = name
+            continue
+        part = found["part"] + (found["bias"] or "")
+        site = sites.setdefault(found["layer"], {})
+        if part in site:
+            raise ValueError(
+                f"{tensors.where}: expected one {part} for {found['layer']}; found {site[part]} and {name}."
+            )
+        site[part] = name
+    return Adapter(config, content, tensors, sites, others)
+
+
+def adapter_matrices(adapter: Adapter, base: Pretrained | None, chosen: re.Pattern[str] | None) -> Reading:
+    """dW of each adapted layer; with a base W, dW and W + dW; then what was saved in full."""
+    if base is not None and adapter.config.unlike_lora is not None and adapter.config.mergeable:
+        layers = {layer: list(site.values()) for layer, site in adapter.sites.items()}
+        yield from merged_matrices(adapter.content, adapter.tensors, layers, base, chosen)
+    else:
+        for layer in adapter.sites:
+            if chosen is not None and not chosen.search(layer):
+                yield not_chosen(layer, chosen)
+            else:
+                yield from _site_matrices(adapter, layer, base)
+    yield from saved_matrices(adapter.tensors, adapter.others, base, chosen)
+
+
+def _site_matrices(adapter: Adapter, layer: str, base: Pretrained | None) -> Reading:
+    config, site = adapter.config, adapter.sites[layer]
+    pair = _pair(adapter, layer)
+    for part in site:
+        if part.endswith(".bias"):
+            yield Skipped(f"{layer}.{part}", "a trained bias (lora_bias): a vector outside B A")
+    why = _beyond_lora(site, pair) or _without_base(config) or _unlike_matrix(adapter, layer, *pair)
+    if why is not None:
+        yield Skipped(layer, why)
+        return
+    B, A = (adapter.tensors.read(site[part]).flatten(1) for part in pair)  # (m, r), (r, n)
+    if (parameter := targeted_parameter(config.target_parameters, adapter.sites, layer)) is not None:
+        yield from expert_matrices(config, parameter, B, A, base)
+        return
+    _check_fit(adapter, layer, B, A)
+    weight, note = _weight(adapter, layer, base)
+    magnitude = site.get("lora_magnitude_vector")
+    factors = Factors(
+        layer.replace(NESTED, ""),
+        B=B,
+        A=A,
+        scale=config.scale_of(layer, A.shape[0]),
+        stored_in_out=pair == PAIRS[1]
+        or _stored_in_out(config, layer, base, weight, (B.shape[0], A.shape[1])),
+        magnitude=adapter.tensors.read(magnitude).flatten() if magnitude else None,
+        note="; ".join(filter(None, (config.doubt_of(layer), note))) or None,
+    )
+    model = shlex.quote(config.base_model) if config.base_model else "MODEL"
+    yield from factor_matrices(factors, weight, hint=f"so type --base {model}")
+
+
+def _without_base(config: LoraConfig) -> str | None:
+    if config.unlike_lora is None or not config.mergeable:
+        return config.unlike_lora
+    return f"{config.unlike_lora}: the true one needs the base, so type --base MODEL"
+
+
+def _pair(adapter: Adapter, layer: str) -> tuple[str, str]:
+    """The names of B and A among the layer's parts. ``ValueError`` where one of them is missing."""
+    site = adapter.sites[layer]
+    for B, A in PAIRS:
+        if B in site and A in site:
+            return B, A
+        if B in site or A in site:
+            there, missing = (B, A) if B in site else (A, B)
+            raise ValueError(
+                f"{adapter.tensors.where}: expected {missing} beside {there} for {layer}; found none."
+            )
+    raise ValueError(
+        f"{adapter.tensors.where}: expected lora_A and lora_B for {layer}; found {', '.join(site)} only."
+    )
+
+
+def _beyond_lora(site: dict[str, str], pair: tuple[str, str]) -> str | None:
+    """Parts that plain LoRA and DoRA don't have; None where there are none."""
+    strange = [
+        part for part in site if part not in (*pair, "lora_magnitude_vector") and not part.endswith(".bias")
+    ]
+    return f"{', '.join(strange)} besides B and A: neither LoRA nor DoRA" if strange else None
+
+
+def _unlike_matrix(adapter: Adapter, layer: str, B: str, A: str) -> str | None:
+    """Why the factors don't make one matrix B A; None where they do."""
+    site, headers = adapter.sites[layer], adapter.tensors.headers
+    parts = (B, A, *(part for part in site if part == "lora_magnitude_vector"))
+    for part in parts:
+        if (dtype := headers[site[part]].dtype) not in READABLE:
+            return f"{part} is stored as {str(dtype).removeprefix('torch.')}, not as a floating-point matrix"
+    b, a = headers[site[B]].shape, headers[site[A]].shape
+    if len(a) < 2 or len(b) < 2 or 0 in (*a, *b):
+        raise ValueError(
+            f"{adapter.tensors.where}: expected B (m, r) and A (r, n) for {layer}; found B {b} and A {a}."
+        )
+    if len(a) > 2 and len(b) > 1 and b[1] != a[0] and a[0] % b[1] == 0:
+        return f"a convolution in {a[0] // b[1]} groups: its update is not one B A"
+    return None
+
+
+def _check_fit(adapter: Adapter, layer: str, B: Tensor, A: Tensor) -> None:
+    if B.shape[1] != A.shape[0]:
+        raise ValueError(
+            f"{adapter.tensors.where}: expected B (m, r) and A (r, n) with one r for {layer}; "
+            f"found B {tuple(B.shape)} and A {tuple(A.shape)}."
+        )
+    expected = adapter.config.rank_of(layer)
+    if A.shape[0] != expected:
+        raise ValueError(
+            f"{adapter.config.path}: expected r = {A.shape[0]} for {layer}, from lora_A {tuple(A.shape)}; "
+            f"found r = {expected}. Its scale would be wrong: set r or rank_pattern to what was trained."
+        )
+
+
+def _weight(
+    adapter: Adapter, layer: str, base: Pretrained | None
+) -> tuple[Tensor | Skipped | None, str | None]:
+    """W, and what a reader must know of where it came from."""
+    if base is None:
+        return None, None
+    # PEFT saves an embedding whose vocabulary was resized beside its factors: that is the W they were added to.
+    resized = adapter.others.get(f"{layer}.base_layer.weight")
+    if resized is not None and base.shape_of(layer) not in (None, adapter.tensors.headers[resized].shape):
+        change = f"from {base.shape_of(layer)} to {adapter.tensors.headers[resized].shape}"
+        return adapter.tensors.read(resized), f"W is the adapter's own copy: its shape changed {change}"
+    source = original_layer(layer, adapter.config.replicated)
+    if isinstance(source, Skipped):
+        return source, None
+    weight = base.weight(source)
+    if isinstance(weight, Skipped):
+        return Skipped(layer, weight.why), None
+    if source != layer:
+        return weight, f"W is that of {source} (layer_replication)"
+    return weight, base.said_of(layer)
+
+
+def _stored_in_out(
+    config: LoraConfig,
+    layer: str,
+    base: Pretrained | None,
+    weight: Tensor | Skipped | None,
+    shape: tuple[int, int],
+) -> bool:
+    """Whether the base stores (in, out): by shape, if square by type, else by ``fan_in_fan_out``.
+
+    PEFT keeps one flag for all layers, and the last layer that was adapted sets it; so the flag comes last
+    here.
+    """
+    if isinstance(weight, Tensor) and weight.ndim > 2:
+        return False
+    if isinstance(weight, Tensor) and shape[0] != shape[1]:
+        return tuple(weight.shape) == (shape[1], shape[0])
+    if base is not None and (known := base.is_conv1d(layer)) is not None:
+        return known
+    return config.fan_in_fan_out

@@ -1,0 +1,80 @@
+"""LoRA on the experts of a layer (PEFT's ``target_parameters``): one B A per expert of a stacked weight.
+
+Letters: E experts, m rows (out), n columns (in), r rank of each expert. ``lora_A.weight`` (E r, n) holds the
+experts one below the other, ``lora_B.weight`` (m, r E) holds them interleaved: column k E + e is column k of
+expert e. The base stores (E, m, n), or (E, n, m) where the model transposes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import Tensor
+
+from rankscope.weights.base_model import NESTED, Pretrained
+from rankscope.weights.factors import Factors, factor_matrices
+from rankscope.weights.lora_config import LoraConfig
+from rankscope.weights.matrix import Reading, Skipped
+
+
+def targeted_parameter(targets: Collection[str], sites: Collection[str], layer: str) -> str | None:
+    """The full name of the parameter that the factors of ``layer`` belong to; None: of the layer's weight.
+
+    Several parameters of one module are nested: the first of the module is wrapped innermost, and its factors stand
+    under ``module.base_layer``. The order of the parameters is the module's own, which no file tells;
+    Transformers' experts have ``gate_up_proj`` before ``down_proj`` throughout.
+    """
+    module = layer
+    while module.endswith(NESTED):
+        module = module.removesuffix(NESTED)
+    names = {
+        target.rpartition(".")[2]
+        for target in targets
+        if f".{module}".endswith(f".{target.rpartition('.')[0]}")
+    }
+    if not names:
+        return None
+    inner_first = sorted(names, key=lambda name: ("down" in name or name.startswith("w2"), name))
+    depths = [depth for depth in range(len(names)) if module + NESTED * depth in sites]
+    place = len(depths) - 1 - depths.index((len(layer) - len(module)) // len(NESTED))
+    return f"{module}.{inner_first[min(place, len(inner_first) - 1)]}"
+
+
+def expert_matrices(
+    config: LoraConfig, parameter: str, B: Tensor, A: Tensor, base: Pretrained | None
+) -> Reading:
+    """W, dW and W + dW of each expert of ``parameter``, from B (m, r E) and A (E r, n)."""
+    r = config.rank_of(parameter)
+    if B.shape[1] != A.shape[0] or A.shape[0] % r:
+        raise ValueError(
+            f"{config.path}: expected A (E r, n) and B (m, r E) with r = {r} for {parameter}; "
+            f"found A {tuple(A.shape)} and B {tuple(B.shape)}. Set r or rank_pattern to what was trained."
+        )
+    E, m, n = A.shape[0] // r, B.shape[0], A.shape[1]
+    stack = None if base is None else base.experts(parameter, E)
+    for e in range(E):
+        name = f"{parameter}[{e}]" if E > 1 else parameter.removesuffix(".weight")
+        weight = Skipped(name, stack.why) if isinstance(stack, Skipped) else stack and stack(e)
+        own_B, own_A, scale = expert_factors(B, A, config.scale_of(parameter, r), E, e)
+        factors = Factors(
+            name,
+            B=own_B,
+            A=own_A,
+            scale=scale,
+            stored_in_out=_stored_in_out(weight, base, (m, n)),
+            note=config.doubt_of(parameter),
+        )
+        yield from factor_matrices(factors, weight, hint="")
+
+
+def expert_factors(B: Tensor, A: Tensor, scale: float, E: int, e: int) -> tuple[Tensor, Tensor, float]:
+    """B (m, r), A (r, n) and s of one expert."""
+    r = A.shape[0] // E
+    return B.reshape(B.shape[0], r, E)[:, :, e], A.reshape(E, r, A.shape[1])[e], scale
+
+
+def _stored_in_out(weight: Tensor | Skipped | None, base: Pretrained | None, shape: tuple[int, int]) -> bool:
+    """By the base's shape; where the experts are square by the model's type."""
+    if isinstance(weight, Tensor) and shape[0] != shape[1]:
+        return tuple(weight.shape) == (shape[1], shape[0])
+    return base is not None and base.transposes_experts

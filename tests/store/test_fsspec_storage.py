@@ -1,0 +1,137 @@
+"""A store behind a URL: on an S3 server that the test starts, and in memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from pretend import TRIALS, create, pretend, run
+from rankscope.store.storage import shelf_at
+from rankscope.store.store import Store
+from rankscope.store.trial_dir import TrialFolder
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> str:
+    """The URL of an empty bucket."""
+    import s3fs
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("RANKSCOPE_CACHE", str(tmp_path / "cache"))
+    s3fs.S3FileSystem.clear_instance_cache()
+    name = f"b{abs(hash(request.node.name))}"
+    s3fs.S3FileSystem().mkdir(name)
+    return f"s3://{name}/runs/study"
+
+
+def test_a_store_in_a_bucket_equals_one_on_disk(bucket: str, tmp_path: Path) -> None:
+    store = create(bucket)
+    assert len(run(store)) == len(TRIALS)
+    local = create(tmp_path / "s")
+    run(local)
+    opened = Store(bucket)
+    assert opened.hash() == local.hash()
+    pd.testing.assert_frame_equal(opened.metrics(), local.metrics())
+    pd.testing.assert_frame_equal(opened.spectra(), local.spectra())
+    assert run(Store(bucket)) == []
+    assert opened.shelf.names("work") == []
+    opened.write_comparison(pd.DataFrame({"trial": ["x"]}))
+    assert list(Store(bucket).comparison()["trial"]) == ["x"]
+
+
+def test_one_of_many_creates(bucket: str) -> None:
+    """Six workers, ten names: each is made once, and by the one that was told so."""
+    made: list[tuple[int, bytes]] = []
+
+    def work(worker: int) -> None:
+        shelf = shelf_at(bucket)
+        for name in range(10):
+            if shelf.create(f"x/{name}", data := f"{worker} made {name}".encode()):
+                made.append((name, data))
+
+    threads = [threading.Thread(target=work, args=(w,)) for w in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(name for name, _ in made) == list(range(10))
+    assert all(shelf_at(bucket).read(f"x/{name}") == data for name, data in made)
+
+
+def test_an_heir_elsewhere_finds_the_scratch(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one machine wrote for its successor reaches another machine, that is, another mirror."""
+
+    def dies(trials: Any, folders: Any, progress: Any, *, scratch: Path) -> None:
+        (scratch / "checkpoint.safetensors").write_bytes(b"half way")
+        store.keep_scratch(max(store.ledger.live))  # what every heartbeat does
+        raise KeyboardInterrupt
+
+    store = create(bucket)
+    with pytest.raises(KeyboardInterrupt):
+        run(store, dies, size=6)
+    monkeypatch.setenv("RANKSCOPE_CACHE", str(tmp_path / "another machine"))
+    found: list[bytes] = []
+
+    def goes_on(
+        trials: Any, folders: Sequence[TrialFolder], progress: Callable[[int], None], *, scratch: Path
+    ) -> None:
+        found.extend(path.read_bytes() for path in scratch.iterdir())
+        pretend(trials, folders, progress, scratch=scratch)
+
+    assert len(run(Store(bucket), goes_on, size=6)) == len(TRIALS)
+    assert found == [b"half way"]
+    assert Store(bucket).shelf.names("work") == []
+
+
+def test_killed_between_commit_and_move(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Committed, half copied, dead: the next worker puts the rest in place, and trains nothing of it again."""
+    store = create(bucket)
+    copy, calls = store.shelf.fs.copy, []  # type: ignore[attr-defined]
+
+    def dying(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        copy(*arguments)
+
+    monkeypatch.setattr(store.shelf.fs, "copy", dying)  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        run(store)
+    monkeypatch.setattr(store.shelf.fs, "copy", copy)  # type: ignore[attr-defined]
+    again = run(Store(bucket))
+    assert len(again) == len(TRIALS) - 2
+    assert len(Store(bucket).trials()) == len(TRIALS)
+
+
+def test_memory_and_what_is_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKSCOPE_CACHE", str(tmp_path / "cache"))
+    assert len(run(create("memory://runs"))) == len(TRIALS)
+    assert len(Store("memory://runs").trials()) == len(TRIALS)
+    with pytest.raises(FileNotFoundError, match="memory://none: expected a store"):
+        Store("memory://none")
+    with pytest.raises(ValueError, match="expected a URL that fsspec can open"):
+        Store("nosuch://runs")
+    assert Store(create(f"file://{tmp_path}/s").path).path == tmp_path / "s"

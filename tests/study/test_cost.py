@@ -1,0 +1,126 @@
+"""The cost of a trial, counted from shapes, against torch's own count of what a step executes."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from memory import Peak
+from rankscope.study.cost import Rows, Widths, memory, operations, widths
+from rankscope.study.study_file import Study, Trial
+from rankscope.sweep.inputs import Inputs
+from rankscope.train.adapters import AdapterPack
+from rankscope.train.full import FullPack
+from rankscope.train.run import Run
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_models: dict[str, str], tiny_data: Path) -> Inputs:
+    return Inputs(
+        Study.parse(
+            f"""
+            name = "t"
+            [scientific]
+            model = "{tiny_models["roberta"]}"
+            task = "CoLA"
+            rank = [1, "d"]
+            [nuisance]
+            learning_rate = 1e-3
+            [fixed]
+            data = "{tiny_data}"
+            batch_size = 8
+            steps = 1
+            """
+        )
+    )
+
+
+def executed(trial: Trial, inputs: Inputs) -> int:
+    """Operations of one step, as torch counts them."""
+    train, _ = inputs.encoded(trial)
+    run = run_of(trial, inputs=inputs)
+    rows = train.lengths.argsort()[-8:]  # of nearly equal length, so that padding does not blur the count
+    with FlopCounterMode(display=False) as counter:
+        run.step(rows, 1)
+    return counter.get_total_flops()
+
+
+def run_of(*trials: Trial, inputs: Inputs) -> Run:
+    kind = FullPack if trials[0].method == "full" else AdapterPack
+    task = inputs.tasks[trials[0].task]
+    pack = kind(trials, model=inputs.model_path(trials[0].model), task=task, device=torch.device("cpu"))
+    return Run(pack, task, *inputs.encoded(trials[0]))
+
+
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["r = 1", "r = d", "full"])
+def test_operations_of_a_step(inputs: Inputs, which: int) -> None:
+    trial = inputs.trials[which]
+    train, _ = inputs.encoded(trial)
+    tokens = float(train.lengths.sort().values[-8:].double().mean())
+    counted = operations(
+        trial, inputs.shape(trial), Rows(train=8, validation=0, tokens=tokens, longest=int(tokens))
+    )
+    assert counted == pytest.approx(executed(trial, inputs), rel=0.15)
+
+
+def peak(trials: list[Trial], inputs: Inputs) -> int:
+    """Bytes of a pack at the peak of two steps on the longest rows and one validation."""
+    run = run_of(*trials, inputs=inputs)
+    rows = run.train.lengths.argsort()[-trials[0].batch_size :]
+    moments = [*run.optimizer.means, *run.optimizer.squares]
+    held = sum(2 * group.values.nbytes for group in run.pack.rows)
+    held += sum(x.nbytes for x in (*run.best.values, *moments))
+    with Peak() as used:
+        for step in (1, 2):
+            run.step(rows, step)
+        run.evaluate(2, epoch=1)
+    return held + used.peak
+
+
+@pytest.mark.parametrize("rank", [1, 16, 128])
+def test_memory_of_one_more_trial_is_what_is_then_allocated(rank: int) -> None:
+    inputs = Inputs(Study.load("lab"))
+    trials = [trial for trial in inputs.trials if trial.task == "entailment" and trial.rank == rank]
+    found = (peak(trials, inputs) - peak(trials[:1], inputs)) / (len(trials) - 1)
+    counted = memory(trials[0], inputs.shape(trials[0]), inputs.rows(trials[0]))
+    assert counted == pytest.approx(found, rel=0.15)
+
+
+def test_memory_of_a_full_fine_tune() -> None:
+    inputs = Inputs(Study.load("lab"))
+    trial = next(t for t in inputs.trials if t.task == "entailment" and t.method == "full")
+    counted = memory(trial, inputs.shape(trial), inputs.rows(trial))
+    assert counted == pytest.approx(peak([trial], inputs), rel=0.15)
+
+
+class AsOnCuda(TorchFunctionMode):
+    """Norms and softmax in float32: autocast's list for CUDA, on a CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.nn.functional.layer_norm, torch.Tensor.softmax):
+            args = (args[0].float(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("rank", [1, 128, None], ids=["r = 1", "r = d", "full"])
+def test_memory_in_bfloat16(rank: int | None, device: str) -> None:
+    lab = Study.load("lab")
+    fixed = lab.fixed.model_copy(update={"precision": "bfloat16"})
+    inputs = Inputs(lab.model_copy(update={"fixed": fixed}))
+    trials = [trial for trial in inputs.trials if trial.task == "entailment" and trial.rank == rank]
+    with AsOnCuda() if device == "cuda" else contextlib.nullcontext():
+        if rank is None:
+            found: float = peak(trials[:1], inputs)
+        else:
+            found = (peak(trials, inputs) - peak(trials[:1], inputs)) / (len(trials) - 1)
+    width = widths(trials[0], device)
+    counted = memory(trials[0], inputs.shape(trials[0]), inputs.rows(trials[0]), width)
+    assert counted == pytest.approx(found, rel=0.15)
+    assert counted < memory(trials[0], inputs.shape(trials[0]), inputs.rows(trials[0]), Widths())

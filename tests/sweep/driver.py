@@ -1,0 +1,61 @@
+"""A driver, and its workers, that train nothing: light enough to be killed by the dozen. ``driver.py work`` is a worker."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from pretend import pretend
+from rankscope.store.store import Store
+from rankscope.store.trial_dir import TrialFolder
+from rankscope.study.study_file import Trial
+from rankscope.sweep.processes import run_processes
+from rankscope.sweep.worker import Worker
+from rankscope.sweep.worker_process import serve
+
+
+def slowly(
+    trials: Sequence[Trial],
+    folders: Sequence[TrialFolder],
+    progress: Callable[[int], None],
+    *,
+    scratch: Path,
+) -> None:
+    for _ in range(20):
+        time.sleep(0.01)
+        progress(1)
+    pretend(trials, folders, progress, scratch=scratch)
+
+
+def work(job: dict[str, Any]) -> None:
+    years = random.Random(os.getpid())
+    time.time = lambda: years.uniform(-1e9, 1e9)  # the clock jumps about; nothing may care
+    store = Store(job["store"])
+    Worker(store, store.packs(size=2), slowly, retries=0, provenance={}).run()
+
+
+def drive(store: str) -> None:
+    seen = Store(store).ledger
+
+    def tick() -> bool:
+        before = seen.length
+        seen.refresh()
+        return seen.length > before
+
+    command = [sys.executable, __file__, "work"]
+    run_processes(
+        command, {"store": store}, [{}, {}], tick=tick, say=lambda line: print(line, file=sys.stderr)
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "work":
+        sys.exit(serve(work))
+    drive(sys.argv[1])

@@ -1,0 +1,58 @@
+"""Workers on a real Ray cluster of several nodes on this machine, one of which is killed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankscope.store.store import Store
+from rankscope.sweep.run import run
+from rankscope.sweep.status import overview
+from sweep.test_run import study
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_a_node_dies_and_nothing_is_lost(
+    cluster: Any, tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path
+) -> None:
+    doomed, _ = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
+    tiny = study(tiny_models["roberta"], tiny_data, steps=200)
+    killed: list[float] = []
+
+    def kill_when_both_train() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if (tmp_path / "s" / "store.json").is_file():
+                ledger = Store(tmp_path / "s").ledger
+                ledger.refresh()
+                if len(ledger.live) == 2:
+                    cluster.remove_node(doomed, allow_graceful=False)
+                    killed.append(time.monotonic())
+                    return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill_when_both_train)
+    thread.start()
+    store = run(tiny, tmp_path / "s", ray=cluster.address, workers=2, quiet=True)
+    thread.join()
+    assert killed
+    assert store.ledger.deaths, "the node died while it trained"
+    assert overview(store).done == 6
+    undisturbed = run(tiny, tmp_path / "u", quiet=True)
+    assert store.hash() == undisturbed.hash()

@@ -1,0 +1,266 @@
+"""The main job on tiny models: a study becomes a store, and the store what PEFT and an SVD say it is."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import AutoModelForSequenceClassification
+
+from conftest import TARGETS
+from rankscope.store.store import Store
+from rankscope.study.study_file import Study, Trial
+from rankscope.study.task import TASKS
+from rankscope.sweep.inputs import Inputs
+from rankscope.sweep.run import job_of, run
+from rankscope.sweep.status import overview
+from rankscope.train.metrics import score
+from sweep.stalled import STALL
+
+
+def study(
+    model: str, data: Path, *, architecture: str = "roberta", ranks: str = '[1, "d"]', steps: int = 6
+) -> Study:
+    return Study.parse(
+        f"""
+        name = "tiny"
+        [scientific]
+        model = "{model}"
+        task = "CoLA"
+        rank = {ranks}
+        [nuisance]
+        learning_rate = [1e-2, 1e30]
+        [fixed]
+        data = "{data}"
+        batch_size = 8
+        steps = {steps}
+        eval_every = 3
+        target_modules = {TARGETS[architecture]}
+        """
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tiny_models: dict[str, str], tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return run(study(tiny_models["roberta"], tiny_data), tmp_path_factory.mktemp("store"), quiet=True)
+
+
+def test_every_trial_is_done_and_described(store: Store) -> None:
+    trials = store.trials()
+    assert len(trials) == 2 * 2 + 2
+    assert set(trials["rank"].dropna()) == {1, 16}
+    assert set(store.metrics()["step"]) == {3, 6}
+    assert overview(store).line().startswith("6 of 6 trials done")
+
+
+def test_spectra_at_start_at_powers_of_four_and_at_evaluations(store: Store) -> None:
+    spectra, trials = store.spectra(), store.trials()
+    calm = spectra[spectra["trial"].isin(trials.loc[trials["learning_rate"] < 1, "trial"])]
+    for matrix, steps in {"W": {0}, "dW": {0, 1, 3, 4, 6}, "W+dW": {0, 1, 3, 4, 6}}.items():
+        assert set(calm.loc[calm["matrix"] == matrix, "step"]) == steps
+    start = spectra[spectra["step"] == 0]
+    assert start.loc[start["matrix"] == "dW", "stable_rank"].isna().all()  # B = 0: undefined, not a number
+    both = start.pivot(index=["trial", "layer"], columns="matrix", values="stable_rank")
+    assert_close(torch.tensor(both["W"].array), torch.tensor(both["W+dW"].array), rtol=1e-3, atol=0)
+    assert (start.loc[start["matrix"] == "dW", ["spectral_norm", "frobenius_norm"]] == 0).all().all()
+    known = spectra.dropna(subset="stable_rank")
+    assert (known["lower"] <= known["stable_rank"]).all()
+    assert (known["stable_rank"] <= known["upper"]).all()
+
+
+def test_spectra_equal_the_svd_of_what_peft_merges(store: Store, tiny_models: dict[str, str]) -> None:
+    trials, spectra = store.trials(), store.spectra()
+    for row in trials[(trials["method"] == "lora") & (trials["learning_rate"] < 1)].itertuples():
+        base = AutoModelForSequenceClassification.from_pretrained(tiny_models["roberta"])
+        merged = PeftModel.from_pretrained(base, store.folder(row.trial).path / "last").merge_and_unload()
+        last = spectra[
+            (spectra["trial"] == row.trial) & (spectra["step"] == 6) & (spectra["matrix"] == "W+dW")
+        ]
+        for found in last.itertuples():
+            sigma = torch.linalg.svdvals(merged.get_submodule(found.layer).weight.double())
+            truth = float(sigma.square().sum() / sigma[0] ** 2)
+            assert found.lower * (1 - 1e-5) <= truth <= found.upper * (1 + 1e-5)
+
+
+def test_full_fine_tunes_are_checkpoints_and_their_spectra_are_theirs(
+    store: Store, tiny_models: dict[str, str]
+) -> None:
+    trials, spectra = store.trials(), store.spectra()
+    (trial,) = trials.loc[(trials["method"] == "full") & (trials["learning_rate"] < 1), "trial"]
+    tuned = load_file(store.folder(trial).path / "last" / "model.safetensors")
+    base = load_file(Path(tiny_models["roberta"]) / "model.safetensors")
+    last = spectra[(spectra["trial"] == trial) & (spectra["step"] == 6) & (spectra["matrix"] == "dW")]
+    for found in last.itertuples():
+        sigma = torch.linalg.svdvals(
+            tuned[f"{found.layer}.weight"].double() - base[f"{found.layer}.weight"].double()
+        )
+        assert found.stable_rank == pytest.approx(float(sigma.square().sum() / sigma[0] ** 2), rel=1e-3)
+
+
+def test_best_weights_give_the_best_metric_again(store: Store, tiny_models: dict[str, str]) -> None:
+    inputs = Inputs(store.study)
+    for row in store.trials().itertuples():
+        if row.method != "lora" or row.status != "done":
+            continue
+        base = AutoModelForSequenceClassification.from_pretrained(tiny_models["roberta"])
+        model = PeftModel.from_pretrained(base, store.folder(row.trial).path / "best").eval()
+        validation = inputs.encoded(Trial(**store.folder(row.trial).trial()))[1]
+        with torch.no_grad():
+            logits = torch.empty(1, len(validation), 2)
+            for rows, batch in validation.by_length(64):
+                logits[0, rows] = model(**batch).logits
+        (found,) = score(logits, validation.labels, TASKS["CoLA"])
+        assert found["matthews_correlation"] == pytest.approx(row.best)
+
+
+def test_divergence_is_a_result_that_says_when(store: Store) -> None:
+    trials = store.trials()
+    assert (trials["status"] == "diverged").tolist() == (trials["learning_rate"] > 1).tolist()
+    assert trials.loc[trials["status"] == "diverged", "diverged_at"].between(2, 6).all()
+
+
+def test_the_comparison_has_every_chosen_trial_and_site(store: Store) -> None:
+    comparison = store.comparison()
+    assert comparison["trial"].nunique() == 2
+    assert len(comparison) == 2 * 4
+    assert comparison[["captured_energy", "left_overlap", "right_overlap"]].stack().between(0, 1 + 1e-9).all()
+
+
+def test_running_again_trains_nothing(store: Store, tiny_models: dict[str, str], tiny_data: Path) -> None:
+    stamps = {p: p.stat().st_mtime_ns for p in store.path.rglob("done.json")}
+    again = run(study(tiny_models["roberta"], tiny_data), store.path, quiet=True)
+    assert {p: p.stat().st_mtime_ns for p in store.path.rglob("done.json")} == stamps
+    assert again.hash() == store.hash()
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(
+    store: Store,
+    tiny_models: dict[str, str],
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from rankscope.train import loop
+
+    real, calls = loop.train_pack, []
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "train_pack", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True)
+    assert 0 < overview(Store(tmp_path)).done < 6
+    assert run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True).hash() == store.hash()
+
+
+def test_a_pack_goes_on_from_where_its_worker_died(
+    store: Store,
+    tiny_models: dict[str, str],
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from rankscope.train import loop
+
+    monkeypatch.setattr(loop, "_EVERY", 0.0)  # a checkpoint after every step
+    monkeypatch.setattr(loop, "_SHARE", 1e9)
+    real, told = loop.train_pack, []
+
+    def dies(trials: object, folders: object, progress: object, **options: object) -> None:
+        def die(steps: int) -> None:
+            told.append(steps)
+            if len(told) == 4:
+                raise KeyboardInterrupt
+
+        real(trials, folders, die, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "train_pack", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True)
+    done = run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True)
+    assert told[4] >= 3 * told[0]  # the heir begins with the steps that were taken before
+    assert done.hash() == store.hash()
+
+
+def test_a_pack_whose_worker_was_killed_ends_as_an_undisturbed_one(
+    tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL in the middle of a pack; another process's heir starts from the checkpoint. Bit for bit."""
+    from rankscope.train.run import Run
+
+    asked = study(tiny_models["roberta"], tiny_data, steps=12)
+    undisturbed = run(asked, tmp_path / "undisturbed", quiet=True)
+    inputs = Inputs(asked)
+    store = Store.create(
+        tmp_path / "s", asked, largest_rank=inputs.largest_rank, fingerprints=inputs.fingerprints
+    )
+    command = [sys.executable, str(Path(__file__).with_name("stalled.py"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as worker:
+        assert worker.stdin is not None
+        print(json.dumps(job_of(inputs, store) | {"environment": {}}), file=worker.stdin, flush=True)
+        deadline = time.monotonic() + 120
+        while steps_kept(store) < STALL - 1 and worker.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        worker.kill()
+    assert worker.returncode == -signal.SIGKILL
+    assert steps_kept(store) == STALL - 1
+    taken: list[int] = []
+    real = Run.step
+    monkeypatch.setattr(Run, "step", lambda self, rows, step: taken.append(step) or real(self, rows, step))
+    done = run(asked, store.path, quiet=True)
+    assert taken[: 12 - STALL + 2] == [*range(STALL, 13), 1]  # the rest of that pack, then the next one
+    assert done.hash() == undisturbed.hash()
+    for name in ("metrics", "spectra"):
+        pd.testing.assert_frame_equal(getattr(done, name)(), getattr(undisturbed, name)())
+    for folder in done.done():
+        for path in folder.path.glob("*/*.safetensors"):
+            assert (
+                path.read_bytes()
+                == (undisturbed.path / "trials" / path.relative_to(path.parents[2])).read_bytes()
+            )
+
+
+def steps_kept(store: Store) -> int:
+    """Of the checkpoint that a worker has written, if any."""
+    for path in store.path.glob("work/*/scratch/checkpoint.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            return int(json.loads(file.metadata()["state"])["done"])
+    return 0
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
+def test_other_architectures_train_save_and_compare(
+    architecture: str, tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path
+) -> None:
+    path = tiny_models[architecture]
+    done = run(study(path, tiny_data, architecture=architecture, ranks="[2]", steps=3), tmp_path, quiet=True)
+    assert overview(done).done == 4
+    assert done.comparison()["relative_distance"].notna().all()
+
+
+def test_wide_inputs_are_refused_before_anything_is_written(
+    tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "new"
+    with pytest.raises(ValueError, match=r"rank: expected 1 to 16 .*found 17"):
+        run(study(tiny_models["roberta"], tiny_data, ranks="[17]"), target, quiet=True)
+    with pytest.raises(ValueError, match="model '/nowhere'"):
+        run(study("/nowhere", tiny_data), target, quiet=True)
+    with pytest.raises(FileNotFoundError, match=r"expected .*CoLA.*train.tsv; found no such file"):
+        run(study(tiny_models["roberta"], tmp_path / "none"), target, quiet=True)
+    assert not target.exists()
