@@ -1,9 +1,9 @@
-# make setup | test | check | demo: each works alone on a fresh clone, with Python 3.11 or newer.
+# make setup | test | fuzz | check | demo: each works alone on a fresh clone, with Python 3.11 or newer.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test check format docs demo clean
+.PHONY: setup test fuzz check format docs demo clean
 
 setup: $(VENV)/installed
 
@@ -17,6 +17,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 # a process per core, one thread each: on small matrices two threads wait for each other more than they compute
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# the properties of the suite with fresh seeds, for ten minutes; prints the seed that fails
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tools/fuzz.py --minutes 10
 
 # test is a prerequisite, so `make test check` runs the tests once
 check: setup test

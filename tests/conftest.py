@@ -13,6 +13,7 @@ import pandas as pd
 import peft
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -27,6 +28,11 @@ from transformers import (
 )
 
 from tiny import MODELS, SHARED, Case, shake
+
+# The suite takes the same examples every time; `make fuzz` takes fresh ones, from a seed that it prints.
+settings.register_profile("suite", derandomize=True, deadline=None, database=None)
+settings.register_profile("fuzz", deadline=None, database=None, print_blob=True)
+settings.load_profile("suite")
 
 WORDS = [
     "the",
@@ -106,6 +112,12 @@ def save_tiny_model(folder: Path, architecture: str, *, width: int = 16) -> str:
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("models")
     return {name: save_tiny_model(root / name, name) for name in ARCHITECTURES}
+
+
+@pytest.fixture
+def seed(pytestconfig: pytest.Config) -> int:
+    """For a test that draws its own cases: 0 in the suite, fresh in each round of `make fuzz` (mark it `fuzz`)."""
+    return int(pytestconfig.getoption("--hypothesis-seed") or 0)
 
 
 def write_tsv(folder: Path, task: str, split: str, frame: pd.DataFrame) -> None:

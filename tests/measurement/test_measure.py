@@ -167,7 +167,7 @@ def test_kinds(layer: str, kind: str) -> None:
     assert kind_of(layer) == kind
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_no_tensor_of_a_checkpoint_is_lost(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
