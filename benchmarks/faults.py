@@ -67,9 +67,9 @@ def _training(store: Path) -> bool:
     """Whether a worker that lives holds a pack: kills that hit nothing but starts would prove little."""
     if not (store / "store.json").is_file():
         return False
-    ledger = Store(store).ledger
-    ledger.refresh()
-    return any(is_gone(claim) is False for claim in ledger.live.values())
+    log = Store(store).log
+    log.refresh()
+    return any(is_gone(claim) is False for claim in log.live.values())
 
 
 def disturbed(study: Path, store: Path, folder: Path, *, kills: int, luck: random.Random) -> int:
@@ -123,7 +123,7 @@ def compare(store: Store, undisturbed: Store) -> None:
     commits = Counter(t for e in entries if e["event"] == "commit" for t in claims[e["claim"]]["trials"])
     assert set(commits.values()) == {1}
     assert len(commits) == len(store.done_ids())
-    assert not store.shelf.names("work")
+    assert not store.storage.names("work")
     events = Counter(entry["event"] for entry in entries)
     print(f"    equal, bit for bit: {len(weights) // 2} trials; log: {dict(events)}", flush=True)
 

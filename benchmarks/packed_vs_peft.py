@@ -42,7 +42,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from rankscope.store.trial_dir import TrialFolder
+from rankscope.store.trial_dir import TrialDir
 from rankscope.study.cost import operations
 from rankscope.study.packing import packs
 from rankscope.study.study_file import Study, Trial
@@ -161,7 +161,7 @@ def visit(text: str, root: Path, threads: int, tasks: Any, ready: Any) -> None:
         inputs.encoded(trial)
     ready.put(None)
     while (pack := tasks.get()) is not None:
-        folders = [TrialFolder(root / trial.id) for trial in pack]
+        folders = [TrialDir(root / trial.id) for trial in pack]
         for trial, folder in zip(pack, folders, strict=True):
             folder.begin(trial, provenance=provenance())
         trainer(inputs)(pack, folders, lambda steps: None, scratch=root / pack[0].id / "scratch")
@@ -216,7 +216,7 @@ def compare(text: str, name: str, options: argparse.Namespace) -> None:
             pack.save(0, [rows.values for rows in pack.rows], root / "start")
             spent, loss = peft_alone(trial, inputs, root / "start", root / "trainer")
             theirs.append(spent)
-            differences.append(abs(loss - TrialFolder(root / trial.id).metrics()[-1]["eval_loss"]))
+            differences.append(abs(loss - TrialDir(root / trial.id).metrics()[-1]["eval_loss"]))
     alone, packed = sum(theirs) / len(theirs), seconds / len(trials)
     together = options.pack or len(trials)
     work = sum(operations(t, inputs.shape(t), inputs.rows(t), together=together) for t in trials) / seconds

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from rankscope.store.trial_dir import TrialFolder
+from rankscope.store.trial_dir import TrialDir
 from rankscope.study.packing import packs
 from rankscope.study.study_file import Study
 from rankscope.sweep.inputs import Inputs
@@ -44,7 +44,7 @@ def work(part: int, tasks: list[str], results: Any) -> None:
     for pack in packs([t for t in inputs.trials if t.task in tasks], size=8)[part::2]:
         spent.clear()
         with tempfile.TemporaryDirectory() as root:
-            folders = [TrialFolder(Path(root) / trial.id) for trial in pack]
+            folders = [TrialDir(Path(root) / trial.id) for trial in pack]
             for trial, folder in zip(pack, folders, strict=True):
                 folder.begin(trial, provenance=provenance())
             began = time.process_time()

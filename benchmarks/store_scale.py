@@ -30,7 +30,7 @@ import pandas as pd
 from rankscope.analysis.frames import COMPARISON, LATER
 from rankscope.analysis.selection import chosen
 from rankscope.store.store import Store
-from rankscope.store.trial_dir import TrialFolder
+from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Study, Trial
 from rankscope.sweep.worker import Worker
 
@@ -86,7 +86,7 @@ def fill(store: Store, trials: list[Trial]) -> None:
 
 def train(
     trials: Sequence[Trial],
-    folders: Sequence[TrialFolder],
+    folders: Sequence[TrialDir],
     progress: Callable[[int], None],
     *,
     scratch: Path,
@@ -154,10 +154,10 @@ def timed(*command: str) -> tuple[float, float]:
 
 def planning(text: str) -> tuple[float, float]:
     """Seconds for the trials, packs and sums of a plan, in this process: what is left without Python's own start."""
-    from rankscope.sweep.inputs import Inputs
+    from rankscope.sweep.inputs import StudyInputs
     from rankscope.sweep.plan import forecast
 
-    inputs = Inputs(Study.parse(text))
+    inputs = StudyInputs(Study.parse(text))
     before = time.perf_counter()
     forecast(inputs, None)
     return time.perf_counter() - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

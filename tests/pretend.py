@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from rankscope.store.store import Store
-from rankscope.store.trial_dir import TrialFolder
+from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Study, Trial
 from rankscope.sweep.worker import Worker
 
@@ -38,7 +38,7 @@ def spectra() -> pd.DataFrame:
 
 def pretend(
     trials: Sequence[Trial],
-    folders: Sequence[TrialFolder],
+    folders: Sequence[TrialDir],
     progress: Callable[[int], None],
     *,
     scratch: Path,

@@ -218,9 +218,9 @@ def test_stopped_by_ctrl_c_and_started_again(typed: Typed, study: Path, tmp_path
     assert process.returncode == 130
     assert "Type the same command to go on" in err
     assert "Traceback" not in err
-    ledger = Store(store).ledger
-    ledger.refresh()
-    assert not ledger.live  # workers have let go
+    log = Store(store).log
+    log.refresh()
+    assert not log.live  # workers have let go
     finished = {path: path.stat().st_mtime_ns for path in store.glob("trials/*/done.json")}
     assert 0 < len(finished) < 8
     assert typed("run", study, "--store", store, "--workers", 1)[1].startswith("8 of 8 trials done")

@@ -164,14 +164,14 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _train(study: Any, path: str, *, workers: int | None = None, **how: Any) -> int:
-    from rankscope.sweep.processes import standing_by, worker_command
+    from rankscope.sweep.processes import prestarted, worker_command
 
     count = 0 if how.get("ray") else len(os.sched_getaffinity(0)) if workers is None else workers
-    with standing_by(worker_command(), count if count > 1 else 0) as ready:
+    with prestarted(worker_command(), count if count > 1 else 0) as ready:
         with _keeping_all():
             from rankscope.sweep.run import run
-            from rankscope.sweep.status import overview
-        seen = overview(run(study, path, workers=workers, standing_by=ready, **how))
+            from rankscope.sweep.status import status
+        seen = status(run(study, path, workers=workers, prestarted=ready, **how))
     print(seen.line())
     return 3 if seen.failed else 0
 
@@ -232,14 +232,14 @@ def _keeping_all() -> Iterator[None]:
 @_keeping_all()
 def _plan(options: argparse.Namespace) -> int:
     from rankscope.study.study_file import Study
-    from rankscope.sweep.inputs import Inputs
+    from rankscope.sweep.inputs import StudyInputs
     from rankscope.sweep.plan import forecast
 
     if options.gpus is not None and (options.device is None or options.gpus < 1):
         raise ValueError(
             f"--gpus {options.gpus}: expected a number from 1, with --device; plan --device h200 --gpus 8"
         )
-    inputs = Inputs(Study.load(options.study), quiet=False)
+    inputs = StudyInputs(Study.load(options.study), quiet=False)
     print(forecast(inputs, options.store, gpus=options.gpus, device=options.device))
     return 0
 
@@ -247,9 +247,9 @@ def _plan(options: argparse.Namespace) -> int:
 @_keeping_all()
 def _status(options: argparse.Namespace) -> int:
     from rankscope.store.store import Store
-    from rankscope.sweep.status import overview
+    from rankscope.sweep.status import status
 
-    seen = overview(Store(options.store))
+    seen = status(Store(options.store))
     print(seen.text())
     return 3 if seen.failed else 0
 

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from pretend import TRIALS, create, pretend, run
-from rankscope.store.storage import shelf_at
+from rankscope.store.storage import storage_at
 from rankscope.store.store import Store
-from rankscope.store.trial_dir import TrialFolder
+from rankscope.store.trial_dir import TrialDir
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_a_store_in_a_bucket_equals_one_on_disk(bucket: str, tmp_path: Path) -> 
     pd.testing.assert_frame_equal(opened.metrics(), local.metrics())
     pd.testing.assert_frame_equal(opened.spectra(), local.spectra())
     assert run(Store(bucket)) == []
-    assert opened.shelf.names("work") == []
+    assert opened.storage.names("work") == []
     opened.write_comparison(pd.DataFrame({"trial": ["x"]}))
     assert list(Store(bucket).comparison()["trial"]) == ["x"]
 
@@ -65,9 +65,9 @@ def test_one_of_many_creates(bucket: str) -> None:
     made: list[tuple[int, bytes]] = []
 
     def work(worker: int) -> None:
-        shelf = shelf_at(bucket)
+        storage = storage_at(bucket)
         for name in range(10):
-            if shelf.create(f"x/{name}", data := f"{worker} made {name}".encode()):
+            if storage.create(f"x/{name}", data := f"{worker} made {name}".encode()):
                 made.append((name, data))
 
     threads = [threading.Thread(target=work, args=(w,)) for w in range(6)]
@@ -76,7 +76,7 @@ def test_one_of_many_creates(bucket: str) -> None:
     for thread in threads:
         thread.join()
     assert sorted(name for name, _ in made) == list(range(10))
-    assert all(shelf_at(bucket).read(f"x/{name}") == data for name, data in made)
+    assert all(storage_at(bucket).read(f"x/{name}") == data for name, data in made)
 
 
 def test_an_heir_elsewhere_finds_the_scratch(
@@ -86,7 +86,7 @@ def test_an_heir_elsewhere_finds_the_scratch(
 
     def dies(trials: Any, folders: Any, progress: Any, *, scratch: Path) -> None:
         (scratch / "checkpoint.safetensors").write_bytes(b"half way")
-        store.keep_scratch(max(store.ledger.live))  # what every heartbeat does
+        store.flush_scratch(max(store.log.live))  # what every heartbeat does
         raise KeyboardInterrupt
 
     store = create(bucket)
@@ -96,20 +96,20 @@ def test_an_heir_elsewhere_finds_the_scratch(
     found: list[bytes] = []
 
     def goes_on(
-        trials: Any, folders: Sequence[TrialFolder], progress: Callable[[int], None], *, scratch: Path
+        trials: Any, folders: Sequence[TrialDir], progress: Callable[[int], None], *, scratch: Path
     ) -> None:
         found.extend(path.read_bytes() for path in scratch.iterdir())
         pretend(trials, folders, progress, scratch=scratch)
 
     assert len(run(Store(bucket), goes_on, size=6)) == len(TRIALS)
     assert found == [b"half way"]
-    assert Store(bucket).shelf.names("work") == []
+    assert Store(bucket).storage.names("work") == []
 
 
 def test_killed_between_commit_and_move(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Committed, half copied, dead: the next worker puts the rest in place, and trains nothing of it again."""
     store = create(bucket)
-    copy, calls = store.shelf.fs.copy, []  # type: ignore[attr-defined]
+    copy, calls = store.storage.fs.copy, []  # type: ignore[attr-defined]
 
     def dying(*arguments: Any) -> None:
         calls.append(1)
@@ -117,10 +117,10 @@ def test_killed_between_commit_and_move(bucket: str, monkeypatch: pytest.MonkeyP
             raise KeyboardInterrupt
         copy(*arguments)
 
-    monkeypatch.setattr(store.shelf.fs, "copy", dying)  # type: ignore[attr-defined]
+    monkeypatch.setattr(store.storage.fs, "copy", dying)  # type: ignore[attr-defined]
     with pytest.raises(KeyboardInterrupt):
         run(store)
-    monkeypatch.setattr(store.shelf.fs, "copy", copy)  # type: ignore[attr-defined]
+    monkeypatch.setattr(store.storage.fs, "copy", copy)  # type: ignore[attr-defined]
     again = run(Store(bucket))
     assert len(again) == len(TRIALS) - 2
     assert len(Store(bucket).trials()) == len(TRIALS)

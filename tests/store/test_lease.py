@@ -15,11 +15,11 @@ import pytest
 
 from pretend import TRIALS, create, pretend, run
 from rankscope.store import lease
-from rankscope.store.lease import Lease, LeaseLost, Presence, Watch, is_gone
-from rankscope.store.log import Claim, Ledger
-from rankscope.store.storage import LocalShelf
+from rankscope.store.lease import FailureDetector, Lease, LeaseLost, WorkerLock, is_gone
+from rankscope.store.log import Claim, Log
+from rankscope.store.storage import LocalStorage
 from rankscope.store.store import Store
-from rankscope.store.trial_dir import TrialFolder
+from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Trial
 from rankscope.sweep import worker as worker_loop
 from rankscope.sweep.worker import DEATHS, Worker, given_up
@@ -28,8 +28,8 @@ ELSEWHERE = {"host": "elsewhere", "boot": "another"}
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(LocalShelf(tmp_path))
+def log(tmp_path: Path) -> Log:
+    return Log(LocalStorage(tmp_path))
 
 
 def test_one_of_many_gets_a_claim(tmp_path: Path) -> None:
@@ -37,9 +37,9 @@ def test_one_of_many_gets_a_claim(tmp_path: Path) -> None:
     won: list[tuple[str, str]] = []
 
     def work(name: str) -> None:
-        ledger = Ledger(LocalShelf(tmp_path))
+        log = Log(LocalStorage(tmp_path))
         for i in range(100):
-            if ledger.claim([f"t{i}"], worker=name, **ELSEWHERE):
+            if log.claim([f"t{i}"], worker=name, **ELSEWHERE):
                 won.append((f"t{i}", name))
 
     threads = [threading.Thread(target=work, args=(f"w{n}",)) for n in range(16)]
@@ -48,38 +48,38 @@ def test_one_of_many_gets_a_claim(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(trial for trial, _ in won) == sorted(f"t{i}" for i in range(100))
-    ledger = Ledger(LocalShelf(tmp_path))
-    ledger.refresh()
-    assert ledger.length == 100
-    assert {(c.trials[0], c.worker) for c in ledger.live.values()} == set(won)
+    log = Log(LocalStorage(tmp_path))
+    log.refresh()
+    assert log.length == 100
+    assert {(c.trials[0], c.worker) for c in log.live.values()} == set(won)
 
 
-def test_a_late_worker_cannot_commit(ledger: Ledger) -> None:
-    other = Ledger(ledger.shelf)
-    first = ledger.claim(["a", "b"], worker="x", **ELSEWHERE)
+def test_a_late_worker_cannot_commit(log: Log) -> None:
+    other = Log(log.storage)
+    first = log.claim(["a", "b"], worker="x", **ELSEWHERE)
     assert first is not None
-    assert ledger.claim(["b", "c"], worker="y", **ELSEWHERE) is None
+    assert log.claim(["b", "c"], worker="y", **ELSEWHERE) is None
     assert other.append(lambda: {"event": "revoke", "claim": first}) == 2
     second = other.claim(["a", "b"], worker="y", **ELSEWHERE)
     assert second is not None
     assert second > first  # the fencing number grows
     with pytest.raises(LeaseLost):
-        Lease(ledger, first).end("commit")
+        Lease(log, first).end("commit")
     with pytest.raises(LeaseLost):
-        Lease(ledger, first).progress(1)
+        Lease(log, first).progress(1)
     Lease(other, second).end("commit")
-    ledger.refresh()
-    assert ledger.done == {"a", "b"}
+    log.refresh()
+    assert log.done == {"a", "b"}
 
 
-def test_two_workers_with_the_same_lease_make_one_result(ledger: Ledger) -> None:
-    number = ledger.claim(["a"], worker="x", **ELSEWHERE)
+def test_two_workers_with_the_same_lease_make_one_result(log: Log) -> None:
+    number = log.claim(["a"], worker="x", **ELSEWHERE)
     assert number is not None
-    ledgers = [Ledger(ledger.shelf) for _ in range(8)]
-    for one in ledgers:
+    logs = [Log(log.storage) for _ in range(8)]
+    for one in logs:
         one.refresh()
     ends: list[bool] = []
-    threads = [threading.Thread(target=lambda o=one: ends.append(o.end(number, "commit"))) for one in ledgers]
+    threads = [threading.Thread(target=lambda o=one: ends.append(o.end(number, "commit"))) for one in logs]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -87,21 +87,21 @@ def test_two_workers_with_the_same_lease_make_one_result(ledger: Ledger) -> None
     assert sum(ends) == 1
 
 
-def test_no_wall_clock_decides(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_wall_clock_decides(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system's clock jumps back by years at every look; a worker dies by its heartbeats alone."""
     years = iter(range(10**6))
     monkeypatch.setattr(time, "time", lambda: -3e7 * next(years))
     monkeypatch.setattr(time, "gmtime", lambda *_: time.struct_time((2000, 1, 1, 0, 0, 0, 0, 1, 0)))
-    number = ledger.claim(["a"], worker="x", **ELSEWHERE)
+    number = log.claim(["a"], worker="x", **ELSEWHERE)
     assert number is not None
-    claim, now = ledger.live[number], [0.0]
-    watch = Watch(ledger, clock=lambda: now[0], patience=60)
-    mine = Lease(ledger, number, every=0.01)
+    claim, now = log.live[number], [0.0]
+    detector = FailureDetector(log, clock=lambda: now[0], patience=60)
+    mine = Lease(log, number, every=0.01)
     with mine.beating():
         for now[0] in range(0, 300, 10):
             time.sleep(0.05)
-            assert not watch.is_dead(claim)
-    dead_at = next(t for t in range(300, 600, 10) if _at(now, t) and watch.is_dead(claim))
+            assert not detector.is_dead(claim)
+    dead_at = next(t for t in range(300, 600, 10) if _at(now, t) and detector.is_dead(claim))
     assert 360 <= dead_at <= 380
 
 
@@ -113,8 +113,8 @@ def _at(now: list[float], t: float) -> bool:
 def test_the_kernel_says_who_is_dead(tmp_path: Path) -> None:
     code = """if True:
         import sys, time
-        from rankscope.store.lease import Presence
-        mine = Presence()
+        from rankscope.store.lease import WorkerLock
+        mine = WorkerLock()
         print(mine.worker, flush=True)
         time.sleep(600)
     """
@@ -132,10 +132,10 @@ def test_the_kernel_says_who_is_dead(tmp_path: Path) -> None:
 
 
 def test_a_living_worker_is_present() -> None:
-    presence = Presence()
-    claim = Claim(1, presence.worker, presence.host, presence.boot, ("a",))
+    lock = WorkerLock()
+    claim = Claim(1, lock.worker, lock.host, lock.boot, ("a",))
     assert is_gone(claim) is False
-    presence.leave(holding=False)
+    lock.leave(holding=False)
     assert is_gone(claim) is None
 
 
@@ -144,7 +144,7 @@ def test_an_heir_finds_the_scratch_and_empty_folders(tmp_path: Path) -> None:
 
     def dies(
         trials: Sequence[Trial],
-        folders: Sequence[TrialFolder],
+        folders: Sequence[TrialDir],
         progress: Callable[[int], None],
         *,
         scratch: Path,
@@ -157,7 +157,7 @@ def test_an_heir_finds_the_scratch_and_empty_folders(tmp_path: Path) -> None:
         run(store, dies, size=6)
     found: list[bytes] = []
 
-    def goes_on(trials: Any, folders: Sequence[TrialFolder], progress: Any, *, scratch: Path) -> None:
+    def goes_on(trials: Any, folders: Sequence[TrialDir], progress: Any, *, scratch: Path) -> None:
         found.extend(path.read_bytes() for path in scratch.iterdir())
         assert not any(folder.metrics() for folder in folders)
         pretend(trials, folders, progress, scratch=scratch)
@@ -172,17 +172,17 @@ def test_an_heir_of_an_heir_finds_the_scratch(tmp_path: Path) -> None:
     store = create(tmp_path / "s")
     ids = ["a", "b"]
     for worker in ("x", "y"):
-        number = store.ledger.claim(ids, worker=worker, **ELSEWHERE)
+        number = store.log.claim(ids, worker=worker, **ELSEWHERE)
         assert number is not None
         if worker == "x":
-            with store.workspace(number, ids) as work:
+            with store.claim_dir(number, ids) as work:
                 (work / "scratch" / "checkpoint").touch()
-        store.ledger.end(number, "revoke")
-    third = store.ledger.claim(ids, worker="z", **ELSEWHERE)
+        store.log.end(number, "revoke")
+    third = store.log.claim(ids, worker="z", **ELSEWHERE)
     assert third is not None
-    with store.workspace(third, ids) as work:
+    with store.claim_dir(third, ids) as work:
         assert [path.name for path in (work / "scratch").iterdir()] == ["checkpoint"]
-    assert store.shelf.names("work") == [str(third)]
+    assert store.storage.names("work") == [str(third)]
 
 
 def test_a_worker_that_lost_its_lease_goes_on_with_other_packs(tmp_path: Path) -> None:
@@ -192,14 +192,14 @@ def test_a_worker_that_lost_its_lease_goes_on_with_other_packs(tmp_path: Path) -
     def robbed(trials: Sequence[Trial], *rest: Any, **more: Any) -> None:
         calls.append(trials[0].id)
         if len(calls) == 1:
-            other = Ledger(store.shelf)
+            other = Log(store.storage)
             other.append(lambda: {"event": "revoke", "claim": max(other.live)})
         pretend(trials, *rest, **more)
 
     trained = run(store, robbed)
     assert sorted(trained) == sorted(t.id for t in TRIALS)
     assert calls.count(calls[0]) == 2  # in vain the first time
-    assert store.ledger.deaths[calls[0]] == 1
+    assert store.log.deaths[calls[0]] == 1
 
 
 def test_two_workers_share_a_store(tmp_path: Path) -> None:
@@ -231,18 +231,18 @@ def test_who_waits_takes_over_from_the_dead(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(worker_loop, "POLL", 0.05)
     store = create(tmp_path / "s")
     pack = store.packs(size=2)[0]
-    held = store.ledger.claim([t.id for t in pack], worker="dead", **ELSEWHERE)
+    held = store.log.claim([t.id for t in pack], worker="dead", **ELSEWHERE)
     worker = Worker(Store(store.path), store.packs(size=2), pretend, retries=0, provenance={})
-    worker.watch = Watch(worker.ledger, patience=0.3)
+    worker.detector = FailureDetector(worker.log, patience=0.3)
     assert sorted(worker.run().trained) == sorted(t.id for t in TRIALS)
-    assert held not in worker.ledger.live
+    assert held not in worker.log.live
 
 
-def test_a_pack_that_kills_its_workers_is_given_up(ledger: Ledger) -> None:
+def test_a_pack_that_kills_its_workers_is_given_up(log: Log) -> None:
     for n in range(DEATHS):
-        assert given_up(ledger, "a", retries=0) is None, n
-        number = ledger.claim(["a"], worker=f"w{n}", **ELSEWHERE)
+        assert given_up(log, "a", retries=0) is None, n
+        number = log.claim(["a"], worker=f"w{n}", **ELSEWHERE)
         assert number is not None
-        ledger.end(number, "revoke")
-    assert "workers died" in str(given_up(ledger, "a", retries=0))
-    ledger.forget(["a"])
+        log.end(number, "revoke")
+    assert "workers died" in str(given_up(log, "a", retries=0))
+    log.forget(["a"])

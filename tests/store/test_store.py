@@ -76,12 +76,12 @@ def test_stopped_anywhere_goes_on(
     run(undisturbed)
     assert store.hash() == undisturbed.hash()
     pd.testing.assert_frame_equal(store.metrics(), undisturbed.metrics())
-    assert not store.ledger.failures  # that was not the trials' fault
+    assert not store.log.failures  # that was not the trials' fault
     assert not any(path.name.startswith(".") for path in (store.path / "trials").rglob("*"))
 
 
 def test_a_read_only_store_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where its tables would be kept (gathered.py)."""
+    """Also where its tables would be kept (cached_table.py)."""
     monkeypatch.setattr("rankscope.store.cached_table.WORTH", 1)
     store = create(tmp_path / "s")
     run(store)
@@ -136,9 +136,9 @@ def test_a_failing_trial_is_tried_again_alone_and_stops_nobody(tmp_path: Path) -
     (failed,) = missing(store, TRIALS)
     assert (failed.rank, failed.learning_rate) == (2, 1e-3)
     assert len(packs) == len(store.packs(size=2)) + 2  # the pack that failed, one by one
-    assert [f.reason for f in store.ledger.failures[failed.id]] == ["RuntimeError: no luck"] * 2
+    assert [f.reason for f in store.log.failures[failed.id]] == ["RuntimeError: no luck"] * 2
     assert run(store) == []  # given up, also by the next worker
-    store.ledger.forget([failed.id])
+    store.log.forget([failed.id])
     assert run(store) == [failed.id]
 
 
@@ -146,7 +146,7 @@ def test_workers_that_cut_packs_differently_share_a_store(tmp_path: Path) -> Non
     """One with little memory holds the second half of what is one pack for this one."""
     store = create(tmp_path / "s")
     pack = [trial.id for trial in store.packs(size=6)[0]]
-    theirs = store.ledger.claim(pack[3:], worker="other", host="elsewhere", boot="")
+    theirs = store.log.claim(pack[3:], worker="other", host="elsewhere", boot="")
     assert theirs is not None
     trained: list[list[str]] = []
 
@@ -154,7 +154,7 @@ def test_workers_that_cut_packs_differently_share_a_store(tmp_path: Path) -> Non
         trained.append([trial.id for trial in trials])
         pretend(trials, *rest, **more)
         if trained[-1] == pack[:3]:
-            store.ledger.end(theirs, "release")
+            store.log.end(theirs, "release")
 
     Worker(store, store.packs(size=6), train, retries=0, provenance={}).run()
     assert trained[-2:] == [pack[:3], pack[3:]]
@@ -168,8 +168,8 @@ def test_a_full_disk_stops_the_run(tmp_path: Path) -> None:
     store = create(tmp_path / "s")
     with pytest.raises(OSError, match="No space left"):
         run(store, full)
-    assert not store.ledger.live
-    assert not store.ledger.failures
+    assert not store.log.live
+    assert not store.log.failures
     assert len(run(store)) == len(TRIALS)
 
 

@@ -14,15 +14,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from memory import Peak
 from rankscope.study.cost import Rows, Widths, memory, operations, widths
 from rankscope.study.study_file import Study, Trial
-from rankscope.sweep.inputs import Inputs
+from rankscope.sweep.inputs import StudyInputs
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.full import FullPack
 from rankscope.train.run import Run
 
 
 @pytest.fixture(scope="module")
-def inputs(tiny_models: dict[str, str], tiny_data: Path) -> Inputs:
-    return Inputs(
+def inputs(tiny_models: dict[str, str], tiny_data: Path) -> StudyInputs:
+    return StudyInputs(
         Study.parse(
             f"""
             name = "t"
@@ -41,7 +41,7 @@ def inputs(tiny_models: dict[str, str], tiny_data: Path) -> Inputs:
     )
 
 
-def executed(trial: Trial, inputs: Inputs) -> int:
+def executed(trial: Trial, inputs: StudyInputs) -> int:
     """Operations of one step, as torch counts them."""
     train, _ = inputs.encoded(trial)
     run = run_of(trial, inputs=inputs)
@@ -51,7 +51,7 @@ def executed(trial: Trial, inputs: Inputs) -> int:
     return counter.get_total_flops()
 
 
-def run_of(*trials: Trial, inputs: Inputs) -> Run:
+def run_of(*trials: Trial, inputs: StudyInputs) -> Run:
     kind = FullPack if trials[0].method == "full" else AdapterPack
     task = inputs.tasks[trials[0].task]
     pack = kind(trials, model=inputs.model_path(trials[0].model), task=task, device=torch.device("cpu"))
@@ -59,7 +59,7 @@ def run_of(*trials: Trial, inputs: Inputs) -> Run:
 
 
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["r = 1", "r = d", "full"])
-def test_operations_of_a_step(inputs: Inputs, which: int) -> None:
+def test_operations_of_a_step(inputs: StudyInputs, which: int) -> None:
     trial = inputs.trials[which]
     train, _ = inputs.encoded(trial)
     tokens = float(train.lengths.sort().values[-8:].double().mean())
@@ -69,7 +69,7 @@ def test_operations_of_a_step(inputs: Inputs, which: int) -> None:
     assert counted == pytest.approx(executed(trial, inputs), rel=0.15)
 
 
-def peak(trials: list[Trial], inputs: Inputs) -> int:
+def peak(trials: list[Trial], inputs: StudyInputs) -> int:
     """Bytes of a pack at the peak of two steps on the longest rows and one validation."""
     run = run_of(*trials, inputs=inputs)
     rows = run.train.lengths.argsort()[-trials[0].batch_size :]
@@ -85,7 +85,7 @@ def peak(trials: list[Trial], inputs: Inputs) -> int:
 
 @pytest.mark.parametrize("rank", [1, 16, 128])
 def test_memory_of_one_more_trial_is_what_is_then_allocated(rank: int) -> None:
-    inputs = Inputs(Study.load("lab"))
+    inputs = StudyInputs(Study.load("lab"))
     trials = [trial for trial in inputs.trials if trial.task == "entailment" and trial.rank == rank]
     found = (peak(trials, inputs) - peak(trials[:1], inputs)) / (len(trials) - 1)
     counted = memory(trials[0], inputs.shape(trials[0]), inputs.rows(trials[0]))
@@ -93,7 +93,7 @@ def test_memory_of_one_more_trial_is_what_is_then_allocated(rank: int) -> None:
 
 
 def test_memory_of_a_full_fine_tune() -> None:
-    inputs = Inputs(Study.load("lab"))
+    inputs = StudyInputs(Study.load("lab"))
     trial = next(t for t in inputs.trials if t.task == "entailment" and t.method == "full")
     counted = memory(trial, inputs.shape(trial), inputs.rows(trial))
     assert counted == pytest.approx(peak([trial], inputs), rel=0.15)
@@ -113,7 +113,7 @@ class AsOnCuda(TorchFunctionMode):
 def test_memory_in_bfloat16(rank: int | None, device: str) -> None:
     lab = Study.load("lab")
     fixed = lab.fixed.model_copy(update={"precision": "bfloat16"})
-    inputs = Inputs(lab.model_copy(update={"fixed": fixed}))
+    inputs = StudyInputs(lab.model_copy(update={"fixed": fixed}))
     trials = [trial for trial in inputs.trials if trial.task == "entailment" and trial.rank == rank]
     with AsOnCuda() if device == "cuda" else contextlib.nullcontext():
         if rank is None:

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pretend import pretend
 from rankscope.store.store import Store
-from rankscope.store.trial_dir import TrialFolder
+from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Trial
 from rankscope.sweep.processes import run_processes
 from rankscope.sweep.worker import Worker
@@ -23,7 +23,7 @@ from rankscope.sweep.worker_process import serve
 
 def slowly(
     trials: Sequence[Trial],
-    folders: Sequence[TrialFolder],
+    folders: Sequence[TrialDir],
     progress: Callable[[int], None],
     *,
     scratch: Path,
@@ -42,7 +42,7 @@ def work(job: dict[str, Any]) -> None:
 
 
 def drive(store: str) -> None:
-    seen = Store(store).ledger
+    seen = Store(store).log
 
     def tick() -> bool:
         before = seen.length

@@ -9,7 +9,7 @@ from rankscope.study.cost import base_memory, memory, widths
 from rankscope.study.study_file import Study, Trial
 from rankscope.sweep import machine
 from rankscope.sweep import plan as forecast
-from rankscope.sweep.inputs import Inputs
+from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.machine import PACK_SIZE, SHARE, Room, free_for_each, room
 from rankscope.sweep.plan import forecast as planned
 
@@ -17,17 +17,17 @@ GB = 1e9
 
 
 @pytest.fixture(scope="module")
-def lab() -> Inputs:
-    return Inputs(Study.load("lab"))
+def lab() -> StudyInputs:
+    return StudyInputs(Study.load("lab"))
 
 
 @pytest.fixture(scope="module")
-def store(lab: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(lab: StudyInputs, tmp_path_factory: pytest.TempPathFactory) -> Store:
     path = tmp_path_factory.mktemp("store")
     return Store.create(path, lab.study, largest_rank=lab.largest_rank, fingerprints=lab.fingerprints)
 
 
-def needed(pack: list[Trial], inputs: Inputs, device: str = "cpu") -> float:
+def needed(pack: list[Trial], inputs: StudyInputs, device: str = "cpu") -> float:
     held = (inputs.shape(pack[0]), inputs.rows(pack[0]), widths(pack[0], device))
     return base_memory(pack[0], *held) + sum(memory(trial, *held) for trial in pack)
 
@@ -47,10 +47,10 @@ def test_workers_share_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     assert free_for_each(2) == 0.25 * GB
 
 
-def test_packs_fit_the_memory(lab: Inputs, store: Store) -> None:
+def test_packs_fit_the_memory(lab: StudyInputs, store: Store) -> None:
     free = {}
     for megabytes in (1000, 40, 8):
-        inputs = Inputs(lab.study, free=megabytes * 1e6)
+        inputs = StudyInputs(lab.study, free=megabytes * 1e6)
         packs = inputs.packs(store)
         assert sorted(t.id for pack in packs for t in pack) == sorted(t.id for t in inputs.trials)
         held = [needed(pack, inputs) for pack in packs if len(pack) > 1]
@@ -59,13 +59,13 @@ def test_packs_fit_the_memory(lab: Inputs, store: Store) -> None:
     assert free == {1000: PACK_SIZE, 40: pytest.approx(5, abs=2), 8: 1}
 
 
-def test_a_plan_counts_the_packs_that_are_trained(lab: Inputs, store: Store) -> None:
+def test_a_plan_counts_the_packs_that_are_trained(lab: StudyInputs, store: Store) -> None:
     for megabytes in (1000, 40):
-        inputs = Inputs(lab.study, free=megabytes * 1e6)
+        inputs = StudyInputs(lab.study, free=megabytes * 1e6)
         assert f" {len(inputs.packs(store))} packs" in planned(inputs, None)
 
 
-def test_a_plan_for_a_gpu_packs_all_that_fit(lab: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_for_a_gpu_packs_all_that_fit(lab: StudyInputs, monkeypatch: pytest.MonkeyPatch) -> None:
     small = forecast.device_named("t4")
     full = sum(trial.method == "full" for trial in lab.trials)
     assert f" {full + 3} packs" in planned(lab, None, device="t4")  # one for each task
@@ -75,7 +75,7 @@ def test_a_plan_for_a_gpu_packs_all_that_fit(lab: Inputs, monkeypatch: pytest.Mo
     assert "Take fewer workers, a smaller batch_size" in planned(lab, None, device="t4")
 
 
-def test_a_plan_for_a_gpu_counts_the_starts_of_kernels(lab: Inputs) -> None:
+def test_a_plan_for_a_gpu_counts_the_starts_of_kernels(lab: StudyInputs) -> None:
     """Small steps leave a GPU waiting: that many full fine-tunes, one at a time, are not free."""
     steps = {trial.task: lab.steps(trial) for trial in lab.trials}
     full = [trial for trial in lab.trials if trial.method == "full"]
@@ -85,7 +85,7 @@ def test_a_plan_for_a_gpu_counts_the_starts_of_kernels(lab: Inputs) -> None:
     assert "2 ms a block and step" in planned(lab, None, device="h200")
 
 
-def test_a_gpu_that_is_here_counts_them_too(lab: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_here_counts_them_too(lab: StudyInputs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast.torch.cuda, "get_device_name", lambda: "H200")
     monkeypatch.setattr(forecast, "matrix_rate", lambda device: 1e12)
     rate, source, floor = forecast._rate([], None, forecast.torch.device("cuda"), None, 2)

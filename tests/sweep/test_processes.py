@@ -18,7 +18,7 @@ import pytest
 from pretend import TEXT, create, run
 from rankscope.store.store import Store
 from rankscope.study.study_file import Study
-from rankscope.sweep.processes import run_processes, standing_by
+from rankscope.sweep.processes import prestarted, run_processes
 
 DRIVER = Path(__file__).with_name("driver.py")
 STUDY = Study.parse(TEXT.replace("[1e-4, 1e-3]", "[1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]"))
@@ -51,11 +51,11 @@ def test_kill_9(tmp_path: Path, undisturbed: Store) -> None:
     finished: dict[Path, int] = {}
     driver, kills, workers_killed = start(store.path), 0, 0
     deadline = time.monotonic() + 120
-    ledger = Store(store.path).ledger
+    log = Store(store.path).log
     while driver.poll() is None and time.monotonic() < deadline:
         time.sleep(luck.uniform(0.01, 0.3))
-        ledger.refresh()
-        victims = children(driver) if ledger.live else []  # while they train, however long they took to start
+        log.refresh()
+        victims = children(driver) if log.live else []  # while they train, however long they took to start
         if kills >= 14 or not victims:
             continue
         kills += 1
@@ -76,9 +76,9 @@ def test_kill_9(tmp_path: Path, undisturbed: Store) -> None:
     assert after.hash() == undisturbed.hash()
     pd.testing.assert_frame_equal(after.metrics(), undisturbed.metrics())
     pd.testing.assert_frame_equal(after.spectra(), undisturbed.spectra())
-    after.ledger.refresh()
-    assert after.ledger.deaths
-    assert not after.ledger.live
+    after.log.refresh()
+    assert after.log.deaths
+    assert not after.log.live
     assert not list((store.path / "work").iterdir())
     assert set(Counter(committed(after)).values()) == {1}
 
@@ -86,9 +86,9 @@ def test_kill_9(tmp_path: Path, undisturbed: Store) -> None:
 def test_workers_stand_by(tmp_path: Path) -> None:
     """As many as are wanted get the job; the others end with their driver's visit."""
     store, command = create(tmp_path / "s"), [sys.executable, str(DRIVER), "work"]
-    with standing_by(command, 2) as ready:
+    with prestarted(command, 2) as ready:
         job = {"store": str(store.path)}
-        run_processes(command, job, [{}], tick=lambda: True, say=print, standing_by=ready)
+        run_processes(command, job, [{}], tick=lambda: True, say=print, prestarted=ready)
         assert [process.poll() for process in ready] == [0, None]
     assert ready[1].returncode == -signal.SIGKILL
     assert len(store.done_ids()) == len(store.planned())

@@ -12,7 +12,7 @@ import pytest
 
 from rankscope.store.store import Store
 from rankscope.sweep.run import run
-from rankscope.sweep.status import overview
+from rankscope.sweep.status import status
 from sweep.test_run import study
 
 
@@ -39,9 +39,9 @@ def test_a_node_dies_and_nothing_is_lost(
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             if (tmp_path / "s" / "store.json").is_file():
-                ledger = Store(tmp_path / "s").ledger
-                ledger.refresh()
-                if len(ledger.live) == 2:
+                log = Store(tmp_path / "s").log
+                log.refresh()
+                if len(log.live) == 2:
                     cluster.remove_node(doomed, allow_graceful=False)
                     killed.append(time.monotonic())
                     return
@@ -52,7 +52,7 @@ def test_a_node_dies_and_nothing_is_lost(
     store = run(tiny, tmp_path / "s", ray=cluster.address, workers=2, quiet=True)
     thread.join()
     assert killed
-    assert store.ledger.deaths, "the node died while it trained"
-    assert overview(store).done == 6
+    assert store.log.deaths, "the node died while it trained"
+    assert status(store).done == 6
     undisturbed = run(tiny, tmp_path / "u", quiet=True)
     assert store.hash() == undisturbed.hash()

@@ -22,9 +22,9 @@ from conftest import TARGETS
 from rankscope.store.store import Store
 from rankscope.study.study_file import Study, Trial
 from rankscope.study.task import TASKS
-from rankscope.sweep.inputs import Inputs
-from rankscope.sweep.run import job_of, run
-from rankscope.sweep.status import overview
+from rankscope.sweep.inputs import StudyInputs
+from rankscope.sweep.run import run, worker_job
+from rankscope.sweep.status import status
 from rankscope.train.metrics import score
 from sweep.stalled import STALL
 
@@ -61,7 +61,7 @@ def test_every_trial_is_done_and_described(store: Store) -> None:
     assert len(trials) == 2 * 2 + 2
     assert set(trials["rank"].dropna()) == {1, 16}
     assert set(store.metrics()["step"]) == {3, 6}
-    assert overview(store).line().startswith("6 of 6 trials done")
+    assert status(store).line().startswith("6 of 6 trials done")
 
 
 def test_spectra_at_start_at_powers_of_four_and_at_evaluations(store: Store) -> None:
@@ -93,7 +93,7 @@ def test_spectra_equal_the_svd_of_what_peft_merges(store: Store, tiny_models: di
             assert found.lower * (1 - 1e-5) <= truth <= found.upper * (1 + 1e-5)
 
 
-def test_full_fine_tunes_are_checkpoints_and_their_spectra_are_theirs(
+def test_full_fine_tunes_are_checkpoints_and_tsuccessor_spectra_are_tsuccessors(
     store: Store, tiny_models: dict[str, str]
 ) -> None:
     trials, spectra = store.trials(), store.spectra()
@@ -109,7 +109,7 @@ def test_full_fine_tunes_are_checkpoints_and_their_spectra_are_theirs(
 
 
 def test_best_weights_give_the_best_metric_again(store: Store, tiny_models: dict[str, str]) -> None:
-    inputs = Inputs(store.study)
+    inputs = StudyInputs(store.study)
     for row in store.trials().itertuples():
         if row.method != "lora" or row.status != "done":
             continue
@@ -164,7 +164,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     monkeypatch.setattr(loop, "train_pack", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True)
-    assert 0 < overview(Store(tmp_path)).done < 6
+    assert 0 < status(Store(tmp_path)).done < 6
     assert run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True).hash() == store.hash()
 
 
@@ -193,26 +193,26 @@ def test_a_pack_goes_on_from_where_its_worker_died(
     with pytest.raises(KeyboardInterrupt):
         run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True)
     done = run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True)
-    assert told[4] >= 3 * told[0]  # the heir begins with the steps that were taken before
+    assert told[4] >= 3 * told[0]  # the successor begins with the steps that were taken before
     assert done.hash() == store.hash()
 
 
 def test_a_pack_whose_worker_was_killed_ends_as_an_undisturbed_one(
     tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGKILL in the middle of a pack; another process's heir starts from the checkpoint. Bit for bit."""
+    """SIGKILL in the middle of a pack; another process's successor starts from the checkpoint. Bit for bit."""
     from rankscope.train.run import Run
 
     asked = study(tiny_models["roberta"], tiny_data, steps=12)
     undisturbed = run(asked, tmp_path / "undisturbed", quiet=True)
-    inputs = Inputs(asked)
+    inputs = StudyInputs(asked)
     store = Store.create(
         tmp_path / "s", asked, largest_rank=inputs.largest_rank, fingerprints=inputs.fingerprints
     )
     command = [sys.executable, str(Path(__file__).with_name("stalled.py"))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as worker:
         assert worker.stdin is not None
-        print(json.dumps(job_of(inputs, store) | {"environment": {}}), file=worker.stdin, flush=True)
+        print(json.dumps(worker_job(inputs, store) | {"environment": {}}), file=worker.stdin, flush=True)
         deadline = time.monotonic() + 120
         while steps_kept(store) < STALL - 1 and worker.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -249,7 +249,7 @@ def test_other_architectures_train_save_and_compare(
 ) -> None:
     path = tiny_models[architecture]
     done = run(study(path, tiny_data, architecture=architecture, ranks="[2]", steps=3), tmp_path, quiet=True)
-    assert overview(done).done == 4
+    assert status(done).done == 4
     assert done.comparison()["relative_distance"].notna().all()
 
 

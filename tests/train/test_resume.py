@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rankscope.store.trial_dir import TrialFolder
+from rankscope.store.trial_dir import TrialDir
 from rankscope.train import checkpoint, loop
 from rankscope.train.data import Encoded
 from rankscope.train.living import living
@@ -30,8 +30,8 @@ def train(tiny_models: dict[str, str], tiny_data: Path) -> Encoded:
     return encoded(tiny_models["roberta"], tiny_data)
 
 
-def folders_in(root: Path, count: int) -> list[TrialFolder]:
-    folders = [TrialFolder(root / str(k)) for k in range(count)]
+def folders_in(root: Path, count: int) -> list[TrialDir]:
+    folders = [TrialDir(root / str(k)) for k in range(count)]
     for folder in folders:
         folder.path.mkdir(parents=True)
     return folders
@@ -39,7 +39,7 @@ def folders_in(root: Path, count: int) -> list[TrialFolder]:
 
 def trained(
     method: str, model: str, train: Encoded, root: Path, *, stop_after: int | None = None, scratch: Path | None = None,
-) -> tuple[list[TrialFolder], int]:  # fmt: skip
+) -> tuple[list[TrialDir], int]:  # fmt: skip
     """-> folders, steps told of"""
     trials = trials_of("roberta", model, method=method, ranks="[1, 3]", d=16, steps=STEPS)
     folders, told = folders_in(root, len(trials)), 0
@@ -56,7 +56,7 @@ def trained(
     return folders, told
 
 
-def assert_same_results(one: list[TrialFolder], other: list[TrialFolder]) -> None:
+def assert_same_results(one: list[TrialDir], other: list[TrialDir]) -> None:
     for a, b in zip(one, other, strict=True):
         results = [{k: v for k, v in folder.result().items() if k != "seconds"} for folder in (a, b)]
         assert results[0] == results[1]

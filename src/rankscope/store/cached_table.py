@@ -16,17 +16,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rankscope.store.storage import LocalShelf
-from rankscope.store.trial_dir import DONE, TrialFolder
+from rankscope.store.storage import LocalStorage
+from rankscope.store.trial_dir import DONE, TrialDir
 
 WORTH = 100  # trials that are read again in about the time that keeping them takes
 _STAMPS = b"rankscope.stamps"
 
 
-def gathered(
+def cached_table(
     cache: Path,
-    folders: Sequence[TrialFolder],
-    read: Callable[[Sequence[TrialFolder]], pd.DataFrame],
+    folders: Sequence[TrialDir],
+    read: Callable[[Sequence[TrialDir]], pd.DataFrame],
     *,
     of: int = 1,
 ) -> pd.DataFrame:
@@ -64,4 +64,4 @@ def _save(cache: Path, frame: pd.DataFrame, stamps: dict[str, int]) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer)
     with contextlib.suppress(OSError):  # a store that can't be written can be read all the same
-        LocalShelf(cache.parent).write(cache.name, buffer.getvalue().to_pybytes(), durable=False)
+        LocalStorage(cache.parent).write(cache.name, buffer.getvalue().to_pybytes(), durable=False)

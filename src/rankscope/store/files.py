@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rankscope.store.storage import LocalShelf
+from rankscope.store.storage import LocalStorage
 
 FORMAT = 1
 
@@ -37,7 +37,7 @@ def loads(data: bytes, where: str) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """For readers the file is the old one or the new one, never half."""
-    LocalShelf(path.parent).write(path.name, dumps(content), durable=False)
+    LocalStorage(path.parent).write(path.name, dumps(content), durable=False)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A shelf behind a URL that fsspec knows: an object store, most often.
+"""A storage behind a URL that fsspec knows: an object store, most often.
 
 What was written once is never changed there (log, finished trials), so a copy in a local folder, the mirror, can't grow stale:
 everything that reads a store reads files from ``root``, and asks for them with ``fetch`` first.
@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rankscope.store.storage import LocalShelf
+from rankscope.store.storage import LocalStorage
 
 MANY = 500  # small files fetched at once
 
 
-class RemoteShelf:
+class FsspecStorage:
     """``create`` is exclusive where the backend has conditional writes, as S3 has (If-None-Match). Elsewhere fsspec looks
     first and writes then: one worker at a time is safe, many are not."""
 
@@ -37,7 +37,7 @@ class RemoteShelf:
         except (ImportError, ValueError) as error:
             raise ValueError(f"{url}: expected a URL that fsspec can open; {error}") from None
         self.root = _mirrors() / hashlib.sha256(self.url.encode()).hexdigest()[:24]
-        self._local = LocalShelf(self.root)
+        self._local = LocalStorage(self.root)
         self._kept: dict[Path, int] = {}
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class RemoteShelf:
         return sorted(n for n in names if n and not n.startswith(".") and n != folder.rsplit("/", 1)[-1])
 
     def create(self, name: str, data: bytes) -> bool:
-        """One conditional write. See ``LocalShelf.create``."""
+        """One conditional write. See ``LocalStorage.create``."""
         try:
             self.fs.pipe_file(self._at(name), data, mode="create")
         except FileExistsError:
@@ -79,11 +79,11 @@ class RemoteShelf:
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm(self._at(name), recursive=True)
 
-    def workspace(self, name: str) -> Path:
-        return self._local.workspace(name)
+    def claim_dir(self, name: str) -> Path:
+        return self._local.claim_dir(name)
 
-    def keep(self, name: str) -> None:
-        """Uploads what is new or changed in ``workspace(name)``, in the order of the names."""
+    def flush(self, name: str) -> None:
+        """Uploads what is new or changed in ``claim_dir(name)``, in the order of the names."""
         for path in sorted((self.root / name).rglob("*")):
             if path.is_file() and not path.name.startswith("."):
                 state = path.stat().st_mtime_ns
@@ -91,8 +91,8 @@ class RemoteShelf:
                     self.fs.put_file(str(path), self._at(path.relative_to(self.root).as_posix()))
                     self._kept[path] = state
 
-    def adopt(self, source: str, target: str) -> None:
-        """Fills a workspace with what another left."""
+    def take_over(self, source: str, target: str) -> None:
+        """Fills a claim's folder with what an earlier one left."""
         names = self._below(source)
         self.fetch(names)
         with contextlib.suppress(FileNotFoundError):

@@ -3,7 +3,7 @@
 On one machine the kernel knows: a worker holds a lock on a file in the temporary folder, and loses it when it dies, however it
 dies. Across machines a worker counts its heartbeats, and whoever sees that count stand still for ``PATIENCE`` seconds
 of its own steady clock takes the worker for dead. That may be wrong (a stopped process, a cut network): then the claim is revoked, and
-the worker that wakes up again can't commit it (see ledger.py).
+the worker that wakes up again can't commit it (see log.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from rankscope.store.files import dumps, loads
-from rankscope.store.log import Claim, Ledger
+from rankscope.store.log import Claim, Log
 
 BEAT = 5.0  # seconds between two heartbeats
 PATIENCE = 60.0  # seconds without a heartbeat after which a worker is taken for dead
@@ -33,7 +33,7 @@ class LeaseLost(Exception):
     """The claim was revoked: somebody else trains these trials now."""
 
 
-class Presence:
+class WorkerLock:
     """A worker's name, and the lock that the kernel drops with the worker."""
 
     def __init__(self) -> None:
@@ -82,13 +82,13 @@ def _lock_file(worker: str) -> Path:
     return Path(tempfile.gettempdir()) / f"rankscope-{os.getuid()}" / worker
 
 
-class Watch:
+class FailureDetector:
     """Looks at other workers' heartbeats, and remembers since when each stands still."""
 
     def __init__(
-        self, ledger: Ledger, *, clock: Callable[[], float] = time.monotonic, patience: float = PATIENCE
+        self, log: Log, *, clock: Callable[[], float] = time.monotonic, patience: float = PATIENCE
     ) -> None:
-        self._ledger, self._clock, self._patience = ledger, clock, patience
+        self._ledger, self._clock, self._patience = log, clock, patience
         self._seen: dict[int, tuple[int, float, float]] = {}  # claim -> count, new since, looked at
 
     def is_dead(self, claim: Claim) -> bool:
@@ -97,24 +97,24 @@ class Watch:
         now = self._clock()
         last, since, looked = self._seen.get(claim.number, (-1, now, -math.inf))
         if now - looked >= BEAT:
-            count = pulse(self._ledger, claim.number)["count"]
+            count = last_heartbeat(self._ledger, claim.number)["count"]
             since = since if count == last else now
             self._seen[claim.number] = (count, since, now)
         return now - since > self._patience
 
 
-def pulse(ledger: Ledger, number: int) -> dict[str, Any]:
+def last_heartbeat(log: Log, number: int) -> dict[str, Any]:
     """The last heartbeat of a claim: ``count``, and ``steps`` that were taken since it began (over all its trials)."""
     with contextlib.suppress(FileNotFoundError):
-        return loads(ledger.shelf.read(beat(number)), beat(number))
+        return loads(log.storage.read(beat(number)), beat(number))
     return {"count": 0, "steps": 0}
 
 
 class Lease:
     """A live claim in its worker's hands."""
 
-    def __init__(self, ledger: Ledger, number: int, *, every: float = BEAT) -> None:
-        self.ledger, self.number, self.every = ledger, number, every
+    def __init__(self, log: Log, number: int, *, every: float = BEAT) -> None:
+        self.log, self.number, self.every = log, number, every
         self.steps = 0
         self._count = 0
         self._ended = threading.Event()
@@ -122,7 +122,7 @@ class Lease:
     def progress(self, steps: int) -> None:
         """Counts optimiser steps. ``LeaseLost`` when they are in vain."""
         self.steps += steps
-        if self.number not in self.ledger.live:
+        if self.number not in self.log.live:
             raise LeaseLost(f"claim {self.number} was revoked")
 
     @contextlib.contextmanager
@@ -139,22 +139,22 @@ class Lease:
             self._ended.set()
             thread.join()
             with contextlib.suppress(OSError):
-                self.ledger.shelf.remove(beat(self.number))
+                self.log.storage.remove(beat(self.number))
 
     def _beat(self, each: Callable[[], None]) -> None:
-        while self.number in self.ledger.live:
+        while self.number in self.log.live:
             self._count += 1
             with contextlib.suppress(OSError):  # a full disk or a lost network: the next one may get through
                 content = {"count": self._count, "steps": self.steps}
-                self.ledger.shelf.write(beat(self.number), dumps(content), durable=False)
+                self.log.storage.write(beat(self.number), dumps(content), durable=False)
                 each()
-                self.ledger.refresh()
+                self.log.refresh()
             if self._ended.wait(self.every):
                 return
 
     def end(self, how: str, **more: Any) -> None:
         """``LeaseLost`` when somebody else ended it before."""
-        if not self.ledger.end(self.number, how, **more):
+        if not self.log.end(self.number, how, **more):
             raise LeaseLost(f"claim {self.number} was revoked")
 
 

@@ -31,11 +31,11 @@ from rankscope.store.log_snapshot import (
     LOG,
     entries,
     entry_name,
-    extend_transcript,
+    extend_snapshot,
     is_worth_it,
-    read_transcript,
+    read_snapshot,
 )
-from rankscope.store.storage import Shelf
+from rankscope.store.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Failure:
     reason: str
 
 
-class Ledger:
+class Log:
     """The log and what follows from it. Safe to use from several threads."""
 
-    def __init__(self, shelf: Shelf) -> None:
-        self.shelf = shelf
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
         self.length = 0
         self.live: dict[int, Claim] = {}
         self.ended: dict[
@@ -70,7 +70,7 @@ class Ledger:
         self.results: dict[str, dict[str, Any]] = {}  # what done.json says, of the done; older logs lack it
         self.failures: dict[str, list[Failure]] = {}
         self.deaths: Counter[str] = Counter()
-        self._transcribed = 0
+        self._in_snapshot = 0
         self._holder: dict[str, int] = {}
         self._lock = threading.RLock()
 
@@ -78,18 +78,18 @@ class Ledger:
         """Reads the entries that are new."""
         with self._lock:
             if not self.length:
-                for entry in read_transcript(self.shelf):
+                for entry in read_snapshot(self.storage):
                     self._apply(entry)
-                self._transcribed = self.length
-                for entry in entries(self.shelf, range(self.length + 1, len(self.shelf.names(LOG)) + 1)):
+                self._in_snapshot = self.length
+                for entry in entries(self.storage, range(self.length + 1, len(self.storage.names(LOG)) + 1)):
                     self._apply(entry)
             while True:
                 name = entry_name(self.length + 1)
                 try:
-                    data = self.shelf.read(name)
+                    data = self.storage.read(name)
                 except FileNotFoundError:
                     return
-                self._apply(loads(data, f"{self.shelf}/{name}"))
+                self._apply(loads(data, f"{self.storage}/{name}"))
 
     def append(self, decide: Callable[[], dict[str, Any] | None]) -> int | None:
         """Adds the entry that ``decide`` returns, and asks it again whenever another worker was first.
@@ -105,10 +105,10 @@ class Ledger:
                 # the time is for people; nothing is ever decided by a clock that can be set
                 at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
                 stamped = {**entry, "at": at, "nonce": uuid.uuid4().hex}  # no two attempts are equal
-                if self.shelf.create(entry_name(self.length + 1), dumps(stamped)):
+                if self.storage.create(entry_name(self.length + 1), dumps(stamped)):
                     self._apply(entry)
-                    if is_worth_it(self._transcribed, self.length):
-                        self._transcribed = extend_transcript(self.shelf, self.length)
+                    if is_worth_it(self._in_snapshot, self.length):
+                        self._in_snapshot = extend_snapshot(self.storage, self.length)
                     return self.length
 
     def holder(self, trial: str) -> Claim | None:

@@ -1,6 +1,6 @@
 """The beginning of the log in one file, so that readers need not open thousands.
 
-Entries never change, so a transcript is never wrong, only short. It counts while its last entry is the log's own; whoever finds none
+Entries never change, so a snapshot is never wrong, only short. It counts while its last entry is the log's own; whoever finds none
 or a damaged one reads the log itself.
 """
 
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rankscope.store.files import loads
-from rankscope.store.storage import Shelf
+from rankscope.store.storage import Storage
 
-TRANSCRIPT = "cache/log.jsonl"
+SNAPSHOT = "cache/log.jsonl"
 LOG = "log"
 
 
@@ -22,36 +22,36 @@ def entry_name(number: int) -> str:
     return f"{LOG}/{number:08d}.json"
 
 
-def entries(shelf: Shelf, numbers: Sequence[int]) -> list[dict[str, Any]]:
+def entries(storage: Storage, numbers: Sequence[int]) -> list[dict[str, Any]]:
     """These entries of the log, all at once: one by one they take long over a network."""
     names = [entry_name(number) for number in numbers]
-    shelf.fetch(names)
+    storage.fetch(names)
     found = []
     for name in names:
-        with open(f"{shelf.root}/{name}", "rb") as file:
-            found.append(loads(file.read(), f"{shelf}/{name}"))
+        with open(f"{storage.root}/{name}", "rb") as file:
+            found.append(loads(file.read(), f"{storage}/{name}"))
     return found
 
 
-def read_transcript(shelf: Shelf) -> list[dict[str, Any]]:
+def read_snapshot(storage: Storage) -> list[dict[str, Any]]:
     """The entries from the first on that it holds."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        lines = shelf.read(TRANSCRIPT).splitlines()
-        found = [loads(line, TRANSCRIPT) for line in lines]
-        last = loads(shelf.read(entry_name(len(found))), LOG)
+        lines = storage.read(SNAPSHOT).splitlines()
+        found = [loads(line, SNAPSHOT) for line in lines]
+        last = loads(storage.read(entry_name(len(found))), LOG)
         if last["nonce"] == found[-1]["nonce"]:
             return found
     return []
 
 
-def extend_transcript(shelf: Shelf, length: int) -> int:
+def extend_snapshot(storage: Storage, length: int) -> int:
     """Makes it hold the log up to that entry, unless another worker has done about as much. -> how many it holds"""
-    known = read_transcript(shelf)
+    known = read_snapshot(storage)
     if is_worth_it(len(known), length):
         with contextlib.suppress(OSError):  # a full disk is no reason to stop: the log is whole without it
-            known += entries(shelf, range(len(known) + 1, length + 1))
+            known += entries(storage, range(len(known) + 1, length + 1))
             text = "".join(json.dumps(entry) + "\n" for entry in known)
-            shelf.write(TRANSCRIPT, text.encode(), durable=False)
+            storage.write(SNAPSHOT, text.encode(), durable=False)
     return len(known)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rankscope.study.study_file import Fixed, Study
 
 
-def same_study(path: str, header: dict[str, Any], study: Study) -> None:
+def check_same_study(path: str, header: dict[str, Any], study: Study) -> None:
     old, new = header["study"], study.model_dump(mode="json")
     if old["name"] != new["name"]:
         raise ValueError(
@@ -30,7 +30,7 @@ def same_study(path: str, header: dict[str, Any], study: Study) -> None:
         )
 
 
-def same_inputs(path: str, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+def check_same_inputs(path: str, old: Mapping[str, str], new: Mapping[str, str]) -> None:
     for key, value in new.items():
         if old.get(key, value) != value:
             raise ValueError(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 
-class Shelf(Protocol):
+class Storage(Protocol):
     """Where a store lies. ``root`` is a local folder: the store itself, or a copy of what was fetched of it."""
 
     root: Path
@@ -28,24 +28,24 @@ class Shelf(Protocol):
     def create(self, name: str, data: bytes) -> bool: ...
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None: ...
     def remove(self, name: str) -> None: ...
-    def workspace(self, name: str) -> Path: ...
-    def adopt(self, source: str, target: str) -> None: ...
-    def keep(self, name: str) -> None: ...
+    def claim_dir(self, name: str) -> Path: ...
+    def take_over(self, source: str, target: str) -> None: ...
+    def flush(self, name: str) -> None: ...
     def move(self, source: str, target: str) -> bool: ...
     def fetch(self, names: Sequence[str]) -> None: ...
     def fetch_below(self, folder: str) -> None: ...
 
 
-def shelf_at(place: str | Path) -> Shelf:
-    """The shelf in that folder or at that URL."""
+def storage_at(place: str | Path) -> Storage:
+    """The storage in that folder or at that URL."""
     if "://" in str(place) and not str(place).startswith("file://"):
-        from rankscope.store.fsspec_storage import RemoteShelf
+        from rankscope.store.fsspec_storage import FsspecStorage
 
-        return RemoteShelf(str(place))
-    return LocalShelf(Path(str(place).removeprefix("file://")))
+        return FsspecStorage(str(place))
+    return LocalStorage(Path(str(place).removeprefix("file://")))
 
 
-class LocalShelf:
+class LocalStorage:
     """A folder on a disk that all workers see. Needs hard links, as every file system for Unix has them."""
 
     def __init__(self, root: Path) -> None:
@@ -111,21 +111,21 @@ class LocalShelf:
         else:
             path.unlink(missing_ok=True)
 
-    def workspace(self, name: str) -> Path:
-        """A local folder to write in, new and empty; ``keep`` makes what is written there part of the shelf."""
+    def claim_dir(self, name: str) -> Path:
+        """A local folder to write in, new and empty; ``flush`` makes what is written there part of the storage."""
         path = self.root / name
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path
 
-    def adopt(self, source: str, target: str) -> None:
-        """Moves a folder to one that is new. Who still writes there writes into the void."""
+    def take_over(self, source: str, target: str) -> None:
+        """Moves a folder to a name that is new. A previous owner that is still writing loses those writes."""
         if (self.root / source).is_dir():
             shutil.rmtree(self.root / target, ignore_errors=True)
             os.rename(self.root / source, self.root / target)
 
-    def keep(self, name: str) -> None:
-        """Everything below ``workspace(name)`` is on disk when this returns."""
+    def flush(self, name: str) -> None:
+        """Everything below ``claim_dir(name)`` is on disk when this returns."""
         paths = [
             [Path(folder), *(Path(folder) / file for file in files)]
             for folder, _, files in os.walk(self.root / name)

@@ -2,10 +2,10 @@
 
 store.json               the study, and the fingerprints of the data and models it was begun with
 trials/<id>/             one folder per finished trial (folder.py)
-log/<number>.json        who trains what (ledger.py)
+log/<number>.json        who trains what (log.py)
 beats/<claim>.json       heartbeats (lease.py)
 work/<claim>/            trials/<id>/ and scratch/ of a claim: what its worker is writing
-cache/                   tables and the log's beginning in few files; may be deleted (gathered.py, transcript.py)
+cache/                   tables and the log's beginning in few files; may be deleted (cached_table.py, snapshot.py)
 comparison.parquet       LoRA against full fine-tuning, made again from the trials whenever they change
 """
 
@@ -23,12 +23,12 @@ from typing import Any
 import pandas as pd
 
 from rankscope.store import trial_tables
-from rankscope.store.cached_table import gathered
+from rankscope.store.cached_table import cached_table
 from rankscope.store.files import dumps, loads, read_json
-from rankscope.store.log import Ledger
-from rankscope.store.same_study import same_inputs, same_study
-from rankscope.store.storage import LocalShelf, shelf_at
-from rankscope.store.trial_dir import DONE, METRICS, SPECTRA, TRIAL, TrialFolder
+from rankscope.store.log import Log
+from rankscope.store.same_study import check_same_inputs, check_same_study
+from rankscope.store.storage import LocalStorage, storage_at
+from rankscope.store.trial_dir import DONE, METRICS, SPECTRA, TRIAL, TrialDir
 from rankscope.study.packing import no_share, packs
 from rankscope.study.study_file import Study, Trial
 
@@ -39,10 +39,10 @@ class Store:
     """Results in a folder. ``Store(path)`` opens one that is there; ``Store.create`` also begins one."""
 
     def __init__(self, place: str | Path) -> None:
-        self.shelf = shelf_at(place)
-        self.path = self.shelf.root  # where files are read from
+        self.storage = storage_at(place)
+        self.path = self.storage.root  # where files are read from
         try:
-            self._header = loads(self.shelf.read("store.json"), f"{place}/store.json")
+            self._header = loads(self.storage.read("store.json"), f"{place}/store.json")
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(
                 f"{place}: expected a store (a folder with store.json); found none. "
@@ -51,7 +51,7 @@ class Store:
 
     def __str__(self) -> str:
         """The folder or the URL."""
-        return str(self.shelf)
+        return str(self.storage)
 
     @classmethod
     def create(
@@ -74,19 +74,19 @@ class Store:
             "fingerprints": dict(sorted(fingerprints.items())),
             "earlier": [],
         }
-        shelf = shelf_at(place)
-        if not shelf.exists("store.json"):
-            if isinstance(shelf, LocalShelf) and shelf.root.exists() and not shelf.root.is_dir():
+        storage = storage_at(place)
+        if not storage.exists("store.json"):
+            if isinstance(storage, LocalStorage) and storage.root.exists() and not storage.root.is_dir():
                 raise NotADirectoryError(f"{place}: expected a folder for the store; found a file")
-            if shelf.names(""):  # drafts of ours are hidden
+            if storage.names(""):  # drafts of ours are hidden
                 raise ValueError(
                     f"{place}: expected a store or an empty folder; found other files. Name a new --store"
                 )
-            if shelf.create("store.json", dumps(header)):
+            if storage.create("store.json", dumps(header)):
                 return cls(place)
         old = cls(place)._header  # also when another run was just first
-        same_study(str(place), old, study)
-        same_inputs(str(place), old["fingerprints"], fingerprints)
+        check_same_study(str(place), old, study)
+        check_same_inputs(str(place), old["fingerprints"], fingerprints)
         header["fingerprints"] = dict(sorted({**old["fingerprints"], **fingerprints}.items()))
         header["largest_rank"] = dict(sorted({**old["largest_rank"], **largest_rank}.items()))
         earlier = old.get("earlier", [])
@@ -94,7 +94,7 @@ class Store:
             earlier if old["study"] in (header["study"], *earlier) else [*earlier, old["study"]]
         )
         if {"format": old["format"], **header} != old:
-            shelf.write("store.json", dumps(header))
+            storage.write("store.json", dumps(header))
         return cls(place)
 
     @property
@@ -135,16 +135,16 @@ class Store:
         """SHA-256 of the data ("data/<TASK>") and of the models ("model/<name>") that the trials were trained with."""
         return self._header["fingerprints"]
 
-    def folder(self, trial_id: str, *, weights: bool = False) -> TrialFolder:
+    def folder(self, trial_id: str, *, weights: bool = False) -> TrialDir:
         """A trial's folder. ``weights``: with ``best/`` and ``last/``, which a store behind a URL keeps there."""
         if weights:
-            self.shelf.fetch_below(f"trials/{trial_id}")
-        return TrialFolder(self.path / "trials" / trial_id)
+            self.storage.fetch_below(f"trials/{trial_id}")
+        return TrialDir(self.path / "trials" / trial_id)
 
     @cached_property
-    def ledger(self) -> Ledger:
+    def log(self) -> Log:
         """Who trains what; ``refresh`` reads on."""
-        return Ledger(self.shelf)
+        return Log(self.storage)
 
     def provenance(self) -> list[dict[str, Any]]:
         """The versions and machines that trained these trials, each once."""
@@ -153,22 +153,22 @@ class Store:
 
     def done_ids(self, *files: str) -> list[str]:
         """The finished trials, in the order of their ids; these ``files`` of theirs can be read."""
-        ids = self.shelf.names("trials")
-        self.shelf.fetch([f"trials/{id}/{file}" for id in ids for file in (*files, DONE)])
+        ids = self.storage.names("trials")
+        self.storage.fetch([f"trials/{id}/{file}" for id in ids for file in (*files, DONE)])
         root = f"{self.path}/trials"  # text, not paths: there may be many
         return [id for id in ids if os.path.isfile(f"{root}/{id}/{DONE}")]
 
-    def done(self, *files: str) -> list[TrialFolder]:
+    def done(self, *files: str) -> list[TrialDir]:
         """Their folders."""
         root = self.path / "trials"
-        return [TrialFolder(root / id) for id in self.done_ids(*files)]
+        return [TrialDir(root / id) for id in self.done_ids(*files)]
 
     def results(self) -> dict[str, dict[str, Any]]:
         """What became of the finished trials, at least their "status" and "seconds", as their commits say it: no trial is
         opened, unless its commit is older than that."""
-        ids = self.shelf.names("trials")
-        self.ledger.refresh()  # afterwards: who is there is committed
-        said = self.ledger.results
+        ids = self.storage.names("trials")
+        self.log.refresh()  # afterwards: who is there is committed
+        said = self.log.results
         if all(id in said for id in ids):
             return {id: said[id] for id in ids}
         read = self.trials()
@@ -186,7 +186,7 @@ class Store:
     def trials(self) -> pd.DataFrame:
         """One row per finished trial: configuration, status, best and last value of its task's metric; ``budget`` is 2 where
         it trained for twice as long as the study says (``[[arm]]``)."""
-        frame = gathered(self.path / "cache" / "trials.parquet", self.done(TRIAL), trial_tables.trials)
+        frame = cached_table(self.path / "cache" / "trials.parquet", self.done(TRIAL), trial_tables.trials)
         budgets: dict[str, float] = {}
         for study in self._studies():
             budgets |= study.budgets(self._header["largest_rank"])
@@ -194,7 +194,7 @@ class Store:
 
     def metrics(self) -> pd.DataFrame:
         """One row per evaluation; ``metric_value`` is the task's metric, further metrics have columns of their own."""
-        return gathered(self.path / "cache" / "metrics.parquet", self.done(METRICS), trial_tables.metrics)
+        return cached_table(self.path / "cache" / "metrics.parquet", self.done(METRICS), trial_tables.metrics)
 
     def spectra(self) -> pd.DataFrame:
         """One row per (trial, step, layer, matrix): stable rank with its bounds, and norms."""
@@ -207,72 +207,72 @@ class Store:
         for digit in "0123456789abcdef":  # ids are hashes
             part = [folder for folder in folders if folder.path.name.startswith(digit)]
             cache = self.path / "cache" / f"spectra-{digit}.parquet"
-            rows = gathered(cache, part, trial_tables.spectra, of=16)
+            rows = cached_table(cache, part, trial_tables.spectra, of=16)
             if len(rows):
                 yield rows
 
     def comparison(self) -> pd.DataFrame:
         """LoRA against full fine-tuning, per layer; empty when the study has only one of them."""
         try:
-            return pd.read_parquet(io.BytesIO(self.shelf.read(COMPARISON)))
+            return pd.read_parquet(io.BytesIO(self.storage.read(COMPARISON)))
         except FileNotFoundError:
             return pd.DataFrame()
 
     def write_comparison(self, comparison: pd.DataFrame) -> None:
-        self.shelf.write(COMPARISON, comparison.to_parquet(index=False))
+        self.storage.write(COMPARISON, comparison.to_parquet(index=False))
 
     # what workers write
 
     @contextlib.contextmanager
-    def workspace(self, claim: int, trials: Sequence[str]) -> Iterator[Path]:
+    def claim_dir(self, claim: int, trials: Sequence[str]) -> Iterator[Path]:
         """The local folder of a claim: ``trials/`` to be filled, and ``scratch/`` as the claim before left it."""
-        path = self.shelf.workspace(f"work/{claim}")
-        for before in self.ledger.ended.get(
+        path = self.storage.claim_dir(f"work/{claim}")
+        for before in self.log.ended.get(
             frozenset(trials), []
         ):  # a successor may have died before it took over
-            self.shelf.adopt(f"work/{before}/scratch", f"work/{claim}/scratch")
-            self.shelf.remove(f"work/{before}")
+            self.storage.take_over(f"work/{before}/scratch", f"work/{claim}/scratch")
+            self.storage.remove(f"work/{before}")
         (path / "scratch").mkdir(exist_ok=True)
         yield path
 
-    def keep(self, claim: int) -> None:
+    def flush(self, claim: int) -> None:
         """All that the claim's worker wrote is safe from now on."""
-        self.shelf.keep(f"work/{claim}/trials")
+        self.storage.flush(f"work/{claim}/trials")
 
-    def keep_scratch(self, claim: int) -> None:
+    def flush_scratch(self, claim: int) -> None:
         """Lets a successor find what is in the claim's scratch now."""
-        if not isinstance(self.shelf, LocalShelf):  # there it lies in the store anyway
-            self.shelf.keep(f"work/{claim}/scratch")
+        if not isinstance(self.storage, LocalStorage):  # there it lies in the store anyway
+            self.storage.flush(f"work/{claim}/scratch")
 
-    def settle(self, claim: int | None = None) -> None:
+    def recover(self, claim: int | None = None) -> None:
         """Puts the trials of committed claims in their place, where a worker died between the two; then takes for
         missing what was finished and is not there (somebody deleted it)."""
-        self.ledger.refresh()
-        numbers = self.shelf.names("work") if claim is None else [str(claim)]
+        self.log.refresh()
+        numbers = self.storage.names("work") if claim is None else [str(claim)]
         for number in numbers:
-            if number.isdigit() and int(number) in self.ledger.committed:
-                for trial in self.shelf.names(f"work/{number}/trials"):
+            if number.isdigit() and int(number) in self.log.committed:
+                for trial in self.storage.names(f"work/{number}/trials"):
                     self._place(f"work/{number}/trials/{trial}", trial)
-                self.shelf.remove(f"work/{number}")
+                self.storage.remove(f"work/{number}")
         if claim is None:
-            lost = self.ledger.done.difference(self.done_ids())
+            lost = self.log.done.difference(self.done_ids())
             if lost:
-                self.ledger.forget(sorted(lost))
-            self.ledger.done.update(self.done_ids())
+                self.log.forget(sorted(lost))
+            self.log.done.update(self.done_ids())
 
-    def tidy(self) -> None:
+    def clean(self) -> None:
         """Removes what ended claims have left behind, when nothing is left to do with it."""
-        self.settle()
-        for name in self.shelf.names("work"):
-            if name.isdigit() and int(name) <= self.ledger.length and int(name) not in self.ledger.live:
-                self.shelf.remove(f"work/{name}")
+        self.recover()
+        for name in self.storage.names("work"):
+            if name.isdigit() and int(name) <= self.log.length and int(name) not in self.log.live:
+                self.storage.remove(f"work/{name}")
 
     def _place(self, source: str, trial: str) -> None:
         target = f"trials/{trial}"
-        if not self.shelf.move(source, target) and not self.shelf.exists(f"{target}/{DONE}"):
+        if not self.storage.move(source, target) and not self.storage.exists(f"{target}/{DONE}"):
             raise FileExistsError(
                 f"{self}/{target}: expected a finished trial, with done.json; found a folder without. Delete it"
             )
 
-    def discard(self, claim: int) -> None:
-        self.shelf.remove(f"work/{claim}")
+    def drop(self, claim: int) -> None:
+        self.storage.remove(f"work/{claim}")

@@ -14,7 +14,7 @@ from rankscope.study.study_file import Trial
 TRIAL, METRICS, SPECTRA, DONE = "trial.json", "metrics.jsonl", "spectra.parquet", "done.json"
 
 
-class TrialFolder:
+class TrialDir:
     """A result once ``done.json`` is there, which is written last. Training writes into one that nobody else sees;
     it becomes ``<store>/trials/<id>/``, all at once, when its worker's claim is committed."""
 

@@ -8,13 +8,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rankscope.store.trial_dir import SPECTRA, TrialFolder
+from rankscope.store.trial_dir import SPECTRA, TrialDir
 
 _TRIAL_COLUMNS = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
 _RESULT_COLUMNS = ["status", "metric", "best", "best_step", "last", "steps", "diverged_at", "seconds"]
 
 
-def trials(folders: Sequence[TrialFolder]) -> pd.DataFrame:
+def trials(folders: Sequence[TrialDir]) -> pd.DataFrame:
     """One row per trial."""
     rows = []
     for folder in folders:
@@ -26,7 +26,7 @@ def trials(folders: Sequence[TrialFolder]) -> pd.DataFrame:
     return frame.astype({**integers, **numbers, **dict.fromkeys(("seed", "steps", "best_step"), "int64")})
 
 
-def metrics(folders: Sequence[TrialFolder]) -> pd.DataFrame:
+def metrics(folders: Sequence[TrialDir]) -> pd.DataFrame:
     """One per evaluation."""
     rows = []
     for folder in folders:
@@ -41,7 +41,7 @@ def metrics(folders: Sequence[TrialFolder]) -> pd.DataFrame:
     return frame[first + [c for c in frame.columns if c not in first]]
 
 
-def spectra(folders: Sequence[TrialFolder]) -> pd.DataFrame:
+def spectra(folders: Sequence[TrialDir]) -> pd.DataFrame:
     """One per step, layer and matrix."""
     tables = []
     for folder in folders:

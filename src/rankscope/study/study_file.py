@@ -22,11 +22,11 @@ from pydantic import (
     model_validator,
 )
 
-from rankscope.study.complaints import complaint
 from rankscope.study.recipe import Name as Recipes
 from rankscope.study.recipe import recipe_for
 from rankscope.study.task import task_named
 from rankscope.study.trial import GAP, GAP_CODE, STRICT, Method, Precision, Scaling, Trial, digest
+from rankscope.study.validation_message import validation_message
 
 Rank = Annotated[int, Field(ge=1, strict=True)] | Literal["d"]
 
@@ -200,7 +200,7 @@ class Study(BaseModel):
         try:
             return cls(**table, source=text, folder=folder or Path.cwd())
         except ValidationError as error:
-            raise ValueError(f"{label}: {complaint(error, _SECTIONS)}") from None
+            raise ValueError(f"{label}: {validation_message(error, _SECTIONS)}") from None
 
     @property
     def models(self) -> list[str]:

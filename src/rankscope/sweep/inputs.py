@@ -23,7 +23,7 @@ from rankscope.train.model import fingerprint as model_fingerprint
 from rankscope.train.model import largest_rank, load_tokenizer, shape_of, skeleton
 
 
-class Inputs:
+class StudyInputs:
     """A study's inputs. Writes nothing.
 
     Args:

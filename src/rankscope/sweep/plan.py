@@ -15,11 +15,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from rankscope.store.store import Store
-from rankscope.study.cost import Rows, Shape, base_memory, memory, operations, widths
-from rankscope.study.devices import Device, device_named
+from rankscope.study.cost import Device, Rows, Shape, base_memory, device_named, memory, operations, widths
 from rankscope.study.packing import packs
 from rankscope.study.study_file import Trial
-from rankscope.sweep.inputs import Inputs
+from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.machine import Room, room, slots
 from rankscope.sweep.status import duration
 from rankscope.sweep.worker import missing
@@ -32,7 +31,7 @@ _SAMPLE = 200  # finished trials that a measured rate is taken from
 
 
 def forecast(
-    inputs: Inputs, store: str | Path | None, *, gpus: int | None = None, device: str | None = None
+    inputs: StudyInputs, store: str | Path | None, *, gpus: int | None = None, device: str | None = None
 ) -> str:
     """A table, one line per model, task and method, and the sums below it. Packs are those that ``sweep`` would train.
 
@@ -73,7 +72,7 @@ def forecast(
 class Group:
     """The trials of one model, task, method and budget."""
 
-    inputs: Inputs
+    inputs: StudyInputs
     trials: list[Trial]
     todo: set[str]
     room: Room

@@ -27,10 +27,10 @@ def run_processes(
     *,
     tick: Callable[[], bool],
     say: Callable[[str], None],
-    standing_by: Sequence[subprocess.Popen[str]] = (),
+    prestarted: Sequence[subprocess.Popen[str]] = (),
 ) -> None:
     """Runs one process per environment until all have ended by themselves. One that is killed is replaced.
-    Those that are ``standing_by`` are taken first.
+    Those that are ``prestarted`` are taken first.
 
     ``tick`` is called all the while and says whether anything has moved since it was called last.
     ``OSError`` with the reason when workers could not go on; ``KeyboardInterrupt`` stops them first.
@@ -40,7 +40,7 @@ def run_processes(
     falls = 0
     try:
         for slot, environment in enumerate(environments):
-            ready = standing_by[slot] if slot < len(standing_by) else start(command)
+            ready = prestarted[slot] if slot < len(prestarted) else start(command)
             running[slot] = _told(ready, job, environment)
         while running:
             _wait(running.values())
@@ -65,7 +65,7 @@ def run_processes(
 
 
 @contextlib.contextmanager
-def standing_by(command: Sequence[str], count: int) -> Iterator[list[subprocess.Popen[str]]]:
+def prestarted(command: Sequence[str], count: int) -> Iterator[list[subprocess.Popen[str]]]:
     """So many workers that wait for their job: they import what they need while their driver does the same."""
     ready = [start(command) for _ in range(count)]
     try:

@@ -15,11 +15,11 @@ import transformers
 
 import rankscope
 from rankscope.console import bar
-from rankscope.store.lease import pulse
+from rankscope.store.lease import last_heartbeat
 from rankscope.store.store import Store
-from rankscope.store.trial_dir import TrialFolder
+from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Study, Trial
-from rankscope.sweep.inputs import Inputs
+from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.machine import environments, free_for_each, slots
 from rankscope.sweep.processes import run_processes, worker_command
 from rankscope.sweep.ray import run_on_ray
@@ -34,7 +34,7 @@ def run(
     ray: str | None = None,
     retry_failed: bool = False,
     quiet: bool = False,
-    standing_by: Sequence[subprocess.Popen[str]] = (),
+    prestarted: Sequence[subprocess.Popen[str]] = (),
 ) -> Store:
     """Trains what the store lacks of this study, then compares LoRA with full fine-tuning. Safe to stop and call again.
 
@@ -44,16 +44,16 @@ def run(
 
     Raises ``ValueError`` or ``OSError``, one line, before anything is written, when the study can't be run as it is.
     Failed trials are recorded in the store (``rankscope status``), tried again as often as the study says
-    (``retry_failed``: and once more from the start), and do not stop the others. Workers ``standing_by`` are taken first.
+    (``retry_failed``: and once more from the start), and do not stop the others. Workers ``prestarted`` are taken first.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers: expected a number from 1; found {workers}")
-    inputs = Inputs(study, workers=workers, quiet=quiet)
+    inputs = StudyInputs(study, workers=workers, quiet=quiet)
     steps = {trial.id: inputs.steps(trial) for trial in inputs.trials}
     opened = Store.create(store, study, largest_rank=inputs.largest_rank, fingerprints=inputs.fingerprints)
-    opened.settle()
+    opened.recover()
     if retry_failed:
-        opened.ledger.forget([trial.id for trial in inputs.trials if trial.id in opened.ledger.failures])
+        opened.log.forget([trial.id for trial in inputs.trials if trial.id in opened.log.failures])
     before = set(opened.done_ids())
     left = [pack for pack in inputs.packs(opened) if not before.issuperset(t.id for t in pack)]
     todo = steps.keys() - before
@@ -62,13 +62,19 @@ def run(
         meter = Meter(opened, {id: steps[id] for id in todo}, advance)
         if ray is not None:
             run_on_ray(
-                ray, visit, job_of(inputs, opened), workers=workers, most=len(left), tick=meter.read, say=_say
+                ray,
+                visit,
+                worker_job(inputs, opened),
+                workers=workers,
+                most=len(left),
+                tick=meter.read,
+                say=_say,
             )
         elif (count := min(workers or slots(), max(1, len(left)))) == 1:
             train(inputs, opened, progress=advance)
         else:
-            job, places = job_of(inputs, opened) | {"free": inputs.free}, environments(count)
-            run_processes(worker_command(), job, places, tick=meter.read, say=_say, standing_by=standing_by)
+            job, places = worker_job(inputs, opened) | {"free": inputs.free}, environments(count)
+            run_processes(worker_command(), job, places, tick=meter.read, say=_say, prestarted=prestarted)
     from rankscope.sweep.compare import compare  # brings scipy, which workers don't need
 
     if before != set(opened.done_ids()) or opened.comparison().empty:
@@ -77,7 +83,7 @@ def run(
     return opened
 
 
-def job_of(inputs: Inputs, store: Store) -> dict[str, Any]:
+def worker_job(inputs: StudyInputs, store: Store) -> dict[str, Any]:
     """What ``visit`` needs to know, as JSON."""
     study = inputs.study
     return {
@@ -100,7 +106,7 @@ def visit(job: Mapping[str, Any]) -> Outcome:
     if "OMP_NUM_THREADS" in os.environ:  # torch has read it when it was imported
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     study = Study(**job["study"], source=job["text"], folder=Path(job["folder"]))
-    inputs = Inputs(study, workers=job["workers"], free=job["free"] or free_for_each(slots()))
+    inputs = StudyInputs(study, workers=job["workers"], free=job["free"] or free_for_each(slots()))
     ranks, prints = inputs.largest_rank, inputs.fingerprints
     return train(inputs, Store.create(job["store"], study, largest_rank=ranks, fingerprints=prints))
 
@@ -114,15 +120,15 @@ class Meter:
 
     def read(self) -> bool:
         """Advances the bar. -> whether anything has moved since the last time"""
-        ledger = self.store.ledger
-        ledger.refresh()
-        finished = sum(steps for id, steps in self.steps.items() if id in ledger.done)
-        taken = finished + sum(pulse(ledger, number)["steps"] for number in list(ledger.live))
-        moved = (taken, ledger.length) != (self.taken, self.length)
+        log = self.store.log
+        log.refresh()
+        finished = sum(steps for id, steps in self.steps.items() if id in log.done)
+        taken = finished + sum(last_heartbeat(log, number)["steps"] for number in list(log.live))
+        moved = (taken, log.length) != (self.taken, self.length)
         if taken > self.taken:  # less, when a worker has died with a part of its pack
             self.advance(taken - self.taken)
             self.taken = taken
-        self.length = ledger.length
+        self.length = log.length
         return moved
 
 
@@ -130,7 +136,9 @@ def _say(line: str) -> None:
     print(f"rankscope: {line}", file=sys.stderr)
 
 
-def train(inputs: Inputs, store: Store, *, progress: Callable[[int], None] = lambda steps: None) -> Outcome:
+def train(
+    inputs: StudyInputs, store: Store, *, progress: Callable[[int], None] = lambda steps: None
+) -> Outcome:
     """One worker's visit to the store."""
     worker = Worker(
         store,
@@ -143,12 +151,12 @@ def train(inputs: Inputs, store: Store, *, progress: Callable[[int], None] = lam
     return worker.run()
 
 
-def trainer(inputs: Inputs) -> TrainPack:
+def trainer(inputs: StudyInputs) -> TrainPack:
     """What a worker calls for every pack."""
 
     def train_pack(
         trials: Sequence[Trial],
-        folders: Sequence[TrialFolder],
+        folders: Sequence[TrialDir],
         progress: Callable[[int], None],
         *,
         scratch: Path,

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from statistics import fmean
 
-from rankscope.store.lease import is_gone, pulse
+from rankscope.store.lease import is_gone, last_heartbeat
 from rankscope.store.store import Store
 from rankscope.sweep.worker import given_up
 
@@ -23,7 +23,7 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Overview:
+class Status:
     """Trials of the study by what became of them."""
 
     store: str
@@ -69,13 +69,13 @@ class Overview:
         return "\n".join(lines)
 
 
-def overview(store: Store) -> Overview:
+def status(store: Store) -> Status:
     """Reads the store as it is now; others may be writing it."""
-    results, ledger, planned = store.results(), store.ledger, store.planned()
+    results, log, planned = store.results(), store.log, store.planned()
     done = [trial for trial in planned if trial.id in results]
     missing = [trial for trial in planned if trial.id not in results]
     retries = store.study.fixed.retries
-    failed = {t.id: why for t in missing if (why := given_up(ledger, t.id, retries=retries)) is not None}
+    failed = {t.id: why for t in missing if (why := given_up(log, t.id, retries=retries)) is not None}
     seconds = defaultdict(list)
     for trial in done:
         seconds[trial.task, trial.method].append(results[trial.id]["seconds"])
@@ -83,17 +83,19 @@ def overview(store: Store) -> Overview:
     overall = fmean(itertools.chain(*seconds.values())) if done else 0.0
     left = [means.get((t.task, t.method), overall) for t in missing if t.id not in failed]
     packs = [
-        Running(len(claim.trials), claim.host, pulse(ledger, claim.number)["steps"], bool(is_gone(claim)))
-        for claim in list(ledger.live.values())
+        Running(
+            len(claim.trials), claim.host, last_heartbeat(log, claim.number)["steps"], bool(is_gone(claim))
+        )
+        for claim in list(log.live.values())
     ]
     workers = max(1, sum(not pack.interrupted for pack in packs))
-    return Overview(
+    return Status(
         store=str(store),
         planned=len(planned),
         done=len(done),
         diverged=sum(results[trial.id]["status"] == "diverged" for trial in done),
         failed=failed,
-        failed_once=sum(t.id in ledger.failures and t.id not in failed for t in missing),
+        failed_once=sum(t.id in log.failures and t.id not in failed for t in missing),
         packs=packs,
         seconds_left=sum(left) / workers if done else None,
     )

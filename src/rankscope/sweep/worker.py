@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from rankscope.store.lease import Lease, LeaseLost, Presence, Watch, beat, forget, is_gone
-from rankscope.store.log import Ledger
+from rankscope.store.lease import FailureDetector, Lease, LeaseLost, WorkerLock, beat, forget, is_gone
+from rankscope.store.log import Log
 from rankscope.store.store import Store
-from rankscope.store.trial_dir import TrialFolder
+from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Trial
 
 DEATHS = 20  # a pack whose workers die this often kills them (out of memory, most likely): it failed
@@ -32,7 +32,7 @@ class TrainPack(Protocol):
     def __call__(
         self,
         trials: Sequence[Trial],
-        folders: Sequence[TrialFolder],
+        folders: Sequence[TrialDir],
         progress: Callable[[int], None],
         *,
         scratch: Path,
@@ -53,12 +53,12 @@ def missing(store: Store | None, trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in trials if trial.id not in done]
 
 
-def given_up(ledger: Ledger, trial: str, *, retries: int) -> str | None:
+def given_up(log: Log, trial: str, *, retries: int) -> str | None:
     """Why that trial is not tried again, or None."""
-    failures = ledger.failures.get(trial, [])
+    failures = log.failures.get(trial, [])
     if len(failures) > retries:
         return failures[-1].reason
-    if ledger.deaths[trial] >= DEATHS:
+    if log.deaths[trial] >= DEATHS:
         return f"{DEATHS} workers died while they trained it (out of memory?)"
     return None
 
@@ -80,15 +80,15 @@ class Worker:
         provenance: dict[str, Any],
         progress: Callable[[int], None] = lambda steps: None,
     ) -> None:
-        self.store, self.ledger, self.train_pack = store, store.ledger, train_pack
+        self.store, self.log, self.train_pack = store, store.log, train_pack
         self.retries, self.provenance, self.progress = retries, provenance, progress
         self.packs = [{trial.id: trial for trial in pack} for pack in packs]
-        self.watch = Watch(self.ledger)
+        self.detector = FailureDetector(self.log)
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
-        self.store.settle()
-        self.presence = Presence()
+        self.store.recover()
+        self.lock = WorkerLock()
         try:
             while True:
                 self._revoke_the_dead()
@@ -98,55 +98,55 @@ class Worker:
                 elif any(self._left()):  # held by others, who may yet die
                     time.sleep(POLL)
                 else:
-                    self.store.tidy()
+                    self.store.clean()
                     return self.outcome
         finally:
             said = False
             try:
                 said = self._let_go()
             finally:
-                self.presence.leave(holding=not said)
+                self.lock.leave(holding=not said)
 
     def _let_go(self) -> bool:
         """Releases what this worker still holds, if anything. -> whether that could be said"""
         with contextlib.suppress(OSError):
-            self.ledger.refresh()  # a claim may be there although writing it was interrupted
-            for claim in list(self.ledger.live.values()):
-                if claim.worker == self.presence.worker:
-                    self.ledger.end(claim.number, "release")
+            self.log.refresh()  # a claim may be there although writing it was interrupted
+            for claim in list(self.log.live.values()):
+                if claim.worker == self.lock.worker:
+                    self.log.end(claim.number, "release")
             return True
         return False  # others will find out
 
     def _left(self) -> Iterator[list[str]]:
         """The ids that still want training, pack by pack. What has failed before is tried alone."""
         for pack in self.packs:
-            left = [id for id in pack if id not in self.ledger.done]
-            left = [id for id in left if given_up(self.ledger, id, retries=self.retries) is None]
-            fresh = [id for id in left if id not in self.ledger.failures]
+            left = [id for id in pack if id not in self.log.done]
+            left = [id for id in left if given_up(self.log, id, retries=self.retries) is None]
+            fresh = [id for id in left if id not in self.log.failures]
             if fresh:
                 yield fresh
-            yield from ([id] for id in left if id in self.ledger.failures)
+            yield from ([id] for id in left if id in self.log.failures)
 
     def _claim(self) -> tuple[Lease, list[Trial]] | None:
         """The first pack that nobody holds; else what is free of one: workers with less memory hold parts of it."""
         trials = {id: trial for pack in self.packs for id, trial in pack.items()}
         for whole in (True, False):
             for ids in self._left():
-                free = [id for id in ids if not self.ledger.holder(id)]
+                free = [id for id in ids if not self.log.holder(id)]
                 if not free or (whole and free != ids):
                     continue
-                who = self.presence
-                number = self.ledger.claim(free, worker=who.worker, host=who.host, boot=who.boot)
+                who = self.lock
+                number = self.log.claim(free, worker=who.worker, host=who.host, boot=who.boot)
                 if number is not None:
-                    return Lease(self.ledger, number), [trials[id] for id in free]
+                    return Lease(self.log, number), [trials[id] for id in free]
         return None
 
     def _revoke_the_dead(self) -> None:
-        self.ledger.refresh()
-        for claim in list(self.ledger.live.values()):
-            if claim.worker != self.presence.worker and self.watch.is_dead(claim):
-                self.ledger.end(claim.number, "revoke", by=self.presence.worker)
-                self.store.shelf.remove(beat(claim.number))
+        self.log.refresh()
+        for claim in list(self.log.live.values()):
+            if claim.worker != self.lock.worker and self.detector.is_dead(claim):
+                self.log.end(claim.number, "revoke", by=self.lock.worker)
+                self.store.storage.remove(beat(claim.number))
                 if is_gone(claim):
                     forget(claim.worker)
 
@@ -157,28 +157,28 @@ class Worker:
             lease.progress(steps)
             self.progress(steps)
 
-        with self.store.workspace(lease.number, ids) as work:
-            folders = [TrialFolder(work / "trials" / id) for id in ids]
+        with self.store.claim_dir(lease.number, ids) as work:
+            folders = [TrialDir(work / "trials" / id) for id in ids]
             try:
-                with lease.beating(lambda: self.store.keep_scratch(lease.number)):
+                with lease.beating(lambda: self.store.flush_scratch(lease.number)):
                     for trial, folder in zip(pack, folders, strict=True):
                         folder.begin(trial, provenance=self.provenance)
                     self.train_pack(pack, folders, progress, scratch=work / "scratch")
                     assert all(folder.is_done for folder in folders), "training ended without a result"
-                    self.store.keep(lease.number)
+                    self.store.flush(lease.number)
                     lease.end("commit", results={folder.path.name: folder.result() for folder in folders})
             except LeaseLost:
                 return
             except Exception as error:  # noqa: BLE001 - whatever it was, it is recorded
                 self._failed(lease, ids, error)
             else:
-                self.store.settle(lease.number)
+                self.store.recover(lease.number)
                 self.outcome.trained += ids
 
     def _failed(self, lease: Lease, ids: list[str], error: Exception) -> None:
         """Records it and goes on; but where the store itself is the trouble, going on is no use."""
-        self.ledger.refresh()
-        if lease.number not in self.ledger.live:  # whatever it was, the trials are another worker's now
+        self.log.refresh()
+        if lease.number not in self.log.live:  # whatever it was, the trials are another worker's now
             return
         if isinstance(error, OSError):
             raise error
@@ -189,5 +189,5 @@ class Worker:
         reason = f"{type(error).__name__}: {error}"
         with contextlib.suppress(LeaseLost):
             lease.end("fail", reason=reason, traceback=traceback.format_exc())
-            self.store.discard(lease.number)
+            self.store.drop(lease.number)
             self.outcome.failed |= dict.fromkeys(ids, reason)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from rankscope.store.trial_dir import TrialFolder
+from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Trial
 from rankscope.study.task import Task
 from rankscope.train import checkpoint
@@ -27,7 +27,7 @@ _SHARE = 0.01  # and no more than this part of the time goes into them
 
 def train_pack(
     trials: Sequence[Trial],
-    folders: Sequence[TrialFolder],
+    folders: Sequence[TrialDir],
     progress: Callable[[int], None],
     *,
     model: str,
@@ -53,7 +53,7 @@ def train_pack(
 
 def _train(
     trials: Sequence[Trial],
-    folders: Sequence[TrialFolder],
+    folders: Sequence[TrialDir],
     progress: Callable[[int], None],
     begin: Callable[[Sequence[Trial]], Run],
     scratch: Path | None,
@@ -99,7 +99,7 @@ class _Training:
     ) -> None:
         self.ids, self.scratch, self.keeps = [trial.id for trial in trials], scratch, keeps
         self.started, self.seconds = time.perf_counter(), 0.0  # a trial's part of the time before that
-        self.dead = {id: TrialFolder(scratch / "diverged" / id) for id in self.ids}
+        self.dead = {id: TrialDir(scratch / "diverged" / id) for id in self.ids}
         kept = checkpoint.read(scratch, trials=self.ids)
         if kept is not None and any(
             id not in kept[1]["living"] and not self.dead[id].is_done for id in self.ids
@@ -110,7 +110,7 @@ class _Training:
             self.run.restore(*kept)
             self.seconds = kept[1]["seconds"]
 
-    def run_through(self, folders: Sequence[TrialFolder], progress: Callable[[int], None]) -> None:
+    def run_through(self, folders: Sequence[TrialDir], progress: Callable[[int], None]) -> None:
         if self.run.done:
             progress(self.run.done * len(self.ids))
         due = time.perf_counter() + _EVERY
@@ -151,7 +151,7 @@ class _Training:
             self.run.finish(k, folder, seconds=self.seconds)
         self.run = living(self.run)
 
-    def finish(self, folders: Sequence[TrialFolder]) -> None:
+    def finish(self, folders: Sequence[TrialDir]) -> None:
         places, seconds = {t.id: k for k, t in enumerate(self.run.pack.trials)}, self.seconds_so_far()
         for id, folder in zip(self.ids, folders, strict=True):
             if id in places:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rankscope.store.trial_dir import TrialFolder
+from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Trial
 from rankscope.study.task import Task
 from rankscope.train.adapters import AdapterPack
@@ -138,7 +138,7 @@ class Run:
             self.evaluations[k].append(line | found[k])
             self.best.offer(k, step, found[k][self.task.metric])
 
-    def finish(self, k: int, folder: TrialFolder, *, seconds: float) -> None:
+    def finish(self, k: int, folder: TrialDir, *, seconds: float) -> None:
         """Writes trial k's metrics, spectra, best and last weights, and only then its result."""
         metric = self.task.metric
         for line in self.evaluations[k]:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ValidationError
 
 
-def complaint(error: ValidationError, sections: Mapping[str, type[BaseModel]]) -> str:
-    """The complaint that mends most: an unknown key first (it often explains a missing one), else pydantic's first."""
+def validation_message(error: ValidationError, sections: Mapping[str, type[BaseModel]]) -> str:
+    """The validation_message that mends most: an unknown key first (it often explains a missing one), else pydantic's first."""
     found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
     section, *keys = (str(part) for part in found["loc"])
     name = f"[{section}]"
