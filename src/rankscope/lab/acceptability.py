@@ -6,7 +6,7 @@ place takes its values equally often in good and in bad sentences.
 
 from __future__ import annotations
 
-from rankscope.lab.chance import Chance
+from rankscope.lab.stable_random import StableRandom
 from rankscope.lab.words import MEN, MOTIONS, NOUNS, WOMEN
 
 _ADJECTIVES = ("old", "young", "poor", "little", "great", "brave", "tall", "strange", "tired", "good")
@@ -14,63 +14,63 @@ _PLACES = ("in the garden", "near the river", "in the house", "on the road", "by
 _TIMES = ("that night", "in the morning", "at last", "once more", "for an hour", "all day")
 
 
-def order(chance: Chance, good: bool) -> str:
+def order(random: StableRandom, good: bool) -> str:
     """Adjective and noun, determiner and adjective, or preposition and article change places."""
-    words = ["The", chance.pick(_ADJECTIVES), chance.pick(chance.pick(NOUNS)), chance.pick(MOTIONS)[1]]
-    words += chance.pick(_PLACES).split()
+    words = ["The", random.pick(_ADJECTIVES), random.pick(random.pick(NOUNS)), random.pick(MOTIONS)[1]]
+    words += random.pick(_PLACES).split()
     if not good:
-        i = chance.pick((1, 2, 4, 5))
+        i = random.pick((1, 2, 4, 5))
         words[i], words[i + 1] = words[i + 1], words[i]
-    return f"{' '.join(words)} {chance.pick(_TIMES)}."
+    return f"{' '.join(words)} {random.pick(_TIMES)}."
 
 
-def agreement(chance: Chance, good: bool) -> str:
+def agreement(random: StableRandom, good: bool) -> str:
     """Subject and verb; between them stands a noun whose number says nothing."""
-    plural = chance.happens(0.5)
+    plural = random.happens(0.5)
     verb = ("was", "were")[plural == good]
-    other = chance.pick(chance.pick(NOUNS))
-    noun = chance.pick(NOUNS)[plural]
-    middle = f"{chance.pick(('of', 'with', 'behind', 'near'))} the {other} " if chance.happens(0.5) else ""
+    other = random.pick(random.pick(NOUNS))
+    noun = random.pick(NOUNS)[plural]
+    middle = f"{random.pick(('of', 'with', 'behind', 'near'))} the {other} " if random.happens(0.5) else ""
     return (
-        f"The {chance.pick(_ADJECTIVES)} {noun} {middle}{verb} {chance.pick(_PLACES)} {chance.pick(_TIMES)}."
+        f"The {random.pick(_ADJECTIVES)} {noun} {middle}{verb} {random.pick(_PLACES)} {random.pick(_TIMES)}."
     )
 
 
-def determiner(chance: Chance, good: bool) -> str:
+def determiner(random: StableRandom, good: bool) -> str:
     """``this king`` and ``these kings``."""
-    plural = chance.happens(0.5)
+    plural = random.happens(0.5)
     word = (("This", "That"), ("These", "Those"))[plural == good]
-    noun = chance.pick(NOUNS)[plural]
-    adjective = f"{chance.pick(_ADJECTIVES)} " if chance.happens(0.7) else ""
-    return f"{chance.pick(word)} {adjective}{noun} {chance.pick(MOTIONS)[1]} {chance.pick(_PLACES)} {chance.pick(_TIMES)}."
+    noun = random.pick(NOUNS)[plural]
+    adjective = f"{random.pick(_ADJECTIVES)} " if random.happens(0.7) else ""
+    return f"{random.pick(word)} {adjective}{noun} {random.pick(MOTIONS)[1]} {random.pick(_PLACES)} {random.pick(_TIMES)}."
 
 
-def auxiliary(chance: Chance, good: bool) -> str:
+def auxiliary(random: StableRandom, good: bool) -> str:
     """``did not go`` and ``went``."""
-    helped = chance.happens(0.5)
-    verb = chance.pick(MOTIONS)[helped != good]
+    helped = random.happens(0.5)
+    verb = random.pick(MOTIONS)[helped != good]
     words = (
-        f"{chance.pick(('did not', 'could not', 'would', 'must'))} {verb}"
+        f"{random.pick(('did not', 'could not', 'would', 'must'))} {verb}"
         if helped
-        else f"{chance.pick(('never', 'also', 'then', 'soon'))} {verb}"
+        else f"{random.pick(('never', 'also', 'then', 'soon'))} {verb}"
     )
-    return f"The {chance.pick(_ADJECTIVES)} {chance.pick(chance.pick(NOUNS))} {words} {chance.pick(_PLACES)} {chance.pick(_TIMES)}."
+    return f"The {random.pick(_ADJECTIVES)} {random.pick(random.pick(NOUNS))} {words} {random.pick(_PLACES)} {random.pick(_TIMES)}."
 
 
-def reflexive(chance: Chance, good: bool) -> str:
+def reflexive(random: StableRandom, good: bool) -> str:
     """``the queen`` and ``herself``."""
-    woman = chance.happens(0.5)
-    noun = chance.pick(WOMEN if woman else MEN)
+    woman = random.happens(0.5)
+    noun = random.pick(WOMEN if woman else MEN)
     word = ("himself", "herself")[woman == good]
-    verb = chance.pick(("hurt", "hid", "saw", "saved", "washed", "warmed"))
+    verb = random.pick(("hurt", "hid", "saw", "saved", "washed", "warmed"))
     return (
-        f"The {chance.pick(_ADJECTIVES)} {noun} {verb} {word} {chance.pick(_PLACES)} {chance.pick(_TIMES)}."
+        f"The {random.pick(_ADJECTIVES)} {noun} {verb} {word} {random.pick(_PLACES)} {random.pick(_TIMES)}."
     )
 
 
 KINDS = (order, agreement, determiner, auxiliary, reflexive)
 
 
-def row(chance: Chance, label: int) -> dict[str, str | int]:
+def row(random: StableRandom, label: int) -> dict[str, str | int]:
     """One sentence; label 1: acceptable (as CoLA)."""
-    return {"sentence": chance.pick(KINDS)(chance, label == 1), "label": label}
+    return {"sentence": random.pick(KINDS)(random, label == 1), "label": label}

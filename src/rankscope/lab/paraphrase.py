@@ -6,21 +6,21 @@ each way to name a time stands equally often under both labels.
 
 from __future__ import annotations
 
-from rankscope.lab.chance import Chance
+from rankscope.lab.stable_random import StableRandom
 from rankscope.lab.words import HOURS, MOTIONS, PEOPLE, QUALITIES
 
 
-def row(chance: Chance, label: int) -> dict[str, str | int]:
+def row(random: StableRandom, label: int) -> dict[str, str | int]:
     """One pair; label 1: a paraphrase (as MRPC).
 
     ``The weary duke walked at dawn.`` and ``The duke walked in the morning.``, or ``in the night``.
     """
-    when = chance.below(2)
-    quality, person = chance.pick(chance.pick(QUALITIES)), chance.pick(chance.pick(PEOPLE))
-    verb = chance.pick(MOTIONS)[1]
+    when = random.below(2)
+    quality, person = random.pick(random.pick(QUALITIES)), random.pick(random.pick(PEOPLE))
+    verb = random.pick(MOTIONS)[1]
     echo = HOURS[when if label else 1 - when][0]
     return {
-        "sentence1": f"The {quality} {person} {verb} {chance.pick(HOURS[when][1])}.",
+        "sentence1": f"The {quality} {person} {verb} {random.pick(HOURS[when][1])}.",
         "sentence2": f"The {person} {verb} {echo}.",
         "label": label,
     }

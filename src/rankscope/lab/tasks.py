@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from rankscope.lab import TASKS, acceptability, entailment, paraphrase
-from rankscope.lab.chance import Chance
+from rankscope.lab.stable_random import StableRandom
 
 SIZES = {"train": 2000, "validation": 500}
 
@@ -31,18 +31,18 @@ def _splits(task: str, seed: int) -> dict[str, list[Row]]:
     """All splits of a task: no text twice, labels in equal parts, order shuffled."""
     if task not in _GRAMMARS:
         raise ValueError(f'task: expected one of {", ".join(TASKS)}; got "{task}".')
-    chance = Chance(f"{seed} {task}")
+    random = StableRandom(f"{seed} {task}")
     seen: dict[tuple[str | int, ...], None] = {}
     splits: dict[str, list[Row]] = {}
     for split, size in SIZES.items():
         rows: list[Row] = []
         while len(rows) < size:
-            row = _GRAMMARS[task](chance, len(rows) % 2)
+            row = _GRAMMARS[task](random, len(rows) % 2)
             texts = tuple(value for column, value in row.items() if column != "label")
             if texts not in seen:
                 seen[texts] = None
                 rows.append(row)
-        splits[split] = chance.several(rows, size)
+        splits[split] = random.several(rows, size)
     return splits
 
 

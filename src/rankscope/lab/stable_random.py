@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Chance:
+class StableRandom:
     """Draws from a text seed, such as ``"0 paraphrase"``."""
 
     def __init__(self, seed: str) -> None:
