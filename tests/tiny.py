@@ -69,6 +69,17 @@ def gpt_oss() -> nn.Module:
     return transformers.GptOssForCausalLM(config)
 
 
+def dbrx() -> nn.Module:
+    """Three parameters of one shape in each stack of experts, declared as w1, v1, w2."""
+    config = transformers.DbrxConfig(
+        d_model=24, n_heads=4, n_layers=1, max_seq_len=16, vocab_size=50,
+        ffn_config={"ffn_hidden_size": 16, "moe_num_experts": 3, "moe_top_k": 1},
+        attn_config={"kv_n_heads": 2, "clip_qkv": 8},
+    )  # fmt: skip
+    config.attn_config.rope_theta = 1e4
+    return transformers.DbrxForCausalLM(config)
+
+
 def tied_gpt2() -> nn.Module:
     return transformers.GPT2LMHeadModel(
         transformers.GPT2Config(vocab_size=50, n_embd=24, n_layer=1, n_head=2, n_positions=16)
@@ -107,7 +118,7 @@ EXPERTS: dict[str, Any] = {
 }  # fmt: skip
 MODELS = {
     "roberta": roberta, "gpt2": gpt2, "llama": llama, "t5": t5, "resnet": resnet, "mixtral": mixtral,
-    "gpt-oss": gpt_oss, "tied-gpt2": tied_gpt2, "convolutions": Convolutions, "attention": Attention,
+    "gpt-oss": gpt_oss, "dbrx": dbrx, "tied-gpt2": tied_gpt2, "convolutions": Convolutions, "attention": Attention,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,10 @@ VARIANTS = {
             "use_rslora": True,
         },
     ),
+    "experts of three parameters, neither sorted nor told apart by shape": (
+        "dbrx",
+        {"target_modules": [], "target_parameters": ["mlp.w2", "mlp.v1", "mlp.w1"], "r": 2},
+    ),
     "a parameter that is a matrix": (
         "llama",
         {"target_modules": [], "target_parameters": ["q_proj.weight"], "r": 4},
@@ -142,6 +147,28 @@ def test_without_the_base_dW_is_the_same_or_its_layer_is_named_as_skipped(
     assert set(with_base) == {row.layer for row in alone.rows} | {s.layer for s in alone.skipped} & set(
         with_base
     )
+
+
+class Pair(torch.nn.Module):
+    """Two parameters whose order no file tells: z is declared before a."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.z, self.a = (torch.nn.Parameter(torch.randn(20, 12)) for _ in range(2))
+
+
+def test_an_unknown_order_of_parameters_is_said(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(Pair())
+    for targets, guessed in ((["0.z", "0.a"], True), (["0.a"], False)):
+        config = peft.LoraConfig(target_modules=[], target_parameters=targets, r=2)
+        adapted = peft.get_peft_model(copy.deepcopy(model), config)
+        shake(adapted)
+        adapted.save_pretrained(tmp_path / "adapter")
+        rows = measure(tmp_path / "adapter").rows
+        assert {row.layer for row in rows} == set(targets)
+        said = "a guess which of a, z this is: no file tells their order"
+        assert all((row.note is not None and said in row.note) == guessed for row in rows), rows
 
 
 def test_a_tied_head_is_added_to_the_input_embeddings(make_case: Callable[..., Case]) -> None:

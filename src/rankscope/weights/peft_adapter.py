@@ -102,8 +102,9 @@ def _site_matrices(adapter: Adapter, layer: str, base: Pretrained | None) -> Rea
         yield Skipped(layer, why)
         return
     B, A = (adapter.tensors.read(site[part]).flatten(1) for part in pair)  # (m, r), (r, n)
-    if (parameter := targeted_parameter(config.target_parameters, adapter.sites, layer)) is not None:
-        yield from expert_matrices(config, parameter, B, A, base)
+    if (target := targeted_parameter(config.target_parameters, adapter.sites, layer)) is not None:
+        parameter, doubt = target
+        yield from expert_matrices(config, parameter, B, A, base, doubt=doubt)
         return
     _check_fit(adapter, layer, B, A)
     weight, note = _weight(adapter, layer, base)

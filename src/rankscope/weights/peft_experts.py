@@ -17,12 +17,20 @@ from rankscope.weights.lora_config import LoraConfig
 from rankscope.weights.matrix import Reading, Skipped
 
 
-def targeted_parameter(targets: Collection[str], sites: Collection[str], layer: str) -> str | None:
-    """The full name of the parameter that the factors of ``layer`` belong to; None: of the layer's weight.
+# Parameters of one module in the order in which Transformers declares them; w1, v1 and w2 are DBRX's.
+DECLARED = (
+    "gate_up_proj", "gate_up_proj_bias", "gate_proj", "up_proj", "w1", "v1", "w2", "down_proj", "down_proj_bias",
+)  # fmt: skip
 
-    Several parameters of one module are nested: the first of the module is wrapped innermost, and its factors stand
-    under ``module.base_layer``. The order of the parameters is the module's own, which no file tells;
-    Transformers' experts have ``gate_up_proj`` before ``down_proj`` throughout.
+
+def targeted_parameter(
+    targets: Collection[str], sites: Collection[str], layer: str
+) -> tuple[str, str | None] | None:
+    """The full name of the parameter that the factors of ``layer`` belong to, and why it may be another one.
+
+    None: they belong to the layer's weight. Several parameters of one module are nested: the first that the module
+    declares is wrapped innermost, and its factors stand under ``module.base_layer``. No file tells their order: it is
+    known for Transformers' experts (``DECLARED``), and a guess elsewhere.
     """
     module = layer
     while module.endswith(NESTED):
@@ -34,16 +42,20 @@ def targeted_parameter(targets: Collection[str], sites: Collection[str], layer: 
     }
     if not names:
         return None
-    inner_first = sorted(names, key=lambda name: ("down" in name or name.startswith("w2"), name))
+    guessed = len(names) > 1 and not names <= set(DECLARED)
+    place_of = {name: place for place, name in enumerate(DECLARED)}
+    inner_first = sorted(names, key=lambda name: (place_of.get(name, len(DECLARED)), name))
     depths = [depth for depth in range(len(names)) if module + NESTED * depth in sites]
     place = len(depths) - 1 - depths.index((len(layer) - len(module)) // len(NESTED))
-    return f"{module}.{inner_first[min(place, len(inner_first) - 1)]}"
+    found = f"{module}.{inner_first[min(place, len(inner_first) - 1)]}"
+    listed = ", ".join(inner_first)
+    return found, f"a guess which of {listed} this is: no file tells their order" if guessed else None
 
 
 def expert_matrices(
-    config: LoraConfig, parameter: str, B: Tensor, A: Tensor, base: Pretrained | None
+    config: LoraConfig, parameter: str, B: Tensor, A: Tensor, base: Pretrained | None, *, doubt: str | None
 ) -> Reading:
-    """W, dW and W + dW of each expert of ``parameter``, from B (m, r E) and A (E r, n)."""
+    """W, dW and W + dW of each expert of ``parameter``, from B (m, r E) and A (E r, n); ``doubt`` joins the notes."""
     r = config.rank_of(parameter)
     if B.shape[1] != A.shape[0] or A.shape[0] % r:
         raise ValueError(
@@ -62,7 +74,7 @@ def expert_matrices(
             A=own_A,
             scale=scale,
             stored_in_out=_stored_in_out(weight, base, (m, n)),
-            note=config.doubt_of(parameter),
+            note="; ".join(filter(None, (config.doubt_of(parameter), doubt))) or None,
         )
         yield from factor_matrices(factors, weight, hint="")
 
