@@ -189,9 +189,44 @@ def test_no_tensor_of_a_checkpoint_is_lost(
     save_file(tensors, folder / "model.safetensors")
     table = measure(folder)
     said = [row.layer for row in table.rows] + [skipped.layer for skipped in table.skipped]
-    assert sorted(said) == sorted(name.removesuffix(".weight") for name in names)
+    assert sorted(said) == sorted(distinct_layers(names))
     against = measure(folder, base=folder)
     assert {row.layer for row in against.rows} == {row.layer for row in table.rows}
+    assert len({(row.layer, row.matrix) for row in against.rows}) == len(against.rows) == 3 * len(table.rows)
+
+
+def distinct_layers(names: list[str]) -> list[str]:
+    """Names less ".weight", which only a name keeps that would be another tensor's without it."""
+    return [n if n.removesuffix(".weight") in set(names) - {n} else n.removesuffix(".weight") for n in names]
+
+
+def test_a_and_a_weight_are_two_layers(tmp_path: Path) -> None:
+    """Of other shapes, and one of them of a dtype that is read as packed: neither is taken for the other."""
+    generator = torch.Generator().manual_seed(0)
+    a, weight = torch.randn(6, 4, generator=generator), torch.randn(5, 3, generator=generator)
+    for i, kept in enumerate((weight, weight.to(torch.float8_e4m3fn), weight.flatten())):
+        files = [tmp_path / f"{i}{part}.safetensors" for part in ("tuned", "base")]
+        save_file({"a": 2 * a, "a.weight": kept}, files[0])
+        save_file({"a": a, "a.weight": kept}, files[1])
+        rows = {(row.layer, row.matrix): row for row in measure(files[0], base=files[1]).rows}
+        for matrix, size in (("W", 1), ("dW", 1), ("W+dW", 2)):
+            expected = size * float(a.double().norm())
+            assert rows["a", matrix].frobenius_norm == pytest.approx(expected, rel=1e-6)
+        assert (("a.weight", "W") in rows) == (i == 0)
+
+
+def test_two_spellings_of_one_layer_are_two_rows(tmp_path: Path) -> None:
+    """kohya's and diffusers' names in one file, which lead to one layer of the base."""
+    B, A = torch.ones(6, 2), torch.eye(2, 4)
+    spellings = (
+        ("lora_unet_mid_q.lora_up", "unet.mid.q.lora_B"),
+        ("lora_unet_mid_q.lora_down", "unet.mid.q.lora_A"),
+    )
+    tensors = {f"{name}.weight": t for names, t in zip(spellings, (B, A), strict=True) for name in names}
+    save_file({name: t.clone() for name, t in tensors.items()}, tmp_path / "lora.safetensors")
+    save_file({"mid.q.weight": torch.ones(6, 4)}, tmp_path / "base.safetensors")
+    table = measure(tmp_path / "lora.safetensors", base=tmp_path / "base.safetensors")
+    assert len({(row.layer, row.matrix) for row in table.rows}) == len(table.rows) == 6
 
 
 def test_rows_are_frozen(table: Table) -> None:

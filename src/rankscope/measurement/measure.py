@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rankscope.measurement.row import Row, measured
 from rankscope.measurement.table import Table
-from rankscope.weights import Matrix, Skipped, read
+from rankscope.weights import Matrix, Skipped, distinct, read
 
 __all__ = ["Row", "Skipped", "Table", "measure"]
 
@@ -52,7 +52,7 @@ def measure(
     rows: list[Row] = []
     skipped: list[Skipped] = []
     spectra: dict[str, tuple[int, ...]] = {}
-    for one in read(
+    reading = read(
         source,
         base=base,
         layers=_pattern(layers),
@@ -60,7 +60,8 @@ def measure(
         subfolder=subfolder,
         revision=revision,
         base_revision=base_revision,
-    ):
+    )
+    for one in distinct(reading):
         if isinstance(one, Matrix):
             rows.append(measured(one, rtol=rtol, certify=certify, spectra=spectra))
         else:

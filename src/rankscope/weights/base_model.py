@@ -87,6 +87,15 @@ class Pretrained:
         """The tensor that another checkpoint of the same model calls ``name``."""
         return name if name in self.tensors else self.name_of(name.removesuffix(".weight"))
 
+    def weight_of(self, name: str) -> Tensor | Skipped:
+        """What the base holds for the tensor ``name`` of another checkpoint; or why there is nothing."""
+        other = self.counterpart(name)
+        if other is None or other.endswith(".weight"):  # which may be packed
+            return self.weight(self.tensors.layer_of(name))
+        if (why := unreadable(other, self.tensors.headers[other])) is not None:
+            return Skipped(name, f"W and W + dW: {why}")
+        return self.tensors.read(other)
+
     def weight(self, layer: str) -> Tensor | Skipped:
         """The layer's weight as it is stored, dequantised if need be; or why there is none."""
         name, kind = self.name_of(layer), self.packed(layer)

@@ -29,7 +29,7 @@ def checkpoint_matrices(tuned: Tensors, base: Pretrained | None, chosen: re.Patt
     met: set[str] = set()
     names = sorted(tuned, key=natural)
     for name, following in zip(names, [*names[1:], None], strict=True):
-        layer = name.removesuffix(".weight")
+        layer = tuned.layer_of(name)
         if base is not None and (found := base.counterpart(name)) is not None:
             met.add(found)
         if chosen is not None and not chosen.search(layer):
@@ -44,9 +44,10 @@ def checkpoint_matrices(tuned: Tensors, base: Pretrained | None, chosen: re.Patt
                 yield _weight(*parts.pop(0))
         else:
             yield from _against_base(layer, name, tuned, base)
-    for name in base.tensors if base is not None else ():
-        if name not in met:
-            yield Skipped(name.removesuffix(".weight"), f"{name} is only in the base, not in {tuned.where}")
+    if base is not None:
+        for name in (name for name in base.tensors if name not in met):
+            layer = base.tensors.layer_of(name)
+            yield Skipped(layer, f"{name} is only in the base, not in {tuned.where}")
 
 
 def resized_vocabulary(layer: str, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
@@ -117,16 +118,10 @@ def not_chosen(layer: str, chosen: re.Pattern[str]) -> Skipped:
 
 
 def _against_base(layer: str, name: str, tuned: Tensors, base: Pretrained) -> Reading:
-    other, shape = base.counterpart(name), tuned.headers[name].shape
-    if base.packed(layer) is not None:
-        weight = base.weight(layer)
-    elif other is None:
+    if base.counterpart(name) is None and base.packed(layer) is None:
         yield Skipped(layer, f"{name} is new: the base {base.tensors.where} has no such tensor")
         return
-    elif (why := unreadable(other, base.tensors.headers[other])) is not None:
-        weight = Skipped(layer, why)
-    else:
-        weight = base.tensors.read(other)
+    weight, shape = base.weight_of(name), tuned.headers[name].shape
     if isinstance(weight, Skipped):
         yield Skipped(layer, f"in the base {weight.plain}")
     elif weight.shape != shape and not resized_vocabulary(layer, weight.shape, shape):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rankscope.linalg import Operator
@@ -45,3 +46,15 @@ class Skipped:
 
 
 Reading = Iterator[Matrix | Skipped]
+
+
+def distinct(reading: Reading) -> Reading:
+    """The same with " (2)", " (3)" ... after a layer's name where a matrix of that name came before."""
+    met: Counter[tuple[str, str]] = Counter()
+    for one in reading:
+        if isinstance(one, Matrix):
+            met[one.layer, one.matrix] += 1
+            if (count := met[one.layer, one.matrix]) > 1:
+                one = replace(one, layer=f"{one.layer} ({count})")
+        yield one
+        del one  # held here, a matrix would stay in memory while the next is read

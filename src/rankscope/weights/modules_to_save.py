@@ -18,7 +18,7 @@ def saved_matrices(
 ) -> Reading:
     """Each saved weight against the base's own, or why not; ``names``: name in the base -> tensor."""
     for name, key in names.items():
-        layer = name.removesuffix(".weight")
+        layer = name if (plain := name.removesuffix(".weight")) in names else plain
         if chosen is not None and not chosen.search(layer):
             yield not_chosen(layer, chosen)
         elif layer.endswith(".base_layer"):
@@ -32,11 +32,11 @@ def saved_matrices(
                 layer, "saved in full (modules_to_save), a change of full rank outside B A: it needs the base"
             )
         else:
-            yield from _against_base(layer, tensors.read(key), base)
+            yield from _against_base(layer, name, tensors.read(key), base)
 
 
-def _against_base(layer: str, tuned: Tensor, base: Pretrained) -> Reading:
-    weight = base.weight(layer)
+def _against_base(layer: str, name: str, tuned: Tensor, base: Pretrained) -> Reading:
+    weight = base.weight_of(name)
     if isinstance(weight, Skipped):
         yield Skipped(layer, f"saved in full, outside B A; no dW: {weight.plain}")
     elif weight.shape != tuned.shape and not resized_vocabulary(layer, weight.shape, tuned.shape):

@@ -16,7 +16,6 @@ from rankscope.weights.factors import Factors, factor_matrices
 from rankscope.weights.lora_config import LoraConfig
 from rankscope.weights.matrix import Reading, Skipped
 
-
 # Parameters of one module in the order in which Transformers declares them; w1, v1 and w2 are DBRX's.
 DECLARED = (
     "gate_up_proj", "gate_up_proj_bias", "gate_proj", "up_proj", "w1", "v1", "w2", "down_proj", "down_proj_bias",

@@ -66,6 +66,11 @@ class Tensors:
     def __contains__(self, name: object) -> bool:
         return name in self.headers
 
+    def layer_of(self, name: str) -> str:
+        """The layer's name: the tensor's less ".weight", or the whole where another tensor has that name."""
+        plain = name.removesuffix(".weight")
+        return name if plain in self.headers else plain
+
     def read(self, name: str) -> Tensor:
         """The tensor, on the CPU, in the dtype of the file."""
         return self.readers[name]()
