@@ -14,11 +14,13 @@ import rankscope
 SOURCE = Path(rankscope.__file__).parent
 ROOMS = {
     "linalg", "weights", "measurement", "study", "store", "sweep", "train", "analysis", "report", "lab",
+    "intervene",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "linalg": set(),
     "analysis": set(),
     "lab": set(),
+    "intervene": {"linalg"},
     "console": set(),
     "weights": {"linalg"},
     "measurement": {"weights", "linalg"},

@@ -18,6 +18,7 @@ NAMES = [
     "measure",
     "probe",
     "StableRankCallback",
+    "edit",
     "Study",
     "Store",
     "run",

@@ -20,6 +20,7 @@ _HOME = {
     "measure": "measurement.measure",
     "probe": "measurement.callback",
     "StableRankCallback": "measurement.callback",
+    "edit": "intervene.edit",
     "Study": "study.study_file",
     "Store": "store.store",
     "run": "sweep.run",
