@@ -216,15 +216,12 @@ def test_a_and_a_weight_are_two_layers(tmp_path: Path) -> None:
 
 
 def test_two_spellings_of_one_layer_are_two_rows(tmp_path: Path) -> None:
-    """kohya's and diffusers' names in one file, which lead to one layer of the base."""
+    """kohya wrote lora_te_ and lora_te1_ over the years; in one file both lead to one layer of the base."""
     B, A = torch.ones(6, 2), torch.eye(2, 4)
-    spellings = (
-        ("lora_unet_mid_q.lora_up", "unet.mid.q.lora_B"),
-        ("lora_unet_mid_q.lora_down", "unet.mid.q.lora_A"),
-    )
+    spellings = [[f"lora_{te}_q.lora_{way}" for te in ("te", "te1")] for way in ("up", "down")]
     tensors = {f"{name}.weight": t for names, t in zip(spellings, (B, A), strict=True) for name in names}
     save_file({name: t.clone() for name, t in tensors.items()}, tmp_path / "lora.safetensors")
-    save_file({"mid.q.weight": torch.ones(6, 4)}, tmp_path / "base.safetensors")
+    save_file({"text_encoder.q.weight": torch.ones(6, 4)}, tmp_path / "base.safetensors")
     table = measure(tmp_path / "lora.safetensors", base=tmp_path / "base.safetensors")
     assert len({(row.layer, row.matrix) for row in table.rows}) == len(table.rows) == 6
 

@@ -246,3 +246,12 @@ def test_a_pack_that_kills_its_workers_is_given_up(log: Log) -> None:
         log.end(number, "revoke")
     assert "workers died" in str(given_up(log, "a", retries=0))
     log.forget(["a"])
+
+
+def test_a_released_pack_is_no_death(log: Log) -> None:
+    for _ in range(2 * DEATHS):
+        number = log.claim(["a"], worker="w", **ELSEWHERE)
+        assert number is not None
+        log.end(number, "release")
+    assert log.deaths["a"] == 0
+    assert given_up(log, "a", retries=0) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import weakref
 from pathlib import Path
@@ -145,6 +146,21 @@ def test_what_is_reported_of_rounded_checkpoints_is_near_the_truth(
             assert row.stable_rank == pytest.approx(stable_rank(dW[name]), rel=0.12)
             if row.note is None:
                 assert row.stable_rank == pytest.approx(stable_rank(dW[name]), rel=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_share_that_rounding_has_is_as_estimated(tmp_path: Path, dtype: torch.dtype) -> None:
+    """The error is drawn here, by storing, and its share of ||dW||_F^2 is what the note says, to its two digits."""
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn(300, 200, generator=generator).to(dtype).double()
+    tuned = W + 4 * torch.finfo(dtype).eps * torch.randn(300, 200, generator=generator, dtype=torch.float64)
+    stored = tuned.to(dtype).double()
+    share = float(((stored - tuned).norm() / (stored - W).norm()).square())
+    after, before = save(tmp_path / "a", {"w": tuned}, dtype), save(tmp_path / "b", {"w": W}, dtype)
+    (note,) = [row.note for row in measure(after, base=before).rows if row.matrix == "dW"]
+    found = re.search(r"makes up ([0-9.e-]+) of \|\|dW\|\|_F\^2", note)
+    assert found is not None, note
+    assert float(found[1]) == pytest.approx(share, rel=0.06)
 
 
 def test_a_coarser_base_counts_its_own_rounding(tmp_path: Path) -> None:

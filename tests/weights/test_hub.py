@@ -108,6 +108,23 @@ def test_revisions_and_subfolders(hub: tuple[Path, list[str]], make_case: Callab
                      "someone/base@v2", "model.safetensors@v2", "config.json@v2"]  # fmt: skip
 
 
+def test_only_folders_one_level_down_are_proposed(
+    hub: tuple[Path, list[str]], make_case: Callable[..., Case], tmp_path: Path
+) -> None:
+    """A name that --subfolder takes, for a repository as for a folder on disk: no adapter deeper inside."""
+    root, _ = hub
+    case = make_case("gpt2", target_modules=["attn.c_proj"], r=4)
+    shutil.copytree(case.adapter, root / "someone" / "deep" / "a" / "deeper")
+    for source in ("someone/deep", root / "someone" / "deep"):
+        with pytest.raises(ValueError, match="expected an adapter") as caught:
+            measure(source)
+        assert "--subfolder" not in str(caught.value)
+    shutil.copytree(case.adapter, root / "someone" / "deep" / "b")
+    for source in ("someone/deep", root / "someone" / "deep"):
+        with pytest.raises(ValueError, match=r"Name one of its adapters: --subfolder b$"):
+            measure(source)
+
+
 def test_the_base_is_taken_at_the_revision_that_the_adapter_names(
     hub: tuple[Path, list[str]], make_case: Callable[..., Case], tmp_path: Path
 ) -> None:

@@ -134,6 +134,21 @@ def test_a_pipeline_is_the_base_of_all_its_models(tmp_path: Path, unet: Path) ->
         check(table, f"text_encoder.{TEXT}", 1.0, BA, W * 2)
 
 
+def test_two_text_encoders_of_one_architecture_are_told_apart(tmp_path: Path, unet: Path) -> None:
+    """Of SDXL: their layers have the same names inside, so that only te1 and te2 tell them apart."""
+    (tmp_path / "model_index.json").write_text("{}")
+    encoders = {"te1": ("text_encoder", W * 2), "te2": ("text_encoder_2", W * 3)}
+    tensors = {}
+    for i, (prefix, (folder, weight)) in enumerate(encoders.items(), start=1):
+        (tmp_path / folder).mkdir()
+        save_file({f"{TEXT}.weight": weight}, tmp_path / folder / "model.safetensors")
+        name = f"lora_{prefix}_{TEXT.replace('.', '_')}"
+        tensors |= {f"{name}.lora_up.weight": i * B, f"{name}.lora_down.weight": A}
+    table = measure(written(tmp_path, tensors), base=tmp_path, rtol=1e-7)
+    check(table, f"text_encoder.{TEXT}", 1.0, BA, W * 2)
+    check(table, f"text_encoder_2.{TEXT}", 1.0, 2 * BA, W * 3)
+
+
 def test_diffusers_own_metadata_give_the_scale(tmp_path: Path, unet: Path) -> None:
     config: dict[str, Any] = {"r": 4, "lora_alpha": 8, "use_rslora": True, "alpha_pattern": {"attn1.to_q": 6}}
     metadata = json.dumps({f"unet.{name}": value for name, value in config.items()})
