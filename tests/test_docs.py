@@ -30,6 +30,9 @@ def cli_page() -> str:
     return "\n".join(parts)
 
 
+@pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="argparse lays options out in another way from 3.13 on"
+)
 def test_cli_page_equals_help() -> None:
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == cli_page(), "type: make docs"
 

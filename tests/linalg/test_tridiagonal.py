@@ -1,0 +1,63 @@
+"""Bounds from the Lanczos matrix alone, where the start vector has met nothing of what is largest."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from rankscope.linalg.tridiagonal import Tridiagonal
+
+SEEN = torch.tensor(
+    [3.0, 2.5, 1.0, 0.5], dtype=torch.float64
+)  # singular values that the start vector has a part in
+
+
+def lanczos(squares: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """a and b of `steps` steps on diag(squares) from the vector of ones, orthogonalised twice."""
+    v = torch.ones_like(squares) / len(squares) ** 0.5
+    basis, a, b = [v], [], []
+    for _ in range(steps):
+        w = squares * basis[-1]
+        a.append(basis[-1] @ w)
+        for _ in range(2):
+            w = w - torch.stack(basis).T @ (torch.stack(basis) @ w)
+        b.append(w.norm())
+        basis.append(w / w.norm())
+    return torch.stack(a), torch.stack(b)
+
+
+@pytest.mark.parametrize("unseen", [4.0, 7.0, 20.0])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_certain_bound_counts_what_was_not_seen(unseen: float, steps: int) -> None:
+    """M has one more singular value, the largest one, on a vector that is orthogonal to the start: the matrix T_k knows
+    nothing of it, only ||M||_F does. A bound that is called certain lies above it."""
+    a, b = lanczos(SEEN.square(), steps)
+    frobenius = (SEEN.square().sum() + unseen**2).sqrt()
+    found = Tridiagonal(
+        a[None],
+        b[None],
+        steps=torch.tensor([steps]),
+        frobenius=frobenius[None],
+        allowance=torch.tensor([1e-12], dtype=torch.float64),
+        log_target=torch.tensor([1e9], dtype=torch.float64),  # no probabilistic bound ever holds
+    )
+    upper, certain = found.upper(1e-3)
+    assert bool(certain)
+    assert float(found.top[0].sqrt()) <= float(SEEN.max()) * (1 + 1e-12)
+    assert unseen <= float(upper) <= float(frobenius) * (1 + 1e-12)
+
+
+def test_a_certain_bound_is_narrow_where_all_was_seen() -> None:
+    a, b = lanczos(SEEN.square(), 3)
+    found = Tridiagonal(
+        a[None],
+        b[None],
+        steps=torch.tensor([3]),
+        frobenius=SEEN.norm()[None],
+        allowance=torch.tensor([1e-12], dtype=torch.float64),
+        log_target=torch.tensor([1e9], dtype=torch.float64),
+    )
+    upper, certain = found.upper(1e-3)
+    assert bool(certain)
+    assert float(SEEN.max()) <= float(upper) <= 1.05 * float(SEEN.max())
