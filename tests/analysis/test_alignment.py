@@ -61,6 +61,14 @@ def test_means_are_those_at_the_highest_rank():
     assert found.cosine.cluster == "seed"
 
 
+@pytest.mark.parametrize(("highest", "verdict"), [(31, "undecided"), (32, "supported"), (64, "supported")])
+def test_a_high_rank_is_at_least_half_of_the_dimension(highest, verdict):
+    """The layers are 64 x 64."""
+    said = alignment_verdict(aligned(study(Truth(cosine=0.3), ranks=(1, 4, highest), seeds=3)))
+    assert said.verdict == verdict
+    assert any("too low to speak about high ranks" in s for s in said.sentences) == (highest < 32)
+
+
 def test_energy_above_chance_is_nothing_for_random_subspaces():
     frames = study(seeds=2)
     k, size = frames["comparison"]["k"], 64

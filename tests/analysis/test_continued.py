@@ -63,7 +63,10 @@ def test_the_report_has_a_table_and_a_figure_of_pairs() -> None:
     assert set(rows["budget"]) == {"1 ×", "2 ×"}
     assert rows["line"].nunique() == 2
     made = {t.name: t for t in tables(Frames(**frames), conclude(**frames, resamples=60))}
-    assert made["continued"].rows["seeds"].tolist() == [3]
+    rows = made["continued"].rows
+    assert rows["seeds"].tolist() == [3]
+    once, twice = 1 + rows["drift_once"] / 100, 1 + rows["drift"] / 100  # printed in percent of sr(W)
+    assert twice.to_numpy() == pytest.approx(once.to_numpy() / 1.5)
     assert "continued" not in {t.name for t in tables(Frames(**study()), conclude(**study(), resamples=60))}
 
 

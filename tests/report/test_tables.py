@@ -61,6 +61,31 @@ def test_one_row_per_configuration(made):
     assert rows["stable_rank"].notna().all()
 
 
+def test_drifts_are_printed_as_percent_of_the_ratio():
+    """sr(W + dW) / sr(W) - 1, from the stored rows by hand: never the logarithm that the analysis works with."""
+    frames = study(seeds=2)
+    spectra, trials = frames["spectra"], frames["trials"].set_index("trial")
+    ratio = spectra[spectra["matrix"].eq("W+dW")].set_index(["trial", "step", "layer"])["stable_rank"]
+    before = spectra[spectra["matrix"].eq("W")].set_index(["trial", "layer"])["stable_rank"]
+    ratio = ratio / before.reindex(ratio.index.droplevel("step")).to_numpy()
+    median = np.log(ratio).groupby(["trial", "step"]).median()
+    found = {t.name: t for t in tables(Frames(**frames), conclude(**frames, resamples=60))}
+    rows = found["configurations"].rows.set_index(["method", "rank", "learning_rate"])
+    percent = {}
+    for (method, rank, rate), row in rows.iterrows():
+        own = trials[trials["method"].eq(method) & trials["learning_rate"].eq(rate)]
+        own = own[own["rank"].isna() if method == "full" else own["rank"].eq(rank)]
+        at_best = [median[name, step] for name, step in own["best_step"].items()]
+        assert row["percent"] == pytest.approx(100 * (np.exp(np.median(at_best)) - 1), rel=1e-9)
+        percent[method, rank] = row["percent"]
+    assert len(percent) == 5
+    final = median.groupby("trial").last()
+    for row in found["dynamics"].rows.itertuples():
+        own = trials[trials["method"].eq(row.method) & trials["learning_rate"].eq(row.learning_rate)]
+        own = own[own["rank"].isna() if row.method == "full" else own["rank"].eq(row.rank)]
+        assert row.percent == pytest.approx(100 * (np.exp(final[own.index].median()) - 1), rel=1e-9)
+
+
 def test_one_row_per_layer(made):
     rows = made["layers"].rows
     assert len(rows) == 2 * (2 * 4 + 1) * 4
