@@ -38,7 +38,7 @@ EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class BaseModel:
     """The base model's tensors. ``model_type`` is that of its config.json, None where there is none."""
 
     tensors: Tensors
@@ -193,7 +193,7 @@ def original_layer(layer: str, replicated: Sequence[int]) -> str | Skipped:
     return f"{layer[: found.start(1)]}{replicated[int(found[1])]}{layer[found.end(1) :]}"
 
 
-def open_pretrained(source: str | Path, *, revision: str | None = None) -> Pretrained:
+def open_base_model(source: str | Path, *, revision: str | None = None) -> BaseModel:
     """The base model from files: a checkpoint file, a folder or a hub id."""
     path = Path(source).expanduser()
     if path.is_file():
@@ -203,7 +203,7 @@ def open_pretrained(source: str | Path, *, revision: str | None = None) -> Pretr
         tensors = open_checkpoint(where)
     config = where.find("config.json")
     model_type = read_json(config).get("model_type") if config is not None else None
-    return Pretrained(tensors, model_type if isinstance(model_type, str) else None)
+    return BaseModel(tensors, model_type if isinstance(model_type, str) else None)
 
 
 def unreadable(name: str, header: Header) -> str | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rankscope.linalg import Dense, rounding_floor
-from rankscope.weights.base_model import Pretrained, matrices, unreadable
+from rankscope.weights.base_model import BaseModel, matrices, unreadable
 from rankscope.weights.matrix import Matrix, Reading, Skipped
 from rankscope.weights.tensors import Tensors, finite
 
@@ -24,7 +24,7 @@ SAID_SHARE = 1e-3
 VOCABULARY = re.compile(r"(^|\.)(\w*embed\w*|wte|shared|lm_head|embed_out|decoder|word_embeddings)$")
 
 
-def checkpoint_matrices(tuned: Tensors, base: Pretrained | None, chosen: re.Pattern[str] | None) -> Reading:
+def checkpoint_matrices(tuned: Tensors, base: BaseModel | None, chosen: re.Pattern[str] | None) -> Reading:
     """Every weight matrix of a checkpoint: W alone; with a base W, dW and W + dW, one layer at a time."""
     met: set[str] = set()
     names = sorted(tuned, key=natural)
@@ -43,7 +43,7 @@ def checkpoint_matrices(tuned: Tensors, base: Pretrained | None, chosen: re.Patt
             while parts:  # nothing here holds what is being measured: only that much is in memory
                 yield _weight(*parts.pop(0))
         else:
-            yield from _against_base(layer, name, tuned, base)
+            yield from against_base(layer, name, tuned, base)
     if base is not None:
         for name in (name for name in base.tensors if name not in met):
             layer = base.tensors.layer_of(name)
@@ -117,7 +117,8 @@ def not_chosen(layer: str, chosen: re.Pattern[str]) -> Skipped:
     return Skipped(layer, f"left out by layers = {chosen.pattern!r}")
 
 
-def _against_base(layer: str, name: str, tuned: Tensors, base: Pretrained) -> Reading:
+def against_base(layer: str, name: str, tuned: Tensors, base: BaseModel) -> Reading:
+    """W, dW and W + dW of one tensor of a checkpoint, or why there is no difference."""
     if base.counterpart(name) is None and base.packed(layer) is None:
         yield Skipped(layer, f"{name} is new: the base {base.tensors.where} has no such tensor")
         return

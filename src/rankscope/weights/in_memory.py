@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankscope.weights.base_model import Pretrained, as_matrix
+from rankscope.weights.base_model import BaseModel, as_matrix
 from rankscope.weights.difference import checkpoint_matrices, not_chosen
-from rankscope.weights.factors import Factors, factor_matrices
+from rankscope.weights.layer_update import LayerUpdate, update_matrices
 from rankscope.weights.lora_config import CHANGES_BASE
 from rankscope.weights.matrix import Reading, Skipped
 from rankscope.weights.peft_experts import expert_factors
@@ -64,7 +64,7 @@ def full_matrices(model: nn.Module, reference: Mapping[str, Tensor], chosen: Cho
 
     before = in_memory("the reference", shared)
     base = Tensors(before.where, before.headers, {name: brought(name) for name in shared})
-    yield from checkpoint_matrices(in_memory("the model", now), Pretrained(base), chosen)
+    yield from checkpoint_matrices(in_memory("the model", now), BaseModel(base), chosen)
 
 
 def _layer_matrices(layer: str, module: Any, note: str | None) -> Reading:
@@ -96,7 +96,7 @@ def _lora_matrices(layer: str, module: Any, active: list[str], weight: Tensor, n
     magnitude = (
         module.lora_magnitude_vector[active[0]].weight if active[0] in module.lora_magnitude_vector else None
     )
-    factors = Factors(
+    factors = LayerUpdate(
         layer,
         B=B,
         A=A,
@@ -105,7 +105,7 @@ def _lora_matrices(layer: str, module: Any, active: list[str], weight: Tensor, n
         magnitude=None if magnitude is None else magnitude.detach().flatten(),
         note=note,
     )
-    yield from factor_matrices(factors, weight, hint="")
+    yield from update_matrices(factors, weight, hint="")
 
 
 def _parameter_matrices(
@@ -116,7 +116,7 @@ def _parameter_matrices(
     for e in range(E):
         B, A, scale = _summed([expert_factors(*_pair(module, name, False), E, e) for name in active])
         stacked = weight[e] if weight.ndim == 3 else weight
-        factors = Factors(
+        factors = LayerUpdate(
             f"{parameter}[{e}]" if E > 1 else parameter.removesuffix(".weight"),
             B=B,
             A=A,
@@ -124,7 +124,7 @@ def _parameter_matrices(
             stored_in_out=weight.ndim == 3 and not module._did_swap_in_out_features,
             note=note,
         )
-        yield from factor_matrices(factors, stacked, hint="")
+        yield from update_matrices(factors, stacked, hint="")
 
 
 def _merged_matrices(layer: str, module: Any, weight: Tensor, note: str | None) -> Reading:

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rankscope.weights.base_model import Pretrained
+from rankscope.weights.base_model import BaseModel
 from rankscope.weights.difference import natural, not_chosen
-from rankscope.weights.factors import Factors, factor_matrices
+from rankscope.weights.layer_update import LayerUpdate, update_matrices
 from rankscope.weights.lora_config import LoraConfig, lora_config
 from rankscope.weights.matrix import Reading, Skipped
 from rankscope.weights.modules_to_save import saved_matrices
@@ -56,7 +56,7 @@ def is_kohya(tensors: Tensors) -> bool:
     )
 
 
-def kohya_matrices(tensors: Tensors, base: Pretrained | None, chosen: re.Pattern[str] | None) -> Reading:
+def kohya_matrices(tensors: Tensors, base: BaseModel | None, chosen: re.Pattern[str] | None) -> Reading:
     """dW of each adapted layer; with a base W, dW and W + dW."""
     parts, configs = sort_parts(tensors), _configs(tensors)
     if not parts.sites:
@@ -114,7 +114,7 @@ def _site_matrices(
     layer: str,
     own: str,
     site: Mapping[str, str],
-    base: Pretrained | None,
+    base: BaseModel | None,
     configs: Mapping[str, LoraConfig],
 ) -> Reading:
     if "dora_scale" in site:
@@ -128,7 +128,7 @@ def _site_matrices(
     r = A.shape[0]
     scale, note = _scale(tensors, layer, site, r, configs)
     magnitude = site.get("lora_magnitude_vector")
-    factors = Factors(
+    factors = LayerUpdate(
         own,
         B=B,
         A=A,
@@ -137,7 +137,7 @@ def _site_matrices(
         magnitude=tensors.read(magnitude).flatten() if magnitude else None,
         note=note,
     )
-    yield from factor_matrices(
+    yield from update_matrices(
         factors, None if base is None else base.weight(own), hint="so type --base MODEL"
     )
 

@@ -10,9 +10,9 @@ import re
 
 from torch import Tensor
 
-from rankscope.weights.base_model import Pretrained
+from rankscope.weights.base_model import BaseModel
 from rankscope.weights.difference import natural, not_chosen
-from rankscope.weights.factors import Factors, factor_matrices
+from rankscope.weights.layer_update import LayerUpdate, update_matrices
 from rankscope.weights.matrix import Reading, Skipped
 from rankscope.weights.modules_to_save import saved_matrices
 from rankscope.weights.tensors import READABLE, Tensors
@@ -27,7 +27,7 @@ def is_loralib(tensors: Tensors) -> bool:
 
 
 def loralib_matrices(
-    tensors: Tensors, base: Pretrained | None, chosen: re.Pattern[str] | None, *, alpha: float | None
+    tensors: Tensors, base: BaseModel | None, chosen: re.Pattern[str] | None, *, alpha: float | None
 ) -> Reading:
     """dW of each adapted layer; with a base W, dW and W + dW. Without ``alpha`` the scale is 1."""
     layers = dict.fromkeys(n.removesuffix(s) for s in SUFFIXES for n in tensors if n.endswith(s))
@@ -40,7 +40,7 @@ def loralib_matrices(
     yield from saved_matrices(tensors, others, base, chosen)
 
 
-def _site_matrices(tensors: Tensors, layer: str, base: Pretrained | None, alpha: float | None) -> Reading:
+def _site_matrices(tensors: Tensors, layer: str, base: BaseModel | None, alpha: float | None) -> Reading:
     for suffix in SUFFIXES:
         if f"{layer}{suffix}" not in tensors:
             raise ValueError(
@@ -71,7 +71,7 @@ def _site_matrices(tensors: Tensors, layer: str, base: Pretrained | None, alpha:
         notes.append(
             "the file holds this layer's own weight, too: saved after .eval(), it contains s B A already"
         )
-    factors = Factors(
+    factors = LayerUpdate(
         layer,
         B=B,
         A=A,
@@ -79,7 +79,7 @@ def _site_matrices(tensors: Tensors, layer: str, base: Pretrained | None, alpha:
         stored_in_out=stored_in_out,
         note="; ".join(filter(None, notes)) or None,
     )
-    yield from factor_matrices(factors, weight, hint="so type --base MODEL")
+    yield from update_matrices(factors, weight, hint="so type --base MODEL")
 
 
 def fused(B: Tensor, A: Tensor, weight: Tensor | Skipped | None, stored_in_out: bool) -> tuple[Tensor, str]:

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from rankscope.weights.base_model import Pretrained, matrices, unreadable
+from rankscope.weights.base_model import BaseModel, matrices, unreadable
 from rankscope.weights.difference import difference_matrices, not_chosen, resized_vocabulary
 from rankscope.weights.matrix import Reading, Skipped
 from rankscope.weights.tensors import Tensors
 
 
 def saved_matrices(
-    tensors: Tensors, names: Mapping[str, str], base: Pretrained | None, chosen: re.Pattern[str] | None
+    tensors: Tensors, names: Mapping[str, str], base: BaseModel | None, chosen: re.Pattern[str] | None
 ) -> Reading:
     """Each saved weight against the base's own, or why not; ``names``: name in the base -> tensor."""
     for name, key in names.items():
@@ -35,7 +35,7 @@ def saved_matrices(
             yield from _against_base(layer, name, tensors.read(key), base)
 
 
-def _against_base(layer: str, name: str, tuned: Tensor, base: Pretrained) -> Reading:
+def _against_base(layer: str, name: str, tuned: Tensor, base: BaseModel) -> Reading:
     weight = base.weight_of(name)
     if isinstance(weight, Skipped):
         yield Skipped(layer, f"saved in full, outside B A; no dW: {weight.plain}")

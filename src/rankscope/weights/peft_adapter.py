@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
-from rankscope.weights.base_model import NESTED, Pretrained, original_layer
+from rankscope.weights.base_model import NESTED, BaseModel, original_layer
 from rankscope.weights.difference import natural, not_chosen
-from rankscope.weights.factors import Factors, factor_matrices
+from rankscope.weights.layer_update import LayerUpdate, update_matrices
 from rankscope.weights.lora_config import LoraConfig, lora_config
 from rankscope.weights.matrix import Reading, Skipped
 from rankscope.weights.modules_to_save import saved_matrices
@@ -77,7 +77,7 @@ def sort_parts(tensors: Tensors, content: Mapping[str, Any], config: LoraConfig)
     return Adapter(config, content, tensors, sites, others)
 
 
-def adapter_matrices(adapter: Adapter, base: Pretrained | None, chosen: re.Pattern[str] | None) -> Reading:
+def adapter_matrices(adapter: Adapter, base: BaseModel | None, chosen: re.Pattern[str] | None) -> Reading:
     """dW of each adapted layer; with a base W, dW and W + dW; then what was saved in full."""
     if base is not None and adapter.config.unlike_lora is not None and adapter.config.mergeable:
         layers = {layer: list(site.values()) for layer, site in adapter.sites.items()}
@@ -91,7 +91,7 @@ def adapter_matrices(adapter: Adapter, base: Pretrained | None, chosen: re.Patte
     yield from saved_matrices(adapter.tensors, adapter.others, base, chosen)
 
 
-def _site_matrices(adapter: Adapter, layer: str, base: Pretrained | None) -> Reading:
+def _site_matrices(adapter: Adapter, layer: str, base: BaseModel | None) -> Reading:
     config, site = adapter.config, adapter.sites[layer]
     pair = _pair(adapter, layer)
     for part in site:
@@ -109,7 +109,7 @@ def _site_matrices(adapter: Adapter, layer: str, base: Pretrained | None) -> Rea
     _check_fit(adapter, layer, B, A)
     weight, note = _weight(adapter, layer, base)
     magnitude = site.get("lora_magnitude_vector")
-    factors = Factors(
+    factors = LayerUpdate(
         layer.replace(NESTED, ""),
         B=B,
         A=A,
@@ -120,7 +120,7 @@ def _site_matrices(adapter: Adapter, layer: str, base: Pretrained | None) -> Rea
         note="; ".join(filter(None, (config.doubt_of(layer), note))) or None,
     )
     model = shlex.quote(config.base_model) if config.base_model else "MODEL"
-    yield from factor_matrices(factors, weight, hint=f"so type --base {model}")
+    yield from update_matrices(factors, weight, hint=f"so type --base {model}")
 
 
 def _without_base(config: LoraConfig) -> str | None:
@@ -185,7 +185,7 @@ def _check_fit(adapter: Adapter, layer: str, B: Tensor, A: Tensor) -> None:
 
 
 def _weight(
-    adapter: Adapter, layer: str, base: Pretrained | None
+    adapter: Adapter, layer: str, base: BaseModel | None
 ) -> tuple[Tensor | Skipped | None, str | None]:
     """W, and what a reader must know of where it came from."""
     if base is None:
@@ -209,7 +209,7 @@ def _weight(
 def _stored_in_out(
     config: LoraConfig,
     layer: str,
-    base: Pretrained | None,
+    base: BaseModel | None,
     weight: Tensor | Skipped | None,
     shape: tuple[int, int],
 ) -> bool:

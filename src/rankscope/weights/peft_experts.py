@@ -11,8 +11,8 @@ from collections.abc import Collection
 
 from torch import Tensor
 
-from rankscope.weights.base_model import NESTED, Pretrained
-from rankscope.weights.factors import Factors, factor_matrices
+from rankscope.weights.base_model import NESTED, BaseModel
+from rankscope.weights.layer_update import LayerUpdate, update_matrices
 from rankscope.weights.lora_config import LoraConfig
 from rankscope.weights.matrix import Reading, Skipped
 
@@ -52,7 +52,7 @@ def targeted_parameter(
 
 
 def expert_matrices(
-    config: LoraConfig, parameter: str, B: Tensor, A: Tensor, base: Pretrained | None, *, doubt: str | None
+    config: LoraConfig, parameter: str, B: Tensor, A: Tensor, base: BaseModel | None, *, doubt: str | None
 ) -> Reading:
     """W, dW and W + dW of each expert of ``parameter``, from B (m, r E) and A (E r, n); ``doubt`` joins the notes."""
     r = config.rank_of(parameter)
@@ -67,7 +67,7 @@ def expert_matrices(
         name = f"{parameter}[{e}]" if E > 1 else parameter.removesuffix(".weight")
         weight = Skipped(name, stack.why) if isinstance(stack, Skipped) else stack and stack(e)
         own_B, own_A, scale = expert_factors(B, A, config.scale_of(parameter, r), E, e)
-        factors = Factors(
+        factors = LayerUpdate(
             name,
             B=own_B,
             A=own_A,
@@ -75,7 +75,7 @@ def expert_matrices(
             stored_in_out=_stored_in_out(weight, base, (m, n)),
             note="; ".join(filter(None, (config.doubt_of(parameter), doubt))) or None,
         )
-        yield from factor_matrices(factors, weight, hint="")
+        yield from update_matrices(factors, weight, hint="")
 
 
 def expert_factors(B: Tensor, A: Tensor, scale: float, E: int, e: int) -> tuple[Tensor, Tensor, float]:
@@ -84,7 +84,7 @@ def expert_factors(B: Tensor, A: Tensor, scale: float, E: int, e: int) -> tuple[
     return B.reshape(B.shape[0], r, E)[:, :, e], A.reshape(E, r, A.shape[1])[e], scale
 
 
-def _stored_in_out(weight: Tensor | Skipped | None, base: Pretrained | None, shape: tuple[int, int]) -> bool:
+def _stored_in_out(weight: Tensor | Skipped | None, base: BaseModel | None, shape: tuple[int, int]) -> bool:
     """By the base's shape; where the experts are square by the model's type."""
     if isinstance(weight, Tensor) and shape[0] != shape[1]:
         return tuple(weight.shape) == (shape[1], shape[0])

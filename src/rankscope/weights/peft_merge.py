@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rankscope.linalg import Dense
-from rankscope.weights.base_model import Pretrained, as_matrix
+from rankscope.weights.base_model import BaseModel, as_matrix
 from rankscope.weights.difference import not_chosen
 from rankscope.weights.matrix import Matrix, Reading, Skipped
 from rankscope.weights.tensors import Tensors, finite, one_line
@@ -62,7 +62,7 @@ def merged_matrices(
     content: Mapping[str, Any],
     tensors: Tensors,
     layers: Mapping[str, list[str]],
-    base: Pretrained,
+    base: BaseModel,
     chosen: re.Pattern[str] | None,
 ) -> Reading:
     """W, W' - W and W' of each layer that the adapter changes.
@@ -91,7 +91,7 @@ def merged_matrices(
             yield from _layer_matrices(model, layer, base, note)
 
 
-def adapted_layers(tensors: Tensors, base: Pretrained) -> tuple[dict[str, list[str]], dict[str, str]]:
+def adapted_layers(tensors: Tensors, base: BaseModel) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Layer of the base -> the adapter's tensors for it ("" for those shared by all), and what is no part of
     a layer: name in the base -> tensor."""
     layers: dict[str, list[str]] = {"": []}
@@ -118,7 +118,7 @@ def merged_weight(module: Any) -> Tensor:
     return module.get_base_layer().weight.detach()
 
 
-def _layer_matrices(model: Any, layer: str, base: Pretrained, note: str) -> Reading:
+def _layer_matrices(model: Any, layer: str, base: BaseModel, note: str) -> Reading:
     module = model.base_model.model.get_submodule(layer)
     if not hasattr(module, "merge"):
         yield Skipped(layer, f"PEFT has no layer for it: {type(module).__name__}")
@@ -154,7 +154,7 @@ def _built(
     tensors: Tensors,
     layers: Mapping[str, list[str]],
     weights: Mapping[str, Tensor],
-    base: Pretrained,
+    base: BaseModel,
 ) -> Any:
     """A PEFT model on bare layers, its adapter loaded."""
     import peft
@@ -193,7 +193,7 @@ def _config(content: Mapping[str, Any], layers: list[str]) -> Any:
     return config
 
 
-def _bare(layer: str, weight: Tensor, parts: list[str], base: Pretrained) -> nn.Module:
+def _bare(layer: str, weight: Tensor, parts: list[str], base: BaseModel) -> nn.Module:
     """A layer of the kind that holds such a weight, and nothing but the weight (and bias) in it."""
     from transformers.pytorch_utils import Conv1D
 

@@ -6,14 +6,14 @@ import re
 import shlex
 from pathlib import Path
 
-from rankscope.weights.base_model import Pretrained, open_pretrained
+from rankscope.weights.base_model import BaseModel, open_base_model
 from rankscope.weights.checkpoints import FILES, INDEXES, open_file, open_place
 from rankscope.weights.difference import checkpoint_matrices
 from rankscope.weights.hub import Place, place
 from rankscope.weights.kohya import is_kohya, kohya_matrices
 from rankscope.weights.loralib import is_loralib, loralib_matrices
 from rankscope.weights.matrix import Reading
-from rankscope.weights.stored import CONFIG, find_adapter, stored_matrices
+from rankscope.weights.peft_files import CONFIG, find_adapter, peft_matrices
 from rankscope.weights.tensors import Tensors
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -40,7 +40,7 @@ def read(
     if path.is_file() and path.parent.joinpath(CONFIG).is_file() and path.name.startswith("adapter_"):
         path, source = path.parent, str(path.parent)
     if path.is_file():
-        pretrained = None if base is None else open_pretrained(base, revision=base_revision)
+        pretrained = None if base is None else open_base_model(base, revision=base_revision)
         return _tensors(open_file(path), pretrained, layers, alpha)
     where = place(source, revision=revision, subfolder=subfolder)
     stored = find_adapter(where)
@@ -48,9 +48,9 @@ def read(
         pretrained = None
     else:
         meant = None if stored is None or Path(base).is_dir() else stored.revision_of(base)
-        pretrained = open_pretrained(base, revision=base_revision or meant)
+        pretrained = open_base_model(base, revision=base_revision or meant)
     if stored is not None:
-        return stored_matrices(stored, str(source), pretrained, layers)
+        return peft_matrices(stored, str(source), pretrained, layers)
     if (tensors := open_place(where)) is not None:
         return _tensors(tensors, pretrained, layers, alpha)
     raise ValueError(
@@ -60,7 +60,7 @@ def read(
 
 
 def _tensors(
-    tensors: Tensors, base: Pretrained | None, layers: re.Pattern[str] | None, alpha: float | None
+    tensors: Tensors, base: BaseModel | None, layers: re.Pattern[str] | None, alpha: float | None
 ) -> Reading:
     if is_loralib(tensors):
         return loralib_matrices(tensors, base, layers, alpha=alpha)

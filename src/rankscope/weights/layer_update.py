@@ -18,8 +18,8 @@ from rankscope.weights.tensors import finite
 
 
 @dataclass(frozen=True)
-class Factors:
-    """One layer's update. ``stored_in_out``: the base stores (in, out); None: square, and nothing says so.
+class LayerUpdate:
+    """One layer's update. ``stored_in_out``: the base stores (in, out).
 
     ``magnitude`` (m,) is DoRA's, None for LoRA. ``note`` goes to every row of dW and W + dW.
     """
@@ -56,8 +56,8 @@ class Factors:
         return low.mT if self.stored_in_out else low
 
 
-def factor_matrices(
-    factors: Factors, weight: Tensor | Skipped | None, hint: str
+def update_matrices(
+    factors: LayerUpdate, weight: Tensor | Skipped | None, hint: str
 ) -> Iterator[Matrix | Skipped]:
     """W, dW and W + dW of one layer; dW alone where ``weight`` is None or why there is none.
 
@@ -77,7 +77,7 @@ def factor_matrices(
         yield from _lora(factors, weight)
 
 
-def _lora(factors: Factors, weight: Tensor | Skipped | None) -> Iterator[Matrix | Skipped]:
+def _lora(factors: LayerUpdate, weight: Tensor | Skipped | None) -> Iterator[Matrix | Skipped]:
     r = factors.A.shape[0]
     broken = factors.broken
     dW = None if broken else factors.update()
@@ -95,7 +95,7 @@ def _lora(factors: Factors, weight: Tensor | Skipped | None) -> Iterator[Matrix 
         yield weight
 
 
-def _dora(factors: Factors, weight: Tensor | Skipped | None, hint: str) -> Iterator[Matrix | Skipped]:
+def _dora(factors: LayerUpdate, weight: Tensor | Skipped | None, hint: str) -> Iterator[Matrix | Skipped]:
     """W' = m / ||W + s B A||_row * (W + s B A), the norm over each output's row (Liu et al. 2024, eq. 5)."""
     broken = factors.broken
     base = _base_matrix(factors, weight)
@@ -124,7 +124,7 @@ def _dora(factors: Factors, weight: Tensor | Skipped | None, hint: str) -> Itera
     yield Matrix(factors.layer, "W+dW", factors.shape, merged, "magnitude", r, factors.scale, note)
 
 
-def _base_matrix(factors: Factors, weight: Tensor | Skipped | None) -> Matrix | None:
+def _base_matrix(factors: LayerUpdate, weight: Tensor | Skipped | None) -> Matrix | None:
     if not isinstance(weight, Tensor):
         return None
     broken = _not_finite(("W", weight))

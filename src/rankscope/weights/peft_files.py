@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankscope.weights.base_model import Pretrained
+from rankscope.weights.base_model import BaseModel
 from rankscope.weights.checkpoints import read_json
 from rankscope.weights.hub import Place
 from rankscope.weights.lora_config import not_low_rank
@@ -24,7 +24,7 @@ FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
-class Stored:
+class PeftFiles:
     """What a folder or repository holds of an adapter of any method."""
 
     path: Path
@@ -45,7 +45,7 @@ class Stored:
         return revision if same and isinstance(revision, str) and revision else None
 
 
-def find_adapter(where: Place) -> Stored | None:
+def find_adapter(where: Place) -> PeftFiles | None:
     """The adapter in a folder or repository; None where there is no adapter_config.json."""
     path = where.find(CONFIG)
     if path is None:
@@ -56,11 +56,11 @@ def find_adapter(where: Place) -> Stored | None:
         raise ValueError(
             f"{where.source}: expected {' or '.join(FILES)} beside {CONFIG}; found {where.names()}."
         )
-    return Stored(path, content, open_tensors(files[0]), tuple(where.folders_with(CONFIG)))
+    return PeftFiles(path, content, open_tensors(files[0]), tuple(where.folders_with(CONFIG)))
 
 
-def stored_matrices(
-    stored: Stored, source: str, base: Pretrained | None, chosen: re.Pattern[str] | None
+def peft_matrices(
+    stored: PeftFiles, source: str, base: BaseModel | None, chosen: re.Pattern[str] | None
 ) -> Reading:
     """The matrices of an adapter of any method. ``ValueError``, one line, where it can't be measured."""
     peft_type = stored.content.get("peft_type")
