@@ -1,0 +1,320 @@
+"""H6, is drift the cause of a loss or its marker? Edited trials against themselves, on the same rows.
+
+docs/analysis.md has the definitions. Letters: T trials, P points of a path, N validation rows, V edited
+variants of all trials, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.optimize import isotonic_regression
+
+from rankscope.analysis.bootstrap import LEVEL, Interval
+
+Array = NDArray[np.float64]
+
+GOOD, COLLAPSED = 0.8, 0.2  # shares of the gain that a good trial keeps at least, a collapsed one at most
+CONFIGURATION = ["model", "task", "method", "rank", "scaling", "learning_rate"]
+OWN = ("scale", 1.0)  # the variant that changes nothing
+
+
+@dataclass(frozen=True)
+class Edited:
+    """Edited trials of one model and task, all evaluated on the same N rows.
+
+    Attributes:
+        table: V rows: `trial`, its configuration and `seed`, `family`, `level`, `log_drift` (median
+            over layers of log(sr(W + dW) / sr(W))) and `rho`. Each trial has its OWN variant.
+        answers: (V, N) predicted classes, or scores in a regression.
+        labels: (N,).
+        metric: a name in METRICS.
+    """
+
+    table: pd.DataFrame
+    answers: Array
+    labels: Array
+    metric: str
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"metric: expected one of {', '.join(METRICS)}; found {self.metric!r}")
+        if self.answers.shape != (len(self.table), len(self.labels)):
+            raise ValueError(
+                f"answers: expected {len(self.table)} variants of {len(self.labels)} rows; "
+                f"found {self.answers.shape}"
+            )
+
+    def values(self, weights: Array | None = None) -> Array:
+        """The metric of every variant, (V, R), with row weights (R, N); without: of the rows as they are."""
+        weights = np.ones((1, len(self.labels))) if weights is None else weights
+        return METRICS[self.metric](self.answers, self.labels, weights)
+
+    def constant(self) -> float:
+        """The metric of the best constant answer, c0."""
+        classes, counts = np.unique(self.labels, return_counts=True)
+        answer = np.full((1, len(self.labels)), classes[counts.argmax()])
+        return float(METRICS[self.metric](answer, self.labels, np.ones((1, len(self.labels))))[0, 0])
+
+
+def _accuracy(answers: Array, labels: Array, weights: Array) -> Array:
+    return (answers == labels) @ weights.T / weights.sum(axis=1)
+
+
+def _matthews(answers: Array, labels: Array, weights: Array) -> Array:
+    """Gorodkin's R_K, which is Matthews' coefficient for two classes; 0 for a constant answer."""
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    right = (answers == labels) @ shares.T
+    both = said_twice = np.zeros_like(right)
+    true_twice = np.zeros(len(weights))
+    for one in np.unique(np.concatenate([labels, answers.ravel()])):
+        said, true = (answers == one) @ shares.T, shares @ (labels == one)
+        both, said_twice, true_twice = both + said * true, said_twice + said**2, true_twice + true**2
+    spread = (1 - said_twice) * (1 - true_twice)
+    return np.where(spread > 1e-12, (right - both) / np.sqrt(np.maximum(spread, 1e-12)), 0.0)
+
+
+def _pearson(answers: Array, labels: Array, weights: Array) -> Array:
+    """0 for a constant answer."""
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    mean, true = answers @ shares.T, shares @ labels
+    variance = np.square(answers) @ shares.T - mean**2
+    spread = variance * (shares @ labels**2 - true**2)
+    least = 1e-12 * (np.square(answers) @ shares.T) * (shares @ labels**2)
+    covariance = (answers * labels) @ shares.T - mean * true
+    return np.where(spread > least, covariance / np.sqrt(np.maximum(spread, 1e-300)), 0.0)
+
+
+METRICS = {"accuracy": _accuracy, "matthews_correlation": _matthews, "pearson": _pearson}
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """Rows and trials drawn anew, together: weights (R, N) of rows and (R, T) of trials.
+
+    Rows by multinomial draws. Trials by the rescaled bootstrap (Rao and Wu 1988): of the n seeds of a
+    configuration n - 1 are drawn, each counting n / (n - 1), which makes the variance of a mean unbiased
+    also with few seeds. Where some configuration has one seed, the trials are one group.
+    """
+
+    rows: Array
+    trials: Array
+    degrees: int
+
+    @classmethod
+    def draw(cls, trials: pd.DataFrame, rows: int, *, rng: np.random.Generator, resamples: int) -> Resamples:
+        """``trials``: one line each, with its configuration."""
+        groups = [np.asarray(g) for g in trials.groupby(CONFIGURATION, dropna=False).indices.values()]
+        if min(map(len, groups)) < 2:
+            groups = [np.arange(len(trials))]
+        weights = np.ones((resamples, len(trials)))
+        degrees = sum(len(group) - 1 for group in groups)
+        for group in groups:
+            n = len(group)
+            if n > 1:
+                counts = rng.multinomial(n - 1, np.full(n, 1 / n), size=resamples)
+                weights[:, group] = counts * n / (n - 1)
+        drawn = rng.multinomial(rows, np.full(rows, 1 / rows), size=resamples).astype(float)
+        return cls(drawn, weights, degrees)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Trials by how much of the gain G they keep: metric above c0 + 0.8 G, and below c0 + 0.2 G, drifted."""
+
+    good: list[str]
+    collapsed: list[str]
+
+
+def groups(edited: Edited, *, gain: float, near: float) -> Groups:
+    """``gain`` is G of H2, ``near`` the largest |log_drift| that is no drift. Others belong to neither."""
+    own = _own(edited)
+    kept = (edited.values()[own.index, 0] - edited.constant()) / gain
+    drifted = own["log_drift"].abs().to_numpy() > near
+    return Groups(own["trial"][kept >= GOOD].tolist(), own["trial"][(kept <= COLLAPSED) & drifted].tolist())
+
+
+def changes(
+    edited: Edited, trials: list[str], *, rng: np.random.Generator, resamples: int = 1000
+) -> pd.DataFrame:
+    """Mean change of the metric against each trial's own, by family and level.
+
+    -> `family`, `level`, `trials`, `ratio` (median of sr(W + dW) / sr(W)), `rho` (median), `metric`
+    (mean), `change`: an `Interval` over new seeds and new rows. Levels with several random draws are
+    averaged inside their trial first.
+    """
+    own = _own(edited).query("trial in @trials").reset_index()
+    if own.empty:
+        return pd.DataFrame()
+    drawn = Resamples.draw(own, len(edited.labels), rng=rng, resamples=resamples)
+    plain, again = edited.values()[:, 0], edited.values(drawn.rows)  # (V,), (V, R)
+    lines = []
+    for (family, level), part in edited.table.query("trial in @trials").groupby(["family", "level"]):
+        held = [part.index[part["trial"] == name].to_numpy() for name in own["trial"]]
+        there = np.array([len(index) > 0 for index in held])
+        pairs = [(i, o) for i, o in zip(held, own["index"], strict=True) if len(i)]
+        change = np.array([plain[i].mean() - plain[o] for i, o in pairs])  # (T,)
+        redone = np.array([again[i].mean(axis=0) - again[o] for i, o in pairs])  # (T, R)
+        lines.append(
+            {
+                "family": family,
+                "level": level,
+                "trials": int(there.sum()),
+                "ratio": float(np.exp(part["log_drift"].median())),
+                "rho": float(part["rho"].median()),
+                "metric": float(np.mean([plain[i].mean() for i, _ in pairs])),
+                "change": _interval(change, redone, drawn, there),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def _interval(
+    values: Array, redone: Array, drawn: Resamples, there: NDArray[np.bool_] | slice = slice(None)
+) -> Interval:
+    """Mean of the trials' `values` (T,), for new trials and new rows; `redone` (T, R) has the rows redrawn.
+
+    Two variances are added: that of the mean under redrawn trials, which holds what each trial's rows do
+    to it alone, and that of what the rows do to all trials at once (docs/analysis.md). Redrawing both
+    together would count the former three times.
+    """
+    T = len(values)
+    if drawn.degrees < 1 or T < 2:
+        return Interval(float(values.mean()), np.nan, np.nan, "trial", T)
+    weights = drawn.trials[:, there]
+    of_trials = ((weights @ values) / weights.sum(axis=1)).var(ddof=1)
+    together, apart = redone.mean(axis=0).var(ddof=1), redone.var(axis=1, ddof=1).sum() / T**2
+    of_rows = max(0.0, together - apart) * T / (T - 1)
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, drawn.degrees) * np.sqrt(of_trials + of_rows))
+    mean = float(values.mean())
+    return Interval(mean, mean - reach, mean + reach, "trial", T)
+
+
+@dataclass(frozen=True)
+class Dose:
+    """The drift along the path t dW at which the share q of a trial's gain is lost: u, median over trials.
+
+    Infinite where most trials never lose it on their path (right-censored). ``longest``: the largest u
+    that a trial's path reaches, beyond which nothing is known.
+    """
+
+    q: float
+    u: Interval
+    censored: int
+    longest: float
+
+
+def dose(
+    edited: Edited,
+    trials: list[str],
+    *,
+    q: float = 0.5,
+    rng: np.random.Generator,
+    resamples: int = 1000,
+) -> Dose:
+    """u*_q along the path of growing scales, of these trials; the interval by percentiles, infinity counted."""
+    own = _own(edited).query("trial in @trials").reset_index()
+    drawn = Resamples.draw(own, len(edited.labels), rng=rng, resamples=resamples)
+    zero = edited.constant()
+    plain, again = edited.values(), edited.values(drawn.rows)  # (V, 1), (V, R)
+    crossings, redone, reached = [], [], []
+    for index, u in _paths(edited, own["trial"].tolist()):
+        crossings.append(_crossing(u, plain[index, 0], zero, q))
+        redone.append([_crossing(u, y, zero, q) for y in again[index].T])
+        reached.append(u.max())
+    if not crossings:
+        return Dose(q, Interval(np.nan, np.nan, np.nan, "trial", 0), 0, np.nan)
+    found, values = np.array(crossings), np.array(redone).T  # (T,), (R, T)
+    medians = np.array([_median(found, w) for w in drawn.trials])
+    medians += _row_error(values, rng) * rng.normal(size=len(medians))
+    low, high = np.quantile(medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="closest_observation")
+    if len(found) < 2:
+        low = high = np.nan
+    middle = _median(found, np.ones(len(found)))
+    return Dose(
+        q,
+        Interval(middle, float(low), float(high), "trial", len(found)),
+        int(np.isinf(found).sum()),
+        float(max(reached)),
+    )
+
+
+def _row_error(values: Array, rng: np.random.Generator) -> float:
+    """Standard error of a median over trials that comes of the rows they share; `values` (R, T), rows redrawn.
+
+    As in `_interval`: the variance with one draw of rows for all trials, less that with a draw for each.
+    """
+    T = values.shape[1]
+    one = np.ones(T)
+    together = np.array([_median(line, one) for line in values])
+    apart = np.array([_median(line, one) for line in rng.permuted(values, axis=0)])
+    spreads = [x[np.isfinite(x)].var() if np.isfinite(x).any() else 0.0 for x in (together, apart)]
+    return float(np.sqrt(max(0.0, spreads[0] - spreads[1]) * T / max(1, T - 1)))
+
+
+def loss_at(
+    edited: Edited, trials: list[str], u: float, *, rng: np.random.Generator, resamples: int = 1000
+) -> tuple[Interval, int]:
+    """Mean loss where the path of growing scales reaches the drift u, and how many paths end before it.
+
+    A path that ends before counts with its last value, so that the loss is a lower bound.
+    """
+    own = _own(edited).query("trial in @trials").reset_index()
+    drawn = Resamples.draw(own, len(edited.labels), rng=rng, resamples=resamples)
+    plain, again = edited.values(), edited.values(drawn.rows)
+    losses, redone, short = [], [], 0
+    for index, place in _paths(edited, own["trial"].tolist()):
+        short += bool(place.max() < u)
+        losses.append(plain[index[0], 0] - _value(place, plain[index, 0], u))
+        redone.append([y[0] - _value(place, y, u) for y in again[index].T])
+    return _interval(np.array(losses), np.array(redone), drawn), short
+
+
+def _value(place: Array, y: Array, u: float) -> float:
+    """The falling fit of y over its places, at u; its last value beyond them."""
+    order = np.argsort(place, kind="stable")
+    return float(np.interp(u, place[order], isotonic_regression(y[order], increasing=False).x))
+
+
+def _own(edited: Edited) -> pd.DataFrame:
+    family, level = OWN
+    own = edited.table[edited.table["family"].eq(family) & edited.table["level"].eq(level)]
+    missing = set(edited.table["trial"]) - set(own["trial"])
+    if missing:
+        raise ValueError(f"trial {sorted(missing)[0]}: expected its own variant, scale 1; found none")
+    return own
+
+
+def _paths(edited: Edited, trials: list[str]) -> Iterator[tuple[NDArray[np.int64], Array]]:
+    """Per trial: rows of the table with t >= 1, by t, and how far each lies from sr(W)."""
+    path = edited.table.query("family == 'scale' and level >= 1").sort_values("level")
+    for name in trials:
+        part = path[path["trial"] == name]
+        yield part.index.to_numpy(), part["log_drift"].abs().to_numpy()
+
+
+def _crossing(u: Array, y: Array, zero: float, q: float) -> float:
+    """Where the falling fit of y over u passes zero + (1 - q) (y of t = 1 - zero); infinite if it does not."""
+    order = np.argsort(u, kind="stable")
+    place, fit = u[order], isotonic_regression(y[order], increasing=False).x
+    level = zero + (1 - q) * (y[0] - zero)
+    below = np.flatnonzero(fit <= level)
+    if y[0] <= zero or not len(below):
+        return np.inf
+    k = int(below[0])
+    if k == 0:
+        return float(place[0])
+    share = (fit[k - 1] - level) / (fit[k - 1] - fit[k])
+    return float(place[k - 1] + share * (place[k] - place[k - 1]))
+
+
+def _median(values: Array, weights: Array) -> float:
+    """The least value that half of the weight does not exceed."""
+    order = np.argsort(values)
+    mass = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(mass, mass[-1] / 2)])

@@ -1,0 +1,164 @@
+"""Paired changes, dose along a path and losses at a drift, on edited trials whose truth is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, matthews_corrcoef
+
+from rankscope.analysis.interventions import (
+    METRICS,
+    Edited,
+    Resamples,
+    changes,
+    dose,
+    groups,
+    loss_at,
+)
+
+SCALES = (1.0, 2.0, 3.0, 5.0)
+
+
+def edited(
+    *, shift: float = 0.0, half: float = 1.5, seeds: int = 3, rows: int = 400, seed: int = 0
+) -> Edited:
+    """4 configurations x seeds. A row is right with probability 0.8; along the path it falls to 0.5 in
+    proportion to u, half way at u = ``half``; ``restore`` adds ``shift``."""
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(rows) % 2).astype(float)
+    lines, answers = [], []
+    for rank in (2, 8, 32, 128):
+        for number in range(seeds):
+            luck = rng.random(rows)  # the same rows are easy whatever the edit
+            own = 0.8 + rng.normal(0, 0.02)
+            for family, level in [*(("scale", t) for t in SCALES), ("restore", 0.0)]:
+                u = math.log(level) if family == "scale" else 0.1
+                right = own - (own - 0.5) * u / half / 2 if family == "scale" else own + shift
+                lines.append(
+                    {
+                        "trial": f"{rank}-{number}", "model": "m", "task": "t", "method": "lora", "rank": rank,
+                        "scaling": "alpha/r", "learning_rate": 1e-3, "seed": number, "family": family,
+                        "level": level, "log_drift": -u, "rho": level,
+                    }
+                )  # fmt: skip
+                answers.append(np.where(luck < right, labels, 1 - labels))
+    return Edited(pd.DataFrame(lines), np.array(answers), labels, "accuracy")
+
+
+def everyone(given: Edited) -> list[str]:
+    return given.table["trial"].unique().tolist()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_weighted_metrics_are_those_of_repeated_rows(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    labels, answers = rng.integers(0, classes, 50), rng.integers(0, classes, (4, 50))
+    weights = rng.integers(0, 4, (3, 50))
+    for name, oracle in (("accuracy", accuracy_score), ("matthews_correlation", matthews_corrcoef)):
+        found = METRICS[name](answers.astype(float), labels.astype(float), weights.astype(float))
+        wanted = [[oracle(labels.repeat(w), a.repeat(w)) for w in weights] for a in answers]
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    scores = rng.normal(size=(4, 50))
+    found = METRICS["pearson"](scores, labels.astype(float), weights.astype(float))
+    wanted = [[np.corrcoef(labels.repeat(w), s.repeat(w))[0, 1] for w in weights] for s in scores]
+    np.testing.assert_allclose(found, wanted, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["matthews_correlation", "pearson"])
+def test_a_constant_answer_correlates_with_nothing(name: str) -> None:
+    labels = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
+    found = METRICS[name](np.full((1, 5), 0.3), labels, np.ones((1, 5)))
+    assert found.tolist() == [[0.0]]
+
+
+def test_rescaled_draws_have_the_variance_of_a_mean() -> None:
+    """Three seeds: s^2 / 3 with s^2 over n - 1, where plain resampling gives two thirds of it."""
+    trials = edited(seeds=3).table.drop_duplicates("trial").iloc[:3]
+    drawn = Resamples.draw(trials, 10, rng=np.random.default_rng(0), resamples=20_000)
+    values = np.array([0.0, 1.0, 5.0])
+    means = (drawn.trials @ values) / drawn.trials.sum(axis=1)
+    assert means.var() == pytest.approx(values.var(ddof=1) / 3, rel=0.05)
+    assert drawn.degrees == 2
+
+
+def test_the_change_of_an_edit_and_its_interval() -> None:
+    given = edited(shift=-0.1)
+    found = changes(given, everyone(given), rng=np.random.default_rng(1)).set_index("family")
+    change = found.loc["restore", "change"]
+    own = given.values()[:, 0]
+    by_hand = np.mean([own[i + 4] - own[i] for i in range(0, len(own), 5)])
+    assert change.estimate == pytest.approx(by_hand)
+    assert change.low < -0.1 < change.high < 0
+    assert (change.clusters, found.loc["restore", "trials"]) == (12, 12)
+    assert found.loc["restore", "ratio"] == pytest.approx(math.exp(-0.1))
+    nothing = found.query("level == 1.0").iloc[0]["change"]
+    assert (nothing.estimate, nothing.low, nothing.high) == (0, 0, 0)
+
+
+def test_random_draws_of_one_level_count_once_a_trial() -> None:
+    given = edited()
+    twice = pd.concat([given.table, given.table.query("family == 'restore'")], ignore_index=True)
+    more = given.answers[given.table["family"].eq("restore").to_numpy()]
+    doubled = Edited(twice, np.vstack([given.answers, more]), given.labels, given.metric)
+    one, two = (
+        changes(g, everyone(g), rng=np.random.default_rng(0)).set_index("family").loc["restore"]
+        for g in (given, doubled)
+    )
+    assert one["trials"] == two["trials"] == 12
+    assert one["change"] == two["change"]
+
+
+def test_the_dose_along_the_path() -> None:
+    """Own accuracy 0.8 above a constant answer's 0.5: half the gain is 0.15, lost at u = 0.8."""
+    given = edited(half=0.8, rows=4000)
+    found = dose(given, everyone(given), q=0.5, rng=np.random.default_rng(0), resamples=200)
+    assert found.u.low < 0.8 < found.u.high
+    assert found.u.estimate == pytest.approx(0.8, abs=0.1)
+    assert (found.censored, found.longest) == (0, pytest.approx(math.log(5)))
+
+
+def test_a_path_that_loses_nothing_is_censored() -> None:
+    given = edited(half=50.0)
+    found = dose(given, everyone(given), rng=np.random.default_rng(0), resamples=100)
+    assert math.isinf(found.u.estimate)
+    assert math.isinf(found.u.high)
+    assert found.censored == 12
+
+
+def test_the_loss_at_a_drift() -> None:
+    given = edited(half=0.8, rows=4000)
+    found, short = loss_at(given, everyone(given), 0.8, rng=np.random.default_rng(0), resamples=200)
+    assert found.low < 0.15 < found.high
+    assert short == 0
+    _, short = loss_at(given, everyone(given), 9.0, rng=np.random.default_rng(0), resamples=10)
+    assert short == 12
+
+
+def test_good_and_collapsed() -> None:
+    given = edited(rows=4000)
+    table = given.table.assign(
+        log_drift=np.where(given.table["trial"].eq("2-0"), -2.0, given.table["log_drift"])
+    )
+    answers = given.answers.copy()
+    answers[table["trial"].eq("2-0").to_numpy()] = 1.0  # constant
+    answers[table["trial"].eq("2-1").to_numpy()] = 1.0  # constant, but not drifted
+    found = groups(Edited(table, answers, given.labels, "accuracy"), gain=0.3, near=math.log(1.1))
+    assert found.collapsed == ["2-0"]
+    assert len(found.good) == 10
+
+
+def test_one_seed_resamples_all_trials() -> None:
+    given = edited(seeds=1)
+    found = changes(given, everyone(given), rng=np.random.default_rng(0), resamples=100)
+    assert found.set_index("family").loc["restore", "change"].known
+
+
+def test_a_trial_without_its_own_variant_is_refused() -> None:
+    given = edited()
+    kept = given.table["family"].ne("scale").to_numpy()
+    lacking = Edited(given.table[kept].reset_index(drop=True), given.answers[kept], given.labels, "accuracy")
+    with pytest.raises(ValueError, match="expected its own variant, scale 1"):
+        changes(lacking, everyone(lacking), rng=np.random.default_rng(0))
