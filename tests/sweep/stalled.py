@@ -10,23 +10,21 @@ import torch
 
 from rankscope.sweep.run import visit
 from rankscope.sweep.worker_process import serve
-from rankscope.train import loop
+from rankscope.train.loop import Pace
 from rankscope.train.run import Run
 
 STALL = 7
 
 
-def stalled(job: dict[str, Any]) -> None:
-    loop._EVERY, loop._SHARE = 0.0, 1e9
-    real = Run.step
-
-    def step(self: Run, rows: torch.Tensor, step: int) -> torch.Tensor:
+class Stalled(Run):
+    def step(self, rows: torch.Tensor, step: int) -> torch.Tensor:
         if step == STALL:
             time.sleep(600)
-        return real(self, rows, step)
+        return super().step(rows, step)
 
-    Run.step = step  # type: ignore[method-assign]
-    visit(job)
+
+def stalled(job: dict[str, Any]) -> None:
+    visit(job, pace=Pace(every=0.0, share=1e9), run=Stalled)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -23,10 +25,14 @@ from rankscope.store.store import Store
 from rankscope.study.study_file import Study, Trial
 from rankscope.study.task import TASKS
 from rankscope.sweep.inputs import StudyInputs
-from rankscope.sweep.run import run, worker_job
+from rankscope.sweep.run import run, train, worker_job
 from rankscope.sweep.status import status
+from rankscope.train.loop import Pace
 from rankscope.train.metrics import score
+from rankscope.train.run import Run
 from sweep.stalled import STALL
+
+ALWAYS = Pace(every=0.0, share=1e9)  # a checkpoint after every step
 
 
 def study(
@@ -144,71 +150,56 @@ def test_running_again_trains_nothing(store: Store, tiny_models: dict[str, str],
     assert again.hash() == store.hash()
 
 
+def opened(asked: Study, path: Path) -> tuple[StudyInputs, Store]:
+    inputs = StudyInputs(asked)
+    ranks, prints = inputs.largest_rank, inputs.fingerprints
+    return inputs, Store.create(path, asked, largest_rank=ranks, fingerprints=prints)
+
+
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
-    store: Store,
-    tiny_models: dict[str, str],
-    tiny_data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    store: Store, tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path
 ) -> None:
-    from rankscope.train import loop
+    class Interrupted(Run):
+        """The second pack that begins is interrupted."""
 
-    real, calls = loop.train_pack, []
+        begun: ClassVar[list[int]] = []
 
-    def interrupted(*arguments: object, **options: object) -> None:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        real(*arguments, **options)  # type: ignore[arg-type]
+        def steps(self) -> Iterator[int]:
+            self.begun.append(self.K)
+            if len(self.begun) == 2:
+                raise KeyboardInterrupt
+            return super().steps()
 
-    monkeypatch.setattr(loop, "train_pack", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True)
+        train(*opened(study(tiny_models["roberta"], tiny_data), tmp_path), run=Interrupted)
     assert 0 < status(Store(tmp_path)).done < 6
     assert run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True).hash() == store.hash()
 
 
 def test_a_pack_goes_on_from_where_its_worker_died(
-    store: Store,
-    tiny_models: dict[str, str],
-    tiny_data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    store: Store, tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path
 ) -> None:
-    from rankscope.train import loop
+    asked, told = study(tiny_models["roberta"], tiny_data), list[int]()
 
-    monkeypatch.setattr(loop, "_EVERY", 0.0)  # a checkpoint after every step
-    monkeypatch.setattr(loop, "_SHARE", 1e9)
-    real, told = loop.train_pack, []
+    def die(steps: int) -> None:
+        told.append(steps)
+        if len(told) == 4:
+            raise KeyboardInterrupt
 
-    def dies(trials: object, folders: object, progress: object, **options: object) -> None:
-        def die(steps: int) -> None:
-            told.append(steps)
-            if len(told) == 4:
-                raise KeyboardInterrupt
-
-        real(trials, folders, die, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop, "train_pack", dies)
     with pytest.raises(KeyboardInterrupt):
-        run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True)
-    done = run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True)
+        train(*opened(asked, tmp_path), progress=die, pace=ALWAYS)
+    train(*opened(asked, tmp_path), progress=die, pace=ALWAYS)
     assert told[4] >= 3 * told[0]  # the successor begins with the steps that were taken before
-    assert done.hash() == store.hash()
+    assert run(asked, tmp_path, quiet=True).hash() == store.hash()
 
 
 def test_a_pack_whose_worker_was_killed_ends_as_an_undisturbed_one(
-    tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path
 ) -> None:
     """SIGKILL in the middle of a pack; another process's successor starts from the checkpoint. Bit for bit."""
-    from rankscope.train.run import Run
-
     asked = study(tiny_models["roberta"], tiny_data, steps=12)
     undisturbed = run(asked, tmp_path / "undisturbed", quiet=True)
-    inputs = StudyInputs(asked)
-    store = Store.create(
-        tmp_path / "s", asked, largest_rank=inputs.largest_rank, fingerprints=inputs.fingerprints
-    )
+    inputs, store = opened(asked, tmp_path / "s")
     command = [sys.executable, str(Path(__file__).with_name("stalled.py"))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as worker:
         assert worker.stdin is not None
@@ -220,8 +211,13 @@ def test_a_pack_whose_worker_was_killed_ends_as_an_undisturbed_one(
     assert worker.returncode == -signal.SIGKILL
     assert steps_kept(store) == STALL - 1
     taken: list[int] = []
-    real = Run.step
-    monkeypatch.setattr(Run, "step", lambda self, rows, step: taken.append(step) or real(self, rows, step))
+
+    class Watched(Run):
+        def step(self, rows: torch.Tensor, step: int) -> torch.Tensor:
+            taken.append(step)
+            return super().step(rows, step)
+
+    train(*opened(asked, store.path), run=Watched)
     done = run(asked, store.path, quiet=True)
     assert taken[: 12 - STALL + 2] == [*range(STALL, 13), 1]  # the rest of that pack, then the next one
     assert done.hash() == undisturbed.hash()

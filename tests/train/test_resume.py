@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from rankscope.store.trial_dir import TrialDir
-from rankscope.train import checkpoint, loop
+from rankscope.train import checkpoint
 from rankscope.train.data import Encoded
 from rankscope.train.living import living
-from rankscope.train.loop import train_pack
+from rankscope.train.loop import Pace, train_pack
 from rankscope.train.run import Run
 from training import CPU, TASK, encoded, losses_of, run_of, trials_of
 
@@ -37,9 +39,18 @@ def folders_in(root: Path, count: int) -> list[TrialDir]:
     return folders
 
 
+ALWAYS = Pace(every=0.0, share=1e9)  # a checkpoint after every step
+
+
 def trained(
-    method: str, model: str, train: Encoded, root: Path, *, stop_after: int | None = None, scratch: Path | None = None,
-) -> tuple[list[TrialDir], int]:  # fmt: skip
+    method: str,
+    model: str,
+    train: Encoded,
+    root: Path,
+    *,
+    stop_after: int | None = None,
+    **settings: Any,
+) -> tuple[list[TrialDir], int]:
     """-> folders, steps told of"""
     trials = trials_of("roberta", model, method=method, ranks="[1, 3]", d=16, steps=STEPS)
     folders, told = folders_in(root, len(trials)), 0
@@ -50,10 +61,30 @@ def trained(
         if stop_after is not None and told >= stop_after * len(trials):
             raise Stopped
 
-    train_pack(
-        trials, folders, progress, model=model, task=TASK, train=train, validation=train, device=CPU, scratch=scratch
-    )  # fmt: skip
+    held = {"model": model, "task": TASK, "train": train, "validation": train, "device": CPU}
+    train_pack(trials, folders, progress, **held, **settings)
     return folders, told
+
+
+def watched(*, poison: int | None = None) -> tuple[type[Run], list[int], list[int]]:
+    """A Run, the steps that it takes, and the trials in each step's pack.
+
+    After the step ``poison`` the second trial and the last one turn NaN.
+    """
+    taken: list[int] = []
+    sizes: list[int] = []
+
+    class Watched(Run):
+        def step(self, rows: torch.Tensor, step: int) -> torch.Tensor:
+            taken.append(step)
+            sizes.append(self.K)
+            losses = super().step(rows, step)
+            if step == poison:
+                with torch.no_grad():
+                    self.pack.rows[0].values[[1, self.K - 1]] = torch.nan
+            return losses
+
+    return Watched, taken, sizes
 
 
 def assert_same_results(one: list[TrialDir], other: list[TrialDir]) -> None:
@@ -72,52 +103,29 @@ def assert_same_results(one: list[TrialDir], other: list[TrialDir]) -> None:
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_resumed_pack_equals_an_undisturbed_one(
-    method: str, tiny_models: dict[str, str], train: Encoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, tiny_models: dict[str, str], train: Encoded, tmp_path: Path
 ) -> None:
     model, scratch = tiny_models["roberta"], tmp_path / "scratch"
     undisturbed, told = trained(method, model, train, tmp_path / "undisturbed")
-    monkeypatch.setattr(loop, "_EVERY", 0.0)
-    monkeypatch.setattr(loop, "_SHARE", 1e9)
     with pytest.raises(Stopped):
-        trained(method, model, train, tmp_path / "stopped", stop_after=7, scratch=scratch)
+        trained(method, model, train, tmp_path / "stopped", stop_after=7, scratch=scratch, pace=ALWAYS)
     assert [path.name for path in scratch.iterdir()] == ["checkpoint.safetensors"]
-    taken: list[int] = []
-    real = Run.step
-    monkeypatch.setattr(Run, "step", lambda self, rows, step: taken.append(step) or real(self, rows, step))
-    resumed, again = trained(method, model, train, tmp_path / "resumed", scratch=scratch)
+    run, taken, _ = watched()
+    resumed, again = trained(method, model, train, tmp_path / "resumed", scratch=scratch, run=run)
     assert taken == list(range(8, STEPS + 1))
     assert again == told
     assert_same_results(resumed, undisturbed)
 
 
-def dying(monkeypatch: pytest.MonkeyPatch, *, step: int) -> list[int]:
-    """The second trial and the last one turn NaN after that step. -> the trials in each step's pack"""
-    real, sizes = Run.step, []
-
-    def poisoned(self: Run, rows: torch.Tensor, now: int) -> torch.Tensor:
-        sizes.append(self.K)
-        losses = real(self, rows, now)
-        if now == step:
-            with torch.no_grad():
-                self.pack.rows[0].values[[1, self.K - 1]] = torch.nan
-        return losses
-
-    monkeypatch.setattr(Run, "step", poisoned)
-    return sizes
-
-
-def test_a_pack_goes_on_without_its_dead(
-    tiny_models: dict[str, str], train: Encoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pack_goes_on_without_its_dead(tiny_models: dict[str, str], train: Encoded, tmp_path: Path) -> None:
     """The living change by rounding only, since products of fewer rows may add in another order: 1e-6 in float32."""
     model = tiny_models["roberta"]
     undisturbed, told = trained("lora", model, train, tmp_path / "undisturbed")
-    with monkeypatch.context() as patch:
-        dying(patch, step=3)
-        frozen, _ = trained("lora", model, train, tmp_path / "frozen")
-    monkeypatch.setattr(loop, "LOOK", 4)
-    sizes = dying(monkeypatch, step=3)
-    dropped, again = trained("lora", model, train, tmp_path / "dropped")
+    run, _, sizes = watched(poison=3)
+    frozen, _ = trained("lora", model, train, tmp_path / "frozen", run=run)
+    assert sizes == [6] * STEPS
+    sizes.clear()
+    dropped, again = trained("lora", model, train, tmp_path / "dropped", run=run, pace=Pace(look=4))
     assert sizes == [6] * 4 + [4] * (STEPS - 4)
     assert again == told
     for k in (1, 5):
@@ -155,23 +163,22 @@ def test_the_living_equal_themselves_in_float64(
 
 
 def test_a_kill_after_a_death_loses_nothing(
-    tiny_models: dict[str, str], train: Encoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_models: dict[str, str], train: Encoded, tmp_path: Path
 ) -> None:
     model, scratch = tiny_models["roberta"], tmp_path / "scratch"
-    monkeypatch.setattr(loop, "LOOK", 4)
-    monkeypatch.setattr(loop, "_EVERY", 0.0)
-    monkeypatch.setattr(loop, "_SHARE", 1e9)
-    sizes = dying(monkeypatch, step=3)
-    undisturbed, told = trained("lora", model, train, tmp_path / "undisturbed")
+    run, _, sizes = watched(poison=3)
+    settings: dict[str, Any] = {"run": run, "pace": dataclasses.replace(ALWAYS, look=4)}
+    undisturbed, told = trained("lora", model, train, tmp_path / "undisturbed", **settings)
     sizes.clear()
+    settings["scratch"] = scratch
     with pytest.raises(Stopped):
-        trained("lora", model, train, tmp_path / "stopped", stop_after=7, scratch=scratch)
-    resumed, again = trained("lora", model, train, tmp_path / "resumed", scratch=scratch)
+        trained("lora", model, train, tmp_path / "stopped", stop_after=7, **settings)
+    resumed, again = trained("lora", model, train, tmp_path / "resumed", **settings)
     assert sizes == [6] * 4 + [4] * (STEPS - 4)
     assert again == told
     assert_same_results(resumed, undisturbed)
     next((scratch / "diverged").glob("*/done.json")).unlink()  # then it begins again
-    again_from_the_start, _ = trained("lora", model, train, tmp_path / "again", scratch=scratch)
+    again_from_the_start, _ = trained("lora", model, train, tmp_path / "again", **settings)
     assert_same_results(again_from_the_start, undisturbed)
 
 
@@ -199,21 +206,19 @@ def test_a_pack_that_does_not_fit_is_split_and_equals_one_that_does(
     tiny_models: dict[str, str],
     train: Encoded,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = tiny_models["roberta"]
     whole, told = trained("lora", model, train, tmp_path / "whole")
     sizes: list[int] = []
-    real = Run.step
 
-    def step(self: Run, rows: torch.Tensor, step: int) -> torch.Tensor:
-        sizes.append(self.K)
-        if self.K > 2 and step == 4:
-            raise error
-        return real(self, rows, step)
+    class Large(Run):
+        def step(self, rows: torch.Tensor, step: int) -> torch.Tensor:
+            sizes.append(self.K)
+            if self.K > 2 and step == 4:
+                raise error
+            return super().step(rows, step)
 
-    monkeypatch.setattr(Run, "step", step)
-    split, again = trained("lora", model, train, tmp_path / "split", scratch=tmp_path / "scratch")
+    split, again = trained("lora", model, train, tmp_path / "split", scratch=tmp_path / "scratch", run=Large)
     assert set(sizes) == {6, 3, 1, 2}
     assert again == told
     for a, b in zip(whole, split, strict=True):
@@ -225,13 +230,13 @@ def test_a_pack_that_does_not_fit_is_split_and_equals_one_that_does(
 
 
 def test_other_errors_and_a_single_trial_that_does_not_fit_pass(
-    tiny_models: dict[str, str], train: Encoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_models: dict[str, str], train: Encoded, tmp_path: Path
 ) -> None:
-    def step(self: Run, rows: torch.Tensor, step: int) -> torch.Tensor:
-        raise torch.OutOfMemoryError if self.K == 1 else RuntimeError("something else")
+    class Broken(Run):
+        def step(self, rows: torch.Tensor, step: int) -> torch.Tensor:
+            raise torch.OutOfMemoryError if self.K == 1 else RuntimeError("something else")
 
-    monkeypatch.setattr(Run, "step", step)
     with pytest.raises(RuntimeError, match="something else"):
-        trained("lora", tiny_models["roberta"], train, tmp_path / "lora")
+        trained("lora", tiny_models["roberta"], train, tmp_path / "lora", run=Broken)
     with pytest.raises(torch.OutOfMemoryError):
-        trained("full", tiny_models["roberta"], train, tmp_path / "full")
+        trained("full", tiny_models["roberta"], train, tmp_path / "full", run=Broken)

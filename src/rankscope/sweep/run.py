@@ -101,14 +101,18 @@ def prepare() -> None:
     import rankscope.train.loop  # noqa: F401
 
 
-def visit(job: Mapping[str, Any]) -> Outcome:
-    """What every worker does, wherever it runs: trains what the store lacks and nobody else trains."""
+def visit(job: Mapping[str, Any], **settings: Any) -> Outcome:
+    """What every worker does, wherever it runs: trains what the store lacks and nobody else trains.
+
+    ``settings`` are further ones of ``train.loop.train_pack``.
+    """
     if "OMP_NUM_THREADS" in os.environ:  # torch has read it when it was imported
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     study = Study(**job["study"], source=job["text"], folder=Path(job["folder"]))
     inputs = StudyInputs(study, workers=job["workers"], free=job["free"] or free_for_each(slots()))
     ranks, prints = inputs.largest_rank, inputs.fingerprints
-    return train(inputs, Store.create(job["store"], study, largest_rank=ranks, fingerprints=prints))
+    opened = Store.create(job["store"], study, largest_rank=ranks, fingerprints=prints)
+    return train(inputs, opened, **settings)
 
 
 class Meter:
@@ -137,13 +141,17 @@ def _say(line: str) -> None:
 
 
 def train(
-    inputs: StudyInputs, store: Store, *, progress: Callable[[int], None] = lambda steps: None
+    inputs: StudyInputs,
+    store: Store,
+    *,
+    progress: Callable[[int], None] = lambda steps: None,
+    **settings: Any,
 ) -> Outcome:
     """One worker's visit to the store."""
     worker = Worker(
         store,
         inputs.packs(store),
-        trainer(inputs),
+        trainer(inputs, **settings),
         retries=inputs.study.fixed.retries,
         provenance=provenance(),
         progress=progress,
@@ -151,8 +159,8 @@ def train(
     return worker.run()
 
 
-def trainer(inputs: StudyInputs) -> TrainPack:
-    """What a worker calls for every pack."""
+def trainer(inputs: StudyInputs, **settings: Any) -> TrainPack:
+    """What a worker calls for every pack: ``train.loop.train_pack``, with further ``settings`` of it."""
 
     def train_pack(
         trials: Sequence[Trial],
@@ -174,6 +182,7 @@ def trainer(inputs: StudyInputs) -> TrainPack:
             validation=validation,
             device=inputs.device,
             scratch=scratch,
+            **settings,
         )
 
     return train_pack

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,8 +22,14 @@ from rankscope.train.full import FullPack
 from rankscope.train.living import living
 from rankscope.train.run import LOOK, Run
 
-_EVERY = 60.0  # seconds between two checkpoints, at least,
-_SHARE = 0.01  # and no more than this part of the time goes into them
+
+@dataclass(frozen=True)
+class Pace:
+    """How often a pack is kept in a checkpoint, and looked through for diverged trials."""
+
+    every: float = 60.0  # seconds between two checkpoints, at least,
+    share: float = 0.01  # and no more than this part of the time goes into them
+    look: int = LOOK  # steps
 
 
 def train_pack(
@@ -36,6 +43,8 @@ def train_pack(
     validation: Encoded,
     device: torch.device,
     scratch: Path | None = None,
+    pace: Pace = Pace(),
+    run: type[Run] = Run,
 ) -> None:
     """Trains a pack into its folders. Its trials share model, task, seed, batches and budget (``study.packs``).
 
@@ -46,9 +55,9 @@ def train_pack(
     kind = FullPack if trials[0].method == "full" else AdapterPack
 
     def begin(left: Sequence[Trial]) -> Run:
-        return Run(kind(left, model=model, task=task, device=device), task, train, validation)
+        return run(kind(left, model=model, task=task, device=device), task, train, validation)
 
-    _train(trials, folders, progress, begin, scratch)
+    _train(trials, folders, progress, begin, scratch, pace)
 
 
 def _train(
@@ -57,6 +66,7 @@ def _train(
     progress: Callable[[int], None],
     begin: Callable[[Sequence[Trial]], Run],
     scratch: Path | None,
+    pace: Pace,
 ) -> None:
     """The pack as a whole, or where memory does not do in halves."""
     told = 0
@@ -75,7 +85,8 @@ def _train(
     try:
         place = tempfile.TemporaryDirectory() if scratch is None else contextlib.nullcontext(str(scratch))
         with place as folder:
-            _Training(trials, begin, Path(folder), keeps=scratch is not None).run_through(folders, tell)
+            training = _Training(trials, begin, Path(folder), pace, keeps=scratch is not None)
+            training.run_through(folders, tell)
         return
     except RuntimeError as error:
         if len(trials) == 1 or not _is_out_of_memory(error):
@@ -85,7 +96,7 @@ def _train(
     half = len(trials) // 2
     for name, part in (("first", slice(None, half)), ("second", slice(half, None))):
         own = None if scratch is None else scratch / name
-        _train(trials[part], folders[part], tell_again, begin, own)
+        _train(trials[part], folders[part], tell_again, begin, own, pace)
 
 
 class _Training:
@@ -95,8 +106,15 @@ class _Training:
     """
 
     def __init__(
-        self, trials: Sequence[Trial], begin: Callable[[Sequence[Trial]], Run], scratch: Path, *, keeps: bool
+        self,
+        trials: Sequence[Trial],
+        begin: Callable[[Sequence[Trial]], Run],
+        scratch: Path,
+        pace: Pace,
+        *,
+        keeps: bool,
     ) -> None:
+        self.pace = pace
         self.ids, self.scratch, self.keeps = [trial.id for trial in trials], scratch, keeps
         self.started, self.seconds = time.perf_counter(), 0.0  # a trial's part of the time before that
         self.dead = {id: TrialDir(scratch / "diverged" / id) for id in self.ids}
@@ -113,15 +131,17 @@ class _Training:
     def run_through(self, folders: Sequence[TrialDir], progress: Callable[[int], None]) -> None:
         if self.run.done:
             progress(self.run.done * len(self.ids))
-        due = time.perf_counter() + _EVERY
+        due = time.perf_counter() + self.pace.every
         while self.run.done < self.run.total:
             for _ in self.run.steps():
                 before = time.perf_counter()
                 if self.keeps and before > due:
                     self.keep()
-                    due = time.perf_counter() + max(_EVERY, (time.perf_counter() - before) / _SHARE)
+                    due = time.perf_counter() + max(
+                        self.pace.every, (time.perf_counter() - before) / self.pace.share
+                    )
                 progress(len(self.ids))
-                if self.run.done % LOOK == 0 and self.has_dead:
+                if self.run.done % self.pace.look == 0 and self.has_dead:
                     break
             if self.run.done < self.run.total:
                 self.part()
