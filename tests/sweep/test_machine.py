@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from pathlib import Path
+
 import pytest
 
 from rankscope.store.store import Store
-from rankscope.study.cost import base_memory, memory, widths
+from rankscope.study.cost import base_memory, device_named, memory, widths
 from rankscope.study.study_file import Study, Trial
-from rankscope.sweep import machine
-from rankscope.sweep import plan as forecast
 from rankscope.sweep.inputs import StudyInputs
-from rankscope.sweep.machine import PACK_SIZE, SHARE, Room, free_for_each, room
-from rankscope.sweep.plan import forecast as planned
+from rankscope.sweep.machine import PACK_SIZE, SHARE, Room, free_for_each, left_by_cgroup, room, shared
+from rankscope.sweep.plan import forecast, rate_here
 
 GB = 1e9
 
@@ -38,13 +40,18 @@ def test_the_most() -> None:
     assert room("cuda", free=64 * GB, trials=4, workers=8).most == PACK_SIZE
 
 
-def test_workers_share_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(machine, "_available", lambda: 17 * GB)
-    monkeypatch.setattr(machine, "_left_by_cgroup", lambda: float("inf"))
-    assert [free_for_each(workers) for workers in (1, 2, 4)] == [17 * GB, 8 * GB, 4 * GB]
-    monkeypatch.setattr(machine, "_left_by_cgroup", lambda: 0.5 * GB)
-    assert free_for_each(2) == 0.25 * GB
+def test_workers_share_what_is_free() -> None:
+    assert [shared(17.9 * GB, workers) for workers in (1, 2, 4)] == [17 * GB, 8 * GB, 4 * GB]
+    assert shared(0.5 * GB, 2) == 0.25 * GB
+    assert 0 < free_for_each(2) <= free_for_each(1)
+
+
+def test_a_container_has_its_own_limit(tmp_path: Path) -> None:
+    assert left_by_cgroup(tmp_path) == math.inf
+    (tmp_path / "memory.current").write_text("3000000000\n")
+    for limit, left in (("max\n", math.inf), ("8000000000\n", 5 * GB)):
+        (tmp_path / "memory.max").write_text(limit)
+        assert left_by_cgroup(tmp_path) == left
 
 
 def test_packs_fit_the_memory(lab: StudyInputs, store: Store) -> None:
@@ -62,17 +69,16 @@ def test_packs_fit_the_memory(lab: StudyInputs, store: Store) -> None:
 def test_a_plan_counts_the_packs_that_are_trained(lab: StudyInputs, store: Store) -> None:
     for megabytes in (1000, 40):
         inputs = StudyInputs(lab.study, free=megabytes * 1e6)
-        assert f" {len(inputs.packs(store))} packs" in planned(inputs, None)
+        assert f" {len(inputs.packs(store))} packs" in forecast(inputs, None)
 
 
-def test_a_plan_for_a_gpu_packs_all_that_fit(lab: StudyInputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = forecast.device_named("t4")
+def test_a_plan_for_a_gpu_packs_all_that_fit(lab: StudyInputs) -> None:
+    t4 = device_named("t4")
     full = sum(trial.method == "full" for trial in lab.trials)
-    assert f" {full + 3} packs" in planned(lab, None, device="t4")  # one for each task
-    monkeypatch.setattr(forecast, "device_named", lambda _: type(small)("T4", 30e6, small.peak))
-    assert f" {full + 3} packs" not in planned(lab, None, device="t4")
-    monkeypatch.setattr(forecast, "device_named", lambda _: type(small)("T4", 5e6, small.peak))
-    assert "Take fewer workers, a smaller batch_size" in planned(lab, None, device="t4")
+    assert f" {full + 3} packs" in forecast(lab, None, device="t4")  # one for each task
+    small, tiny = (dataclasses.replace(t4, memory=bytes_) for bytes_ in (30e6, 5e6))
+    assert f" {full + 3} packs" not in forecast(lab, None, device=small)
+    assert "Take fewer workers, a smaller batch_size" in forecast(lab, None, device=tiny)
 
 
 def test_a_plan_for_a_gpu_counts_the_starts_of_kernels(lab: StudyInputs) -> None:
@@ -81,13 +87,14 @@ def test_a_plan_for_a_gpu_counts_the_starts_of_kernels(lab: StudyInputs) -> None
     full = [trial for trial in lab.trials if trial.method == "full"]
     packed = [steps[trial.task] for trial in full] + list(steps.values())  # and a pack of each task
     hours = sum(packed) * lab.shape(full[0]).layers * 2e-3 / 3600
-    assert f" {hours:.3g} GPU-hours" in planned(lab, None, device="h200")
-    assert "2 ms a block and step" in planned(lab, None, device="h200")
+    assert f" {hours:.3g} GPU-hours" in forecast(lab, None, device="h200")
+    assert "2 ms a block and step" in forecast(lab, None, device="h200")
 
 
-def test_a_gpu_that_is_here_counts_them_too(lab: StudyInputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecast.torch.cuda, "get_device_name", lambda: "H200")
-    monkeypatch.setattr(forecast, "matrix_rate", lambda device: 1e12)
-    rate, source, floor = forecast._rate([], None, forecast.torch.device("cuda"), None, 2)
+def test_a_gpu_that_is_here_counts_them_too() -> None:
+    rate, source, floor = rate_here(1e12, "cuda", 2)
     assert (rate, floor) == (2 * 0.35e12, 2e-3)
     assert source.endswith("measured now, and 2 ms a block and step")
+    rate, source, floor = rate_here(1e12, "cpu", 2)  # which the two share
+    assert (rate, floor) == (0.35e12, 0)
+    assert source.endswith("measured now")

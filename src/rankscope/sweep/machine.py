@@ -28,15 +28,18 @@ def room(device: str, *, free: float, trials: int, workers: int) -> Room:
 
 
 def free_for_each(workers: int) -> float:
-    """Bytes that each of so many workers here may count on.
-
-    In whole gigabytes where there are some: packs should not change with every small thing that comes and goes.
-    """
+    """Bytes that each of so many workers here may count on."""
     if torch.cuda.is_available():
-        free, sharing = float(torch.cuda.mem_get_info()[0]), math.ceil(workers / torch.cuda.device_count())
-    else:
-        free, sharing = min(float(_available()), _left_by_cgroup()), workers
-    return free / sharing // 1e9 * 1e9 or free / sharing
+        return shared(torch.cuda.mem_get_info()[0], math.ceil(workers / torch.cuda.device_count()))
+    return shared(min(_available(), left_by_cgroup()), workers)
+
+
+def shared(free: float, workers: int) -> float:
+    """One worker's part of so many bytes, in whole gigabytes where there are some.
+
+    Packs should not change with every small thing that comes and goes.
+    """
+    return free / workers // 1e9 * 1e9 or free / workers
 
 
 def _available() -> int:
@@ -47,10 +50,10 @@ def _available() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
-def _left_by_cgroup() -> float:
-    """A container's own limit."""
+def left_by_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that a container's own limit leaves; infinite where there is none."""
     try:
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current"))
+        limit, used = ((folder / f"memory.{name}").read_text() for name in ("max", "current"))
         return float(limit) - float(used)
     except (OSError, ValueError):  # there is none, or it is "max"
         return math.inf

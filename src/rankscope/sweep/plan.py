@@ -31,13 +31,17 @@ _SAMPLE = 200  # finished trials that a measured rate is taken from
 
 
 def forecast(
-    inputs: StudyInputs, store: str | Path | None, *, gpus: int | None = None, device: str | None = None
+    inputs: StudyInputs,
+    store: str | Path | None,
+    *,
+    gpus: int | None = None,
+    device: str | Device | None = None,
 ) -> str:
     """A table, one line per model, task and method, and the sums below it. Packs are those that ``sweep`` would train.
 
     For this machine, or for ``gpus`` (default 1) of the ``device`` named. ``ValueError`` for a device that isn't known.
     """
-    named = None if device is None else device_named(device)
+    named = device_named(device) if isinstance(device, str) else device
     opened = _opened(store)
     todo = {trial.id for trial in missing(opened, inputs.trials)}
     free, workers = (named.memory, gpus or 1) if named else (inputs.free, slots())
@@ -160,8 +164,13 @@ def _rate(
         rate = _SHARE_OF_PEAK * device.peak
         assumed = f"assuming {_SHARE_OF_PEAK:.0%} of {_flops(device.peak)} each and {_LAUNCHES}"
         return rate * workers, assumed, _STEP_OF_A_BLOCK
-    peak, measured = matrix_rate(here), "the matrix product measured now"
-    if here.type == "cuda":
+    return rate_here(matrix_rate(here), here.type, workers)
+
+
+def rate_here(peak: float, kind: str, workers: int) -> tuple[float, str, float]:
+    """The same for a machine whose matrix product was measured: a GPU's is each worker's own, a CPU's is shared."""
+    measured = "the matrix product measured now"
+    if kind == "cuda":
         assumed = f"{_SHARE:.0%} of {_flops(peak)} each, {measured}, and {_LAUNCHES}"
         return _SHARE * peak * workers, assumed, _STEP_OF_A_BLOCK
     return _SHARE * peak, f"{_SHARE:.0%} of {_flops(peak)}, {measured}", 0.0
