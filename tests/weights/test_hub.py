@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, Response
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, Response
 
 from rankscope.measurement.measure import measure
 from tiny import Case, edited
@@ -47,38 +48,51 @@ def test_what_is_neither_here_nor_in_the_cache(cache: Path) -> None:
         measure("someone/nothing")
 
 
-@pytest.mark.parametrize("source", ["./nothing", "/nothing", "a/b/c", "a/../b", "--x", "a b", "<script>"])
-def test_what_can_be_no_hub_id_is_not_asked_for(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub, "model_info", lambda *_, **__: pytest.fail("asked the hub"))
-    with pytest.raises(ValueError, match="expected a file, a folder or a hub id"):
-        measure(source)
+@dataclass
+class Hub:
+    """Serves the folders below ``root``; ``asked``: each repository that was listed, each file downloaded."""
+
+    root: Path
+    asked: list[str] = field(default_factory=list)
+    reachable: bool = True
+
+    def download(self, repository: str, name: str, *, revision: str | None, local_files_only: bool) -> str:
+        assert local_files_only == (not self.reachable)
+        if local_files_only:
+            raise LocalEntryNotFoundError("not in the cache")
+        self.asked.append(name if revision is None else f"{name}@{revision}")
+        return str(self.root / repository / name)
+
+    def listing(self, repository: str, *, revision: str | None, timeout: float) -> SimpleNamespace:
+        self.asked.append(f"{repository}@{revision}")
+        if not self.reachable:
+            raise HTTPError("no name service")
+        if not (self.root / repository).is_dir():
+            response = Response(404)
+            response._request = SimpleNamespace()
+            raise RepositoryNotFoundError("Repository Not Found.\nPlease log in.", response=response)
+        files = [path for path in (self.root / repository).rglob("*") if path.is_file()]
+        names = [str(path.relative_to(self.root / repository)) for path in files]
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[str]]:
-    """A hub that serves the folders below a path, and the names of the files that were downloaded from it."""
-    asked: list[str] = []
-
-    def download(repository: str, name: str, *, revision: str | None, local_files_only: bool) -> str:
-        assert not local_files_only
-        asked.append(name if revision is None else f"{name}@{revision}")
-        return str(tmp_path / repository / name)
-
-    def listing(repository: str, *, revision: str | None, timeout: float) -> SimpleNamespace:
-        folder = tmp_path / repository
-        names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-        asked.append(f"{repository}@{revision}")
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
-
-    monkeypatch.setattr(huggingface_hub, "model_info", listing)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    return tmp_path, asked
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    hub = Hub(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "model_info", hub.listing)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub.download)
+    return hub
 
 
-def test_only_the_needed_files_are_downloaded(
-    hub: tuple[Path, list[str]], make_case: Callable[..., Case]
-) -> None:
-    root, asked = hub
+@pytest.mark.parametrize("source", ["./nothing", "/nothing", "a/b/c", "a/../b", "--x", "a b", "<script>"])
+def test_what_can_be_no_hub_id_is_not_asked_for(source: str, hub: Hub) -> None:
+    with pytest.raises(ValueError, match="expected a file, a folder or a hub id"):
+        measure(source)
+    assert hub.asked == []
+
+
+def test_only_the_needed_files_are_downloaded(hub: Hub, make_case: Callable[..., Case]) -> None:
+    root, asked = hub.root, hub.asked
     case = make_case("gpt2", target_modules=["attn.c_proj"], r=4)
     shutil.copytree(case.adapter, root / "someone" / "adapter")
     shutil.copytree(case.base, root / "someone" / "base")
@@ -88,8 +102,8 @@ def test_only_the_needed_files_are_downloaded(
                      "someone/base@None", "model.safetensors", "config.json"]  # fmt: skip
 
 
-def test_revisions_and_subfolders(hub: tuple[Path, list[str]], make_case: Callable[..., Case]) -> None:
-    root, asked = hub
+def test_revisions_and_subfolders(hub: Hub, make_case: Callable[..., Case]) -> None:
+    root, asked = hub.root, hub.asked
     case = make_case("gpt2", target_modules=["attn.c_proj"], r=4)
     shutil.copytree(case.adapter, root / "someone" / "adapter" / "runs" / "second")
     shutil.copytree(case.base, root / "someone" / "base")
@@ -109,10 +123,10 @@ def test_revisions_and_subfolders(hub: tuple[Path, list[str]], make_case: Callab
 
 
 def test_only_folders_one_level_down_are_proposed(
-    hub: tuple[Path, list[str]], make_case: Callable[..., Case], tmp_path: Path
+    hub: Hub, make_case: Callable[..., Case], tmp_path: Path
 ) -> None:
     """A name that --subfolder takes, for a repository as for a folder on disk: no adapter deeper inside."""
-    root, _ = hub
+    root = hub.root
     case = make_case("gpt2", target_modules=["attn.c_proj"], r=4)
     shutil.copytree(case.adapter, root / "someone" / "deep" / "a" / "deeper")
     for source in ("someone/deep", root / "someone" / "deep"):
@@ -126,9 +140,9 @@ def test_only_folders_one_level_down_are_proposed(
 
 
 def test_the_base_is_taken_at_the_revision_that_the_adapter_names(
-    hub: tuple[Path, list[str]], make_case: Callable[..., Case], tmp_path: Path
+    hub: Hub, make_case: Callable[..., Case], tmp_path: Path
 ) -> None:
-    root, asked = hub
+    root, asked = hub.root, hub.asked
     case = make_case("gpt2", target_modules=["attn.c_proj"], r=4)
     shutil.copytree(case.base, root / "someone" / "base")
     folder = edited(case, tmp_path / "edited", base_model_name_or_path="someone/base", revision="v7")
@@ -142,26 +156,14 @@ def test_the_base_is_taken_at_the_revision_that_the_adapter_names(
     assert "someone/other@None" in asked
 
 
-def test_what_the_hub_says_of_a_missing_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(repository: str, **_: object) -> None:
-        response = Response(404)
-        response._request = SimpleNamespace()
-        raise RepositoryNotFoundError("Repository Not Found.\nPlease log in.", response=response)
-
-    monkeypatch.setattr(huggingface_hub, "model_info", missing)
+def test_what_the_hub_says_of_a_missing_repository(hub: Hub) -> None:
     with pytest.raises(ValueError, match=r"someone/gone: .* the hub says: Repository Not Found") as caught:
         measure("someone/gone")
     assert "\n" not in str(caught.value)
 
 
-def test_without_a_network_one_request_is_enough(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    asked: list[str] = []
-
-    def unreachable(repository: str, **_: object) -> None:
-        asked.append(repository)
-        raise HTTPError("no name service")
-
-    monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
+def test_without_a_network_one_request_is_enough(hub: Hub) -> None:
+    hub.reachable = False
     with pytest.raises(ValueError, match="the hub is out of reach"):
         measure("someone/nothing")
-    assert asked == ["someone/nothing"]
+    assert hub.asked == ["someone/nothing@None"]
