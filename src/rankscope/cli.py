@@ -1,47 +1,46 @@
 """The command line: parse, call, print. Results go to standard output, progress to standard error.
 
 Exit status: 0 done; 2 the user's mistake, said in one line; 3 finished, but some trial failed or some bound was not met;
-130 stopped by Ctrl-C.
+130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
 """
 
 from __future__ import annotations
 
 import argparse
-import atexit
-import contextlib
-import gc
 import json
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rankscope import __version__
+from rankscope.startup import end_at_once, without_collection
+from rankscope.sweep.stop import Stopped, stopping_on_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status."""
     if arguments is None:
-        atexit.register(gc.freeze)  # else Python looks through all modules once more before it ends: a second
+        end_at_once()
     options = parser().parse_args(arguments)
     try:
-        return options.command(options)
-    except KeyboardInterrupt:
+        with stopping_on_signals():
+            return options.command(options)
+    except KeyboardInterrupt as stopped:
         again = (
             f" Type the same command to go on: rankscope {' '.join(sys.argv[1:])}"
             if arguments is None
             else ""
         )
-        return _say(f"stopped; what had finished is kept.{again}", 130)
+        status = stopped.status if isinstance(stopped, Stopped) else 130
+        return _say(f"stopped; what had finished is kept.{again}", status)
     except BrokenPipeError:  # `rankscope ... | head`
         sys.stderr.close()
         return 0
-    except OSError as error:
-        plain = error.strerror is None or error.filename is None
-        return _say(str(error) if plain else f"{error.filename}: {error.strerror}", 2)
-    except ValueError as error:
-        return _say(str(error), 2)
+    except (OSError, ValueError) as error:
+        from rankscope.console import message
+
+        return _say(message(error), 2)
 
 
 class Parser(argparse.ArgumentParser):
@@ -101,6 +100,16 @@ def parser() -> argparse.ArgumentParser:
 
     status = command("status", _status, "done, running, failed and why, time left")
     status.add_argument("store", metavar="DIR")
+
+    check = command(
+        "check", _check, "verify every file of a store; with --repair, rebuild what can be rebuilt"
+    )
+    check.add_argument("store", metavar="DIR")
+    check.add_argument(
+        "--repair",
+        action="store_true",
+        help="set damaged trials aside, record whole ones again, rebuild comparison, log and caches",
+    )
 
     analyze = command("analyze", _analyze, "the conclusions: H1 to H4, each with its numbers and intervals")
     analyze.add_argument("store", metavar="DIR", help="a store, or the folder data beside a report")
@@ -163,17 +172,13 @@ def _run(options: argparse.Namespace) -> int:
     return status
 
 
-def _train(study: Any, path: str, *, workers: int | None = None, **how: Any) -> int:
-    from rankscope.sweep.processes import prestarted, worker_command
-
-    count = 0 if how.get("ray") else len(os.sched_getaffinity(0)) if workers is None else workers
-    with prestarted(worker_command(), count if count > 1 else 0) as ready:
-        with _keeping_all():
-            from rankscope.sweep.run import run
-            from rankscope.sweep.status import status
-        seen = status(run(study, path, workers=workers, prestarted=ready, **how))
+def _train(study: Any, path: str, **how: Any) -> int:
+    with without_collection():
+        from rankscope.sweep.run import run
+        from rankscope.sweep.status import status
+    seen = status(run(study, path, **{"workers": None, **how}))
     print(seen.line())
-    return 3 if seen.failed else 0
+    return 0 if seen.is_complete else 3
 
 
 def _measure(options: argparse.Namespace) -> int:
@@ -217,19 +222,7 @@ def _measure(options: argparse.Namespace) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _keeping_all() -> Iterator[None]:
-    """Without garbage collection: in what builds much and drops nothing it takes a third of the time, imports included."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-@_keeping_all()
+@without_collection()
 def _plan(options: argparse.Namespace) -> int:
     from rankscope.study.study_file import Study
     from rankscope.sweep.inputs import StudyInputs
@@ -244,14 +237,22 @@ def _plan(options: argparse.Namespace) -> int:
     return 0
 
 
-@_keeping_all()
+@without_collection()
 def _status(options: argparse.Namespace) -> int:
     from rankscope.store.store import Store
     from rankscope.sweep.status import status
 
     seen = status(Store(options.store))
     print(seen.text())
-    return 3 if seen.failed else 0
+    return 3 if seen.failed or seen.left_out else 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from rankscope.sweep.check import check
+
+    found = check(options.store, repair=options.repair)
+    print(found.text())
+    return 0 if found.is_whole else 3
 
 
 def _analyze(options: argparse.Namespace) -> int:
@@ -261,7 +262,7 @@ def _analyze(options: argparse.Namespace) -> int:
     with bar("analysing", total=1) as advance:
         conclusions = analyze(options.store, progress=advance)
     print(json.dumps(conclusions.to_dict(), indent=1, allow_nan=False) if options.json else text(conclusions))
-    return 0
+    return _left_out(options.store)
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -271,7 +272,26 @@ def _report(options: argparse.Namespace) -> int:
     with bar("writing the report", total=2) as advance:
         page = write_report(options.store, options.output, progress=advance)[0]
     print(f"report: {Path(page).resolve()}")
-    return 0
+    return _left_out(options.store)
+
+
+def _left_out(place: str) -> int:
+    """Says in one line which trials of a store its tables do not show, if any."""
+    from rankscope.store.store import Store
+
+    try:
+        store = Store(place)
+    except FileNotFoundError:  # the tables that a report keeps
+        return 0
+    found = store.inspect().left_out
+    lines = [
+        f"{len(found)} trial{'s' * (len(found) > 1)} left out; the first: {id}: {why}"
+        for id, why in list(found.items())[:1]
+    ]
+    damaged = [fault for fault in [store.comparison_fault()] if fault and "damaged" in fault]
+    if not lines and not damaged:
+        return 0
+    return _say("; ".join([*lines, *damaged]) + f". Mend it with: rankscope run STUDY --store {place}", 3)
 
 
 def _say(line: str, status: int) -> int:

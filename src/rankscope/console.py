@@ -61,3 +61,22 @@ def bar(what: str, *, total: float | None, quiet: bool = False) -> Iterator[Call
     ) as progress:
         task = progress.add_task(what, total=total)
         yield lambda amount: progress.advance(task, amount)
+
+
+def message(error: BaseException) -> str:
+    """What an error says, in one line that names the file it is about."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror is not None and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, FileNotFoundError) and " " not in text:  # an object store says its name and no more
+        return f"{text or 'a file'}: no such file or object"
+    return text
+
+
+def duration(seconds: float) -> str:
+    """3 h 20 min, 4 min 10 s, 12 s."""
+    whole = round(seconds)
+    if whole >= 3600:
+        minutes = round(seconds / 60)
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"

@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 
 from pretend import TRIALS, create, pretend, run
-from rankscope.store.storage import storage_at
-from rankscope.store.store import Store
+from rankscope.store.store import Store, storage_at
 from rankscope.store.trial_dir import TrialDir
 
 

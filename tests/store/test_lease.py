@@ -69,7 +69,7 @@ def test_a_late_worker_cannot_commit(log: Log) -> None:
         Lease(log, first).progress(1)
     Lease(other, second).end("commit")
     log.refresh()
-    assert log.done == {"a", "b"}
+    assert log.done.keys() == {"a", "b"}
 
 
 def test_two_workers_with_the_same_lease_make_one_result(log: Log) -> None:
@@ -192,7 +192,7 @@ def test_a_worker_that_lost_its_lease_goes_on_with_other_packs(tmp_path: Path) -
     def robbed(trials: Sequence[Trial], *rest: Any, **more: Any) -> None:
         calls.append(trials[0].id)
         if len(calls) == 1:
-            other = Log(store.storage)
+            other = Store(store.path).log
             other.append(lambda: {"event": "revoke", "claim": max(other.live)})
         pretend(trials, *rest, **more)
 
@@ -246,6 +246,7 @@ def test_a_pack_that_kills_its_workers_is_given_up(log: Log) -> None:
         log.end(number, "revoke")
     assert "workers died" in str(given_up(log, "a", retries=0))
     log.forget(["a"])
+    assert given_up(log, "a", retries=0) is None
 
 
 def test_a_released_pack_is_no_death(log: Log) -> None:

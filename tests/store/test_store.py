@@ -12,9 +12,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pretend import STUDY, TEXT, TRIALS, WIDTH, create, pretend, run
+from pretend import STUDY, TEXT, TRIALS, WIDTH, create, pretend, run, spectra
 from rankscope.store.files import read_json, write_json
 from rankscope.store.store import Store
+from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Study, Trial
 from rankscope.sweep.worker import Worker, missing
 
@@ -80,45 +81,73 @@ def test_stopped_anywhere_goes_on(
     assert not any(path.name.startswith(".") for path in (store.path / "trials").rglob("*"))
 
 
+def tables(store: Store) -> list[pd.DataFrame]:
+    return [store.trials(), store.metrics(), store.spectra()]
+
+
+def assert_same_tables(found: Store, wanted: list[pd.DataFrame]) -> None:
+    for frame, other in zip(tables(found), wanted, strict=True):
+        pd.testing.assert_frame_equal(frame, other, check_exact=True)
+
+
 def test_a_read_only_store_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where its tables would be kept (cached_table.py)."""
-    monkeypatch.setattr("rankscope.store.cached_table.WORTH", 1)
+    """Also where its tables would be kept (tables.py)."""
     store = create(tmp_path / "s")
     run(store)
+    whole = tables(store)
+    shutil.rmtree(store.path / "cache")
     with monkeypatch.context() as patch:
 
         def refused(*_: object) -> None:
             raise OSError(30, "Read-only file system")
 
         patch.setattr(Path, "replace", refused)
-        before = store.spectra(), store.metrics(), store.trials()
-    assert not (store.path / "cache" / "trials.parquet").exists()
-    for frame, again in zip(before, (store.spectra(), store.metrics(), store.trials()), strict=True):
-        pd.testing.assert_frame_equal(frame, again)
+        assert_same_tables(Store(store.path), whole)
+    assert not list(store.path.glob("cache/packs/*"))
+    assert_same_tables(Store(store.path), whole)
 
 
-def test_kept_tables_follow_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rankscope.store.cached_table.WORTH", 1)
+def test_tables_are_what_the_trials_say(tmp_path: Path) -> None:
+    """With every pack's table, without, and where they are damaged or were made for other files."""
     store = create(tmp_path / "s")
     run(store)
-
-    def tables() -> list[pd.DataFrame]:
-        return [store.trials(), store.metrics(), store.spectra()]
-
-    whole = tables()
-    assert list((store.path / "cache").glob("spectra-*.parquet"))
-    for kept, frame in zip(tables(), whole, strict=True):
-        pd.testing.assert_frame_equal(kept, frame)
+    whole, packs = tables(store), sorted(store.path.glob("cache/packs/*.parquet"))
+    assert len(packs) == len({store.log.done[id].claim for id in store.done_ids()})
+    shutil.rmtree(store.path / "cache")
+    assert_same_tables(store, whole)  # made by the reader
+    assert_same_tables(store, whole)  # and read
     gone = store.done_ids()[3]
     shutil.rmtree(store.path / "trials" / gone)
-    assert all(set(frame["trial"]) == set(store.done_ids()) for frame in tables())
+    assert all(set(frame["trial"]) == set(store.done_ids()) - {gone} for frame in tables(store))
     assert run(Store(store.path)) == [gone]  # deleted: missing
-    for again, frame in zip(tables(), whole, strict=True):
-        pd.testing.assert_frame_equal(again, frame)
-    for path in (store.path / "cache").iterdir():
+    assert_same_tables(Store(store.path), whole)
+    for path in (store.path / "cache").rglob("*.parquet"):
         path.write_bytes(b"damaged")
-    for again, frame in zip(tables(), whole, strict=True):
-        pd.testing.assert_frame_equal(again, frame)
+    assert_same_tables(Store(store.path), whole)
+
+
+def test_a_trial_that_was_trained_again_is_read_afresh(tmp_path: Path) -> None:
+    store = create(tmp_path / "s")
+    run(store)
+    before = tables(store)
+    again = store.done_ids()[0]
+    shutil.rmtree(store.path / "trials" / again)
+
+    def otherwise(trials: Sequence[Trial], folders: Sequence[TrialDir], *rest: Any, **more: Any) -> None:
+        pretend(trials, folders, *rest, **more)
+        for folder in folders:
+            folder.log(step=2, epoch=2.0, train_loss=0.4, eval_loss=0.3, accuracy=0.875)
+            folder.write_spectra(pd.concat([spectra(), spectra().assign(step=2, stable_rank=3.0)]))
+            folder.finish(**folder.result() | {"best": 0.875})
+
+    for path in (store.path / "cache").rglob("*.parquet"):
+        path.unlink()  # as in a store of an older version, whose tables readers make
+    assert_same_tables(store, [frame[frame["trial"] != again].reset_index(drop=True) for frame in before])
+    assert run(Store(store.path), otherwise) == [again]
+    trials, metrics, found = tables(Store(store.path))
+    assert trials.set_index("trial")["best"][again] == 0.875
+    assert list(metrics.loc[metrics["trial"] == again, "metric_value"]) == [0.75, 0.875]
+    assert list(found.loc[found["trial"] == again, "stable_rank"]) == [2.0, 3.0]
 
 
 def test_a_failing_trial_is_tried_again_alone_and_stops_nobody(tmp_path: Path) -> None:

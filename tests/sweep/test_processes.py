@@ -18,7 +18,6 @@ import pytest
 from pretend import TEXT, create, run
 from rankscope.store.store import Store
 from rankscope.study.study_file import Study
-from rankscope.sweep.processes import prestarted, run_processes
 
 DRIVER = Path(__file__).with_name("driver.py")
 STUDY = Study.parse(TEXT.replace("[1e-4, 1e-3]", "[1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]"))
@@ -81,17 +80,6 @@ def test_kill_9(tmp_path: Path, undisturbed: Store) -> None:
     assert not after.log.live
     assert not list((store.path / "work").iterdir())
     assert set(Counter(committed(after)).values()) == {1}
-
-
-def test_workers_stand_by(tmp_path: Path) -> None:
-    """As many as are wanted get the job; the others end with their driver's visit."""
-    store, command = create(tmp_path / "s"), [sys.executable, str(DRIVER), "work"]
-    with prestarted(command, 2) as ready:
-        job = {"store": str(store.path)}
-        run_processes(command, job, [{}], tick=lambda: True, say=print, prestarted=ready)
-        assert [process.poll() for process in ready] == [0, None]
-    assert ready[1].returncode == -signal.SIGKILL
-    assert len(store.done_ids()) == len(store.planned())
 
 
 def committed(store: Store) -> list[str]:

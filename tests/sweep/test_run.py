@@ -203,7 +203,7 @@ def test_a_pack_whose_worker_was_killed_ends_as_an_undisturbed_one(
     command = [sys.executable, str(Path(__file__).with_name("stalled.py"))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as worker:
         assert worker.stdin is not None
-        print(json.dumps(worker_job(inputs, store) | {"environment": {}}), file=worker.stdin, flush=True)
+        print(json.dumps(worker_job(inputs, store)), file=worker.stdin, flush=True)
         deadline = time.monotonic() + 120
         while steps_kept(store) < STALL - 1 and worker.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -223,8 +223,8 @@ def test_a_pack_whose_worker_was_killed_ends_as_an_undisturbed_one(
     assert done.hash() == undisturbed.hash()
     for name in ("metrics", "spectra"):
         pd.testing.assert_frame_equal(getattr(done, name)(), getattr(undisturbed, name)())
-    for folder in done.done():
-        for path in folder.path.glob("*/*.safetensors"):
+    for id in done.done_ids():
+        for path in done.folder(id).path.glob("*/*.safetensors"):
             assert (
                 path.read_bytes()
                 == (undisturbed.path / "trials" / path.relative_to(path.parents[2])).read_bytes()

@@ -24,8 +24,15 @@ def frames(store: Store) -> Frames:
     for part in store.spectra_parts():  # all at once take more memory than all else together
         kept.append(condensed(trials, part))
         moved.append(drift(part))
-    spectra, drifts = (pd.concat(p, ignore_index=True) if p else pd.DataFrame() for p in (kept, moved))
+    spectra, drifts = (_in_order(parts) for parts in (kept, moved))
     return Frames(trials, store.metrics(), spectra, store.comparison(), drifts)
+
+
+def _in_order(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """All rows, trial by trial, whatever packs they were trained in."""
+    if not parts:
+        return pd.DataFrame()
+    return pd.concat(parts, ignore_index=True).sort_values("trial", kind="stable", ignore_index=True)
 
 
 def kept(folder: Path) -> Frames:

@@ -1,7 +1,8 @@
-"""JSON as rankscope writes it: with a format number, and refused where it is damaged or newer."""
+"""JSON as rankscope writes it: with a format number and a seal, and refused where it is damaged or newer."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -12,27 +13,42 @@ from rankscope.store.storage import LocalStorage
 FORMAT = 1
 
 
+class DamagedFile(ValueError):
+    """A file of ours that does not hold what was written."""
+
+
 def dumps(content: dict[str, Any]) -> bytes:
-    return (json.dumps({"format": FORMAT, **content}, indent=1, allow_nan=False) + "\n").encode()
+    """The object as a file: with ``sha256``, a digest of all the rest."""
+    whole = {"format": FORMAT, **content}
+    return (json.dumps({**whole, "sha256": _seal(whole)}, indent=1, allow_nan=False) + "\n").encode()
 
 
 def loads(data: bytes, where: str) -> dict[str, Any]:
-    """The object in these bytes; ``where`` names the file in errors.
+    """The object in these bytes, without its seal; ``where`` names the file in errors.
 
-    ``ValueError`` when it is damaged or of a newer rankscope.
+    ``DamagedFile`` when it is not what was written; ``ValueError`` when a newer rankscope wrote it. Files of older
+    versions have no seal.
     """
     try:
         content = json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{where}: expected JSON that rankscope wrote; found damage ({error})") from None
-    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
-        raise ValueError(f'{where}: expected an object with a "format" number; found none')
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DamagedFile(f"{where}: expected JSON that rankscope wrote; found damage ({error})") from None
+    if not isinstance(content, dict) or type(content.get("format")) is not int:
+        raise DamagedFile(f'{where}: expected an object with a "format" number; found none')
     if content["format"] > FORMAT:
         raise ValueError(
             f"{where}: written in format {content['format']}, and this rankscope reads up to {FORMAT}: "
             "pip install --upgrade rankscope"
         )
+    seal = content.pop("sha256", None)
+    if seal is not None and seal != _seal(content):
+        raise DamagedFile(f"{where}: expected the content that its sha256 was taken of; found another")
     return content
+
+
+def _seal(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -41,7 +57,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in that file. ``ValueError`` when it is damaged or of a newer rankscope."""
+    """The object in that file. See ``loads``."""
     return loads(path.read_bytes(), str(path))
 
 

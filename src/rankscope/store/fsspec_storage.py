@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rankscope.store.storage import LocalStorage
+from rankscope.store.storage import LocalStorage, Version
+from rankscope.system import cache_dir
 
 MANY = 500  # small files fetched at once
 
@@ -48,6 +49,18 @@ class FsspecStorage:
 
     def exists(self, name: str) -> bool:
         return self.fs.exists(self._at(name))
+
+    def versions(self, names: Sequence[str]) -> list[Version | None]:
+        """Size and ETag of these objects; None for what isn't there. One listing, for all of one folder are asked for at once."""
+        if not names:
+            return []
+        shared = os.path.commonpath([name.rpartition("/")[0] for name in names])
+        try:
+            found = self.fs.find(self._at(shared), detail=True)
+        except FileNotFoundError:
+            found = {}
+        known = {str(path): Version(int(said["size"]), _stamp(said)) for path, said in found.items()}
+        return [known.get(self._at(name)) for name in names]
 
     def names(self, folder: str) -> list[str]:
         try:
@@ -99,18 +112,31 @@ class FsspecStorage:
             shutil.copytree(self.root / source, self.root / target, dirs_exist_ok=True)
 
     def move(self, source: str, target: str) -> bool:
-        """Copies file by file, ``done.json`` last, and then removes. Anybody may go on with it halfway, or do it beside another."""
+        """Copies file by file, ``done.json`` last. Anybody may go on with it halfway, or do it beside another."""
         if self.exists(f"{target}/done.json"):
             return False
         names = [name.removeprefix(f"{source}/") for name in self._below(source)]
         if "done.json" not in names:
             return False
-        for name in sorted(names, key="done.json".__eq__):
-            self.fs.copy(self._at(f"{source}/{name}"), self._at(f"{target}/{name}"))
+        try:
+            for name in sorted(names, key="done.json".__eq__):
+                self.fs.copy(self._at(f"{source}/{name}"), self._at(f"{target}/{name}"))
+        except FileNotFoundError:  # another worker has finished it, and removed the source
+            return False
         return True
 
-    def fetch(self, names: Sequence[str]) -> None:
-        """Brings these files into the mirror, as far as they exist and aren't there yet."""
+    def set_aside(self, source: str, target: str) -> None:
+        """Copies a file, or all files of a folder, then removes them, here too."""
+        with contextlib.suppress(FileNotFoundError):  # another worker does the same
+            for name in self._below(source):
+                self.fs.copy(self._at(name), self._at(f"{target}{name.removeprefix(source)}"))
+        self.remove(source)
+
+    def fetch(self, names: Sequence[str], *, again: bool = False) -> None:
+        """Brings these files into the mirror, as far as they exist and aren't there yet (``again``: or are)."""
+        if again:
+            for name in names:
+                self._local.remove(name)
         missing = [name for name in names if not (self.root / name).exists()]
         for i in range(0, len(missing), MANY):
             part = {self._at(name): name for name in missing[i : i + MANY]}
@@ -129,13 +155,18 @@ class FsspecStorage:
         return f"{self._path}/{name}" if name else self._path
 
     def _below(self, folder: str) -> list[str]:
-        """The names of all files in a folder and the folders in it."""
+        """The names of all files in a folder and the folders in it; of a file its own."""
         try:
             found = self.fs.find(self._at(folder))
         except FileNotFoundError:
             return []
-        return [f"{folder}/{str(path).split(self._at(folder) + '/', 1)[1]}" for path in found]
+        return [folder + str(path).removeprefix(self._at(folder)) for path in found]
+
+
+def _stamp(said: dict[str, Any]) -> str:
+    """What changes with an object's content, as its backend names it."""
+    return str(said.get("ETag") or said.get("etag") or said.get("LastModified") or said.get("created"))
 
 
 def _mirrors() -> Path:
-    return Path(os.environ.get("RANKSCOPE_CACHE", "~/.cache/rankscope")).expanduser() / "stores"
+    return cache_dir() / "stores"

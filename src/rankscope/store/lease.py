@@ -9,12 +9,9 @@ the worker that wakes up again can't commit it (see log.py).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import math
-import os
 import platform
-import tempfile
 import threading
 import time
 import uuid
@@ -22,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rankscope import system
 from rankscope.store.files import dumps, loads
 from rankscope.store.log import Claim, Log
 
@@ -38,10 +36,8 @@ class WorkerLock:
 
     def __init__(self) -> None:
         self.worker, self.host, self.boot = uuid.uuid4().hex, platform.node(), boot()
-        path = _lock_file(self.worker)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file = path.open("w")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._file = _lock_file(self.worker).open("w")
+        system.lock(self._file)
 
     def leave(self, *, holding: bool) -> None:
         """Drops the lock. ``holding``: a claim is left that could not be ended (a full disk), so others must see it drop."""
@@ -60,26 +56,18 @@ def is_gone(claim: Claim) -> bool | None:
     """Whether the kernel says that this claim's worker is dead; None: it worked elsewhere, or cannot be found."""
     if claim.boot != boot() or not claim.worker.isalnum():
         return None
-    try:
-        with _lock_file(claim.worker).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
+    locked = system.is_locked(_lock_file(claim.worker))
+    return None if locked is None else not locked
 
 
 @functools.cache
 def boot() -> str:
-    """What tells this start of this machine from all others; processes with the same one share a kernel."""
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return uuid.uuid4().hex  # unknown: then only the heartbeat counts
+    """``system.boot``; a name that nobody else has where it is unknown: then only the heartbeat counts."""
+    return system.boot() or uuid.uuid4().hex
 
 
 def _lock_file(worker: str) -> Path:
-    return Path(tempfile.gettempdir()) / f"rankscope-{os.getuid()}" / worker
+    return system.private_dir() / worker
 
 
 class FailureDetector:
@@ -88,7 +76,7 @@ class FailureDetector:
     def __init__(
         self, log: Log, *, clock: Callable[[], float] = time.monotonic, patience: float = PATIENCE
     ) -> None:
-        self._ledger, self._clock, self._patience = log, clock, patience
+        self._log, self._clock, self._patience = log, clock, patience
         self._seen: dict[int, tuple[int, float, float]] = {}  # claim -> count, new since, looked at
 
     def is_dead(self, claim: Claim) -> bool:
@@ -97,7 +85,7 @@ class FailureDetector:
         now = self._clock()
         last, since, looked = self._seen.get(claim.number, (-1, now, -math.inf))
         if now - looked >= BEAT:
-            count = last_heartbeat(self._ledger, claim.number)["count"]
+            count = last_heartbeat(self._log, claim.number)["count"]
             since = since if count == last else now
             self._seen[claim.number] = (count, since, now)
         return now - since > self._patience
@@ -105,8 +93,11 @@ class FailureDetector:
 
 def last_heartbeat(log: Log, number: int) -> dict[str, Any]:
     """The last heartbeat of a claim: ``count``, and ``steps`` that were taken since it began (over all its trials)."""
-    with contextlib.suppress(FileNotFoundError):
-        return loads(log.storage.read(beat(number)), beat(number))
+    with contextlib.suppress(
+        OSError, ValueError, KeyError, TypeError
+    ):  # lost or damaged: the next one is not
+        said = loads(log.storage.read(beat(number)), beat(number))
+        return {"count": int(said["count"]), "steps": int(said["steps"])}
     return {"count": 0, "steps": 0}
 
 

@@ -1,19 +1,20 @@
 """Who trains what: a log of decisions, each a file that exactly one worker can create.
 
 ``log/00000001.json``, ``log/00000002.json``, ...: whoever wants to decide something reads the log to its end, and creates
-the next file; who comes too late reads on and thinks again. So all decisions of all workers have one order, and a
-decision is taken with all earlier ones known. (The transaction log of Delta Lake works like this: Armbrust et al.,
+the next file. If another worker created it first, read it and decide again. So all decisions of all workers have one order,
+and a decision is taken with all earlier ones known. (The transaction log of Delta Lake works like this: Armbrust et al.,
 VLDB 2020. It asks nothing of a disk or an object store but to create a file that isn't there.)
 
     claim    trials, by a worker       the entry's number is the claim's fencing number
-    commit   of a claim                its results count, all of them, from this moment on; they are said, too
+    commit   of a claim                its results count, all of them, from this moment on, with the digests of their files
     release  of a claim                its worker stopped on purpose
     revoke   of a claim                its worker is dead, another one says
     fail     of a claim                with the reason
-    forget   trials                    earlier failures and results of theirs count no more
+    forget   trials                    earlier failures and results of theirs no longer count
 
 A claim is live until one of the others ends it, and only a live one can be committed: a worker that was taken for dead
-finds its claim revoked, however late it wakes up.
+finds its claim revoked, however late it wakes up. A lost entry (log_files.py) changes nothing: every entry that ends a claim
+names its trials again, so that a commit counts even where its claim is lost.
 """
 
 from __future__ import annotations
@@ -22,20 +23,23 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rankscope.store.files import dumps, loads
-from rankscope.store.log_snapshot import (
-    LOG,
-    entries,
+from rankscope.store.files import DamagedFile, dumps
+from rankscope.store.log_files import (
     entry_name,
+    entry_numbers,
     extend_snapshot,
     is_worth_it,
+    read_entries,
+    read_entry,
     read_snapshot,
 )
 from rankscope.store.storage import Storage
+
+_LOOKS = 20  # at a name that exists and can't be read: a network's file systems may be late
 
 
 @dataclass(frozen=True)
@@ -55,21 +59,31 @@ class Failure:
     reason: str
 
 
+@dataclass(frozen=True)
+class Commit:
+    """What a commit says of one trial."""
+
+    claim: int
+    result: Mapping[str, Any] | None  # what done.json says; older logs lack it
+    files: (
+        Mapping[str, list[Any]] | None
+    )  # name -> size, time of the last change, SHA-256; older logs lack it
+
+
 class Log:
     """The log and what follows from it. Safe to use from several threads."""
 
-    def __init__(self, storage: Storage) -> None:
-        self.storage = storage
+    def __init__(self, storage: Storage, store_id: str = "") -> None:
+        self.storage, self.store_id = storage, store_id
         self.length = 0
         self.live: dict[int, Claim] = {}
-        self.ended: dict[
-            frozenset[str], list[int]
-        ] = {}  # trials -> their claims that were released or revoked
+        self.ended: dict[frozenset[str], list[int]] = {}  # trials -> claims released or revoked
         self.committed: set[int] = set()
-        self.done: set[str] = set()
-        self.results: dict[str, dict[str, Any]] = {}  # what done.json says, of the done; older logs lack it
+        self.done: dict[str, Commit] = {}
+        self.tables: dict[int, list[Any]] = {}  # claim -> size and SHA-256 of its pack's table
         self.failures: dict[str, list[Failure]] = {}
         self.deaths: Counter[str] = Counter()
+        self.lost: dict[int, str] = {}  # number of an entry -> why it can't be read
         self._in_snapshot = 0
         self._holder: dict[str, int] = {}
         self._lock = threading.RLock()
@@ -78,18 +92,16 @@ class Log:
         """Reads the entries that are new."""
         with self._lock:
             if not self.length:
-                for entry in read_snapshot(self.storage):
-                    self._apply(entry)
-                self._in_snapshot = self.length
-                for entry in entries(self.storage, range(self.length + 1, len(self.storage.names(LOG)) + 1)):
-                    self._apply(entry)
+                self._read_beginning()
             while True:
-                name = entry_name(self.length + 1)
                 try:
-                    data = self.storage.read(name)
-                except FileNotFoundError:
+                    data = self.storage.read(entry_name(self.length + 1))
+                except (FileNotFoundError, NotADirectoryError):
                     return
-                self._apply(loads(data, f"{self.storage}/{name}"))
+                except IsADirectoryError as error:
+                    self._lose(str(error))
+                    continue
+                self._take(data)
 
     def append(self, decide: Callable[[], dict[str, Any] | None]) -> int | None:
         """Adds the entry that ``decide`` returns, and asks it again whenever another worker was first.
@@ -97,19 +109,28 @@ class Log:
         -> the entry's number; None when ``decide`` returns None: nothing is to be decided any more
         """
         with self._lock:
+            looks = 0
             while True:
                 self.refresh()
                 entry = decide()
                 if entry is None:
                     return None
+                number = self.length + 1
                 # the time is for people; nothing is ever decided by a clock that can be set
                 at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-                stamped = {**entry, "at": at, "nonce": uuid.uuid4().hex}  # no two attempts are equal
-                if self.storage.create(entry_name(self.length + 1), dumps(stamped)):
+                mark = {"at": at, "nonce": uuid.uuid4().hex}  # no two attempts are equal
+                whole = {**entry, "number": number, "store": self.store_id, **mark}
+                if self.storage.create(entry_name(number), dumps(whole)):
                     self._apply(entry)
                     if is_worth_it(self._in_snapshot, self.length):
-                        self._in_snapshot = extend_snapshot(self.storage, self.length)
+                        self._in_snapshot = extend_snapshot(self.storage, self.store_id, self.length)
                     return self.length
+                self.refresh()
+                looks = looks + 1 if self.length < number else 0
+                if looks:
+                    time.sleep(0.05)
+                if looks == _LOOKS:
+                    self._lose(f"{self.storage}/{entry_name(number)}: no file that can be read")
 
     def holder(self, trial: str) -> Claim | None:
         """The live claim on that trial."""
@@ -128,45 +149,97 @@ class Log:
 
     def end(self, number: int, how: str, **more: Any) -> bool:
         """Commits, releases, revokes or fails a claim. -> False: somebody ended it before"""
-        entry = {"event": how, "claim": number, **more}
-        return self.append(lambda: entry if number in self.live else None) is not None
-
-    def forget(self, trials: list[str]) -> None:
-        """Gives these trials a fresh start, unless they are being trained."""
 
         def decide() -> dict[str, Any] | None:
-            known = [t for t in trials if t not in self._holder and (t in self.done or t in self.failures)]
-            return {"event": "forget", "trials": known} if known else None
+            if number not in self.live:
+                return None
+            return {"event": how, "claim": number, "trials": list(self.live[number].trials), **more}
+
+        return self.append(decide) is not None
+
+    def forget(self, trials: Iterable[str], *, only: Mapping[str, Commit] | None = None) -> list[str]:
+        """Gives these trials a fresh start, unless they are being trained. ``only``: those whose commit still is
+        the one given. -> those it was given to"""
+        given: list[str] = []
+
+        def decide() -> dict[str, Any] | None:
+            known = self.done.keys() | self.failures.keys() | self.deaths.keys()
+            free = [t for t in trials if t not in self._holder and t in known]
+            given[:] = [t for t in free if only is None or self.done.get(t) is only.get(t)]
+            return {"event": "forget", "trials": list(given)} if given else None
 
         self.append(decide)
+        return given
+
+    def _read_beginning(self) -> None:
+        for entry in read_snapshot(self.storage, self.store_id):
+            self._apply(entry)
+        self._in_snapshot = self.length
+        numbers = range(self.length + 1, max(entry_numbers(self.storage), default=0) + 1)
+        for found in read_entries(self.storage, numbers, self.store_id):
+            if isinstance(found, DamagedFile):
+                self._lose(str(found))
+            else:
+                self._apply(found)
+
+    def _take(self, data: bytes) -> None:
+        try:
+            entry = read_entry(self.storage, self.length + 1, self.store_id, data)
+        except DamagedFile as error:
+            self._lose(str(error))
+        else:
+            self._apply(entry)
+
+    def _lose(self, reason: str) -> None:
+        self.length += 1
+        self.lost[self.length] = reason
 
     def _apply(self, entry: dict[str, Any]) -> None:
-        self.length += 1
-        event = entry["event"]
-        if event == "claim":
-            trials = tuple(entry["trials"])
-            self.live[self.length] = Claim(self.length, entry["worker"], entry["host"], entry["boot"], trials)
-            self._holder |= dict.fromkeys(trials, self.length)
-            return
-        if event == "forget":
-            for trial in entry["trials"]:
-                self.failures.pop(trial, None)
-                self.deaths.pop(trial, None)
-                self.done.discard(trial)
-                self.results.pop(trial, None)
-            return
-        claim = self.live.pop(entry["claim"])
-        for trial in claim.trials:
-            del self._holder[trial]
-        if event == "commit":
-            self.committed.add(claim.number)
-            self.done.update(claim.trials)
-            self.results |= entry.get("results", {})
-        elif event == "fail":
-            for trial in claim.trials:
-                self.failures.setdefault(trial, []).append(Failure(self.length, entry["reason"]))
+        """Draws the conclusions; an entry that lacks what its event needs is lost."""
+        try:
+            {"claim": self._claimed, "forget": self._forgotten}.get(entry["event"], self._ended)(entry)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            name = entry_name(self.length + 1)
+            self._lose(
+                f"{self.storage}/{name}: expected an entry that rankscope wrote; found none ({error!r})"
+            )
         else:
-            assert event in ("release", "revoke"), event
-            self.ended.setdefault(frozenset(claim.trials), []).append(claim.number)
+            self.length += 1
+
+    def _claimed(self, entry: dict[str, Any]) -> None:
+        number, trials = self.length + 1, tuple(map(str, entry["trials"]))
+        self.live[number] = Claim(number, entry["worker"], entry["host"], entry["boot"], trials)
+        self._holder |= dict.fromkeys(trials, number)
+
+    def _forgotten(self, entry: dict[str, Any]) -> None:
+        for trial in map(str, entry["trials"]):
+            self.failures.pop(trial, None)
+            self.deaths.pop(trial, None)
+            self.done.pop(trial, None)
+
+    def _ended(self, entry: dict[str, Any]) -> None:
+        number, event = int(entry["claim"]), entry["event"]
+        claim = self.live.get(number)
+        results, files = entry.get("results") or {}, entry.get("files") or {}
+        trials = tuple(results) or tuple(entry.get("trials", claim.trials if claim else ()))
+        if event not in ("commit", "release", "revoke", "fail"):
+            raise ValueError(event)
+        if event == "fail":
+            failure = Failure(self.length + 1, str(entry["reason"]))
+            for trial in trials:
+                self.failures.setdefault(trial, []).append(failure)
+        elif event == "commit":
+            self.committed.add(number)
+            if "table" in entry:
+                self.tables[number] = entry["table"]
+            for trial in trials:  # the first commit counts, should the claim between have been lost
+                self.done.setdefault(trial, Commit(number, results.get(trial), files.get(trial)))
+        else:
+            self.ended.setdefault(frozenset(trials), []).append(number)
             if event == "revoke":
-                self.deaths.update(claim.trials)
+                self.deaths.update(trials)
+        if claim is not None:
+            del self.live[number]
+            for trial in claim.trials:
+                if self._holder.get(trial) == number:
+                    del self._holder[trial]

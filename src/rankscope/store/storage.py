@@ -10,11 +10,21 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from rankscope.system import sync
+
+
+class Version(NamedTuple):
+    """Of one file: another content most likely has another one."""
+
+    size: int  # bytes
+    stamp: int | str  # time of its last change, in nanoseconds; an object's ETag
 
 
 class Storage(Protocol):
@@ -24,6 +34,7 @@ class Storage(Protocol):
 
     def read(self, name: str) -> bytes: ...
     def exists(self, name: str) -> bool: ...
+    def versions(self, names: Sequence[str]) -> list[Version | None]: ...
     def names(self, folder: str) -> list[str]: ...
     def create(self, name: str, data: bytes) -> bool: ...
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None: ...
@@ -32,17 +43,9 @@ class Storage(Protocol):
     def take_over(self, source: str, target: str) -> None: ...
     def flush(self, name: str) -> None: ...
     def move(self, source: str, target: str) -> bool: ...
-    def fetch(self, names: Sequence[str]) -> None: ...
+    def set_aside(self, source: str, target: str) -> None: ...
+    def fetch(self, names: Sequence[str], *, again: bool = False) -> None: ...
     def fetch_below(self, folder: str) -> None: ...
-
-
-def storage_at(place: str | Path) -> Storage:
-    """The storage in that folder or at that URL."""
-    if "://" in str(place) and not str(place).startswith("file://"):
-        from rankscope.store.fsspec_storage import FsspecStorage
-
-        return FsspecStorage(str(place))
-    return LocalStorage(Path(str(place).removeprefix("file://")))
 
 
 class LocalStorage:
@@ -59,6 +62,18 @@ class LocalStorage:
 
     def exists(self, name: str) -> bool:
         return (self.root / name).exists()
+
+    def versions(self, names: Sequence[str]) -> list[Version | None]:
+        """Size and time of the last change of these files; None for what is no file."""
+        found: list[Version | None] = []
+        for name in names:
+            try:
+                seen = os.stat(f"{self.root}/{name}")  # text, not paths: there may be very many
+            except OSError:
+                found.append(None)
+            else:
+                found.append(Version(seen.st_size, seen.st_mtime_ns) if stat.S_ISREG(seen.st_mode) else None)
+        return found
 
     def names(self, folder: str) -> list[str]:
         """What lies directly in a folder, without hidden files; nothing if it isn't there."""
@@ -78,7 +93,9 @@ class LocalStorage:
         try:
             os.link(draft, path)
         except FileExistsError:
-            return path.read_bytes() == data
+            with contextlib.suppress(OSError):  # a folder, a link that leads nowhere
+                return path.read_bytes() == data
+            return False
         except OSError as error:
             if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
                 raise OSError(
@@ -142,13 +159,20 @@ class LocalStorage:
         except FileNotFoundError:
             return False
         except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 return False
             raise
         sync(path.parent)
         return True
 
-    def fetch(self, names: Sequence[str]) -> None:
+    def set_aside(self, source: str, target: str) -> None:
+        """Moves a file or a folder to a name that is free; nothing happens if another process was first."""
+        path = self.root / target
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.root / source, path)
+
+    def fetch(self, names: Sequence[str], *, again: bool = False) -> None:
         """Everything is here already."""
 
     def fetch_below(self, folder: str) -> None:
@@ -167,13 +191,3 @@ class LocalStorage:
             draft.unlink(missing_ok=True)
             raise
         return draft
-
-
-def sync(path: Path) -> None:
-    """fsync of a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
-            os.fsync(descriptor)  # some file systems know no fsync of a folder
-    finally:
-        os.close(descriptor)

@@ -1,12 +1,14 @@
 """The store: one folder that holds a study's results, and the only place that knows its file names.
 
-store.json               the study, and the fingerprints of the data and models it was begun with
-trials/<id>/             one folder per finished trial (folder.py)
+store.json               the study, and the fingerprints of the data and models it was begun with (header.py)
+trials/<id>/             one folder per finished trial (trial_dir.py)
 log/<number>.json        who trains what (log.py)
 beats/<claim>.json       heartbeats (lease.py)
 work/<claim>/            trials/<id>/ and scratch/ of a claim: what its worker is writing
-cache/                   tables and the log's beginning in few files; may be deleted (cached_table.py, snapshot.py)
-comparison.parquet       LoRA against full fine-tuning, made again from the trials whenever they change
+harmed/                  what was found damaged, set aside (recovery.py); nothing reads it
+cache/                   tables, the log's beginning in one file, a copy of store.json; may be deleted
+comparison.parquet       LoRA against full fine-tuning, made again from the trials whenever they change; with
+comparison.json          its SHA-256 and the trials that it was made of
 """
 
 from __future__ import annotations
@@ -14,25 +16,29 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from rankscope.store import trial_tables
-from rankscope.store.cached_table import cached_table
-from rankscope.store.files import dumps, loads, read_json
+from rankscope.store.files import DamagedFile, dumps, loads
+from rankscope.store.header import begin_or_open, read_header
+from rankscope.store.inspection import Inspection, inspect
+from rankscope.store.integrity import mismatch, of_kind
 from rankscope.store.log import Log
-from rankscope.store.same_study import check_same_inputs, check_same_study
-from rankscope.store.storage import LocalStorage, storage_at
-from rankscope.store.trial_dir import DONE, METRICS, SPECTRA, TRIAL, TrialDir
+from rankscope.store.pack_table import pack_table, table_name
+from rankscope.store.recovery import clean, place, recover
+from rankscope.store.storage import LocalStorage, Storage
+from rankscope.store.tables import Tables
+from rankscope.store.trial_dir import TrialDir
 from rankscope.study.packing import no_share, packs
 from rankscope.study.study_file import Study, Trial
 
-COMPARISON = "comparison.parquet"
+COMPARISON, COMPARISON_OF = "comparison.parquet", "comparison.json"
 
 
 class Store:
@@ -41,13 +47,7 @@ class Store:
     def __init__(self, place: str | Path) -> None:
         self.storage = storage_at(place)
         self.path = self.storage.root  # where files are read from
-        try:
-            self._header = loads(self.storage.read("store.json"), f"{place}/store.json")
-        except (FileNotFoundError, NotADirectoryError):
-            raise FileNotFoundError(
-                f"{place}: expected a store (a folder with store.json); found none. "
-                f"Begin one with: rankscope run STUDY --store {place}"
-            ) from None
+        self._header, self.header_fault = read_header(self.storage)
 
     def __str__(self) -> str:
         """The folder or the URL."""
@@ -67,34 +67,7 @@ class Store:
         A study may grow (more ranks, rates, seeds, tasks): its finished trials count. Another name, other fixed
         parameters, other data or another model under the same name are another study: ``ValueError``.
         """
-        header = {
-            "study": study.model_dump(mode="json"),
-            "text": study.source,
-            "largest_rank": dict(sorted(largest_rank.items())),
-            "fingerprints": dict(sorted(fingerprints.items())),
-            "earlier": [],
-        }
-        storage = storage_at(place)
-        if not storage.exists("store.json"):
-            if isinstance(storage, LocalStorage) and storage.root.exists() and not storage.root.is_dir():
-                raise NotADirectoryError(f"{place}: expected a folder for the store; found a file")
-            if storage.names(""):  # drafts of ours are hidden
-                raise ValueError(
-                    f"{place}: expected a store or an empty folder; found other files. Name a new --store"
-                )
-            if storage.create("store.json", dumps(header)):
-                return cls(place)
-        old = cls(place)._header  # also when another run was just first
-        check_same_study(str(place), old, study)
-        check_same_inputs(str(place), old["fingerprints"], fingerprints)
-        header["fingerprints"] = dict(sorted({**old["fingerprints"], **fingerprints}.items()))
-        header["largest_rank"] = dict(sorted({**old["largest_rank"], **largest_rank}.items()))
-        earlier = old.get("earlier", [])
-        header["earlier"] = (
-            earlier if old["study"] in (header["study"], *earlier) else [*earlier, old["study"]]
-        )
-        if {"format": old["format"], **header} != old:
-            storage.write("store.json", dumps(header))
+        begin_or_open(storage_at(place), study, largest_rank=largest_rank, fingerprints=fingerprints)
         return cls(place)
 
     @property
@@ -136,57 +109,68 @@ class Store:
         return self._header["fingerprints"]
 
     def folder(self, trial_id: str, *, weights: bool = False) -> TrialDir:
-        """A trial's folder. ``weights``: with ``best/`` and ``last/``, which a store behind a URL keeps there."""
+        """A trial's folder. ``weights``: with ``best/`` and ``last/``, which a store behind a URL keeps there.
+        ``ValueError`` where they are not what was committed."""
+        folder = TrialDir(self.path / "trials" / trial_id)
         if weights:
             self.storage.fetch_below(f"trials/{trial_id}")
-        return TrialDir(self.path / "trials" / trial_id)
+            commit = self.log.done.get(trial_id)
+            files = of_kind(commit.files, "weights") if commit is not None and commit.files else {}
+            if (fault := mismatch(folder.path, files)) is not None:
+                raise DamagedFile(f"{folder.path}: {fault}. rankscope run trains it again")
+        return folder
 
     @cached_property
     def log(self) -> Log:
         """Who trains what; ``refresh`` reads on."""
-        return Log(self.storage)
+        return Log(self.storage, self.id)
 
-    def provenance(self) -> list[dict[str, Any]]:
-        """The versions and machines that trained these trials, each once."""
-        found = [{k: read_json(f.path / TRIAL)[k] for k in ("versions", "machine")} for f in self.done(TRIAL)]
-        return [entry for i, entry in enumerate(found) if entry not in found[:i]]
+    @property
+    def id(self) -> str:
+        """By which its trials and the log's entries know it; empty where an older version began it."""
+        return self._header.get("id", "")
 
-    def done_ids(self, *files: str) -> list[str]:
-        """The finished trials, in the order of their ids; these ``files`` of theirs can be read."""
-        ids = self.storage.names("trials")
-        self.storage.fetch([f"trials/{id}/{file}" for id in ids for file in (*files, DONE)])
-        root = f"{self.path}/trials"  # text, not paths: there may be many
-        return [id for id in ids if os.path.isfile(f"{root}/{id}/{DONE}")]
+    def inspect(self) -> Inspection:
+        """Which trials are whole: sizes of all files, and digests of those that tables are made of (behind a URL: where
+        they are read)."""
+        kinds = ("records",) if isinstance(self.storage, LocalStorage) else ()
+        return inspect(self.storage, self.log, kinds=kinds)
 
-    def done(self, *files: str) -> list[TrialDir]:
-        """Their folders."""
-        root = self.path / "trials"
-        return [TrialDir(root / id) for id in self.done_ids(*files)]
+    def done_ids(self) -> list[str]:
+        """The finished trials that are whole, in the order of their ids."""
+        return self.inspect().whole
 
-    def results(self) -> dict[str, dict[str, Any]]:
-        """What became of the finished trials, at least their "status" and "seconds", as their commits say it: no trial is
-        opened, unless its commit is older than that."""
-        ids = self.storage.names("trials")
-        self.log.refresh()  # afterwards: who is there is committed
-        said = self.log.results
-        if all(id in said for id in ids):
-            return {id: said[id] for id in ids}
-        read = self.trials()
-        rows = zip(read["trial"], read["status"], read["seconds"], strict=True)
-        return {id: said.get(id) or {"status": how, "seconds": seconds} for id, how, seconds in rows}
+    def results(self, ids: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+        """What became of these finished trials (all of them), as their commits say it: no trial is opened, unless its
+        commit is older than that."""
+        ids = self.done_ids() if ids is None else ids
+        said = {id: self.log.done[id].result for id in ids}
+        if None in said.values():
+            records = self._tables([id for id, result in said.items() if result is None]).records()
+            said |= {id: found["result"] for id, found in records.items()}
+        return {id: dict(result or {}) for id, result in said.items()}
 
     def hash(self) -> str:
         """SHA-256 over ids and results of all finished trials: two stores with equal hashes hold equal results."""
         digest = hashlib.sha256()
-        for folder in self.done():
-            result = {k: v for k, v in folder.result().items() if k != "seconds"}
-            digest.update(f"{folder.path.name} {sorted(result.items())}\n".encode())
+        for id, found in self.results().items():
+            result = {key: value for key, value in found.items() if key != "seconds"}
+            digest.update(f"{id} {sorted(result.items())}\n".encode())
         return digest.hexdigest()
+
+    def provenance(self) -> list[dict[str, Any]]:
+        """The versions and machines that trained these trials, each once."""
+        found = [{key: said[key] for key in ("versions", "machine")} for said in self._records().values()]
+        return [entry for i, entry in enumerate(found) if entry not in found[:i]]
+
+    def machines(self) -> dict[str, dict[str, Any]]:
+        """Trial -> what it was trained on."""
+        return {id: said.get("machine", {}) for id, said in self._records().items()}
 
     def trials(self) -> pd.DataFrame:
         """One row per finished trial: configuration, status, best and last value of its task's metric; ``budget`` is 2 where
         it trained for twice as long as the study says (``[[arm]]``)."""
-        frame = cached_table(self.path / "cache" / "trials.parquet", self.done(TRIAL), trial_tables.trials)
+        frame = trial_tables.trials(self._records())
         budgets: dict[str, float] = {}
         for study in self._studies():
             budgets |= study.budgets(self._header["largest_rank"])
@@ -194,32 +178,68 @@ class Store:
 
     def metrics(self) -> pd.DataFrame:
         """One row per evaluation; ``metric_value`` is the task's metric, further metrics have columns of their own."""
-        return cached_table(self.path / "cache" / "metrics.parquet", self.done(METRICS), trial_tables.metrics)
+        return trial_tables.metrics(self._records())
 
     def spectra(self) -> pd.DataFrame:
         """One row per (trial, step, layer, matrix): stable rank with its bounds, and norms."""
         parts = list(self.spectra_parts())
-        return pd.concat(parts, ignore_index=True) if parts else trial_tables.spectra([])
+        if not parts:
+            return trial_tables.spectra([])
+        return pd.concat(parts, ignore_index=True).sort_values("trial", kind="stable", ignore_index=True)
 
     def spectra_parts(self) -> Iterator[pd.DataFrame]:
-        """The same in parts of whole trials, each read when it is asked for."""
-        folders = self.done(SPECTRA)
-        for digit in "0123456789abcdef":  # ids are hashes
-            part = [folder for folder in folders if folder.path.name.startswith(digit)]
-            cache = self.path / "cache" / f"spectra-{digit}.parquet"
-            rows = cached_table(cache, part, trial_tables.spectra, of=16)
-            if len(rows):
-                yield rows
+        """The same in parts of whole trials, each read when it is asked for; together they are in no order."""
+        for table in self._tables(self.done_ids()).spectra():
+            yield trial_tables.spectra([table])
+
+    def _records(self) -> dict[str, dict[str, Any]]:
+        return self._tables(self.done_ids()).records()
+
+    def _tables(self, ids: Sequence[str]) -> Tables:
+        return Tables(self.storage, self.log, ids)
+
+    def damaged_tables(self) -> list[str]:
+        """The tables in cache/ that are not what their commits say: readers make them again."""
+        return self._tables(self.done_ids()).damaged()
 
     def comparison(self) -> pd.DataFrame:
-        """LoRA against full fine-tuning, per layer; empty when the study has only one of them."""
+        """LoRA against full fine-tuning, per layer; empty when the study has only one of them, or where the file is
+        damaged (``comparison_fault``)."""
+        return self._comparison()[0]
+
+    def comparison_fault(self) -> str | None:
+        """Why the comparison must be made again: never was, is damaged, or is of other trials than are finished."""
+        return self._comparison()[1]
+
+    def _comparison(self) -> tuple[pd.DataFrame, str | None]:
+        said: dict[str, Any] | None = None
         try:
-            return pd.read_parquet(io.BytesIO(self.storage.read(COMPARISON)))
+            said = loads(self.storage.read(COMPARISON_OF), COMPARISON_OF)
+            data = self.storage.read(COMPARISON)
+            if hashlib.sha256(data).hexdigest() != said["parquet"]:
+                return pd.DataFrame(), f"{COMPARISON} is damaged"
+            frame = pd.read_parquet(io.BytesIO(data))
         except FileNotFoundError:
-            return pd.DataFrame()
+            if said is not None or not self.storage.exists(COMPARISON):
+                return pd.DataFrame(), f"{COMPARISON} is missing"
+            return self._older_comparison()
+        except (OSError, ValueError, KeyError, pa.ArrowException):
+            return pd.DataFrame(), f"{COMPARISON} or {COMPARISON_OF} is damaged"
+        return frame, None if said["trials"] == self.hash() else f"{COMPARISON} is of other trials"
+
+    def _older_comparison(self) -> tuple[pd.DataFrame, str | None]:
+        """As older versions wrote it, without a word about the trials that it was made of."""
+        try:
+            frame = pd.read_parquet(io.BytesIO(self.storage.read(COMPARISON)))
+        except (OSError, ValueError, pa.ArrowException):
+            return pd.DataFrame(), f"{COMPARISON} is damaged"
+        return frame, None
 
     def write_comparison(self, comparison: pd.DataFrame) -> None:
-        self.storage.write(COMPARISON, comparison.to_parquet(index=False))
+        data = comparison.to_parquet(index=False)
+        self.storage.write(COMPARISON, data)
+        said = {"parquet": hashlib.sha256(data).hexdigest(), "trials": self.hash()}
+        self.storage.write(COMPARISON_OF, dumps(said))
 
     # what workers write
 
@@ -239,40 +259,38 @@ class Store:
         """All that the claim's worker wrote is safe from now on."""
         self.storage.flush(f"work/{claim}/trials")
 
+    def write_table(self, claim: int, folders: Sequence[TrialDir]) -> list[Any]:
+        """Keeps the tables of a claim's trials in one file for readers. -> what its commit says of it"""
+        data = pack_table(folders)
+        with contextlib.suppress(OSError):  # the trials say the same
+            self.storage.write(table_name(claim), data, durable=False)
+        return [len(data), hashlib.sha256(data).hexdigest()]
+
     def flush_scratch(self, claim: int) -> None:
         """Lets a successor find what is in the claim's scratch now."""
         if not isinstance(self.storage, LocalStorage):  # there it lies in the store anyway
             self.storage.flush(f"work/{claim}/scratch")
 
-    def recover(self, claim: int | None = None) -> None:
-        """Puts the trials of committed claims in their place, where a worker died between the two; then takes for
-        missing what was finished and is not there (somebody deleted it)."""
-        self.log.refresh()
-        numbers = self.storage.names("work") if claim is None else [str(claim)]
-        for number in numbers:
-            if number.isdigit() and int(number) in self.log.committed:
-                for trial in self.storage.names(f"work/{number}/trials"):
-                    self._place(f"work/{number}/trials/{trial}", trial)
-                self.storage.remove(f"work/{number}")
-        if claim is None:
-            lost = self.log.done.difference(self.done_ids())
-            if lost:
-                self.log.forget(sorted(lost))
-            self.log.done.update(self.done_ids())
+    def place(self, claim: int) -> None:
+        """Puts the trials of a claim that was just committed in their place."""
+        place(self.storage, self.log, claim)
 
-    def clean(self) -> None:
-        """Removes what ended claims have left behind, when nothing is left to do with it."""
-        self.recover()
-        for name in self.storage.names("work"):
-            if name.isdigit() and int(name) <= self.log.length and int(name) not in self.log.live:
-                self.storage.remove(f"work/{name}")
+    def recover(self, *, thorough: bool = False) -> list[str]:
+        """See ``recovery.recover``."""
+        return recover(self.storage, self.log, thorough=thorough)
 
-    def _place(self, source: str, trial: str) -> None:
-        target = f"trials/{trial}"
-        if not self.storage.move(source, target) and not self.storage.exists(f"{target}/{DONE}"):
-            raise FileExistsError(
-                f"{self}/{target}: expected a finished trial, with done.json; found a folder without. Delete it"
-            )
+    def clean(self) -> list[str]:
+        """See ``recovery.clean``."""
+        return clean(self.storage, self.log)
 
     def drop(self, claim: int) -> None:
         self.storage.remove(f"work/{claim}")
+
+
+def storage_at(place: str | Path) -> Storage:
+    """The storage in that folder or at that URL."""
+    if "://" in str(place) and not str(place).startswith("file://"):
+        from rankscope.store.fsspec_storage import FsspecStorage
+
+        return FsspecStorage(str(place))
+    return LocalStorage(Path(str(place).removeprefix("file://")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,28 @@ from rankscope.store.files import finite, read_json, write_json
 from rankscope.study.study_file import Trial
 
 TRIAL, METRICS, SPECTRA, DONE = "trial.json", "metrics.jsonl", "spectra.parquet", "done.json"
+RECORDS = (TRIAL, METRICS, SPECTRA, DONE)  # small, and what tables are made of; the other files are weights
+_SEAL = ("files", "store", "claim")  # what a worker adds to done.json before its commit
+
+
+def result_in(done: dict[str, Any]) -> dict[str, Any]:
+    """What done.json says of the training itself."""
+    return {key: value for key, value in done.items() if key not in ("format", *_SEAL)}
+
+
+def digests(folder: Path) -> dict[str, list[Any]]:
+    """Name of each file below that folder -> size, time of the last change in nanoseconds, SHA-256."""
+    found: dict[str, list[Any]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.name.startswith("."):
+            seen = path.stat()
+            found[path.relative_to(folder).as_posix()] = [seen.st_size, seen.st_mtime_ns, sha256(path)]
+    return found
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class TrialDir:
@@ -51,7 +74,17 @@ class TrialDir:
         return read_json(self.path / TRIAL).get("machine", {})
 
     def result(self) -> dict[str, Any]:
-        return {key: value for key, value in read_json(self.path / DONE).items() if key != "format"}
+        """Status, metric, its best and last value, steps, seconds."""
+        return result_in(read_json(self.path / DONE))
+
+    def seal(self, *, store: str, claim: int) -> dict[str, list[Any]]:
+        """Adds to done.json the digests of all other files, and where the trial belongs: should the log be lost, the
+        trial speaks for itself. -> what the commit says of its files: name -> size, time of the last change, SHA-256"""
+        files = digests(self.path)
+        files.pop(DONE)
+        own = {name: digest for name, (_, _, digest) in files.items()}
+        write_json(self.path / DONE, {**self.result(), "files": own, "store": store, "claim": claim})
+        return digests(self.path)
 
     def metrics(self) -> list[dict[str, Any]]:
         path = self.path / METRICS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,33 +46,52 @@ class Update:
         return singular_subspaces(self.operator, min(K, *shape))
 
 
-def compare(
-    store: Store, *, base_of: Callable[[str], str], progress: Callable[[float], None] = lambda _: None
-) -> None:
-    """Writes the store's comparison: every LoRA trial at its configuration's chosen learning rate, against the full
-    fine-tune of the same model, task and seed at its own; and that full fine-tune against the ones with later seeds, as the
-    yardstick of how far apart two updates of one method lie. ``base_of`` gives the path of a model by its name."""
+@dataclass(frozen=True)
+class Comparison:
+    """One full fine-tune, and the trials that are compared with it."""
+
+    model: str
+    reference: str
+    trials: list[str]
+
+
+def comparisons(store: Store) -> list[Comparison]:
+    """Every LoRA trial at its configuration's chosen learning rate, with the full fine-tune of the same model, task and seed at
+    its own; and that full fine-tune with the ones of later seeds, as the yardstick of how far apart two updates of one
+    method lie."""
     finished = store.trials()
     trials = chosen(finished[finished["budget"].eq(1)])
-    rows: list[dict[str, object]] = []
-    for key, group in trials.groupby(["model", "task", "seed"]):
+    found = []
+    for _, group in trials.groupby(["model", "task", "seed"]):
+        model, task, seed = (group[key].iloc[0] for key in ("model", "task", "seed"))
         full, lora = (list(group.loc[group["method"] == method, "trial"]) for method in ("full", "lora"))
-        if not full or not lora:
-            continue
-        base = base_of(str(key[0]))
-        reference, weights = updates(store, full[0], base=base)
+        if full and lora:
+            later = trials["model"].eq(model) & trials["task"].eq(task) & trials["seed"].gt(seed)
+            others = list(trials.loc[later & trials["method"].eq("full"), "trial"])
+            found.append(Comparison(str(model), full[0], [*lora, *others]))
+    return found
+
+
+def compare(
+    store: Store,
+    found: Sequence[Comparison],
+    *,
+    base_of: Callable[[str], str],
+    progress: Callable[[float], None] = lambda _: None,
+) -> None:
+    """Writes the store's comparison. ``base_of`` gives the path of a model by its name; ``progress`` is told of each trial."""
+    rows: list[dict[str, object]] = []
+    for one in found:
+        base = base_of(one.model)
+        reference, weights = updates(store, one.reference, base=base)
         intruders = {layer: _intruders(weights[layer], update) for layer, update in reference.items()}
-        same = trials["model"].eq(str(key[0])) & trials["task"].eq(str(key[1]))
-        same &= trials["seed"].gt(int(group["seed"].iloc[0]))
-        others = list(trials.loc[same & trials["method"].eq("full"), "trial"])
-        for trial in [*lora, *others]:
+        for trial in one.trials:
             for layer, update in updates(store, trial, base=base)[0].items():
-                row = {"trial": trial, "reference": full[0], "layer": layer}
+                row: dict[str, object] = {"trial": trial, "reference": one.reference, "layer": layer}
                 row |= against(update, reference[layer], W=weights[layer])
                 row["intruders_lora"] = _intruders(weights[layer], update)
                 rows.append(row | {"intruders_full": intruders[layer]})
-            if trial in lora:
-                progress(1)
+            progress(1)
     store.write_comparison(pd.DataFrame(rows))
 
 

@@ -16,7 +16,7 @@ from rankscope.store.store import Store
 from rankscope.study.cost import Rows, Shape, base_memory, memory, widths
 from rankscope.study.study_file import Study, Trial
 from rankscope.study.task import task_named
-from rankscope.sweep.machine import free_for_each, room, slots
+from rankscope.sweep.machine import default_workers, free_for_each, room
 from rankscope.train.data import Encoded, encode, read_split
 from rankscope.train.data import fingerprint as data_fingerprint
 from rankscope.train.model import fingerprint as model_fingerprint
@@ -68,27 +68,21 @@ class StudyInputs:
         return data | {f"model/{name}": model_fingerprint(self.model_path(name)) for name in self._skeletons}
 
     def model_path(self, name: str) -> str:
-        """What ``from_pretrained`` takes: "lab" is ours, a folder may be relative to the study file, else a hub id."""
-        if name == "lab":
-            return str(lab.ENCODER)
-        local = self.study.folder / name
-        if local.is_dir():
-            return str(local)
-        if name.startswith(("/", ".", "~")) or name.count("/") > 1:  # no hub id looks like this
-            raise ValueError(
-                f"model {name!r}: expected a folder, or a hub id such as org/name; found no folder {local}"
-            )
-        return name
+        """See ``model_path``."""
+        return model_path(self.study, name)
 
     @cached_property
     def free(self) -> float:
         """Bytes that a worker may count on."""
-        return free_for_each(self.workers or slots()) if self._free is None else self._free
+        return free_for_each(self.workers or default_workers()) if self._free is None else self._free
 
     def packs(self, store: Store) -> list[list[Trial]]:
         """The packs of a store's study that this worker has room for."""
         found = room(
-            self.device.type, free=self.free, trials=len(self.trials), workers=self.workers or slots()
+            self.device.type,
+            free=self.free,
+            trials=len(self.trials),
+            workers=self.workers or default_workers(),
         )
         return store.packs(size=found.most, share=self.share(found.memory, self.device.type))
 
@@ -151,3 +145,17 @@ class StudyInputs:
         if data == "hub" and name in lab.TASKS:
             raise ValueError(f'task {name!r}: expected data = "lab" or a folder; found data = "hub"')
         return read_split(data, self.tasks[name], split, rows=rows)
+
+
+def model_path(study: Study, name: str) -> str:
+    """What ``from_pretrained`` takes: "lab" is ours, a folder may be relative to the study file, else a hub id."""
+    if name == "lab":
+        return str(lab.ENCODER)
+    local = study.folder / name
+    if local.is_dir():
+        return str(local)
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:  # no hub id looks like this
+        raise ValueError(
+            f"model {name!r}: expected a folder, or a hub id such as org/name; found no folder {local}"
+        )
+    return name

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from rankscope import system
+
 PACK_SIZE = 8  # measured on two CPU cores: larger packs leave the caches (docs/log.md)
 SHARE = 0.8  # of the free memory; the rest is for what the count misses (it is right to 15 %)
 
@@ -31,7 +33,7 @@ def free_for_each(workers: int) -> float:
     """Bytes that each of so many workers here may count on."""
     if torch.cuda.is_available():
         return shared(torch.cuda.mem_get_info()[0], math.ceil(workers / torch.cuda.device_count()))
-    return shared(min(_available(), left_by_cgroup()), workers)
+    return shared(min(system.free_memory(), left_by_cgroup()), workers)
 
 
 def shared(free: float, workers: int) -> float:
@@ -40,14 +42,6 @@ def shared(free: float, workers: int) -> float:
     Packs should not change with every small thing that comes and goes.
     """
     return free / workers // 1e9 * 1e9 or free / workers
-
-
-def _available() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
 def left_by_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> float:
@@ -59,9 +53,9 @@ def left_by_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> float:
         return math.inf
 
 
-def slots() -> int:
+def default_workers() -> int:
     """How many workers this machine trains fastest with: one per GPU, or one per core (docs/log.md)."""
-    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    return torch.cuda.device_count() or system.cores()
 
 
 def environments(workers: int) -> list[dict[str, str]]:
@@ -70,5 +64,5 @@ def environments(workers: int) -> list[dict[str, str]]:
         names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         devices = names.split(",")
         return [{"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} for i in range(workers)]
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    threads = max(1, system.cores() // workers)
     return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}] * workers

@@ -14,13 +14,13 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 
+from rankscope.console import duration
 from rankscope.store.store import Store
 from rankscope.study.cost import Device, Rows, Shape, base_memory, device_named, memory, operations, widths
 from rankscope.study.packing import packs
 from rankscope.study.study_file import Trial
 from rankscope.sweep.inputs import StudyInputs
-from rankscope.sweep.machine import Room, room, slots
-from rankscope.sweep.status import duration
+from rankscope.sweep.machine import Room, default_workers, room
 from rankscope.sweep.worker import missing
 
 _SHARE = 0.35  # of the matrix-product rate that training reaches; measured on the lab study (docs/log.md)
@@ -44,7 +44,7 @@ def forecast(
     named = device_named(device) if isinstance(device, str) else device
     opened = _opened(store)
     todo = {trial.id for trial in missing(opened, inputs.trials)}
-    free, workers = (named.memory, gpus or 1) if named else (inputs.free, slots())
+    free, workers = (named.memory, gpus or 1) if named else (inputs.free, default_workers())
     kind = "cuda" if named else inputs.device.type
     space = room(kind, free=free, trials=len(inputs.trials), workers=workers)
     groups = [Group(inputs, trials, todo, space, kind) for trials in _grouped(inputs.trials)]
@@ -183,12 +183,8 @@ def _measured(groups: Sequence[Group], store: Store | None, gpu: str | None) -> 
     seconds = store.trials().set_index("trial")["seconds"]
     finished = [(group, t) for group in groups for t in group.trials if t.id in seconds.index]
     sample = finished[:: max(1, len(finished) // _SAMPLE)]
-    store.done_ids("trial.json")
-    there = [
-        (group, trial)
-        for group, trial in sample
-        if _same_device(store.folder(trial.id).machine().get("gpu"), gpu)
-    ]
+    machines = store.machines()
+    there = [(group, trial) for group, trial in sample if _same_device(machines[trial.id].get("gpu"), gpu)]
     if not there:
         return None
     done = sum(group.operations(trial) for group, trial in there)

@@ -1,6 +1,6 @@
 """N worker processes on this machine, and what becomes of them.
 
-A worker is told its job (and what its environment is to be) in one line of JSON on its standard input, and ends when that input ends: so it stops when its driver
+A worker is told its job in one line of JSON on its standard input, and ends when that input ends: so it stops when its driver
 stops, however the driver does. Its last line on standard output says what went wrong, if something did.
 """
 
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
+
+from rankscope.system import apart
 
 TICK = 0.5  # seconds between two looks at the workers
 GRACE = 60.0  # seconds that a worker has to end the optimiser step it is in
@@ -27,10 +30,8 @@ def run_processes(
     *,
     tick: Callable[[], bool],
     say: Callable[[str], None],
-    prestarted: Sequence[subprocess.Popen[str]] = (),
 ) -> None:
     """Runs one process per environment until all have ended by themselves. One that is killed is replaced.
-    Those that are ``prestarted`` are taken first.
 
     ``tick`` is called all the while and says whether anything has moved since it was called last.
     ``OSError`` with the reason when workers could not go on; ``KeyboardInterrupt`` stops them first.
@@ -40,8 +41,7 @@ def run_processes(
     falls = 0
     try:
         for slot, environment in enumerate(environments):
-            ready = prestarted[slot] if slot < len(prestarted) else start(command)
-            running[slot] = _told(ready, job, environment)
+            running[slot] = _start(command, job, environment)
         while running:
             _wait(running.values())
             falls = 0 if tick() else falls
@@ -55,7 +55,7 @@ def run_processes(
                     say(
                         f"a worker was killed ({signal.Signals(-process.returncode).name}); another takes its place"
                     )
-                    running[slot] = _told(start(command), job, environments[slot])
+                    running[slot] = _start(command, job, environments[slot])
                 elif process.returncode:
                     reasons.append(reason or f"a worker ended with status {process.returncode}")
     finally:
@@ -64,36 +64,20 @@ def run_processes(
         raise OSError(reasons[0])
 
 
-@contextlib.contextmanager
-def prestarted(command: Sequence[str], count: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """So many workers that wait for their job: they import what they need while their driver does the same."""
-    ready = [start(command) for _ in range(count)]
-    try:
-        yield ready
-    finally:
-        for process in ready:
-            if process.poll() is None:  # it never was told what to do
-                process.kill()
-                _last_words(process)
-                process.wait()
-
-
-def start(command: Sequence[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def _start(
+    command: Sequence[str], job: Mapping[str, Any], environment: Mapping[str, str]
+) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # Ctrl-C reaches the driver alone, which passes it on
+        env={**os.environ, **environment},
+        **apart(),
     )
-
-
-def _told(
-    process: subprocess.Popen[str], job: Mapping[str, Any], environment: Mapping[str, str]
-) -> subprocess.Popen[str]:
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it died at once: seen at the next look
-        process.stdin.write(json.dumps({**job, "environment": dict(environment)}) + "\n")
+        process.stdin.write(json.dumps(dict(job)) + "\n")
         process.stdin.flush()
     return process
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +14,12 @@ import transformers
 import rankscope
 from rankscope.console import bar
 from rankscope.store.lease import last_heartbeat
+from rankscope.store.same_study import check_same_inputs
 from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Study, Trial
 from rankscope.sweep.inputs import StudyInputs
-from rankscope.sweep.machine import environments, free_for_each, slots
+from rankscope.sweep.machine import default_workers, environments, free_for_each
 from rankscope.sweep.processes import run_processes, worker_command
 from rankscope.sweep.ray import run_on_ray
 from rankscope.sweep.worker import Outcome, TrainPack, Worker
@@ -34,7 +33,6 @@ def run(
     ray: str | None = None,
     retry_failed: bool = False,
     quiet: bool = False,
-    prestarted: Sequence[subprocess.Popen[str]] = (),
 ) -> Store:
     """Trains what the store lacks of this study, then compares LoRA with full fine-tuning. Safe to stop and call again.
 
@@ -44,61 +42,59 @@ def run(
 
     Raises ``ValueError`` or ``OSError``, one line, before anything is written, when the study can't be run as it is.
     Failed trials are recorded in the store (``rankscope status``), tried again as often as the study says
-    (``retry_failed``: and once more from the start), and do not stop the others. Workers ``prestarted`` are taken first.
+    (``retry_failed``: and once more from the start), and do not stop the others. A trial whose files are
+    not what was committed is said, set aside in the store's ``harmed/``, and trained again.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers: expected a number from 1; found {workers}")
     inputs = StudyInputs(study, workers=workers, quiet=quiet)
     steps = {trial.id: inputs.steps(trial) for trial in inputs.trials}
     opened = Store.create(store, study, largest_rank=inputs.largest_rank, fingerprints=inputs.fingerprints)
-    opened.recover()
+    for line in opened.recover(thorough=True):
+        _say(line)
     if retry_failed:
-        opened.log.forget([trial.id for trial in inputs.trials if trial.id in opened.log.failures])
+        opened.log.forget([trial.id for trial in inputs.trials if trial.id not in opened.log.done])
     before = set(opened.done_ids())
     left = [pack for pack in inputs.packs(opened) if not before.issuperset(t.id for t in pack)]
     todo = steps.keys() - before
-    what = f"training {len(todo)} of {len(steps)} trials"
-    with bar(what, total=sum(steps[id] for id in todo), quiet=quiet) as advance:
-        meter = Meter(opened, {id: steps[id] for id in todo}, advance)
-        if ray is not None:
-            run_on_ray(
-                ray,
-                visit,
-                worker_job(inputs, opened),
-                workers=workers,
-                most=len(left),
-                tick=meter.read,
-                say=_say,
-            )
-        elif (count := min(workers or slots(), max(1, len(left)))) == 1:
-            train(inputs, opened, progress=advance)
-        else:
-            job, places = worker_job(inputs, opened) | {"free": inputs.free}, environments(count)
-            run_processes(worker_command(), job, places, tick=meter.read, say=_say, prestarted=prestarted)
-    from rankscope.sweep.compare import compare  # brings scipy, which workers don't need
-
-    if before != set(opened.done_ids()) or opened.comparison().empty:
-        with bar("comparing LoRA with full fine-tuning", total=None, quiet=quiet) as advance:
-            compare(opened, base_of=inputs.model_path, progress=advance)
+    if todo:
+        with bar(
+            f"training {len(todo)} of {len(steps)} trials", total=sum(steps[id] for id in todo), quiet=quiet
+        ) as advance:
+            meter = Meter(opened, {id: steps[id] for id in todo}, advance)
+            if ray is not None:
+                job = worker_job(inputs, opened, elsewhere=True)
+                run_on_ray(ray, visit, job, workers=workers, most=len(left), tick=meter.read, say=_say)
+            elif (count := min(workers or default_workers(), len(left))) == 1:
+                train(inputs, opened, progress=advance)
+            else:
+                job = worker_job(inputs, opened)
+                run_processes(worker_command(), job, environments(count), tick=meter.read, say=_say)
+    if before != set(opened.done_ids()) or opened.comparison_fault() is not None:
+        make_comparison(opened, base_of=inputs.model_path, quiet=quiet)
     return opened
 
 
-def worker_job(inputs: StudyInputs, store: Store) -> dict[str, Any]:
-    """What ``visit`` needs to know, as JSON."""
-    study = inputs.study
+def make_comparison(store: Store, *, base_of: Callable[[str], str], quiet: bool = False) -> None:
+    """Compares the store's LoRA trials with its full fine-tunes, as it is now."""
+    from rankscope.sweep.compare import compare, comparisons  # brings scipy, which workers don't need
+
+    found = comparisons(store)
+    count = sum(len(one.trials) for one in found)
+    with bar(f"comparing {count} trials with full fine-tuning", total=count, quiet=quiet) as advance:
+        compare(store, found, base_of=base_of, progress=advance)
+
+
+def worker_job(inputs: StudyInputs, store: Store, *, elsewhere: bool = False) -> dict[str, Any]:
+    """What ``visit`` needs to know, as JSON. ``elsewhere``: it may run on another machine, whose data and models may
+    differ and whose memory does."""
     return {
-        "study": study.model_dump(mode="json"),
-        "text": study.source,
-        "folder": str(study.folder.resolve()),
         "store": str(store) if "://" in str(store) else str(Path(str(store)).resolve()),
+        "folder": str(inputs.study.folder.resolve()),
         "workers": inputs.workers,
-        "free": None,  # each finds out where it is
+        "free": None if elsewhere else inputs.free,
+        "elsewhere": elsewhere,
     }
-
-
-def prepare() -> None:
-    """Imports what a visit needs, so that it has it when it begins."""
-    import rankscope.train.loop  # noqa: F401
 
 
 def visit(job: Mapping[str, Any], **settings: Any) -> Outcome:
@@ -106,13 +102,12 @@ def visit(job: Mapping[str, Any], **settings: Any) -> Outcome:
 
     ``settings`` are further ones of ``train.loop.train_pack``.
     """
-    if "OMP_NUM_THREADS" in os.environ:  # torch has read it when it was imported
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    study = Study(**job["study"], source=job["text"], folder=Path(job["folder"]))
-    inputs = StudyInputs(study, workers=job["workers"], free=job["free"] or free_for_each(slots()))
-    ranks, prints = inputs.largest_rank, inputs.fingerprints
-    opened = Store.create(job["store"], study, largest_rank=ranks, fingerprints=prints)
-    return train(inputs, opened, **settings)
+    store = Store(job["store"])
+    study = store.study.model_copy(update={"folder": Path(job["folder"])})
+    inputs = StudyInputs(study, workers=job["workers"], free=job["free"] or free_for_each(default_workers()))
+    if job["elsewhere"]:
+        check_same_inputs(str(store), store.fingerprints, inputs.fingerprints)
+    return train(inputs, store, **settings)
 
 
 class Meter:

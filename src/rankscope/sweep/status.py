@@ -7,9 +7,12 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from statistics import fmean
 
+from rankscope.console import duration
 from rankscope.store.lease import is_gone, last_heartbeat
 from rankscope.store.store import Store
 from rankscope.sweep.worker import given_up
+
+_NAMED = 5  # harmed trials that are named
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Status:
     done: int
     diverged: int  # among the done: the loss left the numbers, which is a result
     failed: dict[str, str]  # trial id -> reason; not tried again
+    left_out: dict[str, str]  # trial id -> why its files count no more; trained again
+    notes: list[str]  # of damage that only slows readers down
     failed_once: int  # will be tried again
     packs: list[Running]
     seconds_left: float | None
@@ -44,7 +49,13 @@ class Status:
         failed = (
             f", {len(self.failed)} failed (rankscope status {self.store} says why)" if self.failed else ""
         )
-        return f"{self.done} of {self.planned} trials done{diverged}{failed}"
+        harmed = f", {len(self.left_out)} harmed" if self.left_out else ""
+        return f"{self.done} of {self.planned} trials done{diverged}{failed}{harmed}"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every trial of the study has a result."""
+        return self.done == self.planned and not self.left_out
 
     def text(self) -> str:
         """What ``rankscope status`` prints."""
@@ -64,6 +75,12 @@ class Status:
             )
         if self.failed:
             lines.append("rankscope run STUDY --store DIR --retry-failed tries them once more")
+        lines += [f"harmed: trial {trial}: {why}" for trial, why in list(self.left_out.items())[:_NAMED]]
+        if len(self.left_out) > _NAMED:
+            lines.append(f"harmed: {len(self.left_out) - _NAMED} more")
+        if self.left_out:
+            lines.append("rankscope run STUDY --store DIR sets them aside and trains them again")
+        lines += self.notes
         if self.seconds_left is not None and self.done < self.planned:
             lines.append(f"about {duration(self.seconds_left)} left, at the rate so far")
         return "\n".join(lines)
@@ -71,7 +88,8 @@ class Status:
 
 def status(store: Store) -> Status:
     """Reads the store as it is now; others may be writing it."""
-    results, log, planned = store.results(), store.log, store.planned()
+    found, log, planned = store.inspect(), store.log, store.planned()
+    results = store.results(found.whole)
     done = [trial for trial in planned if trial.id in results]
     missing = [trial for trial in planned if trial.id not in results]
     retries = store.study.fixed.retries
@@ -95,14 +113,18 @@ def status(store: Store) -> Status:
         done=len(done),
         diverged=sum(results[trial.id]["status"] == "diverged" for trial in done),
         failed=failed,
+        left_out=found.left_out,
+        notes=_notes(store),
         failed_once=sum(t.id in log.failures and t.id not in failed for t in missing),
         packs=packs,
         seconds_left=sum(left) / workers if done else None,
     )
 
 
-def duration(seconds: float) -> str:
-    """3 h 20 min, 4 min 10 s, 12 s."""
-    if seconds >= 3600:
-        return f"{seconds // 3600:.0f} h {seconds % 3600 / 60:.0f} min"
-    return f"{seconds // 60:.0f} min {seconds % 60:.0f} s" if seconds >= 60 else f"{seconds:.0f} s"
+def _notes(store: Store) -> list[str]:
+    """Damage that no result depends on."""
+    notes = [] if store.header_fault is None else [f"{store.header_fault}; its copy was read"]
+    if store.log.lost:
+        first = next(iter(store.log.lost.values()))
+        notes.append(f"{len(store.log.lost)} of the log's entries are lost, the first: {first}")
+    return [*notes, f"rankscope check {store} --repair"] if notes else []

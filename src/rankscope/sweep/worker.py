@@ -16,6 +16,7 @@ from rankscope.store.log import Log
 from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Trial
+from rankscope.sweep.stop import stopping_between_steps
 
 DEATHS = 20  # a pack whose workers die this often kills them (out of memory, most likely): it failed
 POLL = 0.5  # seconds between two looks for work, when others hold all there is
@@ -97,8 +98,7 @@ class Worker:
                     self._train(*claimed)
                 elif any(self._left()):  # held by others, who may yet die
                     time.sleep(POLL)
-                else:
-                    self.store.clean()
+                elif not self.store.clean() or not any(self._left()):  # nothing was harmed meanwhile
                     return self.outcome
         finally:
             said = False
@@ -152,28 +152,40 @@ class Worker:
 
     def _train(self, lease: Lease, pack: list[Trial]) -> None:
         ids = [trial.id for trial in pack]
-
-        def progress(steps: int) -> None:
-            lease.progress(steps)
-            self.progress(steps)
-
-        with self.store.claim_dir(lease.number, ids) as work:
+        with self.store.claim_dir(lease.number, ids) as work, stopping_between_steps() as stop_if_asked:
             folders = [TrialDir(work / "trials" / id) for id in ids]
+
+            def progress(steps: int) -> None:
+                lease.progress(steps)
+                self.progress(steps)
+                stop_if_asked()
+
             try:
                 with lease.beating(lambda: self.store.flush_scratch(lease.number)):
                     for trial, folder in zip(pack, folders, strict=True):
                         folder.begin(trial, provenance=self.provenance)
                     self.train_pack(pack, folders, progress, scratch=work / "scratch")
                     assert all(folder.is_done for folder in folders), "training ended without a result"
-                    self.store.flush(lease.number)
-                    lease.end("commit", results={folder.path.name: folder.result() for folder in folders})
+                    self._commit(lease, folders)
             except LeaseLost:
                 return
+            except KeyboardInterrupt:
+                with contextlib.suppress(OSError):
+                    self.store.flush_scratch(lease.number)
+                raise
             except Exception as error:  # noqa: BLE001 - whatever it was, it is recorded
                 self._failed(lease, ids, error)
             else:
-                self.store.recover(lease.number)
+                self.store.place(lease.number)
                 self.outcome.trained += ids
+
+    def _commit(self, lease: Lease, folders: Sequence[TrialDir]) -> None:
+        """Makes the pack's results count, once all of its files are safe."""
+        files = {folder.path.name: folder.seal(store=self.store.id, claim=lease.number) for folder in folders}
+        self.store.flush(lease.number)
+        table = self.store.write_table(lease.number, folders)
+        results = {folder.path.name: folder.result() for folder in folders}
+        lease.end("commit", results=results, files=files, table=table)
 
     def _failed(self, lease: Lease, ids: list[str], error: Exception) -> None:
         """Records it and goes on; but where the store itself is the trouble, going on is no use."""

@@ -1,59 +1,48 @@
-"""One worker process: ``python -m rankscope.sweep.worker_process``, told its job on standard input."""
+"""One worker process: ``python -m rankscope.sweep.worker_process``, started by ``processes.py`` and told its job on standard input."""
 
 from __future__ import annotations
 
 import _thread
-import gc
 import json
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
+
+from rankscope.console import message
+from rankscope.startup import end_at_once, without_collection
+from rankscope.sweep.stop import Stopped, stopping_on_signals
 
 
 def main() -> int:
     def visit(job: dict[str, Any]) -> None:
-        from rankscope.sweep.run import visit
-
+        with without_collection():
+            from rankscope.sweep.run import visit
         visit(job)
 
-    return serve(visit, prepare=_import)
+    end_at_once()
+    return serve(visit)
 
 
-def _import() -> None:
-    """What training needs, while the driver reads the study."""
-    gc.disable()  # modules live as long as the process: looking through them again and again takes a quarter of the time
-    from rankscope.sweep.run import prepare
-
-    prepare()
-    gc.freeze()
-    gc.enable()
-
-
-def serve(visit: Callable[[dict[str, Any]], None], *, prepare: Callable[[], None] = lambda: None) -> int:
-    """Reads the job and does it. 0: nothing is left to do; 130: told to stop; 2: could not go on, and said why."""
-    signal.signal(signal.SIGTERM, _stop)
+def serve(visit: Callable[[dict[str, Any]], None]) -> int:
+    """Reads the job and does it. 0: nothing is left to do; 2: could not go on, and said why; from 128: told to stop."""
     words = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints by accident must not be taken for this worker's last words
     try:
-        prepare()
-        line = sys.stdin.readline()
-    except KeyboardInterrupt:
-        return 130
-    if not line:  # the driver found nothing to do
-        return 0
-    job = json.loads(line)
-    os.environ.update(job.pop("environment"))
-    threading.Thread(target=_follow_the_driver, daemon=True).start()
-    try:
-        visit(job)
+        with stopping_on_signals():
+            line = sys.stdin.readline()
+            if not line:  # the driver is gone already
+                return 0
+            threading.Thread(target=_follow_the_driver, daemon=True).start()
+            visit(json.loads(line))
+    except Stopped as stopped:
+        return stopped.status
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError) as error:
-        print(" ".join(str(error).split()), file=words, flush=True)
+        print(message(error), file=words, flush=True)
         return 2
     return 0
 
@@ -62,10 +51,6 @@ def _follow_the_driver() -> None:
     """Waits for the end of standard input: the driver has stopped, or has died."""
     sys.stdin.read()
     _thread.interrupt_main(signal.SIGTERM)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ class Pace:
     every: float = 60.0  # seconds between two checkpoints, at least,
     share: float = 0.01  # and no more than this part of the time goes into them
     look: int = LOOK  # steps
+    worth: float = 5.0  # seconds of training that a checkpoint pays for when the process is asked to stop
 
 
 def train_pack(
@@ -131,7 +132,8 @@ class _Training:
     def run_through(self, folders: Sequence[TrialDir], progress: Callable[[int], None]) -> None:
         if self.run.done:
             progress(self.run.done * len(self.ids))
-        due = time.perf_counter() + self.pace.every
+        last = time.perf_counter()
+        due = last + self.pace.every
         while self.run.done < self.run.total:
             for _ in self.run.steps():
                 before = time.perf_counter()
@@ -140,7 +142,13 @@ class _Training:
                     due = time.perf_counter() + max(
                         self.pace.every, (time.perf_counter() - before) / self.pace.share
                     )
-                progress(len(self.ids))
+                    last = time.perf_counter()
+                try:
+                    progress(len(self.ids))
+                except KeyboardInterrupt:  # between two steps: what was trained since need not be lost
+                    if self.keeps and time.perf_counter() - last > self.pace.worth:
+                        self.keep()
+                    raise
                 if self.run.done % self.pace.look == 0 and self.has_dead:
                     break
             if self.run.done < self.run.total:

@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Trial
 from rankscope.study.task import Task
+from rankscope.system import malloc_trim
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.best import Best
 from rankscope.train.data import Encoded
 from rankscope.train.full import FullPack
-from rankscope.train.heap import trim
 from rankscope.train.metrics import score
 from rankscope.train.model import stream
 from rankscope.train.optimizer import PackedAdamW, linear_schedule
@@ -30,7 +30,7 @@ from rankscope.train.order import batches
 from rankscope.train.rows import differentiate
 from rankscope.train.spectra import Record, Recorder
 
-_TRIM = 8  # steps between two
+_TRIM = 8  # steps between two: batches change their length, and leave the heap in pieces (docs/log.md)
 LOOK = 32  # steps between two looks at whether any trial is left: a look waits for the device
 
 
@@ -82,7 +82,7 @@ class Run:
                 if step in evaluations:
                     self.evaluate(step, epoch=step / per_epoch)
                 if step % _TRIM == 0 and self.device.type == "cpu":
-                    trim()
+                    malloc_trim()(0)
             self.done = step
             yield step
 

@@ -1,0 +1,121 @@
+"""store.json: the study that a store holds, and what tells its data and models from others of the same name.
+
+A copy lies in cache/; where store.json is missing or damaged, the copy is read, and the next run writes it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rankscope.store.files import DamagedFile, dumps, loads
+from rankscope.store.log_files import LOG, entry_name, entry_numbers
+from rankscope.store.same_study import check_same_inputs, check_same_study
+from rankscope.store.storage import LocalStorage, Storage
+from rankscope.study.study_file import Study
+
+NAME, COPY = "store.json", "cache/store.json"
+
+
+def read_header(storage: Storage) -> tuple[dict[str, Any], str | None]:
+    """-> the header, and what is wrong with store.json where it comes from its copy"""
+    try:
+        header = loads(storage.read(NAME), f"{storage}/{NAME}")
+        if _owner(storage) in (None, header.get("id", "")):
+            return header, None
+        fault = f"{storage}/{NAME} is another store's"
+    except (FileNotFoundError, NotADirectoryError):
+        fault = f"{storage}/{NAME} is missing"
+        if not storage.names(LOG):
+            raise FileNotFoundError(
+                f"{storage}: expected a store (a folder with store.json); found none. "
+                f"Begin one with: rankscope run STUDY --store {storage}"
+            ) from None
+    except (DamagedFile, OSError) as error:
+        fault = str(error)
+    with contextlib.suppress(OSError, DamagedFile):
+        return loads(storage.read(COPY), f"{storage}/{COPY}"), fault
+    raise DamagedFile(f"{fault}. Write it again with: rankscope run STUDY --store {storage}")
+
+
+def _owner(storage: Storage) -> str | None:
+    """The store that the log belongs to, by its first entry that can be read."""
+    for number in range(1, 4):
+        with contextlib.suppress(OSError, ValueError):
+            return str(loads(storage.read(entry_name(number)), LOG).get("store", ""))
+    return None
+
+
+def begin_or_open(
+    storage: Storage, study: Study, *, largest_rank: Mapping[str, int], fingerprints: Mapping[str, str]
+) -> None:
+    """Writes the header of a new store, or makes a store's header that of a study that may go on in it: ``ValueError``
+    where it may not."""
+    header = {
+        "study": study.model_dump(mode="json"),
+        "text": study.source,
+        "largest_rank": dict(sorted(largest_rank.items())),
+        "fingerprints": dict(sorted(fingerprints.items())),
+        "earlier": [],
+        "id": uuid.uuid4().hex,
+    }
+    if not storage.exists(NAME) and not storage.names(LOG):
+        if isinstance(storage, LocalStorage) and storage.root.exists() and not storage.root.is_dir():
+            raise NotADirectoryError(f"{storage}: expected a folder for the store; found a file")
+        if storage.names(""):  # drafts of ours are hidden
+            raise ValueError(
+                f"{storage}: expected a store or an empty folder; found other files. Name a new --store"
+            )
+        if storage.create(NAME, dumps(header)):
+            _copy(storage, header)
+            return
+    fault: str | None
+    try:
+        old, fault = read_header(storage)  # also when another run was just first
+    except DamagedFile as error:
+        old, fault = _begun_again(storage, header, study, str(error)), "no copy"
+    check_same_study(str(storage), old, study)
+    check_same_inputs(str(storage), old["fingerprints"], fingerprints)
+    header["fingerprints"] = dict(sorted({**old["fingerprints"], **fingerprints}.items()))
+    header["largest_rank"] = dict(sorted({**old["largest_rank"], **largest_rank}.items()))
+    earlier = old.get("earlier", [])
+    header["earlier"] = earlier if old["study"] in (header["study"], *earlier) else [*earlier, old["study"]]
+    header["id"] = old.get("id", "")  # stores of older versions have none
+    if not header["id"]:
+        del header["id"]
+    if fault is not None or {"format": old["format"], **header} != old:
+        storage.write(NAME, dumps(header))
+        _copy(storage, header)
+    elif not storage.exists(COPY):
+        _copy(storage, header)
+
+
+def restore_header(storage: Storage) -> bool:
+    """Writes store.json again from its copy. -> whether it was needed"""
+    header, fault = read_header(storage)
+    if fault is not None:
+        header.pop("format")
+        if not isinstance(storage, LocalStorage) or not (storage.root / NAME).is_dir():
+            storage.write(NAME, dumps(header))
+    return fault is not None
+
+
+def _copy(storage: Storage, header: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # store.json is whole
+        storage.write(COPY, dumps(header), durable=False)
+
+
+def _begun_again(storage: Storage, header: dict[str, Any], study: Study, fault: str) -> dict[str, Any]:
+    """The header of a store of which only the log and the trials are left: that of the study given, if trials of it are
+    there."""
+    found = []
+    for number in entry_numbers(storage):
+        with contextlib.suppress(OSError, DamagedFile):
+            found.append(loads(storage.read(entry_name(number)), entry_name(number)))
+    known = {trial for entry in found for trial in entry.get("trials", ())}
+    if not known & {trial.id for trial in study.trials(header["largest_rank"])}:
+        raise DamagedFile(f"{fault}, with the study that its trials belong to")
+    return {**header, "format": 1, "id": Counter(e.get("store", "") for e in found).most_common(1)[0][0]}

@@ -1,0 +1,126 @@
+"""Whether a trial's files are what its worker wrote: sizes always, digests once for each version of a file.
+
+Commits say size, time of the last change and SHA-256 of every file. A file of that size and time is whole; one of another
+time (a copied store, an edited file) is read, and what was found whole is remembered. Trials that were committed before
+digests were kept are read as far as they can be judged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rankscope.store.files import DamagedFile, dumps, loads, read_json
+from rankscope.store.storage import LocalStorage, Version
+from rankscope.store.trial_dir import DONE, METRICS, RECORDS, SPECTRA, TRIAL, digests, sha256
+from rankscope.study.trial import Trial
+
+Files = Mapping[str, Sequence[Any]]  # name in the trial's folder -> [size, time of the last change, SHA-256]
+
+
+def misfit(files: Files, versions: Sequence[Version | None]) -> str | None:
+    """The first file that is missing or of another size, without reading any."""
+    for (name, (size, *_)), version in zip(files.items(), versions, strict=True):
+        if version is None:
+            return f"{name} is missing"
+        if version.size != size:
+            return f"{name}: expected {size} bytes; found {version.size}"
+    return None
+
+
+def is_as_committed(files: Files, versions: Sequence[Version | None]) -> bool:
+    """Whether no file has been touched since it was committed, so that there is nothing to read."""
+    pairs = zip(files.values(), versions, strict=True)
+    return all(v is not None and (v.size, v.stamp) == (size, stamp) for (size, stamp, _), v in pairs)
+
+
+def mismatch(folder: Path, files: Files) -> str | None:
+    """The first file that does not have its SHA-256."""
+    for name, (_, _, digest) in files.items():
+        try:
+            found = sha256(folder / name)
+        except OSError as error:
+            return f"{name}: {error.strerror or 'cannot be read'}"
+        if found != digest:
+            return f"{name}: expected SHA-256 {digest[:12]}; found {found[:12]}"
+    return None
+
+
+def implausible(folder: Path) -> str | None:
+    """What is wrong with a trial of which no digests are known."""
+    try:
+        name = TRIAL
+        if Trial(**read_json(folder / TRIAL)["trial"]).id != folder.name:
+            return f"{TRIAL} describes another trial"
+        name = DONE
+        if read_json(folder / DONE)["status"] not in ("done", "diverged"):
+            return f"{DONE}: expected a result; found none"
+        name = METRICS
+        if (folder / METRICS).exists():
+            for line in (folder / METRICS).read_text(encoding="utf-8").splitlines():
+                json.loads(line)["step"]
+        name = SPECTRA
+        if "stable_rank" not in pq.ParquetFile(folder / SPECTRA).read().column_names:
+            return f"{SPECTRA}: expected stable ranks; found none"
+        for name, other in (("best", "last"), ("last", "best")):
+            if (folder / other).is_dir() and not (folder / name).is_dir():
+                return f"{name} is missing"
+    except OSError as error:
+        return f"{name}: {error.strerror or error}"
+    except (ValueError, KeyError, TypeError, pa.ArrowException):
+        return f"{name} is damaged"
+    return None
+
+
+def own_record(folder: Path) -> tuple[dict[str, Any], dict[str, list[Any]]] | str:
+    """What a sealed trial says of itself: done.json, and its files as a commit has them. Or what is wrong with it."""
+    if (fault := implausible(folder)) is not None:
+        return fault
+    said, found = read_json(folder / DONE), digests(folder)
+    if "files" not in said:
+        return f"{DONE} says no digests"
+    for name, digest in said["files"].items():
+        if name not in found or found[name][2] != digest:
+            return f"{name} is missing or another file than {DONE} says"
+    return said, {name: entry for name, entry in found.items() if name == DONE or name in said["files"]}
+
+
+class Verified:
+    """The trials whose files have been read and found whole, by a digest of these files' versions."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, str] = {}
+        self._changed = False
+        with contextlib.suppress(OSError, DamagedFile, KeyError):
+            self._known = dict(loads(path.read_bytes(), str(path))["trials"])
+
+    def knows(self, trial: str, kind: str, versions: Sequence[Version | None]) -> bool:
+        return self._known.get(f"{kind} {trial}") == versions_digest(versions)
+
+    def add(self, trial: str, kind: str, versions: Sequence[Version | None]) -> None:
+        self._known[f"{kind} {trial}"] = versions_digest(versions)
+        self._changed = True
+
+    def save(self) -> None:
+        if self._changed:
+            self._changed = False
+            with contextlib.suppress(OSError):  # a store that can't be written can be read all the same
+                content = dumps({"trials": self._known})
+                LocalStorage(self._path.parent).write(self._path.name, content, durable=False)
+
+
+def versions_digest(versions: Sequence[Version | None]) -> str:
+    return hashlib.sha256(repr([v and tuple(v) for v in versions]).encode()).hexdigest()[:16]
+
+
+def of_kind(files: Files, kind: str) -> Files:
+    """``records``, which tables are made of, or ``weights``, the large ones."""
+    return {name: entry for name, entry in files.items() if (name in RECORDS) == (kind == "records")}

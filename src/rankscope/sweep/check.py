@@ -1,0 +1,148 @@
+"""Verifies every file of a store, and rebuilds what can be rebuilt."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rankscope.console import message
+from rankscope.store.files import DamagedFile, dumps
+from rankscope.store.header import NAME, restore_header
+from rankscope.store.inspection import inspect
+from rankscope.store.log_files import SNAPSHOT, entry_name, entry_numbers, read_entries, read_snapshot
+from rankscope.store.recovery import recover, set_aside
+from rankscope.store.store import Store
+
+
+@dataclass
+class Checked:
+    """What was found, a line each, and what was done about it."""
+
+    store: str
+    whole: int = 0  # trials
+    faults: list[str] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    missing: int = 0  # trials that are to be trained again
+    repaired: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.missing and (self.repaired or not self.faults)
+
+    def text(self) -> str:
+        lines = [*(f"found: {line}" for line in self.faults), *(f"done: {line}" for line in self.done)]
+        lines.append(f"{self.whole} trials are whole, every file as it was committed")
+        if self.faults and not self.repaired:
+            lines.append(f"mend it with: rankscope check {self.store} --repair")
+        elif self.missing:
+            lines.append(f"train {self.missing} trials again with: rankscope run STUDY --store {self.store}")
+        return "\n".join(lines)
+
+
+def check(place: str | Path, *, repair: bool = False, base_of: Callable[[str], str] | None = None) -> Checked:
+    """Reads every file of a store. ``repair``: sets aside what is damaged, records again what is whole and not recorded,
+    rebuilds store.json, log, tables and comparison. ``base_of``: see ``compare``.
+
+    ``FileNotFoundError`` where there is no store; ``ValueError`` where a newer rankscope wrote it.
+    """
+    store = Store(place)
+    found = Checked(str(store), repaired=repair)
+    _header(store, found, repair=repair)
+    _log(store, found, repair=repair)
+    store = Store(place)
+    _trials(store, found, repair=repair)
+    _tables(store, found, repair=repair)
+    _comparison(store, found, repair=repair, base_of=base_of)
+    return found
+
+
+def _header(store: Store, found: Checked, *, repair: bool) -> None:
+    if store.header_fault is None:
+        return
+    found.faults.append(store.header_fault)
+    if repair:
+        set_aside(store.storage, store.log, NAME)
+        restore_header(store.storage)
+        found.done.append("store.json is written again from its copy")
+
+
+def _log(store: Store, found: Checked, *, repair: bool) -> None:
+    """Entries that are damaged or missing: from the snapshot where it has them, else replaced by one that says nothing."""
+    storage, id = store.storage, store.id
+    last = max(entry_numbers(storage), default=0)
+    entries = read_entries(storage, range(1, last + 1), id, again=True)
+    known = read_snapshot(storage, id)
+    if not known and storage.exists(SNAPSHOT) and repair:
+        storage.remove(SNAPSHOT)  # written again by the next worker
+    good = [n for n, entry in enumerate(entries, start=1) if not isinstance(entry, DamagedFile)]
+    end = max([len(known), *good])
+    for number, entry in enumerate(entries, start=1):
+        if isinstance(entry, DamagedFile):
+            found.faults.append(str(entry))
+            if repair:
+                found.done.append(_mended(store, number, known, end))
+    if repair and last < len(known):
+        for number in range(last + 1, len(known) + 1):
+            found.done.append(_mended(store, number, known, end))
+
+
+def _mended(store: Store, number: int, known: list[dict[str, Any]], end: int) -> str:
+    name = entry_name(number)
+    set_aside(store.storage, store.log, name)
+    if number <= len(known):
+        content = {key: value for key, value in known[number - 1].items() if key != "format"}
+        what = "is written again from the log's snapshot"
+    elif number <= end:
+        content = {
+            "event": "forget",
+            "trials": [],
+            "number": number,
+            "store": store.id,
+            "nonce": uuid.uuid4().hex,
+        }
+        what = "is lost; its number is taken by an entry that says nothing"
+    else:
+        return f"{name} is set aside"
+    store.storage.create(name, dumps(content))
+    return f"{name} {what}"
+
+
+def _trials(store: Store, found: Checked, *, repair: bool) -> None:
+    seen = inspect(store.storage, store.log, kinds=("records", "weights"), again=True)
+    found.faults += [f"trial {id}: {why}" for id, why in seen.left_out.items()]
+    if repair:
+        found.done += recover(store.storage, store.log, thorough=True)
+        seen = inspect(store.storage, store.log, kinds=("records", "weights"))
+    found.whole = len(seen.whole)
+    found.missing = len({t.id for t in store.planned()} - set(seen.whole)) if found.faults else 0
+
+
+def _tables(store: Store, found: Checked, *, repair: bool) -> None:
+    damaged = store.damaged_tables()
+    if damaged:
+        found.faults.append(f"{len(damaged)} tables of packs are damaged, the first: {damaged[0]}")
+    if damaged and repair:
+        for name in damaged:
+            store.storage.remove(name)
+        store.trials()  # makes them again
+        found.done.append("the tables are made again from the trials")
+
+
+def _comparison(store: Store, found: Checked, *, repair: bool, base_of: Callable[[str], str] | None) -> None:
+    fault = store.comparison_fault()
+    if fault is None or not found.whole:
+        return
+    found.faults.append(fault)
+    if not repair:
+        return
+    try:
+        from rankscope.sweep.inputs import model_path
+        from rankscope.sweep.run import make_comparison
+
+        make_comparison(store, base_of=base_of or (lambda name: model_path(store.study, name)))
+        found.done.append("the comparison is made again from the trials")
+    except (OSError, ValueError) as error:
+        found.done.append(f"the comparison could not be made again ({message(error)}); the next run makes it")

@@ -1,0 +1,70 @@
+"""Asked to stop: Ctrl-C, SIGTERM (a batch system's), SIGHUP (a closed terminal's) are one thing, and training ends between two steps."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from rankscope.system import stop_signals
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked this process to end."""
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        self.number = number
+
+    @property
+    def status(self) -> int:
+        """The exit status of a process that a signal ended, as shells have it."""
+        return 128 + self.number
+
+
+@contextlib.contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """Raises ``Stopped`` where the process is when it is asked to stop."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    with _handled(stop):
+        yield
+
+
+@contextlib.contextmanager
+def stopping_between_steps() -> Iterator[Callable[[], None]]:
+    """Yields a function that raises ``Stopped`` when the process was asked to stop since: what is called between two steps
+    can leave a checkpoint. Asked a second time, it stops where it is."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            raise Stopped(number)
+
+    def check() -> None:
+        if asked:
+            raise Stopped(asked[0])
+
+    with _handled(ask):
+        yield check
+    check()
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there handlers can be set
+        yield
+        return
+    before: dict[signal.Signals, Any] = {
+        number: signal.signal(number, handler) for number in (signal.SIGINT, *stop_signals())
+    }
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)

@@ -1,0 +1,134 @@
+"""What differs between systems: every call that only some of them have, and what is done elsewhere. Imports nothing of ours.
+
+Tested on Linux, and with these calls taken away (tests/test_system.py); macOS and Windows have the fallbacks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+ASSUMED_MEMORY = 4 * 2**30  # bytes free, where the system does not say
+
+
+def cores() -> int:
+    """That this process may run on; all of the machine's where that is not known."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Bytes that nobody uses; all of the machine's where that is not known."""
+    with contextlib.suppress(OSError, StopIteration, ValueError):  # Linux
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # macOS
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return ASSUMED_MEMORY
+
+
+@functools.cache
+def boot() -> str | None:
+    """What tells this start of this machine from all others; processes with the same one share a kernel. None where it is
+    not known, or where a lock tells nothing."""
+    if fcntl is None:
+        return None
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return None
+
+
+def lock(file: IO[Any]) -> None:
+    """Locks an open file until it is closed or its process dies, where there are such locks."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def is_locked(path: Path) -> bool | None:
+    """Whether a process that lives has locked that file; None: not known."""
+    if fcntl is None:
+        return None
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
+
+
+@functools.cache
+def private_dir() -> Path:
+    """A folder for short-lived files that all of this user's processes here find, and nobody else can write in: below the
+    temporary folder, unless somebody else was there first."""
+    user = os.getuid() if hasattr(os, "getuid") else uuid.uuid5(uuid.NAMESPACE_DNS, str(Path.home())).hex[:12]
+    for place in (Path(tempfile.gettempdir()) / f"rankscope-{user}", cache_dir() / "locks"):
+        with contextlib.suppress(OSError):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if _is_ours(place):
+                return place
+    return Path(tempfile.mkdtemp(prefix="rankscope-"))  # others can't see who lives here: heartbeats say it
+
+
+def _is_ours(place: Path) -> bool:
+    found = place.lstat()
+    if not place.is_dir() or place.is_symlink():
+        return False
+    return not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
+
+
+def cache_dir() -> Path:
+    """``$RANKSCOPE_CACHE``, by default ``~/.cache/rankscope``."""
+    return Path(os.environ.get("RANKSCOPE_CACHE", "~/.cache/rankscope")).expanduser()
+
+
+def sync(path: Path) -> None:
+    """fsync of a file, or of a folder where the system knows that."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() or os.name == "posix" else os.O_RDWR)
+    except PermissionError:  # a folder on Windows
+        return
+    try:
+        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+            os.fsync(descriptor)  # some file systems know no fsync of a folder
+    finally:
+        os.close(descriptor)
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Those that ask a process to end, beside Ctrl-C: a batch system's, and a closed terminal's."""
+    return [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def apart() -> dict[str, Any]:
+    """Arguments of ``subprocess.Popen``: Ctrl-C reaches the driver alone, which passes it on."""
+    if hasattr(os, "setsid"):
+        return {"start_new_session": True}
+    import subprocess
+
+    return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+
+
+@functools.cache
+def malloc_trim() -> Callable[[int], int]:
+    """glibc's: gives pages that nothing uses back to the system. Elsewhere a function that does nothing."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # musl
+            return ctypes.CDLL(None).malloc_trim
+    return lambda keep: 0
