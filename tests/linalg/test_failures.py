@@ -36,10 +36,10 @@ def test_one_bad_entry(bad: float, certify: bool, size: int) -> None:
 @pytest.mark.parametrize("size", [8, 70])
 def test_neighbours_in_a_batch_are_not_touched(certify: bool, size: int) -> None:
     stack = draw(4, size, size + 3)
-    alone = la.stable_rank(stack[[0, 3]], certify=certify)
+    alone = la.stable_rank(stack[[0, 3]], certify=certify, generator=torch.Generator().manual_seed(0))
     stack[1] = 0
     stack[2, 1, 1] = torch.nan
-    found = la.stable_rank(stack, certify=certify)
+    found = la.stable_rank(stack, certify=certify, generator=torch.Generator().manual_seed(0))
     assert found.reason == (None, "is exactly zero", NOT_FINITE, None)
     assert_close(found.value[[0, 3]], alone.value, rtol=1e-6, atol=0)
     assert found.value[1:3].isnan().all()

@@ -1,4 +1,5 @@
-"""Proof that sigma_1 <= tau: tau^2 I - M^T M has a Cholesky factor: docs/math.md, (16) and (17).
+"""sigma_1 from M^T M in float64, certainly: a Cholesky factor of tau^2 I - M^T M proves sigma_1 <= tau, and its
+eigenvalues give sigma_1 itself. docs/math.md, (16) to (17b).
 
 Letters: N matrices of a flat batch, m rows, n columns.
 """
@@ -33,3 +34,23 @@ def certified_bound(op: Operator, tau: Tensor, *, magnitude: Tensor) -> Tensor:
         failed.append((torch.linalg.cholesky_ex(H)[1] != 0).cpu())
     square = tau.square() * (1 + gamma(2)) + gamma(n + 2) * torch.cat(trace) + gamma(m + 2) * magnitude**2
     return torch.where(torch.cat(failed), torch.inf, square.sqrt() + formation_error(op) * magnitude)
+
+
+def by_eigenvalues(op: Operator, *, magnitude: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """sigma_1 (N,) float64 CPU, a lower and an upper bound on it, certain, from the largest eigenvalue of M^T M.
+
+    op and magnitude as for `certified_bound`. Costs as much for any spectrum: docs/math.md, (17b).
+    """
+    if op.shape[-2] < op.shape[-1]:
+        op = op.mT
+    m, n = op.shape[-2:]
+    tops, traces = [], []
+    for index in torch.arange(len(magnitude)).split(max(1, TOGETHER // n**2)):
+        G = torch.nan_to_num(gram(op.at(index, op.batch_shape)))
+        traces.append(G.diagonal(dim1=-2, dim2=-1).sum(-1).cpu())
+        tops.append(torch.linalg.eigvalsh(G, UPLO="L")[:, -1].cpu())
+    square = torch.cat(tops).clamp(min=0)
+    error = gamma(8 * n) * torch.cat(traces) + gamma(m + 2) * magnitude**2
+    formed = formation_error(op) * magnitude
+    lower = (square * (1 - gamma(2)) - error).clamp(min=0).sqrt() - formed
+    return square.sqrt(), lower.clamp(min=0), (square * (1 + gamma(2)) + error).sqrt() + formed

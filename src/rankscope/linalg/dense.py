@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, pick, row_products
+from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, norm, pick, row_products
 
 
 class Dense(Operator):
@@ -56,8 +56,13 @@ class Dense(Operator):
         return Dense(self.W.to(dtype))
 
     def scaled(self, factor: Tensor) -> Dense:
-        factor = factor.to(self.W.device)
-        return Dense((self.W.double() * factor[..., None, None]).to(self.dtype))
+        factor = factor.to(self.W.device)[..., None, None]
+        info = torch.finfo(torch.float32)
+        if bool(((factor.abs() > info.tiny) & (factor.abs() < info.max)).all()):
+            wide = self.W.to(self.dtype)  # a power of two is exact in it
+            if bool((torch.frexp(factor)[0].abs() == 0.5).all()):
+                return Dense(wide * factor.to(self.dtype))
+        return Dense((self.W.double() * factor).to(self.dtype))
 
     def live(self) -> Tensor:
         return torch.zeros(self.batch_shape, dtype=torch.long, device=self.device)
@@ -69,7 +74,7 @@ class Dense(Operator):
         return Dense(lift(self.W, ndim))
 
     def magnitude(self) -> Tensor:
-        return 1.01 * torch.linalg.vector_norm(self.W, dim=(-2, -1), dtype=self.dtype).double()
+        return 1.01 * norm(self.W)
 
     def exponent(self) -> Tensor:
         return exponent(self.W, 2)

@@ -13,10 +13,14 @@ from torch import Tensor
 class Estimate:
     """`lower <= value <= upper`; floats for one matrix, float64 CPU tensors of the batch's shape for a batch.
 
-    `confidence` is the probability, over the random start vector, that the truth lies within the bounds; 1.0
-    where they are certain. `method` is "factors", "svd", "lanczos" or "cholesky" (which proved the upper
-    bound). `products` counts the products M x and M^T x that were paid for, per matrix. Where the quantity
-    is undefined, all three numbers are NaN and `reason` says why; for a batch `reason` is a tuple in
+    `met` says whether they lie as near to each other as was asked; where it is False, `value` is no
+    measurement to that width, and certify=True or a larger rtol may help. `confidence` is the
+    probability, over the random start vector, that the truth lies within the bounds; 1.0 where they
+    are certain. `method` is "factors", "svd", "gram" (eigenvalues of M^T M), "lanczos" or "cholesky"
+    (which proved the upper bound). `products` counts the products M x and M^T x that were paid for, per
+    matrix. `seed` is that of the start vector, if one was drawn without a given generator:
+    generator=torch.Generator().manual_seed(seed) draws it again. Where the quantity is undefined, all
+    three numbers are NaN, `met` is True and `reason` says why; for a batch `reason` is a tuple in
     row-major order. `estimate[i]` is that of one matrix.
     """
 
@@ -27,6 +31,8 @@ class Estimate:
     method: str
     products: int
     reason: str | tuple[str | None, ...] | None = None
+    met: bool | Tensor = True
+    seed: int | None = None
 
     def __getitem__(self, index: int | tuple[int, ...]) -> Estimate:
         """The estimate of one matrix of a batch, e.g. `estimate[3]` or `estimate[3, 0]`."""
@@ -42,7 +48,8 @@ class Estimate:
         reason = self.reason[flat] if isinstance(self.reason, tuple) else self.reason
         numbers = (self.value, self.lower, self.upper, self.confidence)
         value, lower, upper, confidence = (float(torch.as_tensor(x)[index]) for x in numbers)
-        return Estimate(value, lower, upper, confidence, self.method, self.products, reason)
+        met = bool(torch.as_tensor(self.met).expand(shape)[index])
+        return Estimate(value, lower, upper, confidence, self.method, self.products, reason, met, self.seed)
 
 
 def shaped(flat: Estimate, batch: torch.Size) -> Estimate:
@@ -51,7 +58,11 @@ def shaped(flat: Estimate, batch: torch.Size) -> Estimate:
     numbers = (torch.as_tensor(x).cpu() for x in (flat.value, flat.lower, flat.upper, flat.confidence))
     if not batch:
         value, lower, upper, confidence = (float(x.reshape(())) for x in numbers)
-        return Estimate(value, lower, upper, confidence, flat.method, flat.products, reasons[0])
+        met = bool(torch.as_tensor(flat.met).all())
+        return Estimate(
+            value, lower, upper, confidence, flat.method, flat.products, reasons[0], met, flat.seed
+        )
     values, lowers, uppers, confidences = (x.reshape(batch) for x in numbers)
     reason = reasons if any(reasons) else None
-    return Estimate(values, lowers, uppers, confidences, flat.method, flat.products, reason)
+    mets = torch.as_tensor(flat.met).expand(prod(batch)).reshape(batch)
+    return Estimate(values, lowers, uppers, confidences, flat.method, flat.products, reason, mets, flat.seed)

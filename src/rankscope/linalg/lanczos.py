@@ -22,7 +22,7 @@ from rankscope.linalg.tridiagonal import Tridiagonal
 STEPS = 1024  # the most that are taken; bounds that are wider than asked are then returned as they are
 SHORT = 3  # steps for which it is not worth while to part from the matrices that are done
 FIRST = 4  # steps before the bounds are looked at for the first time
-TWICE = 0.05  # share of w^2 outside the span of V below which one orthogonalisation is not enough
+TWICE = 0.5  # share of w^2 outside the span of V below which it is orthogonalised again: docs/math.md, (9)
 
 
 @dataclass(frozen=True)
@@ -96,18 +96,26 @@ class _Run:
         self.a, self.b = [x[index] for x in self.a], [x[index] for x in self.b]
 
 
-def largest(op: Operator, goal: Goal, *, generator: torch.Generator, warm: Tensor | None = None) -> Ritz:
-    """Runs until upper <= (1 + rtol) times the Ritz value for every matrix, or the Krylov space is all there is.
+def largest(
+    op: Operator,
+    goal: Goal,
+    *,
+    generator: torch.Generator,
+    warm: Tensor | None = None,
+    steps: int = STEPS,
+) -> Ritz:
+    """Runs until upper <= (1 + rtol) times the Ritz value for every matrix, the Krylov space is all there is, or
+    `steps` are taken.
 
     op has a flat batch (N,), warm (N, n). Where the allowance alone is too much for `rtol`, a run in float32 ends at
     once, starved, and one in float64 settles for bounds four allowances apart.
     """
     start, log_target = _start(op, goal.confidence, generator, warm)
-    N, limit, look = len(start), min(*op.shape[-2:], STEPS), FIRST
+    N, limit, look = len(start), min(*op.shape[-2:], steps), FIRST
     least = 4.0 if op.dtype == torch.float64 else 0.0
     run = _Run(op, start)
     running = torch.arange(N)
-    steps = goal.ignore.long()  # of those running; 0: not there yet
+    taken = goal.ignore.long()  # by those running; 0: not there yet
     vectors = torch.zeros(N, op.shape[-1], dtype=torch.float64, device=op.device)
     upper, certain = torch.zeros(N, dtype=torch.float64), torch.zeros(N, dtype=torch.bool)
     while True:
@@ -117,13 +125,13 @@ def largest(op: Operator, goal: Goal, *, generator: torch.Generator, warm: Tenso
         a, b, now = _host(run.a), _host(run.b), torch.full((len(running),), run.k)
         known = goal.frobenius[running], goal.allowance[running], log_target[running]
         inside, tight, ahead = Tridiagonal(a, b, now, *known).within(goal.rtol, least=least)
-        steps = torch.where((steps == 0) & inside, now, steps)
-        starved = op.dtype != torch.float64 and bool((tight & (steps == 0)).any())
-        over = starved or run.k == limit or bool((steps > 0).all())
-        done = (steps > 0) | over
-        look = run.k if over else _next_look(run.k, ahead[steps == 0])
+        taken = torch.where((taken == 0) & inside, now, taken)
+        starved = op.dtype != torch.float64 and bool((tight & (taken == 0)).any())
+        over = starved or run.k == limit or bool((taken > 0).all())
+        done = (taken > 0) | over
+        look = run.k if over else _next_look(run.k, ahead[taken == 0])
         if over or (2 * int(done.sum()) >= len(running) and look - run.k >= SHORT):
-            T = Tridiagonal(a, b, torch.where(steps > 0, steps, now), *known)
+            T = Tridiagonal(a, b, torch.where(taken > 0, taken, now), *known)
             found, sure = T.upper(goal.rtol)
             x, which = run.vectors(T.top[1]), running[done]
             vectors[which.to(op.device)] = x[done.to(op.device)]
@@ -131,7 +139,7 @@ def largest(op: Operator, goal: Goal, *, generator: torch.Generator, warm: Tenso
             if over:
                 return Ritz(vectors, upper, certain, 2 * run.k, starved)
             run.keep((~done).nonzero()[:, 0])
-            running, steps = running[~done], steps[~done]
+            running, taken = running[~done], taken[~done]
 
 
 def _next_look(k: int, ahead: Tensor) -> int:

@@ -7,8 +7,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, pick, row_products, top
+from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, norm, pick, row_products, top
 from rankscope.linalg.shapes import broadcast
+
+_ORDINARY = 20  # largest binary exponent of a factor that is left as it is
 
 
 class LowRank(Operator):
@@ -93,6 +95,19 @@ class LowRank(Operator):
     def scaled(self, factor: Tensor) -> LowRank:
         return LowRank(B=self.B, A=self.A, scale=self.scale * factor.to(self.scale.device))
 
+    def balanced(self) -> LowRank:
+        """The same product from factors near 1 in size, by powers of two, so that no entry of a factor in float32, with the
+        scale in it, leaves the range; as it is where the factors are of ordinary size."""
+        sizes = [exponent(leaf, 2) for leaf in self.leaves]
+        if all(bool((size.abs() <= _ORDINARY).all()) for size in sizes):
+            return self
+        powers = [torch.exp2(size.double()) for size in sizes]
+        B, A = (
+            (leaf.double() / power[..., None, None]).to(self.dtype)
+            for leaf, power in zip(self.leaves, powers, strict=True)
+        )
+        return LowRank(B=B, A=A, scale=self.scale * powers[0] * powers[1])
+
     def live(self) -> Tensor:
         r = self.A.shape[-2]
         if r == 1:
@@ -109,7 +124,7 @@ class LowRank(Operator):
         return LowRank(B=lift(self.B, ndim), A=lift(self.A, ndim), scale=lift(self.scale, ndim, core=0))
 
     def magnitude(self) -> Tensor:
-        norms = [torch.linalg.matrix_norm(leaf.double()) for leaf in self.leaves]
+        norms = [norm(leaf.double()) for leaf in self.leaves]
         return (norms[0] * norms[1] * self.scale.abs()).expand(self.batch_shape)
 
     def exponent(self) -> Tensor:

@@ -37,7 +37,7 @@ class Norms:
 
 def norms(op: Operator, wish: Wish) -> Norms:
     """Both norms of every matrix of `op`; what others are in the batch is felt far below the width asked for."""
-    generator = wish.fresh()
+    generator = wish.generator
     state = generator.get_state()
     warm, n = wish.warm, op.shape[-1]
     if warm is not None:
@@ -46,7 +46,7 @@ def norms(op: Operator, wish: Wish) -> Norms:
     for index, group in groups(op):
         generator.set_state(state)
         own = None if warm is None else warm[index.to(warm.device)]
-        parts.append(_of_group(group, replace(wish, generator=generator, warm=own)))
+        parts.append(_of_group(group, replace(wish, warm=own)))
         order.append(index)
     return _joined(parts, order)
 

@@ -64,6 +64,10 @@ class Operator(ABC):
     def scaled(self, factor: Tensor) -> Operator:
         """factor * M, factor (*batch) float64."""
 
+    def balanced(self) -> Operator:
+        """The same matrix from factors near 1 in size, where it has factors; else itself."""
+        return self
+
     @abstractmethod
     def live(self) -> Tensor:
         """(*batch) int: how many leading columns of its factors hold anything; the others are padding. 0 where there
@@ -160,6 +164,20 @@ def lift(tensor: Tensor, ndim: int, core: int = 2) -> Tensor:
 def top(tensor: Tensor, *dim: int) -> Tensor:
     """The largest absolute value over `dim`, NaN where there is one; no array of absolute values is made."""
     return torch.maximum(tensor.amax(dim), -tensor.amin(dim))
+
+
+def norm(tensor: Tensor) -> Tensor:
+    """||tensor||_F over the last two dimensions, (*batch) float64, to a few units of the tensor's dtype.
+
+    Squares that leave the dtype's range are avoided by a power of two.
+    """
+    wide = tensor.dtype if tensor.dtype == torch.float64 else torch.float32
+    found = torch.linalg.vector_norm(tensor, dim=(-2, -1), dtype=wide).double()
+    least, most = (1e-140, 1e140) if wide == torch.float64 else (1e-12, 1e15)
+    if bool(((found > least) & (found < most)).all()):
+        return found
+    size = torch.exp2(exponent(tensor, 2).double())
+    return torch.linalg.vector_norm(tensor.double() / size[..., None, None], dim=(-2, -1)) * size
 
 
 def exponent(tensor: Tensor, core: int) -> Tensor:

@@ -60,6 +60,10 @@ class RowScaled(Operator):
     def scaled(self, factor: Tensor) -> RowScaled:
         return RowScaled(self.M.scaled(factor), self.d)
 
+    def balanced(self) -> RowScaled:
+        power = torch.exp2(exponent(self.d, 1).double())
+        return RowScaled(self.M.scaled(power).balanced(), self.d.double() / power[..., None])
+
     def live(self) -> Tensor:
         return self.M.live().expand(self.batch_shape)
 
@@ -121,6 +125,10 @@ class ColumnScaled(Operator):
 
     def scaled(self, factor: Tensor) -> ColumnScaled:
         return ColumnScaled(self.M.scaled(factor), self.d)
+
+    def balanced(self) -> ColumnScaled:
+        power = torch.exp2(exponent(self.d, 1).double())
+        return ColumnScaled(self.M.scaled(power).balanced(), self.d.double() / power[..., None])
 
     def live(self) -> Tensor:
         return self.M.live().expand(self.batch_shape)

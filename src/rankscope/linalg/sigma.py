@@ -5,14 +5,14 @@ Letters: N matrices of a flat batch, m rows, n columns, *batch leading dimension
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import torch
 from torch import Tensor
 
 from rankscope.linalg import lanczos
-from rankscope.linalg.certify import certified_bound
+from rankscope.linalg.certify import by_eigenvalues, certified_bound
 from rankscope.linalg.dense import Dense
 from rankscope.linalg.frobenius import formation_error, product
 from rankscope.linalg.normal import CACHED
@@ -21,6 +21,11 @@ from rankscope.linalg.rounding import gamma
 from rankscope.linalg.subject import Subject
 
 SMALL = 48  # short sides up to this go to a dense float64 SVD
+EXACT = (
+    1024  # and up to this, where Lanczos is slow, to the eigenvalues of the float64 Gram matrix (docs/log.md)
+)
+PATIENCE = 128  # steps of Lanczos after which those eigenvalues cost less than further steps
+PROOF = 24  # and where a proof is wanted, for which that Gram matrix is formed in any case
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Wish:
     rtol: float
     certify: bool = False
     confidence: float = 1 - 1e-3
-    generator: torch.Generator | None = None
+    generator: torch.Generator = field(default_factory=torch.Generator)
     warm: Tensor | None = None
     slack: float = 0.0  # relative error that ||M||_F may have
     all: bool = False  # singular values, which then give sigma_1, too
@@ -44,18 +49,10 @@ class Wish:
                 f"confidence must lie in (0, 1); got {self.confidence}. For certainty pass certify=True."
             )
 
-    def fresh(self) -> torch.Generator:
-        """A generator that draws the same start for every group: seeded by the caller's, or by a fixed
-        number."""
-        if self.generator is None:
-            return torch.Generator().manual_seed(0)
-        return self.generator
-
 
 @dataclass(frozen=True)
 class Sigma:
-    """(N,) float64 CPU tensors, lower <= value <= upper; `formed` is the relative rounding error of M's own
-    entries."""
+    """(N,) float64 CPU tensors, lower <= value <= upper."""
 
     value: Tensor
     lower: Tensor
@@ -67,12 +64,17 @@ class Sigma:
 
 def largest(subject: Subject, wish: Wish) -> Sigma:
     """sigma_1 of every matrix of a group; those whose Frobenius norm is 0 or NaN give nonsense."""
-    if wish.certify:
-        return _certified(subject, wish)
-    if min(subject.op.shape[-2:]) <= SMALL:
+    side = min(subject.op.shape[-2:])
+    if side <= SMALL:
         values, width = by_svd(subject)
         return direct(values[:, 0], width, "svd")
-    return _by_lanczos(subject, wish)
+    if wish.certify:
+        return _certified(subject, wish)
+    if side > EXACT:
+        return _by_lanczos(subject, wish, steps=lanczos.STEPS)
+    found = _by_lanczos(subject, wish, steps=PATIENCE)
+    wide = (subject.norm > 0) & ~(found.upper <= found.lower * (1 + wish.rtol))
+    return _exactly(subject, found, wide)
 
 
 def direct(value: Tensor, width: Tensor, method: str) -> Sigma:
@@ -87,12 +89,39 @@ def by_svd(subject: Subject) -> tuple[Tensor, Tensor]:
     return values, (formation_error(op) + gamma(8 * sum(op.shape[-2:]))) * subject.magnitude
 
 
-def _by_lanczos(subject: Subject, wish: Wish) -> Sigma:
+def _exactly(subject: Subject, found: Sigma, which: Tensor) -> Sigma:
+    """`found`, with those that `which` (N,) names taken from the eigenvalues of their Gram matrix, or, where that is
+    large, from a dense SVD."""
+    if not bool(which.any()):
+        return found
+    op = subject.op
+    if min(op.shape[-2:]) > EXACT:
+        values, width = by_svd(subject)
+        exact = direct(values[:, 0], width, "svd")
+        value, lower, upper = exact.value, exact.lower, exact.upper
+    else:
+        index = which.nonzero()[:, 0]
+        some = op.at(index, op.batch_shape)
+        value, lower, upper = (torch.zeros_like(found.value) for _ in range(3))
+        parts = by_eigenvalues(some, magnitude=subject.magnitude[index])
+        for whole, part in zip((value, lower, upper), parts, strict=True):
+            whole[index] = part
+    return Sigma(
+        torch.where(which, value, found.value),
+        torch.where(which, lower, found.lower),
+        torch.where(which, upper, found.upper),
+        torch.where(which, 1.0, found.confidence),
+        ("svd" if min(op.shape[-2:]) > EXACT else "gram") if bool(which.all()) else found.method,
+        found.products,
+    )
+
+
+def _by_lanczos(subject: Subject, wish: Wish, *, steps: int) -> Sigma:
     """Float32 products, unless the leaves are float64 or float32's rounding would be felt at `rtol`:
     docs/math.md, (13)."""
     op, norm, shape = subject.op, subject.norm, subject.op.shape[-2:]
     flip = _lies_flat(subject.matrix)
-    generator = wish.fresh()
+    generator = wish.generator
     state = generator.get_state()
     warm = wish.warm if not flip or wish.warm is None else (op @ wish.warm[..., None])[..., 0]
     for dtype in dict.fromkeys((op.dtype, torch.float64)):
@@ -102,7 +131,9 @@ def _by_lanczos(subject: Subject, wish: Wish) -> Sigma:
             norm * (1 + subject.error), subject.allowance(dtype), ~(norm > 0), room, wish.confidence
         )
         matrix = subject.cast(dtype)
-        ritz = lanczos.largest(matrix.mT if flip else matrix, goal, generator=generator, warm=warm)
+        ritz = lanczos.largest(
+            matrix.mT if flip else matrix, goal, generator=generator, warm=warm, steps=steps
+        )
         if not ritz.starved:
             break
     value = torch.linalg.vector_norm(product(op, ritz.vectors, transposed=flip), dim=-1).cpu()
@@ -114,21 +145,19 @@ def _by_lanczos(subject: Subject, wish: Wish) -> Sigma:
 
 
 def _certified(subject: Subject, wish: Wish) -> Sigma:
-    """Lanczos finds, Cholesky proves. Where the proof fails, Lanczos had not found sigma_1: a dense SVD
-    does."""
-    found = _by_lanczos(subject, replace(wish, rtol=wish.rtol / 2, confidence=0.9))
-    value, lower, norm = found.value, found.lower, subject.norm
-    tau = value * (1 + 0.9 * wish.rtol)
-    upper = certified_bound(subject.op, tau, magnitude=subject.magnitude)
-    upper = torch.minimum(upper, norm * (1 + subject.error))
-    unproved = (norm > 0) & ~(upper <= lower * (1 + wish.rtol))
-    if bool(unproved.any()):
-        values, width = by_svd(subject)
-        exact = values[:, 0]
-        value = torch.where(unproved, exact, value)
-        lower = torch.where(unproved, exact - width, lower)
-        upper = torch.where(unproved, exact + width, upper)
-    return Sigma(value, lower, upper, torch.ones_like(value), "cholesky", found.products)
+    """Lanczos finds, Cholesky proves. Where Lanczos is slow or has not found sigma_1, eigenvalues or a dense SVD do."""
+    steps = lanczos.STEPS if min(subject.op.shape[-2:]) > EXACT else PROOF
+    found = _by_lanczos(subject, replace(wish, rtol=wish.rtol / 2, confidence=0.9), steps=steps)
+    real = subject.norm > 0
+    near = real & (found.upper <= found.lower * (1 + wish.rtol / 2))
+    if bool(near.any()):
+        tau = found.value * (1 + 0.9 * wish.rtol)
+        upper = certified_bound(subject.op, tau, magnitude=subject.magnitude)
+        upper = torch.minimum(upper, subject.norm * (1 + subject.error))
+        found = replace(found, upper=torch.where(near, upper, torch.inf))
+    proved = near & (found.upper <= found.lower * (1 + wish.rtol))
+    found = replace(found, method="cholesky", confidence=torch.ones_like(found.value))
+    return _exactly(subject, found, real & ~proved)
 
 
 def _lies_flat(op: Operator) -> bool:

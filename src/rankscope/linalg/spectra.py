@@ -7,6 +7,7 @@ matrix and float64 CPU tensors (*batch) for a batch.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,18 +20,19 @@ from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.norms import ZERO, Norms, norms, spectrum
 from rankscope.linalg.norms import frobenius as _frobenius
 from rankscope.linalg.operator import Operator
-from rankscope.linalg.sigma import Wish
+from rankscope.linalg.sigma import Sigma, Wish
 
 
 @dataclass(frozen=True)
 class Summary:
     """What one look at a matrix or a batch yields; `effective_rank` is NaN where it was not asked for or is
-    undefined."""
+    undefined. `singular_values` (*batch, p) float64 CPU, p as in `singular_values`, or None where they were not needed."""
 
     stable_rank: Estimate
     spectral_norm: float | Tensor
     frobenius_norm: float | Tensor
     effective_rank: float | Tensor
+    singular_values: Tensor | None = None
 
 
 def stable_rank(
@@ -48,11 +50,12 @@ def stable_rank(
     The bounds lie within a relative `rtol` of each other, if float64 allows. They hold with probability
     `confidence` over the random start, or, with `certify=True`, for certain: by a Cholesky factor of tau^2 I
     - M^T M. A LowRank is exact in any case. `warm` (*batch, n) is a guess of the leading right singular
-    vector: it can only save steps.
+    vector: it can only save steps. Without a `generator` the start is drawn afresh, and its seed kept in the Estimate.
     """
     op = as_operator(M)
-    found = norms(op, Wish(rtol / 2, certify, confidence, generator, warm, slack=rtol / 24))
-    return shaped(_stable_rank(found), op.batch_shape)
+    start, seed = _start(generator)
+    found = norms(op, Wish(rtol / 2, certify, confidence, start, warm, slack=rtol / 24))
+    return shaped(_stable_rank(found, op, rtol, seed), op.batch_shape)
 
 
 def spectral_norm(
@@ -67,11 +70,14 @@ def spectral_norm(
     """sigma_1 = ||M||_2, with the options of `stable_rank`; 0 for a zero matrix. docs/math.md, (9) to
     (17)."""
     op = as_operator(M)
-    found = norms(op, Wish(rtol, certify, confidence, generator, warm))
+    start, seed = _start(generator)
+    found = norms(op, Wish(rtol, certify, confidence, start, warm))
     s = found.sigma
     reason = tuple(None if r == ZERO else r for r in found.reason)
+    met = _met(s.lower, s.upper, rtol)
     return shaped(
-        Estimate(s.value, s.lower, s.upper, s.confidence, s.method, s.products, reason), op.batch_shape
+        Estimate(s.value, s.lower, s.upper, s.confidence, s.method, s.products, reason, met, _used(s, seed)),
+        op.batch_shape,
     )
 
 
@@ -131,18 +137,21 @@ def summary(
     """
     op = as_operator(M)
     wanted = isinstance(op, LowRank) if effective_rank is None else effective_rank
-    found = norms(op, Wish(rtol / 2, certify, confidence, generator, warm, all=wanted or exact))
+    start, seed = _start(generator)
+    found = norms(op, Wish(rtol / 2, certify, confidence, start, warm, all=wanted or exact))
     batch = op.batch_shape
     if not wanted:
         rank = torch.full_like(found.frobenius, torch.nan)
     else:
         assert found.spectrum is not None
         rank = _effective(found.spectrum)
+    sigma = found.spectrum
     return Summary(
-        shaped(_stable_rank(found), batch),
+        shaped(_stable_rank(found, op, rtol, seed), batch),
         _shaped(found.sigma.value, batch),
         _shaped(found.frobenius, batch),
         _shaped(rank, batch),
+        None if sigma is None else sigma.reshape(*batch, sigma.shape[-1]),
     )
 
 
@@ -152,14 +161,35 @@ def _effective(sigma: Tensor) -> Tensor:
     return torch.special.entr(share).sum(-1).exp()
 
 
-def _stable_rank(found: Norms) -> Estimate:
-    """From both norms, their errors carried along."""
+def _start(generator: torch.Generator | None) -> tuple[torch.Generator, int | None]:
+    """The generator of the start vector, and its seed where it is drawn here: from the system's entropy, so
+    that no matrix can have been made against it."""
+    if generator is not None:
+        return generator, None
+    seed = secrets.randbits(63)
+    return torch.Generator().manual_seed(seed), seed
+
+
+def _used(sigma: Sigma, seed: int | None) -> int | None:
+    return seed if sigma.products else None
+
+
+def _met(lower: Tensor, upper: Tensor, rtol: float) -> Tensor:
+    """(N,) bool: do the bounds lie within a relative rtol of each other, up to float64's last digits? True for NaN."""
+    return ~(upper > lower * (1 + rtol) * (1 + 1e-14))
+
+
+def _stable_rank(found: Norms, op: Operator, rtol: float, seed: int | None) -> Estimate:
+    """From both norms, their errors carried along. It is at most the rank, and so at most min(m, n) or r."""
     s, F = found.sigma, found.frobenius
-    lower = (F * (1 - found.error) / s.upper).square().clamp(min=1)
-    upper = (F * (1 + found.error) / s.lower).square()
-    value = torch.maximum((F / s.value).square(), lower)
+    most = float(min(*op.shape[-2:], op.A.shape[-2]) if isinstance(op, LowRank) else min(op.shape[-2:]))
+    lower = (F * (1 - found.error) / s.upper).square().clamp(min=1, max=most)
+    upper = (F * (1 + found.error) / s.lower).square().clamp(max=most)
+    value = torch.maximum((F / s.value).square(), lower).clamp(max=most)
+    upper = torch.maximum(upper, value)
+    met = _met(lower, upper, rtol)
     return Estimate(
-        value, lower, torch.maximum(upper, value), s.confidence, s.method, s.products, found.reason
+        value, lower, upper, s.confidence, s.method, s.products, found.reason, met, _used(s, seed)
     )
 
 

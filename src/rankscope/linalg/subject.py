@@ -17,6 +17,7 @@ from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma, unit_roundoff
 
 FORMED = 2**22  # entries up to which a sum is made into a matrix, which is then read alone in each step
+ORDINARY = 2.0**10  # norms from 1 / this to this need no rescaling: their fourth powers are float32 numbers
 LOOSE = 1e-4  # relative error of ||M||_F that must be allowed before anything is formed in float32
 
 
@@ -40,23 +41,42 @@ class Subject:
         return formed(self.op, dtype)[0]
 
     def allowance(self, dtype: torch.dtype) -> Tensor:
-        """What rounding in `dtype` may add to sigma_1: docs/math.md, (13)."""
-        return (2 * max(self.op.shape[-2:]) ** 0.5 + 1) * unit_roundoff(dtype) * self.reach
+        """What rounding in `dtype` may add to sigma_1, the forming of M included: docs/math.md, (13)."""
+        products = (2 * max(self.op.shape[-2:]) ** 0.5 + 1) * unit_roundoff(dtype) * self.reach
+        return products + formation_error(self.op) * self.magnitude
 
 
 def prepared(op: Operator, *, form: bool = True, slack: float = 0.0) -> tuple[Subject, Tensor]:
-    """The operator with extreme entries brought near 1, and the powers of two (N,) that were taken out.
+    """The operator brought near 1 in size, and the powers of two (N,) that were taken out of its matrices.
 
+    Float32 is then far from its limits: Lanczos squares sigma_1 twice. A power of two changes no entry.
     ||M||_F is exact to float64's rounding, or, where that is much cheaper, at least to a relative `slack`.
     """
+    op, size = op.balanced(), torch.ones(op.batch_shape, dtype=torch.float64)
+    if not isinstance(op, Dense):  # what is added up, before float32 adds it
+        op, size = _rescaled(op, size, op.magnitude().expand(op.batch_shape).cpu())
     subject = _measured(op, form, slack)
-    norm = subject.norm
-    extreme = ~((norm > 1e-12) & (norm < 1e12))
+    for _ in range(2):  # once more where the sum cancelled, or its squares had left float64's range
+        op, again = _rescaled(op, size, subject.norm)
+        if again is size:
+            break
+        subject, size = _measured(op, form, slack), again
+    return subject, size
+
+
+def _rescaled(op: Operator, size: Tensor, norm: Tensor) -> tuple[Operator, Tensor]:
+    """`op` divided by powers of two near `norm` where that is not of ordinary size, and `size` times them; both
+    as they are where nothing is to do."""
+    extreme = ~((norm > 1 / ORDINARY) & (norm < ORDINARY))
     if not bool(extreme.any()):
-        return subject, torch.ones_like(norm)
-    power = torch.exp2(op.exponent().expand(op.batch_shape).double()).cpu()
-    size = torch.where(extreme & power.isfinite() & (power > 0), power, 1.0)
-    return _measured(op.scaled(1 / size), form, slack), size
+        return op, size
+    known = (norm > 0) & (norm < torch.inf)
+    rough = op.exponent().expand(op.batch_shape).cpu()
+    power = torch.exp2(torch.where(known, torch.frexp(norm)[1], rough).double())
+    power = torch.where(extreme & power.isfinite() & (power > 0), power, 1.0)
+    if bool((power == 1).all()):
+        return op, size
+    return op.scaled(1 / power), size * power
 
 
 def _measured(op: Operator, form: bool, slack: float) -> Subject:

@@ -53,6 +53,9 @@ class Sum(Operator):
     def scaled(self, factor: Tensor) -> Sum:
         return Sum(self.left.scaled(factor), self.right.scaled(factor))
 
+    def balanced(self) -> Sum:
+        return Sum(self.left.balanced(), self.right.balanced())
+
     def live(self) -> Tensor:
         return torch.maximum(self.left.live(), self.right.live())
 

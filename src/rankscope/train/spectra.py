@@ -89,7 +89,8 @@ class Recorder:
         if not any(alive):
             return
         few = operator.device.type == "cpu" and math.prod(operator.shape) * min(operator.shape[-2:]) <= FEW
-        found = summary(operator, rtol=RTOL, effective_rank=matrix == "dW", exact=few)
+        start = torch.Generator().manual_seed(0)  # the same in a run that was stopped and went on
+        found = summary(operator, rtol=RTOL, effective_rank=matrix == "dW", exact=few, generator=start)
         sr = found.stable_rank
         norms = (found.spectral_norm, found.frobenius_norm, found.effective_rank)
         numbers = torch.stack(
