@@ -1,17 +1,34 @@
-"""Sites, heads and lengths of models; the random streams of a trial."""
+"""Sites, heads and lengths of models, what their files lack; the random streams of a trial."""
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from conftest import TARGETS
 from rankscope.study.task import TASKS
-from rankscope.train.model import heads, largest_rank, load_model, longest_input, sites, skeleton, stream
+from rankscope.train.model import (
+    drawn_beside_head,
+    largest_rank,
+    load_model,
+    load_tokenizer,
+    longest_input,
+    modules_to_save,
+    sites,
+    skeleton,
+    stream,
+    trained_in_full,
+)
 
 SITES = {"roberta": (4, 16), "bert": (4, 16), "gpt2": (2, 16), "llama": (4, 8)}
 HEADS = {
@@ -30,7 +47,7 @@ def test_shapes_without_weights(architecture: str, tiny_models: dict[str, str]) 
     assert (len(sites(model, TARGETS[architecture])), largest_rank(model, TARGETS[architecture])) == SITES[
         architecture
     ]
-    assert list(heads(model)) == HEADS[architecture]
+    assert list(trained_in_full(model)) == HEADS[architecture]
     assert longest_input(model) == LENGTHS[architecture]
 
 
@@ -63,3 +80,89 @@ def test_a_head_for_other_labels_is_drawn_anew_but_the_base_must_fit(
     (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
     with pytest.raises(ValueError, match=r"disagree about the shape of roberta\.encoder"):
         load_model(str(tmp_path), TASKS["CoLA"])
+
+
+def changed(model: str, folder: Path, **settings: object) -> str:
+    """A copy of a model folder with other settings in its configuration."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    return str(folder)
+
+
+def without(model: str, folder: Path, *parts: str) -> str:
+    """A copy of a model folder whose file lacks these weights."""
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not any(part in name for part in parts)}
+    assert len(kept) < len(tensors)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+LONGEST = {
+    "roberta": (transformers.RobertaConfig(max_position_embeddings=20, pad_token_id=5), 14),
+    "mpnet": (transformers.MPNetConfig(max_position_embeddings=20), 18),  # its padding_idx is always 1
+    "bert": (transformers.BertConfig(max_position_embeddings=20), 20),
+    "opt": (transformers.OPTConfig(max_position_embeddings=20), 20),  # its table has two rows more
+    "xlnet": (transformers.XLNetConfig(), None),
+    "t5": (transformers.T5Config(), None),
+    "bloom": (transformers.BloomConfig(), None),
+    "mpt": (transformers.MptConfig(max_seq_len=20), 20),
+}
+
+
+@pytest.mark.parametrize("family", LONGEST)
+def test_tokens_that_a_model_has_positions_for(family: str) -> None:
+    config, expected = LONGEST[family]
+    with torch.device("meta"):
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+    assert longest_input(model) == expected
+
+
+def test_a_layer_above_the_blocks_that_the_file_lacks_is_trained_with_the_head(
+    tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    """A BERT without pooler, as masked-LM checkpoints are."""
+    path = without(tiny_models["bert"], tmp_path / "bert", "pooler")
+    for model in (skeleton(path, TASKS["CoLA"]), load_model(path, TASKS["CoLA"])):
+        assert list(trained_in_full(model)) == ["bert.pooler.dense", "classifier"]
+        assert drawn_beside_head(model) == ["bert.pooler.dense"]
+        assert modules_to_save(model) == ["bert.pooler.dense", "classifier"]
+        assert not any("pooler" in name for name in sites(model, ["dense"]))
+    assert drawn_beside_head(load_model(tiny_models["bert"], TASKS["CoLA"])) == []
+
+
+@pytest.mark.parametrize("part", ["layer.1.attention.self.query.weight", "word_embeddings"])
+def test_a_file_that_lacks_a_block_or_an_embedding_is_refused(
+    part: str, tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    path = without(tiny_models["bert"], tmp_path / "bert", part)
+    for load in (skeleton, load_model):
+        with pytest.raises(ValueError, match=rf"its file lacks 1 of the model's weights, .*{part}"):
+            load(path, TASKS["CoLA"])
+
+
+def test_a_folder_that_holds_an_adapter_is_no_base(tiny_models: dict[str, str], tmp_path: Path) -> None:
+    path = changed(tiny_models["bert"], tmp_path / "bert")
+    (tmp_path / "bert" / "adapter_config.json").write_text("{}")
+    for load in (skeleton, load_model):
+        with pytest.raises(ValueError, match="found an adapter in it"):
+            load(path, TASKS["CoLA"])
+
+
+@pytest.mark.parametrize("load", [skeleton, load_model, lambda path, task: load_tokenizer(path)])
+def test_code_in_a_model_folder_is_never_run(
+    load: Callable[..., object], tiny_models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would ask on the terminal, and `y` on standard input would run it."""
+    code: dict[str, object] = dict.fromkeys(("AutoConfig", "AutoModelForSequenceClassification"), "modeling.Any")
+    code["AutoTokenizer"] = ["modeling.Any", None]
+    path = changed(tiny_models["bert"], tmp_path / "bert", model_type="unknown", auto_map=code)
+    (tmp_path / "bert" / "modeling.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\nclass Any: pass\n")
+    (tmp_path / "bert" / "tokenizer_config.json").write_text(json.dumps({"auto_map": code}))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(ValueError, match=r"^model .*bert") as error:
+        load(path, TASKS["CoLA"])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()

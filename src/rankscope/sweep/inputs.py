@@ -20,7 +20,7 @@ from rankscope.sweep.machine import default_workers, free_for_each, room
 from rankscope.train.data import Encoded, encode, read_split
 from rankscope.train.data import fingerprint as data_fingerprint
 from rankscope.train.model import fingerprint as model_fingerprint
-from rankscope.train.model import largest_rank, load_tokenizer, shape_of, skeleton
+from rankscope.train.model import largest_rank, load_tokenizer, longest_input, shape_of, skeleton
 
 
 class StudyInputs:
@@ -120,10 +120,8 @@ class StudyInputs:
         if key not in self._encoded:
             train, validation = self._splits[trial.task]
             task, tokenizer = self.tasks[trial.task], self._tokenizers[trial.model]
-            longest = (
-                self._skeletons[trial.model].config.max_position_embeddings - 2
-            )  # RoBERTa keeps two for padding
-            length = min(trial.max_length, longest)
+            longest = longest_input(self._skeletons[trial.model])
+            length = trial.max_length if longest is None else min(trial.max_length, longest)
             self._encoded[key] = (
                 encode(train, task, tokenizer, max_length=length),
                 encode(validation, task, tokenizer, max_length=length),

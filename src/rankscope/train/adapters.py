@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, TaskType
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -20,9 +18,18 @@ from rankscope.linalg import Dense, LowRank
 from rankscope.study.study_file import Trial
 from rankscope.study.task import Task
 from rankscope.train.encoder import rewire, shares_prefix
-from rankscope.train.model import draw_head, heads, load_model, sites, stream, weight_of
-from rankscope.train.packed import Noise, PackedLinear, PackedLoRA, SharedDropout, buckets
+from rankscope.train.model import (
+    draw_head,
+    load_model,
+    modules_to_save,
+    sites,
+    stream,
+    trained_in_full,
+    weight_of,
+)
+from rankscope.train.packed import Noise, PackedLoRA, SharedDropout, buckets, packed_copies
 from rankscope.train.rows import Rows
+from rankscope.train.saved_adapter import save_adapter
 from rankscope.train.updates import Updates
 
 
@@ -41,22 +48,18 @@ class AdapterPack:
         first = trials[0]
         self.trials, self.base = list(trials), model
         self.noise = Noise(len(trials), stream(first.seed, "dropout", device))
-        self.model = load_model(model, task).requires_grad_(False)
+        self.model = load_model(model, task)
         draws = [stream(trial.seed, "init") for trial in trials]
         for (
             generator
         ) in draws:  # each trial draws head, then adapters, as if it were alone: equal heads come out
             draw_head(self.model, generator)
         K = len(trials)
-        self.heads = {
-            name: PackedLinear(
-                weight=_copies(layer.weight, K), bias=None if layer.bias is None else _copies(layer.bias, K)
-            )
-            for name, layer in heads(self.model).items()
-        }
+        self.heads = {name: packed_copies(layer, K) for name, layer in trained_in_full(self.model).items()}
         self.sites = {
             name: self._adapted(base, draws) for name, base in sites(self.model, first.target_modules).items()
         }
+        self.modules_to_save = modules_to_save(self.model)
         self.repeats = share(self.model, self.noise)
         for name, module in [*self.sites.items(), *self.heads.items()]:
             self.model.set_submodule(name, module)
@@ -121,29 +124,13 @@ class AdapterPack:
             state[f"{name}.lora_B.weight"] = values[id(site.B[bucket])][place, :, : trial.rank]
         for name, head in self.heads.items():
             state |= {f"{name}.{key}": values[id(p)][k] for key, p in head.named_parameters()}
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {f"base_model.model.{key}": value.contiguous().cpu() for key, value in state.items()},
-            folder / "adapter_model.safetensors",
-            metadata={"format": "pt"},
-        )
-        self._config(trial).save_pretrained(folder)
-
-    def _config(self, trial: Trial) -> LoraConfig:
-        assert trial.rank is not None
-        assert trial.lora_alpha is not None
-        alpha = trial.lora_alpha * (trial.rank if trial.scaling == "alpha" else 1)  # PEFT divides by r
-        return LoraConfig(
-            task_type=TaskType.SEQ_CLS,
-            inference_mode=True,
-            base_model_name_or_path=self.base,
-            r=trial.rank,
-            lora_alpha=int(alpha) if alpha.is_integer() else alpha,
-            use_rslora=trial.scaling == "alpha/sqrt(r)",
-            lora_dropout=trial.lora_dropout,
-            target_modules=list(trial.target_modules),
+        save_adapter(
+            folder,
+            trial,
+            state,
+            base=self.base,
             fan_in_fan_out=any(isinstance(site.base, Conv1D) for site in self.sites.values()),
-            modules_to_save=sorted({name.split(".")[0] for name in self.heads}),
+            modules_to_save=self.modules_to_save,
         )
 
 
@@ -161,7 +148,3 @@ def share(model: PreTrainedModel, noise: Noise) -> int:
         return noise.trials
     rewire(model, noise)
     return 1
-
-
-def _copies(parameter: Tensor, K: int) -> Tensor:
-    return parameter.detach().expand(K, *parameter.shape).clone()

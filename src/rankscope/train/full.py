@@ -35,9 +35,10 @@ class FullPack:
         self.noise = Noise(1, stream(trial.seed, "dropout", device))
         self.model = load_model(model, task)
         draw_head(self.model, stream(trial.seed, "init"))
+        self.sites = sites(self.model, trial.target_modules)
+        self.model.requires_grad_(True)
         self.repeats = share(self.model, self.noise)
         self.model.to(device=device, dtype=dtype)
-        self.sites = sites(self.model, trial.target_modules)
         self.pretrained = {name: weight_of(site).clone() for name, site in self.sites.items()}
         names, parameters = zip(*self.model.named_parameters(), strict=True)
         self._names = {id(p): name for name, p in zip(names, parameters, strict=True)}

@@ -146,3 +146,36 @@ class PackedLinear(nn.Module):
         if self.bias is not None:
             y = y + self.bias[:, None, :]
         return y.reshape(*x.shape[:-1], m)
+
+
+class PackedLayerNorm(nn.Module):
+    """K layer norms of one width: those of the trials' own heads."""
+
+    def __init__(self, *, weight: Tensor, bias: Tensor | None, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)  # (K, d)
+        self.bias = None if bias is None else nn.Parameter(bias)  # (K, d)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (K*B, ..., d)"""
+        K, d = self.weight.shape
+        y = nn.functional.layer_norm(x, (d,), eps=self.eps).reshape(K, -1, d) * self.weight[:, None]
+        if self.bias is not None:
+            y = y + self.bias[:, None]
+        return y.view(x.shape)
+
+
+def packed_copies(layer: nn.Module, K: int) -> PackedLinear | PackedLayerNorm:
+    """K copies of a layer that each trial trains in full; ``TypeError`` for a kind that has no packed one."""
+    if not isinstance(layer, nn.Linear | nn.LayerNorm):
+        raise TypeError(f"expected a linear layer or a layer norm; found {type(layer).__name__}")
+    weight, bias = (None if p is None else _copies(p, K) for p in (layer.weight, layer.bias))
+    assert weight is not None
+    if isinstance(layer, nn.Linear):
+        return PackedLinear(weight=weight, bias=bias)
+    return PackedLayerNorm(weight=weight, bias=bias, eps=layer.eps)
+
+
+def _copies(parameter: Tensor, K: int) -> Tensor:
+    return parameter.detach().expand(K, *parameter.shape).clone()
