@@ -127,12 +127,14 @@ def accuracy(prediction: Any) -> dict[str, float]:
 def peft_alone(trial: Trial, inputs: Inputs, start: Path, out: Path) -> tuple[float, float]:
     """One trial by PEFT and the Trainer. -> (seconds, final validation loss)"""
     train, validation = inputs.encoded(trial)
-    steps = trial.total_steps(len(train))
+    steps, every = trial.total_steps(len(train)), trial.eval_every
+    if not isinstance(every, int):  # "epoch"
+        every = math.ceil(len(train) / trial.batch_size)
     arguments = TrainingArguments(
         output_dir=str(out), max_steps=steps, per_device_train_batch_size=trial.batch_size,
         learning_rate=trial.learning_rate, weight_decay=trial.weight_decay, max_grad_norm=trial.max_grad_norm,
         lr_scheduler_type="linear", warmup_steps=math.ceil(trial.warmup_ratio * steps), eval_strategy="steps",
-        eval_steps=trial.eval_every if isinstance(trial.eval_every, int) else math.ceil(len(train) / trial.batch_size),
+        eval_steps=every,
         logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
         bf16=torch.cuda.is_available(), per_device_eval_batch_size=64,
     )  # fmt: skip

@@ -188,8 +188,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     speed = bandwidth()
     print(f"torch {torch.__version__}, {options.threads} threads, memory {speed / 1e9:.1f} GB/s, rtol {RTOL}")
-    head = f"{'':32}{'ours':>9}{'certified':>11}{'svdvals':>10}{'ratio':>8}{'certified':>11}{'floor':>8}"
-    print(head + f"{'products':>14}")
+    times, ratios = ("ours", "certified", "svdvals"), ("ratio", "certified", "floor", "products")
+    print(" " * 32 + "{:>9}{:>11}{:>10}".format(*times) + "{:>8}{:>11}{:>8}{:>14}".format(*ratios))
     for name, ours, theirs, moved in cases(options.only):
         t = median(partial(ours, False), options.repeats)
         proved = math.nan if options.no_certify else median(partial(ours, True), min(options.repeats, 3))

@@ -1,6 +1,6 @@
 """Claim: a checkpoint of any size is measured in the memory of its largest tensor, at a rate worth naming.
 
-    python benchmarks/streaming.py make seven          # a Llama-2-7B-shaped checkpoint, bfloat16, 13.5 GB
+    python benchmarks/streaming.py make seven       # a Llama-2-7B-shaped checkpoint, bfloat16, 13.5 GB
     python benchmarks/streaming.py measure seven       # prints; leaves the checkpoint
     python benchmarks/streaming.py measure seven --layers 'layers\\.(0|1)\\.'
     rm -r seven

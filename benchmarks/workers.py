@@ -1,8 +1,8 @@
 """Do two workers do twice the work of one, and does Ray cost anything beside plain processes?
 
-    python benchmarks/workers.py one two             # one worker on one core, two on two: aim 1.6 times the throughput
-    python benchmarks/workers.py two ray --steps 400 # two processes, two Ray workers: aim at most 5 % more
-    python benchmarks/workers.py wide two            # one worker of two threads, two of one: which `sweep` should start
+    python benchmarks/workers.py one two                # a worker on a core, two on two: aim 1.6 times
+    python benchmarks/workers.py two ray --steps 400    # two processes, two of Ray: aim 5 % more at most
+    python benchmarks/workers.py wide two               # a worker of two threads, two of one thread
 
 Each runs the same study on the lab's encoder (48 LoRA trials of 3 tasks, 12 full fine-tunes) into a store of its own, as `rankscope run` does, and prints
 the wall time of the whole command and that from the first claim to the last commit (without Python's start). The Ray cluster, one node of this

@@ -1,7 +1,7 @@
 """Mutation testing: breaks one place of a room at a time and asks the room's tests whether they see it.
 
-    python tools/mutants.py linalg --count 80 --log mutants.jsonl      # goes on where it was stopped
-    python tools/mutants.py linalg --count 80 --list                   # the same mutants, as text
+    python tools/mutants.py linalg --count 80 --log mutants.jsonl    # goes on where it was stopped
+    python tools/mutants.py linalg --count 80 --list                 # the same mutants, as text
     python tools/mutants.py --summary mutants.jsonl
 
 Works on a copy of src/ and tests/, so the checkout stays as it is. Each mutant is one splice of source text, found on

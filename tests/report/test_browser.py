@@ -132,8 +132,9 @@ def test_the_table_of_layers_sorts_both_ways(opened):
     page = opened.page
     heading = page.locator("#table-layers th", has=page.get_by_role("button", name="sr(ΔW)", exact=True))
     values = """() => {
-      const at = [...document.querySelectorAll('#table-layers th')].findIndex(h => h.textContent.trim() === 'sr(ΔW)');
-      return [...document.querySelectorAll('#table-layers tbody tr')].map(r => Number(r.cells[at].dataset.value));
+      const all = selector => [...document.querySelectorAll(`#table-layers ${selector}`)];
+      const at = all('th').findIndex(h => h.textContent.trim() === 'sr(ΔW)');
+      return all('tbody tr').map(r => Number(r.cells[at].dataset.value));
     }"""
     unsorted = page.evaluate(values)
     assert unsorted != sorted(unsorted)

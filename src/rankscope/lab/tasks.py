@@ -1,8 +1,8 @@
 """The three generated tasks, with GLUE's column names: ``rows(task, split)`` and ``write(folder)``.
 
-    acceptability   sentence, label                 1 acceptable            (as CoLA)
-    paraphrase      sentence1, sentence2, label     1 paraphrase            (as MRPC)
-    entailment      sentence1, sentence2, label     1 not entailed          (as RTE: 0 is entailment)
+    acceptability   sentence, label                 1 acceptable      (as CoLA)
+    paraphrase      sentence1, sentence2, label     1 paraphrase      (as MRPC)
+    entailment      sentence1, sentence2, label     1 not entailed    (as RTE: 0 is entailment)
 
 The rows depend on the seed alone: not on the platform, the Python version or the hash seed.
 """

@@ -6,7 +6,7 @@ and a decision is taken with all earlier ones known. (The transaction log of Del
 VLDB 2020. It asks nothing of a disk or an object store but to create a file that isn't there.)
 
     claim    trials, by a worker       the entry's number is the claim's fencing number
-    commit   of a claim                its results count, all of them, from this moment on, with the digests of their files
+    commit   of a claim                its results count from now on, with the digests of their files
     release  of a claim                its worker stopped on purpose
     revoke   of a claim                its worker is dead, another one says
     fail     of a claim                with the reason

@@ -6,8 +6,8 @@ log/<number>.json        who trains what (log.py)
 beats/<claim>.json       heartbeats (lease.py)
 work/<claim>/            trials/<id>/ and scratch/ of a claim: what its worker is writing
 harmed/                  what was found damaged, set aside (recovery.py); nothing reads it
-cache/                   tables, the log's beginning in one file, a copy of store.json; may be deleted
-comparison.parquet       LoRA against full fine-tuning, made again from the trials whenever they change; with
+cache/                   tables, a snapshot of the log, a copy of store.json; may be deleted
+comparison.parquet       LoRA against full fine-tuning, made again whenever the trials change
 comparison.json          its SHA-256 and the trials that it was made of
 """
 

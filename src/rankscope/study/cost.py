@@ -129,9 +129,12 @@ def adapter_weights(trial: Trial, shape: Shape) -> int:
 def _adapter_operations(trial: Trial, shape: Shape, tokens: float) -> float:
     """Forward, to both factors, and to the input where that is wanted: 2 r (m + n) a token each."""
     return sum(
-        (1 if site.one_token else tokens) * (6 if site.differentiated else 4) * (trial.rank or 0) * (site.m + site.n)
+        (1 if site.one_token else tokens)
+        * (6 if site.differentiated else 4)
+        * (trial.rank or 0)
+        * (site.m + site.n)
         for site in shape.adapted
-    )  # fmt: skip
+    )
 
 
 def _evaluations(trial: Trial, rows: Rows, steps: int) -> int:

@@ -19,7 +19,8 @@ def validation_message(error: ValidationError, sections: Mapping[str, type[BaseM
         name, section, keys = f"[fixed.task.{keys[1]}]", "fixed.task", keys[2:]
     if section not in sections:
         place, key = section, ""
-    else:  # pydantic appends the branch of a union ("constrained-int"); the user wrote no such thing
+    else:
+        # pydantic appends the branch of a union ("constrained-int"), which the user did not write
         key = keys[0] if keys else ""
         place = f"{name} {key}".rstrip()
     if found["type"] == "extra_forbidden":
