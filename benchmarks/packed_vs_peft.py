@@ -46,7 +46,7 @@ from rankscope.store.trial_dir import TrialDir
 from rankscope.study.cost import operations
 from rankscope.study.packing import packs
 from rankscope.study.study_file import Study, Trial
-from rankscope.sweep.inputs import Inputs
+from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.plan import matrix_rate
 from rankscope.sweep.run import provenance, trainer
 from rankscope.train.adapters import AdapterPack
@@ -124,7 +124,7 @@ def accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
-def peft_alone(trial: Trial, inputs: Inputs, start: Path, out: Path) -> tuple[float, float]:
+def peft_alone(trial: Trial, inputs: StudyInputs, start: Path, out: Path) -> tuple[float, float]:
     """One trial by PEFT and the Trainer. -> (seconds, final validation loss)"""
     train, validation = inputs.encoded(trial)
     steps, every = trial.total_steps(len(train)), trial.eval_every
@@ -158,7 +158,7 @@ def peft_alone(trial: Trial, inputs: Inputs, start: Path, out: Path) -> tuple[fl
 def visit(text: str, root: Path, threads: int, tasks: Any, ready: Any) -> None:
     """A worker: trains the packs that it is given."""
     torch.set_num_threads(threads)
-    inputs = Inputs(Study.parse(text, folder=Path.cwd()))
+    inputs = StudyInputs(Study.parse(text, folder=Path.cwd()))
     for trial in inputs.trials[:1]:
         inputs.encoded(trial)
     ready.put(None)
@@ -170,7 +170,7 @@ def visit(text: str, root: Path, threads: int, tasks: Any, ready: Any) -> None:
     ready.put(None)
 
 
-def ours(text: str, inputs: Inputs, root: Path, *, workers: int, size: int) -> float:
+def ours(text: str, inputs: StudyInputs, root: Path, *, workers: int, size: int) -> float:
     """All trials, packed. -> seconds"""
     spawn = multiprocessing.get_context("spawn")
     tasks, ready = spawn.Queue(), spawn.Queue()
@@ -196,7 +196,7 @@ def ours(text: str, inputs: Inputs, root: Path, *, workers: int, size: int) -> f
 
 
 def compare(text: str, name: str, options: argparse.Namespace) -> None:
-    inputs = Inputs(Study.parse(text, folder=Path.cwd()))
+    inputs = StudyInputs(Study.parse(text, folder=Path.cwd()))
     trials = inputs.trials
     train, validation = inputs.encoded(trials[0])
     stride = max(1, len(trials) // options.alone)

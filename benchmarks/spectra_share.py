@@ -23,7 +23,7 @@ import torch
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.packing import packs
 from rankscope.study.study_file import Study
-from rankscope.sweep.inputs import Inputs
+from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.run import provenance, trainer
 from rankscope.train.spectra import Recorder
 
@@ -31,7 +31,7 @@ from rankscope.train.spectra import Recorder
 def work(part: int, tasks: list[str], results: Any) -> None:
     """Every second pack. Puts (method, seconds of spectra, looks, seconds in all) of each."""
     torch.set_num_threads(1)
-    inputs = Inputs(Study.load("lab"))
+    inputs = StudyInputs(Study.load("lab"))
     spent: list[float] = []
     real = Recorder.record
 

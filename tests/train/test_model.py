@@ -156,7 +156,9 @@ def test_code_in_a_model_folder_is_never_run(
     load: Callable[..., object], tiny_models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers would ask on the terminal, and `y` on standard input would run it."""
-    code: dict[str, object] = dict.fromkeys(("AutoConfig", "AutoModelForSequenceClassification"), "modeling.Any")
+    code: dict[str, object] = dict.fromkeys(
+        ("AutoConfig", "AutoModelForSequenceClassification"), "modeling.Any"
+    )
     code["AutoTokenizer"] = ["modeling.Any", None]
     path = changed(tiny_models["bert"], tmp_path / "bert", model_type="unknown", auto_map=code)
     (tmp_path / "bert" / "modeling.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\nclass Any: pass\n")
