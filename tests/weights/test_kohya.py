@@ -171,15 +171,13 @@ def test_a_folder_as_diffusers_saves_it(tmp_path: Path, unet: Path) -> None:
 def test_what_else_such_files_hold_is_named(tmp_path: Path, unet: Path) -> None:
     tensors = {
         f"{KOHYA}.lora_up.weight": B, f"{KOHYA}.lora_down.weight": A,
-        "lora_unet_x.hada_w1_a": A, "lora_unet_x.alpha": torch.tensor(1.0),
-        "lora_unet_y.lora_up.weight": B, "lora_unet_y.lora_down.weight": A, "lora_unet_y.dora_scale": noise(1, 12),
+        "lora_unet_x.oft_blocks": noise(2, 4, 4), "lora_unet_x.alpha": torch.tensor(1.0),
         "emb_params": noise(3, 4),
     }  # fmt: skip
     table = measure(written(tmp_path, tensors), base=unet)
     assert {row.layer for row in table.rows} == {QUERY}
     whys = {s.layer: s.why for s in table.skipped}
-    assert "LyCORIS (hada)" in whys["lora_unet_x"]
-    assert "doesn't tell its norm's axis" in whys["lora_unet_y"]
+    assert "LyCORIS (oft_blocks)" in whys["lora_unet_x"]
     assert {"emb_params", "lora_unet_x.alpha"} <= set(whys)
 
 
@@ -201,7 +199,7 @@ def test_what_else_such_files_hold_is_named(tmp_path: Path, unet: Path) -> None:
             },
             "expected one number as",
         ),
-        ({"lora_unet_x.lokr_w1": A}, "not a low-rank update: LyCORIS"),
+        ({"lora_unet_x.lokr_w1": A}, "expected lokr_w2_a beside another part for lora_unet_x"),
     ],
 )
 def test_broken_files_are_one_line(tmp_path: Path, tensors: dict[str, Tensor], says: str) -> None:

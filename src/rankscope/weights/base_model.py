@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ FUSED = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": 
 # Where a model ties them, a checkpoint holds only one of the two.
 OUTPUT_EMBEDDINGS = ("lm_head", "embed_out", "lm_head.decoder", "predictions.decoder")
 INPUT_EMBEDDINGS = re.compile(r"(.*\.)?(embed_tokens|wte|shared|word_embeddings|embed_in)\.weight")
+T5_OF_FLUX = ("text_encoder_3_", "text_encoder_2")
 NESTED = ".base_layer"  # where PEFT wraps a part of a layer that it wraps, too
 EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 
@@ -44,10 +44,12 @@ class BaseModel:
     tensors: Tensors
     model_type: str | None = None
     endings: dict[str, str] = field(init=False, repr=False)
+    tails: dict[str, str] = field(init=False, repr=False)
     flat: dict[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "endings", _endings(self.tensors))
+        object.__setattr__(self, "tails", _tails(self.tensors))
         object.__setattr__(self, "flat", _flat(self.tensors))
 
     def name_of(self, layer: str) -> str | None:
@@ -76,12 +78,18 @@ class BaseModel:
 
         None where no layer, or more than one, has such a name.
         """
-        own = re.sub(
-            r"^lora_te1?_", "lora_text_encoder_", re.sub(r"^lora_te2_", "lora_text_encoder_2_", flat)
-        )
+        own = re.sub(r"^lora_te1?_", "lora_text_encoder_", flat)
+        own = re.sub(r"^lora_te(\d)_", r"lora_text_encoder_\1_", own)
         whole = re.sub(r"^(lora|lycoris)_", "", own)
-        inner = re.sub(r"^(unet|transformer|text_encoder(_2)?|prior_unet)_", "", whole)
-        return self.flat.get(whole) or self.flat.get(inner)
+        if (found := self.flat.get(whole)) is not None:
+            return found
+        part = re.match(r"text_encoder(_\d)?_|(unet|transformer|prior_unet)_", whole)
+        inner = self.flat.get(whole[part.end() :] if part else whole)
+        other = re.match(r"(text_encoder(_\d)?)\.", inner or "")
+        # Another text encoder than the one named is another model, but for kohya's third: T5, Flux's second.
+        if other and part and f"{other[1]}_" != part[0] and (part[0], other[1]) != T5_OF_FLUX:
+            return None
+        return inner
 
     def counterpart(self, name: str) -> str | None:
         """The tensor that another checkpoint of the same model calls ``name``."""
@@ -176,10 +184,24 @@ class BaseModel:
             return None
         return layer.rpartition(".")[2] in CONV1D.get(self.model_type, ())
 
+    def check_same_model(self, layers: Sequence[str], where: str, *, matched: bool | None = None) -> None:
+        """``ValueError`` where the base holds none of ``layers``: it is another model."""
+        if matched is None:
+            names = "".join(f".{name}." for name in self.tensors)  # with what a packed weight is called by
+            matched = any(self.name_of(layer) is not None or f".{layer}." in names for layer in layers)
+        if layers and not matched:
+            raise ValueError(
+                f"{self.tensors.where}: expected the base of {where}, with layers such as "
+                f"{', '.join(layers[:3])}; found none of its {len(layers)}, but {', '.join([*self.tensors][:3])}. "
+                "It is another model; give the one that was adapted: --base MODEL"
+            )
+
     def _missing(self, layer: str) -> str:
-        near = difflib.get_close_matches(f"{layer}.weight", list(self.tensors), n=1)
+        parts = layer.split(".")
+        endings = (".".join(parts[cut:]) for cut in range(len(parts)))
+        near = next((self.tails[ending] for ending in endings if ending in self.tails), None)
         return f"the base {self.tensors.where} has no weight of that name" + (
-            f"; nearest: {near[0]}" if near else ""
+            f"; nearest: {near}" if near else ""
         )
 
 
@@ -237,6 +259,16 @@ def _endings(tensors: Tensors) -> dict[str, str]:
     shortened = [(".".join(name.split(".")[cut:]), name) for name in tensors for cut in (1, 2)]
     count = Counter(ending for ending, _ in shortened)
     return {ending: name for ending, name in shortened if ending and count[ending] == 1}
+
+
+def _tails(tensors: Tensors) -> dict[str, str]:
+    """What a layer's name may end with -> the first tensor that does."""
+    tails: dict[str, str] = {}
+    for name in tensors:
+        parts = name.removesuffix(".weight").split(".")
+        for cut in range(max(0, len(parts) - 4), len(parts)):
+            tails.setdefault(".".join(parts[cut:]), name)
+    return tails
 
 
 def _flat(tensors: Tensors) -> dict[str, str]:

@@ -7,7 +7,9 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from rankscope.weights.hub import Place
-from rankscope.weights.tensors import Tensors, once, open_tensors
+from rankscope.weights.limits import JSON_BYTES
+from rankscope.weights.tensor_files import open_tensors
+from rankscope.weights.tensors import Tensors, check_names, once, one_line, unwrapped
 
 FILES = (
     "model.safetensors",
@@ -15,6 +17,8 @@ FILES = (
     "diffusion_pytorch_model.safetensors",
     "pytorch_lora_weights.safetensors",
     "pytorch_lora_weights.bin",
+    "lit_model.pth.lora",
+    "lit_model.pth",
 )
 # The models of a diffusers pipeline, each in a folder of its name: together they are the base of one LoRA file.
 PIPELINE = ("unet", "transformer", "prior", "text_encoder", "text_encoder_2", "text_encoder_3")
@@ -36,7 +40,9 @@ def open_checkpoint(where: Place) -> Tensors:
 
 def open_file(path: Path) -> Tensors:
     """One file of tensors, or the index of a sharded checkpoint."""
-    return _open_index(Place(str(path), path.parent), path) if path.suffix == ".json" else open_tensors(path)
+    if path.suffix == ".json":
+        return _open_index(Place(str(path), path.parent), path)
+    return unwrapped(open_tensors(path))
 
 
 def open_place(where: Place) -> Tensors | None:
@@ -48,7 +54,7 @@ def _open_one(where: Place) -> Tensors | None:
     for file, index in zip(FILES, INDEXES, strict=True):
         # The single file first: Transformers prefers it, too, where a folder holds both.
         if (path := where.find(file)) is not None:
-            return open_tensors(path)
+            return unwrapped(open_tensors(path))
         if (path := where.find(index)) is not None:
             return _open_index(where, path)
     return None
@@ -68,10 +74,12 @@ def _open_pipeline(where: Place) -> Tensors | None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. ``ValueError``, one line, for anything else."""
+    if (size := path.stat().st_size) > JSON_BYTES:
+        raise ValueError(f"{path}: expected at most {JSON_BYTES} bytes of JSON; found {size}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON; found {' '.join(str(error).split())}.") from error
+        raise ValueError(f"{path}: expected JSON; found {one_line(error)}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object; found {type(content).__name__}.")
     return content
@@ -81,26 +89,35 @@ def _open_index(where: Place, index: Path) -> Tensors:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: expected a weight_map from tensor names to files; found none.")
-    shards = {file: _open_shard(where, index, file) for file in dict.fromkeys(weight_map.values())}
+    check_names(index, weight_map)
+    files = dict.fromkeys(_shard_name(index, file) for file in weight_map.values())
+    shards = {file: _open_shard(where, index, file) for file in files}
     for name, file in weight_map.items():
         if name not in shards[file]:
             raise ValueError(f"{index}: expected {name} in {file}; found no such tensor there.")
-    return Tensors(
+    tensors = Tensors(
         where.source,
         {name: shards[file].headers[name] for name, file in weight_map.items()},
         {name: shards[file].readers[name] for name, file in weight_map.items()},
         places={n: shards[file].places[n] for n, file in weight_map.items() if n in shards[file].places},
     )
+    return unwrapped(tensors)
 
 
-def _open_shard(where: Place, index: Path, file: object) -> Tensors:
-    """A shard that lies beside its index; a name that leads anywhere else is refused."""
+def _shard_name(index: Path, file: object) -> str:
+    """The name of a file that lies beside its index; one that leads anywhere else is refused."""
     if (
         not isinstance(file, str)
         or file in ("", ".", "..")
         or PureWindowsPath(file).name != file  # which knows both kinds of slash, and drives
     ):
-        raise ValueError(f"{index}: expected file names beside the index; found {file!r}. Nothing was read.")
+        raise ValueError(
+            f"{index}: expected file names beside the index; found {file!r:.80}. Nothing was read."
+        )
+    return file
+
+
+def _open_shard(where: Place, index: Path, file: str) -> Tensors:
     path = where.find(file)
     if path is None:
         raise ValueError(f"{where.source}: {index.name} names the shard {file}; it isn't there. Download it.")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from rankscope.linalg import Dense, rounding_floor
 from rankscope.weights.base_model import BaseModel, matrices, unreadable
-from rankscope.weights.matrix import Matrix, Reading, Skipped
+from rankscope.weights.matrix import Layer, Matrix, Reading, Skipped, selected, skipped
 from rankscope.weights.tensors import Tensors, finite
 
 # Rounding spreads over all directions, so it hardly moves sigma_1, but adds its share of ||dW||_F^2 to the
@@ -25,29 +26,40 @@ VOCABULARY = re.compile(r"(^|\.)(\w*embed\w*|wte|shared|lm_head|embed_out|decode
 
 
 def checkpoint_matrices(tuned: Tensors, base: BaseModel | None, chosen: re.Pattern[str] | None) -> Reading:
-    """Every weight matrix of a checkpoint: W alone; with a base W, dW and W + dW, one layer at a time."""
-    met: set[str] = set()
+    """The matrices of ``checkpoint_layers`` whose layer is ``chosen``."""
+    yield from selected(checkpoint_layers(tuned, base), chosen)
+
+
+def checkpoint_layers(tuned: Tensors, base: BaseModel | None) -> Iterator[Layer]:
+    """Every weight matrix of a checkpoint: W alone; with a base W, dW and W + dW, one layer at a time.
+
+    ``ValueError`` where checkpoint and base have no name in common.
+    """
     names = sorted(tuned, key=natural)
+    met: set[str | None] = set()
+    if base is not None:
+        met = {base.counterpart(name) for name in names}
+        base.check_same_model(names, tuned.where, matched=met != {None})
     for name, following in zip(names, [*names[1:], None], strict=True):
         layer = tuned.layer_of(name)
-        if base is not None and (found := base.counterpart(name)) is not None:
-            met.add(found)
-        if chosen is not None and not chosen.search(layer):
-            yield not_chosen(layer, chosen)
-        elif (why := unreadable(name, tuned.headers[name])) is not None:
-            yield Skipped(layer, why)
+        if (why := unreadable(name, tuned.headers[name])) is not None:
+            yield skipped(layer, why)
         elif base is None:
-            parts = matrices(layer, tuned.read(name))
-            if following is not None:
-                tuned.prefetch(following)
-            while parts:  # nothing here holds what is being measured: only that much is in memory
-                yield _weight(*parts.pop(0))
+            yield Layer(layer, partial(_weights, layer, name, following, tuned))
         else:
-            yield from against_base(layer, name, tuned, base)
-    if base is not None:
-        for name in (name for name in base.tensors if name not in met):
-            layer = base.tensors.layer_of(name)
-            yield Skipped(layer, f"{name} is only in the base, not in {tuned.where}")
+            yield Layer(layer, partial(against_base, layer, name, tuned, base))
+    for name in base.tensors if base is not None else ():
+        if name not in met:
+            assert base is not None
+            yield skipped(base.tensors.layer_of(name), f"{name} is only in the base, not in {tuned.where}")
+
+
+def _weights(layer: str, name: str, following: str | None, tuned: Tensors) -> Reading:
+    parts = matrices(layer, tuned.read(name))
+    if following is not None:
+        tuned.prefetch(following)
+    while parts:  # nothing here holds what is being measured: only that much is in memory
+        yield _weight(*parts.pop(0))
 
 
 def resized_vocabulary(layer: str, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
@@ -110,11 +122,6 @@ def rounding_share(tuned: Tensor, weight: Tensor, dW: Tensor) -> float:
 def natural(name: str) -> list[str | int]:
     """A sorting key with layer.2 before layer.10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
-
-
-def not_chosen(layer: str, chosen: re.Pattern[str]) -> Skipped:
-    """The record of a layer that the user left out."""
-    return Skipped(layer, f"left out by layers = {chosen.pattern!r}")
 
 
 def against_base(layer: str, name: str, tuned: Tensors, base: BaseModel) -> Reading:

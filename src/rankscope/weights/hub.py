@@ -49,6 +49,18 @@ class Place:
         parts = [name.removeprefix(start).split("/") for name in self.files or () if name.startswith(start)]
         return sorted(part[0] for part in parts if len(part) == 2 and part[1] == file)
 
+    def last(self, pattern: str) -> Path | None:
+        """Of the files whose whole name the regular expression matches the last in natural order."""
+        if self.folder is not None:
+            names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        else:
+            start = f"{self.subfolder}/" if self.subfolder else ""
+            names = [name.removeprefix(start) for name in self.files or () if name.startswith(start)]
+        found = sorted(
+            (name for name in names if re.fullmatch(pattern, name)), key=lambda name: (len(name), name)
+        )
+        return self.find(found[-1]) if found else None
+
     def names(self) -> str:
         """What is there instead, for messages."""
         if self.folder is not None:

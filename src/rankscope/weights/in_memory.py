@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from rankscope.weights.base_model import BaseModel, as_matrix
-from rankscope.weights.difference import checkpoint_matrices, not_chosen
+from rankscope.weights.difference import checkpoint_matrices
 from rankscope.weights.layer_update import LayerUpdate, update_matrices
 from rankscope.weights.lora_config import CHANGES_BASE
-from rankscope.weights.matrix import Reading, Skipped
+from rankscope.weights.matrix import Reading, Skipped, not_chosen
 from rankscope.weights.peft_experts import expert_factors
 from rankscope.weights.peft_merge import PEFT_FAILS, change_matrices, merged_weight
 from rankscope.weights.tensors import READABLE, Tensors, in_memory, one_line

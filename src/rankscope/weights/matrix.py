@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from rankscope.linalg import Operator
 
@@ -46,6 +47,44 @@ class Skipped:
 
 
 Reading = Iterator[Matrix | Skipped]
+
+
+class Layer(NamedTuple):
+    """A named part of a source, and how to read it."""
+
+    name: str
+    read: Callable[[], Reading]
+
+
+def skipped(layer: str, why: str) -> Layer:
+    """A layer of which nothing is measured."""
+    return Layer(layer, lambda: iter([Skipped(layer, why)]))
+
+
+def selected(layers: Iterable[Layer], pattern: re.Pattern[str] | None) -> Reading:
+    """The matrices of all layers whose name the user's ``pattern`` finds; the others as Skipped.
+
+    ``ValueError`` where it finds none.
+    """
+    left_out: list[str] = []
+    found = False
+    for layer in layers:
+        if pattern is None or pattern.search(layer.name):
+            found = True
+            yield from layer.read()
+        else:
+            left_out.append(layer.name)
+            yield not_chosen(layer.name, pattern)
+    if left_out and not found and pattern is not None:
+        raise ValueError(
+            f"layers = {pattern.pattern!r}: expected it to find a layer; found none in {len(left_out)}, "
+            f"such as {', '.join(left_out[:3])}."
+        )
+
+
+def not_chosen(layer: str, pattern: re.Pattern[str]) -> Skipped:
+    """The record of a layer that the user left out."""
+    return Skipped(layer, f"left out by layers = {pattern.pattern!r}")
 
 
 def distinct(reading: Reading) -> Reading:

@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from rankscope.weights.base_model import BaseModel, matrices, unreadable
-from rankscope.weights.difference import difference_matrices, not_chosen, resized_vocabulary
-from rankscope.weights.matrix import Reading, Skipped
+from rankscope.weights.difference import difference_matrices, resized_vocabulary
+from rankscope.weights.lora_names import NO_FACTORS
+from rankscope.weights.matrix import Layer, Reading, Skipped, skipped
 from rankscope.weights.tensors import Tensors
 
+NEEDS_BASE = "saved in full (modules_to_save), a change of full rank outside B A: it needs the base"
 
-def saved_matrices(
-    tensors: Tensors, names: Mapping[str, str], base: BaseModel | None, chosen: re.Pattern[str] | None
-) -> Reading:
-    """Each saved weight against the base's own, or why not; ``names``: name in the base -> tensor."""
+
+def saved_layers(
+    tensors: Tensors, names: Mapping[str, str], base: BaseModel | None, *, whole: bool = False
+) -> Iterator[Layer]:
+    """Each saved weight against the base's own, or why not; ``names``: name in the base -> tensor.
+
+    ``whole``: they are of a whole model's state, in which most weights are as they were.
+    """
     for name, key in names.items():
         layer = name if (plain := name.removesuffix(".weight")) in names else plain
-        if chosen is not None and not chosen.search(layer):
-            yield not_chosen(layer, chosen)
-        elif layer.endswith(".base_layer"):
-            yield Skipped(layer, "a copy of the base's weight, which PEFT saves beside adapted embeddings")
+        if layer.endswith(".base_layer"):
+            yield skipped(layer, "a copy of the base's weight, which PEFT saves beside adapted embeddings")
+        elif ".original_module" in name:
+            yield skipped(layer, "the module's weight before it was trained in full")
         elif "trainable_tokens" in name:
-            yield Skipped(layer, "trained tokens: single rows of the embedding, outside B A")
+            yield skipped(layer, "trained tokens: single rows of the embedding, outside B A")
+        elif (found := NO_FACTORS.fullmatch(name)) is not None:
+            yield skipped(found["layer"], f"LyCORIS ({found['part']}): not a low-rank update B A")
         elif (why := unreadable(name, tensors.headers[key])) is not None:
-            yield Skipped(layer, f"saved in full, outside B A; {why}")
+            yield skipped(layer, f"{'not adapted' if whole else 'saved in full, outside B A'}; {why}")
         elif base is None:
-            yield Skipped(
-                layer, "saved in full (modules_to_save), a change of full rank outside B A: it needs the base"
-            )
+            yield skipped(layer, "not adapted: the model's own weight" if whole else NEEDS_BASE)
         else:
-            yield from _against_base(layer, name, tensors.read(key), base)
+            yield Layer(layer, partial(_against_base, layer, name, key, tensors, base, whole))
 
 
-def _against_base(layer: str, name: str, tuned: Tensor, base: BaseModel) -> Reading:
-    weight = base.weight_of(name)
+def _against_base(layer: str, name: str, key: str, tensors: Tensors, base: BaseModel, whole: bool) -> Reading:
+    tuned, weight = tensors.read(key), base.weight_of(name)
     if isinstance(weight, Skipped):
         yield Skipped(layer, f"saved in full, outside B A; no dW: {weight.plain}")
     elif weight.shape != tuned.shape and not resized_vocabulary(layer, weight.shape, tuned.shape):
@@ -44,6 +51,12 @@ def _against_base(layer: str, name: str, tuned: Tensor, base: BaseModel) -> Read
         yield Skipped(
             layer, f"saved in full, outside B A; its shape changed {changed}: there is no difference"
         )
+    elif whole and _same(tuned, weight):
+        yield Skipped(layer, "not adapted: the base's own weight")
     else:
         for (part, after), (_, before) in zip(matrices(layer, tuned), matrices(layer, weight), strict=True):
             yield from difference_matrices(part, after, before)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(torch.equal(one, other.to(one.dtype)))

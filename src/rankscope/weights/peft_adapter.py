@@ -9,27 +9,31 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from rankscope.weights.base_model import NESTED, BaseModel, original_layer
-from rankscope.weights.difference import natural, not_chosen
+from rankscope.weights.difference import natural
+from rankscope.weights.fused import fused_factor
 from rankscope.weights.layer_update import LayerUpdate, update_matrices
 from rankscope.weights.lora_config import LoraConfig, lora_config
-from rankscope.weights.matrix import Reading, Skipped
-from rankscope.weights.modules_to_save import saved_matrices
+from rankscope.weights.lora_settings import UNPLACED, PeftSettings
+from rankscope.weights.matrix import Layer, Reading, Skipped
+from rankscope.weights.modules_to_save import saved_layers
 from rankscope.weights.peft_experts import expert_matrices, targeted_parameter
-from rankscope.weights.peft_merge import merged_matrices
-from rankscope.weights.tensors import READABLE, Tensors
+from rankscope.weights.peft_merge import merged_layers
+from rankscope.weights.tensors import READABLE, Tensors, renamed
 
 # The adapter's name stands between part and suffix in a file that PEFT's own save_pretrained did not write.
 PART = re.compile(
     r"(?P<layer>.+?)\.(?P<part>lora_\w+)(\.(?!weight$|bias$)[^.]+)?(?P<bias>\.bias)?(\.weight)?"
 )
+WRAPPED = re.compile(r"\.(?:modules_to_save\.[^.]+|original_module)(?=\.)")
 PAIRS = (("lora_B", "lora_A"), ("lora_embedding_B", "lora_embedding_A"))
 
 
@@ -42,6 +46,7 @@ class Adapter:
     tensors: Tensors
     sites: dict[str, dict[str, str]]
     others: dict[str, str]  # name in the base -> tensor name
+    own: BaseModel | None = None  # the base, where the file is a whole model's state that holds it, too
 
 
 def open_adapter(path: Path, content: Mapping[str, Any], tensors: Tensors) -> Adapter:
@@ -61,11 +66,19 @@ def sort_parts(tensors: Tensors, content: Mapping[str, Any], config: LoraConfig)
     """Groups the tensors of an adapter by layer; every tensor ends up in ``sites`` or in ``others``."""
     sites: dict[str, dict[str, str]] = {}
     others: dict[str, str] = {}
+    frozen: dict[str, str] = {}  # weights as they were before
     for name in sorted(tensors, key=natural):
-        plain = name.removeprefix("base_model.model.")
+        plain = (
+            name.removeprefix("base_model.").removeprefix("model.")
+            if name.startswith("base_model.")
+            else name
+        )
         found = PART.fullmatch(plain)
         if found is None:
-            others[plain] = name
+            if ".original_module." in plain:
+                frozen[plain] = name
+            else:
+                others[WRAPPED.sub("", plain)] = name
             continue
         part = found["part"] + (found["bias"] or "")
         site = sites.setdefault(found["layer"], {})
@@ -74,21 +87,37 @@ def sort_parts(tensors: Tensors, content: Mapping[str, Any], config: LoraConfig)
                 f"{tensors.where}: expected one {part} for {found['layer']}; found {site[part]} and {name}."
             )
         site[part] = name
-    return Adapter(config, content, tensors, sites, others)
+    linear = [layer for layer, site in sites.items() if "lora_A" in site]
+    wrapped = {plain: name for plain, name in others.items() if f"{NESTED}." in plain}
+    if not linear or not all(f"{layer}{NESTED}.weight" in wrapped for layer in linear):
+        return Adapter(config, content, tensors, sites, others | frozen)
+    names = {plain.replace(NESTED, ""): name for plain, name in wrapped.items()}
+    names |= {WRAPPED.sub("", plain): name for plain, name in frozen.items()}
+    rest = {plain: name for plain, name in others.items() if plain not in wrapped}
+    names = rest | names
+    return Adapter(config, content, tensors, sites, rest, BaseModel(renamed(tensors, names)))
 
 
-def adapter_matrices(adapter: Adapter, base: BaseModel | None, chosen: re.Pattern[str] | None) -> Reading:
+def adapter_layers(adapter: Adapter, given: BaseModel | None) -> Iterator[Layer]:
     """dW of each adapted layer; with a base W, dW and W + dW; then what was saved in full."""
+    base = given or adapter.own
+    if given is not None and not adapter.config.target_parameters:
+        sources = [original_layer(layer, adapter.config.replicated) for layer in adapter.sites]
+        given.check_same_model([one for one in sources if isinstance(one, str)], adapter.tensors.where)
     if base is not None and adapter.config.unlike_lora is not None and adapter.config.mergeable:
         layers = {layer: list(site.values()) for layer, site in adapter.sites.items()}
-        yield from merged_matrices(adapter.content, adapter.tensors, layers, base, chosen)
+        yield from merged_layers(adapter.content, adapter.tensors, layers, base)
     else:
         for layer in adapter.sites:
-            if chosen is not None and not chosen.search(layer):
-                yield not_chosen(layer, chosen)
-            else:
-                yield from _site_matrices(adapter, layer, base)
-    yield from saved_matrices(adapter.tensors, adapter.others, base, chosen)
+            yield Layer(layer, partial(_site_matrices, adapter, layer, base))
+    whole = adapter.own is not None
+    changed = {name: key for name, key in adapter.others.items() if ".modules_to_save." in key}
+    if whole and given is None:
+        yield from saved_layers(adapter.tensors, changed, base)
+        others = {name: key for name, key in adapter.others.items() if name not in changed}
+        yield from saved_layers(adapter.tensors, others, None, whole=True)
+    else:
+        yield from saved_layers(adapter.tensors, adapter.others, given, whole=whole)
 
 
 def _site_matrices(adapter: Adapter, layer: str, base: BaseModel | None) -> Reading:
@@ -106,14 +135,18 @@ def _site_matrices(adapter: Adapter, layer: str, base: BaseModel | None) -> Read
         parameter, doubt = target
         yield from expert_matrices(config, parameter, B, A, base, doubt=doubt)
         return
-    _check_fit(adapter, layer, B, A)
     weight, note = _weight(adapter, layer, base)
+    if A.shape[0] > B.shape[1] and adapter.tensors.headers[site[pair[0]]].shape[2:] == (1,):
+        B, weight, placed = _placed(adapter, layer, B, A, weight)
+        note = "; ".join(filter(None, (note, placed)))
+    else:
+        _check_fit(adapter, layer, B, A)
     magnitude = site.get("lora_magnitude_vector")
     factors = LayerUpdate(
         layer.replace(NESTED, ""),
         B=B,
         A=A,
-        scale=config.scale_of(layer, A.shape[0]),
+        scale=config.scale_of(layer, config.rank_of(layer)),
         stored_in_out=pair == PAIRS[1]
         or _stored_in_out(config, layer, base, weight, (B.shape[0], A.shape[1])),
         magnitude=adapter.tensors.read(magnitude).flatten() if magnitude else None,
@@ -121,6 +154,24 @@ def _site_matrices(adapter: Adapter, layer: str, base: BaseModel | None) -> Read
     )
     model = shlex.quote(config.base_model) if config.base_model else "MODEL"
     yield from update_matrices(factors, weight, hint=f"so type --base {model}")
+
+
+def _placed(
+    adapter: Adapter, layer: str, B: Tensor, A: Tensor, weight: Tensor | Skipped | None
+) -> tuple[Tensor, Tensor | Skipped | None, str]:
+    """B of PEFT 0.2's ``MergedLinear``, a grouped convolution (rows, r, 1): block by block, as one product's."""
+    r = B.shape[1]
+    if A.shape[0] % r or r != adapter.config.rank_of(layer):
+        _check_fit(adapter, layer, B, A)
+    total = weight.shape[0] if isinstance(weight, Tensor) else None
+    if isinstance(weight, Tensor) and weight.shape[0] == A.shape[1] and weight.shape[1] != A.shape[1]:
+        total = weight.shape[1]
+    settings = PeftSettings(adapter.config, adapter.content)
+    fusion, doubt = settings.fusion(layer, A.shape[0] // r, B.shape[0], total)
+    if doubt == UNPLACED and weight is not None:
+        weight = Skipped(layer, f"W and W + dW: {UNPLACED}")
+    said = f"MergedLinear: {A.shape[0] // r} fused projections of rank {r}"
+    return fused_factor(B, fusion), weight, f"{said}; {doubt}" if doubt else said
 
 
 def _without_base(config: LoraConfig) -> str | None:
@@ -165,7 +216,7 @@ def _unlike_matrix(adapter: Adapter, layer: str, B: str, A: str) -> str | None:
         raise ValueError(
             f"{adapter.tensors.where}: expected B (m, r) and A (r, n) for {layer}; found B {b} and A {a}."
         )
-    if len(a) > 2 and len(b) > 1 and b[1] != a[0] and a[0] % b[1] == 0:
+    if len(a) > 2 and b[1] != a[0] and a[0] % b[1] == 0:
         return f"a convolution in {a[0] // b[1]} groups: its update is not one B A"
     return None
 
@@ -195,6 +246,9 @@ def _weight(
     if resized is not None and base.shape_of(layer) not in (None, adapter.tensors.headers[resized].shape):
         change = f"from {base.shape_of(layer)} to {adapter.tensors.headers[resized].shape}"
         return adapter.tensors.read(resized), f"W is the adapter's own copy: its shape changed {change}"
+    if base is adapter.own and base is not None:
+        found = base.weight(layer.replace(NESTED, ""))
+        return found, None if isinstance(found, Skipped) else base.said_of(layer)
     source = original_layer(layer, adapter.config.replicated)
     if isinstance(source, Skipped):
         return source, None

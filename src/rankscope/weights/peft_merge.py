@@ -7,10 +7,10 @@ them; W' and W' - W are made one layer at a time, in float64.
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from rankscope.linalg import Dense
 from rankscope.weights.base_model import BaseModel, as_matrix
-from rankscope.weights.difference import not_chosen
-from rankscope.weights.matrix import Matrix, Reading, Skipped
+from rankscope.weights.matrix import Layer, Matrix, Reading, Skipped
 from rankscope.weights.tensors import Tensors, finite, one_line
 
 PREFIX = "base_model.model."
@@ -58,37 +57,19 @@ PEFT_FAILS = (
 )
 
 
-def merged_matrices(
-    content: Mapping[str, Any],
-    tensors: Tensors,
-    layers: Mapping[str, list[str]],
-    base: BaseModel,
-    chosen: re.Pattern[str] | None,
-) -> Reading:
+def merged_layers(
+    content: Mapping[str, Any], tensors: Tensors, layers: Mapping[str, list[str]], base: BaseModel
+) -> Iterator[Layer]:
     """W, W' - W and W' of each layer that the adapter changes.
 
     ``content`` is adapter_config.json; ``layers``: layer -> its tensors' names, of which those under "" are
     shared by all layers. Raises ``ValueError``, one line, where PEFT can't build the adapter from these.
     """
-    weights: dict[str, Tensor] = {}
+    note = f"W' by PEFT's merge of {_said(content)}"
+    built = cache(partial(_built, content, tensors, layers, base))  # once, when the first layer is asked for
     for layer in layers:
         if layer:
-            weight = base.weight(layer)
-            if isinstance(weight, Skipped):
-                yield Skipped(layer, f"{content['peft_type']}: the true W' - W needs W, and {weight.plain}")
-            else:
-                weights[layer] = weight
-    if not weights:
-        return
-    with _quietly():
-        model = _built(content, tensors, layers, weights, base)
-    del weights
-    note = f"W' by PEFT's merge of {_said(content)}"
-    for layer in layers:
-        if chosen is not None and layer and not chosen.search(layer):
-            yield not_chosen(layer, chosen)
-        elif layer:
-            yield from _layer_matrices(model, layer, base, note)
+            yield Layer(layer, partial(_layer_matrices, built, layer, base, note, str(content["peft_type"])))
 
 
 def adapted_layers(tensors: Tensors, base: BaseModel) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -118,7 +99,13 @@ def merged_weight(module: Any) -> Tensor:
     return module.get_base_layer().weight.detach()
 
 
-def _layer_matrices(model: Any, layer: str, base: BaseModel, note: str) -> Reading:
+def _layer_matrices(
+    built: Callable[[], tuple[Any, dict[str, Skipped]]], layer: str, base: BaseModel, note: str, kind: str
+) -> Reading:
+    model, missing = built()
+    if layer in missing:
+        yield Skipped(layer, f"{kind}: the true W' - W needs W, and {missing[layer].plain}")
+        return
     module = model.base_model.model.get_submodule(layer)
     if not hasattr(module, "merge"):
         yield Skipped(layer, f"PEFT has no layer for it: {type(module).__name__}")
@@ -150,34 +137,36 @@ def change_matrices(layer: str, before: Tensor, after: Tensor, note: str) -> Ite
 
 
 def _built(
-    content: Mapping[str, Any],
-    tensors: Tensors,
-    layers: Mapping[str, list[str]],
-    weights: Mapping[str, Tensor],
-    base: BaseModel,
-) -> Any:
-    """A PEFT model on bare layers, its adapter loaded."""
+    content: Mapping[str, Any], tensors: Tensors, layers: Mapping[str, list[str]], base: BaseModel
+) -> tuple[Any, dict[str, Skipped]]:
+    """A PEFT model on bare layers, its adapter loaded; and the layers whose W is missing."""
     import peft
 
+    found = {layer: base.weight(layer) for layer in layers if layer}
+    weights = {layer: weight for layer, weight in found.items() if isinstance(weight, Tensor)}
+    missing = {layer: weight for layer, weight in found.items() if isinstance(weight, Skipped)}
+    if not weights:
+        return None, missing
     state = {name: tensors.read(name) for layer in ("", *weights) for name in layers.get(layer, ())}
     try:
-        stand = nn.Module()
-        for layer, weight in weights.items():
-            _put(stand, layer, _bare(layer, weight, layers[layer], base))
-        model = peft.PeftModel(stand, _config(content, list(weights)))
-        result = peft.set_peft_model_state_dict(model, state)
+        with _quietly():
+            stand = nn.Module()
+            for layer, weight in weights.items():
+                _put(stand, layer, _bare(layer, weight, layers[layer], base))
+            model = peft.PeftModel(stand, _config(content, list(weights)))
+            result = peft.set_peft_model_state_dict(model, state)
     except PEFT_FAILS as error:
         raise ValueError(
             f"{tensors.where}: expected what PEFT {peft.__version__} builds as {content['peft_type']}; "
             f"it says: {one_line(error)}"
         ) from error
-    missing = set(result.missing_keys)
+    absent = set(result.missing_keys)
     named = list(model.named_parameters(remove_duplicate=False))  # one that is shared has many names
-    found = {id(parameter) for name, parameter in named if name not in missing}
+    loaded = {id(parameter) for name, parameter in named if name not in absent}
     for name, parameter in named:
-        if parameter.requires_grad and id(parameter) not in found:
+        if parameter.requires_grad and id(parameter) not in loaded:
             raise ValueError(f"{tensors.where}: expected {name.replace('.default', '')}; found none.")
-    return model
+    return model, missing
 
 
 def _config(content: Mapping[str, Any], layers: list[str]) -> Any:

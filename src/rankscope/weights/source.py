@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rankscope.weights.base_model import BaseModel, open_base_model
-from rankscope.weights.checkpoints import FILES, INDEXES, open_file, open_place
-from rankscope.weights.difference import checkpoint_matrices
+from rankscope.weights.checkpoints import FILES, INDEXES, open_file, open_place, read_json
+from rankscope.weights.difference import checkpoint_layers
+from rankscope.weights.factor_pairs import check_no_factors
 from rankscope.weights.hub import Place, place
-from rankscope.weights.kohya import is_kohya, kohya_matrices
-from rankscope.weights.loralib import is_loralib, loralib_matrices
-from rankscope.weights.matrix import Reading
-from rankscope.weights.peft_files import CONFIG, find_adapter, peft_matrices
-from rankscope.weights.tensors import Tensors
+from rankscope.weights.lora_config import lora_config
+from rankscope.weights.lora_file import lora_layers
+from rankscope.weights.lora_names import is_adapter, lora_names, lora_styles
+from rankscope.weights.lora_settings import Given, PeftSettings, Settings, adapterhub, litgpt, mlx
+from rankscope.weights.matrix import Layer, Reading, selected, skipped
+from rankscope.weights.peft_files import PeftFiles, peft_layers
+from rankscope.weights.tensors import Tensors, unwrapped
 
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+CONFIG = "adapter_config.json"
+# PEFT's, torchtune's, AdapterHub's and MLX's; then a whole model's state with the factors in it.
+ADAPTERS = (
+    "adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt", "adapter.safetensors",
+    "pytorch_adapter.bin", "adapters.safetensors", "adapters.npz",
+)  # fmt: skip
+NUMBERED = r"adapter_\d+\.pt"
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz")
+GUESSES = {
+    "kohya": "no alpha in the file: alpha = r taken, as kohya, ComfyUI and diffusers do",
+    "loralib": "no alpha in a loralib file: scale 1 (alpha = r) assumed; give alpha=",
+}
+GUESS = "no configuration beside the file: scale 1 (alpha = r) assumed; give alpha="
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a path or hub id leads to: its tensors, the adapter_config.json beside them and the folder of both."""
+
+    source: str
+    tensors: Tensors
+    config: Path | None
+    content: Mapping[str, Any]
+    folder: Path | None
+    neighbours: tuple[str, ...] = ()  # folders inside with adapters of their own
 
 
 def read(
@@ -31,51 +62,142 @@ def read(
 ) -> Reading:
     """The matrices of an adapter or a full checkpoint, one layer at a time.
 
-    Every tensor of ``source`` belongs to a Matrix or to a Skipped. ``alpha`` is for loralib files, which
-    carry none; ``subfolder`` and ``revision`` say where in ``source``. Without ``base_revision`` the base is
-    taken as the adapter's own configuration says. Raises ``ValueError``, one line, where ``source`` or
-    ``base`` is missing, malformed or no low-rank update.
+    Every tensor of ``source`` belongs to a Matrix or to a Skipped. ``alpha`` is for files that carry none;
+    ``subfolder`` and ``revision`` say where in ``source``. Without ``base_revision`` the base is taken as the
+    adapter's own configuration says. Raises ``ValueError``, one line, where ``source`` or ``base`` is missing,
+    malformed or no low-rank update, where they are of two models, or where ``layers`` finds nothing.
     """
+    if alpha is not None and not (math.isfinite(alpha) and alpha > 0):
+        raise ValueError(f"alpha: expected a number above 0, as in training; found {alpha:g}.")
     path = Path(source).expanduser()
-    if path.is_file() and path.parent.joinpath(CONFIG).is_file() and path.name.startswith("adapter_"):
-        path, source = path.parent, str(path.parent)
     if path.is_file():
-        pretrained = None if base is None else open_base_model(base, revision=base_revision)
-        return _tensors(open_file(path), pretrained, layers, alpha)
-    where = place(source, revision=revision, subfolder=subfolder)
-    stored = find_adapter(where)
-    if base is None:
-        pretrained = None
+        found = _file(path, str(source))
     else:
-        meant = None if stored is None or Path(base).is_dir() else stored.revision_of(base)
+        found = _place(place(source, revision=revision, subfolder=subfolder))
+    pretrained = None
+    if base is not None:
+        meant = (
+            None if Path(base).is_dir() else PeftFiles(path, found.content, found.tensors).revision_of(base)
+        )
         pretrained = open_base_model(base, revision=base_revision or meant)
-    if stored is not None:
-        return peft_matrices(stored, str(source), pretrained, layers)
-    if (tensors := open_place(where)) is not None:
-        return _tensors(tensors, pretrained, layers, alpha)
-    raise ValueError(
-        f"{source}: expected an adapter ({CONFIG}) or a checkpoint ({', '.join((*FILES, *INDEXES[:1]))}); "
-        f"found {where.names()}.{_inside(where)}"
+    return selected(_layers(found, pretrained, alpha), layers)
+
+
+def _file(path: Path, source: str) -> Found:
+    tensors, config = open_file(path), path.parent / CONFIG
+    beside = config.is_file() and (
+        is_adapter(tensors) or path.name in ADAPTERS or path.name.startswith("adapter_")
+    )
+    return Found(
+        source, tensors, config if beside else None, read_json(config) if beside else {}, path.parent
     )
 
 
-def _tensors(
-    tensors: Tensors, base: BaseModel | None, layers: re.Pattern[str] | None, alpha: float | None
-) -> Reading:
-    if is_loralib(tensors):
-        return loralib_matrices(tensors, base, layers, alpha=alpha)
-    if is_kohya(tensors):
-        return kohya_matrices(tensors, base, layers)
-    if any(".lora_A." in name for name in tensors):
+def _place(where: Place) -> Found:
+    config = where.find(CONFIG)
+    neighbours = tuple(where.folders_with(CONFIG))
+    if config is None:
+        tensors = open_place(where)
+        if tensors is None:
+            raise ValueError(
+                f"{where.source}: expected an adapter ({CONFIG}) or a checkpoint "
+                f"({', '.join((*FILES, *INDEXES[:1]))}); found {where.names()}.{_inside(where, neighbours)}"
+            )
+        for name in (name for name in ("hyperparameters.yaml", "model_config.yaml") if where.folder is None):
+            where.find(name)  # downloads it
+        return Found(where.source, tensors, None, {}, where.folder)
+    files = (where.find(name) for name in ADAPTERS)
+    file = next((path for path in files if path is not None), None) or where.last(NUMBERED)
+    content = read_json(config)
+    if file is not None:
+        return Found(where.source, open_file(file), config, content, config.parent, neighbours)
+    whole = open_place(where)
+    if whole is None or not is_adapter(whole):
         raise ValueError(
-            f"{tensors.where}: expected {CONFIG} beside these LoRA factors, with their scale; found none."
+            f"{where.source}: expected {ADAPTERS[0]} or {ADAPTERS[1]} beside {CONFIG}; found {where.names()}."
         )
-    return checkpoint_matrices(tensors, base, layers)
+    return Found(where.source, whole, config, content, config.parent, neighbours)
 
 
-def _inside(where: Place) -> str:
+def _layers(found: Found, base: BaseModel | None, alpha: float | None) -> Iterator[Layer]:
+    tensors = unwrapped(found.tensors)
+    styles = lora_styles(tensors)
+    if found.config is not None and _is_peft(found.content, styles):
+        _refuse_alpha(alpha, found)
+        yield from peft_layers(PeftFiles(found.config, found.content, tensors), found.source, base)
+    elif not is_adapter(tensors):
+        yield from _checkpoint(found, tensors, base)
+    else:
+        if found.config is None and "peft" in styles and _of_peft(tensors) and alpha is None:
+            raise ValueError(
+                f"{tensors.where}: expected {CONFIG} beside these LoRA factors, with their scale; found none. "
+                "Put it there, or give --alpha"
+            )
+        names = lora_names(tensors)
+        settings = _settings(found, styles, alpha)
+        if not isinstance(settings, Given) or any("alpha" in site.parts for site in names.sites):
+            _refuse_alpha(alpha, found)
+        yield from lora_layers(tensors, names, settings, base)
+    for name in found.neighbours:
+        yield skipped(name, f"another adapter in this folder: type --subfolder {shlex.quote(name)}")
+
+
+def _checkpoint(found: Found, tensors: Tensors, base: BaseModel | None) -> Iterator[Layer]:
+    if found.config is not None and _kind(found.content) == "adapterhub":
+        adapterhub(found.config, found.content)  # which says what it is instead
+    if base is None:
+        check_no_factors(tensors)
+    yield from checkpoint_layers(tensors, base)
+
+
+def _is_peft(content: Mapping[str, Any], styles: Collection[str]) -> bool:
+    """Whether PEFT's own rules hold: torchtune writes the same configuration beside its own names."""
+    if _kind(content) != "peft":
+        return False
+    # Of PEFT's other methods some have LyCORIS's names.
+    return content.get("peft_type", "LORA") != "LORA" or not {"torchtune", "kohya", "lycoris"} & set(styles)
+
+
+def _kind(content: Mapping[str, Any]) -> str:
+    """Whose adapter_config.json it is."""
+    if "peft_type" in content:
+        return "peft"
+    if "fine_tune_type" in content or "lora_parameters" in content:
+        return "mlx"
+    return "adapterhub" if "config" in content or "architecture" in content else "peft"
+
+
+def _settings(found: Found, styles: set[str], alpha: float | None) -> Settings:
+    """What says the scale."""
+    if found.config is not None:
+        kind = _kind(found.content)
+        if kind == "mlx":
+            return mlx(found.config, found.content)
+        if kind == "adapterhub":
+            return adapterhub(found.config, found.content)
+        return PeftSettings(lora_config(found.config, found.content), found.content)
+    lit = litgpt(found.folder) if found.folder is not None and "loralib" in styles else None
+    if lit is not None:
+        return lit
+    style = next(iter(styles & {"loralib", "torchtune", "mlx"}), "kohya")
+    return Given(alpha, GUESSES.get(style, GUESS))
+
+
+def _refuse_alpha(alpha: float | None, found: Found) -> None:
+    if alpha is not None:
+        where = "the file" if found.config is None else found.config
+        raise ValueError(
+            f"alpha: expected none for {found.source}, since {where} gives the scale; found {alpha:g}."
+        )
+
+
+def _of_peft(tensors: Tensors) -> bool:
+    """Whether the names are those of PEFT's own modules, which diffusers' files leave out."""
+    return any(name.startswith("base_model.") or ".base_layer." in name for name in tensors)
+
+
+def _inside(where: Place, folders: tuple[str, ...]) -> str:
     """What else to name: one of several adapters in the folder, or its one file of tensors."""
-    folders = where.folders_with(CONFIG)
     if folders:
         return f" Name one of its adapters: --subfolder {shlex.quote(folders[0])}"
     files = [] if where.folder is None else sorted(p for p in where.folder.iterdir() if p.suffix in SUFFIXES)

@@ -1,0 +1,146 @@
+"""Which tensor is which part of which layer's update, by the names that LoRA's many writers give them.
+
+Letters: m rows (out), n columns (in), r rank, k a kernel's side. Of every style A is (r, n) and B (m, r), but for
+MLX, which stores both transposed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rankscope.weights.difference import natural
+from rankscope.weights.tensors import Tensors
+
+LAYER = r"(?P<layer>.+?)"
+# Style -> what follows the layer's name. diffusers had several ways over the years: to_q.lora_A.weight, to_q.lora.down.weight,
+# to_q.lora_linear_layer.down.weight and processor.to_q_lora.down.weight.
+STYLES = {
+    "kohya": r"\.(?P<part>lora_up|lora_down|lora_mid)(?:\.default)?\.weight",
+    "diffusers": r"[._]lora(?:_linear_layer)?\.(?P<part>up|down)\.weight",
+    "peft": r"\.(?P<part>lora_A|lora_B)(?:\.(?!weight$)[^.]+)?\.weight",
+    "loralib": r"(?:\.loras\.[^.]+)?\.(?P<part>lora_A|lora_B)",  # AdapterHub, LitGPT
+    "torchtune": r"\.(?P<part>lora_a|lora_b)\.weight",
+    "mlx": r"\.(?P<part>lora_a|lora_b)",
+    "lycoris": r"\.(?P<part>(?:hada|lokr)_(?:w1|w2|t1|t2)(?:_a|_b)?)",
+}
+PATTERNS = {style: re.compile(LAYER + ending) for style, ending in STYLES.items()}
+# What stands beside the factors. A file may hold small layers' whole change as .diff, and biases' as .diff_b.
+BESIDE = re.compile(
+    LAYER + r"\.(?P<part>alpha|dora_scale|lora_magnitude_vector|magnitude|m|diff|diff_b|w_norm|b_norm)"
+    r"(?:\.default)?(?:\.weight)?"
+)
+WHOLE = ("diff", "w_norm")
+LETTER = {
+    "lora_up": "B", "up": "B", "lora_B": "B", "lora_b": "B",
+    "lora_down": "A", "down": "A", "lora_A": "A", "lora_a": "A",
+    "lora_magnitude_vector": "magnitude", "m": "magnitude", "w_norm": "diff", "b_norm": "diff_b",
+}  # fmt: skip
+NO_FACTORS = re.compile(LAYER + r"\.(?P<part>oft_blocks|oft_diag|on_input|a1|a2|b1|b2|bm)\b.*")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One layer's update; ``parts``: B, A, lora_mid, alpha, magnitude, dora_scale, diff, hada_..., lokr_... -> tensor."""
+
+    layer: str
+    style: str
+    parts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class LoraNames:
+    """A file's updates, and the tensors that belong to none."""
+
+    sites: list[Site]
+    others: list[str]
+
+
+def is_adapter(tensors: Tensors) -> bool:
+    """Whether a file holds updates instead of weights: factors in a style that is read here, or only differences."""
+    if any(_style(name) for name in tensors):
+        return True
+    beside = [BESIDE.fullmatch(name) for name in tensors]
+    return bool(beside) and all(
+        found and LETTER.get(found["part"], found["part"]).startswith("diff") for found in beside
+    )
+
+
+def lora_styles(tensors: Tensors) -> set[str]:
+    """The styles of the factors in a file."""
+    return {found[0] for name in tensors if (found := _style(name)) is not None}
+
+
+def lora_names(tensors: Tensors) -> LoraNames:
+    """Sorts the tensors by layer. ``ValueError`` where a factor is there twice or without the other."""
+    sites: dict[str, Site] = {}
+    beside: list[tuple[str, str, str]] = []
+    others: list[str] = []
+    for name in sorted(tensors, key=natural):
+        found = _style(name)
+        if found is not None:
+            style, layer, part = found
+            _add(tensors, sites.setdefault(layer, Site(layer, style, {})), part, name)
+        elif (match := BESIDE.fullmatch(name)) is not None:
+            part = LETTER.get(match["part"], match["part"])
+            beside.append((_plain(match["layer"]), part, name))
+        else:
+            others.append(name)
+    for layer, part, name in beside:
+        if layer in sites or part in ("diff", "diff_b"):
+            _add(tensors, sites.setdefault(layer, Site(layer, "kohya", {})), part, name)
+        else:  # an alpha of a method that has no factors, or a parameter that bears the name
+            others.append(name)
+    for site in sites.values():
+        _check_complete(tensors, site)
+    return LoraNames(
+        sorted(sites.values(), key=lambda site: natural(site.layer)), sorted(others, key=natural)
+    )
+
+
+def _style(name: str) -> tuple[str, str, str] | None:
+    """Style, layer and part of a factor; None of any other tensor."""
+    if "lora" not in name and "hada_" not in name and "lokr_" not in name:
+        return None
+    for style, pattern in PATTERNS.items():
+        if (found := pattern.fullmatch(name)) is not None:
+            return style, _plain(found["layer"]), LETTER.get(found["part"], found["part"])
+    return None
+
+
+def _plain(layer: str) -> str:
+    return layer.replace(".processor.", ".")
+
+
+def _add(tensors: Tensors, site: Site, part: str, name: str) -> None:
+    if part in site.parts:
+        raise ValueError(
+            f"{tensors.where}: expected one {part} for {site.layer}; found {site.parts[part]} and {name}."
+        )
+    site.parts[part] = name
+
+
+def _check_complete(tensors: Tensors, site: Site) -> None:
+    for there, missing in _incomplete(site):
+        raise ValueError(f"{tensors.where}: expected {missing} beside {there} for {site.layer}; found none.")
+
+
+def _incomplete(site: Site) -> Iterator[tuple[str, str]]:
+    """A part that is there, and one that it needs and that isn't."""
+    parts = site.parts
+    names = {"kohya": ("lora_down", "lora_up"), "diffusers": ("down", "up")}.get(
+        site.style, ("lora_A", "lora_B")
+    )
+    if site.style in ("torchtune", "mlx"):
+        names = ("lora_a", "lora_b")
+    if ("A" in parts) != ("B" in parts):
+        yield names if "A" in parts else names[::-1]
+    if any(part.startswith("hada_") for part in parts):
+        wanted = ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"]
+        wanted += ["hada_t1", "hada_t2"] if parts.keys() & {"hada_t1", "hada_t2"} else []
+        yield from (("another part", part) for part in wanted if part not in parts)
+    if any(part.startswith("lokr_") for part in parts):
+        for half in ("lokr_w1", "lokr_w2"):
+            if half not in parts:
+                yield from (("another part", f"{half}{x}") for x in ("_a", "_b") if f"{half}{x}" not in parts)
