@@ -121,7 +121,7 @@ def _walk(file: IO[bytes]) -> object:
         elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             memo[len(memo) if argument is None else argument] = stack[-1] or (1, None)
         elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo.get(argument, (1, None)))
+            stack.append(memo.get(argument or 0, (1, None)))
         elif name == "DUP":
             stack.append(stack[-1])
         elif name in ("GLOBAL", "STACK_GLOBAL"):
