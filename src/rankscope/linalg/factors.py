@@ -18,21 +18,23 @@ from rankscope.linalg.operator import exponent
 @dataclass(frozen=True)
 class Spectrum:
     """All that can differ from zero, float64: `sigma` (*batch, min(m, n, r)) descending, `frobenius` and `magnitude`
-    (*batch), the last |s| ||B||_F ||A||_F. NaN where the factors are not finite."""
+    (*batch), the last |s| ||B||_F ||A||_F; all of them divided by `size` (*batch). NaN where the factors are not
+    finite."""
 
     sigma: Tensor
     frobenius: Tensor
     magnitude: Tensor
+    size: Tensor
 
 
 def spectrum(op: LowRank) -> Spectrum:
     """From one core: norms and singular values, each to a small multiple of u times the magnitude."""
     C, size, magnitude = _core(op)
-    frobenius = torch.linalg.matrix_norm(C) * size
-    sigma = torch.linalg.svdvals(torch.nan_to_num(C)) * size[..., None]
+    frobenius = torch.linalg.matrix_norm(C)
+    sigma = torch.linalg.svdvals(torch.nan_to_num(C))
     batch = op.batch_shape
-    sigma = torch.where(frobenius.isfinite()[..., None], sigma, torch.nan)
-    return Spectrum(sigma.expand(*batch, sigma.shape[-1]), frobenius.expand(batch), magnitude.expand(batch))
+    sigma = torch.where(frobenius.isfinite()[..., None], sigma, torch.nan).expand(*batch, sigma.shape[-1])
+    return Spectrum(sigma, *(x.expand(batch) for x in (frobenius, magnitude, size)))
 
 
 def frobenius_norm(op: LowRank) -> Tensor:
@@ -57,14 +59,14 @@ def singular_vectors(op: LowRank) -> tuple[Tensor, Tensor, Tensor]:
 
 def _core(op: LowRank) -> tuple[Tensor, Tensor, Tensor]:
     """(C, size, magnitude): the singular values of s B A are `size` times those of C, (*batch, p, q), whose entries
-    are near 1."""
+    are near 1; so is `magnitude`, |s| ||B||_F ||A||_F / size."""
     B, size_B = _balanced(op.B)
     A, size_A = _balanced(op.A)
-    size = size_B * size_A * op.scale.abs()
-    magnitude = torch.linalg.matrix_norm(B) * torch.linalg.matrix_norm(A) * size
+    share, power = torch.frexp(op.scale.abs())
+    magnitude = torch.linalg.matrix_norm(B) * torch.linalg.matrix_norm(A) * share
     R_B = torch.linalg.qr(B, mode="r").R if B.shape[-2] > B.shape[-1] else B  # (*batch, p, r)
     R_A = torch.linalg.qr(A.mT, mode="r").R if A.shape[-1] > A.shape[-2] else A.mT  # (*batch, q, r)
-    return R_B @ R_A.mT, size, magnitude
+    return R_B @ R_A.mT * share[..., None, None], size_B * size_A * torch.exp2(power.double()), magnitude
 
 
 def _balanced(X: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,8 +26,13 @@ ZERO = "is exactly zero"
 @dataclass(frozen=True)
 class Norms:
     """`frobenius` (N,) float64 CPU, to a relative `error` (N,); `sigma`; why a matrix has none (NaN) or is
-    zero; of a LowRank, and where they are wished for, all singular values too, (N, min(m, n) or r)."""
+    zero; of a LowRank, and where they are wished for, all singular values too, (N, min(m, n) or r).
 
+    All norms and values are those of the matrices divided by `size` (N,), powers of two: ratios of them lose nothing
+    where the norms themselves are too small or too large for float64.
+    """
+
+    size: Tensor
     frobenius: Tensor
     error: Tensor
     sigma: Sigma
@@ -70,7 +75,8 @@ def spectrum(op: LowRank) -> Tensor:
     order, parts = [], []
     for index, group in groups(op):
         assert isinstance(group, LowRank)
-        parts.append(factors.spectrum(group).sigma.cpu())
+        part = factors.spectrum(group)
+        parts.append((part.sigma * part.size[:, None]).cpu())
         order.append(index)
     found = _spectra(parts, order)
     return torch.nn.functional.pad(found, (0, min(*op.shape[-2:], op.A.shape[-2]) - found.shape[1]))
@@ -91,13 +97,13 @@ def _of_group(op: Operator, wish: Wish) -> Norms:
     bad = torch.tensor([r == NOT_FINITE for r in reason])
 
     def settled(x: Tensor) -> Tensor:
-        return torch.where(bad, torch.nan, torch.where(zero, 0.0, x * size))
+        return torch.where(bad, torch.nan, torch.where(zero, 0.0, x))
 
     confidence = torch.where(zero | bad, 1.0, sigma.confidence)
     value, lower, upper = settled(sigma.value), settled(sigma.lower), settled(sigma.upper)
     sigma = replace(sigma, value=value, lower=lower, upper=upper, confidence=confidence)
-    spectrum = None if values is None else torch.where(bad[:, None], torch.nan, values * size[:, None])
-    return Norms(settled(norm), subject.error, sigma, reason, spectrum)
+    spectrum = None if values is None else torch.where(bad[:, None], torch.nan, values)
+    return Norms(size, settled(norm), subject.error, sigma, reason, spectrum)
 
 
 def _of_factors(op: LowRank) -> Norms:
@@ -110,9 +116,8 @@ def _of_factors(op: LowRank) -> Norms:
     rounding = gamma(4 * (sum(op.shape[-2:]) + op.A.shape[-2]))
     error = torch.where(norm > 0, rounding * magnitude / norm, 0.0)
     width = torch.where(norm > 0, rounding * magnitude, 0.0)
-    return Norms(
-        torch.where(bad, torch.nan, norm), error, direct(sigma[:, 0], width, "factors"), reason, sigma
-    )
+    value = direct(sigma[:, 0], width, "factors")
+    return Norms(found.size.cpu(), torch.where(bad, torch.nan, norm), error, value, reason, sigma)
 
 
 def _reasons(norm: Tensor) -> tuple[str | None, ...]:
@@ -130,6 +135,7 @@ def _joined(parts: list[Norms], order: list[Tensor]) -> Norms:
     reasons = [r for part in parts for r in part.reason]
     spectra = [part.spectrum for part in parts if part.spectrum is not None]
     return Norms(
+        joined([part.size for part in parts], order),
         joined([part.frobenius for part in parts], order),
         joined([part.error for part in parts], order),
         Sigma(**tensors, method=method, products=max(s.products for s in sigmas)),

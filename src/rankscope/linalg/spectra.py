@@ -72,11 +72,12 @@ def spectral_norm(
     op = as_operator(M)
     start, seed = _start(generator)
     found = norms(op, Wish(rtol, certify, confidence, start, warm))
-    s = found.sigma
+    s, size = found.sigma, found.size
     reason = tuple(None if r == ZERO else r for r in found.reason)
     met = _met(s.lower, s.upper, rtol)
+    value, lower, upper = (x * size for x in (s.value, s.lower, s.upper))
     return shaped(
-        Estimate(s.value, s.lower, s.upper, s.confidence, s.method, s.products, reason, met, _used(s, seed)),
+        Estimate(value, lower, upper, s.confidence, s.method, s.products, reason, met, _used(s, seed)),
         op.batch_shape,
     )
 
@@ -112,7 +113,8 @@ def effective_rank(M: Tensor | Operator) -> float | Tensor:
 def energy_rank(M: Tensor | Operator, shares: Sequence[float] = (0.90, 0.95, 0.99)) -> Tensor:
     """The smallest k whose k largest sigma_i^2 hold each share of ||M||_F^2: (*batch, len(shares)) int64; 0
     for M = 0."""
-    energy = singular_values(M).square()
+    sigma = singular_values(M)
+    energy = (sigma / sigma[..., :1].clamp(min=torch.finfo(sigma.dtype).tiny)).square()
     if not bool(energy.isfinite().all()):
         raise ValueError("energy_rank needs finite matrices; M has NaN or infinite entries.")
     wanted = energy.sum(-1, keepdim=True) * torch.tensor(shares, dtype=torch.float64)
@@ -145,11 +147,11 @@ def summary(
     else:
         assert found.spectrum is not None
         rank = _effective(found.spectrum)
-    sigma = found.spectrum
+    sigma = None if found.spectrum is None else found.spectrum * found.size[:, None]
     return Summary(
         shaped(_stable_rank(found, op, rtol, seed), batch),
-        _shaped(found.sigma.value, batch),
-        _shaped(found.frobenius, batch),
+        _shaped(found.sigma.value * found.size, batch),
+        _shaped(found.frobenius * found.size, batch),
         _shaped(rank, batch),
         None if sigma is None else sigma.reshape(*batch, sigma.shape[-1]),
     )

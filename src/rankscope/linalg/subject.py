@@ -18,6 +18,7 @@ from rankscope.linalg.rounding import gamma, unit_roundoff
 
 FORMED = 2**22  # entries up to which a sum is made into a matrix, which is then read alone in each step
 ORDINARY = 2.0**10  # norms from 1 / this to this need no rescaling: their fourth powers are float32 numbers
+MOST = 1000  # largest binary exponent that is taken out at once, so that its inverse is a number, too
 LOOSE = 1e-4  # relative error of ||M||_F that must be allowed before anything is formed in float32
 
 
@@ -72,7 +73,8 @@ def _rescaled(op: Operator, size: Tensor, norm: Tensor) -> tuple[Operator, Tenso
         return op, size
     known = (norm > 0) & (norm < torch.inf)
     rough = op.exponent().expand(op.batch_shape).cpu()
-    power = torch.exp2(torch.where(known, torch.frexp(norm)[1], rough).double())
+    near = torch.where(known, torch.frexp(norm)[1], rough).clamp(-MOST, MOST)
+    power = torch.exp2(near.double())
     power = torch.where(extreme & power.isfinite() & (power > 0), power, 1.0)
     if bool((power == 1).all()):
         return op, size

@@ -63,6 +63,7 @@ def captured_energy(dW: Tensor | Operator, reference: Tensor | Operator, k: int)
     and right singular subspaces of dW; NaN where the reference is zero. docs/math.md, (19)."""
     U, _, V = singular_subspaces(dW, k)
     R = as_operator(reference)
+    R = R.scaled(torch.exp2(-R.exponent().double()))  # no square leaves float64's range
     inside = torch.linalg.matrix_norm(U.mT @ (R @ V)).square()
     share = inside / R.frobenius_squared()
     return float(share) if share.ndim == 0 else share.cpu()
