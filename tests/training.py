@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, get_linear_schedule_with_warmup
+from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
 
 from conftest import TARGETS
 from rankscope.study.packing import packs
@@ -84,10 +84,10 @@ def saved(run: Run, k: int, folder: Path) -> dict[str, Tensor]:
 
 
 def plain_model(model: str | Path, dtype: torch.dtype) -> Any:
-    """As Hugging Face has it. Its own eager attention; but Llama's rounds to float32, so there torch's."""
-    attention = "sdpa" if "llama" in AutoConfig.from_pretrained(model).model_type else "eager"
+    """As Hugging Face has it, with its own eager attention."""
+
     return AutoModelForSequenceClassification.from_pretrained(
-        model, num_labels=2, dtype=dtype, attn_implementation=attention
+        model, num_labels=2, dtype=dtype, attn_implementation="eager"
     )
 
 

@@ -53,6 +53,11 @@ class TrialDir:
         self.path.mkdir(parents=True)
         write_json(self.path / TRIAL, {"id": trial.id, "trial": trial.model_dump(mode="json"), **provenance})
 
+    def amend(self, **more: Any) -> None:
+        """Says more about how this trial was trained."""
+        known = read_json(self.path / TRIAL) if (self.path / TRIAL).is_file() else {}
+        write_json(self.path / TRIAL, {k: v for k, v in known.items() if k != "format"} | more)
+
     def log(self, **evaluation: float | int | None) -> None:
         """One more line of metrics.jsonl; a number that is not finite becomes null."""
         line = {key: finite(value) for key, value in evaluation.items()}

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -17,24 +18,32 @@ from transformers.pytorch_utils import Conv1D
 from rankscope.linalg import Dense, LowRank
 from rankscope.study.study_file import Trial
 from rankscope.study.task import Task
-from rankscope.train.encoder import rewire, shares_prefix
+from rankscope.train.encoder import is_patchable, patch_encoder
 from rankscope.train.model import (
     draw_head,
     load_model,
     modules_to_save,
+    sharing_weights,
     sites,
     stream,
     trained_in_full,
     weight_of,
 )
-from rankscope.train.packed import Noise, PackedLoRA, SharedDropout, buckets, packed_copies
+from rankscope.train.packed import DropoutMasks, PackedLoRA, buckets, packed_copies
 from rankscope.train.rows import Rows
-from rankscope.train.saved_adapter import save_adapter
+from rankscope.train.saved_adapter import lora_config, save_adapter
 from rankscope.train.updates import Updates
 
 
 class AdapterPack:
-    """K LoRA trials over one frozen base."""
+    """K LoRA trials over one frozen base.
+
+    Args:
+        model: folder or hub id, as the saved adapters name their base.
+        loaded: that model, if it is at hand; it is changed.
+
+    ``stock`` is the unchanged model over the same frozen weights, for ``isolation``.
+    """
 
     def __init__(
         self,
@@ -44,30 +53,33 @@ class AdapterPack:
         task: Task,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        loaded: PreTrainedModel | None = None,
     ) -> None:
-        first = trials[0]
+        first, K = trials[0], len(trials)
         self.trials, self.base = list(trials), model
-        self.noise = Noise(len(trials), stream(first.seed, "dropout", device))
-        self.model = load_model(model, task)
+        self.masks = DropoutMasks(K, stream(first.seed, "dropout").initial_seed(), device)
+        self.model = load_model(model, task) if loaded is None else loaded
+        self.stock = sharing_weights(self.model)
         draws = [stream(trial.seed, "init") for trial in trials]
-        for (
-            generator
-        ) in draws:  # each trial draws head, then adapters, as if it were alone: equal heads come out
+        for generator in draws:  # each draws its head, then its adapters, as if it were alone
             draw_head(self.model, generator)
-        K = len(trials)
-        self.heads = {name: packed_copies(layer, K) for name, layer in trained_in_full(self.model).items()}
-        self.sites = {
-            name: self._adapted(base, draws) for name, base in sites(self.model, first.target_modules).items()
+        self.heads = {
+            name: packed_copies(layer, self.masks) for name, layer in trained_in_full(self.model).items()
         }
         self.modules_to_save = modules_to_save(self.model)
-        self.repeats = share(self.model, self.noise)
+        found = sites(self.model, first.target_modules)
+        self.sites = {name: self._adapted(base, draws) for name, base in found.items()}
+        self.takes_dropouts = not is_patchable(self.model)
+        self.repeats = K if self.takes_dropouts else 1
+        if not self.takes_dropouts:
+            patch_encoder(self.model, self.masks)
         for name, module in [*self.sites.items(), *self.heads.items()]:
             self.model.set_submodule(name, module)
         self.model.to(device=device, dtype=dtype)
         self.rows = self._rows()
 
     def _adapted(self, base: nn.Module, draws: Sequence[torch.Generator]) -> PackedLoRA:
-        """B = 0; A uniform in +-1/sqrt(n), which is Kaiming-uniform with a = sqrt 5: PEFT's initialisation."""
+        """B = 0, and A as ``draw_A`` has it."""
         m, n = weight_of(base).shape
         ranks = [trial.rank or 0 for trial in self.trials]
         slots = buckets(ranks)
@@ -75,7 +87,7 @@ class AdapterPack:
         As = [torch.zeros(slot.stop - slot.start, r, n) for slot, r in zip(slots, largest, strict=True)]
         padded = [A for As_ in As for A in As_]
         for A, r, generator in zip(padded, ranks, draws, strict=True):
-            A[:r].uniform_(-1 / math.sqrt(n), 1 / math.sqrt(n), generator=generator)
+            draw_A(A[:r], generator)
         return PackedLoRA(
             base,
             B=[torch.zeros(len(A), m, A.shape[1]) for A in As],
@@ -83,7 +95,7 @@ class AdapterPack:
             scale=torch.tensor([trial.scale for trial in self.trials], dtype=torch.float64),
             slots=slots,
             dropout=self.trials[0].lora_dropout,
-            noise=self.noise,
+            masks=self.masks,
         )
 
     def _rows(self) -> list[Rows]:
@@ -109,8 +121,8 @@ class AdapterPack:
                 dW = LowRank(B=B, A=A, scale=members[0].scale[slot].flatten())
                 yield Updates(names, slot, W, dW, Dense(W[:, None]) + dW)
 
-    def save(self, k: int, buffers: Sequence[Tensor], folder: Path) -> None:
-        """Trial ``k`` with these buffers in place of its rows' values, as a PEFT adapter in ``folder``."""
+    def state(self, k: int, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Trial ``k``'s adapters and heads by their names in the model, from buffers like its rows' values, cut to its rank."""
         trial = self.trials[k]
         values = {
             id(p): view
@@ -124,27 +136,22 @@ class AdapterPack:
             state[f"{name}.lora_B.weight"] = values[id(site.B[bucket])][place, :, : trial.rank]
         for name, head in self.heads.items():
             state |= {f"{name}.{key}": values[id(p)][k] for key, p in head.named_parameters()}
-        save_adapter(
-            folder,
-            trial,
-            state,
-            base=self.base,
-            fan_in_fan_out=any(isinstance(site.base, Conv1D) for site in self.sites.values()),
-            modules_to_save=self.modules_to_save,
+        return state
+
+    def save(self, k: int, buffers: Sequence[Tensor], folder: Path) -> None:
+        """Trial ``k`` with these buffers in place of its rows' values, as a PEFT adapter in ``folder``."""
+        save_adapter(folder, self.state(k, buffers), self.config(k))
+
+    def config(self, k: int) -> LoraConfig:
+        """What PEFT calls trial ``k``."""
+        conv = any(isinstance(site.base, Conv1D) for site in self.sites.values())
+        return lora_config(
+            self.trials[k], base=self.base, fan_in_fan_out=conv, modules_to_save=self.modules_to_save
         )
 
 
-def share(model: PreTrainedModel, noise: Noise) -> int:
-    """All trials of a pack draw one dropout mask and share what they can. -> how often to repeat an input (B, T)
-
-    Every dropout of the model draws from ``noise``, those inside attention too.
-    """
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Dropout):
-            model.set_submodule(name, SharedDropout(module.p, noise))
-        else:
-            module.noise = noise  # attention.py reads it from the module that asks
-    if not shares_prefix(model):
-        return noise.trials
-    rewire(model, noise)
-    return 1
+@torch.no_grad()
+def draw_A(A: Tensor, generator: torch.Generator) -> None:
+    """(r, n): uniform in +-1/sqrt(n), which is Kaiming-uniform with a = sqrt 5: PEFT's initialisation."""
+    bound = 1 / math.sqrt(A.shape[1])
+    A.uniform_(-bound, bound, generator=generator)

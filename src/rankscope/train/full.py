@@ -11,15 +11,15 @@ from torch import Tensor
 from rankscope.linalg import Dense
 from rankscope.study.study_file import Trial
 from rankscope.study.task import Task
-from rankscope.train.adapters import share
-from rankscope.train.model import draw_head, load_model, quiet, sites, stream, weight_of
-from rankscope.train.packed import Noise
+from rankscope.train.encoder import is_patchable, patch_encoder
+from rankscope.train.model import draw_head, load_model, quiet, sharing_weights, sites, stream, weight_of
+from rankscope.train.packed import DropoutMasks
 from rankscope.train.rows import Rows
 from rankscope.train.updates import Updates
 
 
 class FullPack:
-    """The same face as ``AdapterPack``; K = 1."""
+    """K = 1. ``stock``: by the model's own forward pass, even where ``encoder`` has a faster one."""
 
     def __init__(
         self,
@@ -29,15 +29,20 @@ class FullPack:
         task: Task,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        stock: bool = False,
     ) -> None:
         (trial,) = trials
         self.trials = [trial]
-        self.noise = Noise(1, stream(trial.seed, "dropout", device))
+        self.masks = DropoutMasks(1, stream(trial.seed, "dropout").initial_seed(), device)
+        self.repeats, self.takes_dropouts = 1, False
         self.model = load_model(model, task)
         draw_head(self.model, stream(trial.seed, "init"))
         self.sites = sites(self.model, trial.target_modules)
         self.model.requires_grad_(True)
-        self.repeats = share(self.model, self.noise)
+        self.stock = None  # the unpatched model over the same weights, for `isolation`
+        if is_patchable(self.model) and not stock:
+            self.stock = sharing_weights(self.model)
+            patch_encoder(self.model, self.masks)
         self.model.to(device=device, dtype=dtype)
         self.pretrained = {name: weight_of(site).clone() for name, site in self.sites.items()}
         names, parameters = zip(*self.model.named_parameters(), strict=True)

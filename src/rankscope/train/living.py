@@ -29,7 +29,7 @@ def living(run: Run) -> Run:
         device=run.device,
         dtype=run.pack.rows[0].values.dtype,
     )
-    pack.noise.generator.set_state(run.pack.noise.generator.get_state())
+    pack.masks.state = run.pack.masks.state
     new = type(run)(pack, run.task, run.train, run.validation)
     for buffers, olds in zip(new.buffers().values(), run.buffers().values(), strict=True):
         _carry(pack.rows, buffers, run.pack.rows, olds, kept)

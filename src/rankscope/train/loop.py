@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,8 +20,12 @@ from rankscope.train import checkpoint
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded
 from rankscope.train.full import FullPack
+from rankscope.train.isolation import prove
 from rankscope.train.living import living
-from rankscope.train.run import LOOK, Run
+from rankscope.train.one_at_a_time import PeftTrial
+from rankscope.train.pack import Pack
+from rankscope.train.packed import NotIsolated
+from rankscope.train.run import LOOK, Run, rows_of
 
 
 @dataclass(frozen=True)
@@ -46,58 +51,102 @@ def train_pack(
     scratch: Path | None = None,
     pace: Pace = Pace(),
     run: type[Run] = Run,
+    say: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Trains a pack into its folders. Its trials share model, task, seed, batches and budget (``study.packs``).
 
     A trial whose loss or gradient is no longer finite is frozen, finished as "diverged" and dropped; the others go on. Where memory
-    does not do, the pack is split and each half trained alone. ``progress`` is told of every optimiser step, times K; what
+    does not do, the pack is split and each half trained alone. Where ``isolation.prove`` fails, the trials train one at a
+    time through PEFT's own layers, which ``say`` is told and trial.json keeps. ``progress`` is told of every optimiser step, times K; what
     it raises passes. With ``scratch``, a local folder, a checkpoint is kept there, and training goes on from it.
     """
-    kind = FullPack if trials[0].method == "full" else AdapterPack
+    taken, full = _Taken(progress), trials[0].method == "full"
+    where: dict[str, Any] = {"model": model, "task": task, "device": device}
 
-    def begin(left: Sequence[Trial]) -> Run:
-        return run(kind(left, model=model, task=task, device=device), task, train, validation)
+    def packed(left: Sequence[Trial]) -> Run:
+        pack: Pack = FullPack(left, **where) if full else AdapterPack(left, **where)
+        prove(pack, train, rows_of(left[0], train, 1)[0])
+        return run(pack, task, train, validation)
 
-    _train(trials, folders, progress, begin, scratch, pace)
+    def stock(left: Sequence[Trial]) -> Run:
+        pack: Pack = FullPack(left, **where, stock=True) if full else PeftTrial(left, **where)
+        return run(pack, task, train, validation)
+
+    try:
+        _train(trials, folders, taken, packed, scratch, pace)
+    except NotIsolated as error:
+        say(f"{model}: {ONE_AT_A_TIME}: {error}")
+        taken.steps = 0
+        for folder in folders:
+            folder.amend(one_at_a_time=str(error))
+        _one_at_a_time(trials, folders, taken, stock, scratch, pace)
+
+
+ONE_AT_A_TIME = "its trials train one at a time, through PEFT's own layers"
+
+
+class _Taken:
+    """Reports steps, but not those that are taken for the second time."""
+
+    def __init__(self, report: Callable[[int], None]) -> None:
+        self.report = report
+        self.steps = self.reported = 0
+
+    def __call__(self, steps: int) -> None:
+        self.steps += steps
+        new = max(0, self.steps - self.reported)
+        self.reported += new
+        self.report(new)
 
 
 def _train(
     trials: Sequence[Trial],
     folders: Sequence[TrialDir],
-    progress: Callable[[int], None],
+    taken: _Taken,
     begin: Callable[[Sequence[Trial]], Run],
     scratch: Path | None,
     pace: Pace,
 ) -> None:
     """The pack as a whole, or where memory does not do in halves."""
-    told = 0
-
-    def tell(steps: int) -> None:
-        nonlocal told
-        told += steps
-        progress(steps)
-
-    def tell_again(steps: int) -> None:  # a split pack takes some steps for the second time
-        nonlocal told
-        again = min(steps, told)
-        told -= again
-        progress(steps - again)
-
+    before = taken.steps
     try:
         place = tempfile.TemporaryDirectory() if scratch is None else contextlib.nullcontext(str(scratch))
         with place as folder:
             training = _Training(trials, begin, Path(folder), pace, keeps=scratch is not None)
-            training.run_through(folders, tell)
+            training.run_through(folders, taken)
         return
     except RuntimeError as error:
         if len(trials) == 1 or not _is_out_of_memory(error):
             raise
     if torch.cuda.is_available():  # here the exception, and with it the pack, is gone
         torch.cuda.empty_cache()
-    half = len(trials) // 2
+    half, taken.steps = len(trials) // 2, before
     for name, part in (("first", slice(None, half)), ("second", slice(half, None))):
         own = None if scratch is None else scratch / name
-        _train(trials[part], folders[part], tell_again, begin, own, pace)
+        _train(trials[part], folders[part], taken, begin, own, pace)
+
+
+def _one_at_a_time(
+    trials: Sequence[Trial],
+    folders: Sequence[TrialDir],
+    taken: _Taken,
+    begin: Callable[[Sequence[Trial]], Run],
+    scratch: Path | None,
+    pace: Pace,
+) -> None:
+    """Results wait in the scratch, so that a kill loses none of them."""
+    for trial, folder in zip(trials, folders, strict=True):
+        if scratch is None:
+            _train([trial], [folder], taken, begin, None, pace)
+            continue
+        result = TrialDir(scratch / trial.id / "result")
+        if result.is_done:
+            taken(result.result()["steps"])
+        else:
+            shutil.rmtree(result.path, ignore_errors=True)
+            result.path.mkdir(parents=True)
+            _train([trial], [result], taken, begin, scratch / trial.id, pace)
+        shutil.copytree(result.path, folder.path, dirs_exist_ok=True)
 
 
 class _Training:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -19,20 +20,21 @@ from transformers.utils import logging as transformers_logging
 
 from rankscope.study.cost import Shape, Site
 from rankscope.study.task import Task
-from rankscope.train.attention import NAME as ATTENTION
-from rankscope.train.encoder import before_adapters, of_one_token, shares_prefix
+from rankscope.train.encoder import before_adapters, is_patchable, of_one_token
 from rankscope.train.model_folder import check_folder
 
 
 def load_model(model: str, task: Task) -> PreTrainedModel:
-    """The model in float32. What its file lacks is drawn from a fixed seed, the same every time.
+    """The model in float32, with its own eager attention: the one that leaves no argument out.
+
+    What its file lacks is drawn from a fixed seed, the same every time.
 
     Parameters require a gradient in the layers of ``trained_in_full``, in no other. ``ValueError``, one line,
     for a folder or hub id that can't be trained on.
     """
     with one_line(model), quiet(), torch.random.fork_rng():
         torch.manual_seed(0)
-        loaded = _from_pretrained(model, task, attn_implementation=ATTENTION)
+        loaded = _from_pretrained(model, task, attn_implementation="eager")
         if loaded.config.pad_token_id is None:  # decoders classify the last token that is not padding
             loaded.config.pad_token_id = load_tokenizer(model).pad_token_id
         return loaded
@@ -78,6 +80,11 @@ def _require_gradients(model: PreTrainedModel, absent: Collection[str] = ()) -> 
         if name in absent or not f"{name}.".startswith(f"{prefix}."):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(True)
+
+
+def sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy whose parameters are those of ``model``; changes of modules leave it as it is."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
 
 
 def load_tokenizer(model: str) -> Any:
@@ -165,8 +172,8 @@ def shape_of(model: PreTrainedModel, target_modules: Sequence[str]) -> Shape:
         for name, p in model.named_parameters()
         if name.startswith(prefix) and p.ndim == 2 and "embed" not in name
     }
-    shared = {name for name in matrices if shares_prefix(model) and before_adapters(name, prefix)}
-    one_token = {name for name in matrices if shares_prefix(model) and of_one_token(name, prefix, config)}
+    shared = {name for name in matrices if is_patchable(model) and before_adapters(name, prefix)}
+    one_token = {name for name in matrices if is_patchable(model) and of_one_token(name, prefix, config)}
     return Shape(
         matrices=sum(matrices.values()),
         all=sum(p.numel() for p in model.parameters()),

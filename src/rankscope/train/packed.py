@@ -10,45 +10,85 @@ parameter with zero gradient at zero.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 
-class Noise:
-    """Where a pack's dropout masks come from. A pack draws what a single run draws, in the same order."""
+class NotIsolated(RuntimeError):
+    """The trials of a pack can't be told apart inside this model: they must train one at a time."""
 
-    def __init__(self, trials: int, generator: torch.Generator) -> None:
-        self.trials, self.generator = trials, generator
+
+class DropoutMasks(TorchFunctionMode):
+    """The randomness of a pack in training: a stream of its own, and one dropout mask for all trials.
+
+    A pack draws what a single run draws, in the same order. While it is active as a mode, every
+    ``torch.nn.functional.dropout`` of a model draws here, also inside the model's own attention.
+    """
+
+    def __init__(self, trials: int, seed: int, device: torch.device) -> None:
+        self.trials = trials
         self.batch = 1  # rows of the batch at hand
+        self._devices = [device] if device.type == "cuda" else []
+        generators = [torch.Generator(where) for where in (torch.device("cpu"), *self._devices)]
+        self.state = [generator.manual_seed(seed).get_state() for generator in generators]
+
+    @contextlib.contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Whatever is drawn in here comes from this stream; torch's own generators stay as they were."""
+        with torch.random.fork_rng(self._devices):
+            torch.set_rng_state(self.state[0])
+            for device, state in zip(self._devices, self.state[1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            yield
+            self.state = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)]
 
     def mask(self, shape: Sequence[int], p: float, like: Tensor) -> Tensor:
         """A dropout mask, scaled to mean 1."""
         mask = torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
-        return mask.bernoulli_(1 - p, generator=self.generator).div_(1 - p)
+        return mask.bernoulli_(1 - p).div_(1 - p)
 
     def drop(self, x: Tensor, p: float) -> Tensor:
-        """Dropout of ``x`` (K*B, ...) or (B, ...) with one mask (B, ...) for all trials."""
-        shared = x.unflatten(0, (-1, self.batch))
-        return (shared * self.mask(shared.shape[1:], p, x)).flatten(0, 1)
+        """Dropout of ``x`` (K*B, ...), or (B, ...) where trials still share it, with one mask for all trials."""
+        if len(x) == self.batch:
+            return x * self.mask(x.shape, p, x)
+        if not _is_cut_by_trials(x, self):
+            raise NotIsolated(_unlike("a dropout", x, self))
+        each = x.unflatten(0, (self.trials, -1))
+        return (each * self.mask(each.shape[1:], p, x)).flatten(0, 1)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return (self._dropout if func is F.dropout else func)(*args, **(kwargs or {}))
+
+    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return self.drop(input, p) if training and p > 0 else input
+
+
+def _unlike(what: str, x: Tensor, masks: DropoutMasks) -> str:
+    return f"{what} meets {tuple(x.shape)}, which is not {masks.trials} trials x {masks.batch} rows"
 
 
 class SharedDropout(nn.Module):
     """``nn.Dropout`` whose mask is the same for all trials of the pack."""
 
-    def __init__(self, p: float, noise: Noise) -> None:
+    def __init__(self, p: float, masks: DropoutMasks) -> None:
         super().__init__()
-        self.p, self.noise = p, noise
+        self.p, self.masks = p, masks
 
     @property
     def active(self) -> bool:
         return self.training and self.p > 0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.noise.drop(x, self.p) if self.active else x
+        return self.masks.drop(x, self.p) if self.active else x
 
 
 def buckets(ranks: Sequence[int]) -> list[slice]:
@@ -103,22 +143,29 @@ class PackedLoRA(nn.Module):
 
     def __init__(
         self, base: nn.Module, *, B: Sequence[Tensor], A: Sequence[Tensor], scale: Tensor, slots: list[slice],
-        dropout: float, noise: Noise,
+        dropout: float, masks: DropoutMasks,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.base, self.slots = base, slots
+        self.base, self.slots, self.masks = base, slots, masks
         self.B = nn.ParameterList(B)  # (k, m, r) each
         self.A = nn.ParameterList(A)  # (k, r, n)
         self.register_buffer("scale", scale[:, None, None])  # (K, 1, 1)
-        self.dropout = SharedDropout(dropout, noise)
+        self.dropout = SharedDropout(dropout, masks)
 
     def forward(self, x: Tensor, *, tokens: int | None = None) -> Tensor:
-        """x (K*B, T, n) or (K or 1, B, T, n). With ``tokens`` only the first so many are wanted."""
-        y = self.base(x[..., :tokens, :])
+        """x (K*B, T, n), (K*B*T, n), or (K or 1, B, T, n). With ``tokens`` only the first so many are wanted.
+
+        ``NotIsolated`` for anything else: its rows can't be given to trials.
+        """
+        K = len(self.scale)
+        if x.ndim < 4 and not _is_cut_by_trials(x, self.masks):
+            raise NotIsolated(_unlike("an adapter", x, self.masks))
+        y = self.base(x[..., :tokens, :] if x.ndim > 2 else x)
         if self.dropout.active:
-            x = self.dropout(x.flatten(0, -3)).view(x.shape)
-        K, x = len(self.scale), x[..., :tokens, :]
-        lead = x.shape[:-1] if x.ndim == 3 else (K, *x.shape[1:-1])
+            x = self.dropout(x.flatten(0, -3) if x.ndim == 4 else x).view(x.shape)
+        if x.ndim > 2:
+            x = x[..., :tokens, :]
+        lead = x.shape[:-1] if x.ndim < 4 else (K, *x.shape[1:-1])
         groups = 1 if x.ndim == 4 and len(x) == 1 else K
         factors = [f.to(y.dtype) for pair in zip(self.B, self.A, strict=True) for f in pair]
         flat_y, flat_x = y.reshape(groups, -1, y.shape[-1]), x.to(y.dtype).reshape(groups, -1, x.shape[-1])
@@ -132,16 +179,25 @@ class PackedLoRA(nn.Module):
         return found, k - self.slots[found].start
 
 
+def _is_cut_by_trials(x: Tensor, masks: DropoutMasks) -> bool:
+    """Whether the first dimension of x is trials x rows (x tokens, if x is a matrix)."""
+    rows = masks.trials * masks.batch
+    return len(x) % rows == 0 if x.ndim == 2 else len(x) == rows
+
+
 class PackedLinear(nn.Module):
     """K linear layers of one shape: the trials' own heads."""
 
-    def __init__(self, *, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, *, weight: Tensor, bias: Tensor | None, masks: DropoutMasks) -> None:
         super().__init__()
+        self.masks = masks
         self.weight = nn.Parameter(weight)  # (K, m, n)
         self.bias = None if bias is None else nn.Parameter(bias)  # (K, m)
 
     def forward(self, x: Tensor) -> Tensor:
         K, m, n = self.weight.shape
+        if not _is_cut_by_trials(x, self.masks):
+            raise NotIsolated(_unlike("a head", x, self.masks))
         y = torch.bmm(x.reshape(K, -1, n), self.weight.mT)
         if self.bias is not None:
             y = y + self.bias[:, None, :]
@@ -151,8 +207,9 @@ class PackedLinear(nn.Module):
 class PackedLayerNorm(nn.Module):
     """K layer norms of one width: those of the trials' own heads."""
 
-    def __init__(self, *, weight: Tensor, bias: Tensor | None, eps: float) -> None:
+    def __init__(self, *, weight: Tensor, bias: Tensor | None, eps: float, masks: DropoutMasks) -> None:
         super().__init__()
+        self.masks = masks
         self.weight = nn.Parameter(weight)  # (K, d)
         self.bias = None if bias is None else nn.Parameter(bias)  # (K, d)
         self.eps = eps
@@ -160,21 +217,23 @@ class PackedLayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (K*B, ..., d)"""
         K, d = self.weight.shape
+        if not _is_cut_by_trials(x, self.masks):
+            raise NotIsolated(_unlike("a norm of the head", x, self.masks))
         y = nn.functional.layer_norm(x, (d,), eps=self.eps).reshape(K, -1, d) * self.weight[:, None]
         if self.bias is not None:
             y = y + self.bias[:, None]
         return y.view(x.shape)
 
 
-def packed_copies(layer: nn.Module, K: int) -> PackedLinear | PackedLayerNorm:
-    """K copies of a layer that each trial trains in full; ``TypeError`` for a kind that has no packed one."""
-    if not isinstance(layer, nn.Linear | nn.LayerNorm):
-        raise TypeError(f"expected a linear layer or a layer norm; found {type(layer).__name__}")
-    weight, bias = (None if p is None else _copies(p, K) for p in (layer.weight, layer.bias))
+def packed_copies(layer: nn.Module, masks: DropoutMasks) -> PackedLinear | PackedLayerNorm:
+    """K copies of a layer that each trial trains in full; ``NotIsolated`` for a kind that has no packed one."""
+    if type(layer) not in (nn.Linear, nn.LayerNorm):
+        raise NotIsolated(f"a {type(layer).__name__} in the head has no packed kind")
+    weight, bias = (None if p is None else _copies(p, masks.trials) for p in (layer.weight, layer.bias))
     assert weight is not None
     if isinstance(layer, nn.Linear):
-        return PackedLinear(weight=weight, bias=bias)
-    return PackedLayerNorm(weight=weight, bias=bias, eps=layer.eps)
+        return PackedLinear(weight=weight, bias=bias, masks=masks)
+    return PackedLayerNorm(weight=weight, bias=bias, eps=layer.eps, masks=masks)
 
 
 def _copies(parameter: Tensor, K: int) -> Tensor:

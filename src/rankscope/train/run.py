@@ -19,14 +19,13 @@ from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Trial
 from rankscope.study.task import Task
 from rankscope.system import malloc_trim
-from rankscope.train.adapters import AdapterPack
 from rankscope.train.best import Best
 from rankscope.train.data import Encoded
-from rankscope.train.full import FullPack
 from rankscope.train.metrics import score
 from rankscope.train.model import stream
 from rankscope.train.optimizer import PackedAdamW, linear_schedule
 from rankscope.train.order import batches
+from rankscope.train.pack import Pack, logits
 from rankscope.train.rows import differentiate
 from rankscope.train.spectra import Record, Recorder
 
@@ -37,7 +36,7 @@ LOOK = 32  # steps between two looks at whether any trial is left: a look waits 
 class Run:
     """A pack, its optimiser, and all that is known of its trials so far; ``state`` and ``restore`` move that."""
 
-    def __init__(self, pack: AdapterPack | FullPack, task: Task, train: Encoded, validation: Encoded) -> None:
+    def __init__(self, pack: Pack, task: Task, train: Encoded, validation: Encoded) -> None:
         self.pack, self.task, self.train, self.validation = pack, task, train, validation
         self.device = pack.rows[0].values.device
         self.K, trial = len(pack.trials), pack.trials[0]
@@ -103,40 +102,34 @@ class Run:
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
         """All trials on one batch: inputs (B, T) -> (K, B, C)."""
-        self.pack.noise.batch = len(inputs["input_ids"])
-        repeated = {
-            name: x.to(self.device, non_blocking=True).repeat(self.pack.repeats, 1)
-            for name, x in inputs.items()
-        }
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
-            logits: Tensor = self.pack.model(**repeated).logits
-        return logits.to(self.pack.rows[0].values.dtype).unflatten(0, (self.K, -1))
+            return logits(self.pack, inputs)
 
     @torch.no_grad()
     def evaluate(self, step: int, *, epoch: float) -> None:
         """Validation of every living trial: kept, with the weights where it is the best so far."""
         self.pack.model.eval()
         labels = self.validation.labels
-        logits = torch.empty(self.K, len(labels), self.task.num_labels, dtype=self.pack.rows[0].values.dtype)
+        found = torch.empty(self.K, len(labels), self.task.num_labels, dtype=self.pack.rows[0].values.dtype)
         for rows, inputs in self.validation.by_length(2 * self.pack.trials[0].batch_size):
-            logits[:, rows] = self.logits(inputs).cpu()
+            found[:, rows] = self.logits(inputs).cpu()
         first = len(labels) - self.validation.beside
-        losses = loss(logits[:, :first], labels[:first])
-        found = score(logits[:, :first], labels[:first], self.task)
+        losses = loss(found[:, :first], labels[:first])
+        scores = score(found[:, :first], labels[:first], self.task)
         if self.task.beside and self.validation.beside:
             suffix = self.task.beside.removeprefix("validation")
-            more = score(logits[:, first:], labels[first:], self.task)
-            found = [
+            more = score(found[:, first:], labels[first:], self.task)
+            scores = [
                 a | {f"{name}{suffix}": value for name, value in b.items()}
-                for a, b in zip(found, more, strict=True)
+                for a, b in zip(scores, more, strict=True)
             ]
         means = (self.losses / max(1, self.counted)).tolist()
         self.losses.zero_()
         self.counted = 0
         for k in self.alive.nonzero().flatten().tolist():
             line = {"step": step, "epoch": epoch, "train_loss": means[k], "eval_loss": float(losses[k])}
-            self.evaluations[k].append(line | found[k])
-            self.best.offer(k, step, found[k][self.task.metric])
+            self.evaluations[k].append(line | scores[k])
+            self.best.offer(k, step, scores[k][self.task.metric])
 
     def finish(self, k: int, folder: TrialDir, *, seconds: float) -> None:
         """Writes trial k's metrics, spectra, best and last weights, and only then its result."""
@@ -163,7 +156,7 @@ class Run:
         records = [dataclasses.asdict(record) for record in self.spectra.records]
         tensors = {f"spectra.{i}": record.pop("numbers") for i, record in enumerate(records)}
         tensors |= dict(self._tensors())
-        tensors["noise"] = self.pack.noise.generator.get_state()
+        tensors |= {f"random.{i}": state for i, state in enumerate(self.pack.masks.state)}
         return tensors, {
             "trials": [trial.id for trial in self.pack.trials],
             "done": self.done,
@@ -178,7 +171,7 @@ class Run:
         """Goes back to what ``state`` gave."""
         for name, tensor in self._tensors():
             tensor.copy_(tensors[name])
-        self.pack.noise.generator.set_state(tensors["noise"])
+        self.pack.masks.state = [tensors[f"random.{i}"] for i in range(len(self.pack.masks.state))]
         self.done, self.counted = state["done"], state["counted"]
         self.optimizer.steps = self.done
         self.best.metric, self.best.step = state["best"]

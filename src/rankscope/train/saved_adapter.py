@@ -12,34 +12,20 @@ from torch import Tensor
 from rankscope.study.study_file import Trial
 
 
-def save_adapter(
-    folder: Path,
-    trial: Trial,
-    state: Mapping[str, Tensor],
-    *,
-    base: str,
-    fan_in_fan_out: bool,
-    modules_to_save: Sequence[str],
-) -> None:
-    """Writes ``adapter_model.safetensors`` and ``adapter_config.json``.
+def lora_config(
+    trial: Trial, *, base: str, fan_in_fan_out: bool, modules_to_save: Sequence[str]
+) -> LoraConfig:
+    """What PEFT calls this trial.
 
     Args:
-        state: names in the base model -> tensors: ``<layer>.lora_A.weight`` (r, n), ``<layer>.lora_B.weight`` (m, r), and
-            every parameter of the modules trained in full.
         base: what ``from_pretrained`` was called with.
         fan_in_fan_out: whether adapted layers store (in, out), as GPT-2's Conv1D does.
         modules_to_save: ``train.model.modules_to_save``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()},
-        folder / "adapter_model.safetensors",
-        metadata={"format": "pt"},
-    )
     assert trial.rank is not None
     assert trial.lora_alpha is not None
     alpha = trial.lora_alpha * (trial.rank if trial.scaling == "alpha" else 1)  # PEFT divides by r
-    LoraConfig(
+    return LoraConfig(
         task_type=TaskType.SEQ_CLS,
         inference_mode=True,
         base_model_name_or_path=base,
@@ -50,4 +36,20 @@ def save_adapter(
         target_modules=list(trial.target_modules),
         fan_in_fan_out=fan_in_fan_out,
         modules_to_save=list(modules_to_save),
-    ).save_pretrained(folder)
+    )
+
+
+def save_adapter(folder: Path, state: Mapping[str, Tensor], config: LoraConfig) -> None:
+    """Writes ``adapter_model.safetensors`` and ``adapter_config.json``.
+
+    Args:
+        state: names in the base model -> tensors: ``<layer>.lora_A.weight`` (r, n), ``<layer>.lora_B.weight`` (m, r),
+            and every parameter of the modules trained in full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config.save_pretrained(folder)

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import pandas as pd
 import torch
@@ -21,9 +21,7 @@ RTOL = 1e-3  # relative width of the bounds: far below what a plot or a threshol
 FEW = 2**23  # entries times the short side up to which singular values cost less than looks at bounds
 
 
-class Pack(Protocol):
-    trials: list[Any]
-
+class HasUpdates(Protocol):
     def updates(self) -> Iterable[Updates]: ...
 
 
@@ -52,7 +50,7 @@ class Record:
 class Recorder:
     """Collects the spectra of a pack, one batched call per shape, bucket and matrix."""
 
-    def __init__(self, pack: Pack) -> None:
+    def __init__(self, pack: HasUpdates) -> None:
         self.pack = pack
         self.records: list[Record] = []
 

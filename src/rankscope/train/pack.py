@@ -1,0 +1,49 @@
+"""What a pack is to the training loop, and its forward pass. Letters: K trials, B batch, T tokens, C classes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from rankscope.study.study_file import Trial
+from rankscope.train.packed import DropoutMasks
+from rankscope.train.rows import Rows
+from rankscope.train.updates import Updates
+
+
+class Pack(Protocol):
+    """K trials that train together: ``AdapterPack``, or with K = 1 ``FullPack`` and ``PeftTrial``.
+
+    ``rows`` are their trained weights. The model takes inputs (B, T), repeated ``repeats`` times; where
+    ``takes_dropouts``, its calls of dropout are answered by ``masks``.
+    """
+
+    trials: list[Trial]
+    model: Any
+    masks: DropoutMasks
+    rows: list[Rows]
+    repeats: int
+    takes_dropouts: bool
+
+    def updates(self) -> Iterable[Updates]: ...
+
+    def save(self, k: int, buffers: Sequence[Tensor], folder: Path) -> None: ...
+
+
+def logits(pack: Pack, inputs: dict[str, Tensor]) -> Tensor:
+    """All trials on one batch: inputs (B, T), on any device -> (K, B, C)."""
+    masks, K = pack.masks, len(pack.trials)
+    masks.batch = len(inputs["input_ids"])
+    device = pack.rows[0].values.device
+    repeated = {name: x.to(device, non_blocking=True).repeat(pack.repeats, 1) for name, x in inputs.items()}
+    with contextlib.ExitStack() as stack:
+        if pack.model.training:
+            stack.enter_context(masks.drawing())
+            if pack.takes_dropouts:
+                stack.enter_context(masks)
+        found: Tensor = pack.model(**repeated).logits
+    return found.to(pack.rows[0].values.dtype).unflatten(0, (K, -1))
