@@ -156,6 +156,12 @@ def train(
 
 def trainer(inputs: StudyInputs, **settings: Any) -> TrainPack:
     """What a worker calls for every pack: ``train.loop.train_pack``, with further ``settings`` of it."""
+    said: set[str] = set()
+
+    def say(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            _say(line)
 
     def train_pack(
         trials: Sequence[Trial],
@@ -177,6 +183,7 @@ def trainer(inputs: StudyInputs, **settings: Any) -> TrainPack:
             validation=validation,
             device=inputs.device,
             scratch=scratch,
+            say=say,
             **settings,
         )
 
