@@ -227,7 +227,7 @@ class PackedLayerNorm(nn.Module):
 
 def packed_copies(layer: nn.Module, masks: DropoutMasks) -> PackedLinear | PackedLayerNorm:
     """K copies of a layer that each trial trains in full; ``NotIsolated`` for a kind that has no packed one."""
-    if type(layer) not in (nn.Linear, nn.LayerNorm):
+    if not isinstance(layer, nn.Linear | nn.LayerNorm):
         raise NotIsolated(f"a {type(layer).__name__} in the head has no packed kind")
     weight, bias = (None if p is None else _copies(p, masks.trials) for p in (layer.weight, layer.bias))
     assert weight is not None
