@@ -83,7 +83,7 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], list[str]]] = {
         ["layer_1", "layer_2"],
     ),
 }  # fmt: skip
-TOGETHER, APART = ["mpnet", "opt", "gemma2"], ["deberta", "xlnet"]
+APART = ["deberta", "xlnet"]
 
 
 @pytest.fixture(scope="module")
@@ -132,13 +132,21 @@ def proved(pack: AdapterPack | FullPack, train: Encoded) -> None:
     prove(pack, train, rows_of(pack.trials[0], train, 1)[0])
 
 
-@pytest.mark.parametrize("name", TOGETHER)
+@pytest.mark.parametrize(
+    ("name", "dtype", "tolerance"),
+    [
+        ("mpnet", torch.float64, 1e-9),
+        ("opt", torch.float64, 1e-7),  # its own softmax rounds to float32
+        ("gemma2", torch.float32, 1e-5),  # as Gemma's, where a row of nothing but padding then is NaN
+    ],
+    ids=["mpnet", "opt", "gemma2"],
+)
 def test_the_proof_passes_and_each_trial_then_equals_peft_alone(
-    name: str, families: dict[str, str], tiny_data: Path, tmp_path: Path
-) -> None:
+    name: str, dtype: torch.dtype, tolerance: float, families: dict[str, str], tiny_data: Path, tmp_path: Path
+) -> None:  # fmt: skip
     """Dropouts that are functions and soft caps are the model's own, so they are PEFT's, too."""
     path, train = families[name], encoded(families[name], tiny_data)
-    pack = pack_of(name, families, torch.float64)
+    pack = pack_of(name, families, dtype)
     before = [group.values.clone() for group in pack.rows]
     proved(pack, train)
     for group, values in zip(pack.rows, before, strict=True):
@@ -148,8 +156,8 @@ def test_the_proof_passes_and_each_trial_then_equals_peft_alone(
         pack.save(k, [group.values for group in pack.rows], tmp_path / str(k))
     losses = losses_of(run)
     for k, trial in enumerate(pack.trials):
-        theirs = alone(peft_model(path, tmp_path / str(k), torch.float64), trial, train)
-        assert_close(losses[:, k], theirs, rtol=0, atol=1e-7)  # Gemma's softmax is in float32
+        theirs = alone(peft_model(path, tmp_path / str(k), dtype), trial, train)
+        assert_close(losses[:, k], theirs, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", APART)
