@@ -10,7 +10,6 @@ import pytest
 from sklearn.metrics import accuracy_score, matthews_corrcoef
 
 from rankscope.analysis.interventions import (
-    METRICS,
     Edited,
     Resamples,
     changes,
@@ -18,6 +17,7 @@ from rankscope.analysis.interventions import (
     groups,
     loss_at,
 )
+from rankscope.analysis.weighted_metrics import METRICS
 
 SCALES = (1.0, 2.0, 3.0, 5.0)
 
