@@ -12,6 +12,8 @@ from rankscope.weights.matrix import Matrix
 # Of a dense dW the effective rank takes all singular values: a whole SVD, which is paid for up to this min(m,
 # n).
 WHOLE_SVD = 1024
+# m n min(m, n) up to which all singular values cost less than looks at bounds: exact, and the same in every run.
+SMALL = 2**23
 FACTORED = "factors"
 
 
@@ -52,7 +54,8 @@ def measured(
     """
     found = effective = None
     if matrix.operator is not None:
-        found = summary(matrix.operator, rtol=rtol, certify=certify, effective_rank=False)
+        small = math.prod(matrix.shape) * min(matrix.shape) <= SMALL
+        found = summary(matrix.operator, rtol=rtol, certify=certify, effective_rank=False, exact=small)
         affordable = matrix.read_from == FACTORED or min(matrix.shape) <= WHOLE_SVD
         if spectra is not None and matrix.matrix == "dW" and matrix.trusted and affordable:
             sigma = singular_values(matrix.operator)
