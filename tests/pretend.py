@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -47,6 +48,10 @@ def pretend(
     for trial, folder in zip(trials, folders, strict=True):
         folder.log(step=1, epoch=1.0, train_loss=0.5, eval_loss=float("nan"), accuracy=0.75)
         folder.write_spectra(spectra())
+        for name in ("best", "last"):
+            (folder.path / name).mkdir()
+            (folder.path / name / "adapter_model.safetensors").write_bytes(f"{name} of {trial.id}".encode())
+            (folder.path / name / "adapter_config.json").write_text(json.dumps({"r": trial.rank or 0}))
         best = trial.learning_rate
         folder.finish(
             status="done",
@@ -59,6 +64,22 @@ def pretend(
             seconds=0.1,
         )
         progress(1)
+
+
+def compared(store: Store) -> pd.DataFrame:
+    """A comparison of the store's trials, made up."""
+    trials = store.trials()
+    return pd.DataFrame({"trial": trials["trial"], "layer": "x", "k": 1, "cosine": trials["best"]})
+
+
+def sweep(path: Path | str, study: Study = STUDY, **fingerprints: str) -> list[str]:
+    """What ``rankscope run`` does. -> the trials that it trained"""
+    store = create(path, study, **fingerprints)
+    store.recover(thorough=True)
+    trained = run(store)
+    if trained or store.comparison_fault() is not None:
+        store.write_comparison(compared(store))
+    return trained
 
 
 def run(store: Store, train: Callable[..., None] = pretend, size: int = 2) -> list[str]:

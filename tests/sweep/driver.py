@@ -13,6 +13,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pretend import pretend
+from rankscope.store.lease import FailureDetector
 from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Trial
@@ -38,10 +39,14 @@ def work(job: dict[str, Any]) -> None:
     years = random.Random(os.getpid())
     time.time = lambda: years.uniform(-1e9, 1e9)  # the clock jumps about; nothing may care
     store = Store(job["store"])
-    Worker(store, store.packs(size=2), slowly, retries=0, provenance={}).run()
+    worker = Worker(store, store.packs(size=2), slowly, retries=0, provenance={})
+    if "patience" in job:  # seconds
+        worker.detector = FailureDetector(store.log, patience=job["patience"], every=job["patience"] / 8)
+    worker.run()
 
 
-def drive(store: str) -> None:
+def drive(store: str, *patience: str) -> None:
+    job: dict[str, Any] = {"store": store, **({"patience": float(patience[0])} if patience else {})}
     seen = Store(store).log
 
     def tick() -> bool:
@@ -50,12 +55,10 @@ def drive(store: str) -> None:
         return seen.length > before
 
     command = [sys.executable, __file__, "work"]
-    run_processes(
-        command, {"store": store}, [{}, {}], tick=tick, say=lambda line: print(line, file=sys.stderr)
-    )
+    run_processes(command, job, [{}, {}], tick=tick, say=lambda line: print(line, file=sys.stderr))
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "work":
         sys.exit(serve(work))
-    drive(sys.argv[1])
+    drive(*sys.argv[1:])

@@ -74,9 +74,14 @@ class FailureDetector:
     """Looks at other workers' heartbeats, and remembers since when each stands still."""
 
     def __init__(
-        self, log: Log, *, clock: Callable[[], float] = time.monotonic, patience: float = PATIENCE
+        self,
+        log: Log,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        patience: float = PATIENCE,
+        every: float = BEAT,
     ) -> None:
-        self._log, self._clock, self._patience = log, clock, patience
+        self._log, self._clock, self._patience, self._every = log, clock, patience, every
         self._seen: dict[int, tuple[int, float, float]] = {}  # claim -> count, new since, looked at
 
     def is_dead(self, claim: Claim) -> bool:
@@ -84,7 +89,7 @@ class FailureDetector:
             return True
         now = self._clock()
         last, since, looked = self._seen.get(claim.number, (-1, now, -math.inf))
-        if now - looked >= BEAT:
+        if now - looked >= self._every:
             count = last_heartbeat(self._log, claim.number)["count"]
             since = since if count == last else now
             self._seen[claim.number] = (count, since, now)
