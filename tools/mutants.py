@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import random
@@ -206,18 +208,22 @@ def _changed(source: bytes, whole: str) -> bool:
         return False
 
 
-def preload(tests: tuple[str, ...]) -> None:
-    """Imports what is slow to import, so that each fork has it."""
-    import importlib
-
-    for name in ("pytest", "hypothesis.strategies", "torch", "pandas", "scipy.stats", "pyarrow.parquet"):
-        importlib.import_module(name)
-    if "tests/train" in tests:
-        for name in ("peft", "transformers.models.roberta.modeling_roberta", "sklearn.metrics"):
-            importlib.import_module(name)
-    if "tests/report" in tests:
-        for name in ("altair", "jinja2"):
-            importlib.import_module(name)
+def preload(copy: Path) -> None:
+    """Imports what the tests import from elsewhere, so that each fork has it."""
+    own = {"rankscope", *(path.stem for path in (copy / "tests").iterdir())}
+    for path in sorted((copy / "tests").rglob("*.py")) + sorted((copy / "src").rglob("*.py")):
+        for node in ast.parse(path.read_bytes()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+                for alias in node.names:
+                    with contextlib.suppress(Exception):  # lazy ones, such as Transformers' models
+                        if node.module.partition(".")[0] not in own:
+                            getattr(importlib.import_module(node.module), alias.name)
+            for name in names:
+                with contextlib.suppress(ImportError):
+                    if name.partition(".")[0] not in own:
+                        importlib.import_module(name)
 
 
 def run_tests(copy: Path, tests: list[str], seconds: float) -> tuple[str, float]:
@@ -309,7 +315,7 @@ def examine(room: str, chosen: list[Mutant], log: Path) -> None:
                 shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "README.md", "CONTRIBUTING.md"):
             shutil.copy(ROOT / name, copy / name)
-        preload(TESTS[room])
+        preload(copy)
         whole_suite = test_files(copy, TESTS[room])
         how, used = run_tests(copy, whole_suite, 3600)
         if how != "passed":
