@@ -1,0 +1,41 @@
+"""What operators are measured with: passes over blocks of rows, and plain norms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import rankscope.linalg as la
+from rankscope.linalg.frobenius import row_blocks
+from rankscope.linalg.operator import norm
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+@pytest.mark.parametrize(
+    ("entries", "height"), [(1, 1), (40, 1), (41 * 7, 7), (10**6, 50)], ids=["least", "row", "7", "all"]
+)
+def test_blocks_are_as_high_as_their_entries_allow(batch: tuple[int, ...], entries: int, height: int) -> None:
+    M = torch.randn(*batch, 50, 41, generator=torch.Generator().manual_seed(0))
+    allowed = entries * max(1, len(M) if batch else 1)
+    seen, heights = torch.full(M.shape, torch.nan, dtype=torch.float64), []
+    for start, block in row_blocks(la.Dense(M), allowed):
+        seen[..., start : start + block.shape[-2], :] = block
+        heights.append(block.shape[-2])
+    assert torch.equal(seen, M.double())
+    assert heights[:-1] == [height] * (len(heights) - 1)
+    assert sum(heights) == 50
+
+
+@pytest.mark.parametrize(
+    ("dtype", "powers"),
+    [(torch.float32, [0, -126, -70, 70, 120]), (torch.float64, [0, -1000, -600, 600, 1000])],
+)
+def test_the_norm_of_a_batch_of_every_scale(dtype: torch.dtype, powers: list[int]) -> None:
+    """Ordinary matrices beside those whose squares leave the range: each as if it were alone."""
+    M = torch.rand(30, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1
+    size = torch.tensor([2.0**power for power in powers], dtype=torch.float64)
+    stack = (M.to(dtype).double() * size[:, None, None]).to(dtype)  # exact: no entry is denormal
+    expected = torch.linalg.matrix_norm(M.to(dtype).double()) * size
+    torch.testing.assert_close(norm(stack), expected, rtol=1e-6, atol=0)
+    for one, alone in zip(norm(stack), stack, strict=True):
+        assert one == pytest.approx(float(norm(alone)), rel=1e-6)
