@@ -123,14 +123,14 @@ def test_matrices_leave_a_batch_when_they_are_done_and_nobody_notices() -> None:
 def test_groups_of_a_large_batch_equal_single_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     stack = torch.randn(7, 60, 50, generator=torch.Generator().manual_seed(0))
     whole = la.stable_rank(stack)
-    monkeypatch.setattr("rankscope.linalg.groups.GROUP", 2 * 60 * 50)
+    monkeypatch.setattr("rankscope.linalg.norms.GROUP", 2 * 60 * 50)
     assert_close(la.stable_rank(stack).value, whole.value, rtol=1e-7, atol=0)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_large_matrix_read_by_blocks_of_rows(monkeypatch: pytest.MonkeyPatch, transposed: bool) -> None:
-    monkeypatch.setattr("rankscope.linalg.normal.CACHED", 2**12)
-    monkeypatch.setattr("rankscope.linalg.normal.HEIGHT", 2**10)
+    monkeypatch.setattr("rankscope.linalg.lanczos.CACHED", 2**12)
+    monkeypatch.setattr("rankscope.linalg.lanczos.HEIGHT", 2**10)
     monkeypatch.setattr("rankscope.linalg.frobenius.BLOCK", 2**9)
     M = matrix((90, 200), "slow power", seed=2).float()
     M = M.mT if transposed else M

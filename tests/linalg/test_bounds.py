@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import rankscope.linalg as la
 from rankscope.linalg.certify import certified_bound
-from rankscope.linalg.subject import prepared
+from rankscope.linalg.scaled_group import normalized
 from rankscope.linalg.tridiagonal import Tridiagonal
 
 
@@ -132,8 +132,8 @@ def test_forming_in_float32_is_counted_in_the_bounds(rtol: float) -> None:
     """A sum is formed in float32 where the proved error of that is small beside the wish, only there."""
     W, B, A = draw(120, 90).float(), draw(120, 60, seed=1).float(), draw(60, 90, seed=2).float()
     op = la.Dense(W[None]) + la.LowRank(B=B[None], A=A[None], scale=0.2)
-    subject, size = prepared(op, slack=rtol / 24)
-    exact, _ = prepared(op)
+    subject, size = normalized(op, slack=rtol / 24)
+    exact, _ = normalized(op)
     off = abs(float(subject.norm * size / torch.linalg.matrix_norm(op.to_dense())) - 1)
     assert off <= float(subject.error) <= max(rtol / 24, 1e-9)
     assert (float(subject.error) > 1e-9) == (rtol >= 1e-2)

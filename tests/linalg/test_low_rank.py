@@ -170,7 +170,7 @@ def test_padding_costs_nothing_and_the_core_is_computed_once() -> None:
 def test_a_hole_between_columns_is_not_padding() -> None:
     B, A = factors(30, 20, 5)
     B[:, 1], A[4] = 0, 0
-    assert la.LowRank(B=B, A=A).live() == 4
+    assert la.LowRank(B=B, A=A).used_rank() == 4
     expected = la.LowRank(B=B[:, [0, 2, 3]], A=A[[0, 2, 3]])
     assert la.stable_rank(la.LowRank(B=B, A=A)).value == pytest.approx(
         la.stable_rank(expected).value, rel=1e-13

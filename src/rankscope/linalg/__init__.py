@@ -6,7 +6,7 @@ from rankscope.linalg.dense import Dense, as_operator
 from rankscope.linalg.estimate import Estimate
 from rankscope.linalg.frobenius import row_norms
 from rankscope.linalg.low_rank import LowRank
-from rankscope.linalg.operator import Operator
+from rankscope.linalg.operator import Operator, Sum
 from rankscope.linalg.rounding import rounding_floor
 from rankscope.linalg.scaled import ColumnScaled, RowScaled
 from rankscope.linalg.spectra import (
@@ -25,7 +25,6 @@ from rankscope.linalg.subspaces import (
     principal_angles,
     singular_subspaces,
 )
-from rankscope.linalg.sums import Sum
 
 __all__ = [
     "ColumnScaled",

@@ -27,7 +27,7 @@ def certified_bound(op: Operator, tau: Tensor, *, magnitude: Tensor) -> Tensor:
     m, n = op.shape[-2:]
     failed, trace = [], []
     for index in torch.arange(len(tau)).split(max(1, TOGETHER // n**2)):
-        H = gram(op.at(index, op.batch_shape)).neg_()
+        H = gram(op.select(index, op.batch_shape)).neg_()
         diagonal = H.diagonal(dim1=-2, dim2=-1)
         diagonal.add_(tau[index].square()[:, None].to(H.device))
         trace.append(diagonal.clamp(min=0).sum(-1).cpu())
@@ -46,7 +46,7 @@ def by_eigenvalues(op: Operator, *, magnitude: Tensor) -> tuple[Tensor, Tensor, 
     m, n = op.shape[-2:]
     tops, traces = [], []
     for index in torch.arange(len(magnitude)).split(max(1, TOGETHER // n**2)):
-        G = torch.nan_to_num(gram(op.at(index, op.batch_shape)))
+        G = torch.nan_to_num(gram(op.select(index, op.batch_shape)))
         traces.append(G.diagonal(dim1=-2, dim2=-1).sum(-1).cpu())
         tops.append(torch.linalg.eigvalsh(G, UPLO="L")[:, -1].cpu())
     square = torch.cat(tops).clamp(min=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, norm, pick, row_products
+from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, norm, row_products, select
 
 
 class Dense(Operator):
@@ -64,11 +64,11 @@ class Dense(Operator):
                 return Dense(wide * factor.to(self.dtype))
         return Dense((self.W.double() * factor).to(self.dtype))
 
-    def live(self) -> Tensor:
+    def used_rank(self) -> Tensor:
         return torch.zeros(self.batch_shape, dtype=torch.long, device=self.device)
 
-    def at(self, index: Tensor, batch: torch.Size, r: int | None = None) -> Dense:
-        return Dense(pick(self.W, index, batch))
+    def select(self, index: Tensor, batch: torch.Size, r: int | None = None) -> Dense:
+        return Dense(select(self.W, index, batch))
 
     def lifted(self, ndim: int) -> Dense:
         return Dense(lift(self.W, ndim))

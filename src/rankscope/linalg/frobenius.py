@@ -15,10 +15,9 @@ from torch import Tensor
 from rankscope.linalg import factors
 from rankscope.linalg.dense import Dense
 from rankscope.linalg.low_rank import LowRank
-from rankscope.linalg.operator import Operator, row_products
+from rankscope.linalg.operator import Operator, Sum, row_products
 from rankscope.linalg.rounding import gamma
 from rankscope.linalg.scaled import ColumnScaled, RowScaled
-from rankscope.linalg.sums import Sum
 
 BLOCK = 2**18  # entries of a float64 block: 2 MiB, which two cores' own caches hold
 PRODUCT = 2**19  # and of one that is a product, or a factor of one: tall enough for full speed

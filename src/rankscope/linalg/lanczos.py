@@ -3,7 +3,7 @@
 The bidiagonalisation is run in its Gram form, T_k = V^T M^T M V (tridiagonal, = B_k^T B_k): only sigma_1 is
 asked of it, for which nothing is lost, and a row of M that is in the cache serves M v and M^T (M v).
 
-Letters: N matrices of a flat batch, m rows, n columns, k steps, h rows of a block.
+Letters: N matrices of a flat batch, m rows, n columns, k steps, p blocks of h rows that are read at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from rankscope.linalg.normal import Normal
+from rankscope.linalg.dense import Dense
 from rankscope.linalg.operator import Operator
 from rankscope.linalg.tridiagonal import Tridiagonal
 
@@ -23,12 +23,17 @@ STEPS = 1024  # the most that are taken; bounds that are wider than asked are th
 SHORT = 3  # steps for which it is not worth while to part from the matrices that are done
 FIRST = 4  # steps before the bounds are looked at for the first time
 TWICE = 0.5  # share of w^2 outside the span of V below which it is orthogonalised again: docs/math.md, (9)
+CACHED = 2**22  # entries up to which a single matrix stays in the last-level cache from one step to the next
+HEIGHT = (
+    2**19
+)  # entries of the blocks of rows of a larger one: from memory once, from a cache the second time
+SPLIT = 4  # blocks of a single matrix that are products of one batch, so that every core has some
 
 
 @dataclass(frozen=True)
 class Ritz:
     """The outcome of N runs: unit vectors (N, n) float64, upper bounds (N,) float64 on sigma_1, whether each is
-    certain (N,) bool, the number of products M x and M^T x, and whether `op.dtype` is too narrow for the wish."""
+    certain (N,) bool, the number of products M x and M^T x, and whether `op.dtype` is too narrow for the options."""
 
     vectors: Tensor
     upper: Tensor
@@ -38,7 +43,7 @@ class Ritz:
 
 
 @dataclass(frozen=True)
-class Goal:
+class StopRule:
     """What a run works towards, per matrix (N,) float64 CPU: an upper bound on ||M||_F and what rounding in op.dtype
     may add to sigma_1; for all a relative width and a confidence; `ignore` (N,) bool: matrices of no interest."""
 
@@ -49,12 +54,51 @@ class Goal:
     confidence: float
 
 
+class GramProduct:
+    """The map v -> M^T M v of a batch of matrices, (N, n) -> (N, n), by blocks of rows."""
+
+    def __init__(self, op: Operator) -> None:
+        N, m, n = op.shape
+        self.blocks: list[Tensor] = []
+        self.pieces: list[Operator] = []
+        height = max(1, HEIGHT // n) if N * m * n > CACHED and N == 1 else m
+        spans = [(i, min(i + height, m)) for i in range(0, m, height)]
+        if not isinstance(op, Dense):
+            self.pieces = [op.rows(i, j) for i, j in spans]
+        elif N > 1:
+            self.blocks = [op.W]
+        else:
+            self.blocks = [_split(op.W[0, i:j]) for i, j in spans]
+        self.single = N == 1
+
+    def __call__(self, v: Tensor) -> Tensor:
+        if self.pieces:
+            images = [piece.mT.matvec(piece.matvec(v)) for piece in self.pieces]
+            return sum(images[1:], images[0])
+        if not self.single:
+            return _image(self.blocks[0], v)
+        parts = [_image(W, v.expand(len(W), -1)).sum(0, keepdim=True) for W in self.blocks]
+        return sum(parts[1:], parts[0])
+
+
+def _image(W: Tensor, v: Tensor) -> Tensor:
+    """W^T W v, (N, h, n), (N, n) -> (N, n). x W^T with x as a row is several times faster than W x with x as a column
+    in torch's batched product on CPU."""
+    return torch.bmm(torch.bmm(v[:, None], W.mT), W)[:, 0]
+
+
+def _split(W: Tensor) -> Tensor:
+    """(h, n) -> (p, h / p, n), the same memory."""
+    p = next(p for p in range(SPLIT, 0, -1) if len(W) % p == 0)
+    return W.unflatten(0, (p, -1))
+
+
 class _Run:
     """N recursions at step k: V (N, > k, n) orthonormal rows, the last of them the next vector; a and b the columns
     of T_k."""
 
     def __init__(self, op: Operator, start: Tensor) -> None:
-        self.op, self.normal = op, Normal(op)
+        self.op, self.gram = op, GramProduct(op)
         self.V = start.new_empty(len(start), 1 + min(*op.shape[-2:], 24), start.shape[1])
         self.V[:, 0] = start
         self.a: list[Tensor] = []
@@ -70,7 +114,7 @@ class _Run:
         if k == self.V.shape[1]:
             self.V = torch.cat([self.V, torch.empty_like(self.V)], dim=1)
         V = self.V[:, :k]
-        w = self.normal(V[:, k - 1])[:, None]  # (N, 1, n)
+        w = self.gram(V[:, k - 1])[:, None]  # (N, 1, n)
         along = w @ V.mT  # (N, 1, k)
         w = torch.baddbmm(w, along, V, alpha=-1)
         size, a = torch.linalg.vector_norm(w, dim=-1), along[..., -1]  # (N, 1)
@@ -89,8 +133,8 @@ class _Run:
 
     def keep(self, index: Tensor) -> None:
         """Goes on with the matrices at `index` only."""
-        self.op = self.op.at(index, self.op.batch_shape)
-        self.normal = Normal(self.op)
+        self.op = self.op.select(index, self.op.batch_shape)
+        self.gram = GramProduct(self.op)
         index = index.to(self.V.device)
         self.V = self.V[index]
         self.a, self.b = [x[index] for x in self.a], [x[index] for x in self.b]
@@ -98,7 +142,7 @@ class _Run:
 
 def largest(
     op: Operator,
-    goal: Goal,
+    rule: StopRule,
     *,
     generator: torch.Generator,
     warm: Tensor | None = None,
@@ -110,12 +154,12 @@ def largest(
     op has a flat batch (N,), warm (N, n). Where the allowance alone is too much for `rtol`, a run in float32 ends at
     once, starved, and one in float64 settles for bounds four allowances apart.
     """
-    start, log_target = _start(op, goal.confidence, generator, warm)
+    start, log_target = _start(op, rule.confidence, generator, warm)
     N, limit, look = len(start), min(*op.shape[-2:], steps), FIRST
     least = 4.0 if op.dtype == torch.float64 else 0.0
     run = _Run(op, start)
     running = torch.arange(N)
-    taken = goal.ignore.long()  # by those running; 0: not there yet
+    taken = rule.ignore.long()  # by those running; 0: not there yet
     vectors = torch.zeros(N, op.shape[-1], dtype=torch.float64, device=op.device)
     upper, certain = torch.zeros(N, dtype=torch.float64), torch.zeros(N, dtype=torch.bool)
     while True:
@@ -123,8 +167,8 @@ def largest(
         if run.k < min(look, limit):
             continue
         a, b, now = _host(run.a), _host(run.b), torch.full((len(running),), run.k)
-        known = goal.frobenius[running], goal.allowance[running], log_target[running]
-        inside, tight, ahead = Tridiagonal(a, b, now, *known).within(goal.rtol, least=least)
+        known = rule.frobenius[running], rule.allowance[running], log_target[running]
+        inside, tight, ahead = Tridiagonal(a, b, now, *known).within(rule.rtol, least=least)
         taken = torch.where((taken == 0) & inside, now, taken)
         starved = op.dtype != torch.float64 and bool((tight & (taken == 0)).any())
         over = starved or run.k == limit or bool((taken > 0).all())
@@ -132,7 +176,7 @@ def largest(
         look = run.k if over else _next_look(run.k, ahead[taken == 0])
         if over or (2 * int(done.sum()) >= len(running) and look - run.k >= SHORT):
             T = Tridiagonal(a, b, torch.where(taken > 0, taken, now), *known)
-            found, sure = T.upper(goal.rtol)
+            found, sure = T.upper(rule.rtol)
             x, which = run.vectors(T.top[1]), running[done]
             vectors[which.to(op.device)] = x[done.to(op.device)]
             upper[which], certain[which] = found[done], sure[done]

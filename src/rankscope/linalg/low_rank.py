@@ -7,8 +7,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, norm, pick, row_products, top
-from rankscope.linalg.shapes import broadcast
+from rankscope.linalg.operator import (
+    FLOATS,
+    Operator,
+    broadcast,
+    exponent,
+    lift,
+    norm,
+    row_products,
+    select,
+    top,
+)
 
 _ORDINARY = 20  # largest binary exponent of a factor that is left as it is
 
@@ -108,7 +117,7 @@ class LowRank(Operator):
         )
         return LowRank(B=B, A=A, scale=self.scale * powers[0] * powers[1])
 
-    def live(self) -> Tensor:
+    def used_rank(self) -> Tensor:
         r = self.A.shape[-2]
         if r == 1:
             return torch.ones(self.batch_shape, dtype=torch.long, device=self.device)
@@ -116,9 +125,9 @@ class LowRank(Operator):
         last = (used * torch.arange(1, r + 1, device=self.device)).amax(-1)
         return last.clamp(min=1).expand(self.batch_shape)
 
-    def at(self, index: Tensor, batch: torch.Size, r: int | None = None) -> LowRank:
-        B, A = pick(self.B[..., :r], index, batch), pick(self.A[..., :r, :], index, batch)
-        return LowRank(B=B, A=A, scale=pick(self.scale, index, batch, core=0))
+    def select(self, index: Tensor, batch: torch.Size, r: int | None = None) -> LowRank:
+        B, A = select(self.B[..., :r], index, batch), select(self.A[..., :r, :], index, batch)
+        return LowRank(B=B, A=A, scale=select(self.scale, index, batch, core=0))
 
     def lifted(self, ndim: int) -> LowRank:
         return LowRank(B=lift(self.B, ndim), A=lift(self.A, ndim), scale=lift(self.scale, ndim, core=0))
@@ -130,3 +139,15 @@ class LowRank(Operator):
     def exponent(self) -> Tensor:
         room = self.A.shape[-2].bit_length()
         return exponent(self.B, 2) + exponent(self.A, 2) + exponent(self.scale, 0) + room
+
+    def _plus(self, other: Operator) -> Operator:
+        """[s B, s' B'] [A; A'] with another LowRank; scales folded in, in float64."""
+        if not isinstance(other, LowRank):
+            return super()._plus(other)
+        Bs, As = [], []
+        batch = broadcast(self.batch_shape, other.batch_shape)
+        for op in (self, other):
+            B = op.B.double() * op.scale[..., None, None]
+            Bs.append(B.expand(*batch, *B.shape[-2:]))
+            As.append(op.A.double().expand(*batch, *op.A.shape[-2:]))
+        return LowRank(B=torch.cat(Bs, dim=-1), A=torch.cat(As, dim=-2))

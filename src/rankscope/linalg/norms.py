@@ -1,24 +1,31 @@
 """||M||_F and sigma_1, which everything else is made of, for one matrix or a batch of any size and scale.
 
-Runs what fits in a cache together, scales extreme entries first, and names what cannot be measured.
+Matrices of one used rank are run together, as many as a cache holds: zero-padded factors (a pack of trials of
+different ranks) are cut to what they hold, so that rank 1 costs as rank 1. Small matrices stay together. Names what
+cannot be measured.
 Letters: N matrices of a flat batch, *batch leading dimensions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from rankscope.linalg import factors
-from rankscope.linalg.groups import groups, joined
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma
-from rankscope.linalg.sigma import Sigma, Wish, by_svd, direct, largest
-from rankscope.linalg.subject import prepared
+from rankscope.linalg.scaled_group import normalized
+from rankscope.linalg.sigma import Sigma, SigmaOptions, by_svd, direct, largest
 
+GROUP = 2**22  # entries of the matrices that are run together on a CPU: what its last-level cache holds
+TOGETHER = (
+    2**20
+)  # entries up to which a sum's ranks are no reason to part: calls cost more than their padding
+ACCELERATED = 2**28  # and on an accelerator, whose memory it is that counts
 NOT_FINITE = "has NaN or infinite entries, or overflows float64"
 ZERO = "is exactly zero"
 
@@ -40,18 +47,18 @@ class Norms:
     spectrum: Tensor | None = None
 
 
-def norms(op: Operator, wish: Wish) -> Norms:
+def norms(op: Operator, options: SigmaOptions) -> Norms:
     """Both norms of every matrix of `op`; what others are in the batch is felt far below the width asked for."""
-    generator = wish.generator
+    generator = options.generator
     state = generator.get_state()
-    warm, n = wish.warm, op.shape[-1]
+    warm, n = options.warm, op.shape[-1]
     if warm is not None:
         warm = warm.expand(*op.batch_shape, n).reshape(-1, n)
     parts, order = [], []
     for index, group in groups(op):
         generator.set_state(state)
         own = None if warm is None else warm[index.to(warm.device)]
-        parts.append(_of_group(group, replace(wish, warm=own)))
+        parts.append(_of_group(group, replace(options, warm=own)))
         order.append(index)
     return _joined(parts, order)
 
@@ -63,8 +70,8 @@ def frobenius(op: Operator) -> Tensor:
         if isinstance(group, LowRank):
             value = factors.frobenius_norm(group).cpu()
         else:
-            subject, size = prepared(group, form=False)
-            value = subject.norm * size
+            scaled, size = normalized(group, form=False)
+            value = scaled.norm * size
         parts.append(torch.where(value.isfinite(), value, torch.nan))
         order.append(index)
     return joined(parts, order)
@@ -82,17 +89,39 @@ def spectrum(op: LowRank) -> Tensor:
     return torch.nn.functional.pad(found, (0, min(*op.shape[-2:], op.A.shape[-2]) - found.shape[1]))
 
 
-def _of_group(op: Operator, wish: Wish) -> Norms:
+def groups(op: Operator) -> Iterator[tuple[Tensor, Operator]]:
+    """(positions in the flattened batch (N,) int, the matrices there with batch shape (N,)): all of them, each
+    once."""
+    batch, (m, n) = op.batch_shape, op.shape[-2:]
+    live = op.used_rank().expand(batch).reshape(-1).cpu()
+    room = GROUP if op.device.type == "cpu" else ACCELERATED
+    if not isinstance(op, LowRank) and batch.numel() * m * n <= TOGETHER:
+        live = live.amax().expand_as(live)
+    for r in live.unique().tolist():
+        size = r * (m + n) if isinstance(op, LowRank) else m * n
+        for index in (live == r).nonzero()[:, 0].split(max(1, room // size)):
+            yield index, op.select(index, batch, r or None)
+
+
+def joined(parts: list[Tensor], order: list[Tensor]) -> Tensor:
+    """Results (N, ...) of the groups, in the order of the batch."""
+    together = torch.cat(parts)
+    out = torch.empty_like(together)
+    out[torch.cat(order)] = together
+    return out
+
+
+def _of_group(op: Operator, options: SigmaOptions) -> Norms:
     if isinstance(op, LowRank):
         return _of_factors(op)
-    subject, size = prepared(op, slack=0.0 if wish.certify else wish.slack)
-    norm, reason = subject.norm, _reasons(subject.norm)
-    if wish.all:
-        values, width = by_svd(subject)
+    group, size = normalized(op, slack=0.0 if options.certify else options.slack)
+    norm, reason = group.norm, _reasons(group.norm)
+    if options.all:
+        values, width = by_svd(group)
         sigma = direct(values[:, 0], width, "svd")
     else:
         values = None
-        sigma = direct(norm, torch.zeros_like(norm), "none") if all(reason) else largest(subject, wish)
+        sigma = direct(norm, torch.zeros_like(norm), "none") if all(reason) else largest(group, options)
     zero = torch.tensor([r == ZERO for r in reason])
     bad = torch.tensor([r == NOT_FINITE for r in reason])
 
@@ -103,7 +132,7 @@ def _of_group(op: Operator, wish: Wish) -> Norms:
     value, lower, upper = settled(sigma.value), settled(sigma.lower), settled(sigma.upper)
     sigma = replace(sigma, value=value, lower=lower, upper=upper, confidence=confidence)
     spectrum = None if values is None else torch.where(bad[:, None], torch.nan, values)
-    return Norms(size, settled(norm), subject.error, sigma, reason, spectrum)
+    return Norms(size, settled(norm), group.error, sigma, reason, spectrum)
 
 
 def _of_factors(op: LowRank) -> Norms:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,12 +70,12 @@ class Operator(ABC):
         return self
 
     @abstractmethod
-    def live(self) -> Tensor:
+    def used_rank(self) -> Tensor:
         """(*batch) int: how many leading columns of its factors hold anything; the others are padding. 0 where there
         are no factors."""
 
     @abstractmethod
-    def at(self, index: Tensor, batch: torch.Size, r: int | None = None) -> Operator:
+    def select(self, index: Tensor, batch: torch.Size, r: int | None = None) -> Operator:
         """The matrices at positions `index` (N,) int of the flattened `batch`, with batch shape (N,), factors cut
         to their leading `r` columns. Shares memory where the positions are neighbours."""
 
@@ -90,12 +91,6 @@ class Operator(ABC):
     @abstractmethod
     def exponent(self) -> Tensor:
         """(*batch) int: no entry of any term of M is as large as 2^exponent."""
-
-    def frobenius_squared(self) -> Tensor:
-        """||M||_F^2, (*batch) float64; exact to rounding, also where the terms cancel: docs/math.md, (4)."""
-        from rankscope.linalg.frobenius import frobenius_squared
-
-        return frobenius_squared(self)
 
     def to_dense(self) -> Tensor:
         """(*batch, m, n) float64. Forms the matrix: for tests and small ones."""
@@ -125,20 +120,89 @@ class Operator(ABC):
         return self.matmul(X)
 
     def __add__(self, other: Operator) -> Operator:
-        from rankscope.linalg.sums import added
+        """The sum; of two LowRank a LowRank, so that it stays exact."""
+        if self.shape[-2:] != other.shape[-2:]:
+            raise ValueError(
+                f"a sum needs two matrices of one shape (m, n); got {tuple(self.shape)} and "
+                f"{tuple(other.shape)}. GPT-2's Conv1D stores (in, out): use its transpose, .mT."
+            )
+        ndim = max(len(self.batch_shape), len(other.batch_shape))
+        return self.lifted(ndim)._plus(other.lifted(ndim))
 
-        return added(self, other)
+    def _plus(self, other: Operator) -> Operator:
+        """The sum with an operator of the same shape and number of batch dimensions."""
+        return Sum(self, other)
 
     def __sub__(self, other: Operator) -> Operator:
-        from rankscope.linalg.sums import added
-
-        return added(self, -other)
+        return self + (-other)
 
     def __neg__(self) -> Operator:
         return self.scaled(torch.tensor(-1.0, dtype=torch.float64))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}{tuple(self.shape)}"
+
+
+class Sum(Operator):
+    """left + right; write it as `left + right` or `left - right`."""
+
+    def __init__(self, left: Operator, right: Operator) -> None:
+        self.left, self.right = left, right
+        batch = broadcast(left.batch_shape, right.batch_shape)
+        self._shape = torch.Size((*batch, *left.shape[-2:]))
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._shape
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        return self.left.leaves + self.right.leaves
+
+    @property
+    def terms(self) -> int:
+        return self.left.terms + self.right.terms
+
+    @property
+    def mT(self) -> Sum:
+        return Sum(self.left.mT, self.right.mT)
+
+    def matvec(self, x: Tensor) -> Tensor:
+        return self.left.matvec(x) + self.right.matvec(x)
+
+    def matmul(self, X: Tensor) -> Tensor:
+        return self.left.matmul(X) + self.right.matmul(X)
+
+    def rows(self, start: int, stop: int) -> Sum:
+        return Sum(self.left.rows(start, stop), self.right.rows(start, stop))
+
+    def rows_into(self, out: Tensor, start: int, *, add: bool = False) -> None:
+        self.left.rows_into(out, start, add=add)
+        self.right.rows_into(out, start, add=True)
+
+    def cast(self, dtype: torch.dtype) -> Sum:
+        return Sum(self.left.cast(dtype), self.right.cast(dtype))
+
+    def scaled(self, factor: Tensor) -> Sum:
+        return Sum(self.left.scaled(factor), self.right.scaled(factor))
+
+    def balanced(self) -> Sum:
+        return Sum(self.left.balanced(), self.right.balanced())
+
+    def used_rank(self) -> Tensor:
+        return torch.maximum(self.left.used_rank(), self.right.used_rank())
+
+    def select(self, index: Tensor, batch: torch.Size, r: int | None = None) -> Sum:
+        return Sum(self.left.select(index, batch, r), self.right.select(index, batch, r))
+
+    def lifted(self, ndim: int) -> Sum:
+        return Sum(self.left.lifted(ndim), self.right.lifted(ndim))
+
+    def magnitude(self) -> Tensor:
+        return self.left.magnitude() + self.right.magnitude()
+
+    def exponent(self) -> Tensor:
+        return torch.maximum(self.left.exponent(), self.right.exponent()) + 1
 
 
 def row_products(x: Tensor, W: Tensor) -> Tensor:
@@ -186,7 +250,7 @@ def exponent(tensor: Tensor, core: int) -> Tensor:
     return torch.frexp(torch.where(size > 0, size, 1.0))[1]
 
 
-def pick(tensor: Tensor, index: Tensor, batch: torch.Size, core: int = 2) -> Tensor:
+def select(tensor: Tensor, index: Tensor, batch: torch.Size, core: int = 2) -> Tensor:
     """What belongs to positions `index` (N,) of the flattened `batch`: (N, *core), or (1, *core) where they share
     it."""
     lead, own = tensor.shape[: tensor.ndim - core], tensor.shape[tensor.ndim - core :]
@@ -205,3 +269,14 @@ def pick(tensor: Tensor, index: Tensor, batch: torch.Size, core: int = 2) -> Ten
     if bool((flat == torch.arange(first, first + N)).all()):
         return tensor[first : first + N]
     return tensor[flat.to(tensor.device)]
+
+
+def broadcast(*shapes: tuple[int, ...]) -> torch.Size:
+    """What `torch.broadcast_shapes` gives; but that one's first call imports SymPy, which takes a second.
+
+    RuntimeError where they don't fit.
+    """
+    try:
+        return torch.Size(np.broadcast_shapes(*shapes))
+    except ValueError as error:
+        raise RuntimeError(str(error)) from None

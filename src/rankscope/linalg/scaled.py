@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rankscope.linalg.operator import Operator, exponent, lift, pick
-from rankscope.linalg.shapes import broadcast
+from rankscope.linalg.operator import Operator, broadcast, exponent, lift, select
 
 
 class RowScaled(Operator):
@@ -64,11 +63,11 @@ class RowScaled(Operator):
         power = torch.exp2(exponent(self.d, 1).double())
         return RowScaled(self.M.scaled(power).balanced(), self.d.double() / power[..., None])
 
-    def live(self) -> Tensor:
-        return self.M.live().expand(self.batch_shape)
+    def used_rank(self) -> Tensor:
+        return self.M.used_rank().expand(self.batch_shape)
 
-    def at(self, index: Tensor, batch: torch.Size, r: int | None = None) -> RowScaled:
-        return RowScaled(self.M.at(index, batch, r), pick(self.d, index, batch, core=1))
+    def select(self, index: Tensor, batch: torch.Size, r: int | None = None) -> RowScaled:
+        return RowScaled(self.M.select(index, batch, r), select(self.d, index, batch, core=1))
 
     def lifted(self, ndim: int) -> RowScaled:
         return RowScaled(self.M.lifted(ndim), self.d)
@@ -130,11 +129,11 @@ class ColumnScaled(Operator):
         power = torch.exp2(exponent(self.d, 1).double())
         return ColumnScaled(self.M.scaled(power).balanced(), self.d.double() / power[..., None])
 
-    def live(self) -> Tensor:
-        return self.M.live().expand(self.batch_shape)
+    def used_rank(self) -> Tensor:
+        return self.M.used_rank().expand(self.batch_shape)
 
-    def at(self, index: Tensor, batch: torch.Size, r: int | None = None) -> ColumnScaled:
-        return ColumnScaled(self.M.at(index, batch, r), pick(self.d, index, batch, core=1))
+    def select(self, index: Tensor, batch: torch.Size, r: int | None = None) -> ColumnScaled:
+        return ColumnScaled(self.M.select(index, batch, r), select(self.d, index, batch, core=1))
 
     def lifted(self, ndim: int) -> ColumnScaled:
         return ColumnScaled(self.M.lifted(ndim), self.d)

@@ -15,10 +15,10 @@ from rankscope.linalg import lanczos
 from rankscope.linalg.certify import by_eigenvalues, certified_bound
 from rankscope.linalg.dense import Dense
 from rankscope.linalg.frobenius import formation_error, product
-from rankscope.linalg.normal import CACHED
+from rankscope.linalg.lanczos import CACHED
 from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma
-from rankscope.linalg.subject import Subject
+from rankscope.linalg.scaled_group import ScaledGroup
 
 SMALL = 48  # short sides up to this go to a dense float64 SVD
 EXACT = (
@@ -29,7 +29,7 @@ PROOF = 24  # and where a proof is wanted, for which that Gram matrix is formed 
 
 
 @dataclass(frozen=True)
-class Wish:
+class SigmaOptions:
     """What is asked of sigma_1: a relative width, a proof, a confidence; and what is known or drawn for
     it."""
 
@@ -62,19 +62,19 @@ class Sigma:
     products: int
 
 
-def largest(subject: Subject, wish: Wish) -> Sigma:
+def largest(group: ScaledGroup, options: SigmaOptions) -> Sigma:
     """sigma_1 of every matrix of a group; those whose Frobenius norm is 0 or NaN give nonsense."""
-    side = min(subject.op.shape[-2:])
+    side = min(group.op.shape[-2:])
     if side <= SMALL:
-        values, width = by_svd(subject)
+        values, width = by_svd(group)
         return direct(values[:, 0], width, "svd")
-    if wish.certify:
-        return _certified(subject, wish)
+    if options.certify:
+        return _certified(group, options)
     if side > EXACT:
-        return _by_lanczos(subject, wish, steps=lanczos.STEPS)
-    found = _by_lanczos(subject, wish, steps=PATIENCE)
-    wide = (subject.norm > 0) & ~(found.upper <= found.lower * (1 + wish.rtol))
-    return _exactly(subject, found, wide)
+        return _by_lanczos(group, options, steps=lanczos.STEPS)
+    found = _by_lanczos(group, options, steps=PATIENCE)
+    wide = (group.norm > 0) & ~(found.upper <= found.lower * (1 + options.rtol))
+    return _exactly(group, found, wide)
 
 
 def direct(value: Tensor, width: Tensor, method: str) -> Sigma:
@@ -82,28 +82,28 @@ def direct(value: Tensor, width: Tensor, method: str) -> Sigma:
     return Sigma(value, (value - width).clamp(min=0), value + width, torch.ones_like(value), method, 0)
 
 
-def by_svd(subject: Subject) -> tuple[Tensor, Tensor]:
+def by_svd(group: ScaledGroup) -> tuple[Tensor, Tensor]:
     """All singular values (N, min(m, n)), descending, and what each may be off by (N,)."""
-    op = subject.op
+    op = group.op
     values = torch.linalg.svdvals(torch.nan_to_num(op.to_dense())).cpu()
-    return values, (formation_error(op) + gamma(8 * sum(op.shape[-2:]))) * subject.magnitude
+    return values, (formation_error(op) + gamma(8 * sum(op.shape[-2:]))) * group.magnitude
 
 
-def _exactly(subject: Subject, found: Sigma, which: Tensor) -> Sigma:
+def _exactly(group: ScaledGroup, found: Sigma, which: Tensor) -> Sigma:
     """`found`, with those that `which` (N,) names taken from the eigenvalues of their Gram matrix, or, where that is
     large, from a dense SVD."""
     if not bool(which.any()):
         return found
-    op = subject.op
+    op = group.op
     if min(op.shape[-2:]) > EXACT:
-        values, width = by_svd(subject)
+        values, width = by_svd(group)
         exact = direct(values[:, 0], width, "svd")
         value, lower, upper = exact.value, exact.lower, exact.upper
     else:
         index = which.nonzero()[:, 0]
-        some = op.at(index, op.batch_shape)
+        some = op.select(index, op.batch_shape)
         value, lower, upper = (torch.zeros_like(found.value) for _ in range(3))
-        parts = by_eigenvalues(some, magnitude=subject.magnitude[index])
+        parts = by_eigenvalues(some, magnitude=group.magnitude[index])
         for whole, part in zip((value, lower, upper), parts, strict=True):
             whole[index] = part
     return Sigma(
@@ -116,48 +116,48 @@ def _exactly(subject: Subject, found: Sigma, which: Tensor) -> Sigma:
     )
 
 
-def _by_lanczos(subject: Subject, wish: Wish, *, steps: int) -> Sigma:
+def _by_lanczos(group: ScaledGroup, options: SigmaOptions, *, steps: int) -> Sigma:
     """Float32 products, unless the leaves are float64 or float32's rounding would be felt at `rtol`:
     docs/math.md, (13)."""
-    op, norm, shape = subject.op, subject.norm, subject.op.shape[-2:]
-    flip = _lies_flat(subject.matrix)
-    generator = wish.generator
+    op, norm, shape = group.op, group.norm, group.op.shape[-2:]
+    flip = _lies_flat(group.matrix)
+    generator = options.generator
     state = generator.get_state()
-    warm = wish.warm if not flip or wish.warm is None else (op @ wish.warm[..., None])[..., 0]
+    warm = options.warm if not flip or options.warm is None else (op @ options.warm[..., None])[..., 0]
     for dtype in dict.fromkeys((op.dtype, torch.float64)):
         generator.set_state(state)
-        room = max(0.98 * wish.rtol - 2 * float(subject.error[norm > 0].max()), wish.rtol / 2)
-        goal = lanczos.Goal(
-            norm * (1 + subject.error), subject.allowance(dtype), ~(norm > 0), room, wish.confidence
+        room = max(0.98 * options.rtol - 2 * float(group.error[norm > 0].max()), options.rtol / 2)
+        rule = lanczos.StopRule(
+            norm * (1 + group.error), group.allowance(dtype), ~(norm > 0), room, options.confidence
         )
-        matrix = subject.cast(dtype)
+        matrix = group.cast(dtype)
         ritz = lanczos.largest(
-            matrix.mT if flip else matrix, goal, generator=generator, warm=warm, steps=steps
+            matrix.mT if flip else matrix, rule, generator=generator, warm=warm, steps=steps
         )
         if not ritz.starved:
             break
     value = torch.linalg.vector_norm(product(op, ritz.vectors, transposed=flip), dim=-1).cpu()
-    lower = value - (formation_error(op) + gamma(max(shape) + 8)) * subject.magnitude
-    lower = torch.maximum(lower, norm * (1 - subject.error) / min(shape) ** 0.5)
+    lower = value - (formation_error(op) + gamma(max(shape) + 8)) * group.magnitude
+    lower = torch.maximum(lower, norm * (1 - group.error) / min(shape) ** 0.5)
     value = torch.maximum(value, lower)
-    confidence = torch.where(ritz.certain, 1.0, torch.full_like(value, wish.confidence))
+    confidence = torch.where(ritz.certain, 1.0, torch.full_like(value, options.confidence))
     return Sigma(value, lower, torch.maximum(ritz.upper, value), confidence, "lanczos", ritz.products + 1)
 
 
-def _certified(subject: Subject, wish: Wish) -> Sigma:
+def _certified(group: ScaledGroup, options: SigmaOptions) -> Sigma:
     """Lanczos finds, Cholesky proves. Where Lanczos is slow or has not found sigma_1, eigenvalues or a dense SVD do."""
-    steps = lanczos.STEPS if min(subject.op.shape[-2:]) > EXACT else PROOF
-    found = _by_lanczos(subject, replace(wish, rtol=wish.rtol / 2, confidence=0.9), steps=steps)
-    real = subject.norm > 0
-    near = real & (found.upper <= found.lower * (1 + wish.rtol / 2))
+    steps = lanczos.STEPS if min(group.op.shape[-2:]) > EXACT else PROOF
+    found = _by_lanczos(group, replace(options, rtol=options.rtol / 2, confidence=0.9), steps=steps)
+    real = group.norm > 0
+    near = real & (found.upper <= found.lower * (1 + options.rtol / 2))
     if bool(near.any()):
-        tau = found.value * (1 + 0.9 * wish.rtol)
-        upper = certified_bound(subject.op, tau, magnitude=subject.magnitude)
-        upper = torch.minimum(upper, subject.norm * (1 + subject.error))
+        tau = found.value * (1 + 0.9 * options.rtol)
+        upper = certified_bound(group.op, tau, magnitude=group.magnitude)
+        upper = torch.minimum(upper, group.norm * (1 + group.error))
         found = replace(found, upper=torch.where(near, upper, torch.inf))
-    proved = near & (found.upper <= found.lower * (1 + wish.rtol))
+    proved = near & (found.upper <= found.lower * (1 + options.rtol))
     found = replace(found, method="cholesky", confidence=torch.ones_like(found.value))
-    return _exactly(subject, found, real & ~proved)
+    return _exactly(group, found, real & ~proved)
 
 
 def _lies_flat(op: Operator) -> bool:

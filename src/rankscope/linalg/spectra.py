@@ -20,7 +20,7 @@ from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.norms import ZERO, Norms, norms, spectrum
 from rankscope.linalg.norms import frobenius as _frobenius
 from rankscope.linalg.operator import Operator
-from rankscope.linalg.sigma import Sigma, Wish
+from rankscope.linalg.sigma import Sigma, SigmaOptions
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def stable_rank(
     """
     op = as_operator(M)
     start, seed = _start(generator)
-    found = norms(op, Wish(rtol / 2, certify, confidence, start, warm, slack=rtol / 24))
+    found = norms(op, SigmaOptions(rtol / 2, certify, confidence, start, warm, slack=rtol / 24))
     return shaped(_stable_rank(found, op, rtol, seed), op.batch_shape)
 
 
@@ -71,7 +71,7 @@ def spectral_norm(
     (17)."""
     op = as_operator(M)
     start, seed = _start(generator)
-    found = norms(op, Wish(rtol, certify, confidence, start, warm))
+    found = norms(op, SigmaOptions(rtol, certify, confidence, start, warm))
     s, size = found.sigma, found.size
     reason = tuple(None if r == ZERO else r for r in found.reason)
     met = _met(s.lower, s.upper, rtol)
@@ -140,7 +140,7 @@ def summary(
     op = as_operator(M)
     wanted = isinstance(op, LowRank) if effective_rank is None else effective_rank
     start, seed = _start(generator)
-    found = norms(op, Wish(rtol / 2, certify, confidence, start, warm, all=wanted or exact))
+    found = norms(op, SigmaOptions(rtol / 2, certify, confidence, start, warm, all=wanted or exact))
     batch = op.batch_shape
     if not wanted:
         rank = torch.full_like(found.frobenius, torch.nan)

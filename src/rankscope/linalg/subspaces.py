@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rankscope.linalg import factors
 from rankscope.linalg.dense import as_operator
+from rankscope.linalg.frobenius import frobenius_squared
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator
 
@@ -65,7 +66,7 @@ def captured_energy(dW: Tensor | Operator, reference: Tensor | Operator, k: int)
     R = as_operator(reference)
     R = R.scaled(torch.exp2(-R.exponent().double()))  # no square leaves float64's range
     inside = torch.linalg.matrix_norm(U.mT @ (R @ V)).square()
-    share = inside / R.frobenius_squared()
+    share = inside / frobenius_squared(R)
     return float(share) if share.ndim == 0 else share.cpu()
 
 

@@ -98,7 +98,7 @@ class Tridiagonal:
         real = gaps < torch.inf
         above = gaps[..., -1] > 0
         logs = torch.where(real, gaps, 1.0).log().sum(-1)
-        growth = logs - torch.where(self._live, self.b, 1.0).log().sum(-1, keepdim=True)
+        growth = logs - torch.where(self._used, self.b, 1.0).log().sum(-1, keepdim=True)
         last = vectors.gather(
             1, (self.steps - 1)[:, None, None].expand(-1, 1, vectors.shape[-1])
         )  # (N, 1, k)
@@ -111,7 +111,7 @@ class Tridiagonal:
         return growth >= self.log_target[:, None]
 
     @property
-    def _live(self) -> Tensor:
+    def _used(self) -> Tensor:
         """(N, k) bool: the entries that belong to each matrix."""
         return torch.arange(self.a.shape[1]) < self.steps[:, None]
 
@@ -123,12 +123,12 @@ class Tridiagonal:
     @property
     def _tail(self) -> Tensor:
         """An upper bound on ||M (I - V V^T)||_F^2 = ||M||_F^2 - tr T_k, (N,)."""
-        seen = torch.where(self._live, self.a, 0.0).sum(1)
+        seen = torch.where(self._used, self.a, 0.0).sum(1)
         return (self.frobenius.square() - seen).clamp(min=0) + 2 * self.frobenius * self.allowance
 
     def _matrix(self) -> Tensor:
         """T_steps, and beyond it a diagonal below all its eigenvalues, (N, k, k)."""
-        off = torch.diag_embed(torch.where(self._live[:, 1:], self.b[:, :-1], 0.0), offset=1)
+        off = torch.diag_embed(torch.where(self._used[:, 1:], self.b[:, :-1], 0.0), offset=1)
         lowest = -1 - self.frobenius.square()[:, None]
-        T = torch.diag_embed(torch.where(self._live, self.a, lowest)) + off + off.mT
+        T = torch.diag_embed(torch.where(self._used, self.a, lowest)) + off + off.mT
         return torch.nan_to_num(T, 0.0, 0.0, 0.0)

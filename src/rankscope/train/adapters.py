@@ -118,7 +118,9 @@ class AdapterPack:
             for i, slot in enumerate(members[0].slots):
                 B = torch.stack([site.B[i].detach() for site in members])  # (S, k, m, r)
                 A = torch.stack([site.A[i].detach() for site in members])
-                dW = LowRank(B=B, A=A, scale=members[0].scale[slot].flatten())
+                # Of the trials, in float64: the modules' own scales are rounded to their dtype.
+                scale = torch.tensor([trial.scale for trial in self.trials[slot]], dtype=torch.float64)
+                dW = LowRank(B=B, A=A, scale=scale.to(B.device))
                 yield Updates(names, slot, W, dW, Dense(W[:, None]) + dW)
 
     def state(self, k: int, buffers: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -48,7 +48,8 @@ class Record:
 
 
 class Recorder:
-    """Collects the spectra of a pack, one batched call per shape, bucket and matrix."""
+    """Collects the spectra of a pack, one batched call per shape, bucket and matrix. A stable rank is NaN where it is
+    undefined, or where its bounds lie further apart than ``RTOL``."""
 
     def __init__(self, pack: HasUpdates) -> None:
         self.pack = pack
@@ -90,11 +91,13 @@ class Recorder:
         start = torch.Generator().manual_seed(0)  # the same in a run that was stopped and went on
         found = summary(operator, rtol=RTOL, effective_rank=matrix == "dW", exact=few, generator=start)
         sr = found.stable_rank
+        # A value that is not known to the width asked for is not recorded; its bounds are.
+        value = torch.where(torch.as_tensor(sr.met), torch.as_tensor(sr.value), torch.nan)
         norms = (found.spectral_norm, found.frobenius_norm, found.effective_rank)
         numbers = torch.stack(
             [
                 torch.as_tensor(x).double().cpu().expand(len(update.layers), len(alive))
-                for x in (sr.value, sr.lower, sr.upper, *norms)
+                for x in (value, sr.lower, sr.upper, *norms)
             ]
         )
         m, n = operator.shape[-2:]

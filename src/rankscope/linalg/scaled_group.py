@@ -23,7 +23,7 @@ LOOSE = 1e-4  # relative error of ||M||_F that must be allowed before anything i
 
 
 @dataclass(frozen=True)
-class Subject:
+class ScaledGroup:
     """`op` (N, m, n), its `norm` ||M||_F (N,) float64 CPU to a relative `error` (N,), its `magnitude` (N,), and
     `matrix`: M itself in op.dtype where it is small, for a sum too, else op. `reach` (N,): what the rounding of a
     product with it is relative to."""
@@ -47,7 +47,7 @@ class Subject:
         return products + formation_error(self.op) * self.magnitude
 
 
-def prepared(op: Operator, *, form: bool = True, slack: float = 0.0) -> tuple[Subject, Tensor]:
+def normalized(op: Operator, *, form: bool = True, slack: float = 0.0) -> tuple[ScaledGroup, Tensor]:
     """The operator brought near 1 in size, and the powers of two (N,) that were taken out of its matrices.
 
     Float32 is then far from its limits: Lanczos squares sigma_1 twice. A power of two changes no entry.
@@ -56,13 +56,13 @@ def prepared(op: Operator, *, form: bool = True, slack: float = 0.0) -> tuple[Su
     op, size = op.balanced(), torch.ones(op.batch_shape, dtype=torch.float64)
     if not isinstance(op, Dense):  # what is added up, before float32 adds it
         op, size = _rescaled(op, size, op.magnitude().expand(op.batch_shape).cpu())
-    subject = _measured(op, form, slack)
+    group = _measured(op, form, slack)
     for _ in range(2):  # once more where the sum cancelled, or its squares had left float64's range
-        op, again = _rescaled(op, size, subject.norm)
+        op, again = _rescaled(op, size, group.norm)
         if again is size:
             break
-        subject, size = _measured(op, form, slack), again
-    return subject, size
+        group, size = _measured(op, form, slack), again
+    return group, size
 
 
 def _rescaled(op: Operator, size: Tensor, norm: Tensor) -> tuple[Operator, Tensor]:
@@ -81,7 +81,7 @@ def _rescaled(op: Operator, size: Tensor, norm: Tensor) -> tuple[Operator, Tenso
     return op.scaled(1 / power), size * power
 
 
-def _measured(op: Operator, form: bool, slack: float) -> Subject:
+def _measured(op: Operator, form: bool, slack: float) -> ScaledGroup:
     form = form and not isinstance(op, Dense) and prod(op.shape[-2:]) <= FORMED
     if form and slack > LOOSE and op.dtype == torch.float32 and max(op.shape[-2:]) >= op.terms:
         rough = _formed(op, torch.float32)
@@ -89,19 +89,19 @@ def _measured(op: Operator, form: bool, slack: float) -> Subject:
             return rough
     if form:
         return _formed(op, torch.float64)
-    return _subject(op, op, frobenius_squared(op), torch.float64)
+    return _with_norm(op, op, frobenius_squared(op), torch.float64)
 
 
-def _formed(op: Operator, dtype: torch.dtype) -> Subject:
+def _formed(op: Operator, dtype: torch.dtype) -> ScaledGroup:
     matrix, square = formed(op, op.dtype, within=dtype)
-    return _subject(op, matrix, square, dtype)
+    return _with_norm(op, matrix, square, dtype)
 
 
-def _subject(op: Operator, matrix: Operator, square: Tensor, dtype: torch.dtype) -> Subject:
+def _with_norm(op: Operator, matrix: Operator, square: Tensor, dtype: torch.dtype) -> ScaledGroup:
     """dtype: what the entries of `matrix`, and those whose squares were added, were computed in."""
     norm = square.sqrt().cpu()
     magnitude = norm if isinstance(op, Dense) else op.magnitude().expand(op.batch_shape).cpu()
     magnitude = torch.where(norm > 0, magnitude, 1.0)  # also where it is NaN
     error = formation_error(op, dtype) * magnitude / norm + gamma(2 * prod(op.shape[-2:]))
     whole = isinstance(matrix, Dense) and dtype == torch.float64
-    return Subject(op, norm, magnitude, error, matrix, norm if whole else magnitude)
+    return ScaledGroup(op, norm, magnitude, error, matrix, norm if whole else magnitude)
