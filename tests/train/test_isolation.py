@@ -198,6 +198,8 @@ def test_trials_that_train_one_at_a_time_equal_peft_alone(
         assert last["eval_loss"] == pytest.approx(eval_loss(model, train), abs=1e-5)
         opened = peft_model(path, folder.path / "last", torch.float32)
         assert last["eval_loss"] == pytest.approx(eval_loss(opened, train), abs=1e-5)
+        config = json.loads((folder.path / "last" / "adapter_config.json").read_text())
+        assert len(config["modules_to_save"]) == len(set(config["modules_to_save"]))
 
 
 def test_first_weights_are_those_of_the_pack(families: dict[str, str], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Letters: S sites of one shape, m out, n in, r rank.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -87,7 +88,8 @@ class PeftTrial:
 
 
 def adapted(model: Any, configs: Sequence[peft.LoraConfig], names: Sequence[str] = (ADAPTER,)) -> Any:
-    """PEFT's model with one adapter per configuration."""
+    """PEFT's model with one adapter per configuration. PEFT writes into configurations, so it gets copies."""
+    configs = [copy.deepcopy(config) for config in configs]
     with warnings.catch_warnings():  # PEFT's advice on several adapters in one model
         warnings.simplefilter("ignore")
         found = peft.PeftModelForSequenceClassification(model, configs[0], adapter_name=names[0])
