@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rankscope.cli import main
-from rankscope.linalg import LowRank, effective_rank, energy_rank, singular_values
+from rankscope.linalg import Dense, LowRank, effective_rank, energy_rank, singular_values
 from rankscope.measurement import suggest
 from rankscope.measurement.measure import measure
+from rankscope.measurement.row import measured, measured_together
+from rankscope.weights import Matrix
 from rankscope.weights.lora_config import pattern_value
 from tiny import MODELS, Case, edited
 
@@ -117,3 +119,39 @@ def test_two_checkpoints_get_a_suggestion_too(make_case: Callable[..., Case], tm
     save_file(merged, tmp_path / "merged" / "model.safetensors")
     settings = measure(tmp_path / "merged", base=case.base, layers="q_proj").peft_settings(0.99)
     assert settings == {"r": 2, "lora_alpha": 2, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False}
+
+
+def test_matrices_measured_together_are_as_measured_alone() -> None:
+    """Factors of one shape among others, a zero one, one that is not finite, small and dense ones."""
+    generator = torch.Generator().manual_seed(3)
+
+    def factors(r: int, scale: float = 2.0) -> LowRank:
+        B, A = torch.randn(9, r, generator=generator), torch.randn(r, 7, generator=generator)
+        return LowRank(B=B, A=A, scale=scale)
+
+    broken = LowRank(B=torch.full((9, 2), torch.nan), A=torch.ones(2, 7))
+    zero = LowRank(B=torch.zeros(9, 2), A=torch.ones(2, 7))
+    dense = [Dense(torch.randn(9, 7, generator=generator)) for _ in range(2)]
+    operators = [factors(2), factors(3), zero, factors(2, 0.5), broken, *dense, factors(2).mT, None]
+    matrices = [
+        Matrix(f"l{i}", "dW", (7, 9) if i == 7 else (9, 7), op, "factors", 2, 1.0, f"note {i}")
+        for i, op in enumerate(operators)
+    ]
+    together: dict[str, tuple[int, ...]] = {}
+    alone: dict[str, tuple[int, ...]] = {}
+    rows = measured_together(matrices, rtol=1e-3, certify=False, spectra=together)
+    single = [measured(matrix, rtol=1e-3, certify=False, spectra=alone) for matrix in matrices]
+    assert together == alone
+    assert len(alone) == 6
+    for row, one in zip(rows, single, strict=True):
+        for name in ("stable_rank", "lower", "upper", "spectral_norm", "frobenius_norm", "effective_rank"):
+            value, wanted = getattr(row, name), getattr(one, name)
+            assert value is wanted is None or value == pytest.approx(wanted, rel=1e-12), (row.layer, name)
+        assert (row.layer, row.note, row.shape, row.r) == (one.layer, one.note, one.shape, one.r)
+    dW = operators[3].to_dense()
+    assert rows[3].stable_rank == pytest.approx(
+        float(dW.norm() ** 2 / torch.linalg.svdvals(dW)[0] ** 2), rel=1e-12
+    )
+    assert rows[2].stable_rank is None
+    assert "zero" in rows[2].note
+    assert rows[4].stable_rank is None

@@ -71,14 +71,15 @@ def test_one_weight_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.M
     """The memory of a checkpoint's largest tensor is enough: benchmarks/streaming.py has the megabytes."""
     seen: list[weakref.ref[object]] = []
     module = sys.modules["rankscope.measurement.measure"]
-    real = module.measured
+    real = module.measured_together
 
-    def watched(matrix: Matrix, **settings: Any) -> Row:
+    def watched(matrices: list[Matrix], **settings: Any) -> list[Row]:
         assert [ref() for ref in seen] == [None] * len(seen)
-        seen.append(weakref.ref(matrix.operator))
-        return real(matrix, **settings)
+        seen.extend(weakref.ref(matrix.operator) for matrix in matrices)
+        return real(matrices, **settings)
 
-    monkeypatch.setattr(module, "measured", watched)
+    monkeypatch.setattr(module, "measured_together", watched)
+    monkeypatch.setattr(module, "TOGETHER", 0)  # as if each were too large to wait for others
     folder = save(tmp_path / "model", weights(0), torch.bfloat16)
     measure(folder)
     assert len(seen) == 3

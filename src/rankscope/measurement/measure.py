@@ -6,9 +6,12 @@ import math
 import re
 from pathlib import Path
 
-from rankscope.measurement.row import Row, measured
+from rankscope.measurement.row import Row, measured_together
 from rankscope.measurement.table import Table
 from rankscope.weights import Matrix, Skipped, distinct, read
+
+TOGETHER = 2**25  # bytes of matrices that wait for others of their shape; a larger one is measured at once
+COUNT = 1024  # of them
 
 __all__ = ["Row", "Skipped", "Table", "measure"]
 
@@ -61,12 +64,26 @@ def measure(
         revision=revision,
         base_revision=base_revision,
     )
+    waiting: list[Matrix] = []
+    held = 0
+
+    def measure_waiting() -> None:
+        nonlocal held
+        rows.extend(measured_together(waiting, rtol=rtol, certify=certify, spectra=spectra))
+        waiting.clear()
+        held = 0
+
     for one in distinct(reading):
         if isinstance(one, Matrix):
-            rows.append(measured(one, rtol=rtol, certify=certify, spectra=spectra))
+            waiting.append(one)
+            leaves = one.operator.leaves if one.operator is not None else ()
+            held += sum(leaf.nbytes for leaf in leaves)
+            if held > TOGETHER or len(waiting) >= COUNT:
+                del one, leaves  # before the next is read
+                measure_waiting()
         else:
             skipped.append(one)
-        del one  # before the next is read: one matrix at a time
+    measure_waiting()
     return Table(str(source), None if base is None else str(base), tuple(rows), tuple(skipped), spectra)
 
 

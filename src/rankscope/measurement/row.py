@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rankscope.linalg import singular_values, summary
-from rankscope.measurement.suggest import effective_rank, energy_ranks
+import torch
+from torch import Tensor
+
+from rankscope.linalg import Dense, LowRank, Operator, Summary, summary
+from rankscope.measurement.suggest import energy_ranks
 from rankscope.weights.matrix import Matrix
 
 # Of a dense dW the effective rank takes all singular values: a whole SVD, which is paid for up to this min(m,
@@ -14,6 +18,7 @@ from rankscope.weights.matrix import Matrix
 WHOLE_SVD = 1024
 # m n min(m, n) up to which all singular values cost less than looks at bounds: exact, and the same in every run.
 SMALL = 2**23
+STACKED = 2**12  # m n up to which dense matrices of one shape are measured together
 FACTORED = "factors"
 
 
@@ -52,19 +57,106 @@ def measured(
     Into ``spectra`` go the energy ranks of dW under the layer's name. They and the effective rank take all singular
     values: of dW only, not of a dense one with min(m, n) above ``WHOLE_SVD``, and not where ``spectra`` is None.
     """
-    found = effective = None
-    if matrix.operator is not None:
-        small = math.prod(matrix.shape) * min(matrix.shape) <= SMALL
-        found = summary(matrix.operator, rtol=rtol, certify=certify, effective_rank=False, exact=small)
-        affordable = matrix.read_from == FACTORED or min(matrix.shape) <= WHOLE_SVD
-        if spectra is not None and matrix.matrix == "dW" and matrix.trusted and affordable:
-            sigma = singular_values(matrix.operator)
-            if float(sigma.sum()) > 0:  # neither zero nor NaN
-                effective = effective_rank(sigma)
-                spectra[matrix.layer] = energy_ranks(sigma)
-    rank = found.stable_rank if found is not None and matrix.trusted else None
-    reason = found.stable_rank.reason if found is not None else None
-    notes = [note for note in (reason, matrix.note) if isinstance(note, str)]
+    return measured_together([matrix], rtol=rtol, certify=certify, spectra=spectra)[0]
+
+
+def measured_together(
+    matrices: Sequence[Matrix],
+    *,
+    rtol: float,
+    certify: bool,
+    spectra: dict[str, tuple[int, ...]] | None = None,
+) -> list[Row]:
+    """The rows of ``matrices``, those of one shape in one pass: each as ``measured`` has it, to rounding."""
+    groups: dict[object, list[int]] = {}
+    for place, matrix in enumerate(matrices):
+        groups.setdefault(_alike(matrix, place), []).append(place)
+    rows: dict[int, Row] = {}
+    for places in groups.values():
+        group = [matrices[place] for place in places]
+        operator = group[0].operator if len(group) == 1 else _stacked([one.operator for one in group])
+        found = None if operator is None else _summary(group[0], operator, rtol, certify, spectra is not None)
+        for place, one in enumerate(group):
+            facts = None if found is None else _part(found, place if len(group) > 1 else None)
+            rows[places[place]] = _row(one, facts, spectra)
+    return [rows[place] for place in range(len(matrices))]
+
+
+def _alike(matrix: Matrix, place: int) -> object:
+    """What the matrices of one pass share: of factors the shapes, of a small dense matrix its own."""
+    op = matrix.operator
+    if type(op) is LowRank and not op.batch_shape:
+        return "factors", matrix.matrix, op.B.shape, op.A.shape, op.B.dtype, op.A.dtype, matrix.trusted
+    if type(op) is Dense and not op.batch_shape and math.prod(op.shape) <= STACKED:
+        return (
+            "dense",
+            matrix.matrix,
+            op.shape,
+            op.dtype,
+            op.leaves[0].dtype,
+            matrix.trusted,
+            matrix.read_from,
+        )
+    return place
+
+
+def _stacked(operators: Sequence[Operator | None]) -> Operator:
+    """A batch of operators of one kind and shape."""
+    low = [op for op in operators if isinstance(op, LowRank)]
+    if low:
+        scale = torch.stack([op.scale for op in low])
+        return LowRank(B=torch.stack([op.B for op in low]), A=torch.stack([op.A for op in low]), scale=scale)
+    return Dense(torch.stack([op.leaves[0] for op in operators if op is not None]))
+
+
+def _summary(matrix: Matrix, operator: Operator, rtol: float, certify: bool, spectra: bool) -> Summary:
+    small = math.prod(matrix.shape) * min(matrix.shape) <= SMALL
+    affordable = isinstance(operator, LowRank) or min(matrix.shape) <= WHOLE_SVD
+    wanted = spectra and matrix.matrix == "dW" and matrix.trusted and affordable
+    return summary(operator, rtol=rtol, certify=certify and not wanted, effective_rank=wanted, exact=small)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """Of one matrix; ``sigma`` all its singular values, None where they were not needed."""
+
+    value: float
+    lower: float
+    upper: float
+    reason: str | None
+    spectral_norm: float
+    frobenius_norm: float
+    effective_rank: float
+    sigma: Tensor | None
+
+
+def _part(found: Summary, place: int | None) -> _Facts:
+    """One matrix of a batch; of a single one ``place`` is None."""
+
+    def one(numbers: float | Tensor) -> float:
+        return float(numbers[place]) if isinstance(numbers, Tensor) and place is not None else float(numbers)
+
+    rank, sigma, reason = found.stable_rank, found.singular_values, found.stable_rank.reason
+    return _Facts(
+        one(rank.value),
+        one(rank.lower),
+        one(rank.upper),
+        reason if place is None or not isinstance(reason, tuple) else reason[place],  # type: ignore[arg-type]
+        one(found.spectral_norm),
+        one(found.frobenius_norm),
+        one(found.effective_rank),
+        sigma if sigma is None or place is None else sigma[place],
+    )
+
+
+def _row(matrix: Matrix, found: _Facts | None, spectra: dict[str, tuple[int, ...]] | None) -> Row:
+    effective = None
+    if found is not None and math.isfinite(found.effective_rank) and found.sigma is not None:
+        effective = found.effective_rank
+        if spectra is not None:
+            spectra[matrix.layer] = energy_ranks(found.sigma)
+    rank = found if found is not None and matrix.trusted else None
+    notes = [note for note in (found and found.reason, matrix.note) if isinstance(note, str)]
     return Row(
         layer=matrix.layer,
         matrix=matrix.matrix,

@@ -30,8 +30,8 @@ class Stopwatch:
         self.left = seconds
 
     def __enter__(self) -> Stopwatch:
-        self.started = time.perf_counter()
+        self.started = time.thread_time()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.left -= max(0.0, time.perf_counter() - self.started - 1e-5)
+        self.left -= max(0.0, time.thread_time() - self.started - 1e-5)

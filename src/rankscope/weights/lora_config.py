@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import regex
 
+from rankscope.weights.limits import LAYERS, PATTERN_SECONDS, PATTERNS_SECONDS, Stopwatch
+
 T = TypeVar("T")
 
 # Initialisations that take s B0 A0 out of the base first: dW against the pretrained W is not s B A.
@@ -24,7 +26,6 @@ VARIANTS = {
     "kasa_config": "KaSA truncates W and has a diagonal between B and A",
     "monteclora_config": "MonteCLoRA samples its factors",
 }
-MATCH_SECONDS = 0.5  # a pattern of PEFT's takes microseconds; a bomb would take years
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,15 @@ class LoraConfig:
     target_parameters: tuple[str, ...] = ()
     unlike_lora: str | None = None  # why W' - W is not s B A
     mergeable: bool = True  # whether PEFT can make W' again from the base and the adapter alone
+    watch: Stopwatch = field(default_factory=lambda: Stopwatch(PATTERNS_SECONDS), compare=False, repr=False)
 
     def rank_of(self, layer: str) -> int:
         """The rank that the configuration gives the layer."""
-        return pattern_value(self.rank_pattern, layer, self.r)
+        return pattern_value(self.rank_pattern, layer, self.r, self.watch)
 
     def scale_of(self, layer: str, r: int) -> float:
         """s = alpha / r, or alpha / sqrt(r) with ``use_rslora``."""
-        alpha = pattern_value(self.alpha_pattern, layer, self.lora_alpha)
+        alpha = pattern_value(self.alpha_pattern, layer, self.lora_alpha, self.watch)
         return alpha / (math.sqrt(r) if self.use_rslora else r)
 
     def doubt_of(self, layer: str) -> str | None:
@@ -60,27 +62,30 @@ class LoraConfig:
         The first key that matches wins, and PEFT sorts the keys when it saves: another one may have won in
         training.
         """
-        found = {key: value for key, value in self.alpha_pattern.items() if _matches(key, layer)}
+        found = {key: value for key, value in self.alpha_pattern.items() if _matches(key, layer, self.watch)}
         if len(set(found.values())) < 2:
             return None
         return f"alpha_pattern matches with {' and '.join(map(repr, found))}: the first in the file was taken"
 
 
-def pattern_value(pattern: Mapping[str, T], layer: str, default: T) -> T:
+def pattern_value(pattern: Mapping[str, T], layer: str, default: T, watch: Stopwatch | None = None) -> T:
     """PEFT's rule: ``(.*\\.)?(key)$``, a regular expression, and the first key that matches wins."""
     for key, value in pattern.items():
-        if _matches(key, layer):
+        if _matches(key, layer, watch or Stopwatch(PATTERNS_SECONDS)):
             return value
     return default
 
 
-def _matches(key: str, layer: str) -> bool:
+def _matches(key: str, layer: str, watch: Stopwatch) -> bool:
     try:
-        found: object = regex.match(rf"(.*\.)?({key})$", layer, timeout=MATCH_SECONDS)
+        with watch:
+            found: object = regex.match(rf"(.*\.)?({key})$", layer, timeout=PATTERN_SECONDS)
+        if watch.left < 0:
+            raise TimeoutError
     except TimeoutError as error:
         raise ValueError(
             f"rank_pattern or alpha_pattern: expected a regular expression that matches a layer's name at once; "
-            f"{key[:60]!r} took longer than {MATCH_SECONDS:g} s on {layer[:60]}."
+            f"{key[:60]!r} took longer than {PATTERN_SECONDS:g} s on {layer[:60]}, or all together than {PATTERNS_SECONDS:g} s."
         ) from error
     return found is not None
 
@@ -132,13 +137,13 @@ def _unlike_lora(content: Mapping[str, Any]) -> str | None:
 def _pattern(path: Path, content: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
     pattern = content.get(name) or {}
     if not isinstance(pattern, dict):
-        raise ValueError(f"{path}: expected {name} to be an object; found {pattern!r}.")
+        raise ValueError(f"{path}: expected {name} to be an object; found {pattern!r:.60}.")
     for key in pattern:
         try:
             regex.compile(key)
         except (regex.error, RecursionError, OverflowError) as error:
             raise ValueError(
-                f"{path}: expected regular expressions in {name}; found {key!r}: {error}."
+                f"{path}: expected regular expressions in {name}; found {key!r:.80}: {error}."
             ) from error
     return list(pattern.items())
 
@@ -150,26 +155,33 @@ def _replicated(path: Path, ranges: object) -> tuple[int, ...]:
     layers: list[int] = []
     for one in ranges:
         if not (isinstance(one, list) and len(one) == 2 and all(type(i) is int for i in one)):
-            raise ValueError(f"{path}: expected layer_replication as [[start, end], ...]; found {one!r}.")
-        if not 0 <= one[0] <= one[1] <= 10_000:
-            raise ValueError(f"{path}: expected layer_replication within 0 to 10000; found {one!r}.")
+            raise ValueError(f"{path}: expected layer_replication as [[start, end], ...]; found {one!r:.60}.")
+        if not 0 <= one[0] <= one[1] <= LAYERS or len(layers) + one[1] - one[0] > LAYERS:
+            raise ValueError(
+                f"{path}: expected layer_replication to make {LAYERS} layers at most; found more by {one!r:.60}."
+            )
         layers += range(*one)
     return tuple(layers)
 
 
 def _names(path: Path, names: object) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path}: expected target_parameters to be a list of names; found {names!r}.")
+        raise ValueError(f"{path}: expected target_parameters to be a list of names; found {names!r:.60}.")
     return tuple(names)
 
 
 def _rank(path: Path, name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{path}: expected {name} to be a whole number from 1; found {value!r}.")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
+        raise ValueError(f"{path}: expected {name:.80} to be a whole number from 1; found {value!r:.40}.")
     return value
 
 
 def _alpha(path: Path, name: str, value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{path}: expected {name} to be a number; found {value!r}.")
+    try:
+        finite = type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:  # a whole number of 400 digits
+        finite = False
+    if not finite:
+        raise ValueError(f"{path}: expected {name:.80} to be a number; found {value!r:.40}.")
+    assert isinstance(value, int | float)
     return value

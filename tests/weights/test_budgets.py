@@ -1,0 +1,183 @@
+"""What would take gigabytes or years: one line at once, whatever the file asks for."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rankscope.measurement.measure import measure
+from rankscope.weights import limits
+
+
+def refusal(source: object, **settings: object) -> str:
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        measure(source, **settings)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert len(line) < 1500
+    return line
+
+
+def pickled(path: Path, code: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + code + b".")
+        archive.writestr("a/version", "3\n")
+        archive.writestr("a/byteorder", "little")
+    return path
+
+
+def call(module: str, name: str, number: int) -> bytes:
+    return f"c{module}\n{name}\n".encode() + b"\x8a\x05" + number.to_bytes(5, "little") + b"\x85R"
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("builtins", "bytearray"), ("torch", "Tensor"), ("torch", "FloatStorage"), ("torch", "FloatTensor"),
+     ("torch.storage", "UntypedStorage"), ("torch._utils", "_rebuild_device_tensor_from_numpy")],
+)  # fmt: skip
+def test_what_weights_only_would_call(tmp_path: Path, module: str, name: str) -> None:
+    """All of these are allowed by torch, and each makes as much as it is told to."""
+    line = refusal(pickled(tmp_path / "x.bin", call(module, name, 8 * 10**9)))
+    assert f"pickled code ({module}.{name})" in line
+    assert "pickled code" in refusal(
+        pickled(tmp_path / "y.bin", b"}X\x01\x00\x00\x00a" + call(module, name, 9) + b"s")
+    )
+
+
+def test_tuples_of_tuples_are_not_hashed(tmp_path: Path) -> None:
+    """2^40 steps as a dictionary's key."""
+    code = b"})" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(40)) + b"K\x01s"
+    assert "a tuple of more than" in refusal(pickled(tmp_path / "x.bin", code))
+    wide = (
+        b"})"
+        + b"".join(b"q" + bytes([i]) + b"(" + (b"h" + bytes([i])) * 99 + b"t" for i in range(9))
+        + b"K\x01s"
+    )
+    assert "a tuple of more than" in refusal(pickled(tmp_path / "y.bin", wide))
+    (tmp_path / "bare.bin").write_bytes(b"\x80\x02" + code + b".")
+    assert "a tuple of more than" in refusal(tmp_path / "bare.bin")
+
+
+def test_two_pickles_in_one_archive(tmp_path: Path) -> None:
+    path = pickled(tmp_path / "x.bin", b"}")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("b/data.pkl", b"\x80\x02}.")
+    assert "one with 2 data.pkl" in refusal(path)
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_what_torch_saves_is_still_read(tmp_path: Path, old: bool) -> None:
+    state = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).state_dict()
+    extra = {
+        "step": torch.tensor(3),
+        "p": torch.nn.Parameter(torch.ones(2, 3)),
+        "half": torch.ones(2, 2).bfloat16(),
+    }
+    saved = {"state_dict": {**state, **extra}, "epoch": 3, "betas": (0.9, (0.1, 0.2)), "name": "x"}
+    torch.save(saved, tmp_path / "x.pt", _use_new_zipfile_serialization=not old)
+    table = measure(tmp_path / "x.pt")
+    assert {row.layer for row in table.rows} == {"0", "p", "half"}
+
+
+def test_headers_and_names(tmp_path: Path) -> None:
+    size = limits.HEADER_BYTES + 1
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", size) + b" " * size)
+    assert f"a header of {size} bytes" in refusal(tmp_path)
+    save_file({"x" * 120_000: torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    assert "expected names of at most 1000 characters; found one of 120000" in refusal(tmp_path)
+
+
+def test_configurations(tmp_path: Path) -> None:
+    def adapter(**config: object) -> Path:
+        tensors = {
+            "base_model.model.q.lora_A.weight": torch.ones(2, 5),
+            "base_model.model.q.lora_B.weight": torch.ones(6, 2),
+        }
+        save_file(tensors, tmp_path / "adapter_model.safetensors")
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, **config}))
+        return tmp_path
+
+    assert "expected lora_alpha to be a number" in refusal(adapter(lora_alpha=10**400))
+    assert "expected r to be a whole number" in refusal(adapter(r=10**400))
+    assert "expected alpha_pattern q to be a number" in refusal(adapter(alpha_pattern={"q": 10**400}))
+    many = [[0, 10_000]] * 20_000
+    assert "expected layer_replication to make 10000 layers at most" in refusal(
+        adapter(layer_replication=many)
+    )
+    for name in (
+        "r",
+        "lora_alpha",
+        "rank_pattern",
+        "alpha_pattern",
+        "layer_replication",
+        "target_parameters",
+    ):
+        refusal(adapter(**{name: ["x"] * 1000}))
+    for name in ("base_model_name_or_path", "revision", "init_lora_weights", "use_rslora", "target_modules"):
+        adapter(**{name: [["x"]]})
+        measure(tmp_path)  # of no consequence, or read as it says
+    refusal(adapter(peft_type=["LORA"]))
+    (tmp_path / "adapter_config.json").write_bytes(b" " * (limits.JSON_BYTES + 1))
+    assert "bytes of JSON" in refusal(tmp_path)
+
+
+def test_all_patterns_have_one_budget(tmp_path: Path) -> None:
+    """Each alone stays below its limit."""
+    tensors = {}
+    for i in range(40):
+        name = f"base_model.model.l{i}.{'x' * 22}.q"
+        tensors |= {f"{name}.lora_A.weight": torch.ones(2, 5), f"{name}.lora_B.weight": torch.ones(6, 2)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    patterns = {f"(x|xx)+[yz]{i}": 2 for i in range(100)}
+    config = {"peft_type": "LORA", "r": 2, "rank_pattern": patterns}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert "rank_pattern or alpha_pattern: expected a regular expression" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("value", [["x"], 3, None, {"a": 1}])
+def test_an_index_with_something_else_than_names(tmp_path: Path, value: object) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a.weight": value}}))
+    assert "expected file names beside the index" in refusal(tmp_path)
+
+
+def test_archives_of_arrays(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "zeros.npz", **{"a.weight": np.zeros((6000, 6000))})
+    assert "one that unpacks to 288000" in refusal(tmp_path / "zeros.npz")
+    np.savez(tmp_path / "code.npz", **{"a.weight": np.array([print], dtype=object)})
+    assert "expected an archive of arrays" in refusal(tmp_path / "code.npz")
+    (tmp_path / "text.npz").write_text("x")
+    assert "expected an archive of arrays" in refusal(tmp_path / "text.npz")
+
+
+def test_a_base_of_another_model_names_both(tmp_path: Path) -> None:
+    names = [f"model.layers.{i}.self_attn.{p}_proj" for i in range(75) for p in "qkvo"]
+    tensors: dict[str, torch.Tensor] = {}
+    for name in names:
+        tensors |= {f"base_model.model.{name}.lora_A.weight": torch.ones(2, 5)}
+        tensors |= {f"base_model.model.{name}.lora_B.weight": torch.ones(6, 2)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2}))
+    save_file(
+        {f"encoder.block.{i}.weight": torch.ones(6, 5) for i in range(3000)}, tmp_path / "base.safetensors"
+    )
+    line = refusal(tmp_path, base=tmp_path / "base.safetensors")
+    assert "model.layers.0.self_attn.k_proj" in line
+    assert "encoder.block.0.weight" in line
+    checkpoint = tmp_path / "x.safetensors"
+    save_file({"a.weight": torch.ones(3, 4)}, checkpoint)
+    assert "found none of its 1" in refusal(checkpoint, base=tmp_path / "base.safetensors")
+
+
+def test_what_is_asked_for_in_vain(tmp_path: Path) -> None:
+    save_file({"a.weight": torch.ones(3, 4), "b.weight": torch.ones(3, 4)}, tmp_path / "x.safetensors")
+    assert "found none in 2, such as a, b" in refusal(tmp_path / "x.safetensors", layers="query")
+    for alpha in (-3, 0, float("nan"), float("inf")):
+        assert "alpha: expected a number above 0" in refusal(tmp_path / "x.safetensors", alpha=alpha)
