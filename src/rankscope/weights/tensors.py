@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rankscope.weights.limits import NAME, TENSORS
 
+AHEAD = 2**20  # bytes of a tensor from which reading ahead pays
 READABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # What torch.compile, FSDP, activation checkpointing and Lightning put into the names of the modules they wrap.
 WRAPPED = re.compile(
@@ -61,8 +62,10 @@ class Tensors:
 
     def prefetch(self, name: str) -> None:
         """Lets the system read the tensor's bytes from the disk while others are measured; no memory of ours."""
-        if name in self.places and hasattr(os, "posix_fadvise"):
-            path, start, length = self.places[name]
+        if name not in self.places or not hasattr(os, "posix_fadvise"):
+            return
+        path, start, length = self.places[name]
+        if length > AHEAD:
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
 
