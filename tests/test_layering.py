@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,34 @@ def test_imports_only_go_down(path: Path) -> None:
     here = place(path)
     if here != "__init__":
         assert imported(path) - {here} <= MAY_IMPORT[here]
+
+
+def files_imported(path: Path) -> set[Path]:
+    """The files of ours that a file imports by name, wherever in it; a room's own page of names among them."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            steps = name.split(".")[1:] if name.startswith("rankscope.") else []
+            # the longest part of the name that is a file: the rest of it is a name inside
+            candidates = [SOURCE.joinpath(*steps[:end]) for end in range(len(steps), 0, -1)]
+            files = [p for c in candidates for p in (c.with_suffix(".py"), c / "__init__.py") if p.is_file()]
+            found |= set(files[:1])
+    return found - {path}
+
+
+def test_no_file_imports_itself_in_a_circle() -> None:
+    """Inside a room as well, and also by way of an import inside a function."""
+    graph = {path: files_imported(path) for path in FILES}
+    try:
+        tuple(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(" <- ".join(str(path.relative_to(SOURCE)) for path in error.args[1]))
 
 
 def test_every_room_stands() -> None:
