@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,23 @@ def test_memory_of_a_full_fine_tune() -> None:
     trial = next(t for t in inputs.trials if t.task == "entailment" and t.method == "full")
     counted = memory(trial, inputs.shape(trial), inputs.rows(trial))
     assert counted == pytest.approx(peak([trial], inputs), rel=0.15)
+
+
+@pytest.mark.parametrize(("method", "words"), [("lora", 5), ("full", 6)])
+def test_a_trained_weight_takes_so_many_words(method: str, words: int) -> None:
+    """Values, gradients, AdamW's two moments and the best copy; autograd's own gradients beside them where all weights
+    are trained. With rows of no tokens nothing else is counted."""
+    inputs = StudyInputs(Study.load("lab"))
+    trial = next(t for t in inputs.trials if t.method == method)
+    run = run_of(trial, inputs=inputs)
+    kept = [
+        *(x for group in run.pack.rows for x in (group.values, group.gradients)),
+        *run.optimizer.means, *run.optimizer.squares, *run.best.values,
+    ]  # fmt: skip
+    weights = sum(group.values.numel() for group in run.pack.rows)
+    assert sum(x.nbytes for x in kept) == 5 * 4 * weights
+    empty = dataclasses.replace(inputs.rows(trial), longest=0)
+    assert memory(trial, inputs.shape(trial), empty) == words * 4 * weights
 
 
 class AsOnCuda(TorchFunctionMode):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import get_linear_schedule_with_warmup
 
-from rankscope.train.optimizer import PackedAdamW, linear_schedule
+from rankscope.train.optimizer import FUSED, PackedAdamW, has_fused_kernel, linear_schedule
 from rankscope.train.rows import Rows
 
 SHAPES = [(3, 4, 5), (3, 7)]
@@ -22,7 +22,7 @@ def gradients(step: int) -> list[torch.Tensor]:
     ]
 
 
-def packed(parameters: list[nn.Parameter]) -> PackedAdamW:
+def packed(parameters: list[nn.Parameter], *, fused: bool | None = None) -> PackedAdamW:
     rows = Rows(parameters, decays=[True, False], slots=slice(0, 3))
     return PackedAdamW(
         [rows],
@@ -31,10 +31,12 @@ def packed(parameters: list[nn.Parameter]) -> PackedAdamW:
         betas=(0.9, 0.98),
         epsilon=1e-6,
         max_grad_norm=1.0,
+        fused=fused,
     )
 
 
-def test_each_trial_steps_as_torch_does_alone() -> None:
+@pytest.mark.parametrize("fused", [True, False], ids=["kernel", "plain"])
+def test_each_trial_steps_as_torch_does_alone(fused: bool) -> None:
     parameters = [nn.Parameter(p) for p in gradients(100)]
     alone = [[p[k].detach().clone().requires_grad_() for p in parameters] for k in range(3)]
     torch_optimizers = [
@@ -44,7 +46,7 @@ def test_each_trial_steps_as_torch_does_alone() -> None:
         )
         for ps, lr in zip(alone, (1e-3, 1e-2, 1e-1), strict=True)
     ]  # fmt: skip
-    optimizer, alive = packed(parameters), torch.ones(3, dtype=torch.bool)
+    optimizer, alive = packed(parameters, fused=fused), torch.ones(3, dtype=torch.bool)
     for step in range(12):
         optimizer.rows[0].differentiated(gradients(step))
         alive = optimizer.step(schedule=1.0, alive=alive)
@@ -59,10 +61,18 @@ def test_each_trial_steps_as_torch_does_alone() -> None:
             assert_close(p[k], q, rtol=1e-11, atol=1e-12)
 
 
-def test_a_trial_whose_gradient_is_nan_stands_still_alone() -> None:
+def test_this_torch_has_the_private_kernel_as_it_was() -> None:
+    """If this fails, torch has changed ``_fused_adamw_``. Training goes on by ``plain_adamw`` and is right, but its
+    steps are slower: read the new signature, and adapt the call and ``FUSED``."""
+    assert str(torch.ops.aten._fused_adamw_.default._schema) == FUSED
+    assert has_fused_kernel()
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["kernel", "plain"])
+def test_a_trial_whose_gradient_is_nan_stands_still_alone(fused: bool) -> None:
     parameters = [nn.Parameter(p) for p in gradients(100)]
     before = [p.detach().clone() for p in parameters]
-    optimizer = packed(parameters)
+    optimizer = packed(parameters, fused=fused)
     broken = gradients(0)
     broken[0][1, 0, 0] = torch.nan
     optimizer.rows[0].differentiated(broken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,14 @@ def test_other_errors_and_a_single_trial_that_does_not_fit_pass(
         trained("lora", tiny_models["roberta"], train, tmp_path / "lora", run=Broken)
     with pytest.raises(torch.OutOfMemoryError):
         trained("full", tiny_models["roberta"], train, tmp_path / "full", run=Broken)
+
+
+def test_seconds_of_the_trials_of_a_pack_add_up_to_its_own(
+    tiny_models: dict[str, str], train: Encoded, tmp_path: Path
+) -> None:
+    began = time.perf_counter()
+    folders, _ = trained("lora", tiny_models["roberta"], train, tmp_path)
+    spent = time.perf_counter() - began
+    seconds = [folder.result()["seconds"] for folder in folders]
+    assert len(seconds) == 6
+    assert 0 < sum(seconds) <= spent

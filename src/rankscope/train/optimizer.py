@@ -7,7 +7,9 @@ moments of embeddings (a square root of them takes 5 and 35 times as long).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ class PackedAdamW:
     """Args:
     rows: every trained weight; its ``gradients`` are read and spent by ``step``.
     learning_rates: of each trial, the peak rates.
+    fused: by torch's kernel; None: where ``has_fused_kernel``.
     """
 
     def __init__(
@@ -30,11 +33,15 @@ class PackedAdamW:
         betas: tuple[float, float],
         epsilon: float,
         max_grad_norm: float,
+        fused: bool | None = None,
     ) -> None:
         self.rows = list(rows)
         self.learning_rates = list(learning_rates)
         self.weight_decay = weight_decay
         self.betas, self.epsilon, self.max_grad_norm = betas, epsilon, max_grad_norm
+        self._kernel: Callable[..., None] = (
+            torch._fused_adamw_ if fused or (fused is None and has_fused_kernel()) else plain_adamw
+        )
         self.steps = 0
         self.means = [torch.zeros_like(group.values) for group in self.rows]
         self.squares = [torch.zeros_like(group.values) for group in self.rows]
@@ -74,11 +81,43 @@ class PackedAdamW:
                 ]
                 for i in range(4)
             )
-            torch._fused_adamw_(
-                values, gradients, means, squares, [], [count] * len(values), lr=rate, beta1=self.betas[0], beta2=self.betas[1],
-                weight_decay=self.weight_decay if decays else 0.0, eps=self.epsilon, amsgrad=False, maximize=False,
-                grad_scale=None, found_inf=dead,
+            self._kernel(
+                values, gradients, means, squares, [], [count] * len(values), lr=rate, beta1=self.betas[0],
+                beta2=self.betas[1], weight_decay=self.weight_decay if decays else 0.0, eps=self.epsilon,
+                amsgrad=False, maximize=False, grad_scale=None, found_inf=dead,
             )  # fmt: skip
+
+
+# The kernel behind torch.optim.AdamW(fused=True) is private: it is called only as the torch it was tested with has it.
+FUSED = (
+    "aten::_fused_adamw_(Tensor(a!)[] self, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
+    "Tensor(e!)[] max_exp_avg_sqs, Tensor[] state_steps, *, float lr, float beta1, float beta2, float weight_decay, "
+    "float eps, bool amsgrad, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()"
+)
+
+
+def has_fused_kernel() -> bool:
+    """Whether this torch has the kernel, with the arguments that it had."""
+    packet = getattr(torch.ops.aten, "_fused_adamw_", None)
+    schema = getattr(getattr(packet, "default", None), "_schema", None)
+    return hasattr(torch, "_fused_adamw_") and str(schema) == FUSED
+
+
+def plain_adamw(
+    values: Sequence[Tensor], gradients: Sequence[Tensor], means: Sequence[Tensor], squares: Sequence[Tensor],
+    _: Sequence[Tensor], counts: Sequence[Tensor], *, lr: float, beta1: float, beta2: float, weight_decay: float,
+    eps: float, found_inf: Tensor, **__: Any,
+) -> None:  # fmt: skip
+    """The same update in single operations, for a torch without that kernel."""
+    if bool(found_inf):
+        return
+    for p, g, mean, square, count in zip(values, gradients, means, squares, counts, strict=True):
+        p.mul_(1 - lr * weight_decay)
+        mean.lerp_(g, 1 - beta1)
+        square.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        step = float(count)
+        denominator = (square.sqrt() / math.sqrt(1 - beta2**step)).add_(eps)
+        p.addcdiv_(mean, denominator, value=-lr / (1 - beta1**step))
 
 
 def linear_schedule(step: int, *, warmup: int, total: int) -> float:
