@@ -29,7 +29,10 @@ from transformers import (
 
 from conftest import SIZES, save_tiny_model, sizes
 from rankscope.store.trial_dir import TrialDir
-from rankscope.study.study_file import Trial
+from rankscope.study.packing import packs
+from rankscope.study.study_file import Study, Trial
+from rankscope.sweep.inputs import StudyInputs
+from rankscope.sweep.plan import forecast
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded
 from rankscope.train.full import FullPack
@@ -321,3 +324,38 @@ def test_the_model_as_loaded_leaves_no_argument_of_its_attention_out(families: d
         scores = 0.5 * torch.tanh(scores / 0.5)
         scores = scores.masked_fill(~torch.ones(4, 4, dtype=torch.bool).tril(), -torch.inf)
     assert_close(capped[0], scores.softmax(-1))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_plan_says_what_the_proof_will_say_and_cuts_packs_alike(
+    name: str, families: dict[str, str], tiny_data: Path
+) -> None:
+    study = Study.parse(
+        f"""
+        name = "t"
+        [scientific]
+        model = "{families[name]}"
+        task = "CoLA"
+        method = "lora"
+        rank = [1, 2]
+        [nuisance]
+        learning_rate = [1e-3, 1e-2]
+        [fixed]
+        data = "{tiny_data}"
+        batch_size = 8
+        steps = 1
+        target_modules = {MODELS[name][1]}
+        """
+    )
+    inputs = StudyInputs(study)
+    printed = forecast(inputs, None)
+    said = [line for line in printed.splitlines() if "one at a time" in line]
+    share = inputs.share(1e12, "cpu")
+    cut = packs(inputs.trials, size=8, share=share)
+    if name in APART:
+        assert len(said) == 1
+        assert "which is not 3 trials x 3 rows" in said[0]
+        assert [len(pack) for pack in cut] == [1] * 4
+    else:
+        assert said == []
+        assert [len(pack) for pack in cut] == [4]

@@ -19,6 +19,7 @@ from rankscope.study.task import task_named
 from rankscope.sweep.machine import default_workers, free_for_each, room
 from rankscope.train.data import Encoded, encode, read_split
 from rankscope.train.data import fingerprint as data_fingerprint
+from rankscope.train.encoder import is_patchable
 from rankscope.train.model import fingerprint as model_fingerprint
 from rankscope.train.model import largest_rank, load_tokenizer, longest_input, shape_of, skeleton
 
@@ -50,6 +51,7 @@ class StudyInputs:
                 advance(1)
         self._encoded: dict[tuple[str, str, int], tuple[Encoded, Encoded]] = {}
         self._shapes: dict[str, Shape] = {}
+        self._apart: dict[str, str | None] = {}
 
     @cached_property
     def largest_rank(self) -> dict[str, int]:
@@ -92,6 +94,8 @@ class StudyInputs:
 
         def share(trial: Trial) -> float:
             key = (trial.model, trial.task, trial.method, trial.rank)
+            if trial.method == "lora" and self.why_apart(trial) is not None:
+                return math.inf
             if key not in known:
                 held = (self.shape(trial), self.rows(trial), widths(trial, device))
                 left = room - base_memory(trial, *held)
@@ -99,6 +103,17 @@ class StudyInputs:
             return known[key]
 
         return share
+
+    def why_apart(self, trial: Trial) -> str | None:
+        """Why LoRA trials of this model must train one at a time, as far as that can be known before they train."""
+        if trial.model not in self._apart:
+            skeleton, found = self._skeletons[trial.model], None
+            if not is_patchable(skeleton):  # these are proved by the tests, and again before every pack
+                from rankscope.train.foresight import why_apart  # brings PEFT
+
+                found = why_apart(skeleton, trial, self.tasks[trial.task])
+            self._apart[trial.model] = found
+        return self._apart[trial.model]
 
     def shape(self, trial: Trial) -> Shape:
         if trial.model not in self._shapes:

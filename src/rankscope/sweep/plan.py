@@ -22,6 +22,7 @@ from rankscope.study.study_file import Trial
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.machine import Room, default_workers, room
 from rankscope.sweep.worker import missing
+from rankscope.train.packed import ONE_AT_A_TIME
 
 _SHARE = 0.35  # of the matrix-product rate that training reaches; measured on the lab study (docs/log.md)
 _SHARE_OF_PEAK = 0.25  # of a GPU's data sheet: an assumption, until a store holds trials of such a GPU
@@ -69,6 +70,8 @@ def forecast(
             f"a pack of {too_large[0].what} needs {too_large[0].largest / 1e9:.3g} GB; found {free / 1e9:.3g} GB for "
             "each worker. Take fewer workers, a smaller batch_size or a larger machine"
         )
+    apart = {t.model: why for t in inputs.trials if t.method == "lora" and (why := inputs.why_apart(t))}
+    lines += [f"{model}: {ONE_AT_A_TIME}: {why}" for model, why in apart.items()]
     return printed.get() + "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ from rankscope.train.isolation import prove
 from rankscope.train.living import living
 from rankscope.train.one_at_a_time import PeftTrial
 from rankscope.train.pack import Pack
-from rankscope.train.packed import NotIsolated
+from rankscope.train.packed import ONE_AT_A_TIME, NotIsolated
 from rankscope.train.run import LOOK, Run, rows_of
 
 
@@ -80,9 +80,6 @@ def train_pack(
         for folder in folders:
             folder.amend(one_at_a_time=str(error))
         _one_at_a_time(trials, folders, taken, stock, scratch, pace)
-
-
-ONE_AT_A_TIME = "its trials train one at a time, through PEFT's own layers"
 
 
 class _Taken:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+ONE_AT_A_TIME = "its trials train one at a time, by the model's and PEFT's own layers"
+
 
 class NotIsolated(RuntimeError):
     """The trials of a pack can't be told apart inside this model: they must train one at a time."""

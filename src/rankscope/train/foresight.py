@@ -1,0 +1,75 @@
+"""Whether trials of a model can train in one pack, found out before its weights are read: on a small random copy."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from rankscope.study.study_file import Trial
+from rankscope.study.task import Task
+from rankscope.train.adapters import AdapterPack
+from rankscope.train.data import Encoded
+from rankscope.train.isolation import prove
+from rankscope.train.model import quiet
+from rankscope.train.packed import NotIsolated
+
+BLOCKS, VOCABULARY = 2, 64
+LARGEST = 50_000_000  # parameters of a copy that is still quick to make
+
+
+def why_apart(skeleton: PreTrainedModel, trial: Trial, task: Task) -> str | None:
+    """Why trials like this one must train one at a time. None: no reason was found; every pack is proved anyway.
+
+    None also where no small copy can be made of the model, or it can't be run as it stands.
+    """
+    tokens = _tokens(rows=3)
+    try:
+        with quiet(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            small = _small(skeleton)
+            small(**tokens.inputs)
+    except Exception:  # noqa: BLE001 - whatever a family can't do in small, its own code says how
+        return None
+    trials = [trial.model_copy(update={"rank": rank}) for rank in (1, 2, 3)]
+    try:
+        pack = AdapterPack(trials, model="", task=task, device=torch.device("cpu"), loaded=small)
+        prove(pack, tokens, torch.arange(len(tokens)))
+    except (NotIsolated, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _small(skeleton: PreTrainedModel) -> Any:
+    config = copy.deepcopy(skeleton.config)
+    whole = config.num_hidden_layers
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == whole:  # one entry a block
+            setattr(config, name, value[:BLOCKS])
+        elif name.endswith("token_id") and isinstance(value, int) and value >= VOCABULARY:
+            setattr(config, name, VOCABULARY - 1)
+    config.num_hidden_layers, config.vocab_size = min(BLOCKS, whole), VOCABULARY
+    config.pad_token_id, config.eos_token_id = 0, 2
+    with torch.device("meta"):
+        size = AutoModelForSequenceClassification.from_config(config).num_parameters()
+    if size > LARGEST:
+        raise ValueError(f"expected a copy of at most {LARGEST} parameters; found {size}")
+    small = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+    names = {name for name, p in skeleton.named_parameters() if p.requires_grad}
+    for name, parameter in small.named_parameters():
+        parameter.requires_grad_(name in names)
+    return small.float()
+
+
+def _tokens(*, rows: int) -> Encoded:
+    """Rows of different lengths that end in the end token, which BART and T5 look for."""
+    lengths = torch.arange(4, 4 + 3 * rows, 3)
+    inside = torch.arange(int(lengths.max())) < lengths[:, None]  # (rows, T)
+    ids = torch.randint(5, VOCABULARY - 1, inside.shape, generator=torch.Generator().manual_seed(0))
+    ids = ids.where(inside, 0)
+    ids[torch.arange(rows), lengths - 1] = 2
+    return Encoded(
+        {"input_ids": ids, "attention_mask": inside.long()}, torch.zeros(rows, dtype=torch.long), lengths
+    )
