@@ -8,6 +8,21 @@ import pandas as pd
 LABELS = ["trial", "model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
 
 
+WIDTH = 1e-2  # relative distance of its bounds from which on a stable rank is not known: ten times what training asks
+
+
+def known(spectra: pd.DataFrame) -> pd.DataFrame:
+    """`spectra` with NaN for each stable rank whose bounds lie further apart than `WIDTH`.
+
+    Newer stores hold NaN there already; older ones may hold a number that is nothing but an upper bound.
+    """
+    if spectra.empty:
+        return spectra
+    lower, upper = (spectra[name].astype(float) for name in ("lower", "upper"))
+    wide = upper > lower * (1 + WIDTH)
+    return spectra.assign(stable_rank=spectra["stable_rank"].mask(wide)) if wide.any() else spectra
+
+
 def at_best(trials: pd.DataFrame, spectra: pd.DataFrame, matrix: str) -> pd.DataFrame:
     """Rows of `spectra` for `matrix` at each trial's best step, else its last measured one, with its labels.
 
@@ -32,6 +47,7 @@ def _best(trials: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
 def condensed(trials: pd.DataFrame, spectra: pd.DataFrame) -> pd.DataFrame:
     """The rows of `spectra` that are looked at beside their `drift`: those of W, and those at each trial's best step."""
+    spectra = known(spectra)
     kept = [spectra["matrix"].eq("W")]
     for matrix in ("dW", "W+dW"):
         rows = spectra[spectra["matrix"].eq(matrix) & spectra["stable_rank"].notna()]
@@ -49,6 +65,7 @@ def drift(spectra: pd.DataFrame) -> pd.DataFrame:
     median over layers of ||dW||_F / ||W||_F. Columns: trial, step and these. Median of logarithms, because layers
     differ in shape and in sr(W).
     """
+    spectra = known(spectra)
     defined = spectra[spectra["stable_rank"].gt(0)]
     base = defined[defined["matrix"].eq("W")].drop_duplicates(["trial", "layer"])
     moved = defined[defined["matrix"].eq("W+dW")]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from rankscope.analysis.drift import drift
+from rankscope.analysis.drift import drift, known
 
 TRIALS = [
     "trial",
@@ -96,6 +96,7 @@ class Frames:
             ("comparison", COMPARISON),
         ):
             object.__setattr__(self, name, _checked(name, getattr(self, name), columns))
+        object.__setattr__(self, "spectra", known(self.spectra))
         budget = _typed("trials", self.trials, "budget").fillna(1.0)
         trials = self.trials.assign(budget=budget)
         object.__setattr__(self, "trials", trials[budget.eq(1)])

@@ -87,7 +87,6 @@ def _difference_matrices(layer: str, tuned: Tensor, weight: Tensor) -> Iterator[
         note = f"{' and '.join(broken)} {'hold' if len(broken) > 1 else 'holds'} NaN or Inf"
         yield Matrix(layer, "dW", shape, None, "difference", note=note)
     else:
-        # The difference of two float32 numbers, rounded once: each entry of dW is right to 2^-24 of itself.
         wide = torch.promote_types(torch.promote_types(tuned.dtype, weight.dtype), torch.float32)
         dW = tuned.to(wide) - weight.to(wide)
         share = rounding_share(tuned, weight, dW)
@@ -96,7 +95,7 @@ def _difference_matrices(layer: str, tuned: Tensor, weight: Tensor) -> Iterator[
             layer,
             "dW",
             shape,
-            Dense(dW),
+            Dense(tuned) - Dense(weight),  # exactly; dW, rounded to float32, would miss the bounds by 1e-9
             "difference",
             note=_rounding_note(share, tuned, weight),
             trusted=trusted,
