@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +86,18 @@ TARGETS = {
 
 
 def save_tiny_model(folder: Path, architecture: str, *, width: int = 16) -> str:
-    """A model folder as the hub has them: weights, configuration, tokenizer."""
+    """One of ``ARCHITECTURES`` in a folder."""
+    return save_model(folder, lambda: ARCHITECTURES[architecture](width))
+
+
+def save_model(folder: Path, make: Callable[[], Any], *, names: Sequence[str] = ()) -> str:
+    """A model folder as the hub has them: weights, configuration, tokenizer.
+
+    ``names``: what the tokenizer returns; by default what a generic one does.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = ARCHITECTURES[architecture](width)
+        model = make()
         with torch.no_grad():  # wider than the default of 0.02, so that attention has something to decide
             for parameter in model.parameters():
                 if parameter.ndim == 2:
@@ -101,9 +109,10 @@ def save_tiny_model(folder: Path, architecture: str, *, width: int = 16) -> str:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
+    settings = {"model_input_names": list(names)} if names else {}
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
-    )
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", **settings
+    )  # fmt: skip
     fast.save_pretrained(folder)
     return str(folder)
 

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from rankscope.study.task import TASKS
-from rankscope.train.metrics import score
+from rankscope.train.metrics import constant_score, deviation, flattened, is_constant, score
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "STS-B"])
@@ -35,9 +35,62 @@ def test_regression_and_a_constant_guess() -> None:
     good, constant = score(logits, labels, TASKS["STS-B"])
     assert good["pearson"] == pytest.approx(stats.pearsonr(logits[0, :, 0], labels)[0], rel=1e-5)
     assert good["spearman"] == pytest.approx(stats.spearmanr(logits[0, :, 0], labels)[0])
-    assert math.isnan(constant["pearson"])  # undefined, and never the best
+    assert constant == {"pearson": 0.0, "spearman": 0.0}  # it says nothing about the rows
+    logits[0, 3] = torch.nan
+    assert math.isnan(score(logits, labels, TASKS["STS-B"])[0]["pearson"])
 
 
 def test_one_class_guessed_is_no_correlation() -> None:
     (found,) = score(torch.tensor([[[1.0, 0.0]] * 4]), torch.tensor([0, 1, 0, 1]), TASKS["CoLA"])
     assert found == {"accuracy": 0.5, "matthews_correlation": 0.0}
+
+
+def test_answers_that_differ_by_rounding_alone_are_one_answer() -> None:
+    """A regression that has collapsed: without the check its Pearson correlation is one of the study's best."""
+    generator = torch.Generator().manual_seed(0)
+    labels = 5 * torch.rand(200, generator=generator)
+    noise = torch.randn(200, generator=generator)
+    logits = torch.stack([2.7 + 1e-5 * (0.15 * labels + noise), 2.7 + 1e-2 * labels, 2.7 + noise])[..., None]
+    found = is_constant(logits, labels)
+    assert found.tolist() == [True, False, False]
+    raw, kept = (score(x, labels, TASKS["STS-B"]) for x in (logits, flattened(logits, found)))
+    assert raw[0]["pearson"] > 0.1
+    assert kept[0] == {"pearson": 0.0, "spearman": 0.0}
+    assert kept[1:] == raw[1:]
+    assert kept[1]["pearson"] == pytest.approx(1, abs=1e-4)
+    measured = is_constant(logits, labels, rounding=torch.tensor([0.0, 0.0, 0.6]))
+    assert measured.tolist() == [True, False, True]
+
+
+def test_a_constant_answer_of_a_classifier_is_one_class() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0, 1] * 50)
+    noise = torch.randn(100, 2, generator=generator)
+    logits = torch.stack(
+        [1e-6 * noise + torch.tensor([0.0, 1e-7]), 0.1 * noise, torch.full_like(noise, torch.nan)]
+    )
+    logits[0] += torch.arange(100)[:, None]  # a shift of all classes decides nothing
+    found = is_constant(logits, labels)
+    assert found.tolist() == [True, False, False]
+    assert len(flattened(logits, found)[0].argmax(-1).unique()) == 1
+    assert len(logits[0].double().argmax(-1).unique()) == 2
+
+
+def test_deviation_is_over_rows_of_centred_logits() -> None:
+    logits = torch.randn(3, 20, 4, generator=torch.Generator().manual_seed(1))
+    centred = logits.double().numpy() - logits.double().numpy().mean(-1, keepdims=True)
+    expected = (centred.std(1) ** 2).sum(-1) ** 0.5
+    assert deviation(logits).tolist() == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize("task", ["CoLA", "SST-2", "MNLI", "STS-B"])
+def test_the_metric_of_the_best_constant_answer(task: str) -> None:
+    labels = torch.tensor([0, 0, 1, 1, 1, 0, 1, 1]) if task != "STS-B" else torch.linspace(0, 5, 8)
+    constants = [torch.zeros(1, 8, 3 if task == "MNLI" else 2) for _ in range(2)]
+    if task == "STS-B":
+        found = [score(torch.full((1, 8, 1), 2.5), labels, TASKS[task])[0]["pearson"]]
+    else:
+        for cls, logits in enumerate(constants):
+            logits[..., cls] = 1.0
+        found = [score(logits, labels, TASKS[task])[0][TASKS[task].metric] for logits in constants]
+    assert constant_score(labels, TASKS[task]) == max(found)

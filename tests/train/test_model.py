@@ -22,13 +22,13 @@ from rankscope.train.model import (
     largest_rank,
     load_model,
     load_tokenizer,
-    longest_input,
     modules_to_save,
     sites,
     skeleton,
     stream,
     trained_in_full,
 )
+from rankscope.train.model_inputs import longest_input
 
 SITES = {"roberta": (4, 16), "bert": (4, 16), "gpt2": (2, 16), "llama": (4, 8)}
 HEADS = {

@@ -21,7 +21,9 @@ from rankscope.train.data import Encoded, encode, read_split
 from rankscope.train.data import fingerprint as data_fingerprint
 from rankscope.train.encoder import is_patchable
 from rankscope.train.model import fingerprint as model_fingerprint
-from rankscope.train.model import largest_rank, load_tokenizer, longest_input, shape_of, skeleton
+from rankscope.train.model import largest_rank, load_tokenizer, shape_of, skeleton
+from rankscope.train.model_inputs import accepted_inputs, longest_input, reads_last
+from rankscope.train.targets import default_targets
 
 
 class StudyInputs:
@@ -49,9 +51,25 @@ class StudyInputs:
             for name in self.tasks:
                 self._splits[name] = (self._read(name, "train"), self._read(name, "validation"))
                 advance(1)
+        self.study = self._with_targets(study)
         self._encoded: dict[tuple[str, str, int], tuple[Encoded, Encoded]] = {}
         self._shapes: dict[str, Shape] = {}
         self._apart: dict[str, str | None] = {}
+
+    def _with_targets(self, study: Study) -> Study:
+        """The study with its models' own ``target_modules``, where it names none."""
+        if "target_modules" in study.fixed.model_fields_set:
+            return study
+        found = {name: default_targets(model) for name, model in self._skeletons.items()}
+        (first, names), *others = found.items()
+        for name, different in others:
+            if different != names:
+                raise ValueError(
+                    f"target_modules: expected one list for all models; {first!r} adapts {', '.join(names)} and "
+                    f"{name!r} {', '.join(different)}: take a study for each"
+                )
+        fixed = study.fixed.model_copy(update={"target_modules": names})
+        return study.model_copy(update={"fixed": fixed})
 
     @cached_property
     def largest_rank(self) -> dict[str, int]:
@@ -129,17 +147,23 @@ class StudyInputs:
     def steps(self, trial: Trial) -> int:
         return trial.total_steps(len(self._splits[trial.task][0]))
 
+    def split(self, task: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The rows of a task: those trained on, those validated on."""
+        return self._splits[task]
+
     def encoded(self, trial: Trial) -> tuple[Encoded, Encoded]:
         """The tokens of that trial's task for its model, made on first use."""
         key = (trial.model, trial.task, trial.max_length)
         if key not in self._encoded:
             train, validation = self._splits[trial.task]
             task, tokenizer = self.tasks[trial.task], self._tokenizers[trial.model]
-            longest = longest_input(self._skeletons[trial.model])
+            model = self._skeletons[trial.model]
+            longest = longest_input(model)
             length = trial.max_length if longest is None else min(trial.max_length, longest)
+            how: dict[str, Any] = {"left": reads_last(model), "accepted": accepted_inputs(model)}
             self._encoded[key] = (
-                encode(train, task, tokenizer, max_length=length),
-                encode(validation, task, tokenizer, max_length=length),
+                encode(train, task, tokenizer, max_length=length, **how),
+                encode(validation, task, tokenizer, max_length=length, **how),
             )
         return self._encoded[key]
 

@@ -49,7 +49,9 @@ def run(
         raise ValueError(f"workers: expected a number from 1; found {workers}")
     inputs = StudyInputs(study, workers=workers, quiet=quiet)
     steps = {trial.id: inputs.steps(trial) for trial in inputs.trials}
-    opened = Store.create(store, study, largest_rank=inputs.largest_rank, fingerprints=inputs.fingerprints)
+    opened = Store.create(
+        store, inputs.study, largest_rank=inputs.largest_rank, fingerprints=inputs.fingerprints
+    )
     for line in opened.recover(thorough=True):
         _say(line)
     if retry_failed:

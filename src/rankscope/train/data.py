@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,12 +117,13 @@ def fingerprint(*splits: pd.DataFrame) -> str:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A split as token ids, padded on the right to its own longest row."""
+    """A split as token ids, padded to its own longest row."""
 
     inputs: dict[str, Tensor]  # input_ids, attention_mask [, token_type_ids]: (N, T) int64
     labels: Tensor  # (N,) int64, float32 for regression
     lengths: Tensor  # (N,) tokens of each row
     beside: int = 0  # how many of them, the last ones, are of a second validation split
+    left: bool = False  # padded on the left
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -130,7 +131,8 @@ class Encoded:
     def batch(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Those rows, cut to the longest of them. -> inputs (B, T), labels (B,)"""
         longest = int(self.lengths[rows].max())
-        return {name: tensor[rows, :longest] for name, tensor in self.inputs.items()}, self.labels[rows]
+        kept = slice(-longest, None) if self.left else slice(longest)
+        return {name: tensor[rows, kept] for name, tensor in self.inputs.items()}, self.labels[rows]
 
     def by_length(self, batch_size: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Every row once, the short ones first: row numbers (B,), inputs (B, T)."""
@@ -138,18 +140,41 @@ class Encoded:
             yield rows, self.batch(rows)[0]
 
 
-def encode(frame: pd.DataFrame, task: Task, tokenizer: Any, *, max_length: int) -> Encoded:
-    """Tokenises both sides of a pair together, truncated to ``max_length`` tokens."""
+def encode(
+    frame: pd.DataFrame,
+    task: Task,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    left: bool = False,
+    accepted: Collection[str] | None = None,
+) -> Encoded:
+    """Tokenises both sides of a pair together, truncated to ``max_length`` tokens.
+
+    Args:
+        left: pads on the left, for a model that reads the last position.
+        accepted: the inputs that the model takes, of those that the tokenizer makes; None: all.
+
+    ``ValueError`` where a tokenizer makes no token of any row.
+    """
     columns = [frame[column].astype(str).tolist() for column in task.text]
     encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
     lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+    if not lengths.all():
+        row = int(lengths.argmin())
+        raise ValueError(
+            f"tokenizer: expected tokens for every row; found none for row {row + 1}, {columns[0][row][:40]!r}"
+        )
     fill = {"input_ids": tokenizer.pad_token_id or 0}
+    places = np.arange(lengths.max())
+    taken = places >= lengths.max() - lengths[:, None] if left else places < lengths[:, None]
     inputs = {}
     for name, ragged in encoded.items():
+        if accepted is not None and name not in accepted:
+            continue
         padded = np.full((len(lengths), lengths.max()), fill.get(name, 0), dtype=np.int64)
-        padded[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(
-            [np.asarray(row) for row in ragged]
-        )
+        padded[taken] = np.concatenate([np.asarray(row) for row in ragged])
         inputs[name] = torch.from_numpy(padded)
     labels = torch.from_numpy(frame["label"].to_numpy(copy=True))
-    return Encoded(inputs, labels, torch.from_numpy(lengths), int(frame.get("beside", pd.Series()).sum()))
+    beside = int(frame.get("beside", pd.Series()).sum())
+    return Encoded(inputs, labels, torch.from_numpy(lengths), beside, left)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import torch
 from scipy import stats
 from sklearn.metrics import f1_score, matthews_corrcoef
 from torch import Tensor
 
 from rankscope.study.task import Task
 
+SMALL = 1e-4  # of the labels' standard deviation, or nats: below it answers do not differ for anybody
+ROUNDED = 2  # times the rounding, measured, that answers must differ by
+
 
 def score(logits: Tensor, labels: Tensor, task: Task) -> list[dict[str, float]]:
     """The task's metric, and for the tasks that have one its second, per trial.
+
+    A constant answer has correlation 0: it says nothing about the rows. NaN where a logit is not finite.
 
     Args:
         logits: (K, N, C), C = 1 for regression.  labels: (N,).
@@ -32,9 +38,50 @@ def score(logits: Tensor, labels: Tensor, task: Task) -> list[dict[str, float]]:
     return found
 
 
+def constant_score(labels: Tensor, task: Task) -> float:
+    """The task's metric of the best constant answer: the commonest class's share, or a correlation of 0."""
+    if task.metric != "accuracy":
+        return 0.0
+    return float(labels.unique(return_counts=True)[1].max()) / len(labels)
+
+
+def is_constant(logits: Tensor, labels: Tensor, *, rounding: Tensor | None = None) -> Tensor:
+    """Whether a trial gives every row the same answer, up to rounding. (K, N, C), (N,) -> (K,) bool
+
+    What a collapsed model leaves is rounding, or differences that nothing can use; but a correlation is blind to
+    scale, and would make a number of them. So an answer is constant if its standard deviation over the rows
+    is below ``ROUNDED`` times that which rounding alone gives it, or below ``SMALL`` of the labels' own (regression),
+    or below ``SMALL`` nats (classification: of the logits, less their mean over the classes).
+
+    Args:
+        rounding: (K,) standard deviation of the answers due to rounding, as ``train.rounding`` measures it; None: 0.
+    """
+    spread = deviation(logits)
+    unit = float(labels.double().std(correction=0)) if logits.shape[-1] == 1 else 1.0
+    limit = torch.full_like(spread, SMALL * unit)
+    if rounding is not None:
+        limit = limit.maximum(ROUNDED * rounding.to(limit))
+    return spread <= limit  # never where it is NaN
+
+
+def flattened(logits: Tensor, constant: Tensor) -> Tensor:
+    """The same, with the mean answer for every row where a trial's is ``constant`` (K,)."""
+    return torch.where(constant[:, None, None], logits.mean(1, keepdim=True), logits)
+
+
+def deviation(logits: Tensor) -> Tensor:
+    """Standard deviation over the rows of what decides the answer: (K, N, C) -> (K,) float64"""
+    answers = logits.double()
+    if answers.shape[-1] > 1:
+        answers = answers - answers.mean(-1, keepdim=True)
+    return answers.var(1, correction=0).sum(-1).sqrt()
+
+
 def _correlations(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.ConstantInputWarning)  # NaN is the right answer, and it is kept
+    if scores.min() == scores.max():
+        return {"pearson": 0.0, "spearman": 0.0}
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):  # of what is not finite: NaN
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         return {
             "pearson": float(stats.pearsonr(scores, truth)[0]),
             "spearman": float(stats.spearmanr(scores, truth)[0]),

@@ -196,26 +196,6 @@ def shape_of(model: PreTrainedModel, target_modules: Sequence[str]) -> Shape:
     )
 
 
-def longest_input(model: PreTrainedModel) -> int | None:
-    """Tokens that the model has positions for; None where it has no such bound (T5, XLNet, BLOOM).
-
-    RoBERTa and its kin count positions from padding_idx + 1 on.
-    """
-    positions = getattr(model.config, "max_position_embeddings", None) or getattr(
-        model.config, "max_seq_len", None
-    )
-    if positions is None or positions < 1:  # XLNet says -1
-        return None
-    for name, module in model.named_modules():
-        if (
-            name.endswith("position_embeddings")
-            and isinstance(module, nn.Embedding)
-            and module.padding_idx is not None
-        ):
-            return int(positions) - module.padding_idx - 1
-    return int(positions)
-
-
 def trained_in_full(model: PreTrainedModel) -> dict[str, nn.Module]:
     """What an adapter trains and saves beside its factors: every module with parameters of its own outside the base
     model (the head: linear layers, in some families a norm), and those of the base model that its file lacks."""

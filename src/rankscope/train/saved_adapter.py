@@ -52,4 +52,6 @@ def save_adapter(folder: Path, state: Mapping[str, Tensor], config: LoraConfig) 
         folder / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )
+    if config.target_modules is not None:  # PEFT keeps a set, and would write it in the order of hashes
+        config.target_modules = sorted(config.target_modules)
     config.save_pretrained(folder)

@@ -1,0 +1,30 @@
+"""Default target_modules: PEFT's own wherever PEFT has some, and for every family of the table."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFTS
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+from families import FAMILIES
+from rankscope.train.model import sites
+from rankscope.train.targets import default_targets
+
+NOT_ITS_ATTENTION = {"xlnet"}  # whose query and value are no linear layers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_pefts(family: str) -> None:
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(FAMILIES[family].config())
+    model.requires_grad_(False)
+    if family in NOT_ITS_ATTENTION:
+        with pytest.raises(ValueError, match=r"no default is known for XLNetFor.*: layer_1, layer_2$"):
+            default_targets(model)
+        return
+    found = default_targets(model)
+    assert found == list(FAMILIES[family].targets)
+    assert found == PEFTS.get(model.config.model_type, found)
+    assert all(isinstance(site, nn.Module) for site in sites(model, found).values())
