@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from rankscope.linalg import Dense
 from rankscope.study.study_file import Trial
@@ -45,8 +47,7 @@ class FullPack:
             patch_encoder(self.model, self.masks)
         self.model.to(device=device, dtype=dtype)
         self.pretrained = {name: weight_of(site).clone() for name, site in self.sites.items()}
-        names, parameters = zip(*self.model.named_parameters(), strict=True)
-        self._names = {id(p): name for name, p in zip(names, parameters, strict=True)}
+        parameters = list(self.model.parameters())
         decays = [p.ndim > 1 for p in parameters]  # biases and norms are vectors
         self.rows = [Rows(parameters, decays=decays, slots=slice(0, 1))]
 
@@ -64,10 +65,18 @@ class FullPack:
         """The model with this buffer in place of its row's values, as a Hugging Face checkpoint in ``folder``."""
         assert k == 0
         (group,), (buffer,) = self.rows, buffers
+        values = {id(p): v for p, v in zip(group.parameters, group.views(buffer), strict=True)}
         state = self.model.state_dict()
-        for p, value in zip(group.parameters, group.views(buffer), strict=True):
-            state[self._names[id(p)]] = value
+        for name, p in self.model.named_parameters(remove_duplicate=False):  # tied weights have two names
+            state[name] = values[id(p)]
         with quiet():
             self.model.save_pretrained(
                 folder, state_dict={name: value.contiguous() for name, value in state.items()}
             )
+        _write_labels(folder / "config.json", self.model.config)
+
+
+def _write_labels(path: Path, config: PreTrainedConfig) -> None:
+    """transformers leaves out what is its general default, two labels; a BART's own is three."""
+    labels = {"id2label": config.id2label, "label2id": config.label2id}
+    path.write_text(json.dumps(labels | json.loads(path.read_text()), indent=2) + "\n")

@@ -21,11 +21,12 @@ from rankscope.study.task import Task
 from rankscope.system import malloc_trim
 from rankscope.train.best import Best
 from rankscope.train.data import Encoded
-from rankscope.train.metrics import score
+from rankscope.train.metrics import constant_score, deviation, flattened, is_constant, score
 from rankscope.train.model import stream
 from rankscope.train.optimizer import PackedAdamW, linear_schedule
 from rankscope.train.order import batches
 from rankscope.train.pack import Pack, logits
+from rankscope.train.rounding import may_be_rounding, rounded_at_random
 from rankscope.train.rows import differentiate
 from rankscope.train.spectra import Record, Recorder
 
@@ -115,6 +116,8 @@ class Run:
             found[:, rows] = self.logits(inputs).cpu()
         first = len(labels) - self.validation.beside
         losses = loss(found[:, :first], labels[:first])
+        constant = is_constant(found, labels, rounding=self.rounding(found))
+        found = flattened(found, constant)
         scores = score(found[:, :first], labels[:first], self.task)
         if self.task.beside and self.validation.beside:
             suffix = self.task.beside.removeprefix("validation")
@@ -128,12 +131,20 @@ class Run:
         self.counted = 0
         for k in self.alive.nonzero().flatten().tolist():
             line = {"step": step, "epoch": epoch, "train_loss": means[k], "eval_loss": float(losses[k])}
-            self.evaluations[k].append(line | scores[k])
+            self.evaluations[k].append(line | scores[k] | {"is_constant": bool(constant[k])})
             self.best.offer(k, step, scores[k][self.task.metric])
+
+    def rounding(self, answers: Tensor) -> Tensor | None:
+        """How far rounding moves the answers (K, N, C) of a batch, where that may be all they differ by. -> (K,)"""
+        if not may_be_rounding(answers, deviation(answers), bfloat16=self.mixed).any():
+            return None
+        rows, inputs = next(self.validation.by_length(2 * self.pack.trials[0].batch_size))
+        with rounded_at_random(self.pack.model):
+            return deviation(self.logits(inputs).cpu() - answers[:, rows])
 
     def finish(self, k: int, folder: TrialDir, *, seconds: float) -> None:
         """Writes trial k's metrics, spectra, best and last weights, and only then its result."""
-        metric = self.task.metric
+        metric, labels = self.task.metric, self.validation.labels
         for line in self.evaluations[k]:
             folder.log(**line)
         folder.write_spectra(self.spectra.frame(k))
@@ -146,6 +157,7 @@ class Run:
             best=self.best.metric[k],
             best_step=self.best.step[k],
             last=self.evaluations[k][-1][metric] if self.evaluations[k] else None,
+            constant=constant_score(labels[: len(labels) - self.validation.beside], self.task),
             steps=self.total,
             diverged_at=diverged_at,
             seconds=seconds,

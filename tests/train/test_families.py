@@ -1,0 +1,166 @@
+"""Every family of models: a pack of four unlike trials equals PEFT alone, and what it saves gives its numbers back.
+
+The oracle is PEFT and transformers: initial weights drawn here by the documented rule, torch's own AdamW, and each saved
+folder opened by ``PeftModel.from_pretrained`` or ``AutoModelForSequenceClassification.from_pretrained``, evaluated
+without padding.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import peft
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
+
+from conftest import save_model
+from families import FAMILIES
+from rankscope.store.trial_dir import TrialDir
+from rankscope.study.study_file import Study, Trial
+from rankscope.sweep.inputs import StudyInputs
+from rankscope.train.loop import train_pack
+from rankscope.train.model import stream
+from training import CPU, TASK, alone
+
+STEPS = 5
+
+
+def study(family: str, model: str, data: Path) -> Study:
+    """Two ranks, two rates, two scaling rules, of which ``pack`` takes four trials; and a full fine-tune."""
+    return Study.parse(
+        f"""
+        name = "t"
+        [scientific]
+        model = "{model}"
+        task = "CoLA"
+        rank = [2, 5]
+        scaling = ["alpha/r", "alpha/sqrt(r)"]
+        [nuisance]
+        learning_rate = [1e-2, 3e-2]
+        [fixed]
+        data = "{data}"
+        batch_size = 8
+        steps = {STEPS}
+        eval_every = 3
+        target_modules = {list(FAMILIES[family].targets)}
+        lora_dropout = 0.1
+        """
+    )
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def trained(request: pytest.FixtureRequest, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """-> family, model folder, inputs, the trials with their folders"""
+    family: str = request.param
+    root = tmp_path_factory.mktemp(family)
+    model = save_model(root / "model", FAMILIES[family].model)
+    inputs = StudyInputs(study(family, model, tiny_data))
+    lora = [trial for trial in inputs.trials if trial.method == "lora"]
+    packs = [[lora[i] for i in (0, 3, 5, 6)], [t for t in inputs.trials if t.method == "full"][:1]]
+    folders = []
+    for pack in packs:
+        train, validation = inputs.encoded(pack[0])
+        dirs = [TrialDir(root / trial.id) for trial in pack]
+        for trial, folder in zip(pack, dirs, strict=True):
+            folder.begin(trial, provenance={})
+        train_pack(
+            pack, dirs, lambda steps: None, model=model, task=TASK, train=train, validation=validation, device=CPU
+        )  # fmt: skip
+        folders += list(zip(pack, dirs, strict=True))
+    return family, model, inputs, folders
+
+
+def opened(model: str, trial: Trial, folder: Path) -> Any:
+    if trial.method == "full":
+        return AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager")
+    base = AutoModelForSequenceClassification.from_pretrained(
+        model, num_labels=2, attn_implementation="eager"
+    )
+    return peft.PeftModel.from_pretrained(base, folder)
+
+
+def numbers(model: Any, path: str, validation: pd.DataFrame) -> dict[str, float]:
+    """Loss and Matthews correlation, over batches of rows of one length: without padding."""
+    tokenizer, names = AutoTokenizer.from_pretrained(path), ("input_ids", "attention_mask", "token_type_ids")
+    found, labels = [], []
+    for _, rows in validation.groupby(validation["sentence"].str.split().str.len()):
+        inputs = tokenizer(rows["sentence"].tolist(), return_tensors="pt")
+        with torch.no_grad():
+            found.append(model.eval()(**{k: v for k, v in inputs.items() if k in names}).logits)
+        labels += rows["label"].tolist()
+    logits, truth = torch.cat(found).double(), torch.tensor(labels)
+    guess = logits.argmax(1)
+    counts = [[int(((guess == i) & (truth == j)).sum()) for j in (0, 1)] for i in (0, 1)]
+    (tn, fn), (fp, tp) = counts
+    below = math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    mcc = (tp * tn - fp * fn) / below if below else 0.0
+    return {"eval_loss": float(F.cross_entropy(logits, truth)), "matthews_correlation": mcc}
+
+
+def test_best_and_last_give_their_numbers_back(trained: Any) -> None:
+    _, path, inputs, folders = trained
+    validation = inputs.split("CoLA")[1]
+    for trial, folder in folders:
+        lines = {line["step"]: line for line in folder.metrics()}
+        best = folder.result()["best_step"]
+        for name, step in {"best": best, "last": STEPS}.items():
+            found = numbers(opened(path, trial, folder.path / name), path, validation)
+            assert found == pytest.approx({key: lines[step][key] for key in found}, abs=1e-5), (name, trial)
+        assert math.isfinite(lines[STEPS]["train_loss"])
+
+
+def begun(path: str, trial: Trial) -> Any:
+    """The trial before its first step, by PEFT: heads and factors drawn from its stream by the documented rule."""
+    base = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2, attn_implementation="eager")
+    base.config.pad_token_id = 1
+    generator, prefix = stream(trial.seed, "init"), base.base_model_prefix
+    heads = [name for name, part in base.named_children() if name != prefix and [*part.parameters()]]
+    with torch.no_grad():
+        for name in heads:
+            for module in base.get_submodule(name).modules():
+                if isinstance(module, nn.Linear):
+                    module.weight.normal_(
+                        0, getattr(base.config, "initializer_range", 0.02), generator=generator
+                    )
+                    if module.bias is not None:
+                        module.bias.zero_()
+                elif isinstance(module, nn.LayerNorm):
+                    module.reset_parameters()
+    if trial.method == "full":
+        return base
+    conv = any(isinstance(module, Conv1D) for module in base.modules())
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS", r=trial.rank, lora_alpha=trial.lora_alpha, use_rslora=trial.scaling == "alpha/sqrt(r)",
+        lora_dropout=trial.lora_dropout, target_modules=trial.target_modules, fan_in_fan_out=conv,
+        modules_to_save=heads,
+    )  # fmt: skip
+    model = peft.get_peft_model(base, config)
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if name.endswith("lora_A.default"):
+                bound = 1 / math.sqrt(module.weight.shape[1])
+                module.weight.uniform_(-bound, bound, generator=generator)
+    return model
+
+
+def test_a_trial_of_the_pack_equals_peft_alone(trained: Any) -> None:
+    """In its losses: a weight whose gradient is rounding noise may go anywhere, and nothing depends on it."""
+    _, path, inputs, folders = trained
+    last = []
+    for trial, folder in folders:
+        model = begun(path, trial)
+        losses = alone(model, trial, inputs.encoded(trial)[0]).tolist()
+        first, second = folder.metrics()
+        assert first["train_loss"] == pytest.approx(sum(losses[:3]) / 3, abs=1e-5), trial
+        assert second["train_loss"] == pytest.approx(sum(losses[3:]) / 2, abs=1e-5), trial
+        found = numbers(model, path, inputs.split("CoLA")[1])
+        assert second["eval_loss"] == pytest.approx(found["eval_loss"], abs=2e-5), trial
+        last.append(losses[-1])
+    assert len({round(loss, 6) for loss in last}) == len(last)  # they differ: equality above says something
