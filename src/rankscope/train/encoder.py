@@ -132,4 +132,4 @@ class MPNetBlock(Block):
 
 
 def _first(layer: nn.Module, x: Tensor, t: int) -> Tensor:
-    return layer(x, tokens=t) if isinstance(layer, PackedLoRA) else layer(x[:, :, :t])
+    return layer(x, tokens=t) if isinstance(layer, PackedLoRA) else layer(x[:, :, :t].contiguous())

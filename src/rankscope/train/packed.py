@@ -162,7 +162,8 @@ class PackedLoRA(nn.Module):
         K = len(self.scale)
         if x.ndim < 4 and not _is_cut_by_trials(x, self.masks):
             raise NotIsolated(_unlike("an adapter", x, self.masks))
-        y = self.base(x[..., :tokens, :] if x.ndim > 2 else x)
+        # contiguous: torch would multiply strided rows one by one, with a copy of the weight for each
+        y = self.base(x[..., :tokens, :].contiguous() if x.ndim > 2 else x)
         if self.dropout.active:
             x = self.dropout(x.flatten(0, -3) if x.ndim == 4 else x).view(x.shape)
         if x.ndim > 2:
