@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -45,7 +46,7 @@ def write(
     drawn, listed = figures(frames, conclusions), tables(frames, conclusions)
     page = render(frames, conclusions, drawn, listed, study_text=study_text, provenance=provenance)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8")
+    _write(output, page)
     written = [output]
     for path in itertools.chain(
         _figure_files(drawn, output.parent / "figures"), _table_files(listed, output.parent / "tables")
@@ -168,3 +169,13 @@ def _table_files(listed: list[Table], folder: Path) -> Iterator[Path]:
         (folder / f"{table.name}.csv").write_text(table.to_csv(), encoding="utf-8")
         (folder / f"{table.name}.tex").write_text(table.to_latex(), encoding="utf-8")
         yield from (folder / f"{table.name}.csv", folder / f"{table.name}.tex")
+
+
+def _write(path: Path, text: str) -> None:
+    """The old page or the new one, never half, whatever the disk has left."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
