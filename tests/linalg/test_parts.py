@@ -48,3 +48,11 @@ def test_one_matrix_that_is_not_finite_refuses_the_energy_ranks_of_a_batch(bad: 
     M[1, 2, 2] = bad
     with pytest.raises(ValueError, match="needs finite matrices"):
         la.energy_rank(M)
+
+
+def test_one_matrix_that_is_not_finite_is_nan_among_the_singular_values_of_a_batch() -> None:
+    M = torch.eye(4, 3).repeat(2, 5, 1, 1)
+    M[1, 2, 3, 0] = torch.nan
+    expected = torch.ones(2, 5, 3, dtype=torch.float64)
+    expected[1, 2] = torch.nan
+    torch.testing.assert_close(la.singular_values(M), expected, equal_nan=True)

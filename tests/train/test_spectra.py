@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from rankscope.linalg import Dense, LowRank
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.spectra import Recorder
 from rankscope.train.updates import Updates
-from training import TASK, trials_of
+from training import TASK, encoded, run_of, trials_of
 
 
 class Pack:
@@ -53,3 +55,25 @@ def test_spectra_take_the_scale_of_the_trial_not_its_rounding(tiny_models: dict[
     for update in pack.updates():
         assert isinstance(update.dW, LowRank)
         assert update.dW.scale.expand(update.dW.batch_shape)[0].tolist() == scales[update.slots]
+
+
+def test_before_the_first_step_there_is_W_alone(tiny_models: dict[str, str], tiny_data: Path) -> None:
+    """For each trial and site: sr(W) by float64 SVD, dW = 0 without a stable rank, and W + dW = W."""
+    model = tiny_models["roberta"]
+    trials = trials_of("roberta", model, ranks="[1, 3]", d=16, steps=4)
+    run = run_of(trials, model, encoded(model, tiny_data))
+    next(iter(run.steps()))
+    for k in range(len(trials)):
+        frame = run.spectra.frame(k)
+        start = frame[frame["step"].eq(0)].set_index(["matrix", "layer"])
+        assert len(start) == 3 * 4  # query and value of two blocks
+        for layer in start.loc["W"].index:
+            W = dict(run.pack.model.named_modules())[layer].base.weight.double()
+            sigma = torch.linalg.svdvals(W)
+            for matrix in ("W", "W+dW"):
+                row = start.loc[(matrix, layer)]
+                assert row["stable_rank"] == pytest.approx(float((sigma / sigma[0]).square().sum()), rel=1e-3)
+                assert row["frobenius_norm"] == pytest.approx(float(sigma.norm()), rel=1e-6)
+            zero = start.loc[("dW", layer)]
+            assert zero["frobenius_norm"] == 0
+            assert zero[["stable_rank", "lower", "upper"]].isna().all()
