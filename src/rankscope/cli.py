@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return options.command(options)
     except KeyboardInterrupt as stopped:
         again = (
-            f" Type the same command to go on: rankscope {' '.join(sys.argv[1:])}"
+            f" Type the same command to go on: rankscope {shlex.join(sys.argv[1:])}"
             if arguments is None
             else ""
         )
@@ -184,7 +185,7 @@ def _train(study: Any, path: str, **how: Any) -> int:
 def _measure(options: argparse.Namespace) -> int:
     from rankscope.console import bar
     from rankscope.measurement.measure import measure
-    from rankscope.measurement.terminal import show, writable, write_parquet
+    from rankscope.measurement.terminal import as_csv, settings_of, show, writable, write_parquet
 
     if options.parquet:
         writable(options.parquet)  # said before the work, not after
@@ -203,13 +204,20 @@ def _measure(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(table.to_dict(), indent=1, allow_nan=False))
     elif options.csv:
-        print(table.to_pandas().to_csv(index=False), end="")
+        print(as_csv(table), end="")
     elif options.parquet:
         write_parquet(table, options.parquet)
     elif options.suggest:
-        print(json.dumps(table.peft_settings(options.suggest / 100), indent=1))
+        print(json.dumps(settings_of(table, options.suggest / 100), indent=1))
     else:
         show(table)
+    broken = [row for row in table.rows if row.frobenius_norm is None]
+    if broken:
+        return _say(
+            f"{len(broken)} of {len(table.rows)} matrices could not be measured; "
+            f"the first is that of {broken[0].layer}, {broken[0].matrix}: {broken[0].note}",
+            3,
+        )
     widths = {row: row.upper / row.lower - 1 for row in table.rows if row.lower and row.upper is not None}
     missed = [row for row, width in widths.items() if width > 1.01 * options.rtol]
     if missed:

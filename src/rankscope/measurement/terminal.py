@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,6 +17,7 @@ from rankscope.measurement.row import Row
 from rankscope.measurement.suggest import SHARES
 from rankscope.measurement.table import Table
 
+SHOWN = 2000  # rows, and reasons to skip, on a terminal: a table of 60,000 takes it a minute
 ALWAYS = ("layer", "matrix", "stable rank")
 
 
@@ -33,9 +34,15 @@ def show(table: Table, console: Console | None = None) -> None:
     if len(table.rows) > 1:
         out.print(_summary(table))
     _suggest(table, out)
-    for why, count in Counter(one.why for one in table.skipped).items():
-        names = [one.layer for one in table.skipped if one.why == why]
-        out.print(plain(f"skipped {count}: {names[0]}{' ...' if count > 1 else ''}: {why}"))
+    reasons: dict[str, list[str]] = {}
+    for one in table.skipped:
+        reasons.setdefault(one.why, []).append(one.layer)
+    for why, names in list(reasons.items())[:SHOWN]:
+        more = " ..." if len(names) > 1 else ""
+        out.print(plain(f"skipped {len(names)}: {names[0]}{more}: {why}"))
+    for what, count in (("rows", len(table.rows)), ("reasons to skip", len(reasons))):
+        if count > SHOWN:
+            out.print(f"{count - SHOWN} more {what}: type --json")
     if not table.rows:
         out.print("nothing was measured")
 
@@ -63,13 +70,37 @@ def write_parquet(table: Table, path: str) -> None:
 
 def plain(text: str) -> Text:
     """Text without control characters, which a terminal would obey."""
-    return Text("".join(char if char.isprintable() else repr(char)[1:-1] for char in text))
+    return Text(visible(text))
+
+
+def visible(text: str) -> str:
+    """The same with control characters escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def as_csv(table: Table) -> str:
+    """The rows, comma-separated, with control characters in names escaped."""
+    frame = table.to_pandas()
+    for name in ("layer", "note"):
+        frame[name] = frame[name].map(visible, na_action="ignore")
+    return frame.to_csv(index=False)
+
+
+def settings_of(table: Table, share: float) -> dict[str, Any]:
+    """Of ``--suggest``. ``ValueError`` where there is no update that ranks could be suggested for."""
+    found = table.peft_settings(share)
+    if not found:
+        zero = [row for row in table.rows if row.matrix == "dW" and row.frobenius_norm == 0]
+        what = f"{len(zero)} that are zero" if zero else "none; a checkpoint's needs --base MODEL"
+        raise ValueError(f"{table.source}: expected an update dW to suggest ranks for; found {what}.")
+    return found
 
 
 def _rows(table: Table) -> tuple[Grid, list[str]]:
     """The layers, without the columns that would be empty, and the notes that they refer to by number."""
-    notes = list(dict.fromkeys(row.note for row in table.rows if row.note))
-    lines = [_cells(row, table, notes) for row in table.rows]
+    notes = list(dict.fromkeys(row.note for row in table.rows[:SHOWN] if row.note))
+    numbers = {note: number for number, note in enumerate(notes, start=1)}
+    lines = [_cells(row, table, numbers) for row in table.rows[:SHOWN]]
     grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
     kept = [name for name in lines[0] if name in ALWAYS or any(line[name] for line in lines)]
     for name in kept:
@@ -82,7 +113,7 @@ def _rows(table: Table) -> tuple[Grid, list[str]]:
     return grid, notes
 
 
-def _cells(row: Row, table: Table, notes: list[str]) -> dict[str, str]:
+def _cells(row: Row, table: Table, notes: dict[str, int]) -> dict[str, str]:
     """Column -> what stands in it."""
     update = row.matrix == "dW"
     return {
@@ -96,7 +127,7 @@ def _cells(row: Row, table: Table, notes: list[str]) -> dict[str, str]:
         "||.||_F": _number(row.frobenius_norm),
         "eff. rank": _number(row.effective_rank),
         "r at 90|95|99 %": " | ".join(map(str, table.energy_ranks.get(row.layer, ()) if update else ())),
-        "note": f"[{notes.index(row.note) + 1}]" if row.note else "",
+        "note": f"[{notes[row.note]}]" if row.note else "",
     }
 
 
