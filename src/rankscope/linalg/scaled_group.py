@@ -82,7 +82,9 @@ def _rescaled(op: Operator, size: Tensor, norm: Tensor) -> tuple[Operator, Tenso
 
 
 def _measured(op: Operator, form: bool, slack: float) -> ScaledGroup:
-    whole = all(leaf.shape[-2:] == op.shape[-2:] for leaf in op.leaves)  # W' - W: then a step reads one of two
+    whole = all(
+        leaf.shape[-2:] == op.shape[-2:] for leaf in op.leaves
+    )  # W' - W: then a step reads one of two
     form = form and not isinstance(op, Dense) and (whole or prod(op.shape[-2:]) <= FORMED)
     if form and slack > LOOSE and op.dtype == torch.float32 and max(op.shape[-2:]) >= op.terms:
         rough = _formed(op, torch.float32)

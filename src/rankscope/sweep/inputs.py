@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,8 +20,8 @@ from rankscope.sweep.machine import default_workers, free_for_each, room
 from rankscope.train.data import Encoded, encode, read_split
 from rankscope.train.data import fingerprint as data_fingerprint
 from rankscope.train.encoder import is_patchable
+from rankscope.train.model import drawn_beside_head, largest_rank, load_tokenizer, shape_of, skeleton
 from rankscope.train.model import fingerprint as model_fingerprint
-from rankscope.train.model import largest_rank, load_tokenizer, shape_of, skeleton
 from rankscope.train.model_inputs import accepted_inputs, longest_input, reads_last
 from rankscope.train.targets import default_targets
 
@@ -76,6 +76,16 @@ class StudyInputs:
         """What "d" stands for, per model."""
         targets = self.study.fixed.target_modules
         return {name: largest_rank(model, targets) for name, model in self._skeletons.items()}
+
+    @cached_property
+    def drawn(self) -> dict[str, str]:
+        """Per model: what its file lacks and each trial trains and saves with the head, in one line. Local models only."""
+        found = {name: drawn_beside_head(model) for name, model in self._skeletons.items()}
+        return {
+            name: f"its file lacks {', '.join(layers)}: drawn at random, trained and saved with the head"
+            for name, layers in found.items()
+            if layers
+        }
 
     @cached_property
     def trials(self) -> list[Trial]:
@@ -165,7 +175,16 @@ class StudyInputs:
                 encode(train, task, tokenizer, max_length=length, **how),
                 encode(validation, task, tokenizer, max_length=length, **how),
             )
+            self._check_vocabulary(trial.model, self._encoded[key])
         return self._encoded[key]
+
+    def _check_vocabulary(self, name: str, splits: Sequence[Encoded]) -> None:
+        known = self._skeletons[name].get_input_embeddings().weight.shape[0]
+        largest = max(int(split.inputs["input_ids"].max()) for split in splits)
+        if largest >= known:
+            raise ValueError(
+                f"model {name!r}: expected a tokenizer of its {known} tokens; found token {largest}"
+            )
 
     def _read(self, name: str, split: str) -> pd.DataFrame:
         fixed = self.study.fixed

@@ -64,6 +64,7 @@ def forecast(
         + (f", {sum(seconds) / 3600:.3g} GPU-hours" if named or inputs.device.type == "cuda" else "")
         + f" ({source})",
     ]
+    lines += [f"{name}: {drawn}" for name, drawn in inputs.drawn.items()]
     too_large = [group for group in groups if group.largest > free]
     if too_large:
         lines.append(

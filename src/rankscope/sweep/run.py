@@ -52,6 +52,8 @@ def run(
     opened = Store.create(
         store, inputs.study, largest_rank=inputs.largest_rank, fingerprints=inputs.fingerprints
     )
+    for name, drawn in inputs.drawn.items():
+        _say(f"{name}: {drawn}")
     for line in opened.recover(thorough=True):
         _say(line)
     if retry_failed:
@@ -174,6 +176,9 @@ def trainer(inputs: StudyInputs, **settings: Any) -> TrainPack:
     ) -> None:
         from rankscope.train import loop  # brings PEFT and scikit-learn, which plans don't need
 
+        if (drawn := inputs.drawn.get(trials[0].model)) is not None:
+            for folder in folders:
+                folder.amend(drawn=drawn)
         rows, validation = inputs.encoded(trials[0])
         loop.train_pack(
             trials,
