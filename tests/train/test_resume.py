@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from rankscope.store.trial_dir import TrialDir
 from rankscope.train import checkpoint
 from rankscope.train.data import Encoded
-from rankscope.train.living import living
 from rankscope.train.loop import Pace, train_pack
 from rankscope.train.run import Run
+from rankscope.train.without_diverged import without_diverged
 from training import CPU, TASK, encoded, losses_of, run_of, trials_of
 
 STEPS = 12
@@ -157,7 +157,7 @@ def test_the_living_equal_themselves_in_float64(
     head = losses_of(run, stop=5)
     kept = [0, 2, 3, 5, 6]
     run.alive[:] = torch.isin(torch.arange(len(trials)), torch.tensor(kept))
-    small = living(run)
+    small = without_diverged(run)
     assert max(t.rank or 0 for t in small.pack.trials) < max(t.rank or 0 for t in trials)
     found = torch.cat([head[:, kept], losses_of(small)])
     torch.testing.assert_close(found, expected[:, kept], rtol=0, atol=1e-12)

@@ -21,11 +21,11 @@ from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded
 from rankscope.train.full import FullPack
 from rankscope.train.isolation import prove
-from rankscope.train.living import living
 from rankscope.train.one_at_a_time import PeftTrial
 from rankscope.train.pack import Pack
 from rankscope.train.packed import ONE_AT_A_TIME, NotIsolated
 from rankscope.train.run import LOOK, Run, rows_of
+from rankscope.train.without_diverged import without_diverged
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class _Training:
             shutil.rmtree(folder.path, ignore_errors=True)
             folder.path.mkdir(parents=True)
             self.run.finish(k, folder, seconds=self.seconds)
-        self.run = living(self.run)
+        self.run = without_diverged(self.run)
 
     def finish(self, folders: Sequence[TrialDir]) -> None:
         places, seconds = {t.id: k for k, t in enumerate(self.run.pack.trials)}, self.seconds_so_far()

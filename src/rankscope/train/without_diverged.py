@@ -1,4 +1,4 @@
-"""A pack that goes on without its dead. Letters: K trials, S sites of one shape, k of them in a bucket."""
+"""Rebuilds a pack without its diverged trials. Letters: K trials, S sites of one shape, k of them in a bucket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rankscope.train.spectra import Record
 
 
 @torch.no_grad()
-def living(run: Run) -> Run:
+def without_diverged(run: Run) -> Run:
     """The run of those trials that are alive, where the whole has come to.
 
     They compute what they would have computed, up to rounding: products of fewer rows may add in another order.
