@@ -125,6 +125,31 @@ def test_killed_between_commit_and_move(bucket: str, monkeypatch: pytest.MonkeyP
     assert len(Store(bucket).trials()) == len(TRIALS)
 
 
+def test_a_peer_that_finishes_the_same_move(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker died between commit and move; of two that go on with it one is faster, and removes what the other copies."""
+    store = create(bucket)
+    files, copy = store.storage.fs, store.storage.fs.copy  # type: ignore[attr-defined]
+
+    def dying(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "copy", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run(store)
+    slow, fast = Store(bucket), Store(bucket)
+
+    def overtaken(*arguments: Any) -> None:
+        monkeypatch.setattr(files, "copy", copy)
+        fast.recover()
+        copy(*arguments)
+
+    monkeypatch.setattr(files, "copy", overtaken)
+    slow.recover()
+    assert len(slow.done_ids()) == 2
+    assert len(run(slow)) == len(TRIALS) - 2
+
+
 def test_memory_and_what_is_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANKSCOPE_CACHE", str(tmp_path / "cache"))
     assert len(run(create("memory://runs"))) == len(TRIALS)
