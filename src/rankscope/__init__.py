@@ -18,7 +18,7 @@ _HOME = {
     "spectral_norm": "linalg",
     "effective_rank": "linalg",
     "measure": "measurement.measure",
-    "probe": "measurement.callback",
+    "probe": "measurement.probe",
     "StableRankCallback": "measurement.callback",
     "edit": "intervene.edit",
     "Study": "study.study_file",

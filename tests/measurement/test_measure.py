@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,16 +13,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import rankscope
 from rankscope.measurement.measure import Row, Skipped, Table, measure
+from rankscope.measurement.row import compared
 from rankscope.measurement.table import kind_of
+from tiny import stable_rank
 
 LAYERS = [f"encoder.layer.{i}.attention.self.{kind}" for i in range(3) for kind in ("query", "value")]
 FIELDS = [
     "layer", "matrix", "shape", "r", "scale", "stable_rank", "lower", "upper", "spectral_norm",
-    "frobenius_norm", "effective_rank", "read_from", "note",
+    "frobenius_norm", "effective_rank", "read_from", "note", "drift", "rho",
 ]  # fmt: skip
 
 
@@ -74,7 +77,7 @@ def test_the_json_contract(table: Table, folders: tuple[Path, Path]) -> None:
 def test_without_a_base_there_is_dW_alone_and_base_is_null(folders: tuple[Path, Path], table: Table) -> None:
     alone = measure(folders[0])
     assert alone.to_dict()["base"] is None
-    assert alone.rows == tuple(row for row in table.rows if row.matrix == "dW")
+    assert alone.rows == tuple(replace(row, rho=None) for row in table.rows if row.matrix == "dW")
 
 
 def test_measuring_twice_gives_the_same_numbers(folders: tuple[Path, Path], table: Table) -> None:
@@ -148,6 +151,30 @@ def test_the_summary_takes_medians_per_kind(table: Table) -> None:
     )
     drift = summary.loc[("encoder.layer.*.attention.self.value", "W+dW")]["drift"]
     assert drift == pytest.approx(math.expm1(logs[1]))
+    rho = sorted(rows[layer, "dW"].rho for layer in LAYERS[1::2])[1]
+    assert value["rho"] == rho
+    assert summary.loc[("encoder.layer.*.attention.self.value", "W+dW")]["rho"] == rho
+    assert math.isnan(summary.loc[("encoder.layer.*.attention.self.value", "W")]["rho"])
+
+
+def test_drift_and_rho_against_the_singular_values(folders: tuple[Path, Path], table: Table) -> None:
+    adapter, base = (load_file(next(folder.glob("*.safetensors"))) for folder in folders)
+    for layer in LAYERS:
+        part = f"base_model.model.{layer}"
+        dW = 2.0 * (adapter[f"{part}.lora_B.weight"] @ adapter[f"{part}.lora_A.weight"]).double()
+        W = base[f"{layer}.weight"].double()
+        rho = float(torch.linalg.svdvals(dW)[0] / torch.linalg.svdvals(W)[0])
+        drift = stable_rank(W + dW) / stable_rank(W) - 1
+        of_W, update, tuned = (row for row in table.rows if row.layer == layer)
+        assert (of_W.rho, of_W.drift, update.drift) == (None, None, None)
+        assert update.rho == tuned.rho == pytest.approx(rho, rel=1e-3)
+        assert tuned.drift == pytest.approx(drift, abs=2e-3)
+
+
+def test_rho_of_a_base_of_zeros_is_undefined() -> None:
+    row = Row("a", "W", (2, 2), None, None, None, None, None, 0.0, 0.0, None, "weights", "is exactly zero")
+    update = replace(row, matrix="dW", spectral_norm=1.0, note=None)
+    assert compared([row, update])[1].rho is None
 
 
 def test_the_summary_of_nothing_is_empty() -> None:

@@ -70,7 +70,7 @@ def test_a_checkpoint_alone_gives_its_weights(tmp_path: Path) -> None:
 def test_one_weight_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of a checkpoint's largest tensor is enough: benchmarks/streaming.py has the megabytes."""
     seen: list[weakref.ref[object]] = []
-    module = sys.modules["rankscope.measurement.measure"]
+    module = sys.modules["rankscope.measurement.table"]
     real = module.measured_together
 
     def watched(matrices: list[Matrix], **settings: Any) -> list[Row]:

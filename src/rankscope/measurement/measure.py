@@ -6,12 +6,9 @@ import math
 import re
 from pathlib import Path
 
-from rankscope.measurement.row import Row, measured_together
-from rankscope.measurement.table import Table
-from rankscope.weights import Matrix, Skipped, distinct, read
-
-TOGETHER = 2**25  # bytes of matrices that wait for others of their shape; a larger one is measured at once
-COUNT = 1024  # of them
+from rankscope.measurement.row import Row
+from rankscope.measurement.table import Table, tabulated
+from rankscope.weights import Skipped, read
 
 __all__ = ["Row", "Skipped", "Table", "measure"]
 
@@ -52,42 +49,21 @@ def measure(
     """
     if not (math.isfinite(rtol) and rtol > 0):
         raise ValueError(f"rtol: expected a number above 0, such as 0.001; found {rtol}.")
-    rows: list[Row] = []
-    skipped: list[Skipped] = []
-    spectra: dict[str, tuple[int, ...]] = {}
     reading = read(
         source,
         base=base,
-        layers=_pattern(layers),
+        layers=pattern(layers),
         alpha=alpha,
         subfolder=subfolder,
         revision=revision,
         base_revision=base_revision,
     )
-    waiting: list[Matrix] = []
-    held = 0
-
-    def measure_waiting() -> None:
-        nonlocal held
-        rows.extend(measured_together(waiting, rtol=rtol, certify=certify, spectra=spectra))
-        waiting.clear()
-        held = 0
-
-    for one in distinct(reading):
-        if isinstance(one, Matrix):
-            waiting.append(one)
-            leaves = one.operator.leaves if one.operator is not None else ()
-            held += sum(leaf.nbytes for leaf in leaves)
-            if held > TOGETHER or len(waiting) >= COUNT:
-                del one, leaves  # before the next is read
-                measure_waiting()
-        else:
-            skipped.append(one)
-    measure_waiting()
-    return Table(str(source), None if base is None else str(base), tuple(rows), tuple(skipped), spectra)
+    name = None if base is None else str(base)
+    return tabulated(reading, str(source), name, rtol=rtol, certify=certify, together=True)
 
 
-def _pattern(layers: str | None) -> re.Pattern[str] | None:
+def pattern(layers: str | None) -> re.Pattern[str] | None:
+    """``layers`` as a regular expression; ``ValueError``, one line, where it is none."""
     try:
         return None if layers is None else re.compile(layers)
     except re.error as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,9 +24,11 @@ FACTORED = "factors"
 
 @dataclass(frozen=True)
 class Row:
-    """One matrix, measured: ``shape`` (m, n); what is undefined or untrusted is None, and ``note`` says why.
+    """One matrix, measured: ``shape`` (m, n); what is undefined or untrusted is None: ``note`` says why.
 
-    ``lower`` and ``upper`` bound ``stable_rank``. The fields and their order are those of ``measure --json``.
+    ``lower`` and ``upper`` bound ``stable_rank``. Where the layer's W was measured, too, ``drift`` is
+    sr(W + dW) / sr(W) - 1 (rows of W+dW), and ``rho`` is sigma_1(dW) / sigma_1(W) (rows of dW and W+dW).
+    The fields and their order are those of ``measure --json``.
     """
 
     layer: str
@@ -42,11 +44,23 @@ class Row:
     effective_rank: float | None
     read_from: str
     note: str | None
+    drift: float | None = None
+    rho: float | None = None
 
     @property
     def uses_rank(self) -> bool:
         """Whether ``stable_rank`` / ``r`` means anything: dW has rank r at most. DoRA's hasn't."""
         return self.matrix == "dW" and self.read_from == FACTORED
+
+    @property
+    def met(self) -> bool:
+        """False where there are bounds, but so wide that there is no value."""
+        return self.stable_rank is not None or self.lower is None
+
+    @property
+    def width(self) -> float | None:
+        """How far apart the bounds lie, relative to the lower one."""
+        return self.upper / self.lower - 1 if self.lower and self.upper is not None else None
 
 
 def measured(
@@ -128,6 +142,7 @@ class _Facts:
     frobenius_norm: float
     effective_rank: float
     sigma: Tensor | None
+    met: bool
 
 
 def _part(found: Summary, place: int | None) -> _Facts:
@@ -146,6 +161,7 @@ def _part(found: Summary, place: int | None) -> _Facts:
         one(found.frobenius_norm),
         one(found.effective_rank),
         sigma if sigma is None or place is None else sigma[place],
+        bool(torch.as_tensor(rank.met if place is None else torch.as_tensor(rank.met)[place])),
     )
 
 
@@ -156,14 +172,15 @@ def _row(matrix: Matrix, found: _Facts | None, spectra: dict[str, tuple[int, ...
         if spectra is not None:
             spectra[matrix.layer] = energy_ranks(found.sigma)
     rank = found if found is not None and matrix.trusted else None
-    notes = [note for note in (found and found.reason, matrix.note) if isinstance(note, str)]
+    wide = None if rank is None or rank.met else _wide(rank)
+    notes = [note for note in (found and found.reason, wide, matrix.note) if isinstance(note, str)]
     return Row(
         layer=matrix.layer,
         matrix=matrix.matrix,
         shape=matrix.shape,
         r=matrix.r,
         scale=matrix.scale,
-        stable_rank=_number(rank and rank.value),
+        stable_rank=_number(rank and (math.nan if wide else rank.value)),
         lower=_number(rank and rank.lower),
         upper=_number(rank and rank.upper),
         spectral_norm=_number(found and found.spectral_norm),
@@ -174,6 +191,35 @@ def _row(matrix: Matrix, found: _Facts | None, spectra: dict[str, tuple[int, ...
     )
 
 
+def _wide(found: _Facts) -> str:
+    """Why there is no stable rank although there are bounds."""
+    width = found.upper / found.lower - 1
+    return f"its bounds lie {width:.2g} of the lower one apart, more than asked for: --certify proves them, or ask for a larger --rtol"
+
+
 def _number(value: object) -> float | None:
     """A finite float, or None: failure is never a number."""
     return float(value) if isinstance(value, float) and math.isfinite(value) else None
+
+
+def compared(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows with ``drift`` and ``rho``, where the same layer has a row of W."""
+    W = {row.layer: row for row in rows if row.matrix == "W"}
+    dW = {row.layer: row for row in rows if row.matrix == "dW"}
+
+    def one(row: Row) -> Row:
+        if row.matrix == "W" or row.layer not in W:
+            return row
+        base, update = W[row.layer], dW.get(row.layer)
+        ratio = _ratio(row.stable_rank, base.stable_rank) if row.matrix == "W+dW" else None
+        return replace(
+            row,
+            drift=None if ratio is None else ratio - 1,
+            rho=_ratio(update.spectral_norm, base.spectral_norm) if update is not None else None,
+        )
+
+    return tuple(one(row) for row in rows)
+
+
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return None if above is None or not below else above / below

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from rankscope.measurement.row import Row
+import torch
+
+from rankscope.measurement.row import Row, compared, measured_together
 from rankscope.measurement.suggest import SHARES, peft_settings
-from rankscope.weights.matrix import Skipped
+from rankscope.weights.matrix import Matrix, Reading, Skipped, distinct
+from rankscope.weights.tensors import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
+
+TOGETHER = 2**25  # bytes of matrices that wait for others of their shape; a larger one is measured at once
+COUNT = 1024  # of them
 
 
 @dataclass(frozen=True)
@@ -83,16 +89,15 @@ class Table:
         A kind is a layer's name with its numbers replaced by ``*``. Columns: ``kind``, ``matrix``, ``m``,
         ``n``, ``layers`` (how many), ``undefined`` (how many of them have no stable rank), the medians ``r``,
         ``stable_rank``, ``utilisation`` (sr / r), ``relative`` (sr / min(m, n)), ``effective_rank``,
-        ``spectral_norm``, ``frobenius_norm``, the extremes ``lowest`` and ``highest`` of the stable rank, and
-        for W+dW ``drift``: sr(W + dW) / sr(W) - 1, over layers by the median of its logarithm.
+        ``spectral_norm``, ``frobenius_norm``, the extremes ``lowest`` and ``highest`` of the stable rank,
+        and, where W was measured, too, ``drift`` (of W+dW, by the median of its logarithm) and ``rho``.
         """
         import pandas as pd
 
-        W = {row.layer: row.stable_rank for row in self.rows if row.matrix == "W"}
         groups: dict[tuple[str, str, tuple[int, int]], list[Row]] = {}
         for row in self.rows:
             groups.setdefault((kind_of(row.layer), row.matrix, row.shape), []).append(row)
-        lines = [_summary_line(*key, rows, W) for key, rows in groups.items()]
+        lines = [_summary_line(*key, rows) for key, rows in groups.items()]
         return pd.DataFrame(
             lines, columns=list(lines[0]) if lines else ["kind", "matrix", "layers", "stable_rank"]
         )
@@ -103,19 +108,67 @@ def kind_of(layer: str) -> str:
     return re.sub(r"(?<![^.\[])\d+(?![^.\]])", "*", layer)
 
 
-def drift(rows: list[Row], W: Mapping[str, float | None]) -> float | None:
-    """sr(W + dW) / sr(W) - 1 over layers, by the median of its logarithm; None where no layer has both."""
-    logs = [
-        math.log(row.stable_rank / before)
-        for row in rows
-        if row.matrix == "W+dW" and row.stable_rank and (before := W.get(row.layer))
-    ]
-    return math.expm1(median(logs)) if logs else None
+def tabulated(
+    reading: Reading,
+    source: str,
+    base: str | None,
+    *,
+    rtol: float,
+    certify: bool = False,
+    energy: bool = True,
+    together: bool = False,
+) -> Table:
+    """Measures what a reader hands over, one matrix in memory at a time.
+
+    With ``together`` small matrices wait for others of their shape and are measured in one pass; only for
+    readers whose matrices outlast the next one, as those gathered from a sharded model do not.
+
+    A matrix on which LAPACK or the memory fails is skipped, with the reason. ``energy=False`` saves the
+    singular values that effective ranks and energy ranks take.
+    """
+    rows: list[Row] = []
+    skipped: list[Skipped] = []
+    spectra: dict[str, tuple[int, ...]] = {}
+    waiting: list[Matrix] = []
+    held = 0
+
+    def measure_waiting() -> None:
+        try:
+            rows.extend(
+                measured_together(waiting, rtol=rtol, certify=certify, spectra=spectra if energy else None)
+            )
+        except (torch.linalg.LinAlgError, torch.OutOfMemoryError, MemoryError) as error:
+            if len(waiting) > 1:
+                together, waiting[:] = list(waiting), []
+                for one in together:
+                    waiting.append(one)
+                    measure_waiting()
+                return
+            skipped.append(
+                Skipped(waiting[0].layer, f"{waiting[0].matrix} cannot be measured: {one_line(error)}")
+            )
+        waiting.clear()
+
+    for one in distinct(reading):
+        if isinstance(one, Skipped):
+            skipped.append(one)
+            continue
+        waiting.append(one)
+        held += sum(leaf.nbytes for leaf in (one.operator.leaves if one.operator is not None else ()))
+        del one  # before the next is read
+        if not together or held > TOGETHER or len(waiting) >= COUNT:
+            measure_waiting()
+            held = 0
+    measure_waiting()
+    return Table(source, base, compared(rows), tuple(skipped), spectra)
 
 
-def _summary_line(
-    kind: str, matrix: str, shape: tuple[int, int], rows: list[Row], W: Mapping[str, float | None]
-) -> dict[str, Any]:
+def median_drift(rows: Iterable[Row]) -> float:
+    """Of the drifts of rows of W+dW, by the median of their logarithms; NaN where there is none."""
+    return math.expm1(middle([math.log1p(row.drift) for row in rows if row.drift is not None]))
+
+
+def _summary_line(kind: str, matrix: str, shape: tuple[int, int], rows: list[Row]) -> dict[str, Any]:
     ranks = [row.stable_rank for row in rows if row.stable_rank is not None]
     return {
         "kind": kind,
@@ -135,7 +188,8 @@ def _summary_line(
         "effective_rank": middle([row.effective_rank for row in rows]),
         "spectral_norm": middle([row.spectral_norm for row in rows]),
         "frobenius_norm": middle([row.frobenius_norm for row in rows]),
-        "drift": math.nan if (found := drift(rows, W)) is None else found,
+        "drift": median_drift(rows),
+        "rho": middle([row.rho for row in rows]),
     }
 
 

@@ -123,6 +123,8 @@ def _cells(row: Row, table: Table, notes: dict[str, int]) -> dict[str, str]:
         "stable rank": _number(row.stable_rank),
         "bounds": _bounds(row),
         "sr/r": f"{row.stable_rank / row.r:.0%}" if row.uses_rank and row.stable_rank and row.r else "",
+        "drift": "" if row.drift is None else f"{row.drift:+.1%}",
+        "rho": _number(row.rho) if row.matrix == "W+dW" else "",
         "sigma_1": _number(row.spectral_norm),
         "||.||_F": _number(row.frobenius_norm),
         "eff. rank": _number(row.effective_rank),
@@ -150,7 +152,7 @@ def _bounds(row: Row) -> str:
 
 def _summary(table: Table) -> Grid:
     grid = Grid("kind of layer (medians)", "matrix", box=SIMPLE_HEAD, pad_edge=False)
-    columns = ("layers", "stable_rank", "lowest", "highest", "utilisation", "drift")
+    columns = ("layers", "stable_rank", "lowest", "highest", "utilisation", "rho", "drift")
     for name in columns:
         grid.add_column(name.replace("_", " "), justify="right")
     for line in table.summary().to_dict("records"):

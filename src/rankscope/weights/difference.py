@@ -135,9 +135,10 @@ def against_base(layer: str, name: str, tuned: Tensors, base: BaseModel) -> Read
         changed = f"from {tuple(weight.shape)} to {shape}"
         yield Skipped(layer, f"its shape changed {changed}: there is no difference")
     else:
-        pairs = zip(matrices(layer, tuned.read(name)), matrices(layer, weight), strict=True)
-        for (part, after), (_, before) in pairs:
-            yield from difference_matrices(part, after, before)
+        after = tuned.read(name)
+        pairs = zip(matrices(layer, after), matrices(layer, weight.to(after.device)), strict=True)
+        for (part, now), (_, before) in pairs:
+            yield from difference_matrices(part, now, before)
 
 
 def _weight(layer: str, weight: Tensor, matrix: str = "W") -> Matrix:

@@ -8,89 +8,188 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankscope.weights.base_model import BaseModel, as_matrix
-from rankscope.weights.difference import checkpoint_matrices
+from rankscope.weights.base_model import NESTED, BaseModel, as_matrix, unreadable
+from rankscope.weights.difference import against_base
 from rankscope.weights.layer_update import LayerUpdate, update_matrices
 from rankscope.weights.lora_config import CHANGES_BASE
 from rankscope.weights.matrix import Reading, Skipped, not_chosen
 from rankscope.weights.peft_experts import expert_factors
 from rankscope.weights.peft_merge import PEFT_FAILS, change_matrices, merged_weight
-from rankscope.weights.tensors import READABLE, Tensors, in_memory, one_line
+from rankscope.weights.sharded import (
+    Shards,
+    gathered,
+    is_wrapper,
+    plain_name,
+    unwrapped,
+    whole_shape,
+    whole_tensor,
+)
+from rankscope.weights.tensors import READABLE, Header, Tensors, in_memory, one_line
 
 Chosen = re.Pattern[str] | None
+PEFT_PREFIX = re.compile(r"(^|\.)base_model\.model\.")
 
 
-def adapted_layers(model: nn.Module) -> dict[str, Any]:
-    """PEFT's layers, of any method that merges, by the name that the layer has in the base model."""
-    return {
-        name.removeprefix("base_model.model."): module
-        for name, module in model.named_modules()
-        if all(hasattr(module, part) for part in ("base_layer", "get_base_layer", "merge", "merged_adapters"))
-    }
+@dataclass(frozen=True)
+class AdaptedLayer:
+    """One of PEFT's layers: its path in the model, and its name in the base model."""
+
+    path: str
+    name: str
+    module: Any
 
 
-def adapter_matrices(model: nn.Module, chosen: Chosen = None) -> Reading:
-    """W, dW and W + dW of each PEFT layer with its active adapters; what else is trained as Skipped."""
+def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
+    """PEFT's layers, of any method that merges."""
+    parts = ("base_layer", "get_base_layer", "merge", "merged_adapters")
+    return [
+        AdaptedLayer(path, _name_in_base(path, module), module)
+        for path, module in unwrapped(model).named_modules()
+        if not is_wrapper(module) and all(hasattr(module, part) for part in parts)
+    ]
+
+
+def adapter_matrices(model: nn.Module, chosen: Chosen = None, *, here: bool = True) -> Reading:
+    """W, dW and W + dW of each PEFT layer with its active adapters; what else is trained as Skipped.
+
+    Of a sharded model every process iterates to the end; those with ``here=False`` only take part in
+    gathering, and get nothing. Raises ``ValueError`` where the parameters cannot be gathered.
+    """
+    model = unwrapped(model)
+    shards = Shards(model)
     note = _changed_base(model)
     layers = adapted_layers(model)
-    for layer, module in layers.items():
-        name = _parameter(layer, module) if hasattr(module, "parameter_name") else layer
-        if chosen is not None and not chosen.search(name):
-            yield not_chosen(name, chosen)
+    for layer in layers:
+        if chosen is not None and not chosen.search(layer.name):
+            if here:
+                yield not_chosen(layer.name, chosen)
+            continue
+        with shards.whole(layer.path, layer.module):
+            if here:
+                yield from _layer_matrices(layer.name, layer.module, note)
+    if here:
+        yield from _trained_outside(model, layers)
+
+
+def full_matrices(
+    model: nn.Module, reference: BaseModel | None, chosen: Chosen = None, *, here: bool = True
+) -> Reading:
+    """W, dW and W + dW of each weight of ``model`` against ``reference``, the pretrained weights.
+
+    Of a sharded model every process iterates to the end, those with ``here=False`` without a reference:
+    they only take part in gathering, and get nothing.
+    """
+    for name, parameter in Shards(unwrapped(model)).parameters():
+        layer = name.removesuffix(".weight")
+        header = Header(whole_shape(parameter), parameter.dtype)
+        if chosen is not None and not chosen.search(layer):
+            found = not_chosen(layer, chosen)
+        elif (why := unreadable(name, header)) is not None:
+            found = Skipped(layer, why)
         else:
-            yield from _layer_matrices(name, module, note)
+            with gathered(parameter) as tensor:
+                if here:
+                    assert reference is not None
+                    yield from against_base(layer, name, in_memory("the model", {name: tensor}), reference)
+            continue
+        if here:
+            yield found
+
+
+def state_of(reference: Mapping[str, Tensor]) -> BaseModel:
+    """A state dictionary as the base of ``full_matrices``, its names without wrappers.
+
+    DTensors in it are gathered as they are read. Raises ``ValueError`` where two names are one without
+    their wrappers.
+    """
+    plain = {plain_name(name): tensor for name, tensor in reference.items()}
+    if len(plain) < len(reference):
+        raise ValueError("reference: expected one tensor a name; found names that differ in wrappers alone.")
+    if all(name.startswith("module.") for name in plain):  # DataParallel's own prefix
+        plain = {name.removeprefix("module."): tensor for name, tensor in plain.items()}
+    headers = {name: Header(tuple(tensor.shape), tensor.dtype) for name, tensor in plain.items()}
+    readers = {name: partial(whole_tensor, tensor) for name, tensor in plain.items()}
+    return BaseModel(Tensors("the reference", headers, readers))
+
+
+def trained_weights(model: nn.Module, chosen: Chosen = None, *, here: bool = True) -> dict[str, Tensor]:
+    """Copies in CPU memory of the weight matrices that are trained; collective where they are sharded."""
+    copies = {}
+    for name, parameter in Shards(unwrapped(model)).parameters():
+        matrix = parameter.requires_grad and len(whole_shape(parameter)) > 1
+        if matrix and (chosen is None or chosen.search(name.removesuffix(".weight"))):
+            with gathered(parameter) as tensor:
+                if here:
+                    copies[name] = tensor.to("cpu", copy=True)
+    return copies
+
+
+def _name_in_base(path: str, module: Any) -> str:
+    """Without wrappers, PEFT's prefix, and ``base_layer`` where PEFT wraps a part of what it wraps."""
+    plain = PEFT_PREFIX.sub(r"\1", plain_name(path), count=1).replace(NESTED, "")
+    return f"{plain}.{module.parameter_name}" if hasattr(module, "parameter_name") else plain
+
+
+def _trained_outside(model: nn.Module, layers: list[AdaptedLayer]) -> Iterator[Skipped]:
     for name, parameter in model.named_parameters():
-        plain = name.removeprefix("base_model.model.")
-        inside = any(plain.startswith(f"{layer}.") for layer in layers)
-        if parameter.requires_grad and (not inside or plain.endswith(".bias")):
+        inside = any(name.startswith(f"{layer.path}.") for layer in layers)
+        flat = name.endswith("_flat_param")  # FSDP1's, of many layers at once
+        if parameter.requires_grad and not flat and (not inside or name.endswith(".bias")):
+            plain = PEFT_PREFIX.sub(r"\1", plain_name(name), count=1)
             yield Skipped(
                 plain.removesuffix(".weight"), "trained in full, outside B A (modules_to_save or a bias)"
             )
 
 
-def full_matrices(model: nn.Module, reference: Mapping[str, Tensor], chosen: Chosen = None) -> Reading:
-    """W, dW and W + dW of each weight of ``model`` that ``reference``, the pretrained state, holds too."""
-    now = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    shared = {name: tensor for name, tensor in reference.items() if name in now}
-
-    def brought(name: str) -> Callable[[], Tensor]:
-        return lambda: shared[name].to(now[name].device)
-
-    before = in_memory("the reference", shared)
-    base = Tensors(before.where, before.headers, {name: brought(name) for name in shared})
-    yield from checkpoint_matrices(in_memory("the model", now), BaseModel(base), chosen)
-
-
 def _layer_matrices(layer: str, module: Any, note: str | None) -> Reading:
-    if module.merged:
-        yield Skipped(layer, "its adapter is merged into W: call unmerge() first")
-        return
     parts = [getattr(module, part) for part in module.adapter_layer_names]
     active = [name for name in module.active_adapters if any(name in part for part in parts)]
-    weight = getattr(module.get_base_layer(), getattr(module, "parameter_name", "weight"), None)
-    why = None if active else "none of its adapters is active"
-    if why is None and (not isinstance(weight, Tensor) or weight.dtype not in READABLE):
-        why = f"its base weight is {getattr(weight, 'dtype', 'missing')}, packed: dequantise it first"
+    base = module.get_base_layer()
+    weight = next((w for name in _weight_names(module) if (w := getattr(base, name, None)) is not None), None)
+    why = None
+    if module.merged:
+        why = "its adapter is merged into W: call unmerge() first"
+    elif module.disable_adapters:
+        why = "its adapters are disabled: enable them first"
+    elif not active:
+        why = "none of its adapters is active"
+    elif any(parameter.is_meta for parameter in module.parameters()):
+        why = "its numbers are not in memory (device meta)"
+    elif not isinstance(weight, Tensor):
+        why = f"its base layer, {type(base).__name__}, has no weight"
     if why is not None:
         yield Skipped(layer, why)
         return
     assert isinstance(weight, Tensor)
-    weight = weight.detach()
-    if hasattr(module, "parameter_name"):
+    weight, lora = weight.detach(), _is_lora(module, active)
+    quantized = weight.dtype not in READABLE
+    if quantized and (not lora or hasattr(module, "parameter_name")):
+        yield Skipped(layer, f"its base weight is {weight.dtype}, quantized: dequantise it first")
+    elif hasattr(module, "parameter_name"):
         yield from _parameter_matrices(layer, module, active, weight, note)
-    elif _is_lora(module, active):
-        yield from _lora_matrices(layer, module, active, weight, note)
+    elif lora:
+        why = f"W and W + dW: the base weight is {weight.dtype}, quantized: dequantise it first"
+        yield from _lora_matrices(layer, module, active, Skipped(layer, why) if quantized else weight, note)
     else:
         yield from _merged_matrices(layer, module, weight, note)
 
 
-def _lora_matrices(layer: str, module: Any, active: list[str], weight: Tensor, note: str | None) -> Reading:
+def _weight_names(module: Any) -> tuple[str, ...]:
+    """What the base layer may call its weight; nn.MultiheadAttention has a fused one."""
+    return (module.parameter_name,) if hasattr(module, "parameter_name") else ("weight", "in_proj_weight")
+
+
+def _lora_matrices(
+    layer: str, module: Any, active: list[str], weight: Tensor | Skipped, note: str | None
+) -> Reading:
     embedding = active[0] in module.lora_embedding_A
     B, A, scale = _summed([_pair(module, name, embedding) for name in active])
     magnitude = (
@@ -144,11 +243,6 @@ def _summed(pairs: list[tuple[Tensor, Tensor, float]]) -> tuple[Tensor, Tensor, 
         return pairs[0]
     B = torch.cat([s * b.double() for b, _, s in pairs], dim=1)
     return B, torch.cat([a.double() for _, a, _ in pairs]), 1.0
-
-
-def _parameter(layer: str, module: Any) -> str:
-    """The full name of a parameter that was targeted by itself."""
-    return f"{layer.replace('.base_layer', '')}.{module.parameter_name}"
 
 
 def _pair(module: Any, name: str, embedding: bool) -> tuple[Tensor, Tensor, float]:

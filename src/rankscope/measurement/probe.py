@@ -1,0 +1,80 @@
+"""A model in memory, at any moment of any training loop -> a table of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from rankscope.measurement.measure import pattern
+from rankscope.measurement.table import Table, tabulated
+from rankscope.weights.base_model import BaseModel, open_base_model
+from rankscope.weights.in_memory import adapted_layers, adapter_matrices, full_matrices, state_of
+from rankscope.weights.sharded import Shards, all_called, unwrapped
+
+WAIT = 10.0  # seconds that a process waits for the others of a sharded model
+Reference = Mapping[str, Tensor] | str | Path
+
+
+def probe(
+    model: nn.Module,
+    reference: Reference | None = None,
+    *,
+    layers: str | None = None,
+    rtol: float = 1e-3,
+    certify: bool = False,
+) -> Table:
+    """The stable ranks of a model in memory, as they are now; for any training loop.
+
+    A PEFT model is measured from its adapted layers, whatever the method. Any other model needs
+    ``reference``, the pretrained weights: a state dictionary (``{name: tensor.clone() ...}``, on any
+    device), a path or a hub id; it is measured as dW = W_now - W_reference. ``layers``, ``rtol``,
+    ``certify`` and the Table are those of ``measure``.
+
+    Wrappers (torch.compile, DataParallel, DDP, FSDP, activation checkpointing) do not show in the
+    layers' names. A sharded model (FSDP, ZeRO-3) is gathered one layer at a time: call ``probe`` on
+    every process; each gets the same table.
+
+    Raises ``ValueError``, one line, where there is nothing to compare with, nothing was measured, or
+    some process did not call.
+    """
+    _expect_all_processes(model)
+    chosen = pattern(layers)
+    if adapted_layers(model):
+        reading = adapter_matrices(model, chosen)
+    elif reference is not None:
+        reading = full_matrices(model, opened(reference), chosen)
+    else:
+        raise ValueError(
+            "probe: expected a model with PEFT layers, or reference= with the pretrained weights; "
+            f"found {type(model).__name__} alone. Keep them before training: "
+            "reference = {k: v.clone() for k, v in model.state_dict().items()}"
+        )
+    base = str(reference) if isinstance(reference, (str, Path)) else reference and "reference"
+    table = tabulated(reading, type(model).__name__, base or None, rtol=rtol, certify=certify)
+    if not table.rows:
+        raise ValueError(f"probe: {nothing_measured(table)}")
+    return table
+
+
+def opened(reference: Reference) -> BaseModel:
+    """The pretrained weights, from memory or from files. ``ValueError``, one line, where there are none."""
+    return open_base_model(reference) if isinstance(reference, (str, Path)) else state_of(reference)
+
+
+def nothing_measured(table: Table) -> str:
+    """Says of an empty table why it is empty."""
+    if not table.skipped:
+        return f"expected a model with weight matrices; found {table.source} without any"
+    first = table.skipped[0]
+    return f"nothing of {table.source} can be measured; the first of {len(table.skipped)} reasons: {first.layer}: {first.why}"
+
+
+def _expect_all_processes(model: nn.Module) -> None:
+    ranks = Shards(unwrapped(model)).ranks
+    if len(ranks) > 1 and not all_called(ranks, WAIT):
+        raise ValueError(
+            f"probe: the model is sharded over {len(ranks)} processes, which all have to call probe; "
+            f"some did not within {WAIT:g} s. Call it outside `if rank == 0`"
+        )
