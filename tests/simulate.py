@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
+
+from rankscope.analysis.selection import chosen
 
 LAYERS = tuple(f"encoder.layer.{i}.attention.self.{kind}" for i in range(2) for kind in ("query", "value"))
 
@@ -14,7 +17,10 @@ LAYERS = tuple(f"encoder.layer.{i}.attention.self.{kind}" for i in range(2) for 
 class Truth:
     """What a simulated study is made of. ``direction`` -1: sr(W + dW) falls; ``threshold`` None: no decline.
 
-    ``threshold`` and ``reach`` are log drifts; ``reach`` is the drift of the largest rate at the end.
+    ``threshold`` and ``reach`` are log drifts; ``reach`` is the drift of the largest rate at the end. ``varying`` is the
+    standard deviation of the logarithm of a trial's own threshold. ``outliers`` is the share of evaluations at the
+    two largest rates that stand at a constant answer or far below. ``rows``: the metric is an accuracy on so many
+    rows, 0 for a real number. ``recorded``: the trials say what the metric of a constant answer is.
     ``noise`` is the standard deviation of an evaluation, ``trial_noise`` that of what all evaluations of one trial
     share (None: as large). ``b_seeds`` and ``b_layers`` are how much b differs between seeds and between layers.
     """
@@ -35,6 +41,23 @@ class Truth:
     learnt: float = 0.01  # the size ||dW|| / ||W|| at which half of that is made up
     speed: float = 4.0  # how suddenly
     cosine: float = 0.3
+    full_cosine: float = 0.3
+    same_seed: float = 0.1
+    varying: float = 0.0
+    outliers: float = 0.0
+    rows: int = 0
+    recorded: bool = True
+
+    @property
+    def half(self) -> float:
+        """The drift at which half of the gain is lost on average over trials; infinite where it is not in reach."""
+        if self.threshold is None:
+            return np.inf
+        own = self.threshold * np.exp(self.varying * norm.ppf((np.arange(199) + 0.5) / 199))
+        u = np.linspace(0, self.reach, 4001)
+        kept = np.maximum(self.floor, self.plateau - self.decline * np.maximum(0, u[:, None] - own)).mean(1)
+        lost = kept <= (self.plateau + self.floor) / 2
+        return float(u[lost.argmax()]) if lost.any() else np.inf
 
 
 def study(
@@ -66,7 +89,7 @@ def study(
     )
     return {
         "trials": trials,
-        "metrics": curves.drop(columns=["drift", "norm"]),
+        "metrics": curves.drop(columns=["drift", "norm", "rho"]),
         "spectra": _spectra(truth, rng, trials, curves, layers, size),
         "comparison": _comparison(truth, rng, trials, layers, size),
     }
@@ -91,6 +114,7 @@ def _trials(truth, rng, ranks, rates, seeds, models, tasks, scalings, steps, ful
         steps=steps,
         diverged_at=pd.array([pd.NA] * len(table), dtype="Int64"),
         seconds=rng.uniform(3, 9, len(table)),
+        constant=truth.floor if truth.recorded else np.nan,
     )
 
 
@@ -98,15 +122,18 @@ def _curves(truth, rng, trials, fastest, evaluations, steps):
     at = np.linspace(steps / evaluations, steps, evaluations).astype(int)
     rate = trials["learning_rate"].to_numpy()[:, None] / fastest
     own = rng.normal(0, 0.15, (len(trials), 1))
-    # Drift grows like the square root of the way travelled, and a little with the trial.
-    size = truth.reach * np.sqrt(rate) * (at / steps) ** 0.5 * np.exp(own)  # (trials, evaluations)
+    # rho = sigma_1(dW) / sigma_1(W) grows with the way travelled; the stable rank moves once rho exceeds 1.
+    rho = np.exp(truth.reach / 2) * (rate * at / steps * np.exp(own)) ** 0.7  # (trials, evaluations)
+    size = 2 * np.log(np.maximum(1, rho))
     # The norm of an update grows in proportion to the way, and trials scatter about it in their own manner.
-    norm = rate * (at / steps) * np.exp(rng.normal(0, 0.2, (len(trials), 1)))
-    behind = truth.warmup / (1 + (norm / truth.learnt / np.exp(own)) ** truth.speed)
+    way = rate * (at / steps) * np.exp(rng.normal(0, 0.2, (len(trials), 1)))
+    behind = truth.warmup / (1 + (way / truth.learnt / np.exp(own)) ** truth.speed)
     shared = truth.noise if truth.trial_noise is None else truth.trial_noise
     wobble = shared * rng.normal(size=(len(trials), 1)) + truth.noise * rng.normal(size=size.shape)
-    lost = 0.0 if truth.threshold is None else truth.decline * np.maximum(0, size - truth.threshold)
-    value = np.maximum(truth.floor, truth.plateau - lost - behind) + wobble
+    threshold = np.exp(truth.varying * rng.normal(size=(len(trials), 1))) * (truth.threshold or 0.0)
+    lost = 0.0 if truth.threshold is None else truth.decline * np.maximum(0, size - threshold)
+    value = np.maximum(truth.floor, truth.plateau - lost - behind)
+    value = _bounded(truth, rng, value, wobble, rate) if truth.rows else value + wobble
     flat = {name: np.repeat(trials[name].to_numpy(), evaluations) for name in ("trial",)}
     return pd.DataFrame(
         {
@@ -117,9 +144,21 @@ def _curves(truth, rng, trials, fastest, evaluations, steps):
             "eval_loss": 1.1 - value.ravel(),
             "metric_value": value.ravel(),
             "drift": truth.direction * size.ravel(),
-            "norm": norm.ravel(),
+            "norm": way.ravel(),
+            "rho": rho.ravel(),
         }
     )
+
+
+def _bounded(truth, rng, value, wobble, rate):
+    """An accuracy on `truth.rows` rows: quieter near the floor, where most models give a constant answer exactly."""
+    kept = np.clip((value - truth.floor) / (truth.plateau - truth.floor), 0, 1)
+    value = value + np.sqrt(kept) * wobble
+    hit = (rng.random(value.shape) < truth.outliers) & (rate > 0.2)
+    value = np.where(hit, rng.choice([truth.floor, truth.floor, 0.46, 0.32], value.shape), value)
+    exact = (value < truth.floor + 0.02) & (rng.random(value.shape) < 0.9) & ~hit
+    value = np.where(exact, truth.floor, np.clip(value, 0, 1))
+    return np.round(value * truth.rows) / truth.rows
 
 
 def _spectra(truth, rng, trials, curves, layers, size):
@@ -132,7 +171,7 @@ def _spectra(truth, rng, trials, curves, layers, size):
     start = (
         labels[["trial"]].merge(base, how="cross").assign(step=0, matrix="W", stable_rank=lambda f: f["base"])
     )
-    rows = curves[["trial", "step", "drift", "norm"]].merge(base, how="cross").merge(labels, on="trial")
+    rows = curves[["trial", "step", "drift", "norm", "rho"]].merge(base, how="cross").merge(labels, on="trial")
     rank = rows["rank"].fillna(size).to_numpy(dtype=float)
     b = truth.b + rows["seed"].map(slope).to_numpy() + rows["layer"].map(bend).to_numpy()
     update = truth.c * rank**b * np.exp(rng.normal(0, 0.05, len(rows)))
@@ -144,32 +183,34 @@ def _spectra(truth, rng, trials, curves, layers, size):
     frobenius = np.sqrt(table["stable_rank"])
     update = table["matrix"].eq("dW")
     frobenius[update] = (table["norm"] * np.sqrt(table["base"]))[update]
+    spectral = frobenius / np.sqrt(table["stable_rank"])
     return table.assign(
         m=size,
         n=size,
         lower=table["stable_rank"] * 0.999,
         upper=table["stable_rank"] * 1.001,
-        spectral_norm=frobenius / np.sqrt(table["stable_rank"]),
+        spectral_norm=spectral.where(~update, table["rho"]),
         frobenius_norm=frobenius,
         effective_rank=np.where(table["matrix"].eq("dW"), table["stable_rank"] * 1.5, np.nan),
-    ).drop(columns=["base", "drift", "norm", "rank", "seed", "method"])
+    ).drop(columns=["base", "drift", "norm", "rho", "rank", "seed", "method"])
 
 
 def _comparison(truth, rng, trials, layers, size):
-    full = (
-        trials[trials["method"].eq("full")]
-        .sort_values("best", ascending=False)
-        .drop_duplicates(["model", "task", "seed"])
-    )
-    lora = trials[trials["method"].eq("lora")].sort_values("best", ascending=False)
-    lora = lora.drop_duplicates(["model", "task", "rank", "scaling", "seed"])
-    keys = ["model", "task", "seed"]
-    pairs = lora[["trial", "rank", *keys]].merge(
-        full[["trial", *keys]].rename(columns={"trial": "reference"}), on=keys
-    )
+    """Every LoRA trial at its best rate beside the full fine-tunes of all seeds, and these beside each other."""
+    keys = ["model", "task"]
+    best = chosen(trials)
+    full, lora = (best[best["method"].eq(method)] for method in ("full", "lora"))
+    beside = full[["trial", "seed", *keys]].rename(columns={"trial": "reference", "seed": "other"})
+    pairs = lora[["trial", "rank", "seed", *keys]].merge(beside, on=keys)
+    twice = full[["trial", "rank", "seed", *keys]].merge(beside, on=keys)
+    pairs = pd.concat([pairs, twice[twice["seed"].lt(twice["other"])]], ignore_index=True)
     table = pairs.merge(pd.DataFrame({"layer": layers}), how="cross")
-    k = np.minimum(table["rank"].to_numpy(dtype=int), size)
-    cosine = np.clip(truth.cosine * (1 - 0.5 / k) + rng.normal(0, 0.02, len(table)), -1, 1)
+    k = np.minimum(table["rank"].fillna(size).to_numpy(dtype=int), size)
+    mean = np.where(table["rank"].isna(), truth.full_cosine, truth.cosine * (1 - 0.5 / k))
+    near = np.where(table["seed"].eq(table["other"]), truth.same_seed, 0.0)
+    own = pd.Series(rng.normal(0, 0.02, len(trials)), index=trials["trial"])
+    seeds = own[table["trial"]].to_numpy() + own[table["reference"]].to_numpy()
+    cosine = np.clip(mean + near + seeds + rng.normal(0, 0.02, len(table)), -1, 1)
     return table[["trial", "reference", "layer"]].assign(
         captured_energy=np.clip((k / size) ** 2 + cosine**2 * (1 - (k / size) ** 2), 0, 1),
         k=k,

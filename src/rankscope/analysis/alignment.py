@@ -1,17 +1,22 @@
-"""H4: how near the LoRA update is to the update that full fine-tuning learns."""
+"""H4: whether LoRA lies further from full fine-tuning than full fine-tuning lies from itself.
+
+Only pairs of different seeds are set against each other: two updates of one seed share their head's start and the
+order of their batches, which alone brings them nearer.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rankscope.analysis.bootstrap import Interval, cluster_of, mean_interval, mean_intervals
 from rankscope.analysis.drift import LABELS, at_best
-from rankscope.analysis.selection import chosen
+from rankscope.analysis.frames import Frames
+from rankscope.analysis.inference import Interval, cluster_of, jackknife, mean_intervals
 
+GROUP = ["model", "task", "scaling", "rank"]
 MEASURES = {
     "cosine": "cosine of the two updates",
     "captured_above_chance": "captured energy above chance",
@@ -28,124 +33,105 @@ MEASURES = {
     "intruders_lora": "intruders, LoRA",
     "intruders_full": "intruders, full",
 }
+PAIRS = {"lora full": "lora_full", "full full": "full_full", "lora lora": "lora_lora"}
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """LoRA beside full fine-tuning.
+    """Pairs of updates at the chosen rates, of configurations that learnt.
 
-    ``points``: `comparison` with labels, ``chance`` (k^2 / mn: the energy that random k-dimensional subspaces
-    capture) and ``captured_above_chance``. ``by_rank``: mean and interval of every measure per model, task,
-    scaling and rank. ``highest``: that rank; ``whole``: it is every layer's dimension; ``high``: at least
-    half of it. ``cosine``, ``distance``, ``captured``: over everything at the highest rank of each model.
-    ``stable_ratio``: mean of log(sr(dW_LoRA) / sr(dW_FT)) there; ``stable_lora`` and ``stable_full`` are the
-    medians. ``means``: plain means of every measure there. ``rules``: the cosine under alpha/sqrt(r) minus that under
-    alpha/r, same rank, seed and layer. ``yardstick``: the cosine of two full fine-tunings that differ in their seed.
+    ``pairs``: `comparison` with the labels of both trials, ``kind`` ("lora full", "full full", "lora lora"),
+    ``same_seed`` and ``captured_above_chance``. ``by_rank``: mean and interval of every measure of LoRA beside
+    full fine-tuning per group (model, task, scaling, rank) and ``same_seed``. ``contrasts``: one row per group, with
+    the mean cosines over layers and pairs of different seeds ``lora_full``, ``full_full``, ``lora_lora``; ``same_seed``
+    (LoRA and full, for comparison only); ``contrast`` = lora_full - full_full with its interval over ``seeds``;
+    ``barrier`` and ``cka`` where the store has them; the median stable ranks ``stable_lora``, ``stable_full``; and
+    ``dimension``, the smallest side of the layers.
     """
 
-    points: pd.DataFrame
+    pairs: pd.DataFrame
     by_rank: pd.DataFrame
-    highest: float
-    whole: bool
-    high: bool
-    cosine: Interval
-    distance: Interval
-    captured: Interval
-    stable_lora: float
-    stable_full: float
-    stable_ratio: Interval
-    rules: Interval
-    means: dict[str, float]
-    yardstick: Interval
+    contrasts: pd.DataFrame
 
 
-def alignment(
-    trials: pd.DataFrame,
-    spectra: pd.DataFrame,
-    comparison: pd.DataFrame,
-    *,
-    rng: np.random.Generator,
-    resamples: int = 1000,
-) -> Alignment:
-    """Summarise `comparison` against rank; give all `trials`.
-
-    Stable ranks are those at the chosen learning rates.
-    """
-    pairs = _points(trials, spectra, comparison)
-    points, repeated = pairs[pairs["method"].eq("lora")], pairs[pairs["method"].eq("full")]
-    top = points[points["rank"].eq(points.groupby("model")["rank"].transform("max"))]
-    options: dict[str, Any] = {"rng": rng, "resamples": resamples}
-    dimension = top[["m", "n"]].min(axis=1)
-    cosine, distance, captured = (
-        _mean(top, measure, **options) for measure in ("cosine", "relative_distance", "captured_above_chance")
-    )
-    stable = _stable_ranks(chosen(trials), spectra)
-    return Alignment(
-        points=points,
-        by_rank=_by_rank(points, **options),
-        highest=float(points["rank"].max()) if len(points) else np.nan,
-        whole=bool(len(top) and (top["rank"] >= dimension).all()),
-        high=bool(len(top) and (2 * top["rank"] >= dimension).all()),
-        cosine=cosine.within(-1, 1),
-        distance=distance.within(0, np.inf),
-        captured=captured.within(-1, 1),
-        stable_lora=float(stable["lora"].median()),
-        stable_full=float(stable["full"].median()),
-        stable_ratio=_mean(stable, "ratio", **options),
-        rules=_mean(_rules(points), "difference", **options),
-        means={measure: float(top[measure].astype(float).mean()) for measure in MEASURES},
-        yardstick=_mean(repeated, "cosine", **options).within(-1, 1),
-    )
+def alignment(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000) -> Alignment:
+    """Summarise the store's pairs of updates."""
+    pairs = _pairs(frames)
+    beside = pairs[pairs["kind"].eq("lora full")]
+    stable = at_best(frames.learnt_trials, frames.spectra, "dW")
+    rows = [_contrast(dict(zip(GROUP, key, strict=True)), pairs, stable) for key, _ in beside.groupby(GROUP)]
+    return Alignment(pairs, _by_rank(beside, rng=rng, resamples=resamples), pd.DataFrame(rows))
 
 
-def _points(trials: pd.DataFrame, spectra: pd.DataFrame, comparison: pd.DataFrame) -> pd.DataFrame:
+def _pairs(frames: Frames) -> pd.DataFrame:
+    trials, spectra = frames.learnt_trials, frames.spectra
     shapes = spectra[["trial", "layer", "m", "n"]].drop_duplicates(["trial", "layer"])
-    points = trials[LABELS].merge(comparison, on="trial").merge(shapes, on=["trial", "layer"], how="left")
-    points = points.assign(rank=points["rank"].astype(float))
-    points["chance"] = np.minimum(
-        1.0, points["k"].astype(float) ** 2 / (points["m"] * points["n"]).astype(float)
-    )
+    others = trials[["trial", "method", "seed"]].add_suffix("_reference")
+    pairs = trials[LABELS].merge(frames.comparison, on="trial")
+    pairs = pairs.merge(others, left_on="reference", right_on="trial_reference")
+    pairs = pairs.merge(shapes, on=["trial", "layer"], how="left")
+    chance = np.minimum(1.0, pairs["k"].astype(float) ** 2 / (pairs["m"] * pairs["n"]).astype(float))
     # Subspaces that fill the whole space capture everything and say nothing: NaN there, not zero.
-    room = (1 - points["chance"]).where(points["chance"] < 1)
-    points["captured_above_chance"] = (points["captured_energy"] - points["chance"]) / room
-    return points
+    room = (1 - chance).where(chance < 1)
+    return pairs.assign(
+        rank=pairs["rank"].astype(float),
+        kind=pairs["method"] + " " + pairs["method_reference"],
+        same_seed=pairs["seed"].eq(pairs["seed_reference"]),
+        chance=chance,
+        captured_above_chance=(pairs["captured_energy"] - chance) / room,
+    )
 
 
-def _by_rank(points: pd.DataFrame, *, rng: np.random.Generator, resamples: int) -> pd.DataFrame:
-    keys = ["model", "task", "scaling", "rank"]
+def _by_rank(pairs: pd.DataFrame, *, rng: np.random.Generator, resamples: int) -> pd.DataFrame:
+    keys = [*GROUP, "same_seed"]
     rows = []
-    for key, part in points.groupby(keys, dropna=False):
+    for key, part in pairs.groupby(keys, dropna=False):
         cluster, labels = cluster_of(part, "layer")
         means = mean_intervals(part[list(MEASURES)], labels, cluster, rng=rng, resamples=resamples)
         for measure in MEASURES:
             found = means[measure]
             described = {"measure": measure, "mean": found.estimate, "low": found.low, "high": found.high}
-            rows.append(dict(zip(keys, key, strict=True)) | described | {"chance": part["chance"].mean()})
-    return pd.DataFrame(rows, columns=[*keys, "measure", "mean", "low", "high", "chance"])
+            rows.append(dict(zip(keys, key, strict=True)) | described | {"cluster": cluster})
+    return pd.DataFrame(rows, columns=[*keys, "measure", "mean", "low", "high", "cluster"])
 
 
-def _mean(rows: pd.DataFrame, measure: str, *, rng: np.random.Generator, resamples: int) -> Interval:
-    cluster, labels = cluster_of(rows, "layer")
-    return mean_interval(rows[measure].astype(float), labels, cluster, rng=rng, resamples=resamples)
+def _contrast(group: dict[str, object], pairs: pd.DataFrame, stable: pd.DataFrame) -> dict[str, object]:
+    """One row of `Alignment.contrasts`."""
+    place = pairs["model"].eq(group["model"]) & pairs["task"].eq(group["task"])
+    lora = pairs["scaling"].eq(group["scaling"]) & pairs["rank"].eq(group["rank"])
+    kinds = {name: pairs[place & pairs["kind"].eq(kind)] for kind, name in PAIRS.items()}
+    kinds = {name: rows if name == "full_full" else rows[lora[rows.index]] for name, rows in kinds.items()}
+    same = kinds["lora_full"][kinds["lora_full"]["same_seed"]]
+    crossed = {name: rows[~rows["same_seed"]] for name, rows in kinds.items()}
+    found = contrast(crossed["lora_full"], crossed["full_full"])
+    row = group | {name: float(rows["cosine"].mean()) for name, rows in crossed.items()}
+    row |= {"same_seed": float(same["cosine"].mean()), "same_seeds": same["seed"].nunique()}
+    row |= {"contrast": found.estimate, "low": found.low, "high": found.high, "seeds": found.clusters}
+    for name in ("barrier", "cka"):
+        for kind, rows in crossed.items():
+            values = rows.drop_duplicates(["trial", "reference"])[name] if name in rows else pd.Series(dtype=float)
+            row[f"{name}_{kind}"] = float(values.astype(float).mean())
+    here = stable[stable["model"].eq(group["model"]) & stable["task"].eq(group["task"])]
+    own = here["scaling"].eq(group["scaling"]) & here["rank"].astype(float).eq(group["rank"])
+    row["stable_lora"] = float(here.loc[own, "stable_rank"].median())
+    row["stable_full"] = float(here.loc[here["method"].eq("full"), "stable_rank"].median())
+    row["norm_ratio"] = float(same["norm_ratio"].mean())
+    return row | {"dimension": float(kinds["lora_full"][["m", "n"]].min(axis=None))}
 
 
-def _stable_ranks(trials: pd.DataFrame, spectra: pd.DataFrame) -> pd.DataFrame:
-    """sr(dW) of LoRA at each model's highest rank beside full fine-tuning, paired by task, seed and layer."""
-    rows = at_best(trials, spectra, "dW")
-    keys = ["model", "task", "seed", "layer"]
-    full = rows[rows["method"].eq("full")].drop_duplicates(keys)
-    lora = rows[rows["method"].eq("lora")]
-    lora = lora[lora["rank"].eq(lora.groupby("model")["rank"].transform("max"))]
-    pairs = lora[[*keys, "stable_rank"]].merge(
-        full[[*keys, "stable_rank"]], on=keys, suffixes=("_lora", "_full")
-    )
-    pairs = pairs.rename(columns={"stable_rank_lora": "lora", "stable_rank_full": "full"})
-    return pairs.assign(ratio=np.log(pairs["lora"].astype(float) / pairs["full"].astype(float)))
+def contrast(lora_full: pd.DataFrame, full_full: pd.DataFrame) -> Interval:
+    """Mean of cos(LoRA_s, FT_s') - mean of cos(FT_s, FT_s') over all s != s', seeds left out one at a time.
 
+    Rows are pairs of trials and layers (``seed``, ``seed_reference``, ``cosine``). With two seeds there is an
+    estimate and no interval: leaving one out leaves no pair.
+    """
+    sides = [rows.groupby(["seed", "seed_reference"])["cosine"].mean().reset_index() for rows in (lora_full, full_full)]
+    seeds = sorted(set.intersection(*(set(side["seed"]) | set(side["seed_reference"]) for side in sides)))
 
-def _rules(points: pd.DataFrame) -> pd.DataFrame:
-    """The cosine under each scaling rule, paired, with their difference."""
-    keys = ["model", "task", "rank", "seed", "layer", "cosine"]
-    plain, root = (points.loc[points["scaling"].eq(rule), keys] for rule in ("alpha/r", "alpha/sqrt(r)"))
-    pairs = plain.merge(root, on=keys[:-1], suffixes=("_plain", "_root"))
-    return pairs.assign(difference=pairs["cosine_root"].astype(float) - pairs["cosine_plain"].astype(float))
+    def difference(kept: list[Hashable]) -> float:
+        means = [
+            side.loc[side["seed"].isin(kept) & side["seed_reference"].isin(kept), "cosine"].mean() for side in sides
+        ]
+        return float(means[0] - means[1])
+
+    return jackknife(seeds, difference)

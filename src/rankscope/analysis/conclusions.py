@@ -16,20 +16,23 @@ from rankscope.analysis.continued import Continued, continued
 from rankscope.analysis.dynamics import Dynamics, dynamics
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.growth import Growth, growth
-from rankscope.analysis.selection import best_learning_rates, chosen
+from rankscope.analysis.rates import Rates, rates
 from rankscope.analysis.threshold import Threshold, thresholds
-from rankscope.analysis.threshold_verdict import threshold_verdict
-from rankscope.analysis.verdict import Verdict
-from rankscope.analysis.verdicts import (
-    alignment_verdict,
-    dynamics_verdict,
-    growth_verdict,
-)
+from rankscope.analysis.verdicts.alignment import alignment_verdict
+from rankscope.analysis.verdicts.dynamics import dynamics_verdict
+from rankscope.analysis.verdicts.growth import growth_verdict
+from rankscope.analysis.verdicts.rates import rates_verdict
+from rankscope.analysis.verdicts.threshold import threshold_verdict
+from rankscope.analysis.verdicts.verdict import Verdict
 
 
 @dataclass(frozen=True)
 class Conclusions:
-    """Verdicts on H1 to H4, the estimates they rest on, and what to keep in mind with all of them."""
+    """Verdicts on H1 to H5, the estimates they rest on, and what to keep in mind with all of them.
+
+    Every estimate has tables of its own: ``thresholds``, ``growth.groups``, ``dynamics.tasks``,
+    ``alignment.contrasts``, ``rates.groups``; `to_frame` has all verdicts.
+    """
 
     verdicts: tuple[Verdict, ...]
     learning_rates: pd.DataFrame
@@ -38,8 +41,32 @@ class Conclusions:
     dynamics: Dynamics
     continued: Continued
     alignment: Alignment
+    rates: Rates
     counts: dict[str, int]
     caveats: tuple[str, ...]
+
+    @property
+    def threshold(self) -> Threshold:
+        """H2's answer where there is one model and one task; ValueError names them where there are several."""
+        if len(self.thresholds) != 1:
+            pairs = ", ".join(f"{t.model}/{t.task}" for t in self.thresholds) or "none"
+            raise ValueError(
+                f"threshold expected one model and task; found {pairs}. Use thresholds, or thresholds_frame()."
+            )
+        return self.thresholds[0]
+
+    def thresholds_frame(self) -> pd.DataFrame:
+        """`Threshold.to_frame` of every model and task."""
+        return pd.concat([t.to_frame() for t in self.thresholds], ignore_index=True) if self.thresholds else pd.DataFrame()
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per hypothesis: ``hypothesis``, ``verdict``, ``headline``, ``question``."""
+        return pd.DataFrame(
+            [
+                {"hypothesis": v.hypothesis, "verdict": v.verdict, "headline": v.sentences[0], "question": v.question}
+                for v in self.verdicts
+            ]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Verdicts, counts, caveats and chosen learning rates as JSON values; what is unknown is null."""
@@ -54,60 +81,47 @@ class Conclusions:
 
 
 def conclude(
-    trials: pd.DataFrame,
-    metrics: pd.DataFrame,
-    spectra: pd.DataFrame,
-    comparison: pd.DataFrame,
-    drifts: pd.DataFrame | None = None,
+    frames: Frames,
     *,
     seed: int = 0,
     resamples: int = 1000,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Conclusions:
-    """Answer H1 to H4 for the study in these frames (see `Frames`), with bootstrap draws from `seed`.
+    """Answer H1 to H5 for the study in `frames`, with bootstrap draws from `seed`.
 
     Never fails on a small or odd study: what cannot be estimated is "undecided", with the reason. `progress`
     is told of each share of the work, 1 in all.
     """
-    frames = Frames(trials, metrics, spectra, comparison, pd.DataFrame() if drifts is None else drifts)
     # One stream per question: an answer does not change when another one is added.
     streams = [np.random.default_rng([seed, number]) for number in range(5)]
-    picked = chosen(frames.trials)
-    rates = best_learning_rates(frames.trials)
-    grown = growth(picked, frames.spectra, rng=streams[0], resamples=resamples)
-    progress(0.1)
-    turned = thresholds(
-        frames.trials, frames.metrics, frames.spectra, frames.drifts, rng=streams[1], resamples=resamples
-    )
-    progress(0.6)
-    moved = dynamics(
-        frames.trials,
-        frames.metrics,
-        frames.drifts,
-        rng=streams[2],
-        resamples=resamples,
-        longer=frames.continued,
-    )
-    longer = continued(frames.trials, frames.continued, frames.drifts, rng=streams[4], resamples=resamples)
+    grown = growth(frames, rng=streams[0], resamples=resamples)
     progress(0.2)
-    aligned = alignment(frames.trials, frames.spectra, frames.comparison, rng=streams[3], resamples=resamples)
-    progress(0.1)
+    turned = thresholds(frames, rng=streams[1], resamples=resamples)
+    progress(0.4)
+    moved = dynamics(frames, rng=streams[2], resamples=resamples)
+    longer = continued(frames, rng=streams[4], resamples=resamples)
+    progress(0.2)
+    aligned = alignment(frames, rng=streams[3], resamples=resamples)
+    best = rates(frames)
+    progress(0.2)
     answers = (
         growth_verdict(grown),
         threshold_verdict(turned),
         dynamics_verdict(moved, longer),
         alignment_verdict(aligned),
+        rates_verdict(best),
     )
     return Conclusions(
         verdicts=answers,
-        learning_rates=rates,
+        learning_rates=frames.learning_rates,
         growth=grown,
         thresholds=tuple(turned),
         dynamics=moved,
         continued=longer,
         alignment=aligned,
+        rates=best,
         counts=_counts(frames.trials) | {"continued": len(frames.continued)},
-        caveats=tuple(_caveats(frames.trials, rates)),
+        caveats=tuple(_caveats(frames)),
     )
 
 
@@ -125,10 +139,17 @@ def _counts(trials: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def _caveats(trials: pd.DataFrame, rates: pd.DataFrame) -> list[str]:
+def _caveats(frames: Frames) -> list[str]:
     """What confounds every answer of this study."""
     said = []
+    trials, found = frames.trials, frames.learning_rates
     counts = _counts(trials)
+    idle = int((~frames.learnt["learnt"]).sum()) if len(frames.learnt) else 0
+    if idle:
+        said.append(
+            f"{idle} of {len(frames.learnt)} configurations learnt nothing: their best value is within three "
+            "standard deviations of an evaluation of a constant answer. H1, H3, H4 and H5 leave them out."
+        )
     if counts["seeds"] < 2:
         said.append("With one seed the spread between repetitions is unknown; intervals do not cover it.")
     elif counts["seeds"] == 2:
@@ -150,9 +171,9 @@ def _caveats(trials: pd.DataFrame, rates: pd.DataFrame) -> list[str]:
             "somewhat too high."
         )
     for edge in ("largest tried", "smallest tried", "only one tried"):
-        hits = int(rates["edge"].eq(edge).sum())
+        hits = int(found["edge"].eq(edge).sum())
         if hits:
-            said.append(f"In {hits} of {len(rates)} configurations the best learning rate is the {edge}.")
+            said.append(f"In {hits} of {len(found)} configurations the best learning rate is the {edge}.")
     if counts["diverged"]:
         said.append(
             f"{counts['diverged']} of {counts['trials']} trials diverged; they count up to their last "

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from rankscope.analysis.bootstrap import Interval, cluster_of, mean_interval
+from rankscope.analysis.frames import Frames
+from rankscope.analysis.inference import Interval, cluster_of, mean_interval
 
 SAME = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
 
@@ -16,9 +17,9 @@ SAME = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
 class Continued:
     """Pairs of trials that differ in their budget alone, LoRA and full fine-tuning alike.
 
-    ``pairs`` has one row per trial of a longer arm whose plain twin is there: the configuration, ``budget``, and of both ``trial``,
-    (``_once`` for the twin) ``drift`` (signed, logarithmic, at the last step), ``best`` and ``last`` (validation metric).
-    ``drift`` is the mean of |drift| - |drift_once|, ``best`` and ``last`` those of the metric's changes.
+    ``pairs`` has one row per trial of a longer arm whose twin is there: the configuration, ``budget``, and of
+    both ``trial``, (``_once`` for the twin) ``log_drift`` (at the last step), ``best`` and ``last`` (validation
+    metric). ``drift`` is the mean change of |log_drift|, ``best`` and ``last`` those of the metric.
     """
 
     drift: Interval
@@ -27,25 +28,18 @@ class Continued:
     pairs: pd.DataFrame
 
 
-def continued(
-    trials: pd.DataFrame,
-    longer: pd.DataFrame,
-    drifts: pd.DataFrame,
-    *,
-    rng: np.random.Generator,
-    resamples: int = 1000,
-) -> Continued:
-    """Sets every trial of ``longer`` (budget above 1) beside the one of ``trials`` with the same configuration, rate and seed."""
-    ends = drifts.sort_values("step").groupby("trial")["drift"].last()
-    columns = [*SAME, "trial", "drift", "best", "last"]
+def continued(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000) -> Continued:
+    """Sets every trial of a budget above 1 beside the one with the same configuration, rate and seed."""
+    ends = frames.drifts.sort_values("step").groupby("trial")["log_drift"].last()
+    columns = [*SAME, "trial", "log_drift", "best", "last"]
     plain, more = (
-        rows.assign(drift=rows["trial"].map(ends).astype("float64"))
-        for rows in (trials, longer[longer["budget"].gt(1)])
+        rows.assign(log_drift=rows["trial"].map(ends).astype("float64"))
+        for rows in (frames.trials, frames.continued[frames.continued["budget"].gt(1)])
     )
     pairs = more[[*columns, "budget", "metric"]].merge(plain[columns], on=SAME, suffixes=("", "_once"))
     change = pd.DataFrame(
         {
-            "drift": pairs["drift"].abs() - pairs["drift_once"].abs(),
+            "drift": pairs["log_drift"].abs() - pairs["log_drift_once"].abs(),
             "best": pairs["best"] - pairs["best_once"],
             "last": pairs["last"] - pairs["last_once"],
         }

@@ -58,35 +58,47 @@ def condensed(trials: pd.DataFrame, spectra: pd.DataFrame) -> pd.DataFrame:
 
 
 def drift(spectra: pd.DataFrame) -> pd.DataFrame:
-    """Signed logarithmic drift of every trial at every measured step, and the size of its update.
+    """How far W + dW has drifted from W, for every trial at every measured step.
 
-    ``drift`` is the median over layers of log(sr(W + dW) / sr(W)): 0 is none, log(1/2) is a stable rank that
-    has halved. ``low`` and ``high`` are the quartiles over layers, ``layers`` their number. ``size`` is the
-    median over layers of ||dW||_F / ||W||_F. Columns: trial, step and these. Median of logarithms, because layers
-    differ in shape and in sr(W).
+    ``log_drift`` is the median over layers of log(sr(W + dW) / sr(W)): 0 is none, log(1/2) is a stable rank
+    that has halved. ``low`` and ``high`` are the quartiles over layers, ``layers`` their number. ``size`` and
+    ``rho`` are the medians over layers of ||dW||_F / ||W||_F and of sigma_1(dW) / sigma_1(W). Columns: trial,
+    step and these. Median of logarithms, because layers differ in shape and in sr(W).
     """
     spectra = known(spectra)
     defined = spectra[spectra["stable_rank"].gt(0)]
     base = defined[defined["matrix"].eq("W")].drop_duplicates(["trial", "layer"])
     moved = defined[defined["matrix"].eq("W+dW")]
-    pairs = _beside(moved, base, "stable_rank")
-    pairs["log"] = np.log(pairs["stable_rank"].astype(float) / pairs["stable_rank_base"].astype(float))
-    groups = pairs.groupby(["trial", "step"])["log"]
+    pairs = _ratio(moved, base, "stable_rank")
+    groups = np.log(pairs).groupby(["trial", "step"])
     table = groups.quantile(np.array([0.25, 0.5, 0.75])).unstack()
-    table = table.set_axis(["low", "drift", "high"][: table.shape[1]], axis=1).reindex(
-        columns=["low", "drift", "high"]
+    names = ["low", "log_drift", "high"]
+    table = table.set_axis(names[: table.shape[1]], axis=1).reindex(columns=names)
+    updates = spectra[spectra["matrix"].eq("dW")]
+    size, rho = (
+        _ratio(updates, base, column).groupby(["trial", "step"]).median()
+        for column in ("frobenius_norm", "spectral_norm")
     )
-    updates = _beside(spectra[spectra["matrix"].eq("dW")], base, "frobenius_norm")
-    updates["size"] = updates["frobenius_norm"].astype(float) / updates["frobenius_norm_base"].astype(float)
-    size = updates.groupby(["trial", "step"])["size"].median()
-    return table.assign(layers=groups.size(), size=size).reset_index()
+    return table.assign(layers=groups.size(), size=size, rho=rho).reset_index()
 
 
-def _beside(rows: pd.DataFrame, base: pd.DataFrame, column: str) -> pd.DataFrame:
-    """A column of every row beside that of W's row of the same trial and layer."""
-    return rows[["trial", "step", "layer", column]].merge(
+def _ratio(rows: pd.DataFrame, base: pd.DataFrame, column: str) -> pd.Series:
+    """A column of every row over that of W's row of the same trial and layer, indexed by trial and step."""
+    pairs = rows[["trial", "step", "layer", column]].merge(
         base[["trial", "layer", column]], on=["trial", "layer"], suffixes=("", "_base")
     )
+    values = pairs[column].astype(float) / pairs[f"{column}_base"].astype(float)
+    return values.set_axis(pd.MultiIndex.from_frame(pairs[["trial", "step"]]))
+
+
+def checkpoints(trials: pd.DataFrame, metrics: pd.DataFrame, drifts: pd.DataFrame) -> pd.DataFrame:
+    """Every evaluation with its drift, size and rho and its trial's labels; what is not finite is left out."""
+    seen = metrics[["trial", "step", "metric_value", "eval_loss"]].merge(
+        drifts[["trial", "step", "log_drift", "size", "rho"]], on=["trial", "step"]
+    )
+    known = np.isfinite(seen[["metric_value", "log_drift"]].to_numpy(dtype=float)).all(axis=1)
+    seen = trials[LABELS].merge(seen.loc[known], on="trial")
+    return seen.sort_values(["trial", "step"], ignore_index=True)
 
 
 def kind(layers: pd.Series) -> pd.Series:

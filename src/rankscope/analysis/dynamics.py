@@ -1,4 +1,8 @@
-"""H3: whether drift grows as training goes on, and whether validation falls with it, inside each trial."""
+"""H3: whether drift grows as training goes on, and whether validation worsens with it, inside trials.
+
+The second question is a regression with one intercept per trial (fixed effects), two slopes joined at a
+stated drift, and standard errors clustered by trial (Cameron and Miller 2015, J. Human Resources 50, 317-372).
+"""
 
 from __future__ import annotations
 
@@ -6,75 +10,123 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from rankscope.analysis.bootstrap import Interval, cluster_of, mean_interval
-from rankscope.analysis.comparisons import holm
-from rankscope.analysis.drift import LABELS
-from rankscope.analysis.threshold import checkpoints
+from rankscope.analysis.drift import LABELS, checkpoints
+from rankscope.analysis.frames import Frames
+from rankscope.analysis.inference import LEVEL, cluster_of, holm, mean_interval
+from rankscope.analysis.threshold.evidence import NEAR
 
 FEWEST_STEPS = 3
+FEWEST_TRIALS = 3
+KNOT = float(np.log(2))  # a stable rank that has halved
+OUTCOMES = ("metric_value", "eval_loss")
 
 
 @dataclass(frozen=True)
 class Dynamics:
-    """Rank correlations inside the LoRA trials, and where each trial's drift ended.
+    """``tasks`` has one row per model and task whose LoRA configurations learnt anything, ``left_out`` the others.
 
-    ``growing`` is the mean over trials of Spearman's correlation of drift magnitude with step (step 0 left
-    out: every trial starts at no drift). ``falling`` is that of drift magnitude with the metric over the
-    evaluations after the best one; the best itself is left out, because being the highest it would make any
-    sequence fall. ``p_growing`` and ``p_falling`` test them against 0, adjusted for being two (Holm). ``trials`` has one row per trial: labels, ``growing``, ``falling``, ``final`` (signed drift
-    at the last measured step). ``by_rate`` has one row per method, learning rate and rank.
+    ``growing`` (``_low``, ``_high``, ``_cluster``, ``_clusters``) is the mean over trials of Spearman's correlation
+    of the drift's magnitude with the step. ``metric_before``, ``metric_after``, ``loss_before``, ``loss_after``
+    are the changes of the metric and of the evaluation loss per unit of log drift below and beyond the knot
+    (``_low``, ``_high``, ``_p``, and ``_p_holm`` of the ``after`` ones over tasks), from ``trials`` trials with
+    three checkpoints beyond a drift of a tenth; NaN where fewer than three trials cross the knot. ``by_rate`` has
+    one row per method, learning rate and rank: the median drift at the end and the mean correlation with the step.
     """
 
-    growing: Interval
-    falling: Interval
-    p_growing: float
-    p_falling: float
-    trials: pd.DataFrame
+    tasks: pd.DataFrame
     by_rate: pd.DataFrame
+    left_out: list[str]
 
 
-def dynamics(
-    trials: pd.DataFrame,
-    metrics: pd.DataFrame,
-    drifts: pd.DataFrame,
-    *,
-    rng: np.random.Generator,
-    resamples: int = 1000,
-    longer: pd.DataFrame | None = None,
-) -> Dynamics:
-    """Correlate drift with time and with the metric inside every trial, and average over LoRA trials.
+def dynamics(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000) -> Dynamics:
+    """Correlate drift with time, and regress both outcomes on drift, inside the LoRA trials of each task.
 
-    ``longer`` trials (another budget) count among them; ``by_rate``, whose drifts are those at the end, leaves them out.
+    Trials of a longer budget count among them; ``by_rate``, whose drifts are those at the end, leaves them out.
     """
-    plain = trials["trial"]
-    trials = trials if longer is None or longer.empty else pd.concat([trials, longer], ignore_index=True)
-    moved = drifts[drifts["step"].gt(0)].assign(size=lambda rows: rows["drift"].abs())
-    seen = checkpoints(trials, metrics, drifts)
-    best = seen["trial"].map(trials.set_index("trial")["best_step"]).astype(float)
-    after = seen[seen["step"].gt(best)]
-    after = after.assign(size=after["drift"].abs())
-    table = trials[LABELS].set_index("trial")
-    table["growing"] = rank_correlation(moved, "step", "size")
-    table["falling"] = rank_correlation(after, "size", "metric_value")
-    table["final"] = moved.sort_values("step").groupby("trial")["drift"].last()
-    table = table.reset_index()
-    lora = table[table["method"].eq("lora")]
-    cluster, labels = cluster_of(lora, "trial")
-    growing, falling = (
-        mean_interval(lora[name], labels, cluster, rng=rng, resamples=resamples)
-        for name in ("growing", "falling")
-    )
-    once = table[table["trial"].isin(plain)]
-    by_rate = once.groupby(["method", "learning_rate", "rank"], dropna=False, as_index=False).agg(
-        trials=("trial", "size"),
-        final=("final", "median"),
-        growing=("growing", "mean"),
-        falling=("falling", "mean"),
-    )
-    p = holm(np.array([growing.p(0), falling.p(0)]))
-    return Dynamics(
-        growing.within(-1, 1), falling.within(-1, 1), float(p[0]), float(p[1]), trials=table, by_rate=by_rate
+    trials = frames.all_trials
+    trials = trials.assign(growing=trials["trial"].map(_growing(frames.drifts)))
+    seen = checkpoints(trials, frames.metrics, frames.drifts)
+    learnt = frames.learnt[frames.learnt["method"].eq("lora") & frames.learnt["learnt"]]
+    known = set(zip(learnt["model"], learnt["task"], strict=True))
+    rows, left_out = [], []
+    for (model, task), own in trials[trials["method"].eq("lora")].groupby(["model", "task"]):
+        if (model, task) not in known:
+            left_out.append(str(task))
+            continue
+        cluster, labels = cluster_of(own, "trial")
+        grown = mean_interval(own["growing"], labels, cluster, rng=rng, resamples=resamples).within(-1, 1)
+        row = {"model": model, "task": task, "growing": grown.estimate, "growing_low": grown.low}
+        row |= {"growing_high": grown.high, "growing_p": grown.p(0)}
+        row |= {"growing_cluster": cluster, "growing_clusters": grown.clusters}
+        rows.append(row | slopes(seen[seen["trial"].isin(own["trial"])]))
+    tasks = pd.DataFrame(rows)
+    for name in ("metric_after", "loss_after"):
+        p = tasks[f"{name}_p"].to_numpy(dtype=float) if len(tasks) else np.array([])
+        tasks[f"{name}_p_holm"] = holm(p)
+    return Dynamics(tasks, _by_rate(frames, trials), left_out)
+
+
+def _growing(drifts: pd.DataFrame) -> pd.Series:
+    """Correlation of drift with step inside each trial; step 0 has no drift by construction and is left out."""
+    moved = drifts[drifts["step"].gt(0)]
+    return rank_correlation(moved.assign(size=moved["log_drift"].abs()), "step", "size")
+
+
+def slopes(points: pd.DataFrame) -> dict[str, float]:
+    """Slopes of both outcomes on the magnitude of drift below and beyond the knot, inside trials, per e-fold.
+
+    `points` are `checkpoints`; those that drifted by less than a tenth are left out, since there a model is
+    still learning. NaN where fewer than three trials have checkpoints on both sides of the knot or either slope
+    is undetermined.
+    """
+    drifts = points["log_drift"]
+    sign = 1.0 if (drifts * drifts.abs()).sum() > 0 else -1.0
+    rows = points.assign(u=sign * drifts)
+    rows = rows[rows["u"].gt(NEAR)]
+    rows = rows[rows.groupby("trial")["step"].transform("size").ge(FEWEST_STEPS)]
+    row: dict[str, float] = {"trials": rows["trial"].nunique(), "knot": float(np.exp(sign * KNOT))}
+    for name, outcome in (("metric", "metric_value"), ("loss", "eval_loss")):
+        values = _fixed_effects(rows[np.isfinite(rows[outcome].astype(float))], outcome)
+        for place, side in enumerate(("before", "after")):
+            keys = (f"{name}_{side}", f"{name}_{side}_low", f"{name}_{side}_high", f"{name}_{side}_p")
+            row |= dict(zip(keys, values[place], strict=True))
+    return row
+
+
+def _fixed_effects(rows: pd.DataFrame, outcome: str) -> list[tuple[float, float, float, float]]:
+    """(slope, low, high, p) below and beyond the knot."""
+    codes, trials = pd.factorize(rows["trial"])
+    count = len(trials)
+    beyond = rows.loc[rows["u"].gt(KNOT), "trial"].nunique()
+    unknown = [(np.nan, np.nan, np.nan, np.nan)] * 2
+    if count < FEWEST_TRIALS or beyond < FEWEST_TRIALS:
+        return unknown
+    columns = np.stack([np.minimum(rows["u"], KNOT), np.maximum(0, rows["u"] - KNOT), rows[outcome]], 1)
+    means = np.stack([np.bincount(codes, c) for c in columns.astype(float).T], 1) / np.bincount(codes)[:, None]
+    inside = columns.astype(float) - means[codes]
+    x, y = inside[:, :2], inside[:, 2]
+    gram = x.T @ x
+    if np.linalg.cond(gram) > 1e8:
+        return unknown
+    bread = np.linalg.inv(gram)
+    slope = bread @ x.T @ y
+    scores = np.zeros((count, 2))
+    np.add.at(scores, codes, x * (y - x @ slope)[:, None])
+    variance = bread @ (scores.T @ scores) @ bread * count / (count - 1)
+    error = np.sqrt(np.diag(variance))
+    reach = stats.t.ppf((1 + LEVEL) / 2, count - 1) * error
+    p = 2 * stats.t.sf(np.abs(slope) / np.where(error > 0, error, np.nan), count - 1)
+    return [tuple(map(float, row)) for row in zip(slope, slope - reach, slope + reach, p, strict=True)]
+
+
+def _by_rate(frames: Frames, trials: pd.DataFrame) -> pd.DataFrame:
+    ends = frames.drifts[frames.drifts["step"].gt(0)].sort_values("step").groupby("trial")["log_drift"].last()
+    once = trials[trials["trial"].isin(frames.trials["trial"])][[*LABELS, "growing"]]
+    once = once.assign(final=once["trial"].map(ends))
+    return once.groupby(["method", "learning_rate", "rank"], dropna=False, as_index=False).agg(
+        trials=("trial", "size"), final=("final", "median"), growing=("growing", "mean")
     )
 
 

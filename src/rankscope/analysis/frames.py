@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import pandas as pd
 
-from rankscope.analysis.drift import drift, known
+from rankscope.analysis.baseline import baselines, learnt
+from rankscope.analysis.drift import checkpoints, drift, known
+from rankscope.analysis.selection import CONFIGURATION, best_learning_rates, chosen
 
 TRIALS = [
     "trial",
@@ -62,23 +65,20 @@ LATER = ["weight_distance", *ANGLES]
 WORDS = ["trial", "model", "task", "method", "scaling", "status", "metric", "layer", "matrix", "reference"]
 WHOLE = ["seed", "step"]
 
-# What identifies a configuration: everything that is studied, nothing that is tuned.
-CONFIGURATION = ["model", "task", "method", "rank", "scaling"]
-
 
 @dataclass(frozen=True)
 class Frames:
-    """Trials, their evaluations, their spectra, and LoRA beside full fine-tuning.
+    """Trials, their evaluations, their spectra, and pairs of updates.
 
     ``trials`` has one row per finished trial, ``metrics`` one per evaluation, ``spectra`` one per (trial,
-    step, layer, matrix), ``comparison`` one per (LoRA trial, full fine-tuning trial, layer), and one per pair of full
-    fine-tuning trials that differ in their seed. A frame without rows may lack its columns. ``drifts`` is `drift` of the
-    spectra; given, if ``spectra`` hold what is `condensed` of them only.
+    step, layer, matrix), ``comparison`` one per pair of trials and layer (`rankscope.sweep.compare`). A frame
+    without rows may lack its columns. ``drifts`` is `drift` of the spectra; given, if ``spectra`` hold what is
+    `condensed` of them only.
 
-    What an arm trained for longer or shorter than the study says (``budget``, 1 where a frame lacks it) is in ``continued``
-    and not in ``trials``: it takes no part in any choice among configurations.
+    What an arm trained for longer or shorter than the study says (``budget``, 1 where a frame lacks it) is in
+    ``continued`` and not in ``trials``: it takes no part in any choice among configurations.
 
-    Raises ValueError when a frame with rows lacks columns (drifts: ``size``), or when a trial's name occurs twice.
+    Raises ValueError when a frame with rows lacks columns, or when a trial's name occurs twice.
     """
 
     trials: pd.DataFrame
@@ -103,19 +103,52 @@ class Frames:
         object.__setattr__(self, "continued", trials[budget.ne(1)])
         newer = {name: _typed("comparison", self.comparison, name) for name in LATER}
         object.__setattr__(self, "comparison", self.comparison.assign(**newer))
-        if self.drifts.empty:
-            object.__setattr__(self, "drifts", drift(self.spectra))
-        elif "size" not in self.drifts:
-            raise ValueError(
-                "drifts needs the column size; it was written by an older version. "
-                "Write it again from the store: rankscope report STORE."
-            )
+        moved = self.drifts
+        if moved.empty:
+            moved = drift(self.spectra)
+        elif "log_drift" not in moved and "drift" in moved:  # before 2026-11-26
+            moved = moved.rename(columns={"drift": "log_drift"})
+        for name in ("size", "rho"):
+            moved = moved.assign(**{name: _typed("drifts", moved, name)})
+        object.__setattr__(self, "drifts", moved)
         repeated = trials["trial"][trials["trial"].duplicated()]
         if len(repeated):
             raise ValueError(
                 f"trials needs one row per trial; got {repeated.iloc[0]!r} more than once. "
                 "Drop the repetitions: trials.drop_duplicates('trial')."
             )
+
+    @cached_property
+    def learning_rates(self) -> pd.DataFrame:
+        """The best learning rate of each configuration (`best_learning_rates`)."""
+        return best_learning_rates(self.trials)
+
+    @cached_property
+    def chosen(self) -> pd.DataFrame:
+        """The trials at the best learning rate of their configuration."""
+        return chosen(self.trials)
+
+    @cached_property
+    def checkpoints(self) -> pd.DataFrame:
+        """Every evaluation of ``trials`` with its drift."""
+        return checkpoints(self.trials, self.metrics, self.drifts)
+
+    @cached_property
+    def baselines(self) -> pd.DataFrame:
+        """The metric of a constant answer and the noise of an evaluation, per model and task."""
+        return baselines(self.all_trials, self.metrics)
+
+    @cached_property
+    def learnt(self) -> pd.DataFrame:
+        """Which configurations learnt anything."""
+        return learnt(self.trials, self.baselines)
+
+    @cached_property
+    def learnt_trials(self) -> pd.DataFrame:
+        """The chosen trials of configurations that learnt."""
+        known = self.learnt.loc[self.learnt["learnt"], CONFIGURATION]
+        known = known.astype({name: self.chosen[name].dtype for name in CONFIGURATION})
+        return self.chosen.merge(known, on=CONFIGURATION)
 
     @property
     def all_trials(self) -> pd.DataFrame:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from rankscope.analysis.frames import CONFIGURATION
-
+# What identifies a configuration: everything that is studied, nothing that is tuned.
+CONFIGURATION = ["model", "task", "method", "rank", "scaling"]
 EDGES = ("none", "smallest tried", "largest tried", "only one tried")
 
 

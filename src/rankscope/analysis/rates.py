@@ -1,0 +1,169 @@
+"""H5: the best learning rate against the rank, and beside full fine-tuning's.
+
+The best rate of a configuration is the top of a parabola in the logarithm of the rate, fitted to the means over
+seeds of the best metric, at the tried rates around the best of them. It never lies outside these rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from rankscope.analysis.baseline import DEVIATIONS
+from rankscope.analysis.frames import Frames
+from rankscope.analysis.inference import Interval, jackknife
+from rankscope.analysis.selection import CONFIGURATION
+
+FEWEST_RATES = 3
+KEPT = 0.5  # of the gain over a constant answer: rates that lose more are not on the parabola
+PUBLISHED = (10.0, 15.0, 3.0)  # LoRA's best rate over full fine-tuning's: LoRA Without Regret 2025; a reproducer
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Best metric of one configuration: ``values`` has one row per seed and one column per log rate (the window).
+
+    ``edge`` says why there is no top inside the grid, if so; ``window`` is then empty.
+    """
+
+    values: pd.DataFrame
+    edge: str
+
+    @property
+    def seeds(self) -> list[Hashable]:
+        """Seeds that have all rates of the window."""
+        return list(self.values.index)
+
+    def best(self, seeds: list[Hashable]) -> float:
+        """Log of the best rate, from the mean over `seeds`; NaN at the edge of the grid."""
+        if self.edge or not seeds:
+            return np.nan
+        mean = self.values.loc[seeds].mean()
+        x = mean.index.to_numpy(dtype=float)
+        centre = x.mean()
+        bend, slope, _ = np.polyfit(x - centre, mean.to_numpy(dtype=float), 2)
+        top = centre - slope / (2 * bend) if bend < 0 else x[int(np.argmax(mean.to_numpy()))]
+        return float(np.clip(top, x[0], x[-1]))
+
+
+@dataclass(frozen=True)
+class Rates:
+    """``configurations``: one row per configuration that learnt, with ``best`` (rate, ``low``, ``high``), ``seeds``,
+    ``rates`` (in the window), ``edge``, and for LoRA ``to_full``, its best rate over full fine-tuning's.
+
+    ``groups``: one row per model, task and scaling rule, over the ``ranks`` whose best rate is inside the grid:
+    ``exponent`` of the best rate against the rank, and ``to_full`` (geometric mean over ranks), each with ``_low``,
+    ``_high`` and ``_seeds``. Intervals leave out one seed at a time (Student).
+    """
+
+    configurations: pd.DataFrame
+    groups: pd.DataFrame
+
+
+def rates(frames: Frames) -> Rates:
+    """Best rates of all configurations that learnt, from every trial of the study's own budget."""
+    known = frames.learnt[frames.learnt["learnt"]]
+    curves: dict[tuple[object, ...], Curve] = {}
+    for row in known.to_dict("records"):
+        same = np.logical_and.reduce(
+            [
+                frames.trials[name].isna() if pd.isna(row[name]) else frames.trials[name].eq(row[name])
+                for name in CONFIGURATION
+            ]
+        )
+        floor = row["constant"] if np.isfinite(row["constant"]) else -np.inf
+        limit = DEVIATIONS * row["noise"] if np.isfinite(row["noise"]) else 0.0
+        key = tuple(None if pd.isna(row[name]) else row[name] for name in CONFIGURATION)
+        curves[key] = curve(frames.trials[same], floor, limit)
+    configurations = [_configuration(key, found, curves) for key, found in curves.items()]
+    groups = [
+        _group(model, task, scaling, curves)
+        for model, task, scaling in dict.fromkeys((k[0], k[1], k[4]) for k in curves if k[2] == "lora")
+    ]
+    return Rates(pd.DataFrame(configurations), pd.DataFrame(groups))
+
+
+def curve(trials: pd.DataFrame, constant: float, noise: float) -> Curve:
+    """The window of one configuration: the rates around the best one that keep half of its gain, three at least.
+
+    Seeds that lack a rate of the window are left out, unless every seed lacks one.
+    """
+    table = trials.pivot_table(index="seed", columns=np.log(trials["learning_rate"]), values="best")
+    counts = table.notna().sum()
+    mean = table.mean()[counts.eq(counts.max())] if len(table) else pd.Series(dtype=float)
+    whole = table.mean()
+    if len(whole) < FEWEST_RATES:
+        return Curve(table, "fewer than three rates")
+    place = int(whole.index.get_loc(mean.idxmax()))
+    if place in (0, len(whole) - 1):
+        return Curve(table, "largest tried" if place else "smallest tried")
+    kept = whole.ge(constant + KEPT * (whole.iloc[place] - constant) if np.isfinite(constant) else -np.inf)
+    first = last = place
+    while first > 0 and kept.iloc[first - 1]:
+        first -= 1
+    while last < len(whole) - 1 and kept.iloc[last + 1]:
+        last += 1
+    first, last = min(first, place - 1), max(last, place + 1)
+    window = table.iloc[:, first : last + 1].dropna()
+    return Curve(window, "" if len(window) else "no seed has the rates on both sides")
+
+
+def _configuration(
+    key: tuple[object, ...], found: Curve, curves: dict[tuple[object, ...], Curve]
+) -> dict[str, object]:
+    best = _exponential(jackknife(found.seeds, found.best))
+    row = dict(zip(CONFIGURATION, key, strict=True)) | {"best": best.estimate, "low": best.low}
+    row |= {"high": best.high, "seeds": len(found.seeds), "rates": found.values.shape[1], "edge": found.edge}
+    full = curves.get((key[0], key[1], "full", None, None))
+    row["to_full"] = np.nan
+    if key[2] == "lora" and full is not None:
+        row["to_full"] = float(np.exp(found.best(found.seeds) - full.best(full.seeds)))
+    return row
+
+
+def _group(
+    model: object, task: object, scaling: object, curves: dict[tuple[object, ...], Curve]
+) -> dict[str, object]:
+    """One row of `Rates.groups`."""
+    own = {
+        float(str(key[3])): c
+        for key, c in sorted(curves.items(), key=lambda item: float(str(item[0][3] or 0)))
+        if (key[0], key[1], key[2], key[4]) == (model, task, "lora", scaling)
+    }
+    inside = {rank: c for rank, c in own.items() if not c.edge}
+    most = max((len(c.seeds) for c in inside.values()), default=0)
+    repeated = {rank: c for rank, c in inside.items() if len(c.seeds) == most}
+    inside = repeated if len(repeated) > 1 else inside  # ranks common to all seeds, as in H1
+    full = curves.get((model, task, "full", None, None))
+    row: dict[str, object] = {"model": model, "task": task, "scaling": scaling}
+    row |= {"ranks": ", ".join(f"{rank:g}" for rank in inside), "at_edge": sum(bool(c.edge) for c in own.values())}
+    row["full_edge"] = full.edge if full is not None else "not trained"
+    common = sorted(set.intersection(*(set(c.seeds) for c in inside.values()))) if inside else []
+    logs = np.log(list(inside))
+
+    def exponent(seeds: list[Hashable]) -> float:
+        if len(inside) < 2 or not seeds:
+            return np.nan
+        return float(np.polyfit(logs, [c.best(seeds) for c in inside.values()], 1)[0])
+
+    def to_full(seeds: list[Hashable]) -> float:
+        if full is None or not inside or not seeds:
+            return np.nan
+        return float(np.mean([c.best(seeds) for c in inside.values()]) - full.best(seeds))
+
+    paired = [seed for seed in common if full is not None and seed in full.seeds]
+    for name, found in (
+        ("exponent", jackknife(common, exponent)),
+        ("to_full", _exponential(jackknife(paired, to_full))),
+    ):
+        row |= {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
+        row[f"{name}_seeds"] = found.clusters
+    return row
+
+
+def _exponential(found: Interval) -> Interval:
+    ends = (float(np.exp(value)) for value in (found.estimate, found.low, found.high))
+    return Interval(*ends, found.cluster, found.clusters)

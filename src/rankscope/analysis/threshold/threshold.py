@@ -1,0 +1,211 @@
+"""One answer to H2 per model and task: the dose, the loss, the premise, brackets and the paired table."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from rankscope.analysis.frames import Frames
+from rankscope.analysis.inference import Interval, draws, jackknife, percentiles
+from rankscope.analysis.threshold.attained import attained
+from rankscope.analysis.threshold.brackets import brackets, tolerated
+from rankscope.analysis.threshold.dose import fits
+from rankscope.analysis.threshold.evidence import Evidence, evidence
+
+FEWEST = 6  # trials of one model and task
+HALF, TENTH = 0.5, 0.1  # shares of the gain
+DEVIATIONS = 3  # the smallest loss looked for, in standard deviations of an evaluation
+PLATEAU = float(np.log(1.25))  # a threshold leaves the stable rank a range in which little is lost
+PREMISE = 0.8  # of the best gain, to be had near sr(W)
+NEGLIGIBLE = 0.1  # of the gain: a smaller loss counts as none
+UNKNOWN = Interval(np.nan, np.nan, np.nan, "trial", 0)
+
+Answer = Literal["supported", "contradicted", "undecided"]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """What one model and task say about the drift past which performance is lost. NaN: unknown.
+
+    Drifts are magnitudes u of log(sr(W + dW) / sr(W)) in the dominating ``direction``. ``constant`` is c0 (its
+    ``source``), ``noise`` the standard deviation of an evaluation, ``near`` the mean of the references P0,
+    ``best`` the best attained anywhere V, ``gain`` P0 - c0, ``premise`` (P0 - c0) / (V - c0). ``half`` is the
+    drift at which half the gain is lost, ``first`` the same for the share ``first_share``: a tenth, or the share
+    that three standard deviations of an evaluation are. ``loss`` is the fall of the fitted line. ``line``
+    holds its corners (log_drift, value). ``brackets``, ``tolerated`` and ``spread`` are the model of thresholds
+    that vary, ``attained`` the paired table. ``answer`` and ``reason`` follow the rules of docs/analysis.md.
+    """
+
+    model: str
+    task: str
+    answer: Answer
+    reason: str
+    direction: str = "none"
+    trials: int = 0
+    checkpoints: int = 0
+    references: int = 0
+    reach: float = np.nan
+    base: float = np.nan
+    constant: float = np.nan
+    source: str = "unknown"
+    noise: float = np.nan
+    near: float = np.nan
+    best: float = np.nan
+    gain: float = np.nan
+    premise: Interval = UNKNOWN
+    half: Interval = UNKNOWN
+    first: Interval = UNKNOWN
+    first_share: float = np.nan
+    loss: Interval = UNKNOWN
+    line: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["log_drift", "value"]), repr=False)
+    brackets: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    tolerated: Interval = UNKNOWN
+    spread: float = np.nan
+    attained: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+
+    @property
+    def sign(self) -> float:
+        """-1 where sr(W + dW) falls."""
+        return -1.0 if self.direction == "falls" else 1.0
+
+    def ratio(self, dose: Interval) -> tuple[float, float, float]:
+        """sr(W + dW) / sr(W) at a dose with its interval, in order of size; 0 or infinity where it is open."""
+        mid, *ends = (float(np.exp(self.sign * u)) for u in (dose.estimate, dose.low, dose.high))
+        return mid, min(ends), max(ends)
+
+    @property
+    def stable_rank(self) -> tuple[float, float, float]:
+        """s*_0.5 and its interval: median sr(W) times the ratio."""
+        mid, low, high = (self.base * ratio for ratio in self.ratio(self.half))
+        return mid, low, high
+
+    @property
+    def identified(self) -> bool:
+        """Whether the place at which half of the gain is lost has an upper bound inside the data."""
+        return bool(np.isfinite(self.half.high))
+
+    def to_frame(self) -> pd.DataFrame:
+        """All numbers as one row; intervals as ``name``, ``name_low``, ``name_high``."""
+        row: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Interval):
+                row |= {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
+            elif not isinstance(value, pd.DataFrame):
+                row[name] = value
+        for name, dose in (("half_ratio", self.half), ("first_ratio", self.first), ("tolerated_ratio", self.tolerated)):
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), self.ratio(dose), strict=True))
+        names = ("stable_rank", "stable_rank_low", "stable_rank_high")
+        return pd.DataFrame([row | dict(zip(names, self.stable_rank, strict=True))])
+
+
+def thresholds(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000) -> list[Threshold]:
+    """One `Threshold` per model and task, from LoRA at every learning rate and evaluated checkpoint."""
+    bases = frames.spectra[frames.spectra["matrix"].eq("W")].drop_duplicates(["trial", "layer"])
+    known = frames.baselines.set_index(["model", "task"])
+    found = []
+    for (model, task), own in frames.trials[frames.trials["method"].eq("lora")].groupby(["model", "task"]):
+        points = frames.checkpoints[frames.checkpoints["trial"].isin(own["trial"])]
+        constant, source, noise = known.loc[(model, task)]
+        base = float(bases.loc[bases["trial"].isin(own["trial"]), "stable_rank"].median())
+        described: dict[str, Any] = {"model": str(model), "task": str(task), "source": source, "base": base}
+        found.append(threshold(points, constant, noise, described, rng=rng, resamples=resamples))
+    return found
+
+
+def threshold(
+    points: pd.DataFrame,
+    constant: float,
+    noise: float,
+    described: dict[str, Any],
+    *,
+    rng: np.random.Generator,
+    resamples: int = 1000,
+) -> Threshold:
+    """The answer of the `checkpoints` of one model and task; `described` holds its names (model, task)."""
+    data = evidence(points, constant, noise)
+    known: dict[str, Any] = described | {
+        "constant": constant,
+        "noise": noise,
+        "trials": data.trials,
+        "checkpoints": len(points),
+        "references": len(data.near.y),
+        "reach": data.reach,
+        "direction": "falls" if data.sign < 0 else "rises",
+    }
+    problem = _problem(data.trials, len(data.near.y), len(data.far_u), constant)
+    if problem:
+        return Threshold(answer="undecided", reason=problem, **known)
+    found = fits(data, np.vstack([np.ones(data.trials), draws(data.trials, resamples, rng)]))
+    gain = found.near - constant
+    first = float(np.clip(DEVIATIONS * noise / gain[0], TENTH, 1)) if gain[0] > 0 and np.isfinite(noise) else TENTH
+    values = {
+        "half": found.dose(HALF * gain),
+        "first": found.dose(first * gain),
+        "loss": np.minimum(found.fall, found.plateau - data.far_y.min()),
+    }
+    known |= {name: percentiles(v[0], v[1:], "trial", data.trials) for name, v in values.items()}
+    known |= {"near": found.near[0], "best": found.anywhere[0], "gain": gain[0], "first_share": first}
+    known["premise"] = _premise(data, constant)
+    pairs = brackets(data, constant, float(found.anywhere[0]), HALF)
+    known["tolerated"], known["spread"] = tolerated(pairs)
+    corners = [0.0, found.turn[0], found.floor[0], data.reach]
+    known["line"] = pd.DataFrame(
+        {
+            "log_drift": data.sign * np.array(corners),
+            "value": found.plateau[0] - found.fall[0] * np.array([0.0, 0.0, 1.0, 1.0]),
+        }
+    )
+    answer, reason = _judged(known)
+    return Threshold(answer=answer, reason=reason, brackets=pairs, attained=attained(data), **known)
+
+
+def _premise(data: Evidence, constant: float) -> Interval:
+    """(P0 - c0) / (V - c0), both as means over configurations, each configuration left out once."""
+    sides = {"near": data.near, "best": data.anywhere}
+    both = pd.DataFrame({name: side.by_configuration(data.trials) for name, side in sides.items()}).dropna()
+
+    def share(kept: list[Hashable]) -> float:
+        near, best = (both.loc[kept] - constant).mean()[["near", "best"]]
+        return float(near / best) if best > 0 else np.nan
+
+    return jackknife(list(both.index), share, "configuration")
+
+
+def _problem(trials: int, near: int, far: int, constant: float) -> str:
+    """Why nothing can be estimated, if so."""
+    if trials < FEWEST:
+        return f"{trials} trials; {FEWEST} are needed"
+    if not near:
+        return "no checkpoint is near sr(W), so there is nothing to compare with"
+    if not far:
+        return "no checkpoint drifted by more than a tenth"
+    if not np.isfinite(constant):
+        return "the metric of a constant answer is not known, so neither is the gain that can be lost"
+    return ""
+
+
+def _judged(known: dict[str, Any]) -> tuple[Answer, str]:
+    """The rules for one model and task, in the order in which they are asked."""
+    premise, half, first, loss = (known[name] for name in ("premise", "half", "first", "loss"))
+    gain, noise = known["gain"], known["noise"]
+    if known["best"] - known["constant"] <= DEVIATIONS * noise:
+        return "undecided", "nothing was learnt"
+    if premise.high < PREMISE:
+        return "contradicted", "the premise fails: models near sr(W) do not reach the best values"
+    if gain <= DEVIATIONS * noise:
+        return "undecided", "the gain near sr(W) is within the noise of an evaluation"
+    if known["reach"] > PLATEAU and loss.high < NEGLIGIBLE * gain:
+        return "contradicted", "a loss of a tenth of the gain is excluded"
+    if not np.isfinite(half.high):
+        return "undecided", "half the gain is not shown to be lost inside the data"
+    if not premise.estimate >= PREMISE:
+        return "undecided", "models near sr(W) are not shown to reach the best values"
+    if HALF * gain < DEVIATIONS * noise:
+        return "undecided", "half the gain is within the noise of an evaluation"
+    if not first.low > PLATEAU:
+        return "undecided", "a decline from the start is not excluded"
+    return "supported", "half the gain is lost past a drift"

@@ -1,0 +1,106 @@
+"""What the estimates say about H3."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rankscope.analysis.continued import Continued
+from rankscope.analysis.dynamics import Dynamics
+from rankscope.analysis.inference import Interval
+from rankscope.analysis.verdicts.verdict import (
+    ERROR_RATE,
+    Verdict,
+    answer,
+    counted,
+    entries,
+    interval_of,
+    named,
+    overall,
+    records,
+    where,
+)
+
+
+def dynamics_verdict(found: Dynamics, longer: Continued) -> Verdict:
+    """Per task, supported: drift rises with the step, and the metric falls with drift beyond the knot (Holm).
+
+    Contradicted: drift falls with the step, or the metric rises with drift beyond the knot. Over tasks as in H2.
+    """
+    tasks = found.tasks
+    numbers: dict[str, Any] = {"tasks": records(tasks), "left_out": found.left_out, "continued_pairs": len(longer.pairs)}
+    for name in ("drift", "best", "last"):
+        numbers |= entries(f"continued_{name}", getattr(longer, name))
+    missing = f"Left out, because nothing was learnt: {named(found.left_out)}." if found.left_out else ""
+    if tasks.empty:
+        return answer("H3", "undecided", ["No task has a LoRA configuration that learnt anything."], numbers, missing)
+    words = [_word(row) for row in records(tasks)]
+    for row, word in zip(numbers["tasks"], words, strict=True):
+        row["answer"] = word
+    several = tasks["model"].nunique() > 1
+    sentences = [_headline(tasks, several), *(_sentence(row, several) for row in records(tasks))]
+    once = tasks["growing_cluster"].ne("seed")
+    silent = named(where(row, several) for row in records(tasks[once]))
+    return answer(
+        "H3",
+        overall(words),
+        [*sentences, _longer(longer)],
+        numbers,
+        missing,
+        f"One seed on {silent}: the interval of the correlation resamples its trials." if silent else "",
+        "A slope compares checkpoints of one trial; the training step moves along with the drift.",
+    )
+
+
+def _word(row: dict[str, Any]) -> str:
+    growing = row["growing_low"] > 0
+    falling, rising = (
+        row["metric_after_p_holm"] <= ERROR_RATE and sign * row["metric_after"] > 0 for sign in (-1, 1)
+    )
+    if row["growing_high"] < 0 or rising:
+        return "contradicted"
+    return "supported" if growing and falling else "undecided"
+
+
+def _headline(tasks: pd.DataFrame, several: bool) -> str:
+    rows = records(tasks)
+    grows = [row for row in rows if row["growing_low"] > 0]
+    falls = [row for row in rows if row["metric_after_p_holm"] <= ERROR_RATE and row["metric_after"] < 0]
+    rises = [row for row in rows if row["metric_after_p_holm"] <= ERROR_RATE and row["metric_after"] > 0]
+    other = [row for row in rows if row not in falls and row not in rises]
+    share = f"{100 * tasks['knot'].iloc[0]:.0f} % of sr(W)"
+    parts = [f"inside trials the drift grows with training on {len(grows)} of {counted(len(rows), 'task')}"]
+    if falls:
+        parts.append(f"past {share} the metric falls with it on {named(where(row, several) for row in falls)}")
+    if rises:
+        parts.append(f"past {share} the metric rises with it on {named(where(row, several) for row in rises)}")
+    if other:
+        parts.append(f"that the metric falls with it past {share} is not shown on {named(where(row, several) for row in other)}")
+    text = "; ".join(parts)
+    return text[0].upper() + text[1:] + "."
+
+
+def _sentence(row: dict[str, Any], several: bool) -> str:
+    grown = Interval(row["growing"], row["growing_low"], row["growing_high"], row["growing_cluster"], row["growing_clusters"])
+    text = f"{where(row, several)}: drift and step have a rank correlation of {grown}"
+    if not np.isfinite(row["metric_after"]):
+        return f"{text}; too few trials have checkpoints past the knot for a slope."
+    after, loss, before = (interval_of(row, name) for name in ("metric_after", "loss_after", "metric_before"))
+    return (
+        f"{text}; per e-fold of sr(W + ΔW) the metric changes by {after:+.3f} past the knot and by {before:+.3f} "
+        f"before it, the evaluation loss by {loss:+.3f} past it ({counted(row['trials'], 'trial')})."
+    )
+
+
+def _longer(found: Continued) -> str:
+    pairs = found.pairs
+    if pairs.empty:
+        return ""
+    times = " or ".join(f"{budget:g}" for budget in sorted(pairs["budget"].unique()))
+    return (
+        f"Trained {times} times as long, {counted(len(pairs), 'trial')} ended with a drift whose size changed by "
+        f"{found.drift:+.2f} in log sr, a last metric that changed by {found.last:+.3f}, and a best one by "
+        f"{found.best:+.3f}."
+    )

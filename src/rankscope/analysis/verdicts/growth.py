@@ -1,0 +1,83 @@
+"""What the estimates say about H1."""
+
+from __future__ import annotations
+
+from rankscope.analysis.growth import EVERY, PUBLISHED, SLOW, Growth
+from rankscope.analysis.verdicts.verdict import (
+    ERROR_RATE,
+    Verdict,
+    about_seeds,
+    answer,
+    counted,
+    entries,
+    named,
+    records,
+)
+
+
+def growth_verdict(found: Growth) -> Verdict:
+    """Supported: b lies below one half with its whole interval, and in no group above it (Holm-adjusted).
+
+    Contradicted: b lies above.
+    """
+    b, main = found.exponent, found.primary
+    numbers = entries("ratio", found.ratio) | entries("b", b)
+    numbers |= {"published_low": PUBLISHED[0], "published_high": PUBLISHED[1]}
+    numbers |= {"groups": records(found.groups), "left_out": found.left_out}
+    if main.empty:
+        reason = "No task has a configuration that learnt at two ranks of 2 or more that all of its seeds share."
+        return answer("H1", "undecided", [reason], numbers, _left_out(found))
+    steep = int((found.groups["b"].gt(SLOW) & found.groups["p_holm"].le(ERROR_RATE)).sum())
+    word, why = "undecided", ""
+    if not b.known:
+        why = "With one layer and one seed there is no interval."
+    elif b.high < SLOW and not steep:
+        word = "supported"
+    elif b.low > SLOW:
+        word = "contradicted"
+    elif steep:
+        why = f"In {steep} of {counted(len(found.groups), 'group')} b lies above {SLOW}: there is no common answer."
+    else:
+        why = f"The interval of b holds values on both sides of {SLOW}."
+    return answer("H1", word, [_headline(found), *_more(found), why], numbers, about_seeds(b), _left_out(found))
+
+
+def _headline(found: Growth) -> str:
+    main = found.primary
+    ranks = main["ranks"].iloc[0].split(", ")
+    grown = float(ranks[-1]) / float(ranks[0])
+    place = f"{named(main['task'])}, scale {main['scaling'].iloc[0]}, ranks {main['ranks'].iloc[0]}"
+    return (
+        f"From r = {ranks[0]} to r = {ranks[-1]}, {grown:.3g} times the rank, the stable rank of the update changes by a "
+        f"factor of {found.ratio}, which is an exponent of b = {found.exponent} ({place}, "
+        f"{counted(found.ratio.clusters, found.ratio.cluster)})."
+    )
+
+
+def _more(found: Growth) -> list[str]:
+    main = found.primary
+    sentences = [
+        f"Eight in ten of its updates have a stable rank between {main['p10'].min():.2f} and {main['p90'].max():.2f}; "
+        f"at the largest rank they use {100 * main['utilisation_at_highest'].median():.1f} % of the nominal rank."
+    ]
+    low, high = PUBLISHED
+    b = found.exponent
+    if b.known:
+        place = "inside" if b.low >= low and b.high <= high else "across"
+        place = "below" if b.high < low else "above" if b.low > high else place
+        sentences.append(f"That is {place} the range published for three language models, {low:.2f} to {high:.2f}.")
+    others = found.groups[~found.groups["primary"] & found.groups["kind"].eq(EVERY)]
+    told = [
+        f"{row['task']}, {row['scaling']}, ranks {row['ranks']}: b = {row['b']:.2f} [{row['b_low']:.2f}, {row['b_high']:.2f}]"
+        for row in records(others)[:6]
+    ]
+    if told:
+        text = "; ".join(told).replace("-", "−")
+        sentences.append(f"Designs with other seeds or ranks are not pooled with it: {text}.")
+    return sentences
+
+
+def _left_out(found: Growth) -> str:
+    if not found.left_out:
+        return ""
+    return f"Left out, because nothing was learnt or no two ranks are common to all seeds: {'; '.join(found.left_out)}."

@@ -1,0 +1,66 @@
+"""What the estimates say about H5."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rankscope.analysis.rates import Rates
+from rankscope.analysis.verdicts.verdict import Verdict, answer, interval_of, records
+
+SAME = 0.25  # an exponent this small moves the best rate by less than sqrt(2) where the rank grows fourfold
+MOST_NAMED = 3
+PUBLISHED = (
+    "Published: LoRA's best rate is about 10 times that of full fine-tuning, 15 times in short runs (LoRA Without "
+    "Regret, 2025), 3 times by a reproducer; rank-invariant or about 1/r by the scaling rule (arXiv 2602.06204)."
+)
+
+
+def rates_verdict(found: Rates) -> Verdict:
+    """Supported: the interval of every group's exponent lies inside ±0.25. Contradicted: one lies outside."""
+    rows = records(found.groups)
+    numbers: dict[str, Any] = {"groups": rows, "configurations": records(found.configurations)}
+    if not rows:
+        return answer("H5", "undecided", ["No LoRA configuration learnt anything."], numbers)
+    known = [row for row in rows if np.isfinite(row["exponent_low"])]
+    word = "undecided"
+    if any(row["exponent_low"] > SAME or row["exponent_high"] < -SAME for row in known):
+        word = "contradicted"
+    elif known and all(-SAME < row["exponent_low"] and row["exponent_high"] < SAME for row in known):
+        word = "supported"
+    edges = found.configurations[found.configurations["edge"].ne("")]
+    named = ", ".join(
+        f"{row['task']} {row['method']}" + (f" r = {row['rank']:.0f}" if row["method"] == "lora" else "")
+        for row in records(edges)[:8]
+    )
+    edge = f"At the edge of the grid, so left out: {named}{' and more' if len(edges) > 8 else ''}." if named else ""
+    return answer("H5", word, [_headline(rows, known), *map(_sentence, rows)], numbers, edge, PUBLISHED)
+
+
+def _headline(rows: list[dict[str, Any]], known: list[dict[str, Any]]) -> str:
+    told = [
+        f"r^{interval_of(row, 'exponent')} on {_place(row)}" for row in (known or rows)[:MOST_NAMED]
+        if np.isfinite(row["exponent"])
+    ]  # fmt: skip
+    if not told:
+        return "No group has two ranks whose best rate lies inside the grid."
+    more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
+    silent = "" if known else "; with one seed there is no interval"
+    return f"LoRA's best learning rate goes with the rank as {', '.join(told)}{more}{silent}."
+
+
+def _place(row: dict[str, Any]) -> str:
+    return f"{row['task']}, {row['scaling']} (r = {row['ranks']})"
+
+
+def _sentence(row: dict[str, Any]) -> str:
+    if not row["ranks"]:
+        return f"{row['task']}, {row['scaling']}: every best rate lies at the edge of the grid or has no neighbours."
+    exponent = interval_of(row, "exponent", clusters=row["exponent_seeds"])
+    text = f"{_place(row)}: exponent {exponent}" if np.isfinite(exponent.estimate) else f"{_place(row)}: one rank"
+    if np.isfinite(row["to_full"]):
+        times = interval_of(row, "to_full", clusters=row["to_full_seeds"])
+        return f"{text}, {times:.1f} times the best rate of full fine-tuning."
+    why = row["full_edge"] or "no common seed"
+    return f"{text}; not set beside full fine-tuning ({why})."

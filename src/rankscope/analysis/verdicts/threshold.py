@@ -1,0 +1,108 @@
+"""What the estimates say about H2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rankscope.analysis.inference import Interval
+from rankscope.analysis.threshold.threshold import HALF, Threshold
+from rankscope.analysis.verdicts.verdict import Verdict, answer, named, overall, records
+
+MOST_NAMED = 3
+PREMISE_FAILS = "the premise fails"
+MARKER = "drift marks the loss here and is not shown to cause it"
+
+
+def threshold_verdict(found: Sequence[Threshold]) -> Verdict:
+    """Supported: in at least half of the pairs of model and task, and contradicted in none; and the reverse."""
+    numbers: dict[str, Any] = {"thresholds": [_numbers(t) for t in found]}
+    if not found:
+        return answer("H2", "undecided", ["There is no LoRA trial to look at."], numbers)
+    several = len({t.model for t in found}) > 1
+    sentences = [_headline(found, several), *(_sentence(t, several) for t in found)]
+    guessed = [t for t in found if t.source == "repeated value"]
+    return answer(
+        "H2",
+        overall(t.answer for t in found),
+        sentences,
+        numbers,
+        "Drift, learning rate and training time move together: a threshold says where performance is lost, not why.",
+        "Intervals resample trials, at all rates and seeds of a task together. Rules: docs/analysis.md.",
+        f"The metric of a constant answer was not recorded for {named(_name(t, several) for t in guessed)}; it is "
+        "taken from the value at which many evaluations stand exactly."
+        if guessed
+        else "",
+    )
+
+
+def _headline(found: Sequence[Threshold], several: bool) -> str:
+    held = [t for t in found if t.answer == "supported"]
+    against = [t for t in found if t.answer == "contradicted"]
+    failed = [t for t in against if t.reason.startswith(PREMISE_FAILS)]
+    excluded = [t for t in against if t not in failed]
+    open_ = [t for t in found if t.answer == "undecided"]
+    parts = []
+    if held and len(held) <= MOST_NAMED:
+        places = named(f"{_share(t, t.half)} of sr(W) on {_name(t, several)}" for t in held)
+        way = "below" if held[0].direction == "falls" else "above"
+        parts.append(f"half of LoRA's gain over a constant answer is lost {way} {places}")
+    elif held:
+        parts.append(f"half of LoRA's gain over a constant answer is lost past a drift on {len(held)} of {len(found)} tasks")
+    if excluded:
+        parts.append(f"a loss of a tenth of the gain is excluded on {_listed(excluded, several)}")
+    if failed:
+        parts.append(f"on {_listed(failed, several)} models near sr(W) do not reach the best values, so there is no such drift")
+    if open_:
+        parts.append(f"no place is shown on {_listed(open_, several)}")
+    text = "; ".join([*parts, MARKER] if held else parts)
+    return text[0].upper() + text[1:] + "."
+
+
+def _listed(found: Sequence[Threshold], several: bool) -> str:
+    return named(_name(t, several) for t in found) if len(found) <= MOST_NAMED else f"{len(found)} tasks"
+
+
+def _name(t: Threshold, several: bool) -> str:
+    return f"{t.task} ({t.model})" if several else t.task
+
+
+def _sentence(t: Threshold, several: bool) -> str:
+    """The answer of one model and task with its numbers; the loss always."""
+    name = _name(t, several)
+    if not t.loss.known:
+        return f"{name}: {t.answer}, {t.reason}."
+    parts = [f"{name}: {t.answer}, {t.reason}; the metric loses {t.loss:.3f} of a gain of {t.gain:.3f} near sr(W)"]
+    if t.answer != "contradicted":
+        parts.append(f"half of the gain at {_share(t, t.half)} of sr(W)")
+    if t.answer == "supported":
+        parts.append(f"s* = {_plain(t.stable_rank, '.1f')}")
+        parts.append(f"{100 * t.first_share:.0f} % of it at {_share(t, t.first)}")
+    parts.append(f"models near sr(W) reach {_plain(_percent(t.premise), '.0f')} % of the best gain")
+    return ", ".join(parts) + "."
+
+
+def _percent(found: Interval) -> tuple[float, float, float]:
+    return 100 * found.estimate, 100 * found.low, 100 * found.high
+
+
+def _share(t: Threshold, dose: Interval) -> str:
+    """A dose in per cent of sr(W)."""
+    if not np.isfinite(dose.estimate):
+        return "no visited share"
+    mid, low, high = (100 * ratio for ratio in t.ratio(dose))
+    ends = f"at most {high:.0f}" if low == 0 else f"{low:.0f}, {high:.0f}"
+    return f"{mid:.0f} % [{ends}]"
+
+
+def _plain(values: tuple[float, float, float], form: str) -> str:
+    mid, low, high = (format(value, form).replace("-", "−") for value in values)
+    return f"{mid} [{low}, {high}]"
+
+
+def _numbers(t: Threshold) -> dict[str, Any]:
+    row = records(t.to_frame())[0]
+    row |= {"identified": t.identified, "half_share": HALF}
+    return row | {"attained": records(t.attained), "brackets": records(t.brackets), "line": records(t.line)}
