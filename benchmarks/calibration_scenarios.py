@@ -27,7 +27,9 @@ SHAPES: dict[str, tuple[float, float] | None] = {
 LEARNT = 0.03  # the size ||dW|| / ||W|| at which half of the gain is made
 
 
-def simulated(rng: np.random.Generator, resamples: int, *, truth: RESULT | None = None, **shape: Any) -> RESULT:
+def simulated(
+    rng: np.random.Generator, resamples: int, *, truth: RESULT | None = None, **shape: Any
+) -> RESULT:
     """H2 and H1 of a study of tests/simulate.py with a random exponent, threshold, decline and noise."""
     noise = float(np.exp(rng.uniform(np.log(0.005), np.log(0.03))))
     drawn = {
@@ -41,7 +43,11 @@ def simulated(rng: np.random.Generator, resamples: int, *, truth: RESULT | None 
         "decline": float(rng.uniform(0.3, 0.6)),
     } | (truth or {})
     known = Truth(**drawn)
-    size: RESULT = {"seeds": int(rng.choice([2, 3])), "evaluations": int(rng.choice([6, 8])), "full": False} | shape
+    size: RESULT = {
+        "seeds": int(rng.choice([2, 3])),
+        "evaluations": int(rng.choice([6, 8])),
+        "full": False,
+    } | shape
     frames = Frames(**study(known, seed=int(rng.integers(2**31)), **size))
     found = thresholds(frames, rng=rng, resamples=resamples)[0]
     grown = growth(frames, rng=rng, resamples=resamples).exponent
@@ -69,17 +75,25 @@ def _threshold(found: Any, half: float, loss: float) -> RESULT:
 
 @cache
 def _kept() -> dict[str, pd.DataFrame]:
-    return {name: pd.read_parquet(DATA / f"{name}.parquet") for name in ("trials", "metrics", "spectra", "drifts")}
+    return {
+        name: pd.read_parquet(DATA / f"{name}.parquet") for name in ("trials", "metrics", "spectra", "drifts")
+    }
 
 
-def real(rng: np.random.Generator, resamples: int, *, task: str, shape: str, outliers: bool = False) -> RESULT:
+def real(
+    rng: np.random.Generator, resamples: int, *, task: str, shape: str, outliers: bool = False
+) -> RESULT:
     """H2 at the trajectories of docs/results/minilm-glue: real drifts and sizes, a simulated metric."""
     constant, gain, noise = REAL[task]
     kept = _kept()
     trials = kept["trials"]
     trials = trials[trials["task"].eq(task) & trials["method"].eq("lora") & trials["budget"].fillna(1).eq(1)]
     drifts = kept["drifts"].rename(columns={"drift": "log_drift"})
-    points = kept["metrics"].merge(trials[["trial", "learning_rate"]], on="trial").merge(drifts, on=["trial", "step"])
+    points = (
+        kept["metrics"]
+        .merge(trials[["trial", "learning_rate"]], on="trial")
+        .merge(drifts, on=["trial", "step"])
+    )
     codes, names = pd.factorize(points["trial"])
     u = np.maximum(0.0, -points["log_drift"].to_numpy())
     ends = SHAPES[shape]

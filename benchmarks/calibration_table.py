@@ -32,7 +32,11 @@ def _thresholds(lines: pd.DataFrame, order: list[str]) -> str:
     rows = []
     for name in order:
         part = lines[lines["scenario"].eq(name) & lines.get("half", pd.Series(index=lines.index)).notna()]
-        part = part[[isinstance(value, list) and value[0] is not None for value in part["half"]]] if len(part) else part
+        part = (
+            part[[isinstance(value, list) and value[0] is not None for value in part["half"]]]
+            if len(part)
+            else part
+        )
         if part.empty:
             continue
         exists = np.isfinite(part["true_half"].astype(float)).all()

@@ -171,7 +171,9 @@ def _spectra(truth, rng, trials, curves, layers, size):
     start = (
         labels[["trial"]].merge(base, how="cross").assign(step=0, matrix="W", stable_rank=lambda f: f["base"])
     )
-    rows = curves[["trial", "step", "drift", "norm", "rho"]].merge(base, how="cross").merge(labels, on="trial")
+    rows = (
+        curves[["trial", "step", "drift", "norm", "rho"]].merge(base, how="cross").merge(labels, on="trial")
+    )
     rank = rows["rank"].fillna(size).to_numpy(dtype=float)
     b = truth.b + rows["seed"].map(slope).to_numpy() + rows["layer"].map(bend).to_numpy()
     update = truth.c * rank**b * np.exp(rng.normal(0, 0.05, len(rows)))

@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
         help="set damaged trials aside, record whole ones again, rebuild comparison, log and caches",
     )
 
-    analyze = command("analyze", _analyze, "the conclusions: H1 to H4, each with its numbers and intervals")
+    analyze = command("analyze", _analyze, "the conclusions: H1 to H5, each with its numbers and intervals")
     analyze.add_argument("store", metavar="DIR", help="a store, or the folder data beside a report")
     analyze.add_argument("--json", action="store_true", help="one JSON object")
 

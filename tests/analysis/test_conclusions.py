@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rankscope.analysis import conclude
+from rankscope.analysis import Frames, conclude
 from rankscope.analysis.drift import condensed, drift
 from simulate import Truth, study
 
@@ -66,8 +66,8 @@ ODD = odd_studies()
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_studies_get_an_answer(name):
-    found = conclude(**ODD[name], resamples=60)
-    assert [v.hypothesis for v in found.verdicts] == ["H1", "H2", "H3", "H4"]
+    found = conclude(Frames(**ODD[name]), resamples=60)
+    assert [v.hypothesis for v in found.verdicts] == ["H1", "H2", "H3", "H4", "H5"]
     for verdict in found.verdicts:
         assert verdict.verdict in {"supported", "contradicted", "undecided"}
         assert verdict.sentences
@@ -87,28 +87,30 @@ def test_odd_studies_get_an_answer(name):
         ("no metrics", {"H2", "H3"}),
         ("no comparison", {"H4"}),
         ("one layer", {"H1", "H4"}),
+        ("constant metric", {"H1", "H2", "H3", "H4", "H5"}),
     ],
 )
 def test_what_cannot_be_known_is_undecided(name, undecided):
-    found = conclude(**ODD[name], resamples=60)
+    found = conclude(Frames(**ODD[name]), resamples=60)
     assert undecided <= {v.hypothesis for v in found.verdicts if v.verdict == "undecided"}
 
 
 def verdicts(truth: Truth, **options):
-    found = conclude(**study(truth, **options), resamples=200)
+    found = conclude(Frames(**study(truth, **options)), resamples=200)
     return {v.hypothesis: v for v in found.verdicts}
 
 
 def test_the_hypotheses_are_supported_where_they_hold():
-    found = verdicts(Truth(noise=0.005, threshold=0.6), evaluations=8, ranks=(1, 4, 16, 64))
-    assert {name: v.verdict for name, v in found.items()} == dict.fromkeys(
+    truth = Truth(noise=0.004, threshold=0.8, decline=0.4, cosine=0.1)
+    found = verdicts(truth, evaluations=20, ranks=(1, 4, 16, 64))
+    assert {name: v.verdict for name, v in found.items() if name != "H5"} == dict.fromkeys(
         ("H1", "H2", "H3", "H4"), "supported"
     )
     assert found["H1"].numbers["b"] == pytest.approx(0.25, abs=0.05)
 
 
 def test_the_hypotheses_are_contradicted_where_they_are_false():
-    truth = Truth(b=0.95, threshold=None, warmup=0.3, noise=0.003, cosine=2.0)
+    truth = Truth(b=0.95, threshold=None, noise=0.003, cosine=0.5)
     found = verdicts(truth, evaluations=8)
     assert found["H1"].verdict == "contradicted"
     assert found["H2"].verdict == "contradicted"
@@ -122,7 +124,7 @@ def test_low_ranks_do_not_speak_for_high_ones():
 
 def test_the_answer_depends_on_the_seed_only():
     frames = study(seeds=1)
-    one, same, other = (conclude(**frames, seed=s, resamples=80).to_dict() for s in (0, 0, 1))
+    one, same, other = (conclude(Frames(**frames), seed=s, resamples=80).to_dict() for s in (0, 0, 1))
     assert json.dumps(one) == json.dumps(same)
     assert json.dumps(one) != json.dumps(other)
 
@@ -138,23 +140,39 @@ def test_condensed_spectra_say_the_same(name):
     }
     drifts = pd.concat([drift(part) for part in parts], ignore_index=True) if parts else None
     assert len(shorter["spectra"]) < len(spectra) or name != "whole"
-    whole, short = conclude(**frames, resamples=40), conclude(**shorter, drifts=drifts, resamples=40)
+    whole, short = (
+        conclude(Frames(**tables), resamples=40)
+        for tables in (frames, shorter | ({} if drifts is None else {"drifts": drifts}))
+    )
     assert json.dumps(short.to_dict()) == json.dumps(whole.to_dict())
 
 
 def test_few_seeds_edges_and_rules_are_said():
-    found = conclude(**study(seeds=1, rates=(1e-3,)), resamples=60)
+    found = conclude(Frames(**study(seeds=1, rates=(1e-3,))), resamples=60)
     said = " ".join(found.caveats)
     assert "one seed" in said
     assert "only one tried" in said
     assert "alpha/r shrinks" in said
-    several = conclude(**study(scalings=("alpha/r", "alpha/sqrt(r)")), resamples=60)
+    several = conclude(Frames(**study(scalings=("alpha/r", "alpha/sqrt(r)"))), resamples=60)
     assert "alpha/r shrinks" not in " ".join(several.caveats)
     assert any("alpha/sqrt(r)" in s for v in several.verdicts for s in v.sentences)
 
 
-def test_drifts_of_an_older_version_are_refused():
+def test_drifts_of_an_older_version_are_read():
+    """Their column ``drift`` is the logarithm; ``rho`` is missing."""
     frames = study(seeds=1)
-    older = drift(frames["spectra"]).drop(columns="size")
-    with pytest.raises(ValueError, match="drifts needs the column size"):
-        conclude(**frames, drifts=older)
+    older = drift(frames["spectra"]).rename(columns={"log_drift": "drift"}).drop(columns="rho")
+    new, old = (conclude(Frames(**frames, **more), resamples=40) for more in ({}, {"drifts": older}))
+    assert json.dumps(old.to_dict()) == json.dumps(new.to_dict())
+
+
+def test_conclusions_as_frames():
+    found = conclude(Frames(**study(seeds=2)), resamples=40)
+    assert found.to_frame()["hypothesis"].tolist() == ["H1", "H2", "H3", "H4", "H5"]
+    row = found.threshold.to_frame().iloc[0]
+    assert row["half"] == found.threshold.half.estimate
+    assert row["stable_rank"] == pytest.approx(row["base"] * np.exp(-row["half"]))
+    several = conclude(Frames(**study(tasks=("one", "two"), seeds=1)), resamples=40)
+    assert len(several.thresholds_frame()) == 2
+    with pytest.raises(ValueError, match="found small/one, small/two"):
+        _ = several.threshold

@@ -36,7 +36,7 @@ def longer() -> dict[str, pd.DataFrame]:
 
 
 def test_the_change_is_found_and_said() -> None:
-    found = conclude(**longer(), resamples=60)
+    found = conclude(Frames(**longer()), resamples=60)
     assert len(found.continued.pairs) == 3
     assert found.continued.drift.estimate == pytest.approx(np.log(1.5))
     assert found.continued.last.estimate == pytest.approx(-0.1)
@@ -47,7 +47,7 @@ def test_the_change_is_found_and_said() -> None:
 
 def test_longer_trials_choose_nothing() -> None:
     """Their best is 9 too high: any choice among rates or any threshold would show it."""
-    with_arm, without = conclude(**longer(), resamples=60), conclude(**study(), resamples=60)
+    with_arm, without = conclude(Frames(**longer()), resamples=60), conclude(Frames(**study()), resamples=60)
     pd.testing.assert_frame_equal(with_arm.learning_rates, without.learning_rates)
     said, expected = (found.to_dict()["verdicts"] for found in (with_arm, without))
     for one, other in zip(said, expected, strict=True):
@@ -57,17 +57,19 @@ def test_longer_trials_choose_nothing() -> None:
 
 def test_the_report_has_a_table_and_a_figure_of_pairs() -> None:
     frames = longer()
-    drawn = {f.name: f for f in figures(Frames(**frames), conclude(**frames, resamples=60))}
+    drawn = {f.name: f for f in figures(Frames(**frames), conclude(Frames(**frames), resamples=60))}
     rows = pd.DataFrame(drawn["continued"].spec["datasets"]["rows"])
     assert rows.groupby(["panel", "budget"]).size().nunique() == 1
     assert set(rows["budget"]) == {"1 ×", "2 ×"}
     assert rows["line"].nunique() == 2
-    made = {t.name: t for t in tables(Frames(**frames), conclude(**frames, resamples=60))}
+    made = {t.name: t for t in tables(Frames(**frames), conclude(Frames(**frames), resamples=60))}
     rows = made["continued"].rows
     assert rows["seeds"].tolist() == [3]
     once, twice = 1 + rows["drift_once"] / 100, 1 + rows["drift"] / 100  # printed in percent of sr(W)
     assert twice.to_numpy() == pytest.approx(once.to_numpy() / 1.5)
-    assert "continued" not in {t.name for t in tables(Frames(**study()), conclude(**study(), resamples=60))}
+    assert "continued" not in {
+        t.name for t in tables(Frames(**study()), conclude(Frames(**study()), resamples=60))
+    }
 
 
 def test_a_report_keeps_longer_trials_too(tmp_path: Path) -> None:

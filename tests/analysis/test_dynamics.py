@@ -1,4 +1,4 @@
-"""H3: correlations inside trials, and the trap of starting at the best evaluation."""
+"""H3: fixed effects inside trials, and correlations of drift with time."""
 
 from __future__ import annotations
 
@@ -7,55 +7,71 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from rankscope.analysis.drift import drift
-from rankscope.analysis.dynamics import dynamics, rank_correlation
+from rankscope.analysis.dynamics import KNOT, dynamics, rank_correlation, slopes
+from rankscope.analysis.frames import Frames
 from simulate import Truth, study
 
 
-def test_rank_correlation_is_spearman():
-    rng = np.random.default_rng(0)
-    rows = pd.DataFrame({"trial": np.repeat(list("abc"), 9), "x": rng.normal(size=27)})
-    rows["y"] = np.round(rows["x"] + rng.normal(size=27))  # with ties
-    found = rank_correlation(rows, "x", "y")
-    for name, part in rows.groupby("trial"):
-        assert found[name] == pytest.approx(stats.spearmanr(part["x"], part["y"]).statistic)
+def table(rng, before=0.2, after=-0.1, trials=20):
+    rows = []
+    for i in range(trials):
+        u = np.sort(rng.uniform(0.15, 2.0, 6))
+        y = rng.normal(0, 1) + before * np.minimum(u, KNOT) + after * np.maximum(0, u - KNOT)
+        y = y + rng.normal(0, 0.01, 6)
+        rows.append(
+            pd.DataFrame(
+                {"trial": f"t{i}", "step": range(6), "log_drift": -u, "metric_value": y, "eval_loss": -y}
+            )
+        )
+    return pd.concat(rows, ignore_index=True)
 
 
-def test_constant_and_short_trials_have_none():
-    rows = pd.DataFrame({"trial": list("aaabb"), "x": [1, 2, 3, 1, 2], "y": [5.0, 5, 5, 1, 2]})
-    assert rank_correlation(rows, "x", "y").isna().all()
-
-
-def test_drift_is_the_median_logarithm_over_layers():
-    frames = study(seeds=1)
-    moved = drift(frames["spectra"])
-    row = moved[moved["trial"].eq("t00004") & moved["step"].eq(120)].iloc[0]
-    own = frames["spectra"][frames["spectra"]["trial"].eq("t00004")].set_index("layer")
-    base = own[own["matrix"].eq("W")]["stable_rank"]
-    after = own[own["matrix"].eq("W+dW") & own["step"].eq(120)]["stable_rank"]
-    assert row["drift"] == pytest.approx(np.log(after / base).median())
-    assert row["low"] <= row["drift"] <= row["high"]
-
-
-def test_growing_drift_and_falling_validation_are_seen():
-    frames = study(Truth(noise=0.005, threshold=0.3), evaluations=12, rates=(1e-3, 1e-2))
-    found = dynamics(
-        frames["trials"], frames["metrics"], drift(frames["spectra"]), rng=np.random.default_rng(0)
+def test_slopes_are_those_inside_trials_though_levels_differ():
+    rows = table(np.random.default_rng(0))
+    found = slopes(rows)
+    assert found["metric_before"] == pytest.approx(0.2, abs=0.02)
+    assert found["metric_after"] == pytest.approx(-0.1, abs=0.02)
+    assert found["loss_after"] == pytest.approx(-found["metric_after"])
+    assert found["metric_after_low"] < -0.1 < found["metric_after_high"]
+    assert found["knot"] == pytest.approx(0.5)
+    # The oracle: one column per trial, ordinary least squares.
+    u = -rows["log_drift"].to_numpy()
+    X = np.column_stack(
+        [np.minimum(u, KNOT), np.maximum(0, u - KNOT), pd.get_dummies(rows["trial"]).to_numpy(float)]
     )
-    assert found.growing.low > 0.8
-    assert found.falling.high < -0.5
-    assert found.growing.high <= 1
-    assert found.growing.cluster == "seed"
+    oracle = np.linalg.lstsq(X, rows["metric_value"].to_numpy(), rcond=None)[0]
+    assert [found["metric_before"], found["metric_after"]] == pytest.approx(oracle[:2])
 
 
-def test_noise_alone_does_not_make_validation_fall():
-    """From the best evaluation on, noise falls by construction; after it, it does not."""
-    frames = study(Truth(threshold=None), evaluations=12, seeds=6)
-    found = dynamics(
-        frames["trials"], frames["metrics"], drift(frames["spectra"]), rng=np.random.default_rng(0)
-    )
-    assert found.falling.low < 0 < found.falling.high
-    best = frames["trials"].set_index("trial")["best_step"]
-    metrics = frames["metrics"]
-    biased = metrics[metrics["step"] >= metrics["trial"].map(best)]
-    assert rank_correlation(biased, "step", "metric_value").mean() < -0.2
+def test_slopes_cover():
+    hits = 0
+    for seed in range(100):
+        found = slopes(table(np.random.default_rng(seed), trials=10))
+        hits += found["metric_after_low"] <= -0.1 <= found["metric_after_high"]
+    assert 88 <= hits <= 100
+
+
+def test_nothing_is_said_without_checkpoints_on_both_sides():
+    rows = table(np.random.default_rng(0))
+    assert np.isnan(slopes(rows[rows["log_drift"].gt(-KNOT)])["metric_after"])
+    assert np.isnan(slopes(rows[rows["trial"].isin(["t0", "t1"])])["metric_after"])
+
+
+def test_correlation_with_time_and_tasks_that_learnt():
+    frames = study(Truth(threshold=0.6, noise=0.005), tasks=("one", "two"), evaluations=8)
+    trials = frames["trials"]
+    idle = trials["task"].eq("two")
+    frames |= {"trials": trials.assign(best=trials["best"].where(~idle, 0.5))}
+    found = dynamics(Frames(**frames), rng=np.random.default_rng(0), resamples=99)
+    assert found.tasks["task"].tolist() == ["one"]
+    assert found.left_out == ["two"]
+    assert found.tasks["growing_low"][0] > 0.5
+    assert found.tasks["metric_after_p_holm"][0] < 0.01
+
+
+def test_rank_correlation_is_spearmans():
+    rng = np.random.default_rng(1)
+    rows = pd.DataFrame({"trial": "a", "x": rng.integers(0, 5, 12), "y": rng.normal(size=12)})
+    oracle = stats.spearmanr(rows["x"], rows["y"]).statistic
+    assert rank_correlation(rows, "x", "y")["a"] == pytest.approx(oracle)
+    assert rank_correlation(rows.iloc[:2], "x", "y").isna().all()

@@ -7,21 +7,19 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from rankscope.analysis.bootstrap import interval, mean_interval, mean_intervals
-from rankscope.analysis.growth import exponent, growth
-from rankscope.analysis.selection import chosen
+from rankscope.analysis.frames import Frames
+from rankscope.analysis.growth import band, exponent, growth
+from rankscope.analysis.inference import holm, interval, mean_interval, mean_intervals
 from simulate import Truth, study
 
 
 def fitted(frames, resamples=400):
-    return growth(
-        chosen(frames["trials"]), frames["spectra"], rng=np.random.default_rng(0), resamples=resamples
-    )
+    return growth(Frames(**frames), rng=np.random.default_rng(0), resamples=resamples)
 
 
 @pytest.mark.parametrize("b", [0.0, 0.25, 0.9])
 def test_exponent_is_recovered(b):
-    found = fitted(study(Truth(b=b), seeds=5, seed=3)).overall
+    found = fitted(study(Truth(b=b), seeds=5, seed=3)).exponent
     assert found.cluster == "seed"
     assert found.clusters == 5
     assert abs(found.estimate - b) < 0.05
@@ -30,6 +28,7 @@ def test_exponent_is_recovered(b):
 
 def test_exponent_equals_ordinary_least_squares():
     points = fitted(study(seeds=1, layers=("encoder.query",))).points
+    points = points[points["rank"].gt(1)]
     oracle = stats.linregress(np.log(points["rank"]), np.log(points["stable_rank"])).slope
     found = exponent(points, rng=np.random.default_rng(0), resamples=50)
     assert found.estimate == pytest.approx(oracle, abs=1e-12)
@@ -48,14 +47,14 @@ def test_unbalanced_ranks_need_one_intercept_per_layer():
 
 
 def test_few_seeds_fall_back_to_layers_and_say_so():
-    found = fitted(study(seeds=1)).overall
+    found = fitted(study(seeds=1)).exponent
     assert found.cluster == "layer"
     assert found.clusters == 4
-    assert fitted(study(seeds=2)).overall.cluster == "seed"
+    assert fitted(study(seeds=2)).exponent.cluster == "seed"
 
 
 def test_one_layer_and_few_seeds_give_no_interval():
-    found = fitted(study(seeds=1, layers=("encoder.query",))).overall
+    found = fitted(study(seeds=1, layers=("encoder.query",))).exponent
     assert np.isfinite(found.estimate)
     assert not found.known
     assert "no interval: 1 layer" in f"{found}"
@@ -67,7 +66,9 @@ def test_every_kind_of_layer_has_its_exponent():
     assert (found.groups["b_low"] > 0.5).all()
     assert (found.groups["p_holm"] >= found.groups["p"]).all()
     assert (found.groups["p_holm"] <= 0.05).all()
-    query = found.points[found.points["kind"].eq("query") & found.points["task"].eq("one")]
+    query = found.points[
+        found.points["kind"].eq("query") & found.points["task"].eq("one") & found.points["used"]
+    ]
     oracle = exponent(query, rng=np.random.default_rng(0), resamples=50)
     assert found.groups["b"][1] == pytest.approx(oracle.estimate)
 
@@ -121,7 +122,48 @@ def test_band_and_utilisation():
     frames = study(seeds=3)
     found = fitted(frames)
     points = found.points[found.points["rank"].eq(16)]
-    row = found.band[found.band["rank"].eq(16)].iloc[0]
+    table = band(found.points, ["model", "task", "scaling", "rank"])
+    row = table[table["rank"].eq(16)].iloc[0]
     assert row["p50"] == pytest.approx(points["stable_rank"].median())
     assert row["utilisation"] == pytest.approx(points["stable_rank"].median() / 16)
     assert row["count"] == 3 * 4
+
+
+def test_a_rank_of_one_and_ranks_that_some_seeds_lack_do_not_bend_the_slope():
+    """The hazard: seed 0 alone has r = 1, where sr = 1, and a rank with another level. The cure: common ranks."""
+    frames = study(Truth(b=0.5, threshold=None), seeds=3, ranks=(1, 8, 16, 64))
+    trials = frames["trials"]
+    kept = trials[trials["seed"].eq(0) | trials["rank"].isin([8, 64]) | trials["method"].eq("full")]
+    found = fitted(frames | {"trials": kept})
+    assert found.primary["ranks"].tolist() == ["8, 64"]
+    assert found.exponent.clusters == 3
+    used = found.points[found.points["used"]]
+    logs = np.log(used["stable_rank"].astype(float)).groupby([used["rank"], used["seed"]]).mean().unstack()
+    change = logs.loc[64.0] - logs.loc[8.0]
+    half = stats.t.ppf(0.975, 2) * change.std(ddof=1) / np.sqrt(3)
+    assert np.log(found.ratio.estimate) == pytest.approx(change.mean())
+    assert np.log(found.ratio.high / found.ratio.estimate) == pytest.approx(half)
+    assert found.exponent.estimate == pytest.approx(change.mean() / np.log(8))
+
+
+def test_tasks_that_learnt_nothing_are_named_and_not_pooled():
+    frames = study(tasks=("one", "two"), seeds=2)
+    trials = frames["trials"]
+    idle = trials["task"].eq("two")
+    found = fitted(frames | {"trials": trials.assign(best=trials["best"].where(~idle, 0.5))})
+    assert set(found.groups["task"]) == {"one"}
+    assert found.left_out == ["two, alpha/r"]
+
+
+def test_designs_that_differ_are_not_pooled():
+    frames = study(tasks=("one", "two"), seeds=3)
+    trials = frames["trials"]
+    found = fitted(frames | {"trials": trials[trials["task"].eq("one") | trials["seed"].eq(0)]})
+    assert found.primary["task"].tolist() == ["one"]
+    assert found.ratio.clusters == 3
+
+
+def test_holm_steps_down():
+    assert holm(np.array([0.01, 0.04, np.nan, 0.03])) == pytest.approx(
+        [0.03, 0.06, np.nan, 0.06], nan_ok=True
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -70,7 +71,7 @@ def _pairs(frames: Frames) -> pd.DataFrame:
     pairs = trials[LABELS].merge(frames.comparison, on="trial")
     pairs = pairs.merge(others, left_on="reference", right_on="trial_reference")
     pairs = pairs.merge(shapes, on=["trial", "layer"], how="left")
-    chance = np.minimum(1.0, pairs["k"].astype(float) ** 2 / (pairs["m"] * pairs["n"]).astype(float))
+    chance = (pairs["k"].astype(float) ** 2 / (pairs["m"] * pairs["n"]).astype(float)).clip(upper=1.0)
     # Subspaces that fill the whole space capture everything and say nothing: NaN there, not zero.
     room = (1 - chance).where(chance < 1)
     return pairs.assign(
@@ -95,7 +96,7 @@ def _by_rank(pairs: pd.DataFrame, *, rng: np.random.Generator, resamples: int) -
     return pd.DataFrame(rows, columns=[*keys, "measure", "mean", "low", "high", "cluster"])
 
 
-def _contrast(group: dict[str, object], pairs: pd.DataFrame, stable: pd.DataFrame) -> dict[str, object]:
+def _contrast(group: dict[str, Any], pairs: pd.DataFrame, stable: pd.DataFrame) -> dict[str, object]:
     """One row of `Alignment.contrasts`."""
     place = pairs["model"].eq(group["model"]) & pairs["task"].eq(group["task"])
     lora = pairs["scaling"].eq(group["scaling"]) & pairs["rank"].eq(group["rank"])
@@ -109,14 +110,16 @@ def _contrast(group: dict[str, object], pairs: pd.DataFrame, stable: pd.DataFram
     row |= {"contrast": found.estimate, "low": found.low, "high": found.high, "seeds": found.clusters}
     for name in ("barrier", "cka"):
         for kind, rows in crossed.items():
-            values = rows.drop_duplicates(["trial", "reference"])[name] if name in rows else pd.Series(dtype=float)
+            values = (
+                rows.drop_duplicates(["trial", "reference"])[name] if name in rows else pd.Series(dtype=float)
+            )
             row[f"{name}_{kind}"] = float(values.astype(float).mean())
     here = stable[stable["model"].eq(group["model"]) & stable["task"].eq(group["task"])]
     own = here["scaling"].eq(group["scaling"]) & here["rank"].astype(float).eq(group["rank"])
     row["stable_lora"] = float(here.loc[own, "stable_rank"].median())
     row["stable_full"] = float(here.loc[here["method"].eq("full"), "stable_rank"].median())
     row["norm_ratio"] = float(same["norm_ratio"].mean())
-    return row | {"dimension": float(kinds["lora_full"][["m", "n"]].min(axis=None))}
+    return row | {"dimension": float(kinds["lora_full"][["m", "n"]].to_numpy(dtype=float).min())}
 
 
 def contrast(lora_full: pd.DataFrame, full_full: pd.DataFrame) -> Interval:
@@ -125,12 +128,16 @@ def contrast(lora_full: pd.DataFrame, full_full: pd.DataFrame) -> Interval:
     Rows are pairs of trials and layers (``seed``, ``seed_reference``, ``cosine``). With two seeds there is an
     estimate and no interval: leaving one out leaves no pair.
     """
-    sides = [rows.groupby(["seed", "seed_reference"])["cosine"].mean().reset_index() for rows in (lora_full, full_full)]
+    sides = [
+        rows.groupby(["seed", "seed_reference"])["cosine"].mean().reset_index()
+        for rows in (lora_full, full_full)
+    ]
     seeds = sorted(set.intersection(*(set(side["seed"]) | set(side["seed_reference"]) for side in sides)))
 
     def difference(kept: list[Hashable]) -> float:
         means = [
-            side.loc[side["seed"].isin(kept) & side["seed_reference"].isin(kept), "cosine"].mean() for side in sides
+            side.loc[side["seed"].isin(kept) & side["seed_reference"].isin(kept), "cosine"].mean()
+            for side in sides
         ]
         return float(means[0] - means[1])
 

@@ -42,7 +42,7 @@ def _constant(trials: pd.DataFrame, metrics: pd.DataFrame) -> tuple[float, Sourc
     often = seen[seen["nunique"].ge(FEWEST_TRIALS) & seen["size"].ge(SMALLEST_SHARE * len(metrics))]
     if often.empty:
         return np.nan, "unknown"
-    return float(often["size"].idxmax()), "repeated value"
+    return float(often.sort_values("size").index.to_numpy(dtype=float)[-1]), "repeated value"
 
 
 def evaluation_noise(metrics: pd.DataFrame, constant: float) -> float:

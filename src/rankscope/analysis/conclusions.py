@@ -57,13 +57,22 @@ class Conclusions:
 
     def thresholds_frame(self) -> pd.DataFrame:
         """`Threshold.to_frame` of every model and task."""
-        return pd.concat([t.to_frame() for t in self.thresholds], ignore_index=True) if self.thresholds else pd.DataFrame()
+        return (
+            pd.concat([t.to_frame() for t in self.thresholds], ignore_index=True)
+            if self.thresholds
+            else pd.DataFrame()
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """One row per hypothesis: ``hypothesis``, ``verdict``, ``headline``, ``question``."""
         return pd.DataFrame(
             [
-                {"hypothesis": v.hypothesis, "verdict": v.verdict, "headline": v.sentences[0], "question": v.question}
+                {
+                    "hypothesis": v.hypothesis,
+                    "verdict": v.verdict,
+                    "headline": v.sentences[0],
+                    "question": v.question,
+                }
                 for v in self.verdicts
             ]
         )

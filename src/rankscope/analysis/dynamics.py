@@ -104,7 +104,9 @@ def _fixed_effects(rows: pd.DataFrame, outcome: str) -> list[tuple[float, float,
     if count < FEWEST_TRIALS or beyond < FEWEST_TRIALS:
         return unknown
     columns = np.stack([np.minimum(rows["u"], KNOT), np.maximum(0, rows["u"] - KNOT), rows[outcome]], 1)
-    means = np.stack([np.bincount(codes, c) for c in columns.astype(float).T], 1) / np.bincount(codes)[:, None]
+    means = (
+        np.stack([np.bincount(codes, c) for c in columns.astype(float).T], 1) / np.bincount(codes)[:, None]
+    )
     inside = columns.astype(float) - means[codes]
     x, y = inside[:, :2], inside[:, 2]
     gram = x.T @ x
@@ -118,7 +120,10 @@ def _fixed_effects(rows: pd.DataFrame, outcome: str) -> list[tuple[float, float,
     error = np.sqrt(np.diag(variance))
     reach = stats.t.ppf((1 + LEVEL) / 2, count - 1) * error
     p = 2 * stats.t.sf(np.abs(slope) / np.where(error > 0, error, np.nan), count - 1)
-    return [tuple(map(float, row)) for row in zip(slope, slope - reach, slope + reach, p, strict=True)]
+    return [
+        (float(b), float(low), float(high), float(q))
+        for b, low, high, q in zip(slope, slope - reach, slope + reach, p, strict=True)
+    ]
 
 
 def _by_rate(frames: Frames, trials: pd.DataFrame) -> pd.DataFrame:

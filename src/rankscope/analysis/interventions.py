@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
-from rankscope.analysis.bootstrap import LEVEL, Interval
+from rankscope.analysis.inference import LEVEL, Interval
 from rankscope.analysis.weighted_metrics import METRICS
 
 Array = NDArray[np.float64]

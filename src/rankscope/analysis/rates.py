@@ -19,7 +19,11 @@ from rankscope.analysis.selection import CONFIGURATION
 
 FEWEST_RATES = 3
 KEPT = 0.5  # of the gain over a constant answer: rates that lose more are not on the parabola
-PUBLISHED = (10.0, 15.0, 3.0)  # LoRA's best rate over full fine-tuning's: LoRA Without Regret 2025; a reproducer
+PUBLISHED = (
+    10.0,
+    15.0,
+    3.0,
+)  # LoRA's best rate over full fine-tuning's: LoRA Without Regret 2025; a reproducer
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def curve(trials: pd.DataFrame, constant: float, noise: float) -> Curve:
     whole = table.mean()
     if len(whole) < FEWEST_RATES:
         return Curve(table, "fewer than three rates")
-    place = int(whole.index.get_loc(mean.idxmax()))
+    place = list(whole.index).index(mean.idxmax())
     if place in (0, len(whole) - 1):
         return Curve(table, "largest tried" if place else "smallest tried")
     kept = whole.ge(constant + KEPT * (whole.iloc[place] - constant) if np.isfinite(constant) else -np.inf)
@@ -139,9 +143,13 @@ def _group(
     inside = repeated if len(repeated) > 1 else inside  # ranks common to all seeds, as in H1
     full = curves.get((model, task, "full", None, None))
     row: dict[str, object] = {"model": model, "task": task, "scaling": scaling}
-    row |= {"ranks": ", ".join(f"{rank:g}" for rank in inside), "at_edge": sum(bool(c.edge) for c in own.values())}
+    row |= {
+        "ranks": ", ".join(f"{rank:g}" for rank in inside),
+        "at_edge": sum(bool(c.edge) for c in own.values()),
+    }
     row["full_edge"] = full.edge if full is not None else "not trained"
-    common = sorted(set.intersection(*(set(c.seeds) for c in inside.values()))) if inside else []
+    common = list(next(iter(inside.values())).seeds) if inside else []
+    common = [seed for seed in common if all(seed in c.seeds for c in inside.values())]
     logs = np.log(list(inside))
 
     def exponent(seeds: list[Hashable]) -> float:
@@ -165,5 +173,5 @@ def _group(
 
 
 def _exponential(found: Interval) -> Interval:
-    ends = (float(np.exp(value)) for value in (found.estimate, found.low, found.high))
-    return Interval(*ends, found.cluster, found.clusters)
+    estimate, low, high = (float(np.exp(value)) for value in (found.estimate, found.low, found.high))
+    return Interval(estimate, low, high, found.cluster, found.clusters)

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from rankscope.analysis.conclusions import Conclusions
+from rankscope.analysis.drift import checkpoints
 from rankscope.analysis.frames import Frames
-from rankscope.analysis.threshold import checkpoints
 from rankscope.report.curves import metric_names
 from rankscope.report.drifts import thinned
-from rankscope.report.theme import MOST_ROWS, Figure, faceted, named_colours, rate_name, series_name, told
+from rankscope.report.theme import MOST_ROWS, Figure, faceted, named_colours, rate_name, series_name, tooltips
 
 
 def continued_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
@@ -25,7 +25,7 @@ def continued_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     seen["budget"] = seen["trial"].map(trials.set_index("trial")["budget"]).map("{:g} ×".format)
     keys = ["model", "task", "method", "scaling", "rank", "learning_rate", "budget"]
     seen, note = thinned(seen, keys, MOST_ROWS // 2)  # two panels
-    means = seen.groupby([*keys, "step"], dropna=False, as_index=False)[["metric_value", "drift"]].mean()
+    means = seen.groupby([*keys, "step"], dropna=False, as_index=False)[["metric_value", "log_drift"]].mean()
     means["method"] = [series_name(m, s) for m, s in zip(means["method"], means["scaling"], strict=True)]
     means["rate"] = means["learning_rate"].map(rate_name)
     ranks = means["rank"].map(lambda rank: "" if pd.isna(rank) else f", r = {rank}")
@@ -36,10 +36,10 @@ def continued_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     rows = pd.concat(
         [
             means.assign(panel=where + ": " + metric, value=means["metric_value"]),
-            means.assign(panel=where + ": sr(W + ΔW) / sr(W)", value=np.exp(means["drift"])),
+            means.assign(panel=where + ": sr(W + ΔW) / sr(W)", value=np.exp(means["log_drift"])),
         ]
-    ).drop(columns=["metric_value", "drift", "learning_rate", "scaling"])
-    tips = told(
+    ).drop(columns=["metric_value", "log_drift", "learning_rate", "scaling"])
+    tips = tooltips(
         ("series", "configuration"), ("budget", "budget"), ("step", "step", "d"), ("value", "mean", ".3f")
     )
     lines = alt.Chart().encode(

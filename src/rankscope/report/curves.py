@@ -10,7 +10,6 @@ from rankscope.analysis.conclusions import Conclusions
 from rankscope.analysis.drift import at_best
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.growth import band
-from rankscope.analysis.selection import chosen
 from rankscope.report.theme import (
     INK,
     REFERENCE,
@@ -23,7 +22,7 @@ from rankscope.report.theme import (
     rank_axis,
     rule_name,
     series_name,
-    told,
+    tooltips,
 )
 
 SHOWN = ("cosine", "captured_above_chance", "relative_distance", "norm_ratio")
@@ -45,8 +44,8 @@ def growth_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         name: alt.Chart().transform_filter(f"datum.part == '{name}'") for name in ("lora", "full", "diagonal")
     }
     lora = part["lora"].encode(x=alt.X("place:Q"), color=colour)
-    tips = told(("kind", "layers"), ("rule", "scale"), ("rank", "r", "d"), ("p50", "median sr", ".3~g"))
-    tips += told(("p10", "10 %", ".3~g"), ("p90", "90 %", ".3~g"), ("utilisation", "sr / r", ".1%"))
+    tips = tooltips(("kind", "layers"), ("rule", "scale"), ("rank", "r", "d"), ("p50", "median sr", ".3~g"))
+    tips += tooltips(("p10", "10 %", ".3~g"), ("p90", "90 %", ".3~g"), ("utilisation", "sr / r", ".1%"))
     layers = [
         part["diagonal"].mark_line(strokeDash=[2, 3], color=REFERENCE).encode(x=x, y=y),
         part["diagonal"]
@@ -54,23 +53,23 @@ def growth_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         .encode(x=alt.X("max(rank):Q"), y=alt.Y("max(p50):Q")),
         part["full"]
         .mark_rule(strokeDash=[7, 3], strokeWidth=1.4, color=REFERENCE)
-        .encode(y=y, tooltip=told(("p50", "full fine-tuning, median sr", ".3~g"))),
+        .encode(y=y, tooltip=tooltips(("p50", "full fine-tuning, median sr", ".3~g"))),
         lora.mark_rule(strokeWidth=3, opacity=0.4).encode(y="p10:Q", y2="p90:Q"),
         lora.mark_line(strokeWidth=1.8).encode(y=y, strokeDash=dash),
         lora.mark_point(size=44, filled=True, opacity=1).encode(
             y=y, shape=named_shapes(rows["kind"], "kind of layer", "kind"), tooltip=tips
         ),
     ]
-    b = conclusions.growth.overall
+    b, grown = conclusions.growth.exponent, conclusions.growth.ratio
     dashed = " Dashed: full fine-tuning." if rows["part"].eq("full").any() else ""
     return Figure(
         "growth",
         "The stable rank of the update against its nominal rank",
         "Median over layers and seeds at the best learning rate and checkpoint, both axes logarithmic; bars "
         "span the 10th to "
-        f"the 90th percentile. Dotted: sr = r, full use of the rank.{dashed} Overall sr(ΔW) = c r^b with b "
-        f"= {b}.",
-        f"Line charts, one per task, both axes logarithmic. The stable rank grows as r to the power {b}.",
+        f"the 90th percentile. Dotted: sr = r, full use of the rank.{dashed} In the headline's design the largest "
+        f"rank's stable rank is {grown} times the smallest's (b = {b}).",
+        f"Line charts, one per task, both axes logarithmic. In the headline's design it grows as r to the power {b}.",
         faceted(layers, rows),
         ("model", "task", "method", "kind"),
     )
@@ -81,7 +80,7 @@ def _growth_rows(frames: Frames, points: pd.DataFrame) -> pd.DataFrame:
     lora["rule"] = lora["scaling"].map(rule_name, na_action="ignore")
     lora["method"] = [series_name("lora", rule) for rule in lora["scaling"]]
     lora["place"] = dodged(lora, ["kind", "scaling"])
-    full = at_best(chosen(frames.trials), frames.spectra, "dW")
+    full = at_best(frames.chosen, frames.spectra, "dW")
     full = full[full["method"].eq("full")]
     full = full.groupby(["model", "task"], as_index=False).agg(p50=("stable_rank", "median"))
     full = full.assign(part="full", method=series_name("full", None))
@@ -99,7 +98,7 @@ def dodged(rows: pd.DataFrame, by: list[str]) -> pd.Series:
 
 def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     """Best performance against rank, full fine-tuning as a line."""
-    trials = chosen(frames.trials)
+    trials = frames.chosen
     trials = trials[trials["best"].notna()]
     if trials.empty:
         return None
@@ -118,10 +117,10 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
     colour = alt.Color("series:N", title=None, scale=alt.Scale(domain=names, range=colours))
     x = rank_axis(rows["rank"].dropna(), field="place")
     y = alt.Y("mean:Q", title="best validation metric", scale=alt.Scale(zero=False, padding=8))
-    tips = told(
+    tips = tooltips(
         ("series", "method"), ("rank", "r", "d"), ("mean", "mean", ".3f"), ("low", "lowest seed", ".3f")
     )
-    tips += told(
+    tips += tooltips(
         ("high", "highest seed", ".3f"), ("learning_rate", "learning rate", ".1e"), ("seeds", "seeds", "d")
     )
     part = {name: alt.Chart().transform_filter(f"datum.part == '{name}'") for name in ("lora", "full")}
@@ -145,8 +144,9 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
 
 
 def alignment_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
-    """How near the LoRA update is to the full one, against rank."""
+    """How near the LoRA update is to the full one, against rank; pairs of one seed, which every study has."""
     rows = conclusions.alignment.by_rank
+    rows = rows[rows["same_seed"].astype(bool)]
     rows = rows[rows["measure"].isin(SHOWN) & rows["mean"].notna()]
     if rows.empty:
         return None
@@ -161,10 +161,10 @@ def alignment_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     colour = named_colours(rows["series"], "task", "series")
     dash = alt.StrokeDash("rule:N", title="scale") if rows["scaling"].nunique() > 1 else alt.Undefined
     y = alt.Y("mean:Q", title="mean over layers and seeds", scale=alt.Scale(zero=True))
-    tips = told(
+    tips = tooltips(
         ("task", "task"), ("model", "model"), ("rule", "scale"), ("rank", "r", "d"), ("mean", "mean", ".3f")
     )
-    tips += told(("low", "95 % from", ".3f"), ("high", "to", ".3f"))
+    tips += tooltips(("low", "95 % from", ".3f"), ("high", "to", ".3f"))
     base = alt.Chart().encode(x=rank_axis(rows["rank"], field="place"), color=colour)
     layers = [
         base.mark_rule(strokeWidth=3, opacity=0.4).encode(y="low:Q", y2="high:Q"),
@@ -180,7 +180,7 @@ def alignment_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         "Two equal updates have cosine 1, captured energy 1, relative distance 0 and norm ratio 1. Captured "
         "energy is counted "
         "above what random subspaces of the same dimension capture, so there is none at full dimension. "
-        "Bars: 95 % intervals.",
+        "Pairs of one seed; H4 is answered by pairs of different seeds. Bars: 95 % intervals.",
         "Line charts against LoRA rank, one per measure of how near the two updates are, one line per task.",
         faceted(layers, rows, order=order, own_scales=("y",)),
         ("model", "task", "method"),

@@ -9,7 +9,8 @@ import pandas as pd
 from rankscope.analysis.conclusions import Conclusions
 from rankscope.analysis.drift import LABELS
 from rankscope.analysis.frames import Frames
-from rankscope.analysis.threshold import Threshold, checkpoints
+from rankscope.analysis.threshold import Threshold
+from rankscope.analysis.threshold.evidence import NEAR
 from rankscope.report.curves import metric_names
 from rankscope.report.theme import (
     INK,
@@ -21,7 +22,7 @@ from rankscope.report.theme import (
     rate_colour,
     rate_name,
     series_name,
-    told,
+    tooltips,
 )
 
 MARK = "#d1495b"
@@ -32,22 +33,19 @@ RATIO = "sr(W + ΔW) / sr(W)"
 
 def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     """Performance against drift with the fitted line, the threshold and its band."""
-    lora = frames.trials[frames.trials["method"].eq("lora")]
-    points = checkpoints(lora, frames.metrics, frames.drifts)
+    points = frames.checkpoints
+    points = points[points["method"].eq("lora")]
     if points.empty:
         return None
     total = len(points)
     points = points.iloc[:: -(-total // MOST_POINTS)]
-    learnt = {(t.model, t.task): t.learnt_from for t in conclusions.thresholds}
-    early = points["size"] < [
-        learnt.get(where, np.nan) for where in zip(points["model"], points["task"], strict=True)
-    ]
+    near = points["log_drift"].abs().le(NEAR)
     points = points.assign(
-        part=np.where(early, "early", "point"), ratio=np.exp(points["drift"]), value=points["metric_value"]
+        part=np.where(near, "near", "point"), ratio=np.exp(points["log_drift"]), value=points["metric_value"]
     )
     points["rate"] = points["learning_rate"].map(rate_name)
     points["method"] = [series_name("lora", rule) for rule in points["scaling"]]
-    kept = ["part", "model", "task", "method", "ratio", "value", "rate", "rank", "step", "seed"]
+    kept = ["part", "model", "task", "method", "ratio", "rho", "value", "rate", "rank", "step", "seed"]
     rows = pd.concat([points[kept], *map(_threshold_rows, conclusions.thresholds)], ignore_index=True)
     rows = panels(rows, metric_names(frames))
     axis = log_axis(rows["ratio"], form=".3~g", grid=False, shown=1)
@@ -55,25 +53,30 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         "ratio:Q", title="stable rank after / before, " + RATIO, scale=_ratio_scale(rows["ratio"]), axis=axis
     )
     y = alt.Y("value:Q", title="validation metric", scale=alt.Scale(zero=False, padding=8))
-    tips = told(("rate", "learning rate"), ("rank", "r", "d"), ("step", "step", "d"), ("seed", "seed", "d"))
-    tips += told(("ratio", "sr after / before", ".3~g"), ("value", "metric", ".3f"))
+    tips = tooltips(
+        ("rate", "learning rate"), ("rank", "r", "d"), ("step", "step", "d"), ("seed", "seed", "d")
+    )
+    tips += tooltips(("ratio", "sr after / before", ".3~g"), ("rho", "σ₁(ΔW) / σ₁(W)", ".3~g"))
+    tips += tooltips(("value", "metric", ".3f"))
     part = {
         name: alt.Chart().transform_filter(f"datum.part == '{name}'")
-        for name in ("early", "point", "curve", "threshold")
+        for name in ("near", "point", "curve", "threshold")
     }
     colour = rate_colour(points["learning_rate"])
     layers = [
         part["threshold"]
         .mark_rect(color=MARK)
         .encode(x=alt.X("low:Q"), x2="high:Q", opacity=_where_shown(0.18)),
-        part["early"].mark_circle(size=22, opacity=0.2, color=INK).encode(x=x, y=y, tooltip=tips),
+        part["near"].mark_circle(size=22, opacity=0.3).encode(x=x, y=y, color=colour, tooltip=tips),
         part["point"].mark_circle(size=22, opacity=0.65).encode(x=x, y=y, color=colour, tooltip=tips),
-        part["curve"].mark_line(color=INK, strokeWidth=1.8).encode(x=x, y=y),
+        part["curve"]
+        .mark_line(color=INK, strokeWidth=1.8)
+        .encode(x=x, y=y, opacity=alt.condition("datum.shown", alt.value(1), alt.value(0.35))),
         part["threshold"]
         .mark_rule(color=MARK, strokeWidth=1.8)
-        .encode(x=x, tooltip=told(("label", "threshold")), opacity=_where_shown(1)),
+        .encode(x=x, tooltip=tooltips(("label", "threshold")), opacity=_where_shown(1)),
     ]
-    found = sum(t.identified for t in conclusions.thresholds)
+    found = sum(t.answer == "supported" for t in conclusions.thresholds)
     thinned = (
         f" {len(points):,} of {total:,} checkpoints are drawn; all are used." if len(points) < total else ""
     )
@@ -81,9 +84,10 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         "threshold",
         "Performance against the drift of the stable rank",
         "Each point is an evaluated checkpoint of a LoRA trial. 1 is no drift, 0.5 a stable rank that has "
-        "halved. Grey: updates too small to have learnt, which the fit leaves out. Line: the "
-        "fitted plateau and decline. Red: the threshold and its 95 % interval, where one is identified "
-        f"({found} of {len(conclusions.thresholds)}).{thinned}",
+        "halved. Pale points have drifted by less than a tenth; of them only the references enter the fit. Line: "
+        "the fitted plateau and decline, faint where H2 is not supported. Red: the drift at which half of the gain over a "
+        f"constant answer is lost, with its 95 % interval, where H2 is supported ({found} of "
+        f"{len(conclusions.thresholds)}).{thinned}",
         "Scatter plots, one per task: validation metric against relative stable rank on a logarithmic axis.",
         faceted(layers, rows, own_scales=("x", "y")),
         ("model", "task", "method", "rank"),
@@ -106,15 +110,16 @@ def _threshold_rows(found: Threshold) -> pd.DataFrame:
     Where there is none, a mark of no extent on the line that is not shown: an empty layer has no scale to be on.
     """
     names = {"model": found.model, "task": found.task}
-    curve = found.curve.assign(part="curve", ratio=np.exp(found.curve["drift"].astype(float)), **names)
-    rows = curve.drop(columns="drift")
-    if found.identified:
+    shown = found.answer == "supported"
+    ratio = np.exp(found.line["log_drift"].astype(float))
+    rows = found.line.assign(part="curve", ratio=ratio, shown=shown, **names).drop(columns="log_drift")
+    if shown:
         s, low, high = found.stable_rank
-        label = f"{found.percent:+.0f} %, s* = {s:.3g} [{low:.3g}, {high:.3g}]"
-        ends = {"ratio": np.exp(found.drift), "low": np.exp(found.low), "high": np.exp(found.high)}
+        label = f"{100 * found.ratio(found.half)[0]:.0f} % of sr(W), s* = {s:.3g} [{low:.3g}, {high:.3g}]"
+        ends = dict(zip(("ratio", "low", "high"), found.ratio(found.half), strict=True))
     else:
         label, ends = None, dict.fromkeys(("ratio", "low", "high"), 1.0)
-    mark = names | ends | {"part": "threshold", "label": label, "shown": found.identified}
+    mark = names | ends | {"part": "threshold", "label": label, "shown": shown}
     return pd.concat([rows, pd.DataFrame([mark])], ignore_index=True)
 
 
@@ -127,19 +132,21 @@ def steps_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     keys = ["model", "task", "method", "rank", "learning_rate"]
     moved, note = thinned(moved, keys)
     rows = moved.groupby([*keys, "step"], dropna=False, as_index=False).agg(
-        drift=("drift", "median"), trials=("trial", "nunique")
+        log_drift=("log_drift", "median"), trials=("trial", "nunique")
     )
-    rows = rows.assign(ratio=np.exp(rows["drift"]), rate=rows["learning_rate"].map(rate_name))
+    rows = rows.assign(ratio=np.exp(rows["log_drift"]), rate=rows["learning_rate"].map(rate_name))
     rows["line"] = rows["method"] + " " + rows["rank"].astype(str) + " " + rows["rate"]
-    rows = panels(rows.drop(columns=["drift", "learning_rate"]))
+    rows = panels(rows.drop(columns=["log_drift", "learning_rate"]))
     steps = log_axis(rows["step"], form="~g", grid=False)
     ratios = log_axis(rows["ratio"], form="~g", grid=True, shown=1)
     x = alt.X(
         "step:Q", title="optimiser step", scale=alt.Scale(type="log", nice=False, padding=6), axis=steps
     )
     y = alt.Y("ratio:Q", title=RATIO, scale=_ratio_scale(rows["ratio"]), axis=ratios)
-    tips = told(("rate", "learning rate"), ("rank", "r", "d"), ("method", "method"), ("step", "step", "d"))
-    tips += told(("ratio", "sr after / before", ".3~g"), ("trials", "trials", "d"))
+    tips = tooltips(
+        ("rate", "learning rate"), ("rank", "r", "d"), ("method", "method"), ("step", "step", "d")
+    )
+    tips += tooltips(("ratio", "sr after / before", ".3~g"), ("trials", "trials", "d"))
     methods = sorted(rows["method"].unique())
     dashed = alt.StrokeDash("method:N", title="method", scale=alt.Scale(domain=methods))
     dash = dashed if len(methods) > 1 else alt.Undefined

@@ -53,7 +53,7 @@ def _keep(found: Frames, folder: Path) -> list[Path]:
 def analyze(
     store: str | Path | Store, *, progress: Callable[[float], None] = lambda share: None
 ) -> Conclusions:
-    """H1 to H4 for the trials that have finished, each with its numbers and intervals. ``store`` may also be the folder
+    """H1 to H5 for the trials that have finished, each with its numbers and intervals. ``store`` may also be the folder
     ``data`` that a report was written with. ``progress`` adds up to 1."""
     if isinstance(store, Store):
         found = frames(store)
@@ -61,9 +61,7 @@ def analyze(
         found = kept(Path(store))
     else:
         found = frames(Store(store))
-    return conclude(
-        found.all_trials, found.metrics, found.spectra, found.comparison, found.drifts, progress=progress
-    )
+    return conclude(found, progress=progress)
 
 
 def text(conclusions: Conclusions) -> str:
@@ -92,9 +90,7 @@ def write_report(
 
     opened = store if isinstance(store, Store) else Store(store)
     found = frames(opened)
-    conclusions = conclude(
-        found.all_trials, found.metrics, found.spectra, found.comparison, found.drifts, progress=progress
-    )
+    conclusions = conclude(found, progress=progress)
     page = Path(output) if output is not None else opened.path / "report.html"
     written = write(
         found,

@@ -7,8 +7,8 @@ import pandas as pd
 
 from rankscope.analysis.conclusions import Conclusions
 from rankscope.analysis.drift import at_best, kind
-from rankscope.analysis.frames import CONFIGURATION, Frames
-from rankscope.analysis.selection import chosen
+from rankscope.analysis.frames import Frames
+from rankscope.analysis.selection import CONFIGURATION
 from rankscope.report.curves import metric_names
 from rankscope.report.theme import (
     HEAT,
@@ -21,7 +21,7 @@ from rankscope.report.theme import (
     rate_name,
     rule_name,
     series_name,
-    told,
+    tooltips,
 )
 
 FULL = "full"
@@ -49,11 +49,13 @@ def rates_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         scale=alt.Scale(scheme=HEAT),
         legend=alt.Legend(gradientLength=180, format=".2f"),
     )
-    tips = told(
+    tips = tooltips(
         ("column", "r"), ("rate", "learning rate"), ("value", "mean of best", ".3f"), ("seeds", "seeds", "d")
     )
     y = alt.Y("rate:O", title="learning rate", sort=rates)
-    cell = alt.Chart().encode(x=_columns(rows), y=y, tooltip=[*tips, *told(("diverged", "diverged", "d"))])
+    cell = alt.Chart().encode(
+        x=_columns(rows), y=y, tooltip=[*tips, *tooltips(("diverged", "diverged", "d"))]
+    )
     dot = {"shape": "circle", "size": 36, "filled": True, "opacity": 1, "color": "white"}
     layers = [
         cell.mark_rect().encode(color=colour),
@@ -75,7 +77,7 @@ def rates_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
 
 def layers_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     """Stable rank of the update for every layer and rank."""
-    rows = at_best(chosen(frames.trials), frames.spectra, "dW")
+    rows = at_best(frames.chosen, frames.spectra, "dW")
     if rows.empty:
         return None
     keys = ["model", "task", "method", "rank", "scaling", "layer"]
@@ -97,7 +99,7 @@ def layers_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         legend=alt.Legend(gradientLength=180, format=".3~g", values=_legend_values(rows["value"])),
     )
     y = alt.Y("name:O", title="layer", sort=names, axis=alt.Axis(labelLimit=150))
-    tips = told(("layer", "layer"), ("column", "r"), ("value", "sr(ΔW)", ".3~g"), ("seeds", "seeds", "d"))
+    tips = tooltips(("layer", "layer"), ("column", "r"), ("value", "sr(ΔW)", ".3~g"), ("seeds", "seeds", "d"))
     cells = alt.Chart().mark_rect().encode(x=_columns(rows), y=y, color=colour, tooltip=tips)
     filters = ("model", "task", "method", "kind")
     overhead = 50 + min(150, 6 * max(len(name) for name in names))

@@ -8,8 +8,8 @@ import pandas as pd
 from rankscope.analysis.alignment import MEASURES
 from rankscope.analysis.conclusions import Conclusions
 from rankscope.analysis.drift import at_best, kind
-from rankscope.analysis.frames import CONFIGURATION, Frames
-from rankscope.analysis.selection import chosen
+from rankscope.analysis.frames import Frames
+from rankscope.analysis.selection import CONFIGURATION
 from rankscope.report.table import Column, Table
 from rankscope.report.theme import rate_name, series_name
 
@@ -20,9 +20,13 @@ def tables(frames: Frames, conclusions: Conclusions) -> list[Table]:
         configurations_table(frames, conclusions),
         growth_table(conclusions),
         thresholds_table(conclusions),
+        attained_table(conclusions),
+        slopes_table(conclusions),
         dynamics_table(conclusions),
         continued_table(conclusions),
+        contrasts_table(conclusions),
         alignment_table(conclusions),
+        rates_table(conclusions),
         layers_table(frames),
     )
     return [table for table in made if len(table.rows)]
@@ -43,19 +47,19 @@ def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
 
 def configurations_table(frames: Frames, conclusions: Conclusions) -> Table:
     """One row per configuration at its best learning rate."""
-    picked = chosen(frames.trials)
+    picked = frames.chosen
     spectra = at_best(picked, frames.spectra, "dW").groupby("trial", as_index=False)["stable_rank"].median()
     steps = picked[["trial", "best_step"]].merge(
         frames.drifts, left_on=["trial", "best_step"], right_on=["trial", "step"]
     )
     measured = picked.merge(spectra, on="trial", how="left").merge(
-        steps[["trial", "drift"]], on="trial", how="left"
+        steps[["trial", "log_drift", "rho"]], on="trial", how="left"
     )
     medians = measured.groupby(CONFIGURATION, dropna=False, as_index=False)[
-        ["stable_rank", "drift", "seconds"]
+        ["stable_rank", "log_drift", "rho", "seconds"]
     ].median()
     rows = conclusions.learning_rates.merge(medians, on=CONFIGURATION, how="left")
-    rows["percent"] = 100 * np.expm1(rows["drift"].astype(float))
+    rows["percent"] = 100 * np.expm1(rows["log_drift"].astype(float))
     rows["edge"] = rows["edge"].where(rows["edge"].ne("none"))
     rows["series"] = [series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)]
     return Table(
@@ -76,6 +80,7 @@ def configurations_table(frames: Frames, conclusions: Conclusions) -> Table:
             Column("diverged", "diverged", ".0f"),
             Column("stable_rank", "sr(ΔW)", ".2f"),
             Column("percent", "drift, %", "+.1f"),
+            Column("rho", "σ₁(ΔW) / σ₁(W)", ".2f"),
             Column("seconds", "seconds", ".1f"),
         ),
         _ordered(rows),
@@ -86,26 +91,29 @@ def growth_table(conclusions: Conclusions) -> Table:
     """H1 per model, task and scaling."""
     return Table(
         "growth",
-        "Growth of the stable rank, sr(ΔW) = c r^b",
-        "b with its 95 % interval, the p-value of b = 1/2 (adjusted for all rows by Holm's method), what is resampled, "
-        "and percentiles of sr(ΔW) over layers, ranks and seeds.",
+        "Growth of the stable rank",
+        "At the ranks of 2 and more that all seeds of a row share, of configurations that learnt: sr(ΔW) at the largest "
+        "rank over that at the smallest, and b of sr(ΔW) = c r^b, with 95 % intervals over what is resampled; the p-value "
+        "of b = 1/2, adjusted for all rows by Holm's method; percentiles of sr(ΔW) over layers, ranks and seeds.",
         (
             *WHERE,
             Column("scaling", "scale"),
             Column("kind", "kind of layer"),
-            Column("c", "c", ".2f"),
+            Column("ranks", "ranks"),
+            Column("seeds", "seeds"),
+            Column("ratio", "sr, largest / smallest r", ".3f"),
+            Column("ratio_low", "from", ".3f"),
+            Column("ratio_high", "to", ".3f"),
             Column("b", "b", ".3f"),
             Column("b_low", "from", ".3f"),
             Column("b_high", "to", ".3f"),
-            Column("p", "p, b = 1/2", ".3g"),
-            Column("p_holm", "adjusted", ".3g"),
+            Column("p_holm", "p, b = 1/2", ".3g"),
             Column("clusters", "clusters", ".0f"),
             Column("cluster", "of"),
             Column("p10", "sr, 10 %", ".2f"),
             Column("p50", "50 %", ".2f"),
             Column("p90", "90 %", ".2f"),
-            Column("rank_high", "highest r", ".0f"),
-            Column("utilisation_at_highest", "sr / r there", ".3f"),
+            Column("utilisation_at_highest", "sr / r at largest", ".3f"),
         ),
         conclusions.growth.groups,
     )
@@ -113,32 +121,94 @@ def growth_table(conclusions: Conclusions) -> Table:
 
 def thresholds_table(conclusions: Conclusions) -> Table:
     """H2 per model and task."""
-    rows = pd.DataFrame(next(v for v in conclusions.verdicts if v.hypothesis == "H2").numbers["thresholds"])
+    shares = (
+        "half_ratio",
+        "half_ratio_low",
+        "half_ratio_high",
+        "first_ratio",
+        "first_ratio_low",
+        "first_ratio_high",
+    )
+    rows = conclusions.thresholds_frame()
+    for name in (*shares, "premise", "first_share") if len(rows) else ():
+        rows[name] = 100 * rows[name].astype(float)
     return Table(
         "thresholds",
-        "The threshold of the stable rank",
-        "s* is the stable rank of W + ΔW past which performance declines, with its 95 % interval; the "
-        "p-values test against no "
-        "decline and against a decline from the start; the larger one is adjusted for all pairs of model and task by "
-        "Holm's method. Checkpoints with updates too small to have learnt are left out.",
+        "The drift at which the gain is lost",
+        "In per cent of sr(W): where half of LoRA's gain over a constant answer is lost, and where the smallest share that "
+        "can be told from noise is, with 95 % intervals over resampled trials (0: open). The loss is that of the fitted "
+        "line over the drifts that were visited. Premise: the gain of models near sr(W) in per cent of the best gain.",
         (
             *WHERE,
-            Column("reason", "finding"),
+            Column("answer", "answer"),
+            Column("reason", "because"),
             Column("direction", "sr(W + ΔW)"),
-            Column("percent", "drift, %", "+.1f"),
+            Column("half_ratio", "half lost at, %", ".1f"),
+            Column("half_ratio_low", "from", ".1f"),
+            Column("half_ratio_high", "to", ".1f"),
             Column("stable_rank", "s*", ".2f"),
-            Column("stable_rank_low", "from", ".2f"),
-            Column("stable_rank_high", "to", ".2f"),
             Column("base", "sr(W)", ".2f"),
-            Column("p_flat", "p, no decline", ".3f"),
-            Column("p_straight", "p, no plateau", ".3f"),
-            Column("p_holm", "adjusted", ".3f"),
+            Column("first_share", "share, %", ".0f"),
+            Column("first_ratio", "lost at, %", ".1f"),
+            Column("first_ratio_low", "from", ".1f"),
+            Column("first_ratio_high", "to", ".1f"),
+            Column("loss", "loss", ".3f"),
+            Column("loss_low", "from", ".3f"),
+            Column("loss_high", "to", ".3f"),
+            Column("gain", "gain near sr(W)", ".3f"),
+            Column("premise", "premise, %", ".0f"),
+            Column("constant", "constant answer", ".3f"),
+            Column("source", "known from"),
             Column("trials", "trials", ".0f"),
             Column("checkpoints", "checkpoints", ".0f"),
-            Column("learning", "not yet learnt", ".0f"),
-            Column("learnt_from", "‖ΔW‖ / ‖W‖ from", ".3f"),
         ),
         rows,
+    )
+
+
+def attained_table(conclusions: Conclusions) -> Table:
+    """H2: the best attained near sr(W) against the best attained beyond a ratio."""
+    parts = [t.attained.assign(model=t.model, task=t.task) for t in conclusions.thresholds if len(t.attained)]
+    rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    if len(rows):
+        rows = rows[rows["configurations"].gt(0)]
+    return Table(
+        "attained",
+        "Best attained near sr(W) against beyond a ratio",
+        "Paired by configuration (rank and scaling rule), the rate chosen on each side by the mean over seeds; loss = near - "
+        "beyond, with Student's 95 % interval over configurations.",
+        (
+            *WHERE,
+            Column("ratio", "beyond sr(W + ΔW) / sr(W)", ".2f"),
+            Column("configurations", "configurations", ".0f"),
+            Column("near", "near", ".3f"),
+            Column("beyond", "beyond", ".3f"),
+            Column("loss", "loss", "+.3f"),
+            Column("low", "from", "+.3f"),
+            Column("high", "to", "+.3f"),
+            Column("p", "p", ".2g"),
+        ),
+        rows,
+    )
+
+
+def slopes_table(conclusions: Conclusions) -> Table:
+    """H3 per model and task."""
+    columns = []
+    for key, words in (("metric_before", "metric, before"), ("metric_after", "metric, past"), ("loss_before", "loss, before"),
+                       ("loss_after", "loss, past")):  # fmt: skip
+        columns += [
+            Column(key, words, "+.3f"),
+            Column(f"{key}_low", "from", "+.3f"),
+            Column(f"{key}_high", "to", "+.3f"),
+        ]
+    return Table(
+        "slopes",
+        "Validation against drift inside trials",
+        "Change of the metric and of the evaluation loss per e-fold of sr(W + ΔW), before and past the knot at half of sr(W); "
+        "one intercept per trial, intervals clustered by trial. Correlation: of the drift's size with the step.",
+        (*WHERE, Column("growing", "correlation", "+.2f"), Column("trials", "trials", ".0f"), *columns),
+        conclusions.dynamics.tasks,
     )
 
 
@@ -149,9 +219,7 @@ def dynamics_table(conclusions: Conclusions) -> Table:
     return Table(
         "dynamics",
         "Drift over training",
-        "Median drift at the end, and mean rank correlations inside trials: drift with step, and metric "
-        "with drift after the best "
-        "evaluation.",
+        "Median drift at the end, and the mean rank correlation of drift with step inside trials.",
         (
             Column("method", "method"),
             Column("learning_rate", "learning rate", rate_name),
@@ -159,7 +227,6 @@ def dynamics_table(conclusions: Conclusions) -> Table:
             Column("trials", "trials", ".0f"),
             Column("percent", "final drift, %", "+.1f"),
             Column("growing", "drift with step", "+.2f"),
-            Column("falling", "metric with drift", "+.2f"),
         ),
         rows,
     )
@@ -169,12 +236,12 @@ def continued_table(conclusions: Conclusions) -> Table:
     """H3: the same configurations with a longer budget, means over seeds."""
     keys = ["model", "task", "method", "scaling", "rank", "learning_rate", "budget"]
     rows = conclusions.continued.pairs
-    values = ["drift_once", "drift", "last_once", "last", "best_once", "best"]
+    values = ["log_drift_once", "log_drift", "last_once", "last", "best_once", "best"]
     rows = rows.groupby(keys, dropna=False, as_index=False).agg(
         seeds=("seed", "nunique"), **{name: (name, "mean") for name in values}
     )
     for name in ("drift_once", "drift"):
-        rows[name] = 100 * np.expm1(rows[name].astype(float))
+        rows[name] = 100 * np.expm1(rows[f"log_{name}"].astype(float))
     return Table(
         "continued",
         "Continued training",
@@ -201,20 +268,76 @@ def continued_table(conclusions: Conclusions) -> Table:
 
 def alignment_table(conclusions: Conclusions) -> Table:
     """H4 per model, task, scaling and rank."""
-    keys = ["model", "task", "scaling", "rank"]
+    keys = ["model", "task", "scaling", "rank", "same_seed"]
     long = conclusions.alignment.by_rank
     rows = long.pivot_table(index=keys, columns="measure", values="mean", dropna=False, observed=True)
     present = long[keys].drop_duplicates()
     rows = present.merge(rows.reset_index(), on=keys, how="left").reindex(columns=[*keys, *MEASURES])
+    rows["pairs"] = np.where(rows["same_seed"].astype(bool), "one seed", "different seeds")
     return Table(
         "alignment",
         "LoRA beside full fine-tuning",
-        "Means over layers and seeds. Intervals are in the figure and in the conclusions.",
+        "Means over layers and pairs of trials. Intervals are in the figure and in the conclusions.",
         (
             *WHERE,
             Column("scaling", "scale"),
             RANK,
+            Column("pairs", "pairs of"),
             *(Column(key, words, ".3f") for key, words in MEASURES.items()),
+        ),
+        rows,
+    )
+
+
+def contrasts_table(conclusions: Conclusions) -> Table:
+    """H4: pairs of different seeds."""
+    return Table(
+        "contrasts",
+        "Cosines of updates of different seeds",
+        "Means over layers and pairs of different seeds, the difference of LoRA and full from two full fine-tunes with its "
+        "95 % interval over seeds; pairs of one seed stand beside for comparison only.",
+        (
+            *WHERE,
+            Column("scaling", "scale"),
+            RANK,
+            Column("lora_full", "LoRA and full", ".3f"),
+            Column("full_full", "two full", ".3f"),
+            Column("lora_lora", "two LoRA", ".3f"),
+            Column("contrast", "difference", "+.3f"),
+            Column("low", "from", "+.3f"),
+            Column("high", "to", "+.3f"),
+            Column("seeds", "seeds", ".0f"),
+            Column("same_seed", "LoRA and full, one seed", ".3f"),
+            Column("norm_ratio", "norm ratio", ".2f"),
+            Column("stable_lora", "sr, LoRA", ".2f"),
+            Column("stable_full", "sr, full", ".2f"),
+        ),
+        conclusions.alignment.contrasts,
+    )
+
+
+def rates_table(conclusions: Conclusions) -> Table:
+    """H5 per configuration."""
+    rows = conclusions.rates.configurations
+    if len(rows):
+        rows = rows.assign(
+            series=[series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)]
+        )
+    return Table(
+        "best_rates",
+        "Best learning rates",
+        "Top of a parabola in the logarithm of the rate, with its 95 % interval over seeds; and LoRA's over full "
+        "fine-tuning's. Where the best tried rate is at the edge of the grid there is none.",
+        (
+            *WHERE,
+            Column("series", "method"),
+            RANK,
+            Column("best", "best rate", rate_name),
+            Column("low", "from", rate_name),
+            Column("high", "to", rate_name),
+            Column("seeds", "seeds", ".0f"),
+            Column("edge", "edge of the grid"),
+            Column("to_full", "times full", ".1f"),
         ),
         rows,
     )
@@ -222,7 +345,7 @@ def alignment_table(conclusions: Conclusions) -> Table:
 
 def layers_table(frames: Frames) -> Table:
     """Every layer at the best learning rate and checkpoint, medians over seeds."""
-    picked = chosen(frames.trials)
+    picked = frames.chosen
     keys = ["model", "task", "method", "scaling", "rank", "layer"]
     rows = at_best(picked, frames.spectra, "dW")
     rows = rows.assign(rank=rows["rank"].astype(float))

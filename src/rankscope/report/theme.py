@@ -182,7 +182,7 @@ def rule_name(scaling: str) -> str:
     return scaling.replace("alpha", "α").replace("sqrt(r)", "√r")
 
 
-def told(*fields: tuple[str, str] | tuple[str, str, str]) -> list[alt.Tooltip]:
+def tooltips(*fields: tuple[str, str] | tuple[str, str, str]) -> list[alt.Tooltip]:
     """Lines of a tooltip: (field, title), or (field, title, number format)."""
     return [
         alt.Tooltip(f"{field[0]}:Q", title=field[1], format=field[2])

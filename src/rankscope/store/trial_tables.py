@@ -11,6 +11,7 @@ import pyarrow as pa
 Record = Mapping[str, Any]  # pack_table.record
 _TRIAL_COLUMNS = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
 _RESULT_COLUMNS = ["status", "metric", "best", "best_step", "last", "steps", "diverged_at", "seconds"]
+_RESULT_COLUMNS += ["constant"]  # the metric of a constant answer; NaN in stores from before 2026-11-26
 
 
 def trials(records: Mapping[str, Record]) -> pd.DataFrame:
@@ -21,7 +22,7 @@ def trials(records: Mapping[str, Record]) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(rows, columns=["trial", *_TRIAL_COLUMNS, *_RESULT_COLUMNS])
     integers = dict.fromkeys(("rank", "diverged_at"), "Int64")
-    numbers = dict.fromkeys(("best", "last", "learning_rate", "seconds"), "float64")
+    numbers = dict.fromkeys(("best", "last", "learning_rate", "seconds", "constant"), "float64")
     return frame.astype({**integers, **numbers, **dict.fromkeys(("seed", "steps", "best_step"), "int64")})
 
 

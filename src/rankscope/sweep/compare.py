@@ -48,7 +48,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One full fine-tune, and the trials that are compared with it."""
+    """One trial, and the trials that are compared with it."""
 
     model: str
     reference: str
@@ -56,19 +56,24 @@ class Comparison:
 
 
 def comparisons(store: Store) -> list[Comparison]:
-    """Every LoRA trial at its configuration's chosen learning rate, with the full fine-tune of the same model, task and seed at
-    its own; and that full fine-tune with the ones of later seeds, as the yardstick of how far apart two updates of one
-    method lie."""
+    """All pairs of trials at their configurations' chosen learning rates that H4 asks for, within a model and task: LoRA of
+    every seed with full fine-tunes of every seed, and full fine-tunes, and LoRA trials of one configuration, with those of
+    later seeds."""
     finished = store.trials()
     trials = chosen(finished[finished["budget"].eq(1)])
     found = []
-    for _, group in trials.groupby(["model", "task", "seed"]):
-        model, task, seed = (group[key].iloc[0] for key in ("model", "task", "seed"))
-        full, lora = (list(group.loc[group["method"] == method, "trial"]) for method in ("full", "lora"))
-        if full and lora:
-            later = trials["model"].eq(model) & trials["task"].eq(task) & trials["seed"].gt(seed)
-            others = list(trials.loc[later & trials["method"].eq("full"), "trial"])
-            found.append(Comparison(str(model), full[0], [*lora, *others]))
+    for (model, _), group in trials.groupby(["model", "task"]):
+        lora, full = (group[group["method"].eq(method)] for method in ("lora", "full"))
+        if full.empty or lora.empty:
+            continue
+        for reference, seed in zip(full["trial"], full["seed"], strict=True):
+            later = full.loc[full["seed"].gt(seed), "trial"]
+            found.append(Comparison(str(model), reference, [*lora["trial"], *later]))
+        for _, same in lora.groupby(["rank", "scaling"]):
+            for reference, seed in zip(same["trial"], same["seed"], strict=True):
+                later = same.loc[same["seed"].gt(seed), "trial"]
+                if len(later):
+                    found.append(Comparison(str(model), reference, list(later)))
     return found
 
 

@@ -49,7 +49,7 @@ def fits(found: Evidence, weights: Array) -> Fits:
         (np.arange(len(found.near.y)), found.near.u, found.near.y, near),
     ]
     count, total, squares = (
-        sum(w @ _summed(np.power(y, power)[:, None], trial, w.shape[1]) for trial, _, y, w in rows)
+        np.sum([w @ _summed(y[:, None] ** power, trial, w.shape[1]) for trial, _, y, w in rows], axis=0)
         for power in (0, 1, 2)
     )
     spread = squares - total**2 / np.maximum(count, 1)  # (B, 1)
@@ -76,7 +76,8 @@ def fits(found: Evidence, weights: Array) -> Fits:
         new = np.stack([plateau, fall, np.full(len(weights), turn), floors[place]])
         fitted = np.where(better, new, fitted)
     anywhere = found.anywhere.mean(found.anywhere.choose(weights))
-    return Fits(*fitted, near=found.near.mean(near), anywhere=anywhere)
+    plateau, fall, at, end = fitted
+    return Fits(plateau, fall, at, end, near=found.near.mean(near), anywhere=anywhere)
 
 
 def _summed(values: Array, trial: Codes, trials: int) -> Array:

@@ -120,7 +120,7 @@ def _candidates(rows: pd.DataFrame) -> Candidates:
         trial=rows["trial_code"].to_numpy(),
         u=rows["u"].to_numpy(),
         y=rows["y"].to_numpy(),
-        cell=grouped.ngroup().to_numpy(),
+        cell=np.asarray(grouped.ngroup(), dtype=np.int64),
         configuration=pd.factorize(cells["configuration"])[0],
         complete=cells["seeds"].eq(most).to_numpy(),
         names=cells["configuration"].unique(),

@@ -61,7 +61,9 @@ class Threshold:
     first: Interval = UNKNOWN
     first_share: float = np.nan
     loss: Interval = UNKNOWN
-    line: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["log_drift", "value"]), repr=False)
+    line: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame(columns=["log_drift", "value"]), repr=False
+    )
     brackets: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     tolerated: Interval = UNKNOWN
     spread: float = np.nan
@@ -96,7 +98,11 @@ class Threshold:
                 row |= {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
             elif not isinstance(value, pd.DataFrame):
                 row[name] = value
-        for name, dose in (("half_ratio", self.half), ("first_ratio", self.first), ("tolerated_ratio", self.tolerated)):
+        for name, dose in (
+            ("half_ratio", self.half),
+            ("first_ratio", self.first),
+            ("tolerated_ratio", self.tolerated),
+        ):
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), self.ratio(dose), strict=True))
         names = ("stable_rank", "stable_rank_low", "stable_rank_high")
         return pd.DataFrame([row | dict(zip(names, self.stable_rank, strict=True))])
@@ -105,11 +111,11 @@ class Threshold:
 def thresholds(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000) -> list[Threshold]:
     """One `Threshold` per model and task, from LoRA at every learning rate and evaluated checkpoint."""
     bases = frames.spectra[frames.spectra["matrix"].eq("W")].drop_duplicates(["trial", "layer"])
-    known = frames.baselines.set_index(["model", "task"])
+    known = {(row["model"], row["task"]): row for row in frames.baselines.to_dict("records")}
     found = []
     for (model, task), own in frames.trials[frames.trials["method"].eq("lora")].groupby(["model", "task"]):
         points = frames.checkpoints[frames.checkpoints["trial"].isin(own["trial"])]
-        constant, source, noise = known.loc[(model, task)]
+        constant, source, noise = (known[model, task][name] for name in ("constant", "source", "noise"))
         base = float(bases.loc[bases["trial"].isin(own["trial"]), "stable_rank"].median())
         described: dict[str, Any] = {"model": str(model), "task": str(task), "source": source, "base": base}
         found.append(threshold(points, constant, noise, described, rng=rng, resamples=resamples))
@@ -141,7 +147,11 @@ def threshold(
         return Threshold(answer="undecided", reason=problem, **known)
     found = fits(data, np.vstack([np.ones(data.trials), draws(data.trials, resamples, rng)]))
     gain = found.near - constant
-    first = float(np.clip(DEVIATIONS * noise / gain[0], TENTH, 1)) if gain[0] > 0 and np.isfinite(noise) else TENTH
+    first = (
+        float(np.clip(DEVIATIONS * noise / gain[0], TENTH, 1))
+        if gain[0] > 0 and np.isfinite(noise)
+        else TENTH
+    )
     values = {
         "half": found.dose(HALF * gain),
         "first": found.dose(first * gain),

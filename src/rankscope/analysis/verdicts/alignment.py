@@ -23,7 +23,9 @@ def alignment_verdict(found: Alignment) -> Verdict:
     rows = records(found.contrasts)
     numbers: dict[str, Any] = {"contrasts": rows}
     if not rows:
-        reason = "LoRA and full fine-tuning were not compared; that needs both, learnt, for one model and task."
+        reason = (
+            "LoRA and full fine-tuning were not compared; that needs both, learnt, for one model and task."
+        )
         return answer("H4", "undecided", [reason], numbers)
     top = found.contrasts.groupby(["model", "task", "scaling"])["rank"].transform("max")
     for row, highest in zip(rows, top, strict=True):
@@ -52,7 +54,9 @@ def _word(row: dict[str, Any]) -> str:
 
 def _headline(high: list[dict[str, Any]], known: list[dict[str, Any]]) -> str:
     if not high:
-        return "The ranks compared are below half of the layers' dimension, too low to speak about high ranks."
+        return (
+            "The ranks compared are below half of the layers' dimension, too low to speak about high ranks."
+        )
     if not known:
         return (
             "No pair of LoRA and full fine-tuning with different seeds is at hand, and pairs of one seed cannot be set "
@@ -64,7 +68,9 @@ def _headline(high: list[dict[str, Any]], known: list[dict[str, Any]]) -> str:
     shown = f"shown to be further in {words.count('supported')} of {counted(len(words), 'comparison')}"
     return (
         f"Against full fine-tunings of other seeds, LoRA's update has a cosine that differs from that of two full "
-        f"fine-tunings by {', '.join(told)}{more}; {shown}.".replace("-", "−", sum(t.startswith("-") for t in told))
+        f"fine-tunings by {', '.join(told)}{more}; {shown}.".replace(
+            "-", "−", sum(t.startswith("-") for t in told)
+        )
     )
 
 
@@ -76,7 +82,9 @@ def _sentence(row: dict[str, Any]) -> str:
     parts = []
     if np.isfinite(row["contrast"]):
         found = Interval(row["contrast"], row["low"], row["high"], "seed", row["seeds"])
-        parts.append(f"different seeds: LoRA and full {row['lora_full']:.2f}, two full {row['full_full']:.2f}")
+        parts.append(
+            f"different seeds: LoRA and full {row['lora_full']:.2f}, two full {row['full_full']:.2f}"
+        )
         if np.isfinite(row["lora_lora"]):
             parts.append(f"two LoRA {row['lora_lora']:.2f}")
         parts.append(f"difference {found}")

@@ -30,12 +30,18 @@ def dynamics_verdict(found: Dynamics, longer: Continued) -> Verdict:
     Contradicted: drift falls with the step, or the metric rises with drift beyond the knot. Over tasks as in H2.
     """
     tasks = found.tasks
-    numbers: dict[str, Any] = {"tasks": records(tasks), "left_out": found.left_out, "continued_pairs": len(longer.pairs)}
+    numbers: dict[str, Any] = {
+        "tasks": records(tasks),
+        "left_out": found.left_out,
+        "continued_pairs": len(longer.pairs),
+    }
     for name in ("drift", "best", "last"):
         numbers |= entries(f"continued_{name}", getattr(longer, name))
     missing = f"Left out, because nothing was learnt: {named(found.left_out)}." if found.left_out else ""
     if tasks.empty:
-        return answer("H3", "undecided", ["No task has a LoRA configuration that learnt anything."], numbers, missing)
+        return answer(
+            "H3", "undecided", ["No task has a LoRA configuration that learnt anything."], numbers, missing
+        )
     words = [_word(row) for row in records(tasks)]
     for row, word in zip(numbers["tasks"], words, strict=True):
         row["answer"] = word
@@ -73,17 +79,29 @@ def _headline(tasks: pd.DataFrame, several: bool) -> str:
     share = f"{100 * tasks['knot'].iloc[0]:.0f} % of sr(W)"
     parts = [f"inside trials the drift grows with training on {len(grows)} of {counted(len(rows), 'task')}"]
     if falls:
-        parts.append(f"past {share} the metric falls with it on {named(where(row, several) for row in falls)}")
+        parts.append(
+            f"past {share} the metric falls with it on {named(where(row, several) for row in falls)}"
+        )
     if rises:
-        parts.append(f"past {share} the metric rises with it on {named(where(row, several) for row in rises)}")
+        parts.append(
+            f"past {share} the metric rises with it on {named(where(row, several) for row in rises)}"
+        )
     if other:
-        parts.append(f"that the metric falls with it past {share} is not shown on {named(where(row, several) for row in other)}")
+        parts.append(
+            f"that the metric falls with it past {share} is not shown on {named(where(row, several) for row in other)}"
+        )
     text = "; ".join(parts)
     return text[0].upper() + text[1:] + "."
 
 
 def _sentence(row: dict[str, Any], several: bool) -> str:
-    grown = Interval(row["growing"], row["growing_low"], row["growing_high"], row["growing_cluster"], row["growing_clusters"])
+    grown = Interval(
+        row["growing"],
+        row["growing_low"],
+        row["growing_high"],
+        row["growing_cluster"],
+        row["growing_clusters"],
+    )
     text = f"{where(row, several)}: drift and step have a rank correlation of {grown}"
     if not np.isfinite(row["metric_after"]):
         return f"{text}; too few trials have checkpoints past the knot for a slope."

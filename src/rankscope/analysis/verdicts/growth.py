@@ -25,7 +25,9 @@ def growth_verdict(found: Growth) -> Verdict:
     numbers |= {"published_low": PUBLISHED[0], "published_high": PUBLISHED[1]}
     numbers |= {"groups": records(found.groups), "left_out": found.left_out}
     if main.empty:
-        reason = "No task has a configuration that learnt at two ranks of 2 or more that all of its seeds share."
+        reason = (
+            "No task has a configuration that learnt at two ranks of 2 or more that all of its seeds share."
+        )
         return answer("H1", "undecided", [reason], numbers, _left_out(found))
     steep = int((found.groups["b"].gt(SLOW) & found.groups["p_holm"].le(ERROR_RATE)).sum())
     word, why = "undecided", ""
@@ -39,7 +41,9 @@ def growth_verdict(found: Growth) -> Verdict:
         why = f"In {steep} of {counted(len(found.groups), 'group')} b lies above {SLOW}: there is no common answer."
     else:
         why = f"The interval of b holds values on both sides of {SLOW}."
-    return answer("H1", word, [_headline(found), *_more(found), why], numbers, about_seeds(b), _left_out(found))
+    return answer(
+        "H1", word, [_headline(found), *_more(found), why], numbers, about_seeds(b), _left_out(found)
+    )
 
 
 def _headline(found: Growth) -> str:
@@ -65,7 +69,9 @@ def _more(found: Growth) -> list[str]:
     if b.known:
         place = "inside" if b.low >= low and b.high <= high else "across"
         place = "below" if b.high < low else "above" if b.low > high else place
-        sentences.append(f"That is {place} the range published for three language models, {low:.2f} to {high:.2f}.")
+        sentences.append(
+            f"That is {place} the range published for three language models, {low:.2f} to {high:.2f}."
+        )
     others = found.groups[~found.groups["primary"] & found.groups["kind"].eq(EVERY)]
     told = [
         f"{row['task']}, {row['scaling']}, ranks {row['ranks']}: b = {row['b']:.2f} [{row['b_low']:.2f}, {row['b_high']:.2f}]"

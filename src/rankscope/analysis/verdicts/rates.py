@@ -27,14 +27,18 @@ def rates_verdict(found: Rates) -> Verdict:
     word = "undecided"
     if any(row["exponent_low"] > SAME or row["exponent_high"] < -SAME for row in known):
         word = "contradicted"
-    elif known and all(-SAME < row["exponent_low"] and row["exponent_high"] < SAME for row in known):
+    elif known and all(row["exponent_low"] > -SAME and row["exponent_high"] < SAME for row in known):
         word = "supported"
     edges = found.configurations[found.configurations["edge"].ne("")]
     named = ", ".join(
         f"{row['task']} {row['method']}" + (f" r = {row['rank']:.0f}" if row["method"] == "lora" else "")
         for row in records(edges)[:8]
     )
-    edge = f"At the edge of the grid, so left out: {named}{' and more' if len(edges) > 8 else ''}." if named else ""
+    edge = (
+        f"At the edge of the grid, so left out: {named}{' and more' if len(edges) > 8 else ''}."
+        if named
+        else ""
+    )
     return answer("H5", word, [_headline(rows, known), *map(_sentence, rows)], numbers, edge, PUBLISHED)
 
 
@@ -58,7 +62,11 @@ def _sentence(row: dict[str, Any]) -> str:
     if not row["ranks"]:
         return f"{row['task']}, {row['scaling']}: every best rate lies at the edge of the grid or has no neighbours."
     exponent = interval_of(row, "exponent", clusters=row["exponent_seeds"])
-    text = f"{_place(row)}: exponent {exponent}" if np.isfinite(exponent.estimate) else f"{_place(row)}: one rank"
+    text = (
+        f"{_place(row)}: exponent {exponent}"
+        if np.isfinite(exponent.estimate)
+        else f"{_place(row)}: one rank"
+    )
     if np.isfinite(row["to_full"]):
         times = interval_of(row, "to_full", clusters=row["to_full_seeds"])
         return f"{text}, {times:.1f} times the best rate of full fine-tuning."

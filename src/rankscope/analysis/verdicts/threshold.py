@@ -50,11 +50,15 @@ def _headline(found: Sequence[Threshold], several: bool) -> str:
         way = "below" if held[0].direction == "falls" else "above"
         parts.append(f"half of LoRA's gain over a constant answer is lost {way} {places}")
     elif held:
-        parts.append(f"half of LoRA's gain over a constant answer is lost past a drift on {len(held)} of {len(found)} tasks")
+        parts.append(
+            f"half of LoRA's gain over a constant answer is lost past a drift on {len(held)} of {len(found)} tasks"
+        )
     if excluded:
         parts.append(f"a loss of a tenth of the gain is excluded on {_listed(excluded, several)}")
     if failed:
-        parts.append(f"on {_listed(failed, several)} models near sr(W) do not reach the best values, so there is no such drift")
+        parts.append(
+            f"on {_listed(failed, several)} models near sr(W) do not reach the best values, so there is no such drift"
+        )
     if open_:
         parts.append(f"no place is shown on {_listed(open_, several)}")
     text = "; ".join([*parts, MARKER] if held else parts)
@@ -74,7 +78,9 @@ def _sentence(t: Threshold, several: bool) -> str:
     name = _name(t, several)
     if not t.loss.known:
         return f"{name}: {t.answer}, {t.reason}."
-    parts = [f"{name}: {t.answer}, {t.reason}; the metric loses {t.loss:.3f} of a gain of {t.gain:.3f} near sr(W)"]
+    parts = [
+        f"{name}: {t.answer}, {t.reason}; the metric loses {t.loss:.3f} of a gain of {t.gain:.3f} near sr(W)"
+    ]
     if t.answer != "contradicted":
         parts.append(f"half of the gain at {_share(t, t.half)} of sr(W)")
     if t.answer == "supported":

@@ -35,7 +35,9 @@ class Verdict:
     caveats: tuple[str, ...] = ()
 
 
-def answer(hypothesis: str, word: str, sentences: Iterable[str], numbers: dict[str, Any], *caveats: str) -> Verdict:
+def answer(
+    hypothesis: str, word: str, sentences: Iterable[str], numbers: dict[str, Any], *caveats: str
+) -> Verdict:
     """A `Verdict` without its empty sentences and caveats."""
     spoken = tuple(sentence for sentence in sentences if sentence)
     return Verdict(hypothesis, QUESTIONS[hypothesis], word, spoken, numbers, tuple(c for c in caveats if c))

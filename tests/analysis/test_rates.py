@@ -1,0 +1,67 @@
+"""H5: the top of a parabola in the logarithm of the rate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rankscope.analysis.frames import Frames
+from rankscope.analysis.rates import curve, rates
+from rankscope.analysis.verdicts.rates import rates_verdict
+
+GRID = np.geomspace(1e-5, 1e-1, 13)
+
+
+def frames(exponent, times=10.0, seeds=3, noise=0.0, grid=GRID):
+    rng = np.random.default_rng(0)
+    rows = []
+    for rank in (4, 16, 64, None):
+        top = np.log(1e-4) + (0 if rank is None else np.log(times) + exponent * np.log(rank / 16))
+        for seed in range(seeds):
+            rows += [
+                (rank, x, seed, 0.8 - 0.02 * (np.log(x) - top) ** 2 + noise * rng.normal()) for x in grid
+            ]
+    table = pd.DataFrame(rows, columns=["rank", "learning_rate", "seed", "best"])
+    lora = table["rank"].notna()
+    table = table.assign(
+        trial=[f"t{i}" for i in range(len(table))], model="m", task="t", metric="accuracy", constant=0.5, status="done",
+        method=np.where(lora, "lora", "full"), scaling=np.where(lora, "alpha/r", None), rank=table["rank"].astype("Int64"),
+        best_step=1, last=table["best"], steps=1, diverged_at=pd.NA, seconds=1.0,
+    )  # fmt: skip
+    return Frames(table, pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
+
+
+def test_tops_exponent_and_ratio_are_recovered():
+    found = rates(frames(-0.5))
+    row = found.groups.iloc[0]
+    assert row["exponent"] == pytest.approx(-0.5)
+    assert row["to_full"] == pytest.approx(10)
+    tops = found.configurations.set_index("rank")["best"]
+    assert tops[16.0] == pytest.approx(1e-3)
+    assert tops[64.0] == pytest.approx(5e-4)
+    assert rates_verdict(rates(frames(-0.5, noise=0.002))).verdict == "contradicted"
+    assert rates_verdict(rates(frames(0.0, noise=0.002))).verdict == "supported"
+
+
+def test_the_edge_of_the_grid_is_said_and_nothing_is_extrapolated():
+    found = rates(frames(0.0, grid=GRID[:6]))
+    lora = found.configurations[found.configurations["method"].eq("lora")]
+    assert set(lora["edge"]) == {"largest tried"}
+    assert lora["best"].isna().all()
+    said = rates_verdict(found)
+    assert said.verdict == "undecided"
+    assert any("edge of the grid" in text for text in (*said.sentences, *said.caveats))
+
+
+def test_a_top_stays_inside_the_rates_it_was_fitted_to():
+    trials = pd.DataFrame({"seed": 0, "learning_rate": [1e-4, 1e-3, 1e-2], "best": [0.7, 0.80001, 0.8]})
+    found = curve(trials, 0.5, 0.01)
+    assert np.log(1e-4) <= found.best(found.seeds) <= np.log(1e-2)
+    assert curve(trials.iloc[:2], 0.5, 0.01).edge == "fewer than three rates"
+
+
+def test_one_seed_has_no_interval():
+    row = rates(frames(0.0, seeds=1)).groups.iloc[0]
+    assert np.isfinite(row["exponent"])
+    assert np.isnan(row["exponent_low"])
