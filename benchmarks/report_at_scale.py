@@ -85,10 +85,7 @@ def main() -> None:
     )
     marks = [time.perf_counter()]
     found = conclude(
-        frames.trials,
-        frames.metrics,
-        frames.spectra,
-        frames.comparison,
+        frames,
         resamples=options.resamples,
         progress=lambda share: marks.append(time.perf_counter()),
     )

@@ -65,7 +65,7 @@ def test_correlation_with_time_and_tasks_that_learnt():
     found = dynamics(Frames(**frames), rng=np.random.default_rng(0), resamples=99)
     assert found.tasks["task"].tolist() == ["one"]
     assert found.left_out == ["two"]
-    assert found.tasks["growing_low"][0] > 0.5
+    assert found.tasks["growing_low"][0] > 0
     assert found.tasks["metric_after_p_holm"][0] < 0.01
 
 

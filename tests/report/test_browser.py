@@ -56,7 +56,7 @@ def path(tmp_path_factory) -> Path:
         rates=(1e-3, 3e-3, 1e-2),
         seeds=2,
     )
-    conclusions = conclude(**frames, resamples=40)
+    conclusions = conclude(Frames(**frames), resamples=40)
     facts = {"versions": {"torch": "2.13.0"}, "store": "abc"}
     held = Frames(**frames)
     drawn, listed = figures(held, conclusions), tables(held, conclusions)

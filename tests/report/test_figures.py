@@ -13,7 +13,7 @@ from simulate import Truth, study
 
 
 def drawn(frames):
-    return {f.name: f for f in figures(Frames(**frames), conclude(**frames, resamples=60))}
+    return {f.name: f for f in figures(Frames(**frames), conclude(Frames(**frames), resamples=60))}
 
 
 def rows(figure, part=None):

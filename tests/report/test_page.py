@@ -40,7 +40,7 @@ class Reader(HTMLParser):
 
 
 def written(frames, folder, **options):
-    conclusions = conclude(**frames, resamples=60)
+    conclusions = conclude(Frames(**frames), resamples=60)
     defaults = {"study_text": 'name = "lab"', "provenance": {"versions": {"torch": "2.13.0"}, "store": "abc"}}
     return write(Frames(**frames), conclusions, folder / "report.html", **defaults | options)
 
@@ -182,7 +182,7 @@ def test_nested_provenance_is_flattened():
 )
 def test_odd_studies_are_rendered(options):
     frames = study(**options)
-    held, conclusions = Frames(**frames), conclude(**frames, resamples=60)
+    held, conclusions = Frames(**frames), conclude(Frames(**frames), resamples=60)
     drawn, listed = figures(held, conclusions), tables(held, conclusions)
     text = render(held, conclusions, drawn, listed, study_text="", provenance={})
     assert all(f'id="figure-{figure.name}"' in text for figure in drawn)

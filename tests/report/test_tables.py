@@ -51,7 +51,7 @@ def test_every_special_letter_is_escaped(letter):
 @pytest.fixture(scope="module")
 def made():
     frames = study(tasks=("one", "two"), seeds=2, scalings=("alpha/r", "alpha/sqrt(r)"))
-    return {t.name: t for t in tables(Frames(**frames), conclude(**frames, resamples=60))}
+    return {t.name: t for t in tables(Frames(**frames), conclude(Frames(**frames), resamples=60))}
 
 
 def test_one_row_per_configuration(made):
@@ -69,7 +69,7 @@ def test_drifts_are_printed_as_percent_of_the_ratio():
     before = spectra[spectra["matrix"].eq("W")].set_index(["trial", "layer"])["stable_rank"]
     ratio = ratio / before.reindex(ratio.index.droplevel("step")).to_numpy()
     median = np.log(ratio).groupby(["trial", "step"]).median()
-    found = {t.name: t for t in tables(Frames(**frames), conclude(**frames, resamples=60))}
+    found = {t.name: t for t in tables(Frames(**frames), conclude(Frames(**frames), resamples=60))}
     rows = found["configurations"].rows.set_index(["method", "rank", "learning_rate"])
     percent = {}
     for (method, rank, rate), row in rows.iterrows():

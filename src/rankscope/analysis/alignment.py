@@ -116,8 +116,8 @@ def _contrast(group: dict[str, Any], pairs: pd.DataFrame, stable: pd.DataFrame) 
             row[f"{name}_{kind}"] = float(values.astype(float).mean())
     here = stable[stable["model"].eq(group["model"]) & stable["task"].eq(group["task"])]
     own = here["scaling"].eq(group["scaling"]) & here["rank"].astype(float).eq(group["rank"])
-    row["stable_lora"] = float(here.loc[own, "stable_rank"].median())
-    row["stable_full"] = float(here.loc[here["method"].eq("full"), "stable_rank"].median())
+    row["stable_lora"] = float(here.loc[own, "stable_rank"].astype(float).median())
+    row["stable_full"] = float(here.loc[here["method"].eq("full"), "stable_rank"].astype(float).median())
     row["norm_ratio"] = float(same["norm_ratio"].mean())
     return row | {"dimension": float(kinds["lora_full"][["m", "n"]].to_numpy(dtype=float).min())}
 

@@ -136,7 +136,7 @@ class Frames:
     @cached_property
     def baselines(self) -> pd.DataFrame:
         """The metric of a constant answer and the noise of an evaluation, per model and task."""
-        return baselines(self.all_trials, self.metrics)
+        return baselines(self.trials, self.metrics)
 
     @cached_property
     def learnt(self) -> pd.DataFrame:

@@ -120,7 +120,9 @@ def ratio(points: pd.DataFrame) -> Interval:
     sides = {name: cells[at].groupby(keys, dropna=False)["log"].mean() for name, at in ends.items()}
     change = (sides["high"] - sides["low"]).dropna().groupby(cluster).mean()
     found = jackknife(
-        list(change.index), lambda kept: float(change[change.index.isin(kept)].mean()) if kept else np.nan, cluster
+        list(change.index),
+        lambda kept: float(change[change.index.isin(kept)].mean()) if kept else np.nan,
+        cluster,
     )
     estimate, low, high = (float(np.exp(value)) for value in (found.estimate, found.low, found.high))
     return Interval(estimate, low, high, cluster, found.clusters)

@@ -103,6 +103,8 @@ def _sentence(row: dict[str, Any], several: bool) -> str:
         row["growing_clusters"],
     )
     text = f"{where(row, several)}: drift and step have a rank correlation of {grown}"
+    if not np.isfinite(row["growing"]):
+        text = f"{where(row, several)}: too few steps to correlate the drift with them"
     if not np.isfinite(row["metric_after"]):
         return f"{text}; too few trials have checkpoints past the knot for a slope."
     after, loss, before = (interval_of(row, name) for name in ("metric_after", "loss_after", "metric_before"))

@@ -10,6 +10,7 @@ from rankscope.analysis.verdicts.verdict import (
     answer,
     counted,
     entries,
+    interval_of,
     named,
     records,
 )
@@ -74,12 +75,11 @@ def _more(found: Growth) -> list[str]:
         )
     others = found.groups[~found.groups["primary"] & found.groups["kind"].eq(EVERY)]
     told = [
-        f"{row['task']}, {row['scaling']}, ranks {row['ranks']}: b = {row['b']:.2f} [{row['b_low']:.2f}, {row['b_high']:.2f}]"
+        f"{row['task']}, {row['scaling']}, ranks {row['ranks']}: b = {interval_of(row, 'b')}"
         for row in records(others)[:6]
     ]
     if told:
-        text = "; ".join(told).replace("-", "−")
-        sentences.append(f"Designs with other seeds or ranks are not pooled with it: {text}.")
+        sentences.append(f"Designs with other seeds or ranks are not pooled with it: {'; '.join(told)}.")
     return sentences
 
 

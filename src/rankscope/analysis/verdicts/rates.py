@@ -50,8 +50,11 @@ def _headline(rows: list[dict[str, Any]], known: list[dict[str, Any]]) -> str:
     if not told:
         return "No group has two ranks whose best rate lies inside the grid."
     more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
-    silent = "" if known else "; with one seed there is no interval"
-    return f"LoRA's best learning rate goes with the rank as {', '.join(told)}{more}{silent}."
+    silent = [row for row in rows if row not in known and np.isfinite(row["exponent"])] if known else []
+    bare = [f"r^{row['exponent']:.2f} on {_place(row)}" for row in silent[:MOST_NAMED]]
+    beside = f"; with one seed, so without an interval, {', '.join(bare)}".replace("^-", "^−") if bare else ""
+    ending = beside if known else "; with one seed there is no interval"
+    return f"LoRA's best learning rate goes with the rank as {', '.join(told)}{more}{ending}."
 
 
 def _place(row: dict[str, Any]) -> str:
