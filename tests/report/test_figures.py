@@ -31,7 +31,7 @@ def test_threshold_is_marked_inside_its_band(lab):
     assert len(mark) == 2
     assert (mark[["low", "high"]].min(axis=1) < mark["ratio"]).all()
     assert (mark["ratio"] < mark[["low", "high"]].max(axis=1)).all()
-    assert mark["label"].str.contains("%, s").all()
+    assert mark["label"].str.contains("% of sr(W), s* =", regex=False).all()
 
 
 def test_no_threshold_no_mark():

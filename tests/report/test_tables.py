@@ -57,7 +57,8 @@ def made():
 def test_one_row_per_configuration(made):
     rows = made["configurations"].rows
     assert len(rows) == 2 * (2 * 4 + 1)
-    assert rows["percent"].lt(0).all()
+    assert rows["percent"].gt(-100).all()
+    assert rows["percent"].min() < -10  # the best of some configurations has drifted, of others not
     assert rows["stable_rank"].notna().all()
 
 

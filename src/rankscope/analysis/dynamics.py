@@ -129,7 +129,9 @@ def _fixed_effects(rows: pd.DataFrame, outcome: str) -> list[tuple[float, float,
 def _by_rate(frames: Frames, trials: pd.DataFrame) -> pd.DataFrame:
     ends = frames.drifts[frames.drifts["step"].gt(0)].sort_values("step").groupby("trial")["log_drift"].last()
     once = trials[trials["trial"].isin(frames.trials["trial"])][[*LABELS, "growing"]]
-    once = once.assign(final=once["trial"].map(ends))
+    once = once.assign(
+        final=once["trial"].map(ends).astype("float64"), growing=once["growing"].astype("float64")
+    )
     return once.groupby(["method", "learning_rate", "rank"], dropna=False, as_index=False).agg(
         trials=("trial", "size"), final=("final", "median"), growing=("growing", "mean")
     )

@@ -95,5 +95,6 @@ def _sentence(row: dict[str, Any]) -> str:
     for name, words in (("barrier", "loss barrier at the midpoint"), ("cka", "CKA of pooled features")):
         if np.isfinite(row[f"{name}_lora_full"]):
             parts.append(f"{words} {row[f'{name}_lora_full']:.3f} (two full {row[f'{name}_full_full']:.3f})")
-    parts.append(f"stable ranks {row['stable_lora']:.2f} and {row['stable_full']:.2f}")
+    if np.isfinite(row["stable_lora"]) and np.isfinite(row["stable_full"]):
+        parts.append(f"stable ranks {row['stable_lora']:.2f} and {row['stable_full']:.2f}")
     return f"{_place(row)}: mean cosines, {', '.join(parts)}."

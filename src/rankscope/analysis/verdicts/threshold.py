@@ -86,7 +86,8 @@ def _sentence(t: Threshold, several: bool) -> str:
     if t.answer == "supported":
         parts.append(f"s* = {_plain(t.stable_rank, '.1f')}")
         parts.append(f"{100 * t.first_share:.0f} % of it at {_share(t, t.first)}")
-    parts.append(f"models near sr(W) reach {_plain(_percent(t.premise), '.0f')} % of the best gain")
+    if t.premise.known:
+        parts.append(f"models near sr(W) reach {_plain(_percent(t.premise), '.0f')} % of the best gain")
     return ", ".join(parts) + "."
 
 
