@@ -90,7 +90,7 @@ def numbers(model: Any, path: str, validation: pd.DataFrame) -> dict[str, float]
     """Loss and Matthews correlation, over batches of rows of one length: without padding."""
     tokenizer, names = AutoTokenizer.from_pretrained(path), ("input_ids", "attention_mask", "token_type_ids")
     found, labels = [], []
-    for _, rows in validation.groupby(validation["sentence"].str.split().str.len()):
+    for _, rows in validation.groupby([len(tokenizer(text)["input_ids"]) for text in validation["sentence"]]):
         inputs = tokenizer(rows["sentence"].tolist(), return_tensors="pt")
         with torch.no_grad():
             found.append(model.eval()(**{k: v for k, v in inputs.items() if k in names}).logits)
