@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification
 from conftest import TARGETS
 from rankscope.store.store import Store
 from rankscope.study.study_file import Study, Trial
-from rankscope.study.task import TASKS
+from rankscope.study.tasks import TASKS
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.run import run, train, worker_job
 from rankscope.sweep.status import status

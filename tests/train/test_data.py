@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import sentences, write_tsv
-from rankscope.study.task import TASKS
+from rankscope.study.tasks import TASKS
 from rankscope.train.data import encode, fingerprint, read_split
 from rankscope.train.model import load_tokenizer
 

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from sklearn import metrics as sk
 
-from rankscope.study.task import TASKS
+from rankscope.study.tasks import TASKS
 from rankscope.train.metrics import constant_score, deviation, flattened, is_constant, score
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from conftest import TARGETS
-from rankscope.study.task import TASKS
+from rankscope.study.tasks import TASKS
 from rankscope.train.model import (
     drawn_beside_head,
     largest_rank,

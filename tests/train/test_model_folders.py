@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from rankscope.study.study_file import Study
-from rankscope.study.task import TASKS
+from rankscope.study.tasks import TASKS
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.plan import forecast
 from rankscope.sweep.run import run

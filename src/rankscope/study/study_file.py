@@ -24,7 +24,7 @@ from pydantic import (
 
 from rankscope.study.recipe import Name as Recipes
 from rankscope.study.recipe import recipe_for
-from rankscope.study.task import task_named
+from rankscope.study.tasks import task_named
 from rankscope.study.trial import GAP, GAP_CODE, STRICT, Method, Precision, Scaling, Trial, digest
 from rankscope.study.validation_message import validation_message
 

@@ -15,7 +15,7 @@ from rankscope.console import bar
 from rankscope.store.store import Store
 from rankscope.study.cost import Rows, Shape, base_memory, memory, widths
 from rankscope.study.study_file import Study, Trial
-from rankscope.study.task import task_named
+from rankscope.study.tasks import task_named
 from rankscope.sweep.machine import default_workers, free_for_each, room
 from rankscope.train.data import Encoded, encode, read_split
 from rankscope.train.data import fingerprint as data_fingerprint

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rankscope.linalg import Dense, LowRank
 from rankscope.study.study_file import Trial
-from rankscope.study.task import Task
+from rankscope.study.tasks import Task
 from rankscope.train.encoder import is_patchable, patch_encoder
 from rankscope.train.model import (
     draw_head,

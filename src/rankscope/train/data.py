@@ -16,7 +16,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
 
-from rankscope.study.task import Task
+from rankscope.study.tasks import Task
 
 GLUE = "nyu-mll/glue"
 

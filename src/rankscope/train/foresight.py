@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rankscope.study.study_file import Trial
-from rankscope.study.task import Task
+from rankscope.study.tasks import Task
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded
 from rankscope.train.isolation import prove

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from rankscope.linalg import Dense
 from rankscope.study.study_file import Trial
-from rankscope.study.task import Task
+from rankscope.study.tasks import Task
 from rankscope.train.encoder import is_patchable, patch_encoder
 from rankscope.train.model import draw_head, load_model, quiet, sharing_weights, sites, stream, weight_of
 from rankscope.train.packed import DropoutMasks

@@ -15,7 +15,7 @@ import torch
 
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Trial
-from rankscope.study.task import Task
+from rankscope.study.tasks import Task
 from rankscope.train import checkpoint
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded

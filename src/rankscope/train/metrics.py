@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import f1_score, matthews_corrcoef
 from torch import Tensor
 
-from rankscope.study.task import Task
+from rankscope.study.tasks import Task
 
 SMALL = 1e-4  # of the labels' standard deviation, or nats: below it answers do not differ for anybody
 ROUNDED = 2  # times the rounding, measured, that answers must differ by

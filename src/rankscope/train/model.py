@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from rankscope.study.cost import Shape, Site
-from rankscope.study.task import Task
+from rankscope.study.tasks import Task
 from rankscope.train.encoder import before_adapters, is_patchable, of_one_token
 from rankscope.train.model_folder import check_folder
 

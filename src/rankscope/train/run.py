@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Trial
-from rankscope.study.task import Task
+from rankscope.study.tasks import Task
 from rankscope.system import malloc_trim
 from rankscope.train.best import Best
 from rankscope.train.data import Encoded
