@@ -1,10 +1,12 @@
-"""Claim: the intervals of the conclusions cover what they say, and no threshold is claimed where there is none.
+"""Claim: the intervals of the conclusions cover what they say, and no threshold is
+claimed where there is none.
 
     python benchmarks/calibration.py run calibration.jsonl       # about 0.3 s a study on one core; stop and go on at will
     python benchmarks/calibration.py table calibration.jsonl > docs/results/calibration/README.md
 
-Simulated studies with known truth (tests/simulate.py, and calibration_scenarios.py for the trajectories of a real study) go
-through the estimators as a store's frames do. One JSON line a study.
+Simulated studies with known truth (tests/simulate.py, and
+calibration_scenarios.py for the trajectories of a real study) go through the
+estimators as a store's frames do. One JSON line a study.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ STUDIES = 200  # of each scenario
 
 
 def run(path: Path, names: list[str], studies: int, resamples: int) -> None:
-    """Adds the lines that `path` lacks, the scenarios in turn so that a short run has some of each."""
+    """Adds the lines that `path` lacks, the scenarios in turn so that a
+    short run has some of each."""
     done = {(line["scenario"], line["index"]) for line in lines(path)} if path.exists() else set()
     with path.open("a", encoding="utf-8") as out:
         for index in range(studies):

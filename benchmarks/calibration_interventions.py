@@ -2,9 +2,10 @@
 
     python benchmarks/calibration_interventions.py [--studies 400]
 
-Simulated: trials of 4 configurations x 3 seeds (or one seed, 12 configurations), 512 rows that differ in
-how hard they are, correlated between variants of a trial and between trials, trials that differ in their
-level, in their change and in their dose. The truth is the mean over new trials and new rows.
+Simulated: trials of 4 configurations x 3 seeds (or one seed, 12 configurations), 512 rows
+that differ in how hard they are, correlated between variants of a trial and between trials,
+trials that differ in their level, in their change and in their dose. The truth is the mean
+over new trials and new rows.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def study(rng: np.random.Generator, *, seeds: int, change: float, spread: float)
                 {
                     "trial": str(trial), "model": "m", "task": "t", "method": "lora",
                     "rank": trial % configurations, "scaling": "alpha/r", "learning_rate": 1e-3,
-                    "seed": trial // configurations, "family": family, "level": t, "log_drift": -u, "rho": t,
+                    "seed": trial // configurations, "family": family, "level": t, "log_drift": -u,
+                    "rho": t,
                 }
             )  # fmt: skip
     return Edited(pd.DataFrame(lines), np.array(answers), labels, "accuracy")
@@ -52,7 +54,8 @@ def truth(*, change: float, spread: float) -> tuple[float, float]:
     level = 1.2 + rng.normal(0, 0.1, 400_000)
     noise = np.sqrt(0.8**2 + 0.6**2 + 0.8**2)
     own, edited = (
-        stats.norm.cdf(x / noise) for x in (level, level + change + rng.normal(0, spread, len(level)))
+        stats.norm.cdf(x / noise)
+        for x in (level, level + change + rng.normal(0, spread, len(level)))
     )
     half = 1.2 * np.exp(rng.normal(0, spread, len(level)))
     # the fall is linear in the probit, and paths are read between their points: follow both
@@ -84,7 +87,8 @@ def main() -> None:
             widths.append(found.high - found.low)
         shares = covered / options.studies
         print(
-            f"{seeds:5} {change:7} {spread:7} {shares[0]:17.1%} {shares[1]:6.1%} {np.mean(widths):15.3f}",
+            f"{seeds:5} {change:7} {spread:7} {shares[0]:17.1%} {shares[1]:6.1%} "
+            f"{np.mean(widths):15.3f}",
             flush=True,
         )
 

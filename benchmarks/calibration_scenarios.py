@@ -1,4 +1,5 @@
-"""The studies of `calibration.py`: each scenario draws one study with known truth and says what the estimators find."""
+"""The studies of `calibration.py`: each scenario draws one study with known truth and says
+what the estimators find."""
 
 from __future__ import annotations
 
@@ -19,10 +20,12 @@ from simulate import Truth, study
 
 DATA = Path(__file__).resolve().parents[1] / "docs" / "results" / "minilm-glue" / "data"
 RESULT = dict[str, Any]
-# Of the real study: constant answer, gain, noise of an evaluation; the drifts at which the decline begins and ends.
+# Of the real study: constant answer, gain, noise of an evaluation; the drifts at which
+# the decline begins and ends.
 REAL = {"SST-2": (0.535, 0.30, 0.012), "MRPC": (0.684, 0.08, 0.010)}
 SHAPES: dict[str, tuple[float, float] | None] = {
-    "sharp": (1.6, 2.0), "gradual": (0.8, 2.4), "linear": (0.0, 3.0), "varying": (1.5, 2.0), "flat": None,
+    "sharp": (1.6, 2.0), "gradual": (0.8, 2.4), "linear": (0.0, 3.0), "varying": (1.5, 2.0),
+    "flat": None,
 }  # fmt: skip
 LEARNT = 0.03  # the size ||dW|| / ||W|| at which half of the gain is made
 
@@ -30,7 +33,8 @@ LEARNT = 0.03  # the size ||dW|| / ||W|| at which half of the gain is made
 def simulated(
     rng: np.random.Generator, resamples: int, *, truth: RESULT | None = None, **shape: Any
 ) -> RESULT:
-    """H2 and H1 of a study of tests/simulate.py with a random exponent, threshold, decline and noise."""
+    """H2 and H1 of a study of tests/simulate.py with a random exponent,
+    threshold, decline and noise."""
     noise = float(np.exp(rng.uniform(np.log(0.005), np.log(0.03))))
     drawn = {
         "b": float(rng.uniform(0, 1)),
@@ -76,18 +80,22 @@ def _threshold(found: Any, half: float, loss: float) -> RESULT:
 @cache
 def _kept() -> dict[str, pd.DataFrame]:
     return {
-        name: pd.read_parquet(DATA / f"{name}.parquet") for name in ("trials", "metrics", "spectra", "drifts")
+        name: pd.read_parquet(DATA / f"{name}.parquet")
+        for name in ("trials", "metrics", "spectra", "drifts")
     }
 
 
 def real(
     rng: np.random.Generator, resamples: int, *, task: str, shape: str, outliers: bool = False
 ) -> RESULT:
-    """H2 at the trajectories of docs/results/minilm-glue: real drifts and sizes, a simulated metric."""
+    """H2 at the trajectories of docs/results/minilm-glue: real drifts and
+    sizes, a simulated metric."""
     constant, gain, noise = REAL[task]
     kept = _kept()
     trials = kept["trials"]
-    trials = trials[trials["task"].eq(task) & trials["method"].eq("lora") & trials["budget"].fillna(1).eq(1)]
+    trials = trials[
+        trials["task"].eq(task) & trials["method"].eq("lora") & trials["budget"].fillna(1).eq(1)
+    ]
     drifts = kept["drifts"].rename(columns={"drift": "log_drift"})
     points = (
         kept["metrics"]
@@ -105,11 +113,15 @@ def real(
     if outliers:
         hit = points["learning_rate"].ge(3e-3).to_numpy() & (rng.random(len(u)) < 0.12)
         value = np.where(hit, rng.choice([constant, constant, 0.465, 0.32], len(u)), value)
-    metrics = points[["trial", "step", "epoch", "train_loss", "eval_loss"]].assign(metric_value=value)
+    metrics = points[["trial", "step", "epoch", "train_loss", "eval_loss"]].assign(
+        metric_value=value
+    )
     best = metrics.loc[metrics.groupby("trial")["metric_value"].idxmax()].set_index("trial")
     trials = trials.assign(best=trials["trial"].map(best["metric_value"]), constant=constant)
     spectra = kept["spectra"][kept["spectra"]["trial"].isin(trials["trial"])]
-    frames = Frames(trials, metrics, spectra, pd.DataFrame(), drifts[drifts["trial"].isin(trials["trial"])])
+    frames = Frames(
+        trials, metrics, spectra, pd.DataFrame(), drifts[drifts["trial"].isin(trials["trial"])]
+    )
     found = thresholds(frames, rng=rng, resamples=resamples)[0]
     spread = np.exp(0.25 * rng.normal(size=(2000, 1))) if shape == "varying" else np.ones((1, 1))
     grid = np.linspace(0, float(u.max()), 1500)
@@ -130,17 +142,30 @@ def pairs(rng: np.random.Generator, resamples: int, *, seeds: int, drop: int = 0
     for s in range(seeds):
         for other in range(seeds - drop):
             if s != other:
-                rows.append(("lora", s, other, 0.2 + gap + lora[s] + full[other] + rng.normal(0, 0.02)))
+                rows.append(
+                    ("lora", s, other, 0.2 + gap + lora[s] + full[other] + rng.normal(0, 0.02))
+                )
                 if s < other:
-                    rows.append(("full", s, other, 0.2 + full[s] + full[other] + rng.normal(0, 0.02)))
+                    rows.append(
+                        ("full", s, other, 0.2 + full[s] + full[other] + rng.normal(0, 0.02))
+                    )
     table = pd.DataFrame(rows, columns=["kind", "seed", "seed_reference", "cosine"])
     found = contrast(table[table["kind"].eq("lora")], table[table["kind"].eq("full")])
-    return {"contrast": [found.estimate, found.low, found.high], "true_contrast": gap, "seeds": seeds}
+    return {
+        "contrast": [found.estimate, found.low, found.high],
+        "true_contrast": gap,
+        "seeds": seeds,
+    }
 
 
-def best_rates(rng: np.random.Generator, resamples: int, *, seeds: int, unbalanced: bool = False) -> RESULT:
+def best_rates(
+    rng: np.random.Generator, resamples: int, *, seeds: int, unbalanced: bool = False
+) -> RESULT:
     """H5: a parabola of the metric in log rate, whose top moves with the rank."""
-    exponent, times = float(rng.uniform(-0.4, 0.2)), float(np.exp(rng.uniform(np.log(4), np.log(16))))
+    exponent, times = (
+        float(rng.uniform(-0.4, 0.2)),
+        float(np.exp(rng.uniform(np.log(4), np.log(16)))),
+    )
     full_top = np.log(1e-4)
     grid = np.geomspace(1e-5, 1e-2, 10)
     ranks = (4, 16, 64)
@@ -150,7 +175,11 @@ def best_rates(rng: np.random.Generator, resamples: int, *, seeds: int, unbalanc
         for seed in range(seeds):
             if unbalanced and rank == 16 and seed:
                 continue
-            top = full_top if rank is None else full_top + np.log(times) + exponent * (np.log(rank) - middle)
+            top = (
+                full_top
+                if rank is None
+                else full_top + np.log(times) + exponent * (np.log(rank) - middle)
+            )
             top += rng.normal(0, 0.1)
             for rate in grid:
                 best = max(0.5, 0.8 - 0.04 * (np.log(rate) - top) ** 2) + rng.normal(0, 0.004)
@@ -158,8 +187,10 @@ def best_rates(rng: np.random.Generator, resamples: int, *, seeds: int, unbalanc
     table = pd.DataFrame(rows, columns=["rank", "learning_rate", "seed", "best"])
     lora = table["rank"].notna()
     table = table.assign(
-        trial=[f"t{i}" for i in range(len(table))], model="m", task="t", metric="accuracy", constant=0.5,
-        method=np.where(lora, "lora", "full"), scaling=np.where(lora, "alpha/r", None), rank=table["rank"].astype("Int64"),
+        trial=[f"t{i}" for i in range(len(table))], model="m", task="t", metric="accuracy",
+        constant=0.5,
+        method=np.where(lora, "lora", "full"), scaling=np.where(lora, "alpha/r", None),
+        rank=table["rank"].astype("Int64"),
         status="done", best_step=1, last=table["best"], steps=1, diverged_at=pd.NA, seconds=1.0,
     )  # fmt: skip
     found = rates(Frames(table, pd.DataFrame(), pd.DataFrame(), pd.DataFrame())).groups.iloc[0]
@@ -175,7 +206,9 @@ def best_rates(rng: np.random.Generator, resamples: int, *, seeds: int, unbalanc
 def uneven_growth(rng: np.random.Generator, resamples: int) -> RESULT:
     """H1: seed 0 has all ranks, the others only two of them."""
     known = Truth(b=float(rng.uniform(0, 1)), threshold=None)
-    tables = study(known, seed=int(rng.integers(2**31)), seeds=3, full=False, ranks=(1, 8, 64, 384), size=384)
+    tables = study(
+        known, seed=int(rng.integers(2**31)), seeds=3, full=False, ranks=(1, 8, 64, 384), size=384
+    )
     trials = tables["trials"]
     kept = trials[trials["seed"].eq(0) | trials["rank"].isin([8, 384])]
     frames = Frames(**(tables | {"trials": kept}))
@@ -194,17 +227,20 @@ SCENARIOS: dict[str, Scenario] = {
     "few trials": partial(simulated, seeds=1),
     "linear decline": partial(simulated, truth={"threshold": 0.0, "decline": 0.12}),
     "flat": partial(simulated, truth={"threshold": None}),
-    "flat, outliers": partial(simulated, truth=BOUNDED | {"threshold": None, "outliers": 0.05, "recorded": True}),
+    "flat, outliers": partial(simulated, truth=BOUNDED | {"threshold": None, "outliers": 0.05,
+                                                          "recorded": True}),
     **{
         f"fall of {fall:g}": partial(
             simulated,
-            truth={"threshold": 0.9, "decline": fall / 1.6, "noise": 0.02, "trial_noise": 0.02, "warmup": 0.0,
+            truth={"threshold": 0.9, "decline": fall / 1.6, "noise": 0.02, "trial_noise": 0.02,
+                   "warmup": 0.0,
                    "floor": 0.8 - fall},
             seeds=3,
         )
         for fall in (0.08, 0.16, 0.32)
     },
-    **{f"real {task}, {shape}": partial(real, task=task, shape=shape) for task in REAL for shape in SHAPES},
+    **{f"real {task}, {shape}": partial(real, task=task,
+                                        shape=shape) for task in REAL for shape in SHAPES},
     "real SST-2, outliers": partial(real, task="SST-2", shape="sharp", outliers=True),
     "H1, uneven seeds": uneven_growth,
     "H4, 3 seeds": partial(pairs, seeds=3),

@@ -19,10 +19,13 @@ def table(lines: pd.DataFrame) -> str:
     """Coverage, bias and claims of every scenario."""
     each = int(lines.groupby("scenario").size().median())
     margin = 200 * math.sqrt(0.95 * 0.05 / each)
-    head = HEAD.format(studies=len(lines), seconds=lines["seconds"].mean(), margin=margin, each=each)
+    head = HEAD.format(
+        studies=len(lines), seconds=lines["seconds"].mean(), margin=margin, each=each
+    )
     order = list(dict.fromkeys(lines["scenario"]))
     parts = [head, _thresholds(lines, order)]
-    for name, title in (("b", "H1: the exponent b"), ("contrast", "H4: the contrast"), ("exponent", "H5: exponent of the best rate"),
+    for name, title in (("b", "H1: the exponent b"), ("contrast", "H4: the contrast"),
+                                                      ("exponent", "H5: exponent of the best rate"),
                         ("to_full", "H5: LoRA's best rate over full fine-tuning's")):  # fmt: skip
         parts.append(_intervals(lines, order, name, title))
     return "\n\n".join(part for part in parts if part)
@@ -31,7 +34,9 @@ def table(lines: pd.DataFrame) -> str:
 def _thresholds(lines: pd.DataFrame, order: list[str]) -> str:
     rows = []
     for name in order:
-        part = lines[lines["scenario"].eq(name) & lines.get("half", pd.Series(index=lines.index)).notna()]
+        part = lines[
+            lines["scenario"].eq(name) & lines.get("half", pd.Series(index=lines.index)).notna()
+        ]
         part = (
             part[[isinstance(value, list) and value[0] is not None for value in part["half"]]]
             if len(part)
@@ -40,7 +45,9 @@ def _thresholds(lines: pd.DataFrame, order: list[str]) -> str:
         if part.empty:
             continue
         exists = np.isfinite(part["true_half"].astype(float)).all()
-        error = [found[0] - truth for found, truth in zip(part["half"], part["true_half"], strict=True)]
+        error = [
+            found[0] - truth for found, truth in zip(part["half"], part["true_half"], strict=True)
+        ]
         finite = [value for value in error if math.isfinite(value)]
         rows.append(
             [
@@ -54,10 +61,12 @@ def _thresholds(lines: pd.DataFrame, order: list[str]) -> str:
                 _covered(part, "loss"),
             ]
         )
-    header = ["scenario", "studies", "u*₀.₅ covered", "median error", "upper end finite", "supported", "contradicted",
+    header = ["scenario", "studies", "u*₀.₅ covered", "median error", "upper end finite",
+              "supported", "contradicted",
               "loss covered"]  # fmt: skip
     return (
-        "## H2: the drift at which half of the gain is lost\n\nWhere no such drift exists (flat), covered means an "
+        "## H2: the drift at which half of the gain is lost\n\nWhere no such drift exists "
+        "(flat), covered means an "
         "open upper end, and a finite one is a false claim.\n\n" + _markdown(header, rows)
     )
 
@@ -72,7 +81,9 @@ def _intervals(lines: pd.DataFrame, order: list[str], name: str, title: str) -> 
         if part.empty:
             continue
         known = part[[math.isfinite(value[1]) for value in part[name]]]
-        error = [value[0] - truth for value, truth in zip(part[name], part[f"true_{name}"], strict=True)]
+        error = [
+            value[0] - truth for value, truth in zip(part[name], part[f"true_{name}"], strict=True)
+        ]
         width = [value[2] - value[1] for value in known[name]]
         rows.append(
             [

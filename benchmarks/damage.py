@@ -4,10 +4,12 @@
     python benchmarks/damage.py --bucket         # the harms to files, of a store in a bucket (moto's S3 server)
     python benchmarks/damage.py --real           # every file of a trial, the header and the log, with the lab's encoder and the real commands
 
-Each harm is done to a copy of a finished store (tests/harms.py has the list). Then ``status`` is asked, and the store is healed by a run, or by
-``check --repair`` and a run. Wanted: all tables and the comparison equal those of the undisturbed store bit for bit, no trial is trained
-again but the harmed one, and no command ends in a traceback. Beside files: workers killed, stopped past their lease and woken
-again, two drivers at once; and crash images: at a random moment all writes that were not yet fsynced are cut, emptied or gone.
+Each harm is done to a copy of a finished store (tests/harms.py has the list). Then ``status`` is
+asked, and the store is healed by a run, or by ``check --repair`` and a run. Wanted: all tables and
+the comparison equal those of the undisturbed store bit for bit, no trial is trained again but the
+harmed one, and no command ends in a traceback. Beside files: workers killed, stopped past their
+lease and woken again, two drivers at once; and crash images: at a random moment all writes that
+were not yet fsynced are cut, emptied or gone.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ from rankscope.store.store import Store
 from rankscope.study.study_file import Study
 from rankscope.sweep.check import check
 
-OTHER = Study(**{**STUDY.model_dump(), "scientific": {**STUDY.scientific.model_dump(), "rank": [1, 2, 4, 8]}})
+OTHER = Study(
+    **{**STUDY.model_dump(), "scientific": {**STUDY.scientific.model_dump(), "rank": [1, 2, 4, 8]}}
+)
 DRIVER = Path(__file__).parents[1] / "tests" / "sweep" / "driver.py"
 REAL = """
 name = "damage"
@@ -84,7 +88,11 @@ def compare_files(place: Path, whole: Path) -> None:
     """All of a trial but done.json, which says how long it took."""
     for path in whole.glob("trials/*/**/*"):
         name = path.relative_to(whole)
-        if path.is_file() and path.name != "done.json" and (place / name).read_bytes() != path.read_bytes():
+        if (
+            path.is_file()
+            and path.name != "done.json"
+            and (place / name).read_bytes() != path.read_bytes()
+        ):
             raise Failed(f"{name} is another file")
 
 
@@ -104,7 +112,9 @@ def tried(
     status, said = quietly("status", str(place))
     if status not in (0, 2, 3):
         raise Failed(f"status ended with {status}")
-    line = next((x for x in said.splitlines() if "harmed:" in x or "rankscope:" in x or "lost" in x), "")
+    line = next(
+        (x for x in said.splitlines() if "harmed:" in x or "rankscope:" in x or "lost" in x), ""
+    )
     if harm.refused:
         if status != 2 or "pip install --upgrade" not in said:
             raise Failed(f"expected a refusal; status {status}: {said[:80]}")
@@ -129,7 +139,9 @@ def table_of_harms(folder: Path) -> int:
             count += 1
             failures += reported(
                 f"{harm.name}, {how}",
-                lambda h=harm, w=how: tried(h, w, folder / "whole", folder / "other", folder / "s", wanted),
+                lambda h=harm, w=how: tried(
+                    h, w, folder / "whole", folder / "other", folder / "s", wanted
+                ),
             )
             shutil.rmtree(folder / "s", ignore_errors=True)
     print(f"{count} harms to files ({len(list(harms()))} kinds, two ways): {failures} not healed")
@@ -150,8 +162,8 @@ def reported(name: str, attempt: Callable[[], str]) -> int:
 
 
 def crashed(folder: Path, luck: random.Random, wanted: dict[str, pd.DataFrame]) -> str:
-    """A run, cut off at a random call that makes something lasting; then the disk keeps what was fsynced, and of the rest
-    nothing, zeros, a part or all."""
+    """A run, cut off at a random call that makes something lasting; then the disk keeps what was
+    fsynced, and of the rest nothing, zeros, a part or all."""
     place, synced, calls = folder / "s", set(), 0
     last = luck.randrange(20, 260)
 
@@ -193,7 +205,9 @@ def crashed(folder: Path, luck: random.Random, wanted: dict[str, pd.DataFrame]) 
             if how == "gone":
                 path.unlink()
             elif how != "kept":
-                path.write_bytes(path.read_bytes()[: 0 if how == "empty" else path.stat().st_size // 2])
+                path.write_bytes(
+                    path.read_bytes()[: 0 if how == "empty" else path.stat().st_size // 2]
+                )
     finished = {path.parent.name for path in place.glob("trials/*/done.json")}
     status, said = quietly("status", str(place))
     if status not in (0, 2, 3):
@@ -227,7 +241,9 @@ def children(process: subprocess.Popen[bytes]) -> list[int]:
     return [int(pid) for pid in found.read_text().split()] if found.exists() else []
 
 
-def ended(started: list[subprocess.Popen[bytes]], place: Path, wanted: dict[str, pd.DataFrame]) -> None:
+def ended(
+    started: list[subprocess.Popen[bytes]], place: Path, wanted: dict[str, pd.DataFrame]
+) -> None:
     for process in started:
         if process.wait(timeout=240):
             raise Failed(f"a driver ended with status {process.returncode}")
@@ -254,14 +270,17 @@ def killed(folder: Path, luck: random.Random, wanted: dict[str, pd.DataFrame]) -
     create(folder / "s")
     with drivers(folder / "s", 1) as started:
         for _ in range(3):
-            while_training(folder / "s", lambda: os.kill(luck.choice(children(started[0])), signal.SIGKILL))
+            while_training(
+                folder / "s", lambda: os.kill(luck.choice(children(started[0])), signal.SIGKILL)
+            )
             time.sleep(luck.uniform(0.2, 0.6))
         ended(started, folder / "s", wanted)
     return "3 workers"
 
 
 def stopped(folder: Path, luck: random.Random, wanted: dict[str, pd.DataFrame]) -> str:
-    """Both workers of one driver sleep past their lease while another driver goes on, and wake up then."""
+    """Both workers of one driver sleep past their lease while another driver
+    goes on, and wake up then."""
     create(folder / "s")
     with drivers(folder / "s", 1) as first:
         sleeping: list[int] = []
@@ -343,7 +362,8 @@ def others(folder: Path, *, images: int) -> int:
     luck = random.Random(0)
     for name, attempt in (
         [(f"crash image {i + 1}", crashed) for i in range(images)]
-        + [("kill -9 of workers", killed), ("SIGSTOP past the lease, SIGCONT", stopped), ("two drivers", two_drivers)]
+        + [("kill -9 of workers", killed), ("SIGSTOP past the lease, SIGCONT", stopped),
+                                            ("two drivers", two_drivers)]
     ):  # fmt: skip
         failures += reported(name, lambda a=attempt: a(folder, luck, wanted))
         shutil.rmtree(folder / "s", ignore_errors=True)
@@ -356,7 +376,9 @@ def others(folder: Path, *, images: int) -> int:
 
 
 def rankscope(*words: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, "-m", "rankscope.cli", *words], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "rankscope.cli", *words], capture_output=True, text=True
+    )
     if "Traceback" in done.stderr or done.returncode not in (0, 2, 3):
         raise Failed(f"{words[0]} ended with {done.returncode}: {done.stderr[-120:]}")
     return done
@@ -390,17 +412,23 @@ def real_table(folder: Path) -> int:
     (folder / "other.toml").write_text(
         REAL.replace("seed", "seed").replace("rank = [1, 4]", "rank = [1, 4, 8]")
     )
-    rankscope("run", str(folder / "other.toml"), "--store", str(folder / "real other"), "--workers", "1")
+    rankscope(
+        "run", str(folder / "other.toml"), "--store", str(folder / "real other"), "--workers", "1"
+    )
     wanted = tables(Store(folder / "real"))
     ways = ("emptied", "cut", "edited", "deleted")
     names = {f"trial's {name} {way}" for i, name in enumerate(TRIAL_FILES) for way in [ways[i % 4]]}
     names |= {
-        "trial deleted", "trial's best/ deleted", "trial from another store in its place", "store.json emptied",
-        "log: commit deleted", "log: claim emptied", "comparison.parquet garbled", "cache/ deleted", "copied without times",
+        "trial deleted", "trial's best/ deleted", "trial from another store in its place",
+        "store.json emptied",
+        "log: commit deleted", "log: claim emptied", "comparison.parquet garbled", "cache/ deleted",
+        "copied without times",
     }  # fmt: skip
     for harm in harms():
         if harm.name in names:
-            failures += reported(f"{harm.name}, real", lambda h=harm: really(h, folder, study, wanted))
+            failures += reported(
+                f"{harm.name}, real", lambda h=harm: really(h, folder, study, wanted)
+            )
             shutil.rmtree(folder / "s", ignore_errors=True)
     return failures
 
@@ -418,7 +446,8 @@ def in_a_bucket(folder: Path) -> int:
     server.start()
     host, port = server.get_host_and_port()
     os.environ |= {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1", "RANKSCOPE_CACHE": str(folder / "cache"),
     }  # fmt: skip
     files = s3fs.S3FileSystem(use_listings_cache=False)
@@ -428,7 +457,9 @@ def in_a_bucket(folder: Path) -> int:
     wanted, failures, count = tables(Store("s3://damage/whole")), 0, 0
     files.get("damage/whole", str(folder / "bucket"), recursive=True)
     for harm in harms():
-        if harm.refused or any(word in harm.name for word in ("link", "copied", "moved", "trials/", "work")):
+        if harm.refused or any(
+            word in harm.name for word in ("link", "copied", "moved", "trials/", "work")
+        ):
             continue
 
         def attempt(harm: Harm = harm) -> str:

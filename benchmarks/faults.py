@@ -1,11 +1,14 @@
-"""Is a study lost when its workers, their driver, the disk or the clock fail? Kills at random moments, then compares bit for bit.
+"""Is a study lost when its workers, their driver, the disk or the clock fail? Kills at random
+moments, then compares bit for bit.
 
     python benchmarks/faults.py [--kills 50] [--seed 0]
 
-Runs a small study on the lab's encoder twice with two worker processes: undisturbed, and while workers die by kill -9 at random moments
-(and their driver at every fifth of them, and is started again), with clocks that jump in all of them. Then the disk fills up and a
-store becomes read-only (real file systems; needs root, else left out). Each time: nothing that was finished changes, every trial is
-committed once, and trials, metrics, spectra and weights equal the undisturbed run's, bit for bit ("seconds" apart).
+Runs a small study on the lab's encoder twice with two worker processes: undisturbed, and while
+workers die by kill -9 at random moments (and their driver at every fifth of them, and is started
+again), with clocks that jump in all of them. Then the disk fills up and a store becomes read-only
+(real file systems; needs root, else left out). Each time: nothing that was finished changes,
+every trial is committed once, and trials, metrics, spectra and weights equal the undisturbed
+run's, bit for bit ("seconds" apart).
 """
 
 from __future__ import annotations
@@ -55,7 +58,17 @@ time.gmtime = lambda *seconds: _real(*(seconds or (_luck.uniform(0, 1e9),)))
 
 
 def command(study: Path, store: Path) -> list[str]:
-    return [sys.executable, "-m", "rankscope.cli", "run", str(study), "--store", str(store), "--workers", "2"]
+    return [
+        sys.executable,
+        "-m",
+        "rankscope.cli",
+        "run",
+        str(study),
+        "--store",
+        str(store),
+        "--workers",
+        "2",
+    ]
 
 
 def workers(driver: subprocess.Popen[bytes]) -> list[int]:
@@ -64,7 +77,8 @@ def workers(driver: subprocess.Popen[bytes]) -> list[int]:
 
 
 def _training(store: Path) -> bool:
-    """Whether a worker that lives holds a pack: kills that hit nothing but starts would prove little."""
+    """Whether a worker that lives holds a pack: kills that hit nothing but
+    starts would prove little."""
     if not (store / "store.json").is_file():
         return False
     log = Store(store).log
@@ -97,7 +111,12 @@ def disturbed(study: Path, store: Path, folder: Path, *, kills: int, luck: rando
                 driver.wait()
                 drivers += 1
                 driver = start()
-            print(f"kill {killed}, {len(finished)} trials finished", end="\r", file=sys.stderr, flush=True)
+            print(
+                f"kill {killed}, {len(finished)} trials finished",
+                end="\r",
+                file=sys.stderr,
+                flush=True,
+            )
     assert driver.returncode == 0, driver.returncode
     print(f"{killed} workers and {drivers} drivers killed, clocks jumping", flush=True)
     return killed
@@ -120,7 +139,9 @@ def compare(store: Store, undisturbed: Store) -> None:
         assert (store.path / path).read_bytes() == (undisturbed.path / path).read_bytes(), path
     entries = [json.loads(p.read_text()) for p in sorted((store.path / "log").glob("*.json"))]
     claims = {n: entry for n, entry in enumerate(entries, start=1) if entry["event"] == "claim"}
-    commits = Counter(t for e in entries if e["event"] == "commit" for t in claims[e["claim"]]["trials"])
+    commits = Counter(
+        t for e in entries if e["event"] == "commit" for t in claims[e["claim"]]["trials"]
+    )
     assert set(commits.values()) == {1}
     assert len(commits) == len(store.done_ids())
     assert not store.storage.names("work")
@@ -129,7 +150,8 @@ def compare(store: Store, undisturbed: Store) -> None:
 
 
 def full_disk(study: Path, folder: Path, undisturbed: Store) -> None:
-    """The store lies on a file system of a few megabytes, which grows after the run has given up."""
+    """The store lies on a file system of a few megabytes, which grows
+    after the run has given up."""
     place = folder / "small"
     place.mkdir()
     if subprocess.run(

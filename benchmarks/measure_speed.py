@@ -1,12 +1,13 @@
-"""Claim: an adapter is measured in at most twice the time of a plain loop of QR and SVD, linear in its layers.
+"""Claim: an adapter is measured in at most twice the time of a plain loop of QR
+and SVD, linear in its layers.
 
     python benchmarks/measure_speed.py                # adapters of 24, 224 and 2,000 layers, float32, r = 16
     python benchmarks/measure_speed.py large          # 1.7 GB: 560 modules of a 7B model at r = 64; seconds and memory
 
-Side by side in one process, alternating, the best of three: ``rankscope.measure`` (opening and reading the file,
-every layer's stable rank with bounds, norms, effective rank and energy ranks) and a plain loop in PyTorch over the
-same file (``safe_open`` once; float64 QR of both factors, SVD of the core, the stable rank). Start-up, imports of
-torch for both, is counted apart.
+Side by side in one process, alternating, the best of three: ``rankscope.measure`` (opening and
+reading the file, every layer's stable rank with bounds, norms, effective rank and energy ranks) and
+a plain loop in PyTorch over the same file (``safe_open`` once; float64 QR of both factors, SVD of
+the core, the stable rank). Start-up, imports of torch for both, is counted apart.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ if __name__ == "__main__":
             subprocess.run([sys.executable, "-c", MEASURED, str(source)], check=True)
         else:
             print(
-                f"{'layers':>8} {'rankscope':>10} {'plain loop':>10} {'ratio':>6}   seconds; {WIDTH} x {WIDTH}, r = {R}"
+                f"{'layers':>8} {'rankscope':>10} {'plain loop':>10} {'ratio':>6}   seconds; "
+                f"{WIDTH} x {WIDTH}, r = {R}"
             )
             for count in SIZES:
                 ours, plain = compare(make(Path(place) / str(count), [(WIDTH, WIDTH)] * count, R))

@@ -1,11 +1,13 @@
-"""Claim: StableRankCallback(every=50) costs less than 1 % of the training time of a RoBERTa-base with r = 8.
+"""Claim: StableRankCallback(every=50) costs less than 1 % of the training time
+of a RoBERTa-base with r = 8.
 
     python benchmarks/monitor_overhead.py [--batch 16] [--tokens 128] [--steps 4]
 
-A RoBERTa-base from its configuration (no download), PEFT's LoRA on query and value. Timed apart, in turn: a training
-step as the Trainer makes it (forward, backward, clipping, AdamW, schedule), and what the callback does at a step when
-its turn comes. The ratio is their quotient over ``every``; the physical limit of a probe is one pass over the
-weights for W + dW's Frobenius norm, and one for each product with them.
+A RoBERTa-base from its configuration (no download), PEFT's LoRA on query and value. Timed apart,
+in turn: a training step as the Trainer makes it (forward, backward, clipping, AdamW, schedule),
+and what the callback does at a step when its turn comes. The ratio is their quotient over
+``every``; the physical limit of a probe is one pass over the weights for W + dW's Frobenius norm,
+and one for each product with them.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ def main() -> None:
             warnings.simplefilter("ignore")
             model = peft.get_peft_model(
                 model,
-                peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], r=8, lora_alpha=16),
+                peft.LoraConfig(
+                    task_type="SEQ_CLS", target_modules=["query", "value"], r=8, lora_alpha=16
+                ),
             )
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -83,14 +87,18 @@ def main() -> None:
     begin = time.perf_counter() - start
     one_step = seconds(step, given.steps)
     state.global_step = EVERY
-    one_probe = seconds(lambda: callback.on_step_end(None, state, control, model=model), given.steps)
+    one_probe = seconds(
+        lambda: callback.on_step_end(None, state, control, model=model), given.steps
+    )
     assert control.should_log
     kind = "full fine-tuning" if given.full else "LoRA r = 8"
     print(
-        f"RoBERTa-base, {kind}, batch {given.batch} x {given.tokens} tokens, {torch.get_num_threads()} threads"
+        f"RoBERTa-base, {kind}, batch {given.batch} x {given.tokens} tokens, "
+        f"{torch.get_num_threads()} threads"
     )
     print(
-        f"a step {one_step * 1e3:.0f} ms, a probe {one_probe * 1e3:.0f} ms, once at the start {begin:.2f} s"
+        f"a step {one_step * 1e3:.0f} ms, a probe {one_probe * 1e3:.0f} ms, once at the start "
+        f"{begin:.2f} s"
     )
     ratio = one_probe / (EVERY * one_step)
     print(f"every {EVERY} steps: {ratio:.2%} of training time")

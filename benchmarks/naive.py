@@ -1,6 +1,8 @@
-"""What one would do without thinking of clusters or of the search: for `calibration.py` to show what it costs.
+"""What one would do without thinking of clusters or of the search: for
+`calibration.py` to show what it costs.
 
-Rows (one layer of one trial, one evaluation of one trial) count as independent. Letters: N rows, R resamples, J grid.
+Rows (one layer of one trial, one evaluation of one trial) count as independent. Letters:
+N rows, R resamples, J grid.
 """
 
 from __future__ import annotations
@@ -13,8 +15,11 @@ from scipy import stats
 Array = NDArray[np.float64]
 
 
-def exponent(points: pd.DataFrame, rng: np.random.Generator, resamples: int) -> tuple[float, float, float]:
-    """b by one straight line through all rows, with the percentile bootstrap over rows: estimate, low, high."""
+def exponent(
+    points: pd.DataFrame, rng: np.random.Generator, resamples: int
+) -> tuple[float, float, float]:
+    """b by one straight line through all rows, with the percentile bootstrap over
+    rows: estimate, low, high."""
     x = np.log(points["rank"].to_numpy(dtype=float))
     y = np.log(points["stable_rank"].to_numpy(dtype=float))
     weights = rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=resamples).astype(float)
@@ -30,7 +35,8 @@ def _slope(x: Array, y: Array, weights: Array) -> Array:
 
 
 def straight_line(u: Array, y: Array) -> float:
-    """p-value of "the metric does not fall with drift", from the t test of a straight line through the rows."""
+    """p-value of "the metric does not fall with drift", from the t test of a
+    straight line through the rows."""
     return float(stats.linregress(u, y, alternative="less").pvalue)
 
 

@@ -1,8 +1,11 @@
-"""Claim: a pack of 4 trials takes less processor time a trial and step than PEFT's own layers on the stock model.
+"""Claim: a pack of 4 trials takes less processor time a trial and step than PEFT's
+own layers on the stock model.
 
-    python benchmarks/pack_of_an_encoder.py --model FOLDER --data FOLDER [--task CoLA] [--steps 3] [--targets q v]
+    python benchmarks/pack_of_an_encoder.py --model FOLDER --data FOLDER [--task
+    CoLA] [--steps 3] [--targets q v]
 
-Ranks 8 and 16 at two rates, batches of 16 rows, bfloat16 products, one thread; both sides by the same loop.
+Ranks 8 and 16 at two rates, batches of 16 rows, bfloat16 products, one thread;
+both sides by the same loop.
 """
 
 from __future__ import annotations
@@ -40,12 +43,17 @@ target_modules = {targets}
 
 
 def seconds(
-    kind: type[AdapterPack] | type[PeftTrial], trials: Sequence[Trial], inputs: StudyInputs, steps: int
+    kind: type[AdapterPack] | type[PeftTrial],
+    trials: Sequence[Trial],
+    inputs: StudyInputs,
+    steps: int,
 ) -> float:
     """Processor time of a step, after one that warms up."""
     train, validation = inputs.encoded(trials[0])
     task, model = inputs.tasks[trials[0].task], inputs.model_path(trials[0].model)
-    run = Run(kind(trials, model=model, task=task, device=torch.device("cpu")), task, train, validation)
+    run = Run(
+        kind(trials, model=model, task=task, device=torch.device("cpu")), task, train, validation
+    )
     first, *rest = rows_of(trials[0], train, steps + 1)
     run.step(first, 1)
     began = time.process_time()
@@ -70,7 +78,8 @@ def main() -> None:
     alone = seconds(PeftTrial, trials[:1], inputs, options.steps)
     packed = seconds(AdapterPack, trials, inputs, options.steps) / len(trials)
     print(
-        f"{options.task}: PEFT {alone:.3f} s a step, a pack of {len(trials)} {packed:.3f} s a trial and step"
+        f"{options.task}: PEFT {alone:.3f} s a step, a pack of {len(trials)} {packed:.3f} s a "
+        "trial and step"
     )
     print(f"ratio {alone / packed:.2f}")
 

@@ -1,17 +1,20 @@
-"""Claim: a packed sweep trains at least 4 times (two CPU cores) or 15 times (one GPU) the trials per hour of PEFT and
-transformers.Trainer run one by one.
+"""Claim: a packed sweep trains at least 4 times (two CPU cores) or 15 times (one GPU) the trials
+per hour of PEFT and transformers.Trainer run one by one.
 
-    python benchmarks/packed_vs_peft.py [--epochs 1] [--alone 4] [--workers 2] [--pack 8] [--data FOLDER --tokenizer FOLDER]
+    python benchmarks/packed_vs_peft.py [--epochs 1] [--alone 4] [--workers 2] [--pack 8]
+    [--data FOLDER --tokenizer FOLDER]
 
-Without a GPU: the lab study's shape (2 layers, d = 128, batch 16, about 18 tokens, all dropouts on), its acceptability
-task, ranks 1, 4, 16, d at four rates, in worker processes of one thread each against one process with all threads.
-With one: RoBERTa-base and -large built from their configuration (random weights: a step costs the same), 11 ranks x 7
-rates, real sentences (``--data`` holds CoLA, ``--tokenizer`` RoBERTa's vocabulary), bf16 autocast on both sides.
+Without a GPU: the lab study's shape (2 layers, d = 128, batch 16, about 18 tokens, all dropouts
+on), its acceptability task, ranks 1, 4, 16, d at four rates, in worker processes of one thread each
+against one process with all threads. With one: RoBERTa-base and -large built from their
+configuration (random weights: a step costs the same), 11 ranks x 7 rates, real sentences
+(``--data`` holds CoLA, ``--tokenizer`` RoBERTa's vocabulary), bf16 autocast on both sides.
 
-Both sides get the same trials, batches, dropouts, first weights and validations; both are timed from weights on
-disk to the last validation, without imports. Ours also records spectra and writes every trial's folder. PEFT runs
-``--alone`` of the trials, spread over the ranks; its time for all is in proportion. Where dropout draws from the same
-stream (CPU) the final validation losses are compared, too.
+Both sides get the same trials, batches, dropouts, first weights and validations; both are timed
+from weights on disk to the last validation, without imports. Ours also records spectra and
+writes every trial's folder. PEFT runs ``--alone`` of the trials, spread over the ranks; its
+time for all is in proportion. Where dropout draws from the same stream (CPU) the final
+validation losses are compared, too.
 """
 
 from __future__ import annotations
@@ -132,8 +135,10 @@ def peft_alone(trial: Trial, inputs: StudyInputs, start: Path, out: Path) -> tup
         every = math.ceil(len(train) / trial.batch_size)
     arguments = TrainingArguments(
         output_dir=str(out), max_steps=steps, per_device_train_batch_size=trial.batch_size,
-        learning_rate=trial.learning_rate, weight_decay=trial.weight_decay, max_grad_norm=trial.max_grad_norm,
-        lr_scheduler_type="linear", warmup_steps=math.ceil(trial.warmup_ratio * steps), eval_strategy="steps",
+        learning_rate=trial.learning_rate, weight_decay=trial.weight_decay,
+        max_grad_norm=trial.max_grad_norm,
+        lr_scheduler_type="linear", warmup_steps=math.ceil(trial.warmup_ratio * steps),
+        eval_strategy="steps",
         eval_steps=every,
         logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
         bf16=torch.cuda.is_available(), per_device_eval_batch_size=64,
@@ -144,7 +149,8 @@ def peft_alone(trial: Trial, inputs: StudyInputs, start: Path, out: Path) -> tup
     )
     model = PeftModel.from_pretrained(base, start, is_trainable=True)
     trainer = Alone(
-        model, arguments, compute_metrics=accuracy, train_dataset=range(len(train)), eval_dataset=range(len(validation)),
+        model, arguments, compute_metrics=accuracy, train_dataset=range(len(train)),
+        eval_dataset=range(len(validation)),
         callbacks=[Seeded(stream(trial.seed, "dropout").initial_seed())],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
@@ -176,14 +182,17 @@ def ours(text: str, inputs: StudyInputs, root: Path, *, workers: int, size: int)
     tasks, ready = spawn.Queue(), spawn.Queue()
     threads = max(1, torch.get_num_threads() // workers)
     processes = [
-        spawn.Process(target=visit, args=(text, root, threads, tasks, ready)) for _ in range(workers)
+        spawn.Process(target=visit, args=(text, root, threads, tasks, ready))
+        for _ in range(workers)
     ]
     for process in processes:
         process.start()
     for _ in processes:
         ready.get()
     began = time.perf_counter()
-    for pack in reversed(packs(inputs.trials, size=size)):  # the largest ranks first: the end is short
+    for pack in reversed(
+        packs(inputs.trials, size=size)
+    ):  # the largest ranks first: the end is short
         tasks.put(pack)
     for _ in processes:
         tasks.put(None)
@@ -204,16 +213,20 @@ def compare(text: str, name: str, options: argparse.Namespace) -> None:
         trials[i * stride + i % stride] for i in range(min(options.alone, len(trials)))
     ]  # all ranks, all rates
     print(
-        f"{name}: {len(trials)} trials, ranks {sorted({t.rank or 0 for t in trials})}, {inputs.steps(trials[0])} steps of "
+        f"{name}: {len(trials)} trials, ranks {sorted({t.rank or 0 for t in trials})}, "
+        f"{inputs.steps(trials[0])} steps of "
         f"{trials[0].batch_size} rows, {float(train.lengths.double().mean()):.1f} tokens a row, "
         f"{len(validation)} rows of validation"
     )
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        seconds = ours(text, inputs, root, workers=options.workers, size=options.pack or len(trials))
+        seconds = ours(
+            text, inputs, root, workers=options.workers, size=options.pack or len(trials)
+        )
         theirs, differences = [], []
         for trial in chosen:
-            pack = AdapterPack([trial], model=inputs.model_path(trial.model), task=inputs.tasks[trial.task],
+            pack = AdapterPack([trial], model=inputs.model_path(trial.model),
+                                                                task=inputs.tasks[trial.task],
                                device=torch.device("cpu"))  # fmt: skip
             pack.save(0, [rows.values for rows in pack.rows], root / "start")
             spent, loss = peft_alone(trial, inputs, root / "start", root / "trainer")
@@ -221,14 +234,20 @@ def compare(text: str, name: str, options: argparse.Namespace) -> None:
             differences.append(abs(loss - TrialDir(root / trial.id).metrics()[-1]["eval_loss"]))
     alone, packed = sum(theirs) / len(theirs), seconds / len(trials)
     together = options.pack or len(trials)
-    work = sum(operations(t, inputs.shape(t), inputs.rows(t), together=together) for t in trials) / seconds
+    work = (
+        sum(operations(t, inputs.shape(t), inputs.rows(t), together=together) for t in trials)
+        / seconds
+    )
     rate = matrix_rate(inputs.device)
     print(
-        f"  PEFT and Trainer, one by one   {alone:8.2f} s a trial   {3600 / alone:8.0f} trials an hour   ({len(chosen)} trials)\n"
-        f"  rankscope, packed              {packed:8.2f} s a trial   {3600 / packed:8.0f} trials an hour   "
+        f"  PEFT and Trainer, one by one   {alone:8.2f} s a trial   {3600 / alone:8.0f} trials "
+        f"an hour   ({len(chosen)} trials)\n"
+        f"  rankscope, packed              {packed:8.2f} s a trial   {3600 / packed:8.0f} "
+        "trials an hour   "
         f"({options.workers} processes, packs of {options.pack or len(trials)})\n"
         f"  ratio {alone / packed:.2f}\n"
-        f"  {work / 1e9:.0f} GFLOP/s of products that are needed, {work / rate:.0%} of {rate / 1e9:.0f} GFLOP/s measured"
+        f"  {work / 1e9:.0f} GFLOP/s of products that are needed, {work / rate:.0%} of "
+        f"{rate / 1e9:.0f} GFLOP/s measured"
     )
     if inputs.device.type == "cpu":
         print(
@@ -244,8 +263,10 @@ def built(size: str, tokenizer: Path, folder: Path) -> str:
     """RoBERTa of that size from its configuration, random weights, the real vocabulary."""
     width, layers, heads = SIZES[size]
     config = RobertaConfig(
-        vocab_size=50265, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width,
-        max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+        vocab_size=50265, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+        intermediate_size=4 * width,
+        max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1,
+        bos_token_id=0, eos_token_id=2,
     )  # fmt: skip
     torch.manual_seed(0)
     RobertaForSequenceClassification(config).save_pretrained(folder)
@@ -263,7 +284,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1 if gpu else 2)
     parser.add_argument("--pack", type=int, default=0 if gpu else 8)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/glue"))
-    parser.add_argument("--tokenizer", type=Path, default=Path("../shared/data/tokenizers/roberta-base"))
+    parser.add_argument(
+        "--tokenizer", type=Path, default=Path("../shared/data/tokenizers/roberta-base")
+    )
     options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,10 +1,12 @@
-"""Claim: a report on 5,000 trials stays below 15 MB and answers within 3 s; conclusions on 10,000 take below 10 s.
+"""Claim: a report on 5,000 trials stays below 15 MB and answers within 3 s;
+conclusions on 10,000 take below 10 s.
 
-    python benchmarks/report_at_scale.py [--trials 5000] [--layers 24] [--resamples 1000] [--to report.html]
+    python benchmarks/report_at_scale.py [--trials 5000] [--layers 24]
+    [--resamples 1000] [--to report.html]
 
-Simulated studies (tests/simulate.py); seconds of the whole analysis by hypothesis, of the page, its size, and, where Chromium and
-the extra `browser` are, the time from opening the page in a new browser to its first figures, and from a choice in a filter to
-the redrawn figure.
+Simulated studies (tests/simulate.py); seconds of the whole analysis by hypothesis, of the page, its
+size, and, where Chromium and the extra `browser` are, the time from opening the page in a new
+browser to its first figures, and from a choice in a filter to the redrawn figure.
 """
 
 from __future__ import annotations
@@ -30,13 +32,16 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backg
 
 
 def simulated(trials: int, layers: int) -> Frames:
-    """About `trials` of them: 4 tasks, 2 models, 2 scaling rules, 10 ranks, 6 rates, full fine-tuning beside them."""
+    """About `trials` of them: 4 tasks, 2 models, 2 scaling rules, 10 ranks, 6 rates,
+    full fine-tuning beside them."""
     rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 2e-2)
     shape = {"tasks": ("CoLA", "MRPC", "RTE", "SST-2"), "models": ("base", "large"), "rates": rates}
     ranks = tuple(2**i for i in range(10))
     seeds = max(1, round(trials / (4 * 2 * (2 * len(ranks) + 1) * len(rates))))
     names = tuple(
-        f"encoder.layer.{i}.attention.self.{kind}" for i in range(layers // 2) for kind in ("query", "value")
+        f"encoder.layer.{i}.attention.self.{kind}"
+        for i in range(layers // 2)
+        for kind in ("query", "value")
     )
     rules = ("alpha/r", "alpha/sqrt(r)")
     frames = study(
@@ -46,7 +51,8 @@ def simulated(trials: int, layers: int) -> Frames:
 
 
 def opened(path: Path, times: int = 3) -> tuple[float, float]:
-    """Median seconds, each in a new browser: from opening to the first figure that answers; from a filter to its figure."""
+    """Median seconds, each in a new browser: from opening to the first figure that answers;
+    from a filter to its figure."""
     from playwright.sync_api import sync_playwright
 
     first, filtered = [], []
@@ -81,7 +87,8 @@ def main() -> None:
     options = parser.parse_args()
     frames = simulated(options.trials, options.layers)
     print(
-        f"{len(frames.trials):,} trials, {len(frames.metrics):,} evaluations, {len(frames.spectra):,} rows of spectra"
+        f"{len(frames.trials):,} trials, {len(frames.metrics):,} evaluations, "
+        f"{len(frames.spectra):,} rows of spectra"
     )
     marks = [time.perf_counter()]
     found = conclude(
@@ -89,7 +96,9 @@ def main() -> None:
         resamples=options.resamples,
         progress=lambda share: marks.append(time.perf_counter()),
     )
-    parts = ", ".join(f"{name} {b - a:.1f}" for name, a, b in zip(PARTS, marks, marks[1:], strict=False))
+    parts = ", ".join(
+        f"{name} {b - a:.1f}" for name, a, b in zip(PARTS, marks, marks[1:], strict=False)
+    )
     print(f"analysis: {marks[-1] - marks[0]:.1f} s ({parts})")
     start = time.perf_counter()
     drawn, listed = figures(frames, found), tables(frames, found)
@@ -97,7 +106,9 @@ def main() -> None:
     options.to.write_text(text, encoding="utf-8")
     print(f"page: {time.perf_counter() - start:.1f} s, {options.to.stat().st_size / 1e6:.1f} MB")
     if shutil.which("chromium"):
-        print("first figures after {:.2f} s, a filter answers in {:.2f} s".format(*opened(options.to)))
+        print(
+            "first figures after {:.2f} s, a filter answers in {:.2f} s".format(*opened(options.to))
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Claim: RoBERTa-base and RoBERTa-large, with the real tokenizer on real rows, go through every stage of a study.
+"""Claim: RoBERTa-base and RoBERTa-large, with the real tokenizer on real rows, go
+through every stage of a study.
 
-    python benchmarks/roberta_stages.py --data FOLDER --tokenizer FOLDER [--size base large] [--steps 2] [--keep DIR]
+    python benchmarks/roberta_stages.py --data FOLDER --tokenizer FOLDER [--size base
+    large] [--steps 2] [--keep DIR]
 
-FOLDER of data as a study takes it (<TASK>/{train,validation}.tsv), of the tokenizer as `from_pretrained` takes it. The weights are
-drawn from the models' own configurations, so nothing is learnt here: what is shown is that plan, run, status, analyze, report and
-measure work at these shapes, and what they take.
+FOLDER of data as a study takes it (<TASK>/{train,validation}.tsv), of the tokenizer as
+`from_pretrained` takes it. The weights are drawn from the models' own configurations, so nothing
+is learnt here: what is shown is that plan, run, status, analyze, report and measure work at
+these shapes, and what they take.
 """
 
 from __future__ import annotations
@@ -55,7 +58,11 @@ def build(size: str, tokenizer: Path, folder: Path) -> None:
     """RoBERTa's published configuration, weights drawn from it, the real vocabulary."""
     torch.manual_seed(0)
     config = RobertaConfig(
-        vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5, **SIZES[size]
+        vocab_size=50265,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        **SIZES[size],
     )
     RobertaModel(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
@@ -67,7 +74,10 @@ def stage(*arguments: object) -> str:
     command = [sys.executable, "-m", "rankscope.cli", *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(f"  {arguments[0]:8} {time.perf_counter() - start:7.1f} s, peak so far {peak:.1f} GiB", flush=True)
+    print(
+        f"  {arguments[0]:8} {time.perf_counter() - start:7.1f} s, peak so far {peak:.1f} GiB",
+        flush=True,
+    )
     return done.stdout
 
 
@@ -79,14 +89,18 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--size", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--keep", type=Path, help="work here and leave it; default: a temporary folder")
+    parser.add_argument(
+        "--keep", type=Path, help="work here and leave it; default: a temporary folder"
+    )
     options = parser.parse_args()
     for size in options.size:
         work = options.keep or Path(tempfile.mkdtemp())
         build(size, options.tokenizer, work / f"roberta-{size}")
         half = max(1, options.steps // 2)
         study, store = work / f"{size}.toml", work / f"store-{size}"
-        study.write_text(STUDY.format(size=size, data=options.data.resolve(), steps=options.steps, half=half))
+        study.write_text(
+            STUDY.format(size=size, data=options.data.resolve(), steps=options.steps, half=half)
+        )
         print(f"RoBERTa-{size}, torch {torch.__version__}, {torch.get_num_threads()} threads")
         print(stage("plan", study))
         stage("run", study, "--store", store)
@@ -98,7 +112,10 @@ def main() -> None:
         found = stage(
             "measure", store / "trials" / lora / "last", "--base", work / f"roberta-{size}", "--csv"
         )
-        print(f"  {len(found.splitlines()) - 1} rows measured; {len(trials)} trials, {set(trials['status'])}")
+        print(
+            f"  {len(found.splitlines()) - 1} rows measured; {len(trials)} trials, "
+            f"{set(trials['status'])}"
+        )
         if options.keep is None:
             shutil.rmtree(work)
 

@@ -1,10 +1,12 @@
-"""Claim: certified stable ranks of every trial and layer cost less than 2 % of the training time at the default schedule.
+"""Claim: certified stable ranks of every trial and layer cost less than 2 % of the training
+time at the default schedule.
 
     python benchmarks/spectra_share.py [--tasks acceptability paraphrase entailment]
 
-Trains the lab study as `rankscope demo` does on two cores, two processes of one thread each, and prints what part of the packs' processor time
-(model on disk to results on disk; it does not ask who else is on the machine) went into recording spectra: at step 0, at powers of four, at
-every evaluation.
+Trains the lab study as `rankscope demo` does on two cores, two processes of one thread
+each, and prints what part of the packs' processor time (model on disk to results on disk;
+it does not ask who else is on the machine) went into recording spectra: at step 0, at
+powers of four, at every evaluation.
 """
 
 from __future__ import annotations
@@ -73,13 +75,15 @@ def main() -> None:
         else:
             found.append(result)
     print(
-        f"{datetime.date.today()}  {platform.machine()}  torch {torch.__version__}  two processes of one thread"
+        f"{datetime.date.today()}  {platform.machine()}  torch {torch.__version__}  two "
+        "processes of one thread"
     )
     for method in ("lora", "full"):
         chosen = [r for r in found if r[0] == method]
         spectra, looks, whole = (sum(r[i] for r in chosen) for i in (1, 2, 3))
         print(
-            f"{method:5} {len(chosen):2} packs  {whole:6.1f} s of training, {spectra:5.2f} s of it spectra at {looks} looks "
+            f"{method:5} {len(chosen):2} packs  {whole:6.1f} s of training, {spectra:5.2f} s "
+            f"of it spectra at {looks} looks "
             f"({1e3 * spectra / looks:.1f} ms each): {spectra / whole:.2%}"
         )
     print(f"all   {sum(r[1] for r in found) / sum(r[3] for r in found):.2%}")

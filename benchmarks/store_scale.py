@@ -1,12 +1,15 @@
-"""Does a store of 10,000 trials answer at once, and a plan of 100,000 trials too? And does memory stay flat?
+"""Does a store of 10,000 trials answer at once, and a plan of 100,000 trials
+too? And does memory stay flat?
 
     python benchmarks/store_scale.py [--trials 10000] [--planned 100000] [--keep DIR]
 
-Generates a store by a worker that claims, writes and commits as always, only that its training is made up (every trial with 8
-evaluations and the spectra of 4 sites at 14 steps; no weights, which these commands never open), and a comparison. Then runs the commands as
-users do, each in a process of its own, and prints wall time and peak resident memory beside those of a tenth of the trials. "first"
-means without the tables that readers keep (``cache/*.parquet``), "cold" that the files' contents have left the page cache, too (their names and
-inodes stay: that takes a restart). Aims: status 2 s, analyze 20 s, plan 5 s.
+Generates a store by a worker that claims, writes and commits as always, only that its training is
+made up (every trial with 8 evaluations and the spectra of 4 sites at 14 steps; no weights, which
+these commands never open), and a comparison. Then runs the commands as users do, each in a process
+of its own, and prints wall time and peak resident memory beside those of a tenth of the trials.
+"first" means without the tables that readers keep (``cache/*.parquet``), "cold" that the files'
+contents have left the page cache, too (their names and inodes stay: that takes a restart). Aims:
+status 2 s, analyze 20 s, plan 5 s.
 """
 
 from __future__ import annotations
@@ -35,12 +38,17 @@ from rankscope.study.study_file import Study, Trial
 from rankscope.sweep.worker import Worker
 
 WIDTH = {"lab": 128}
-LAYERS = [f"roberta.encoder.layer.{i}.attention.self.{site}" for i in range(2) for site in ("query", "value")]
+LAYERS = [
+    f"roberta.encoder.layer.{i}.attention.self.{site}"
+    for i in range(2)
+    for site in ("query", "value")
+]
 STEPS = sorted({0, 1, 4, 16, 64, 256} | {47 * e for e in range(1, 9)})
 
 
 def study(trials: int) -> Study:
-    """At least so many trials: 3 tasks, 2 scaling rules, LoRA and full, ranks, rates and seeds to make up the number."""
+    """At least so many trials: 3 tasks, 2 scaling rules, LoRA and full, ranks, rates and
+    seeds to make up the number."""
     ranks = [1, 2, 4, 8, 16, 32, 64, 128]
     rates = [float(f"{1e-5 * 1.26**i:.3g}") for i in range(30)]
     seeds = math.ceil(trials / (3 * (2 * len(ranks) + 1) * len(rates)))
@@ -77,7 +85,8 @@ def fill(store: Store, trials: list[Trial]) -> None:
     luck = random.Random(0)
     numbers = [c for c in (*COMPARISON, *LATER) if c not in ("trial", "reference", "layer", "k")]
     rows = [
-        {"trial": trial, "reference": trial, "layer": layer, "k": 8} | {c: luck.random() for c in numbers}
+        {"trial": trial, "reference": trial, "layer": layer, "k": 8}
+        | {c: luck.random() for c in numbers}
         for trial in chosen(store.trials()).query("method == 'lora'")["trial"]
         for layer in LAYERS
     ]
@@ -98,14 +107,23 @@ def train(
         curve = [top * (1 - math.exp(-e)) for e in range(1, 9)]
         for e, value in enumerate(curve, start=1):
             folder.log(
-                step=47 * e, epoch=e * 0.375, train_loss=1 - value, eval_loss=1.1 - value, accuracy=value
+                step=47 * e,
+                epoch=e * 0.375,
+                train_loss=1 - value,
+                eval_loss=1.1 - value,
+                accuracy=value,
             )
         growth = 1 + 0.3 * math.log2(trial.rank or 128) * luck.uniform(0.9, 1.1)
         values = TEMPLATE["stable_rank"]  # that of W is every trial's
-        table = TEMPLATE.assign(stable_rank=values.where(TEMPLATE["matrix"].eq("W"), values * growth))
-        folder.write_spectra(table.assign(lower=table["stable_rank"], upper=table["stable_rank"] * 1.001))
+        table = TEMPLATE.assign(
+            stable_rank=values.where(TEMPLATE["matrix"].eq("W"), values * growth)
+        )
+        folder.write_spectra(
+            table.assign(lower=table["stable_rank"], upper=table["stable_rank"] * 1.001)
+        )
         folder.finish(
-            status="done", metric="accuracy", best=max(curve), best_step=376, last=curve[-1], steps=376,
+            status="done", metric="accuracy", best=max(curve), best_step=376, last=curve[-1],
+            steps=376,
             diverged_at=None, seconds=4.0,
         )  # fmt: skip
         progress(376)
@@ -114,8 +132,10 @@ def train(
 def _spectra(luck: random.Random) -> pd.DataFrame:
     rows = [
         {
-            "step": step, "layer": layer, "matrix": matrix, "m": 128, "n": 128, "stable_rank": luck.uniform(1, 2),
-            "lower": 1.0, "upper": 2.0, "spectral_norm": 1.0, "frobenius_norm": 1.2, "effective_rank": 3.0,
+            "step": step, "layer": layer, "matrix": matrix, "m": 128, "n": 128,
+            "stable_rank": luck.uniform(1, 2),
+            "lower": 1.0, "upper": 2.0, "spectral_norm": 1.0, "frobenius_norm": 1.2,
+            "effective_rank": 3.0,
         }
         for step in STEPS
         for layer in LAYERS
@@ -153,7 +173,8 @@ def timed(*command: str) -> tuple[float, float]:
 
 
 def planning(text: str) -> tuple[float, float]:
-    """Seconds for the trials, packs and sums of a plan, in this process: what is left without Python's own start."""
+    """Seconds for the trials, packs and sums of a plan, in this process: what is left
+    without Python's own start."""
     from rankscope.sweep.inputs import StudyInputs
     from rankscope.sweep.plan import forecast
 
@@ -200,7 +221,10 @@ def main() -> None:
         path = root / f"plan-{count}.toml"
         path.write_text(planned.source)
         seconds, memory = timed("plan", str(path))
-        print(f"a plan of {len(planned.trials(WIDTH))} trials: {seconds:.2f} s {memory:.0f} MB, as a command")
+        print(
+            f"a plan of {len(planned.trials(WIDTH))} trials: {seconds:.2f} s {memory:.0f} MB, "
+            "as a command"
+        )
     seconds, memory = planning(planned.source)
     print(f"    without Python's start and the reading of models and data: {seconds:.2f} s")
     if not options.keep:

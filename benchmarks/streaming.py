@@ -1,14 +1,16 @@
-"""Claim: a checkpoint of any size is measured in the memory of its largest tensor, at a rate worth naming.
+"""Claim: a checkpoint of any size is measured in the memory of its largest
+tensor, at a rate worth naming.
 
     python benchmarks/streaming.py make seven       # a Llama-2-7B-shaped checkpoint, bfloat16, 13.5 GB
     python benchmarks/streaming.py measure seven       # prints; leaves the checkpoint
     python benchmarks/streaming.py measure seven --layers 'layers\\.(0|1)\\.'
     rm -r seven
 
-Printed: the peak resident memory of a whole ``rankscope measure`` process beside its limit, 1.5 times the largest
-tensor in float32 plus 500 MB; and GB/s of checkpoint measured, beside what the disk (cold cache) and memory give.
-The spectra fall like those of trained weights (stable ranks of about 50 of 4096); ``make --flat`` gives Gaussian
-matrices instead, the slowest case for sigma_1: some 200 passes over each matrix.
+Printed: the peak resident memory of a whole ``rankscope measure`` process beside its limit, 1.5
+times the largest tensor in float32 plus 500 MB; and GB/s of checkpoint measured, beside what the
+disk (cold cache) and memory give. The spectra fall like those of trained weights (stable ranks of
+about 50 of 4096); ``make --flat`` gives Gaussian matrices instead, the slowest case for sigma_1:
+some 200 passes over each matrix.
 """
 
 from __future__ import annotations
@@ -113,7 +115,8 @@ sys.exit(status)
 
 
 def peak(*arguments: str) -> tuple[float, float, str]:
-    """Seconds, peak resident memory in MB, and standard output of ``rankscope ...`` in a process of its own.
+    """Seconds, peak resident memory in MB, and standard output of ``rankscope
+    ...`` in a process of its own.
 
     The kernel's VmHWM: ru_maxrss would count what this process held when it forked.
     """
@@ -133,10 +136,16 @@ def measure(folder: Path, layers: str | None) -> None:
     sizes = [row["shape"][0] * row["shape"][1] for row in rows]
     read, largest = 2 * sum(sizes), 4 * max(sizes)
     limit = 1.5 * largest / 1e6 + 500
-    print(f"{len(rows)} matrices, {read / GB:.1f} GB of bfloat16, largest {largest / 1e6:.0f} MB in float32")
+    print(
+        f"{len(rows)} matrices, {read / GB:.1f} GB of bfloat16, largest {largest / 1e6:.0f} MB "
+        "in float32"
+    )
     print(f"peak resident memory {resident:.0f} MB of {limit:.0f} MB allowed")
     print(f"{seconds:.1f} s, start included: {read / seconds / GB:.2f} GB/s of checkpoint")
-    print(f"disk, cold cache {disk:.2f} GB/s; memory {memory:.1f} GB/s ({torch.get_num_threads()} threads)")
+    print(
+        f"disk, cold cache {disk:.2f} GB/s; memory {memory:.1f} GB/s "
+        f"({torch.get_num_threads()} threads)"
+    )
     print(f"widest bounds {max(row['upper'] / row['lower'] - 1 for row in rows):.1e}")
     if resident > limit:
         raise SystemExit("the limit of memory is not met")

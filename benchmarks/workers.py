@@ -4,10 +4,11 @@
     python benchmarks/workers.py two ray --steps 400    # two processes, two of Ray: aim 5 % more at most
     python benchmarks/workers.py wide two               # a worker of two threads, two of one thread
 
-Each runs the same study on the lab's encoder (48 LoRA trials of 3 tasks, 12 full fine-tunes) into a store of its own, as `rankscope run` does, and prints
-the wall time of the whole command and that from the first claim to the last commit (without Python's start). The Ray cluster, one node of this
-machine, is started before: a cluster is there when it is used.
-``--results FILE`` keeps what was measured, so that the runs can be made one at a time.
+Each runs the same study on the lab's encoder (48 LoRA trials of 3 tasks, 12 full fine-tunes) into a
+store of its own, as `rankscope run` does, and prints the wall time of the whole command and that
+from the first claim to the last commit (without Python's start). The Ray cluster, one node of this
+machine, is started before: a cluster is there when it is used. ``--results FILE`` keeps what was
+measured, so that the runs can be made one at a time.
 """
 
 from __future__ import annotations
@@ -50,7 +51,14 @@ def measure(mode: str, steps: int) -> dict[str, float]:
         }
         cores = sorted(os.sched_getaffinity(0))[: 1 if mode == "one" else 2]
         if mode == "ray":
-            start = ["ray", "start", "--head", "--num-cpus=2", "--include-dashboard=false", "--port=6399"]
+            start = [
+                "ray",
+                "start",
+                "--head",
+                "--num-cpus=2",
+                "--include-dashboard=false",
+                "--port=6399",
+            ]
             subprocess.run(
                 [str(Path(sys.executable).with_name("ray")), *start[1:]],
                 check=True, env=environment, capture_output=True,
@@ -61,7 +69,10 @@ def measure(mode: str, steps: int) -> dict[str, float]:
         before = time.perf_counter()  # a cluster is at hand, or it is none
         try:
             subprocess.run(
-                command, check=True, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, cores)
+                command,
+                check=True,
+                env=environment,
+                preexec_fn=lambda: os.sched_setaffinity(0, cores),
             )
             whole = time.perf_counter() - before
         finally:
@@ -92,7 +103,8 @@ def main() -> None:
     for mode in options.modes:
         found[mode] = measure(mode, options.steps)
         print(
-            f"{mode:4} {found[mode]['whole']:7.1f} s in all {found[mode]['training']:7.1f} s of training",
+            f"{mode:4} {found[mode]['whole']:7.1f} s in all {found[mode]['training']:7.1f} s "
+            "of training",
             flush=True,
         )
     for slow, fast, says in (

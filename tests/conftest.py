@@ -29,7 +29,8 @@ from transformers import (
 
 from tiny import MODELS, SHARED, Case, shake
 
-# The suite takes the same examples every time; `make fuzz` takes fresh ones, from a seed that it prints.
+# The suite takes the same examples every time; `make fuzz` takes fresh ones,
+# from a seed that it prints.
 settings.register_profile("suite", derandomize=True, deadline=None, database=None)
 settings.register_profile("fuzz", deadline=None, database=None, print_blob=True)
 settings.load_profile("suite")
@@ -57,7 +58,8 @@ SIZES: dict[str, Any] = {"vocab_size": 4 + len(WORDS), "pad_token_id": 1}
 
 def sizes(width: int) -> dict[str, Any]:
     return {
-        **SIZES, "hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 2 * width,
+        **SIZES, "hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 2 * width,
     }  # fmt: skip
 
 
@@ -69,11 +71,23 @@ ARCHITECTURES: dict[str, Any] = {
         BertConfig(**sizes(width), max_position_embeddings=40)
     ),
     "gpt2": lambda width: GPT2ForSequenceClassification(
-        GPT2Config(**SIZES, n_embd=width, n_layer=2, n_head=2, n_positions=40, bos_token_id=0, eos_token_id=2)
+        GPT2Config(
+            **SIZES,
+            n_embd=width,
+            n_layer=2,
+            n_head=2,
+            n_positions=40,
+            bos_token_id=0,
+            eos_token_id=2,
+        )
     ),
     "llama": lambda width: LlamaForSequenceClassification(
         LlamaConfig(
-            **sizes(width), num_key_value_heads=1, max_position_embeddings=40, bos_token_id=0, eos_token_id=2
+            **sizes(width),
+            num_key_value_heads=1,
+            max_position_embeddings=40,
+            bos_token_id=0,
+            eos_token_id=2,
         )
     ),
 }
@@ -98,7 +112,9 @@ def save_model(folder: Path, make: Callable[[], Any], *, names: Sequence[str] = 
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = make()
-        with torch.no_grad():  # wider than the default of 0.02, so that attention has something to decide
+        with (
+            torch.no_grad()
+        ):  # wider than the default of 0.02, so that attention has something to decide
             for parameter in model.parameters():
                 if parameter.ndim == 2:
                     parameter.normal_(0, 0.2)
@@ -107,11 +123,14 @@ def save_model(folder: Path, make: Callable[[], Any], *, names: Sequence[str] = 
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
     )
     settings = {"model_input_names": list(names)} if names else {}
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", **settings
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        unk_token="<unk>", **settings
     )  # fmt: skip
     fast.save_pretrained(folder)
     return str(folder)
@@ -125,7 +144,8 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def seed(pytestconfig: pytest.Config) -> int:
-    """For a test that draws its own cases: 0 in the suite, fresh in each round of `make fuzz` (mark it `fuzz`)."""
+    """For a test that draws its own cases: 0 in the suite, fresh in each round of
+    `make fuzz` (mark it `fuzz`)."""
     return int(pytestconfig.getoption("--hypothesis-seed") or 0)
 
 
@@ -160,7 +180,9 @@ def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
     ``method`` is one of PEFT's configurations; LoRA's if not given.
     """
 
-    def make(model: str, method: type[peft.PeftConfig] = peft.LoraConfig, **settings: object) -> Case:
+    def make(
+        model: str, method: type[peft.PeftConfig] = peft.LoraConfig, **settings: object
+    ) -> Case:
         torch.manual_seed(len(model))
         folder = tmp_path_factory.mktemp(model)
         pretrained = MODELS[model]()
@@ -171,7 +193,8 @@ def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
             adapted = peft.get_peft_model(copy.deepcopy(pretrained), method(**settings))
             shake(adapted)
             adapted.save_pretrained(folder / "adapter")
-            # As anyone would load it: PEFT sorts the keys of its patterns when it saves, so order is the file's.
+            # As anyone would load it: PEFT sorts the keys of its patterns when it
+            # saves, so order is the file's.
             loaded = peft.PeftModel.from_pretrained(pretrained, folder / "adapter")
             merged = loaded.double().merge_and_unload()
         after = {name: p.detach().clone() for name, p in merged.named_parameters()}

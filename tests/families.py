@@ -1,4 +1,5 @@
-"""Tiny classifiers of the families of transformers, from configuration, and what a study adapts in each."""
+"""Tiny classifiers of the families of transformers, from configuration, and
+what a study adapts in each."""
 
 from __future__ import annotations
 
@@ -12,17 +13,21 @@ from conftest import SIZES
 
 TOKENS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 2}
 COMMON: dict[str, Any] = {
-    **SIZES, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+    **SIZES, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 24,
     "max_position_embeddings": 40,
 }  # fmt: skip
 DECODER: dict[str, Any] = {**COMMON, **TOKENS, "num_key_value_heads": 1}
 SEQ2SEQ: dict[str, Any] = {
-    **SIZES, **TOKENS, "d_model": 16, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 40,
+    **SIZES, **TOKENS, "d_model": 16, "encoder_layers": 2, "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24,
+    "max_position_embeddings": 40,
     "decoder_start_token_id": 2,
 }  # fmt: skip
 DEBERTA: dict[str, Any] = {
-    **COMMON, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False,
+    **COMMON, "relative_attention": True, "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
     "type_vocab_size": 0,
 }  # fmt: skip
 
@@ -63,7 +68,8 @@ FAMILIES = {
     ),
     "modernbert": Family(
         lambda: hf.ModernBertConfig(
-            **COMMON, **TOKENS, cls_token_id=0, sep_token_id=2, global_attn_every_n_layers=2, local_attention=4
+            **COMMON, **TOKENS, cls_token_id=0, sep_token_id=2, global_attn_every_n_layers=2,
+            local_attention=4
         ),
         ("Wqkv",),
     ),
@@ -71,7 +77,8 @@ FAMILIES = {
         lambda: hf.LongformerConfig(**COMMON, **TOKENS, attention_window=[4, 4]), ("query", "value")
     ),
     "bigbird": Family(
-        lambda: hf.BigBirdConfig(**COMMON, **TOKENS, attention_type="original_full"), ("query", "value")
+        lambda: hf.BigBirdConfig(**COMMON, **TOKENS, attention_type="original_full"),
+        ("query", "value")
     ),
     "roformer": Family(lambda: hf.RoFormerConfig(**COMMON, embedding_size=16), ("query", "value")),
     "xlnet": Family(
@@ -80,42 +87,49 @@ FAMILIES = {
     ),
     "funnel": Family(
         lambda: hf.FunnelConfig(
-            **SIZES, block_sizes=[1, 1], d_model=16, n_head=2, d_head=8, d_inner=24, num_decoder_layers=1
+            **SIZES, block_sizes=[1, 1], d_model=16, n_head=2, d_head=8, d_inner=24,
+            num_decoder_layers=1
         ),
         ("q_head", "v_head"),
     ),
     "t5": Family(
         lambda: hf.T5Config(
-            **SIZES, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, eos_token_id=2, decoder_start_token_id=1
+            **SIZES, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, eos_token_id=2,
+            decoder_start_token_id=1
         ),
         ("q", "v"),
     ),
     "bart": Family(lambda: hf.BartConfig(**SEQ2SEQ, forced_eos_token_id=2), ("q_proj", "v_proj")),
     "gpt2": Family(
-        lambda: hf.GPT2Config(**SIZES, **TOKENS, n_embd=16, n_layer=2, n_head=2, n_positions=40), ("c_attn",)
+        lambda: hf.GPT2Config(**SIZES, **TOKENS, n_embd=16, n_layer=2, n_head=2, n_positions=40),
+        ("c_attn",)
     ),
     "gpt-neox": Family(lambda: hf.GPTNeoXConfig(**COMMON, **TOKENS), ("query_key_value",)),
     "opt": Family(
         lambda: hf.OPTConfig(
-            **SIZES, **TOKENS, hidden_size=16, word_embed_proj_dim=16, num_hidden_layers=2, num_attention_heads=2,
+            **SIZES, **TOKENS, hidden_size=16, word_embed_proj_dim=16, num_hidden_layers=2,
+            num_attention_heads=2,
             ffn_dim=24, max_position_embeddings=40,
         ),
         ("q_proj", "v_proj"),
     ),
     "bloom": Family(
-        lambda: hf.BloomConfig(**SIZES, **TOKENS, hidden_size=16, n_layer=2, n_head=2), ("query_key_value",)
+        lambda: hf.BloomConfig(**SIZES, **TOKENS, hidden_size=16, n_layer=2, n_head=2),
+        ("query_key_value",)
     ),
     "llama": Family(lambda: hf.LlamaConfig(**DECODER), ("q_proj", "v_proj")),
     "mistral": Family(lambda: hf.MistralConfig(**DECODER, sliding_window=4), ("q_proj", "v_proj")),
     "mixtral": Family(
-        lambda: hf.MixtralConfig(**DECODER, num_local_experts=3, num_experts_per_tok=2), ("q_proj", "v_proj")
+        lambda: hf.MixtralConfig(**DECODER, num_local_experts=3, num_experts_per_tok=2),
+        ("q_proj", "v_proj")
     ),
     "qwen2": Family(lambda: hf.Qwen2Config(**DECODER), ("q_proj", "v_proj")),
     "qwen3": Family(lambda: hf.Qwen3Config(**DECODER, head_dim=8), ("q_proj", "v_proj")),
     "gemma": Family(lambda: hf.GemmaConfig(**DECODER, head_dim=8), ("q_proj", "v_proj")),
     "gemma2": Family(
         lambda: hf.Gemma2Config(
-            **DECODER, head_dim=8, sliding_window=4, attn_logit_softcapping=2.0, query_pre_attn_scalar=1
+            **DECODER, head_dim=8, sliding_window=4, attn_logit_softcapping=2.0,
+            query_pre_attn_scalar=1
         ),
         ("q_proj", "v_proj"),
     ),

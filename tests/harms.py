@@ -25,7 +25,8 @@ TRIAL_FILES = (
 
 @dataclass(frozen=True)
 class Harm:
-    """``do`` harms the store in ``place``; ``other`` is a finished store of another study's data."""
+    """``do`` harms the store in ``place``; ``other`` is a finished
+    store of another study's data."""
 
     name: str
     do: Callable[[Path, Path], None]
@@ -71,7 +72,11 @@ def edited(path: Path, another: Path) -> None:
     else:
         lines = path.read_text().splitlines()
         said = json.loads(path.read_text() if path.suffix == ".json" else lines[0])
-        key = next(key for key, value in said.items() if key != "format" and type(value) in (int, float, str))
+        key = next(
+            key
+            for key, value in said.items()
+            if key != "format" and type(value) in (int, float, str)
+        )
         said[key] = 7.5 if isinstance(said[key], float) else said[key] * 2
         new = (
             json.dumps(said, indent=1)
@@ -118,44 +123,69 @@ def _of_trials() -> Iterator[Harm]:
 
             yield Harm(f"trial's {name} {way.__name__}", do, again=1)
     for name in ("best", "last"):
-        yield Harm(f"trial's {name}/ deleted", lambda p, o, n=name: shutil.rmtree(trials(p)[1] / n), again=1)
+        yield Harm(
+            f"trial's {name}/ deleted",
+            lambda p, o, n=name: shutil.rmtree(trials(p)[1] / n),
+            again=1,
+        )
     yield Harm("trial deleted", lambda p, o: shutil.rmtree(trials(p)[1]), again=1)
-    yield Harm("trial a file", lambda p, o: (shutil.rmtree(t := trials(p)[1]), t.write_text("x"))[0], again=1)
+    yield Harm(
+        "trial a file",
+        lambda p, o: (shutil.rmtree(t := trials(p)[1]), t.write_text("x"))[0],
+        again=1,
+    )
     yield Harm("trial a link to another", _trial_linked, again=1)
     yield Harm("trial from another store in its place", _trial_of_another, again=1)
     yield Harm("trial of another store beside", _trial_beside)
     yield Harm("trial without done.json beside", lambda p, o: (p / "trials" / ("0" * 16)).mkdir())
-    yield Harm("file in trials/", lambda p, o: (p / "trials" / "notes.txt").write_text("x") and None)
     yield Harm(
-        "trial's done.json of a newer format", lambda p, o: _newer(trials(p)[1] / "done.json"), again=1
+        "file in trials/", lambda p, o: (p / "trials" / "notes.txt").write_text("x") and None
+    )
+    yield Harm(
+        "trial's done.json of a newer format",
+        lambda p, o: _newer(trials(p)[1] / "done.json"),
+        again=1,
     )
 
 
 def _of_header_and_log() -> Iterator[Harm]:
     for way in WAYS:
-        yield Harm(f"store.json {way.__name__}", lambda p, o, w=way: w(p / "store.json", o / "store.json"))
+        yield Harm(
+            f"store.json {way.__name__}", lambda p, o, w=way: w(p / "store.json", o / "store.json")
+        )
     yield Harm("store.json of a newer format", lambda p, o: _newer(p / "store.json"), refused=True)
     for event in ("claim", "commit"):
         for way in WAYS:
             yield Harm(f"log: {event} {way.__name__}", lambda p, o, e=event, w=way: w(*entry(p, e)))
     yield Harm("log: last entry deleted", lambda p, o: sorted((p / "log").iterdir())[-1].unlink())
     yield Harm(
-        "log: another store's entry", lambda p, o: replaced(entry(p, "commit")[0], entry(o, "commit")[0])
+        "log: another store's entry",
+        lambda p, o: replaced(entry(p, "commit")[0], entry(o, "commit")[0]),
     )
     yield Harm("log: all deleted", lambda p, o: shutil.rmtree(p / "log"))
-    yield Harm("log: other files", lambda p, o: (p / "log" / "00000002 (copy).json").write_text("x") and None)
     yield Harm(
-        "log: an entry far ahead", lambda p, o: (p / "log" / "00000099.json").write_text("{}") and None
+        "log: other files",
+        lambda p, o: (p / "log" / "00000002 (copy).json").write_text("x") and None,
     )
-    yield Harm("log: entry of a newer format", lambda p, o: _newer(entry(p, "commit")[0]), refused=True)
+    yield Harm(
+        "log: an entry far ahead",
+        lambda p, o: (p / "log" / "00000099.json").write_text("{}") and None,
+    )
+    yield Harm(
+        "log: entry of a newer format", lambda p, o: _newer(entry(p, "commit")[0]), refused=True
+    )
 
 
 def _of_what_can_be_made_again() -> Iterator[Harm]:
     for way in WAYS:
         yield Harm(
-            f"comparison.parquet {way.__name__}", lambda p, o, w=way: w(*_both(p, o, "comparison.parquet"))
+            f"comparison.parquet {way.__name__}",
+            lambda p, o, w=way: w(*_both(p, o, "comparison.parquet")),
         )
-        yield Harm(f"comparison.json {way.__name__}", lambda p, o, w=way: w(*_both(p, o, "comparison.json")))
+        yield Harm(
+            f"comparison.json {way.__name__}",
+            lambda p, o, w=way: w(*_both(p, o, "comparison.json")),
+        )
         yield Harm(
             f"a pack's table {way.__name__}",
             lambda p, o, w=way: w(*sorted((p / "cache/packs").iterdir())[:2]),

@@ -1,6 +1,7 @@
 """A hub on this machine: the routes that models and data sets are downloaded by, over a folder.
 
-``<root>/models/<org>/<name>/...`` and ``<root>/datasets/<org>/<name>/...`` are repositories of one commit.
+``<root>/models/<org>/<name>/...`` and ``<root>/datasets/<org>/<name>/...``
+are repositories of one commit.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ COMMIT = "c0ffee" + "0" * 34
 API = re.compile(
     r"/api/(?P<kind>models|datasets)/(?P<id>[^/]+/[^/]+)(/(?P<verb>revision|tree)/(?P<revision>[^/]+))?/?.*"
 )
-FILE = re.compile(r"/(?P<kind>datasets/)?(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+FILE = re.compile(
+    r"/(?P<kind>datasets/)?(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"
+)
 
 
 @contextmanager
@@ -56,7 +59,12 @@ def serve(root: Path) -> Iterator[tuple[str, list[str]]]:
             }
             if match["verb"] == "tree":
                 answer = [
-                    {"type": "file", "path": n, "size": (folder / n).stat().st_size, "oid": "0" * 40}
+                    {
+                        "type": "file",
+                        "path": n,
+                        "size": (folder / n).stat().st_size,
+                        "oid": "0" * 40,
+                    }
                     for n in names
                 ]
             return self.send(json.dumps(answer).encode(), {"Content-Type": "application/json"})
@@ -76,7 +84,11 @@ def serve(root: Path) -> Iterator[tuple[str, list[str]]]:
 
         def missing(self, code: str) -> None:
             self.send_response(404)
-            for name, value in {"X-Error-Code": code, "X-Repo-Commit": COMMIT, "Content-Length": "0"}.items():
+            for name, value in {
+                "X-Error-Code": code,
+                "X-Repo-Commit": COMMIT,
+                "Content-Length": "0",
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
 

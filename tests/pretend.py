@@ -1,4 +1,5 @@
-"""A small study, and a training that trains nothing: for tests of the store and of those who write it."""
+"""A small study, and a training that trains nothing: for tests of the store
+and of those who write it."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ TRIALS = STUDY.trials(WIDTH)
 
 
 def create(path: Path | str, study: Study = STUDY, **fingerprints: str) -> Store:
-    return Store.create(path, study, largest_rank=WIDTH, fingerprints=fingerprints or {"data/RTE": "a"})
+    return Store.create(
+        path, study, largest_rank=WIDTH, fingerprints=fingerprints or {"data/RTE": "a"}
+    )
 
 
 def spectra() -> pd.DataFrame:
@@ -50,8 +53,12 @@ def pretend(
         folder.write_spectra(spectra())
         for name in ("best", "last"):
             (folder.path / name).mkdir()
-            (folder.path / name / "adapter_model.safetensors").write_bytes(f"{name} of {trial.id}".encode())
-            (folder.path / name / "adapter_config.json").write_text(json.dumps({"r": trial.rank or 0}))
+            (folder.path / name / "adapter_model.safetensors").write_bytes(
+                f"{name} of {trial.id}".encode()
+            )
+            (folder.path / name / "adapter_config.json").write_text(
+                json.dumps({"r": trial.rank or 0})
+            )
         best = trial.learning_rate
         folder.finish(
             status="done",

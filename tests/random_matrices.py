@@ -1,8 +1,10 @@
-"""Random matrices of every kind that has been measured wrongly somewhere, and the bounds of each against float64 SVD.
+"""Random matrices of every kind that has been measured wrongly somewhere, and the bounds
+of each against float64 SVD.
 
     python tests/random_matrices.py --count 3000 --seed 0
 
-prints how many bounds were missed, by kind. tests/linalg/test_random_matrices.py runs a part of it in the suite.
+prints how many bounds were missed, by kind. tests/linalg/test_random_matrices.py
+runs a part of it in the suite.
 
 Letters: m rows, n columns, p = min(m, n), r rank, c matrices of a batch.
 """
@@ -25,7 +27,16 @@ import rankscope.linalg as la
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ASPECTS = (1.0, 1.0, 1.25, 1.5, 2.0, 4.0, 16.0)
 ORACLE = 1e-13  # relative rounding of the oracle itself: its SVD is of at most 800 x 800
-SPECTRA = ("gaussian", "flat", "clustered", "twin", "power", "rank-deficient", "constant", "outlier")
+SPECTRA = (
+    "gaussian",
+    "flat",
+    "clustered",
+    "twin",
+    "power",
+    "rank-deficient",
+    "constant",
+    "outlier",
+)
 FORMS = (
     "dense",
     "dense",
@@ -52,7 +63,8 @@ class Drawn:
 
 @dataclass
 class Tally:
-    """What was checked: estimates, misses of certain bounds, of probable ones, and widths neither met nor flagged."""
+    """What was checked: estimates, misses of certain bounds, of probable ones, and
+    widths neither met nor flagged."""
 
     matrices: int = 0
     certain: Counter[str] = field(default_factory=Counter)
@@ -72,7 +84,9 @@ def spectrum(source: np.random.Generator, name: str, p: int) -> np.ndarray:
         case "clustered":  # a few values, each of them many times
             return np.repeat(np.sort(source.uniform(0.1, 1, 4))[::-1], -(-p // 4))[:p]
         case "twin":  # a second value that is nearly as large as the first
-            return np.where(i == 0, 1.0, (1 - 10.0 ** -source.integers(2, 13)) * (1 + i) ** -0.1 * 2**0.1)
+            return np.where(
+                i == 0, 1.0, (1 - 10.0 ** -source.integers(2, 13)) * (1 + i) ** -0.1 * 2**0.1
+            )
         case "power":
             return (1.0 + i) ** -source.uniform(0.1, 2)
         case "rank-deficient":
@@ -83,7 +97,8 @@ def spectrum(source: np.random.Generator, name: str, p: int) -> np.ndarray:
 
 
 def matrix(source: np.random.Generator, name: str, m: int, n: int) -> np.ndarray:
-    """(m, n) float64 of the spectrum `name`, of entries near 1 / sqrt(m n) times sqrt(p) or below."""
+    """(m, n) float64 of the spectrum `name`, of entries near 1 / sqrt(m
+    n) times sqrt(p) or below."""
     if name == "gaussian":
         return source.standard_normal((m, n)) / (m + n) ** 0.5
     if name == "constant":
@@ -125,7 +140,9 @@ def draw(source: np.random.Generator, largest: int) -> Drawn:
         case "batched":
             return Drawn(W, wide(W), kind)
         case "difference":  # of two neighbours, as of two checkpoints
-            near = (W[0].double() * (1 + 1e-3 * torch.from_numpy(source.standard_normal((m, n))))).to(dtype)
+            near = (
+                W[0].double() * (1 + 1e-3 * torch.from_numpy(source.standard_normal((m, n))))
+            ).to(dtype)
             return Drawn(la.Dense(near) - la.Dense(W[0]), wide(near[None]) - wide(W), kind)
         case "scaled":
             d = torch.from_numpy(np.exp(source.standard_normal(m)))
@@ -135,9 +152,9 @@ def draw(source: np.random.Generator, largest: int) -> Drawn:
         B, A = source.standard_normal((m, r)), source.standard_normal((r, n)) / (m * n) ** 0.5
         half = power // 2
         B, A = tensor(B, half), tensor(A, power - half)
-        W = (B.double() @ A.double() * (1 + 1e-4 * torch.from_numpy(source.standard_normal((m, n))))).to(
-            dtype
-        )
+        W = (
+            B.double() @ A.double() * (1 + 1e-4 * torch.from_numpy(source.standard_normal((m, n))))
+        ).to(dtype)
         scale = -1.0
         W = W[None]
     else:
@@ -146,23 +163,29 @@ def draw(source: np.random.Generator, largest: int) -> Drawn:
         scale = float(source.choice([0.0, 1.0, 16.0, 1 / 3, 1e-6]))
     if form == "factors":
         return Drawn(
-            la.LowRank(B=B, A=A, scale=scale), np.longdouble(scale) * (wide(B) @ wide(A))[None], kind
+            la.LowRank(B=B, A=A, scale=scale),
+            np.longdouble(scale) * (wide(B) @ wide(A))[None],
+            kind,
         )
     op = la.Dense(W[0]) + la.LowRank(B=B, A=A, scale=scale)
     return Drawn(op, wide(W) + np.longdouble(scale) * (wide(B) @ wide(A)), kind)
 
 
 def exponent(source: np.random.Generator, size: str, dtype: torch.dtype) -> int:
-    """Of the power of two by which the entries are multiplied: 1e-30 to 1e30, or to the bottom of the dtype."""
+    """Of the power of two by which the entries are multiplied: 1e-30 to 1e30, or
+    to the bottom of the dtype."""
     if size == "ordinary":
         return 0
     if size == "denormal":
         return int(np.log2(torch.finfo(dtype).tiny)) + int(source.integers(-4, 5))
-    return int(source.integers(-8, 8)) if dtype == torch.float16 else int(source.integers(-100, 100))
+    return (
+        int(source.integers(-8, 8)) if dtype == torch.float16 else int(source.integers(-100, 100))
+    )
 
 
 def truth(exact: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(c,) sigma_1 and stable ranks, NaN where a matrix is zero: by float64 SVD of the matrix divided by a power of two."""
+    """(c,) sigma_1 and stable ranks, NaN where a matrix is zero: by float64 SVD of the matrix
+    divided by a power of two."""
     ranks, norms = [], []
     for M in exact:
         size = np.abs(M).max()
@@ -177,17 +200,26 @@ def truth(exact: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array(norms), np.array(ranks)
 
 
-def compare(tally: Tally, what: str, found: la.Estimate, true: np.ndarray, rtol: float, most: float) -> None:
+def compare(
+    tally: Tally, what: str, found: la.Estimate, true: np.ndarray, rtol: float, most: float
+) -> None:
     """Is every truth (c,) inside its bounds, the value too, and the width met or flagged?"""
     fields = (found.value, found.lower, found.upper, found.confidence, found.met)
     columns = [np.atleast_1d(np.asarray(x)) for x in fields]
     for value, lower, upper, sure, met, t in zip(*columns, true, strict=True):
-        label = f"{what}: {float(lower)!r} {float(value)!r} {float(upper)!r} for {float(t)!r}, {found.method}"
+        label = (
+            f"{what}: {float(lower)!r} {float(value)!r} {float(upper)!r} for {float(t)!r}, "
+            f"{found.method}"
+        )
         if np.isnan(t):
             if not np.isnan(value) or found.reason is None:
                 tally.missed.append(label + ", of zero")
             continue
-        inside = lower <= t * (1 + ORACLE) and t * (1 - ORACLE) <= upper and lower <= value <= upper <= most
+        inside = (
+            lower <= t * (1 + ORACLE)
+            and t * (1 - ORACLE) <= upper
+            and lower <= value <= upper <= most
+        )
         if sure == 1:
             tally.certain[found.method] += 1
         else:
@@ -223,7 +255,8 @@ def tallied(seed: int, count: int, largest: int = 200) -> Tally:
 
 
 def allowed(trials: int, rate: float) -> int:
-    """The number of failures that is exceeded with probability 1e-4 at most, at `rate` per trial."""
+    """The number of failures that is exceeded with probability 1e-4 at
+    most, at `rate` per trial."""
     terms = (comb(trials, k) * rate**k * (1 - rate) ** (trials - k) for k in itertools.count())
     sums: Iterator[float] = itertools.accumulate(terms)
     return next(k for k, total in enumerate(sums) if total >= 1 - 1e-4)
@@ -241,9 +274,18 @@ def main() -> None:
     for name in ("missed", "unlucky", "silent"):
         for line in getattr(tally, name):
             print(name, line)
-    print(f"{tally.matrices} matrices; certain bounds {dict(tally.certain)}, missed {len(tally.missed)}")
-    print(f"probable {tally.likely}, missed {len(tally.unlucky)}, allowed {allowed(tally.likely, 1e-3)}")
-    print(f"wider than asked, and flagged: {sum(tally.wide.values())}; in silence: {len(tally.silent)}")
+    print(
+        f"{tally.matrices} matrices; certain bounds {dict(tally.certain)}, missed "
+        f"{len(tally.missed)}"
+    )
+    print(
+        f"probable {tally.likely}, missed {len(tally.unlucky)}, allowed "
+        f"{allowed(tally.likely, 1e-3)}"
+    )
+    print(
+        f"wider than asked, and flagged: {sum(tally.wide.values())}; in silence: "
+        f"{len(tally.silent)}"
+    )
 
 
 if __name__ == "__main__":

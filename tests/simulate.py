@@ -10,19 +10,24 @@ from scipy.stats import norm
 
 from rankscope.analysis.selection import chosen
 
-LAYERS = tuple(f"encoder.layer.{i}.attention.self.{kind}" for i in range(2) for kind in ("query", "value"))
+LAYERS = tuple(
+    f"encoder.layer.{i}.attention.self.{kind}" for i in range(2) for kind in ("query", "value")
+)
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What a simulated study is made of. ``direction`` -1: sr(W + dW) falls; ``threshold`` None: no decline.
+    """What a simulated study is made of. ``direction`` -1: sr(W + dW) falls;
+    ``threshold`` None: no decline.
 
-    ``threshold`` and ``reach`` are log drifts; ``reach`` is the drift of the largest rate at the end. ``varying`` is the
-    standard deviation of the logarithm of a trial's own threshold. ``outliers`` is the share of evaluations at the
-    two largest rates that stand at a constant answer or far below. ``rows``: the metric is an accuracy on so many
-    rows, 0 for a real number. ``recorded``: the trials say what the metric of a constant answer is.
-    ``noise`` is the standard deviation of an evaluation, ``trial_noise`` that of what all evaluations of one trial
-    share (None: as large). ``b_seeds`` and ``b_layers`` are how much b differs between seeds and between layers.
+    ``threshold`` and ``reach`` are log drifts; ``reach`` is the drift of the largest rate at
+    the end. ``varying`` is the standard deviation of the logarithm of a trial's own threshold.
+    ``outliers`` is the share of evaluations at the two largest rates that stand at a constant
+    answer or far below. ``rows``: the metric is an accuracy on so many rows, 0 for a real
+    number. ``recorded``: the trials say what the metric of a constant answer is. ``noise`` is
+    the standard deviation of an evaluation, ``trial_noise`` that of what all evaluations of
+    one trial share (None: as large). ``b_seeds`` and ``b_layers`` are how much b differs
+    between seeds and between layers.
     """
 
     b: float = 0.25
@@ -50,12 +55,15 @@ class Truth:
 
     @property
     def half(self) -> float:
-        """The drift at which half of the gain is lost on average over trials; infinite where it is not in reach."""
+        """The drift at which half of the gain is lost on average over trials; infinite
+        where it is not in reach."""
         if self.threshold is None:
             return np.inf
         own = self.threshold * np.exp(self.varying * norm.ppf((np.arange(199) + 0.5) / 199))
         u = np.linspace(0, self.reach, 4001)
-        kept = np.maximum(self.floor, self.plateau - self.decline * np.maximum(0, u[:, None] - own)).mean(1)
+        kept = np.maximum(
+            self.floor, self.plateau - self.decline * np.maximum(0, u[:, None] - own)
+        ).mean(1)
         lost = kept <= (self.plateau + self.floor) / 2
         return float(u[lost.argmax()]) if lost.any() else np.inf
 
@@ -76,11 +84,14 @@ def study(
     full: bool = True,
     size: int = 64,
 ) -> dict[str, pd.DataFrame]:
-    """``{"trials": ..., "metrics": ..., "spectra": ..., "comparison": ...}`` of one simulated study."""
+    """``{"trials": ..., "metrics": ..., "spectra": ..., "comparison":
+    ...}`` of one simulated study."""
     rng = np.random.default_rng(seed)
     trials = _trials(truth, rng, ranks, rates, seeds, models, tasks, scalings, steps, full)
     curves = _curves(truth, rng, trials, max(rates), evaluations, steps)
-    best = curves.sort_values("metric_value").drop_duplicates("trial", keep="last").set_index("trial")
+    best = (
+        curves.sort_values("metric_value").drop_duplicates("trial", keep="last").set_index("trial")
+    )
     last = curves.sort_values("step").drop_duplicates("trial", keep="last").set_index("trial")
     trials = trials.assign(
         best=trials["trial"].map(best["metric_value"]),
@@ -122,10 +133,14 @@ def _curves(truth, rng, trials, fastest, evaluations, steps):
     at = np.linspace(steps / evaluations, steps, evaluations).astype(int)
     rate = trials["learning_rate"].to_numpy()[:, None] / fastest
     own = rng.normal(0, 0.15, (len(trials), 1))
-    # rho = sigma_1(dW) / sigma_1(W) grows with the way travelled; the stable rank moves once rho exceeds 1.
-    rho = np.exp(truth.reach / 2) * (rate * at / steps * np.exp(own)) ** 0.7  # (trials, evaluations)
+    # rho = sigma_1(dW) / sigma_1(W) grows with the way travelled; the stable
+    # rank moves once rho exceeds 1.
+    rho = (
+        np.exp(truth.reach / 2) * (rate * at / steps * np.exp(own)) ** 0.7
+    )  # (trials, evaluations)
     size = 2 * np.log(np.maximum(1, rho))
-    # The norm of an update grows in proportion to the way, and trials scatter about it in their own manner.
+    # The norm of an update grows in proportion to the way, and trials scatter
+    # about it in their own manner.
     way = rate * (at / steps) * np.exp(rng.normal(0, 0.2, (len(trials), 1)))
     behind = truth.warmup / (1 + (way / truth.learnt / np.exp(own)) ** truth.speed)
     shared = truth.noise if truth.trial_noise is None else truth.trial_noise
@@ -151,7 +166,8 @@ def _curves(truth, rng, trials, fastest, evaluations, steps):
 
 
 def _bounded(truth, rng, value, wobble, rate):
-    """An accuracy on `truth.rows` rows: quieter near the floor, where most models give a constant answer exactly."""
+    """An accuracy on `truth.rows` rows: quieter near the floor, where most models give
+    a constant answer exactly."""
     kept = np.clip((value - truth.floor) / (truth.plateau - truth.floor), 0, 1)
     value = value + np.sqrt(kept) * wobble
     hit = (rng.random(value.shape) < truth.outliers) & (rate > 0.2)
@@ -169,18 +185,25 @@ def _spectra(truth, rng, trials, curves, layers, size):
     bend = pd.Series(bend - bend.mean(), index=list(layers))  # b is the mean over these layers
     labels = trials[["trial", "rank", "seed", "method"]]
     start = (
-        labels[["trial"]].merge(base, how="cross").assign(step=0, matrix="W", stable_rank=lambda f: f["base"])
+        labels[["trial"]]
+        .merge(base, how="cross")
+        .assign(step=0, matrix="W", stable_rank=lambda f: f["base"])
     )
     rows = (
-        curves[["trial", "step", "drift", "norm", "rho"]].merge(base, how="cross").merge(labels, on="trial")
+        curves[["trial", "step", "drift", "norm", "rho"]]
+        .merge(base, how="cross")
+        .merge(labels, on="trial")
     )
     rank = rows["rank"].fillna(size).to_numpy(dtype=float)
     b = truth.b + rows["seed"].map(slope).to_numpy() + rows["layer"].map(bend).to_numpy()
     update = truth.c * rank**b * np.exp(rng.normal(0, 0.05, len(rows)))
     moved = rows.assign(
-        matrix="W+dW", stable_rank=rows["base"] * np.exp(rows["drift"] + rng.normal(0, 0.02, len(rows)))
+        matrix="W+dW",
+        stable_rank=rows["base"] * np.exp(rows["drift"] + rng.normal(0, 0.02, len(rows))),
     )
-    table = pd.concat([start, rows.assign(matrix="dW", stable_rank=update), moved], ignore_index=True)
+    table = pd.concat(
+        [start, rows.assign(matrix="dW", stable_rank=update), moved], ignore_index=True
+    )
     # W has norm sqrt(sr(W)) in every layer, that is a spectral norm of 1.
     frobenius = np.sqrt(table["stable_rank"])
     update = table["matrix"].eq("dW")
@@ -198,7 +221,8 @@ def _spectra(truth, rng, trials, curves, layers, size):
 
 
 def _comparison(truth, rng, trials, layers, size):
-    """Every LoRA trial at its best rate beside the full fine-tunes of all seeds, and these beside each other."""
+    """Every LoRA trial at its best rate beside the full fine-tunes of all seeds,
+    and these beside each other."""
     keys = ["model", "task"]
     best = chosen(trials)
     full, lora = (best[best["method"].eq(method)] for method in ("full", "lora"))

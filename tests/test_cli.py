@@ -126,16 +126,32 @@ def test_a_wrong_study_is_one_line(
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ({"sentence": ["a"], "labels": [0]}, "expected the columns sentence, label; found sentence, labels"),
+        (
+            {"sentence": ["a"], "labels": [0]},
+            "expected the columns sentence, label; found sentence, labels",
+        ),
         ({"sentence": [], "label": []}, "expected rows; found none"),
-        ({"sentence": ["a", "b"], "label": [1, 1]}, "expected at least two classes; all 2 rows have label 1"),
+        (
+            {"sentence": ["a", "b"], "label": [1, 1]},
+            "expected at least two classes; all 2 rows have label 1",
+        ),
         ({"sentence": ["a", "b"], "label": [0, 2]}, "row 2: expected a label from 0 to 1; found 2"),
-        ({"sentence": ["a", "b"], "label": [0, "x"]}, "row 2: expected a number as label; found 'x'"),
-        ({"sentence": ["a", "b"], "label": [0, 0.5]}, "row 2: expected a label from 0 to 1; found 0.5"),
+        (
+            {"sentence": ["a", "b"], "label": [0, "x"]},
+            "row 2: expected a number as label; found 'x'",
+        ),
+        (
+            {"sentence": ["a", "b"], "label": [0, 0.5]},
+            "row 2: expected a label from 0 to 1; found 0.5",
+        ),
     ],
 )
 def test_wrong_data_is_one_line(
-    typed: Typed, tmp_path: Path, tiny_models: dict[str, str], rows: dict[str, list[object]], says: str
+    typed: Typed,
+    tmp_path: Path,
+    tiny_models: dict[str, str],
+    rows: dict[str, list[object]],
+    says: str,
 ) -> None:
     write_tsv(tmp_path / "data", "CoLA", "train", pd.DataFrame(rows))
     write_tsv(tmp_path / "data", "CoLA", "validation", sentences(8))
@@ -197,7 +213,8 @@ def test_a_failed_trial_is_status_3_and_named(
 
 @pytest.mark.slow
 def test_stopped_by_ctrl_c_and_started_again(typed: Typed, study: Path, tmp_path: Path) -> None:
-    """A driver with two workers, stopped while they train: what had finished stays, the rest is trained once."""
+    """A driver with two workers, stopped while they train: what had finished stays,
+    the rest is trained once."""
     study.write_text(study.read_text().replace("steps = 8", "steps = 300"))
     store = tmp_path / "store"
     process = subprocess.Popen(

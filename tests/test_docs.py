@@ -1,4 +1,5 @@
-"""The documents say what is true: commands as --help prints them, README's code runs, links lead somewhere."""
+"""The documents say what is true: commands as --help prints them, README's code
+runs, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -24,8 +25,13 @@ def cli_page() -> str:
     top = parser()
     (commands,) = (a for a in top._actions if isinstance(a, argparse._SubParsersAction))
     parts = ["# The command line\n\nWritten by `make docs`; a test keeps it equal to `--help`.\n"]
-    for name, sub in [("rankscope", top), *((f"rankscope {n}", p) for n, p in commands.choices.items())]:
-        sub.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=100, max_help_position=30)
+    for name, sub in [
+        ("rankscope", top),
+        *((f"rankscope {n}", p) for n, p in commands.choices.items()),
+    ]:
+        sub.formatter_class = lambda prog: argparse.HelpFormatter(
+            prog, width=100, max_help_position=30
+        )
         parts.append(f"## {name}\n\n```\n{sub.format_help()}```\n")
     return "\n".join(parts)
 
@@ -87,7 +93,10 @@ def test_no_page_bears_a_path_of_one_machine() -> None:
     ).stdout.split()
     machine = re.compile("/" + "work/|/" + "tmp/|/" + "root/|/" + "home/")
     for name in tracked:
-        if name.endswith((".md", ".toml", ".py", ".json", ".csv", ".html")) and (ROOT / name).is_file():
+        if (
+            name.endswith((".md", ".toml", ".py", ".json", ".csv", ".html"))
+            and (ROOT / name).is_file()
+        ):
             found = machine.search((ROOT / name).read_text(encoding="utf-8"))
             assert not found, f"{name}: {found}"
 

@@ -14,7 +14,8 @@ import rankscope
 
 SOURCE = Path(rankscope.__file__).parent
 ROOMS = {
-    "linalg", "weights", "measurement", "study", "store", "sweep", "train", "analysis", "report", "lab",
+    "linalg", "weights", "measurement", "study", "store", "sweep", "train", "analysis", "report",
+    "lab",
     "intervene",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
@@ -64,7 +65,11 @@ def imported(path: Path) -> set[str]:
             assert node.level == 0, f"{path}: relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     parts = [name.split(".") for name in names if name.startswith("rankscope.")]
-    return {name[1] for name in parts if (SOURCE / name[1]).is_dir() or (SOURCE / f"{name[1]}.py").is_file()}
+    return {
+        name[1]
+        for name in parts
+        if (SOURCE / name[1]).is_dir() or (SOURCE / f"{name[1]}.py").is_file()
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
@@ -75,7 +80,8 @@ def test_imports_only_go_down(path: Path) -> None:
 
 
 def files_imported(path: Path) -> set[Path]:
-    """The files of ours that a file imports by name, wherever in it; a room's own page of names among them."""
+    """The files of ours that a file imports by name, wherever in it; a room's own
+    page of names among them."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -88,7 +94,12 @@ def files_imported(path: Path) -> set[Path]:
             steps = name.split(".")[1:] if name.startswith("rankscope.") else []
             # the longest part of the name that is a file: the rest of it is a name inside
             candidates = [SOURCE.joinpath(*steps[:end]) for end in range(len(steps), 0, -1)]
-            files = [p for c in candidates for p in (c.with_suffix(".py"), c / "__init__.py") if p.is_file()]
+            files = [
+                p
+                for c in candidates
+                for p in (c.with_suffix(".py"), c / "__init__.py")
+                if p.is_file()
+            ]
             found |= set(files[:1])
     return found - {path}
 
@@ -125,8 +136,13 @@ def test_rooms_without_torch() -> None:
     "statement", ["import rankscope", "import rankscope.cli; rankscope.cli.parser().format_help()"]
 )
 def test_light_import(statement: str) -> None:
-    code = f"{statement}; import sys; print([m for m in ('torch', 'pandas', 'transformers') if m in sys.modules])"
+    code = (
+        f"{statement}; import sys; print([m for m in ('torch', 'pandas', 'transformers') if "
+        "m in sys.modules])"
+    )
     assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
         == "[]\n"
     )

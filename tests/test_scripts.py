@@ -1,4 +1,5 @@
-"""Benchmarks, tools and examples name only what the package has: nothing else would notice a renamed function."""
+"""Benchmarks, tools and examples name only what the package has: nothing else would
+notice a renamed function."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = sorted(path for name in ("benchmarks", "tools", "examples") for path in (ROOT / name).rglob("*.py"))
+SCRIPTS = sorted(
+    path for name in ("benchmarks", "tools", "examples") for path in (ROOT / name).rglob("*.py")
+)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,4 +1,5 @@
-"""On a system without Linux's calls the demo's path works: cores, memory, locks, signals, the fsync of folders."""
+"""On a system without Linux's calls the demo's path works: cores, memory, locks,
+signals, the fsync of folders."""
 
 from __future__ import annotations
 
@@ -14,8 +15,10 @@ from rankscope import system
 ROOT = Path(__file__).parents[1]
 STRIPPED = """
 import os, signal, subprocess, sys, tempfile, threading
-import torch, peft, pandas, huggingface_hub, transformers  # which take their own way on other systems, by what they are
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, RobertaForSequenceClassification
+# imported first: these take their own way on other systems, by what they are
+import torch, peft, pandas, huggingface_hub, transformers
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import PreTrainedModel, RobertaForSequenceClassification
 for name in ("sched_getaffinity", "sched_setaffinity", "getuid", "geteuid", "sysconf", "setsid"):
     if hasattr(os, name):
         delattr(os, name)
@@ -32,7 +35,11 @@ def without_trim(name, *rest, **more):
 ctypes.CDLL = without_trim
 from pathlib import Path
 read = Path.read_text
-Path.read_text = lambda self, *a, **k: (_ for _ in ()).throw(FileNotFoundError(str(self))) if str(self).startswith("/proc") else read(self, *a, **k)
+def without_proc(self, *rest, **more):
+    if str(self).startswith("/proc"):
+        raise FileNotFoundError(str(self))
+    return read(self, *rest, **more)
+Path.read_text = without_proc
 """
 STUDY = """
 name = "small"

@@ -1,4 +1,5 @@
-"""Tiny models built from configuration, what PEFT makes of them, and the slow, obvious stable rank."""
+"""Tiny models built from configuration, what PEFT makes of them, and the
+slow, obvious stable rank."""
 
 from __future__ import annotations
 
@@ -19,7 +20,11 @@ SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
 def roberta() -> nn.Module:
     config = transformers.RobertaConfig(
-        vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40
+        vocab_size=50,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=40,
     )
     return transformers.RobertaForSequenceClassification(config)
 
@@ -53,7 +58,9 @@ def t5() -> nn.Module:
 
 def resnet() -> nn.Module:
     return transformers.ResNetForImageClassification(
-        transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+        transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
+        )
     )
 
 
@@ -64,8 +71,11 @@ def mixtral() -> nn.Module:
 
 
 def gpt_oss() -> nn.Module:
-    """Its experts are stacked in checkpoints, too, stored (E, in, out), and ``down_proj`` is square."""
-    config = transformers.GptOssConfig(**EXPERTS, intermediate_size=24, num_local_experts=3, head_dim=8)
+    """Its experts are stacked in checkpoints, too, stored (E, in, out),
+    and ``down_proj`` is square."""
+    config = transformers.GptOssConfig(
+        **EXPERTS, intermediate_size=24, num_local_experts=3, head_dim=8
+    )
     return transformers.GptOssForCausalLM(config)
 
 
@@ -117,14 +127,17 @@ EXPERTS: dict[str, Any] = {
     "num_key_value_heads": 2,
 }  # fmt: skip
 MODELS = {
-    "roberta": roberta, "gpt2": gpt2, "llama": llama, "t5": t5, "resnet": resnet, "mixtral": mixtral,
-    "gpt-oss": gpt_oss, "dbrx": dbrx, "tied-gpt2": tied_gpt2, "convolutions": Convolutions, "attention": Attention,
+    "roberta": roberta, "gpt2": gpt2, "llama": llama, "t5": t5, "resnet": resnet,
+    "mixtral": mixtral,
+    "gpt-oss": gpt_oss, "dbrx": dbrx, "tied-gpt2": tied_gpt2, "convolutions": Convolutions,
+    "attention": Attention,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Case:
-    """An adapter and its base on disk, and the oracle: base and merged weights by name, in float64."""
+    """An adapter and its base on disk, and the oracle: base and merged
+    weights by name, in float64."""
 
     base: Path
     adapter: Path
@@ -132,16 +145,22 @@ class Case:
     after: dict[str, Tensor]
 
     def changed(self) -> list[str]:
-        """The layers whose weight matrix PEFT's merge changes, the experts of a stack one by one."""
+        """The layers whose weight matrix PEFT's merge changes, the
+        experts of a stack one by one."""
         names: list[str] = []
         for name, W in self.before.items():
             if W.ndim > 1 and not torch.equal(W, self.after[name]):
                 stack = W.ndim == 3 and "experts" in name
-                names += [f"{name}[{e}]" for e in range(len(W))] if stack else [name.removesuffix(".weight")]
+                names += (
+                    [f"{name}[{e}]" for e in range(len(W))]
+                    if stack
+                    else [name.removesuffix(".weight")]
+                )
         return names
 
     def dense(self, layer: str, matrix: str) -> Tensor:
-        """W, dW or W + dW as PEFT makes it, float64: a convolution flattened to (out, in k k), of a stack one expert."""
+        """W, dW or W + dW as PEFT makes it, float64: a convolution flattened to (out, in k
+        k), of a stack one expert."""
         if expert := re.fullmatch(r"(.+)\[(\d+)\]", layer):
             stack, e = expert[1], int(expert[2])
             W, new = self.before[stack][e], self.after[stack][e]

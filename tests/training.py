@@ -1,4 +1,5 @@
-"""Training one trial alone, by PEFT and torch, and a pack of trials: the two sides of the equality tests."""
+"""Training one trial alone, by PEFT and torch, and a pack of trials: the two
+sides of the equality tests."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ TASK, CPU = TASKS["CoLA"], torch.device("cpu")
 
 
 def trials_of(
-    architecture: str, model: str, *, method: str = "lora", ranks: str = '[1, 4, 16, "d"]', d: int = 32, steps: int = 30,
+    architecture: str, model: str, *, method: str = "lora", ranks: str = '[1, 4, 16, "d"]',
+    d: int = 32, steps: int = 30,
 ) -> list[Trial]:  # fmt: skip
     """Mixed ranks, scale rules and rates. The full fine-tune is a pack of one."""
     study = Study.parse(
@@ -62,7 +64,9 @@ def encoded(model: str, data: Path, split: str = "train") -> Encoded:
     return encode(read_split(str(data), TASK, split), TASK, load_tokenizer(model), max_length=32)
 
 
-def run_of(trials: list[Trial], model: str, train: Encoded, dtype: torch.dtype = torch.float32) -> Run:
+def run_of(
+    trials: list[Trial], model: str, train: Encoded, dtype: torch.dtype = torch.float32
+) -> Run:
     kind = FullPack if trials[0].method == "full" else AdapterPack
     return Run(kind(trials, model=model, task=TASK, device=CPU, dtype=dtype), TASK, train, train)
 
@@ -92,11 +96,14 @@ def plain_model(model: str | Path, dtype: torch.dtype) -> Any:
 
 
 def peft_model(model: str, adapter: Path, dtype: torch.dtype) -> PeftModel:
-    return PeftModel.from_pretrained(plain_model(model, dtype), adapter, is_trainable=True).to(dtype)
+    return PeftModel.from_pretrained(plain_model(model, dtype), adapter, is_trainable=True).to(
+        dtype
+    )
 
 
 def alone(model: Any, trial: Trial, train: Encoded) -> Tensor:
-    """The obvious loop: torch's AdamW, Hugging Face's schedule, torch's clipping and dropout. (steps,) losses"""
+    """The obvious loop: torch's AdamW, Hugging Face's schedule, torch's clipping
+    and dropout. (steps,) losses"""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for _, p in named if p.ndim > 1], "weight_decay": trial.weight_decay},
@@ -106,7 +113,9 @@ def alone(model: Any, trial: Trial, train: Encoded) -> Tensor:
         groups, lr=trial.learning_rate, betas=trial.adam_betas, eps=trial.adam_epsilon
     )
     steps = trial.total_steps(len(train))
-    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(trial.warmup_ratio * steps), steps)
+    schedule = get_linear_schedule_with_warmup(
+        optimizer, math.ceil(trial.warmup_ratio * steps), steps
+    )
     torch.manual_seed(stream(trial.seed, "dropout").initial_seed())
     model.train()
     losses = []

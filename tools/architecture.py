@@ -39,7 +39,9 @@ def imports(paths: list[Path]) -> set[str]:
                 names |= {f"rankscope.{alias.name}" for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 names.add(node.module or "")
-    return {parts[1] for name in names if (parts := name.split("."))[0] == "rankscope" and parts[1:]}
+    return {
+        parts[1] for name in names if (parts := name.split("."))[0] == "rankscope" and parts[1:]
+    }
 
 
 def caption(paths: list[Path]) -> str:
@@ -91,14 +93,25 @@ def picture() -> str:
     files = rooms()
     down = {room: imports(paths) & set(files) - {room} for room, paths in files.items()}
     floor = floors(down)
-    levels = [[room for room in sorted(floor) if floor[room] == n] for n in range(max(floor.values()) + 1)]
+    levels = [
+        [room for room in sorted(floor) if floor[room] == n] for n in range(max(floor.values()) + 1)
+    ]
     widest = max(map(len, levels))
     total = 2 * MARGIN + widest * WIDTH + (widest - 1) * GAP
     edges = direct(down)
     place: dict[str, tuple[float, float]] = {}
-    for n, level in reversed(list(enumerate(levels))):  # each below the middle of those that import it
-        above = {room: [place[a][0] for a, b in edges if b == room and a in place] for room in level}
-        level.sort(key=lambda room: (sum(above[room]) / len(above[room]) if above[room] else total / 2, room))
+    for n, level in reversed(
+        list(enumerate(levels))
+    ):  # each below the middle of those that import it
+        above = {
+            room: [place[a][0] for a, b in edges if b == room and a in place] for room in level
+        }
+        level.sort(
+            key=lambda room: (
+                sum(above[room]) / len(above[room]) if above[room] else total / 2,
+                room,
+            )
+        )
         left = (total - len(level) * WIDTH - (len(level) - 1) * GAP) / 2
         left += (WIDTH + GAP) / 4 * (-1) ** n * (len(level) < widest)  # arrows pass beside rooms
         for i, room in enumerate(level):
@@ -107,14 +120,16 @@ def picture() -> str:
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total} {height}" '
         'font-family="system-ui, sans-serif" role="img" aria-label="Rooms and their imports">',
-        '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+        '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+        'markerHeight="7" '
         'orient="auto"><path d="M0 0 8 4 0 8z" fill="#667"/></marker></defs>',
         f'<rect width="{total}" height="{height}" fill="#fff"/>',
     ]
     for room, other in edges:
         (x1, y1), (x2, y2) = place[room], place[other]
         lines.append(
-            f'<path d="M{x1 + WIDTH / 2:g} {y1 + HEIGHT:g} C{x1 + WIDTH / 2:g} {y1 + HEIGHT + 34:g} '
+            f'<path d="M{x1 + WIDTH / 2:g} {y1 + HEIGHT:g} C{x1 + WIDTH / 2:g} '
+            f"{y1 + HEIGHT + 34:g} "
             f'{x2 + WIDTH / 2:g} {y2 - 38:g} {x2 + WIDTH / 2:g} {y2 - 2:g}" '
             'fill="none" stroke="#99a" marker-end="url(#arrow)"/>'
         )
@@ -122,11 +137,14 @@ def picture() -> str:
         count = len([path for path in files[room] if path.name != "__init__.py"])
         said = f"{room}/  {count} files" if (SOURCE / room).is_dir() else f"{room}.py"
         lines.append(
-            f'<rect x="{x:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}" rx="6" fill="#eef3fb" stroke="#56c"/>'
-            f'<text x="{x + 10:g}" y="{y + 19:g}" font-size="14" font-weight="600">{escape(said)}</text>'
+            f'<rect x="{x:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}" rx="6" '
+            'fill="#eef3fb" stroke="#56c"/>'
+            f'<text x="{x + 10:g}" y="{y + 19:g}" font-size="14" '
+            f'font-weight="600">{escape(said)}</text>'
         )
         lines += [
-            f'<text x="{x + 10:g}" y="{y + 34 + 12 * i:g}" font-size="10.5" fill="#334">{escape(line)}</text>'
+            f'<text x="{x + 10:g}" y="{y + 34 + 12 * i:g}" font-size="10.5" '
+            f'fill="#334">{escape(line)}</text>'
             for i, line in enumerate(wrapped(caption(files[room])))
         ]
     return "\n".join([*lines, "</svg>", ""])

@@ -3,8 +3,8 @@
     python tools/fuzz.py --minutes 10
     python tools/fuzz.py --seed 123        # one round again
 
-`make test` runs the same properties with the same examples every time. A round takes every test that hypothesis
-drives, and every test marked `fuzz`, whose cases come from the fixture `seed`.
+`make test` runs the same properties with the same examples every time. A round takes every test
+that hypothesis drives, and every test marked `fuzz`, whose cases come from the fixture `seed`.
 """
 
 from __future__ import annotations

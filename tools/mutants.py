@@ -1,13 +1,15 @@
-"""Mutation testing: breaks one place of a room at a time and asks the room's tests whether they see it.
+"""Mutation testing: breaks one place of a room at a time and asks the
+room's tests whether they see it.
 
     python tools/mutants.py linalg --count 80 --log mutants.jsonl    # goes on where it was stopped
     python tools/mutants.py linalg --count 80 --list                 # the same mutants, as text
     python tools/mutants.py --summary mutants.jsonl
 
-Works on a copy of src/ and tests/, so the checkout stays as it is. Each mutant is one splice of source text, found on
-the syntax tree; a fixed seed draws the sample. Tests run in a fork of this process, which has torch and transformers
-imported already. A mutant is killed if a test fails, a module fails to import, or the tests use three times the
-processor time that they use on the whole code. docs/log.md has the results and names the equivalent mutants.
+Works on a copy of src/ and tests/, so the checkout stays as it is. Each mutant is one splice of
+source text, found on the syntax tree; a fixed seed draws the sample. Tests run in a fork of this
+process, which has torch and transformers imported already. A mutant is killed if a test fails, a
+module fails to import, or the tests use three times the processor time that they use on the whole
+code. docs/log.md has the results and names the equivalent mutants.
 """
 
 from __future__ import annotations
@@ -59,7 +61,14 @@ CALCULATED: dict[type[ast.operator], str] = {
     ast.BitAnd: "|",
     ast.BitOr: "&",
 }
-SWAPPED = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "maximum", "maximum": "minimum"}
+SWAPPED = {
+    "min": "max",
+    "max": "min",
+    "any": "all",
+    "all": "any",
+    "minimum": "maximum",
+    "maximum": "minimum",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +88,8 @@ class Mutant:
 
 
 class Finder(ast.NodeVisitor):
-    """Collects the mutants of one file. Annotations, decorators, docstrings and messages stay as they are."""
+    """Collects the mutants of one file. Annotations, decorators, docstrings and
+    messages stay as they are."""
 
     def __init__(self, file: str, source: bytes) -> None:
         self.file, self.source, self.found = file, source, list[Mutant]()
@@ -157,12 +167,16 @@ class Finder(ast.NodeVisitor):
 
     def visit_BinOp(self, node: ast.BinOp) -> None:
         if (other := CALCULATED.get(type(node.op))) is not None:
-            self.note(node, "arithmetic", f"(({self.text(node.left)}) {other} ({self.text(node.right)}))")
+            self.note(
+                node, "arithmetic", f"(({self.text(node.left)}) {other} ({self.text(node.right)}))"
+            )
         self.generic_visit(node)
 
     def visit_BoolOp(self, node: ast.BoolOp) -> None:
         other = " or " if isinstance(node.op, ast.And) else " and "
-        self.note(node, "and, or", f"({other.join(f'({self.text(value)})' for value in node.values)})")
+        self.note(
+            node, "and, or", f"({other.join(f'({self.text(value)})' for value in node.values)})"
+        )
         self.generic_visit(node)
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
@@ -185,7 +199,9 @@ class Finder(ast.NodeVisitor):
             self.note(name, "swapped call", SWAPPED[name.id])
         if isinstance(node.func, ast.Attribute) and node.func.attr in SWAPPED:
             whole = self.text(node.func)
-            self.note(node.func, "swapped call", whole[: -len(node.func.attr)] + SWAPPED[node.func.attr])
+            self.note(
+                node.func, "swapped call", whole[: -len(node.func.attr)] + SWAPPED[node.func.attr]
+            )
         self.generic_visit(node)
 
 
@@ -227,7 +243,8 @@ def preload(copy: Path) -> None:
 
 
 def run_tests(copy: Path, tests: list[str], seconds: float) -> tuple[str, float]:
-    """How the tests end in a fork: "passed", the failing test, or "timeout"; and the processor seconds used."""
+    """How the tests end in a fork: "passed", the failing test, or "timeout"; and
+    the processor seconds used."""
     report = copy / "failed.txt"
     report.unlink(missing_ok=True)
     child = os.fork()
@@ -242,12 +259,16 @@ def run_tests(copy: Path, tests: list[str], seconds: float) -> tuple[str, float]
         done, status, usage = os.wait4(child, os.WNOHANG)
         if done:
             break
-        if time.monotonic() - before > 600 + 5 * seconds:  # asleep for ever; stopped processes get their time
+        if (
+            time.monotonic() - before > 600 + 5 * seconds
+        ):  # asleep for ever; stopped processes get their time
             os.killpg(child, 9)
         time.sleep(0.05)
     used = usage.ru_utime + usage.ru_stime
     if os.WIFSIGNALED(status):
-        return ("timeout" if os.WTERMSIG(status) in (9, 24) else f"signal {os.WTERMSIG(status)}"), used
+        return (
+            "timeout" if os.WTERMSIG(status) in (9, 24) else f"signal {os.WTERMSIG(status)}"
+        ), used
     if os.WEXITSTATUS(status) in (0, 4):  # 4: a test that was asked for by name is no longer there
         return "passed", used
     return (report.read_text() if report.exists() else "error before the tests"), used
@@ -280,7 +301,15 @@ def _run_here(copy: Path, tests: list[str], seconds: float, report: Path) -> int
     hypothesis.settings.register_profile(
         "mutants", derandomize=True, database=None, deadline=None, phases=quick
     )
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-profile=mutants"]
+    options = [
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--hypothesis-profile=mutants",
+    ]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis is imported already
     status = pytest.main([*options, *tests], plugins=[Reporter()])
     sys.stdout.flush()
@@ -288,11 +317,14 @@ def _run_here(copy: Path, tests: list[str], seconds: float, report: Path) -> int
 
 
 def test_files(copy: Path, rooms: tuple[str, ...]) -> list[str]:
-    return [str(p.relative_to(copy)) for room in rooms for p in sorted((copy / room).rglob("test_*.py"))]
+    return [
+        str(p.relative_to(copy)) for room in rooms for p in sorted((copy / room).rglob("test_*.py"))
+    ]
 
 
 def killers(records: list[dict[str, str]]) -> list[str]:
-    """The tests that have killed most, one of each kind: asked first, they end most mutants at once."""
+    """The tests that have killed most, one of each kind: asked first, they
+    end most mutants at once."""
     kills = Counter(record["by"] for record in records if "::" in record["by"])
     kinds = {test.partition("[")[0]: test for test, _ in reversed(kills.most_common())}
     return [test for test, _ in kills.most_common() if test in kinds.values()][:12]
@@ -312,7 +344,9 @@ def examine(room: str, chosen: list[Mutant], log: Path) -> None:
         copy = Path(folder)
         for name in ("src", "tests", "docs", "benchmarks", "tools"):
             if (ROOT / name).exists():
-                shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(
+                    ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__")
+                )
         for name in ("pyproject.toml", "README.md", "CONTRIBUTING.md"):
             shutil.copy(ROOT / name, copy / name)
         preload(copy)
@@ -339,7 +373,8 @@ def examine(room: str, chosen: list[Mutant], log: Path) -> None:
             with log.open("a") as file:
                 file.write(json.dumps(entry | {"seconds": round(seconds, 1)}) + "\n")
             print(
-                f"{seconds:6.1f} s  {'SURVIVED' if by == 'passed' else 'killed'}  {line(mutant)}  {by}",
+                f"{seconds:6.1f} s  {'SURVIVED' if by == 'passed' else 'killed'}  "
+                f"{line(mutant)}  {by}",
                 flush=True,
             )
 
@@ -352,7 +387,8 @@ def line(mutant: Mutant | dict[str, str]) -> str:
     entry = mutant if isinstance(mutant, dict) else dataclasses.asdict(mutant)
     before, after = (" ".join(str(entry[name]).split())[:70] for name in ("before", "after"))
     return (
-        f"{entry['file'].removeprefix('src/rankscope/')}:{entry['line']} {entry['kind']}: {before} -> {after}"
+        f"{entry['file'].removeprefix('src/rankscope/')}:{entry['line']} {entry['kind']}: "
+        f"{before} -> {after}"
     )
 
 
@@ -366,7 +402,9 @@ def summary(log: Path) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Breaks one place of a room at a time; do its tests see it?")
+    parser = argparse.ArgumentParser(
+        description="Breaks one place of a room at a time; do its tests see it?"
+    )
     parser.add_argument("room", choices=[*TESTS], nargs="?")
     parser.add_argument("--count", type=int, default=70)
     parser.add_argument("--seed", type=int, default=14)

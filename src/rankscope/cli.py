@@ -1,7 +1,7 @@
 """The command line: parse, call, print. Results go to standard output, progress to standard error.
 
-Exit status: 0 done; 2 the user's mistake, said in one line; 3 finished, but some trial failed or some bound was not met;
-130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
+Exit status: 0 done; 2 the user's mistake, said in one line; 3 finished, but some trial failed or
+some bound was not met; 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ def parser() -> argparse.ArgumentParser:
 
     demo = command("demo", _demo, "run the lab study in ./rankscope-demo and write its report")
     demo.add_argument(
-        "--store", default="rankscope-demo", metavar="DIR", help="another folder than ./rankscope-demo"
+        "--store",
+        default="rankscope-demo",
+        metavar="DIR",
+        help="another folder than ./rankscope-demo",
     )
 
     measure = command(
@@ -75,28 +78,44 @@ def parser() -> argparse.ArgumentParser:
     )
     _measure_options(measure)
 
-    plan = command("plan", _plan, "trials, packs, what is done already, FLOPs, memory and time it will take")
-    plan.add_argument("study", metavar="STUDY", help='a TOML file, or a built-in study: "lab" or "paper"')
+    plan = command(
+        "plan", _plan, "trials, packs, what is done already, FLOPs, memory and time it will take"
+    )
+    plan.add_argument(
+        "study", metavar="STUDY", help='a TOML file, or a built-in study: "lab" or "paper"'
+    )
     plan.add_argument(
         "--store", metavar="DIR", help="count what this store has already, at the rate it reached"
     )
-    plan.add_argument("--device", metavar="NAME", help="for a GPU that isn't here, such as a100 or h200")
+    plan.add_argument(
+        "--device", metavar="NAME", help="for a GPU that isn't here, such as a100 or h200"
+    )
     plan.add_argument("--gpus", type=int, metavar="N", help="how many of them (1)")
 
     run = command("run", _run, "train what is missing; safe to stop and start again")
-    run.add_argument("study", metavar="STUDY", help='a TOML file, or a built-in study: "lab" or "paper"')
     run.add_argument(
-        "--store", required=True, metavar="DIR", help="the folder of results; made if it isn't there"
+        "study", metavar="STUDY", help='a TOML file, or a built-in study: "lab" or "paper"'
+    )
+    run.add_argument(
+        "--store",
+        required=True,
+        metavar="DIR",
+        help="the folder of results; made if it isn't there",
     )
     run.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="processes on this machine, or workers on the cluster; default: one per GPU, or one per core",
+        help="processes on this machine, or workers on the cluster; default: one per GPU, or "
+        "one per core",
     )
-    run.add_argument("--ray", metavar="ADDRESS", help='workers on a Ray cluster; "auto": the one at hand')
     run.add_argument(
-        "--retry-failed", action="store_true", help="try failed trials again, as if they had not been"
+        "--ray", metavar="ADDRESS", help='workers on a Ray cluster; "auto": the one at hand'
+    )
+    run.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="try failed trials again, as if they had not been",
     )
 
     status = command("status", _status, "done, running, failed and why, time left")
@@ -109,18 +128,25 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--repair",
         action="store_true",
-        help="set damaged trials aside, record whole ones again, rebuild comparison, log and caches",
+        help="set damaged trials aside, record whole ones again, rebuild comparison, log and "
+        "caches",
     )
 
-    analyze = command("analyze", _analyze, "the conclusions: H1 to H5, each with its numbers and intervals")
+    analyze = command(
+        "analyze", _analyze, "the conclusions: H1 to H5, each with its numbers and intervals"
+    )
     analyze.add_argument("store", metavar="DIR", help="a store, or the folder data beside a report")
     analyze.add_argument("--json", action="store_true", help="one JSON object")
 
     report = command(
-        "report", _report, "one self-contained page; figures as SVG and PDF, tables as CSV and LaTeX"
+        "report",
+        _report,
+        "one self-contained page; figures as SVG and PDF, tables as CSV and LaTeX",
     )
     report.add_argument("store", metavar="DIR")
-    report.add_argument("-o", dest="output", metavar="report.html", help="default: report.html in DIR")
+    report.add_argument(
+        "-o", dest="output", metavar="report.html", help="default: report.html in DIR"
+    )
     return top
 
 
@@ -140,7 +166,9 @@ def _measure_options(measure: argparse.ArgumentParser) -> None:
     )
     measure.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
     measure.add_argument(
-        "--base-revision", metavar="NAME", help="the same of the base (the one that the adapter names)"
+        "--base-revision",
+        metavar="NAME",
+        help="the same of the base (the one that the adapter names)",
     )
     form = measure.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object")
@@ -150,7 +178,8 @@ def _measure_options(measure: argparse.ArgumentParser) -> None:
         "--suggest",
         type=int,
         choices=(90, 95, 99),
-        help="settings of peft.LoraConfig whose ranks hold that share of each dW's energy, in per cent",
+        help="settings of peft.LoraConfig whose ranks hold that share of each dW's energy, in "
+        "per cent",
     )
 
 
@@ -218,7 +247,9 @@ def _measure(options: argparse.Namespace) -> int:
             f"the first is that of {broken[0].layer}, {broken[0].matrix}: {broken[0].note}",
             3,
         )
-    widths = {row: row.upper / row.lower - 1 for row in table.rows if row.lower and row.upper is not None}
+    widths = {
+        row: row.upper / row.lower - 1 for row in table.rows if row.lower and row.upper is not None
+    }
     missed = [row for row, width in widths.items() if width > 1.01 * options.rtol]
     if missed:
         first = missed[0]
@@ -238,7 +269,8 @@ def _plan(options: argparse.Namespace) -> int:
 
     if options.gpus is not None and (options.device is None or options.gpus < 1):
         raise ValueError(
-            f"--gpus {options.gpus}: expected a number from 1, with --device; plan --device h200 --gpus 8"
+            f"--gpus {options.gpus}: expected a number from 1, with --device; plan --device "
+            "h200 --gpus 8"
         )
     inputs = StudyInputs(Study.load(options.study), quiet=False)
     print(forecast(inputs, options.store, gpus=options.gpus, device=options.device))
@@ -269,7 +301,11 @@ def _analyze(options: argparse.Namespace) -> int:
 
     with bar("analysing", total=1) as advance:
         conclusions = analyze(options.store, progress=advance)
-    print(json.dumps(conclusions.to_dict(), indent=1, allow_nan=False) if options.json else text(conclusions))
+    print(
+        json.dumps(conclusions.to_dict(), indent=1, allow_nan=False)
+        if options.json
+        else text(conclusions)
+    )
     return _left_out(options.store)
 
 
@@ -299,11 +335,14 @@ def _left_out(place: str) -> int:
     damaged = [fault for fault in [store.comparison_fault()] if fault and "damaged" in fault]
     if not lines and not damaged:
         return 0
-    return _say("; ".join([*lines, *damaged]) + f". Mend it with: rankscope run STUDY --store {place}", 3)
+    return _say(
+        "; ".join([*lines, *damaged]) + f". Mend it with: rankscope run STUDY --store {place}", 3
+    )
 
 
 def _say(line: str, status: int) -> int:
-    """One line on standard error, without what a terminal would obey: names come from untrusted files."""
+    """One line on standard error, without what a terminal would obey: names
+    come from untrusted files."""
     text = " ".join(line.split())
     shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
     print(f"rankscope: {shown}", file=sys.stderr)

@@ -34,15 +34,19 @@ class _Lines:
             self.said = now
             left = (now - self.started) * (self.total / self.done - 1)
             self.console.print(
-                f"{self.what}: {self.done / self.total:.0%}, {left / 60:.1f} min left", highlight=False
+                f"{self.what}: {self.done / self.total:.0%}, {left / 60:.1f} min left",
+                highlight=False,
             )
 
 
 @contextlib.contextmanager
-def bar(what: str, *, total: float | None, quiet: bool = False) -> Iterator[Callable[[float], None]]:
+def bar(
+    what: str, *, total: float | None, quiet: bool = False
+) -> Iterator[Callable[[float], None]]:
     """Yields the function that advances the bar. ``total=None``: how much there is, is not known.
 
-    Where standard error is no terminal (a log file, a batch job), a line now and then takes its place.
+    Where standard error is no terminal (a log file, a batch job), a line
+    now and then takes its place.
     """
     console = Console(stderr=True, quiet=quiet)
     if not console.is_terminal:
@@ -68,7 +72,9 @@ def message(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror is not None and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, FileNotFoundError) and " " not in text:  # an object store says its name and no more
+    if (
+        isinstance(error, FileNotFoundError) and " " not in text
+    ):  # an object store says its name and no more
         return f"{text or 'a file'}: no such file or object"
     return text
 

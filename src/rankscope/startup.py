@@ -1,6 +1,8 @@
-"""Tricks that make a command start and end sooner, each with what it gained (docs/log.md). None changes a result.
+"""Tricks that make a command start and end sooner, each with what it gained
+(docs/log.md). None changes a result.
 
-Beside these: ``linalg`` broadcasts shapes without torch's function, whose first call imports SymPy (1 s in every worker).
+Beside these: ``linalg`` broadcasts shapes without torch's function, whose first call imports
+SymPy (1 s in every worker).
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def without_collection() -> Iterator[None]:
-    """Without garbage collection: in what builds much and drops nothing, imports above all, it takes a quarter of the
-    time (1.4 of 5.5 s of a plan)."""
+    """Without garbage collection: in what builds much and drops nothing, imports above all, it
+    takes a quarter of the time (1.4 of 5.5 s of a plan)."""
     was = gc.isenabled()
     gc.disable()
     try:

@@ -1,6 +1,8 @@
-"""What differs between systems: every call that only some of them have, and what is done elsewhere. Imports nothing of ours.
+"""What differs between systems: every call that only some of them have, and what is done
+elsewhere. Imports nothing of ours.
 
-Tested on Linux, and with these calls taken away (tests/test_system.py); macOS and Windows have the fallbacks.
+Tested on Linux, and with these calls taken away (tests/test_system.py); macOS
+and Windows have the fallbacks.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ def free_memory() -> int:
     """Bytes that nobody uses; all of the machine's where that is not known."""
     with contextlib.suppress(OSError, StopIteration, ValueError):  # Linux
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        return next(
+            int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")
+        )
     with contextlib.suppress(AttributeError, OSError, ValueError):  # macOS
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return ASSUMED_MEMORY
@@ -44,8 +48,8 @@ def free_memory() -> int:
 
 @functools.cache
 def boot() -> str | None:
-    """What tells this start of this machine from all others; processes with the same one share a kernel. None where it is
-    not known, or where a lock tells nothing."""
+    """What tells this start of this machine from all others; processes with the same one share a
+    kernel. None where it is not known, or where a lock tells nothing."""
     if fcntl is None:
         return None
     with contextlib.suppress(OSError):
@@ -75,15 +79,21 @@ def is_locked(path: Path) -> bool | None:
 
 @functools.cache
 def private_dir() -> Path:
-    """A folder for short-lived files that all of this user's processes here find, and nobody else can write in: below the
-    temporary folder, unless somebody else was there first."""
-    user = os.getuid() if hasattr(os, "getuid") else uuid.uuid5(uuid.NAMESPACE_DNS, str(Path.home())).hex[:12]
+    """A folder for short-lived files that all of this user's processes here find, and nobody else
+    can write in: below the temporary folder, unless somebody else was there first."""
+    user = (
+        os.getuid()
+        if hasattr(os, "getuid")
+        else uuid.uuid5(uuid.NAMESPACE_DNS, str(Path.home())).hex[:12]
+    )
     for place in (Path(tempfile.gettempdir()) / f"rankscope-{user}", cache_dir() / "locks"):
         with contextlib.suppress(OSError):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
             if _is_ours(place):
                 return place
-    return Path(tempfile.mkdtemp(prefix="rankscope-"))  # others can't see who lives here: heartbeats say it
+    return Path(
+        tempfile.mkdtemp(prefix="rankscope-")
+    )  # others can't see who lives here: heartbeats say it
 
 
 def _is_ours(place: Path) -> bool:
@@ -101,7 +111,9 @@ def cache_dir() -> Path:
 def sync(path: Path) -> None:
     """fsync of a file, or of a folder where the system knows that."""
     try:
-        descriptor = os.open(path, os.O_RDONLY if path.is_dir() or os.name == "posix" else os.O_RDWR)
+        descriptor = os.open(
+            path, os.O_RDONLY if path.is_dir() or os.name == "posix" else os.O_RDWR
+        )
     except PermissionError:  # a folder on Windows
         return
     try:
@@ -127,7 +139,8 @@ def apart() -> dict[str, Any]:
 
 @functools.cache
 def malloc_trim() -> Callable[[int], int]:
-    """glibc's: gives pages that nothing uses back to the system. Elsewhere a function that does nothing."""
+    """glibc's: gives pages that nothing uses back to the system. Elsewhere a
+    function that does nothing."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):  # musl
             return ctypes.CDLL(None).malloc_trim

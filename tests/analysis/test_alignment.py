@@ -18,7 +18,8 @@ def aligned(truth: Truth, **options):
 
 
 def test_same_seed_pairs_do_not_enter():
-    """The hazard: one seed brings updates nearer by 0.2, so that LoRA seems as near as full fine-tuning to itself."""
+    """The hazard: one seed brings updates nearer by 0.2, so that LoRA seems as near as
+    full fine-tuning to itself."""
     found = aligned(Truth(cosine=0.15, full_cosine=0.3, same_seed=0.2), seeds=5)
     row = found.contrasts[found.contrasts["rank"].eq(64)].iloc[0]
     assert row["same_seed"] > 0.3
@@ -33,7 +34,9 @@ def test_pairs_of_one_seed_alone_leave_it_open():
     pairs = frames["comparison"]
     same = seeds[pairs["trial"]].to_numpy() == seeds[pairs["reference"]].to_numpy()
     lora = frames["trials"].set_index("trial")["method"][pairs["trial"]].eq("lora").to_numpy()
-    found = alignment(Frames(**(frames | {"comparison": pairs[same | ~lora]})), rng=np.random.default_rng(0))
+    found = alignment(
+        Frames(**(frames | {"comparison": pairs[same | ~lora]})), rng=np.random.default_rng(0)
+    )
     said = alignment_verdict(found)
     assert said.verdict == "undecided"
     assert "pairs of one seed cannot be set against" in said.sentences[0]

@@ -1,4 +1,5 @@
-"""Verdicts: right on what is known, undecided with a reason on what cannot be known, and never a crash."""
+"""Verdicts: right on what is known, undecided with a reason on what cannot be
+known, and never a crash."""
 
 from __future__ import annotations
 
@@ -124,7 +125,9 @@ def test_low_ranks_do_not_speak_for_high_ones():
 
 def test_the_answer_depends_on_the_seed_only():
     frames = study(seeds=1)
-    one, same, other = (conclude(Frames(**frames), seed=s, resamples=80).to_dict() for s in (0, 0, 1))
+    one, same, other = (
+        conclude(Frames(**frames), seed=s, resamples=80).to_dict() for s in (0, 0, 1)
+    )
     assert json.dumps(one) == json.dumps(same)
     assert json.dumps(one) != json.dumps(other)
 
@@ -162,7 +165,9 @@ def test_drifts_of_an_older_version_are_read():
     """Their column ``drift`` is the logarithm; ``rho`` is missing."""
     frames = study(seeds=1)
     older = drift(frames["spectra"]).rename(columns={"log_drift": "drift"}).drop(columns="rho")
-    new, old = (conclude(Frames(**frames, **more), resamples=40) for more in ({}, {"drifts": older}))
+    new, old = (
+        conclude(Frames(**frames, **more), resamples=40) for more in ({}, {"drifts": older})
+    )
     assert json.dumps(old.to_dict()) == json.dumps(new.to_dict())
 
 

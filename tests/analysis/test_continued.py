@@ -17,10 +17,13 @@ from simulate import study
 
 
 def longer() -> dict[str, pd.DataFrame]:
-    """A study, and its trials at one rate and rank once more: sr(W + dW) a third lower at the end, the metric worse by 0.1."""
+    """A study, and its trials at one rate and rank once more: sr(W + dW) a third lower at the
+    end, the metric worse by 0.1."""
     frames = study()
     trials, spectra, metrics = frames["trials"], frames["spectra"], frames["metrics"]
-    own = trials[trials["method"].eq("lora") & trials["rank"].eq(4) & trials["learning_rate"].eq(3e-3)]
+    own = trials[
+        trials["method"].eq("lora") & trials["rank"].eq(4) & trials["learning_rate"].eq(3e-3)
+    ]
     more = own.assign(
         trial="longer " + own["trial"], budget=2.0, last=own["last"] - 0.1, best=own["best"] + 9
     )
@@ -47,7 +50,10 @@ def test_the_change_is_found_and_said() -> None:
 
 def test_longer_trials_choose_nothing() -> None:
     """Their best is 9 too high: any choice among rates or any threshold would show it."""
-    with_arm, without = conclude(Frames(**longer()), resamples=60), conclude(Frames(**study()), resamples=60)
+    with_arm, without = (
+        conclude(Frames(**longer()), resamples=60),
+        conclude(Frames(**study()), resamples=60),
+    )
     pd.testing.assert_frame_equal(with_arm.learning_rates, without.learning_rates)
     said, expected = (found.to_dict()["verdicts"] for found in (with_arm, without))
     for one, other in zip(said, expected, strict=True):
@@ -65,7 +71,10 @@ def test_the_report_has_a_table_and_a_figure_of_pairs() -> None:
     made = {t.name: t for t in tables(Frames(**frames), conclude(Frames(**frames), resamples=60))}
     rows = made["continued"].rows
     assert rows["seeds"].tolist() == [3]
-    once, twice = 1 + rows["drift_once"] / 100, 1 + rows["drift"] / 100  # printed in percent of sr(W)
+    once, twice = (
+        1 + rows["drift_once"] / 100,
+        1 + rows["drift"] / 100,
+    )  # printed in percent of sr(W)
     assert twice.to_numpy() == pytest.approx(once.to_numpy() / 1.5)
     assert "continued" not in {
         t.name for t in tables(Frames(**study()), conclude(Frames(**study()), resamples=60))

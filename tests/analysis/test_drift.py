@@ -11,14 +11,17 @@ TRIALS = pd.DataFrame({"trial": ["a"], "best_step": [10]})
 
 
 def spectra(upper: float = 4.0) -> pd.DataFrame:
-    """W of stable rank 4 and W + dW of 2 in two layers; the second's W has the bounds 4 and `upper`."""
+    """W of stable rank 4 and W + dW of 2 in two layers; the second's W has
+    the bounds 4 and `upper`."""
     rows = [
         (step, layer, matrix, rank, rank, upper if (layer, matrix) == ("y", "W") else rank)
         for step, matrix, rank in ((0, "W", 4.0), (10, "dW", 1.5), (10, "W+dW", 2.0))
         for layer in ("x", "y")
     ]
     frame = pd.DataFrame(rows, columns=["step", "layer", "matrix", "stable_rank", "lower", "upper"])
-    return frame.assign(trial="a", m=9, n=9, spectral_norm=1.0, frobenius_norm=2.0, effective_rank=np.nan)
+    return frame.assign(
+        trial="a", m=9, n=9, spectral_norm=1.0, frobenius_norm=2.0, effective_rank=np.nan
+    )
 
 
 def test_a_stable_rank_without_near_bounds_is_not_known() -> None:

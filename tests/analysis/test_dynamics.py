@@ -20,7 +20,13 @@ def table(rng, before=0.2, after=-0.1, trials=20):
         y = y + rng.normal(0, 0.01, 6)
         rows.append(
             pd.DataFrame(
-                {"trial": f"t{i}", "step": range(6), "log_drift": -u, "metric_value": y, "eval_loss": -y}
+                {
+                    "trial": f"t{i}",
+                    "step": range(6),
+                    "log_drift": -u,
+                    "metric_value": y,
+                    "eval_loss": -y,
+                }
             )
         )
     return pd.concat(rows, ignore_index=True)
@@ -37,7 +43,11 @@ def test_slopes_are_those_inside_trials_though_levels_differ():
     # The oracle: one column per trial, ordinary least squares.
     u = -rows["log_drift"].to_numpy()
     X = np.column_stack(
-        [np.minimum(u, KNOT), np.maximum(0, u - KNOT), pd.get_dummies(rows["trial"]).to_numpy(float)]
+        [
+            np.minimum(u, KNOT),
+            np.maximum(0, u - KNOT),
+            pd.get_dummies(rows["trial"]).to_numpy(float),
+        ]
     )
     oracle = np.linalg.lstsq(X, rows["metric_value"].to_numpy(), rcond=None)[0]
     assert [found["metric_before"], found["metric_after"]] == pytest.approx(oracle[:2])

@@ -35,7 +35,8 @@ def test_exponent_equals_ordinary_least_squares():
 
 
 def test_unbalanced_ranks_need_one_intercept_per_layer():
-    """The hazard: a layer with a high level that was measured at high ranks only. The cure: its own intercept."""
+    """The hazard: a layer with a high level that was measured at high ranks only.
+    The cure: its own intercept."""
     ranks = np.array([1.0, 2, 4, 8, 16, 32, 64])
     low = pd.DataFrame({"layer": "a", "rank": ranks, "stable_rank": ranks**0.2})
     high = pd.DataFrame({"layer": "b", "rank": ranks[4:], "stable_rank": 5 * ranks[4:] ** 0.2})
@@ -75,7 +76,9 @@ def test_every_kind_of_layer_has_its_exponent():
 
 def test_p_value_agrees_with_the_interval():
     values = pd.Series(np.random.default_rng(1).normal(size=6))
-    found = mean_interval(values, pd.Series(range(6)), "seed", rng=np.random.default_rng(1), resamples=40_000)
+    found = mean_interval(
+        values, pd.Series(range(6)), "seed", rng=np.random.default_rng(1), resamples=40_000
+    )
     assert found.p(found.low) == pytest.approx(0.05)
     assert found.p(0.0) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=0.1)
 
@@ -130,7 +133,8 @@ def test_band_and_utilisation():
 
 
 def test_a_rank_of_one_and_ranks_that_some_seeds_lack_do_not_bend_the_slope():
-    """The hazard: seed 0 alone has r = 1, where sr = 1, and a rank with another level. The cure: common ranks."""
+    """The hazard: seed 0 alone has r = 1, where sr = 1, and a rank with another
+    level. The cure: common ranks."""
     frames = study(Truth(b=0.5, threshold=None), seeds=3, ranks=(1, 8, 16, 64))
     trials = frames["trials"]
     kept = trials[trials["seed"].eq(0) | trials["rank"].isin([8, 64]) | trials["method"].eq("full")]
@@ -138,7 +142,12 @@ def test_a_rank_of_one_and_ranks_that_some_seeds_lack_do_not_bend_the_slope():
     assert found.primary["ranks"].tolist() == ["8, 64"]
     assert found.exponent.clusters == 3
     used = found.points[found.points["used"]]
-    logs = np.log(used["stable_rank"].astype(float)).groupby([used["rank"], used["seed"]]).mean().unstack()
+    logs = (
+        np.log(used["stable_rank"].astype(float))
+        .groupby([used["rank"], used["seed"]])
+        .mean()
+        .unstack()
+    )
     change = logs.loc[64.0] - logs.loc[8.0]
     half = stats.t.ppf(0.975, 2) * change.std(ddof=1) / np.sqrt(3)
     assert np.log(found.ratio.estimate) == pytest.approx(change.mean())

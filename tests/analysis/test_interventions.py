@@ -1,4 +1,5 @@
-"""Paired changes, dose along a path and losses at a drift, on edited trials whose truth is known."""
+"""Paired changes, dose along a path and losses at a drift, on edited
+trials whose truth is known."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ SCALES = (1.0, 2.0, 3.0, 5.0)
 def edited(
     *, shift: float = 0.0, half: float = 1.5, seeds: int = 3, rows: int = 400, seed: int = 0
 ) -> Edited:
-    """4 configurations x seeds. A row is right with probability 0.8; along the path it falls to 0.5 in
-    proportion to u, half way at u = ``half``; ``restore`` adds ``shift``."""
+    """4 configurations x seeds. A row is right with probability 0.8; along the path it falls to 0.5
+    in proportion to u, half way at u = ``half``; ``restore`` adds ``shift``."""
     rng = np.random.default_rng(seed)
     labels = (np.arange(rows) % 2).astype(float)
     lines, answers = [], []
@@ -39,8 +40,10 @@ def edited(
                 right = own - (own - 0.5) * u / half / 2 if family == "scale" else own + shift
                 lines.append(
                     {
-                        "trial": f"{rank}-{number}", "model": "m", "task": "t", "method": "lora", "rank": rank,
-                        "scaling": "alpha/r", "learning_rate": 1e-3, "seed": number, "family": family,
+                        "trial": f"{rank}-{number}", "model": "m", "task": "t", "method": "lora",
+                        "rank": rank,
+                        "scaling": "alpha/r", "learning_rate": 1e-3, "seed": number,
+                        "family": family,
                         "level": level, "log_drift": -u, "rho": level,
                     }
                 )  # fmt: skip
@@ -159,6 +162,8 @@ def test_one_seed_resamples_all_trials() -> None:
 def test_a_trial_without_its_own_variant_is_refused() -> None:
     given = edited()
     kept = given.table["family"].ne("scale").to_numpy()
-    lacking = Edited(given.table[kept].reset_index(drop=True), given.answers[kept], given.labels, "accuracy")
+    lacking = Edited(
+        given.table[kept].reset_index(drop=True), given.answers[kept], given.labels, "accuracy"
+    )
     with pytest.raises(ValueError, match="expected its own variant, scale 1"):
         changes(lacking, everyone(lacking), rng=np.random.default_rng(0))

@@ -20,13 +20,16 @@ def frames(exponent, times=10.0, seeds=3, noise=0.0, grid=GRID):
         top = np.log(1e-4) + (0 if rank is None else np.log(times) + exponent * np.log(rank / 16))
         for seed in range(seeds):
             rows += [
-                (rank, x, seed, 0.8 - 0.02 * (np.log(x) - top) ** 2 + noise * rng.normal()) for x in grid
+                (rank, x, seed, 0.8 - 0.02 * (np.log(x) - top) ** 2 + noise * rng.normal())
+                for x in grid
             ]
     table = pd.DataFrame(rows, columns=["rank", "learning_rate", "seed", "best"])
     lora = table["rank"].notna()
     table = table.assign(
-        trial=[f"t{i}" for i in range(len(table))], model="m", task="t", metric="accuracy", constant=0.5, status="done",
-        method=np.where(lora, "lora", "full"), scaling=np.where(lora, "alpha/r", None), rank=table["rank"].astype("Int64"),
+        trial=[f"t{i}" for i in range(len(table))], model="m", task="t", metric="accuracy",
+        constant=0.5, status="done",
+        method=np.where(lora, "lora", "full"), scaling=np.where(lora, "alpha/r", None),
+        rank=table["rank"].astype("Int64"),
         best_step=1, last=table["best"], steps=1, diverged_at=pd.NA, seconds=1.0,
     )  # fmt: skip
     return Frames(table, pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
@@ -55,7 +58,9 @@ def test_the_edge_of_the_grid_is_said_and_nothing_is_extrapolated():
 
 
 def test_a_top_stays_inside_the_rates_it_was_fitted_to():
-    trials = pd.DataFrame({"seed": 0, "learning_rate": [1e-4, 1e-3, 1e-2], "best": [0.7, 0.80001, 0.8]})
+    trials = pd.DataFrame(
+        {"seed": 0, "learning_rate": [1e-4, 1e-3, 1e-2], "best": [0.7, 0.80001, 0.8]}
+    )
     found = curve(trials, 0.5, 0.01)
     assert np.log(1e-4) <= found.best(found.seeds) <= np.log(1e-2)
     assert curve(trials.iloc[:2], 0.5, 0.01).edge == "fewer than three rates"

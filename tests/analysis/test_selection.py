@@ -43,7 +43,11 @@ def test_seeds_are_averaged_before_the_choice():
 
 @pytest.mark.parametrize(
     ("best", "edge"),
-    [((0.9, 0.5, 0.5), "smallest tried"), ((0.5, 0.5, 0.9), "largest tried"), ((0.5, 0.9, 0.5), "none")],
+    [
+        ((0.9, 0.5, 0.5), "smallest tried"),
+        ((0.5, 0.5, 0.9), "largest tried"),
+        ((0.5, 0.9, 0.5), "none"),
+    ],
 )
 def test_edges_are_flagged(best, edge):
     trials = table({(rate, 0): value for rate, value in zip((1e-4, 1e-3, 1e-2), best, strict=True)})
@@ -55,7 +59,9 @@ def test_a_single_rate_is_flagged():
 
 
 def test_ties_go_to_the_smaller_rate():
-    assert best_learning_rates(table({(1e-3, 0): 0.9, (1e-4, 0): 0.9}))["learning_rate"].item() == 1e-4
+    assert (
+        best_learning_rates(table({(1e-3, 0): 0.9, (1e-4, 0): 0.9}))["learning_rate"].item() == 1e-4
+    )
 
 
 def test_a_rate_that_lost_a_seed_does_not_win_by_luck():

@@ -24,7 +24,9 @@ def found(truth: Truth, **options):
 
 def points(rows):
     """Checkpoints of (trial, rate, seed, log_drift, metric), in the order of their steps."""
-    table = pd.DataFrame(rows, columns=["trial", "learning_rate", "seed", "log_drift", "metric_value"])
+    table = pd.DataFrame(
+        rows, columns=["trial", "learning_rate", "seed", "log_drift", "metric_value"]
+    )
     return table.assign(rank=8, scaling="alpha/r", step=table.groupby("trial").cumcount())
 
 
@@ -49,7 +51,8 @@ def test_no_loss_is_no_threshold():
 
 
 def test_what_is_lost_is_never_more_than_there_was():
-    """The hazard of the old estimator: a slope extrapolated beyond the data. Losses stay within the metric's range."""
+    """The hazard of the old estimator: a slope extrapolated beyond the data. Losses stay
+    within the metric's range."""
     for seed in range(3):
         frames = Frames(**study(Truth(threshold=0.0, decline=0.12), seed=seed, full=False, seeds=1))
         t = thresholds(frames, rng=np.random.default_rng(0), resamples=99)[0]
@@ -72,7 +75,13 @@ def test_the_fit_is_least_squares():
     for i in range(4, 16):
         for u in rng.uniform(0.1, 2.5, 6):
             rows.append(
-                (f"t{i}", 1e-2, i, -u, 0.8 - 0.3 * np.clip((u - 0.9) / 0.7, 0, 1) + rng.normal(0, 0.01))
+                (
+                    f"t{i}",
+                    1e-2,
+                    i,
+                    -u,
+                    0.8 - 0.3 * np.clip((u - 0.9) / 0.7, 0, 1) + rng.normal(0, 0.01),
+                )
             )
     data = evidence(points(rows), 0.5, 0.01)
     fit = fits(data, np.ones((1, data.trials)))
@@ -83,7 +92,11 @@ def test_the_fit_is_least_squares():
         return y - p[0] + p[1] * np.clip((u - p[2]) / (p[3] - p[2]), 0, 1)
 
     oracle = min(
-        (least_squares(residuals, [0.8, 0.3, t, t + w]) for t in (0.7, 0.9, 1.1) for w in (0.5, 0.8)),
+        (
+            least_squares(residuals, [0.8, 0.3, t, t + w])
+            for t in (0.7, 0.9, 1.1)
+            for w in (0.5, 0.8)
+        ),
         key=lambda r: r.cost,
     )
     ours = residuals([fit.plateau[0], fit.fall[0], fit.turn[0], fit.floor[0]])
@@ -119,7 +132,13 @@ def test_the_premise_fails_where_the_best_lies_away_from_the_base():
             for _step in range(5):
                 value = 0.8 if far else 0.53
                 rows.append(
-                    (trial, 1e-2 if far else 1e-4, seed, -1.2 if far else 0.0, value + rng.normal(0, 0.005))
+                    (
+                        trial,
+                        1e-2 if far else 1e-4,
+                        seed,
+                        -1.2 if far else 0.0,
+                        value + rng.normal(0, 0.005),
+                    )
                 )
     table = pd.concat(
         [points(rows).assign(rank=r, trial=lambda t, r=r: t["trial"] + f" {r}") for r in (4, 8, 16)]
@@ -132,7 +151,9 @@ def test_the_premise_fails_where_the_best_lies_away_from_the_base():
 
 def test_brackets_and_their_likelihood():
     rows = [
-        (f"t{s}", 1e-2, s, -u, 0.8 if u < 1 + 0.1 * s else 0.5) for s in range(6) for u in (0, 0.6, 1.3, 2.0)
+        (f"t{s}", 1e-2, s, -u, 0.8 if u < 1 + 0.1 * s else 0.5)
+        for s in range(6)
+        for u in (0, 0.6, 1.3, 2.0)
     ]
     data = evidence(points(rows), 0.5, 0.01)
     pairs = brackets(data, 0.5, 0.8, 0.5)
@@ -147,7 +168,9 @@ def test_brackets_and_their_likelihood():
 
 def test_the_constant_answer_is_recorded_known_or_guessed_aloud():
     tables = study(
-        Truth(floor=0.535, rows=512, recorded=False, threshold=0.6, decline=0.5), seeds=2, evaluations=8
+        Truth(floor=0.535, rows=512, recorded=False, threshold=0.6, decline=0.5),
+        seeds=2,
+        evaluations=8,
     )
     frames = Frames(**tables)
     row = frames.baselines.iloc[0]
@@ -159,11 +182,17 @@ def test_the_constant_answer_is_recorded_known_or_guessed_aloud():
     t = thresholds(unknown, rng=np.random.default_rng(0), resamples=49)[0]
     assert t.answer == "undecided"
     assert "constant answer is not known" in t.reason
-    matthews = Frames(**(tables | {"trials": tables["trials"].assign(metric="matthews_correlation")}))
+    matthews = Frames(
+        **(tables | {"trials": tables["trials"].assign(metric="matthews_correlation")})
+    )
     assert matthews.baselines.iloc[0][["constant", "source"]].tolist() == [0.0, "by definition"]
 
 
 def test_open_doses_are_said_to_be_open():
     t = found(Truth(threshold=None))
-    assert t.ratio(Interval(np.inf, 1.0, np.inf, "trial", 9)) == (0.0, 0.0, pytest.approx(np.exp(-1)))
+    assert t.ratio(Interval(np.inf, 1.0, np.inf, "trial", 9)) == (
+        0.0,
+        0.0,
+        pytest.approx(np.exp(-1)),
+    )
     assert pytest.approx(np.log(1.1)) == NEAR

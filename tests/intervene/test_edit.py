@@ -37,7 +37,9 @@ def given(request: pytest.FixtureRequest) -> tuple[Tensor, rs.LowRank, np.ndarra
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["factors", "full"])
-def test_edits_of_the_singular_values(given: tuple[Tensor, rs.LowRank, np.ndarray], full: bool) -> None:
+def test_edits_of_the_singular_values(
+    given: tuple[Tensor, rs.LowRank, np.ndarray], full: bool
+) -> None:
     W, low_rank, dense = given
     update = rs.Dense(torch.from_numpy(dense)) if full else low_rank
     sigma, r = spectrum(dense), low_rank.A.shape[-2]
@@ -67,7 +69,9 @@ def test_restore_gives_w_s_stable_rank_back(given: tuple[Tensor, rs.LowRank, np.
     sigma = spectrum(total.numpy())
     assert (sigma**2).sum() / sigma[0] ** 2 == pytest.approx(before, rel=1e-12)
     full = spectrum((W + torch.from_numpy(dense)).numpy())
-    assert_close(total, with_values((W + torch.from_numpy(dense)).numpy(), np.minimum(full, sigma[0])))
+    assert_close(
+        total, with_values((W + torch.from_numpy(dense)).numpy(), np.minimum(full, sigma[0]))
+    )
     capped = np.count_nonzero(full > sigma[0] * (1 + 1e-12))
     assert found.A.shape[-2] == update.A.shape[-2] + capped
 
@@ -84,7 +88,9 @@ def test_random_directions_keep_the_spectrum_and_nothing_else(
     given: tuple[Tensor, rs.LowRank, np.ndarray],
 ) -> None:
     _, update, dense = given
-    one, again = (edit(update, random=torch.Generator().manual_seed(5)).to_dense() for _ in range(2))
+    one, again = (
+        edit(update, random=torch.Generator().manual_seed(5)).to_dense() for _ in range(2)
+    )
     other = edit(update, random=torch.Generator().manual_seed(6)).to_dense()
     assert torch.equal(one, again)
     assert not torch.allclose(one, other)
@@ -96,7 +102,9 @@ def test_random_directions_are_spread_evenly() -> None:
     draw = torch.Generator().manual_seed(0)
     update = rs.LowRank(B=torch.ones(4, 1), A=torch.ones(1, 4))
     found = torch.stack([edit(update, random=draw).to_dense() / 4 for _ in range(2000)])
-    assert_close(found.square().mean(0), torch.full((4, 4), 1 / 16, dtype=torch.float64), rtol=0.15, atol=0)
+    assert_close(
+        found.square().mean(0), torch.full((4, 4), 1 / 16, dtype=torch.float64), rtol=0.15, atol=0
+    )
     assert found.mean(0).abs().max() < 0.03
 
 

@@ -40,7 +40,9 @@ def test_it_has_learnt_english() -> None:
     for one in (model, untrained):
         total = 0.0
         for sentence, word in SAID.items():
-            ids = tokenizer(sentence.replace("<mask>", word.strip()), return_tensors="pt")["input_ids"]
+            ids = tokenizer(sentence.replace("<mask>", word.strip()), return_tensors="pt")[
+                "input_ids"
+            ]
             (target,) = tokenizer(word.strip(), add_special_tokens=False)["input_ids"]
             place = int((ids[0] == target).nonzero()[0])
             ids[0, place] = tokenizer.mask_token_id
@@ -54,7 +56,8 @@ def test_it_has_learnt_english() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_fine_tuning_gets_clearly_past_the_bag_of_words(task: str, tmp_path: Path) -> None:
-    """Entailment with one of a few seeds: it is learnt all at once or not at all (docs/lab.md, docs/log.md)."""
+    """Entailment with one of a few seeds: it is learnt all at once or not at all
+    (docs/lab.md, docs/log.md)."""
     found = []
     for seed in range(6 if task == "entailment" else 1):
         study = Study.parse(

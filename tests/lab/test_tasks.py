@@ -57,18 +57,24 @@ def test_written_files_read_back(tmp_path: Path) -> None:
     write(tmp_path)
     for task in TASKS:
         for split in ("train", "validation"):
-            frame = pd.read_csv(tmp_path / task / f"{split}.tsv", sep="\t", quoting=3, keep_default_na=False)
+            frame = pd.read_csv(
+                tmp_path / task / f"{split}.tsv", sep="\t", quoting=3, keep_default_na=False
+            )
             assert frame.to_dict("records") == rows(task, split)
 
 
 def bag_of_words(task: str, *, joint: bool, ngrams: int = 1) -> float:
-    """Validation accuracy of a logistic regression on word counts, of the joined text or of each side apart."""
+    """Validation accuracy of a logistic regression on word counts, of the joined
+    text or of each side apart."""
     text = COLUMNS[task][:-1]
     frames = {split: pd.DataFrame(rows(task, split)) for split in ("train", "validation")}
     sides = [
-        [" ".join(row) for row in frame[text].to_numpy()] if joint else None for frame in frames.values()
+        [" ".join(row) for row in frame[text].to_numpy()] if joint else None
+        for frame in frames.values()
     ]
-    columns = [sides] if joint else [[frame[name].tolist() for frame in frames.values()] for name in text]
+    columns = (
+        [sides] if joint else [[frame[name].tolist() for frame in frames.values()] for name in text]
+    )
     train, validation = [], []
     for known, held_out in columns:
         counter = CountVectorizer(ngram_range=(1, ngrams), token_pattern=r"\w+")

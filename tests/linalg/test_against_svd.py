@@ -1,4 +1,5 @@
-"""Every number against dense float64 SVD, over shapes, dtypes and spectra, and invariances that need no oracle."""
+"""Every number against dense float64 SVD, over shapes, dtypes and spectra, and
+invariances that need no oracle."""
 
 from __future__ import annotations
 
@@ -12,7 +13,18 @@ from torch.testing import assert_close
 
 import rankscope.linalg as la
 
-SHAPES = [(1, 1), (1, 9), (9, 1), (5, 3), (33, 47), (64, 64), (90, 60), (60, 130), (130, 130), (2, 3, 50, 70)]
+SHAPES = [
+    (1, 1),
+    (1, 9),
+    (9, 1),
+    (5, 3),
+    (33, 47),
+    (64, 64),
+    (90, 60),
+    (60, 130),
+    (130, 130),
+    (2, 3, 50, 70),
+]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SPECTRA: dict[str, Any] = {
     "gaussian": None,
@@ -64,7 +76,8 @@ def test_bounds_hold_and_are_as_narrow_as_asked(
     found = la.stable_rank(M)
     assert contains(found, sr)
     width = (
-        torch.as_tensor(found.upper, dtype=torch.float64) - torch.as_tensor(found.lower, dtype=torch.float64)
+        torch.as_tensor(found.upper, dtype=torch.float64)
+        - torch.as_tensor(found.lower, dtype=torch.float64)
     ) / torch.as_tensor(found.value, dtype=torch.float64)
     assert float(width.max()) <= 1e-3
     assert_close(torch.as_tensor(found.value, dtype=torch.float64), sr, rtol=1e-3, atol=0)
@@ -74,7 +87,9 @@ def test_bounds_hold_and_are_as_narrow_as_asked(
 
 
 @pytest.mark.parametrize(("shape", "dtype", "spectrum"), CASES[::2])
-def test_certified_bounds_always_hold(shape: tuple[int, ...], dtype: torch.dtype, spectrum: str) -> None:
+def test_certified_bounds_always_hold(
+    shape: tuple[int, ...], dtype: torch.dtype, spectrum: str
+) -> None:
     M = matrix(shape, spectrum, seed=1 + len(spectrum)).to(dtype)
     methods = {"svd"} if min(shape[-2:]) <= 48 else {"cholesky", "gram"}
     check_certified(M, la.spectral_norm(M, 1e-3, certify=True), methods)
@@ -92,14 +107,19 @@ def check_certified(M: torch.Tensor, found: la.Estimate, methods: set[str]) -> N
     assert contains(found, truth(M)[0])
     assert found.method in methods
     confidence, lower, upper = (
-        torch.as_tensor(x, dtype=torch.float64) for x in (found.confidence, found.lower, found.upper)
+        torch.as_tensor(x, dtype=torch.float64)
+        for x in (found.confidence, found.lower, found.upper)
     )
     assert float(confidence.min()) == 1.0
     assert float((upper / lower - 1).max()) <= 1e-3
 
 
 def test_a_batch_equals_a_loop() -> None:
-    stack = torch.stack([matrix((60, 80), name, seed=5) for name in SPECTRA]).float().reshape(3, 3, 60, 80)
+    stack = (
+        torch.stack([matrix((60, 80), name, seed=5) for name in SPECTRA])
+        .float()
+        .reshape(3, 3, 60, 80)
+    )
     batch = la.summary(stack, generator=torch.Generator().manual_seed(0))
     for i, j in itertools.product(range(3), range(3)):
         alone = la.summary(stack[i, j], generator=torch.Generator().manual_seed(0))
@@ -116,7 +136,9 @@ def test_matrices_leave_a_batch_when_they_are_done_and_nobody_notices() -> None:
     batch = la.stable_rank(stack, generator=torch.Generator().manual_seed(0))
     for i, M in enumerate(stack):
         alone = la.stable_rank(M, generator=torch.Generator().manual_seed(0))
-        assert (batch[i].value, batch[i].upper) == pytest.approx((alone.value, alone.upper), rel=1e-5)
+        assert (batch[i].value, batch[i].upper) == pytest.approx(
+            (alone.value, alone.upper), rel=1e-5
+        )
     assert batch.products > la.stable_rank(stack[-1]).products
 
 
@@ -128,7 +150,9 @@ def test_groups_of_a_large_batch_equal_single_matrices(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_a_large_matrix_read_by_blocks_of_rows(monkeypatch: pytest.MonkeyPatch, transposed: bool) -> None:
+def test_a_large_matrix_read_by_blocks_of_rows(
+    monkeypatch: pytest.MonkeyPatch, transposed: bool
+) -> None:
     monkeypatch.setattr("rankscope.linalg.lanczos.CACHED", 2**12)
     monkeypatch.setattr("rankscope.linalg.lanczos.HEIGHT", 2**10)
     monkeypatch.setattr("rankscope.linalg.frobenius.BLOCK", 2**9)
@@ -165,13 +189,18 @@ def test_all_singular_values_give_the_norms_too(size: float) -> None:
         assert found.stable_rank.method == "svd"
         assert_close(found.spectral_norm[good], sigma[:, 0], rtol=1e-13, atol=0)
         assert_close(
-            found.stable_rank.value[good], (sigma / sigma[:, :1]).square().sum(-1), rtol=1e-12, atol=0
+            found.stable_rank.value[good],
+            (sigma / sigma[:, :1]).square().sum(-1),
+            rtol=1e-12,
+            atol=0,
         )
         assert bool((found.stable_rank.upper / found.stable_rank.lower)[good].lt(1 + 1e-9).all())
         assert found.stable_rank.value[[1, 3]].isnan().all()
         assert found.spectral_norm[1] == 0
         assert found.spectral_norm[3].isnan()
-        expected = la.effective_rank(M) if wanted else torch.full((5,), torch.nan, dtype=torch.float64)
+        expected = (
+            la.effective_rank(M) if wanted else torch.full((5,), torch.nan, dtype=torch.float64)
+        )
         assert_close(found.effective_rank, expected, rtol=1e-12, atol=0, equal_nan=True)
 
 

@@ -1,7 +1,8 @@
-"""What rounding may have done is in every certain bound: without it the bound is missed, and each test here fails.
+"""What rounding may have done is in every certain bound: without it the bound is
+missed, and each test here fails.
 
-Where the last bit decides there is no slack: sigma_1 of a constant matrix c is c sqrt(m n), a number known exactly
-where m n is a square.
+Where the last bit decides there is no slack: sigma_1 of a constant matrix c is c sqrt(m n), a
+number known exactly where m n is a square.
 """
 
 from __future__ import annotations
@@ -76,11 +77,14 @@ def cancelling(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("certify", [False, True])
 def test_forming_a_cancelling_sum(certify: bool) -> None:
-    """(W + B A) / 3: what float64 makes of W / 3 and of s = 1/3 stands out where the rest cancels."""
+    """(W + B A) / 3: what float64 makes of W / 3 and of s = 1/3 stands
+    out where the rest cancels."""
     for seed in range(12):
         W, B, A = cancelling(seed)
         op = la.Dense(W / 3) + la.LowRank(B=B, A=A, scale=1 / 3)
-        product = np.longdouble(1 / 3) * (B.numpy().astype(np.longdouble) @ A.numpy().astype(np.longdouble))
+        product = np.longdouble(1 / 3) * (
+            B.numpy().astype(np.longdouble) @ A.numpy().astype(np.longdouble)
+        )
         exact = (W / 3).numpy().astype(np.longdouble) + product
         sigma = np.linalg.svd(exact.astype(np.float64), compute_uv=False)
         start = torch.Generator().manual_seed(seed)
@@ -91,7 +95,8 @@ def test_forming_a_cancelling_sum(certify: bool) -> None:
 
 
 def test_factors_that_cancel() -> None:
-    """s B A of nearly dependent columns: the core's rounding is relative to |s| ||B|| ||A||, not to the product."""
+    """s B A of nearly dependent columns: the core's rounding is relative to |s| ||B||
+    ||A||, not to the product."""
     for seed in range(12):
         B0, A0 = draw(60, 1, seed=seed), draw(1, 50, seed=seed + 100)
         tiny = draw(60, 1, seed=seed + 200) * 1e-9

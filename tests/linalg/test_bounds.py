@@ -18,13 +18,18 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def failures(confidence: float, rtol: float, trials: int, rounds: int = 10) -> int:
-    """How often the upper bound lies below sigma_1, over random matrices whose sigma_1 stands out a little."""
+    """How often the upper bound lies below sigma_1, over random matrices whose
+    sigma_1 stands out a little."""
     count = 0
     sigma = torch.cat([torch.ones(1), torch.linspace(0.9, 0.1, 49)]).double()
     for seed in range(rounds):
-        V = torch.linalg.qr(draw(trials // rounds, 50, 50, seed=seed)).Q  # U = 1: Lanczos cannot tell
+        V = torch.linalg.qr(
+            draw(trials // rounds, 50, 50, seed=seed)
+        ).Q  # U = 1: Lanczos cannot tell
         source = torch.Generator().manual_seed(seed)
-        found = la.spectral_norm(sigma[:, None] * V.mT, rtol, confidence=confidence, generator=source)
+        found = la.spectral_norm(
+            sigma[:, None] * V.mT, rtol, confidence=confidence, generator=source
+        )
         count += int((found.upper < 1 - 1e-12).sum())
     return count
 
@@ -60,17 +65,27 @@ def test_a_proof_exists_above_sigma_1_and_none_below(excess: float) -> None:
         assert sigma <= bound <= sigma * (1 + excess + 1e-9)
 
 
-def test_when_lanczos_misses_the_proof_falls_back_to_a_dense_svd(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_lanczos_misses_the_proof_falls_back_to_a_dense_svd(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     M = draw(80, 60)
-    monkeypatch.setattr("rankscope.linalg.sigma.certified_bound", lambda op, tau, magnitude: tau * torch.inf)
+    monkeypatch.setattr(
+        "rankscope.linalg.sigma.certified_bound", lambda op, tau, magnitude: tau * torch.inf
+    )
     found = la.spectral_norm(M, 1e-3, certify=True)
-    assert found.lower <= float(torch.linalg.matrix_norm(M, 2)) <= found.upper <= found.lower * (1 + 1e-9)
+    assert (
+        found.lower
+        <= float(torch.linalg.matrix_norm(M, 2))
+        <= found.upper
+        <= found.lower * (1 + 1e-9)
+    )
 
 
 def test_a_warm_start_saves_steps_and_a_false_one_does_no_harm() -> None:
     U, V = (torch.linalg.qr(draw(150, 150, seed=s)).Q for s in (1, 2))
     sigma = (
-        torch.cat([torch.ones(1), torch.full((149,), 0.8)]).double() * torch.linspace(1, 0.5, 150).double()
+        torch.cat([torch.ones(1), torch.full((149,), 0.8)]).double()
+        * torch.linspace(1, 0.5, 150).double()
     )
     M = U * sigma @ V.mT
     cold = la.stable_rank(M, 1e-2)
@@ -113,11 +128,16 @@ def test_randomness_is_an_argument() -> None:
 
 
 def test_pivots_against_dense_eigenvalues() -> None:
-    """(12) and (14) evaluated from the recurrence, and from the eigenvalues and the determinant that they stand for."""
+    """(12) and (14) evaluated from the recurrence, and from the eigenvalues and the
+    determinant that they stand for."""
     a, b = draw(5, 6, seed=3).abs() + 1, draw(5, 6, seed=4).abs() * 0.3
     one, six = torch.ones(5).double(), torch.full((5,), 6)
     T = Tridiagonal(a, b, six, 4 * one, 0 * one, 3 * one)
-    dense = torch.diag_embed(a) + torch.diag_embed(b[:, :5], offset=1) + torch.diag_embed(b[:, :5], offset=-1)
+    dense = (
+        torch.diag_embed(a)
+        + torch.diag_embed(b[:, :5], offset=1)
+        + torch.diag_embed(b[:, :5], offset=-1)
+    )
     values = torch.linalg.eigvalsh(dense)
     assert_close(T.top[0], values[:, -1])
     upper, certain = T.upper(1e-6)
@@ -129,7 +149,8 @@ def test_pivots_against_dense_eigenvalues() -> None:
 
 @pytest.mark.parametrize("rtol", [1e-1, 1e-2, 1e-4])
 def test_forming_in_float32_is_counted_in_the_bounds(rtol: float) -> None:
-    """A sum is formed in float32 where the proved error of that is small beside the wish, only there."""
+    """A sum is formed in float32 where the proved error of that is small
+    beside the wish, only there."""
     W, B, A = draw(120, 90).float(), draw(120, 60, seed=1).float(), draw(60, 90, seed=2).float()
     op = la.Dense(W[None]) + la.LowRank(B=B[None], A=A[None], scale=0.2)
     subject, size = normalized(op, slack=rtol / 24)
@@ -140,4 +161,6 @@ def test_forming_in_float32_is_counted_in_the_bounds(rtol: float) -> None:
     assert float(exact.error) < 1e-9
     sigma = torch.linalg.svdvals(op.to_dense()[0])
     found = la.stable_rank(op, rtol)
-    assert found.lower <= (sigma / sigma[0]).square().sum() <= found.upper <= found.lower * (1 + rtol)
+    assert (
+        found.lower <= (sigma / sigma[0]).square().sum() <= found.upper <= found.lower * (1 + rtol)
+    )

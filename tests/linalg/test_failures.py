@@ -36,7 +36,9 @@ def test_one_bad_entry(bad: float, certify: bool, size: int) -> None:
 @pytest.mark.parametrize("size", [8, 70])
 def test_neighbours_in_a_batch_are_not_touched(certify: bool, size: int) -> None:
     stack = draw(4, size, size + 3)
-    alone = la.stable_rank(stack[[0, 3]], certify=certify, generator=torch.Generator().manual_seed(0))
+    alone = la.stable_rank(
+        stack[[0, 3]], certify=certify, generator=torch.Generator().manual_seed(0)
+    )
     stack[1] = 0
     stack[2, 1, 1] = torch.nan
     found = la.stable_rank(stack, certify=certify, generator=torch.Generator().manual_seed(0))
@@ -47,7 +49,11 @@ def test_neighbours_in_a_batch_are_not_touched(certify: bool, size: int) -> None
 
 
 def test_zero_has_norms_and_no_stable_rank() -> None:
-    for M in (torch.zeros(70, 80), torch.zeros(3, 4), la.LowRank(B=torch.zeros(70, 2), A=draw(2, 80))):
+    for M in (
+        torch.zeros(70, 80),
+        torch.zeros(3, 4),
+        la.LowRank(B=torch.zeros(70, 2), A=draw(2, 80)),
+    ):
         assert la.spectral_norm(M).value == 0.0
         assert la.spectral_norm(M).reason is None
         assert la.frobenius_norm(M) == 0.0
@@ -94,16 +100,23 @@ def test_a_batch_of_every_scale() -> None:
         rtol=1e-6,
         atol=0,
     )
-    assert_close(found.spectral_norm / sizes, (found.spectral_norm / sizes)[2].expand(5), rtol=1e-6, atol=0)
+    assert_close(
+        found.spectral_norm / sizes, (found.spectral_norm / sizes)[2].expand(5), rtol=1e-6, atol=0
+    )
 
 
 def test_views_are_measured_where_they_lie() -> None:
     M = draw(120, 160)
     view = M[::2, 5:101]
-    assert la.stable_rank(view).value == pytest.approx(la.stable_rank(view.contiguous()).value, rel=1e-6)
+    assert la.stable_rank(view).value == pytest.approx(
+        la.stable_rank(view.contiguous()).value, rel=1e-6
+    )
     expanded = M.expand(3, 120, 160)
     assert_close(
-        la.stable_rank(expanded).value, torch.full((3,), la.stable_rank(M).value).double(), rtol=1e-6, atol=0
+        la.stable_rank(expanded).value,
+        torch.full((3,), la.stable_rank(M).value).double(),
+        rtol=1e-6,
+        atol=0,
     )
 
 
@@ -118,10 +131,13 @@ def test_the_same_on_an_accelerator() -> None:
     M, B, A = draw(3, 200, 300), draw(3, 200, 4), draw(3, 4, 300)
     for certify in (False, True):
         here = la.stable_rank(la.Dense(M) + la.LowRank(B=B, A=A), certify=certify)
-        there = la.stable_rank(la.Dense(M.cuda()) + la.LowRank(B=B.cuda(), A=A.cuda()), certify=certify)
+        there = la.stable_rank(
+            la.Dense(M.cuda()) + la.LowRank(B=B.cuda(), A=A.cuda()), certify=certify
+        )
         assert_close(there.value, here.value, rtol=1e-5, atol=0)
     assert_close(
-        la.stable_rank(la.LowRank(B=B.cuda(), A=A.cuda())).value, la.stable_rank(la.LowRank(B=B, A=A)).value
+        la.stable_rank(la.LowRank(B=B.cuda(), A=A.cuda())).value,
+        la.stable_rank(la.LowRank(B=B, A=A)).value,
     )
     assert_close(la.captured_energy(M.cuda(), M.cuda(), 3), la.captured_energy(M, M, 3))
     assert_close(la.singular_values(M.cuda()), la.singular_values(M))

@@ -10,11 +10,15 @@ import rankscope.linalg as la
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + sum(shape)))
+    return torch.randn(
+        shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + sum(shape))
+    )
 
 
 def exact(M: Tensor) -> float:
-    return float(torch.linalg.matrix_norm(M.double()) ** 2 / torch.linalg.matrix_norm(M.double(), 2) ** 2)
+    return float(
+        torch.linalg.matrix_norm(M.double()) ** 2 / torch.linalg.matrix_norm(M.double(), 2) ** 2
+    )
 
 
 def test_a_fixed_count_of_power_iterations_overstates_sr() -> None:
@@ -50,7 +54,9 @@ def test_a_difference_of_rounded_checkpoints_reads_rounding_as_rank() -> None:
     assert la.stable_rank(difference).value > 2 * true  # the hazard
     floor = la.rounding_floor(tuned)  # W itself is exactly what its checkpoint says
     assert float(floor) > 0.5 * float(torch.linalg.matrix_norm(B @ A))  # and its mark
-    assert la.stable_rank(la.LowRank(B=B, A=A)).value == pytest.approx(true, rel=1e-12)  # the cure: factors
+    assert la.stable_rank(la.LowRank(B=B, A=A)).value == pytest.approx(
+        true, rel=1e-12
+    )  # the cure: factors
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

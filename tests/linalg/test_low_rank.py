@@ -12,7 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rankscope.linalg as la
 
 
-def factors(m: int, n: int, r: int, batch: tuple[int, ...] = (), dtype: torch.dtype = torch.float64) -> Any:
+def factors(
+    m: int, n: int, r: int, batch: tuple[int, ...] = (), dtype: torch.dtype = torch.float64
+) -> Any:
     source = torch.Generator().manual_seed(m + n + r)
     B = torch.randn(*batch, m, r, generator=source, dtype=torch.float64).to(dtype)
     return B, torch.randn(*batch, r, n, generator=source, dtype=torch.float64).to(dtype)
@@ -24,7 +26,9 @@ def factors(m: int, n: int, r: int, batch: tuple[int, ...] = (), dtype: torch.dt
     ("m", "n", "r"),
     [(40, 30, 1), (40, 30, 4), (30, 40, 30), (12, 40, 20), (40, 12, 20), (9, 7, 16), (1, 1, 1)],
 )
-def test_the_whole_spectrum(m: int, n: int, r: int, batch: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_the_whole_spectrum(
+    m: int, n: int, r: int, batch: tuple[int, ...], dtype: torch.dtype
+) -> None:
     B, A = factors(m, n, r, batch, dtype)
     op = la.LowRank(B=B, A=A, scale=-2.0)
     sigma = torch.linalg.svdvals(2 * B.double() @ A.double())[..., : min(m, n, r)]
@@ -48,7 +52,8 @@ def test_the_whole_spectrum(m: int, n: int, r: int, batch: tuple[int, ...], dtyp
     )
     assert float(
         (
-            torch.as_tensor(sr.upper, dtype=torch.float64) - torch.as_tensor(sr.lower, dtype=torch.float64)
+            torch.as_tensor(sr.upper, dtype=torch.float64)
+            - torch.as_tensor(sr.lower, dtype=torch.float64)
         ).max()
     ) < 1e-9 * float(sigma.shape[-1])
 
@@ -78,7 +83,9 @@ def test_extreme_factors_neither_overflow_nor_vanish(size: float) -> None:
     B, A = factors(30, 20, 4)
     expected = la.stable_rank(la.LowRank(B=B, A=A)).value
     assert la.stable_rank(la.LowRank(B=size * B, A=A)).value == pytest.approx(expected, rel=1e-12)
-    assert la.stable_rank(la.LowRank(B=size * B, A=A / size)).value == pytest.approx(expected, rel=1e-12)
+    assert la.stable_rank(la.LowRank(B=size * B, A=A / size)).value == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_ill_conditioned_factors_lose_nothing() -> None:
@@ -91,7 +98,8 @@ def test_ill_conditioned_factors_lose_nothing() -> None:
 
 
 class Watch(TorchDispatchMode):
-    """Remembers the entries of the largest tensor that any operation returned, and the shapes decomposed by SVD."""
+    """Remembers the entries of the largest tensor that any operation returned, and the
+    shapes decomposed by SVD."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +139,8 @@ def test_differences_of_two_updates_stay_factors() -> None:
 
 
 def padded(ranks: list[int], m: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two sites of one trial per rank, padded with zeros to the largest rank: B (2, K, m, r), A (2, K, r, n)."""
+    """Two sites of one trial per rank, padded with zeros to the largest rank: B (2,
+    K, m, r), A (2, K, r, n)."""
     B, A = torch.zeros(2, len(ranks), m, max(ranks)), torch.zeros(2, len(ranks), max(ranks), n)
     for k, r in enumerate(ranks):
         B[:, k, :, :r], A[:, k, :r] = factors(m, n, r, (2,), torch.float32)

@@ -14,9 +14,9 @@ from rankscope.linalg.frobenius import frobenius_squared, product
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape))).to(
-        dtype
-    )
+    return torch.randn(
+        shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape))
+    ).to(dtype)
 
 
 def every_kind() -> dict[str, tuple[la.Operator, Tensor]]:
@@ -33,7 +33,10 @@ def every_kind() -> dict[str, tuple[la.Operator, Tensor]]:
         "columns scaled": (la.RowScaled(low, d).mT, (d[:, None] * (1.5 * B @ A)).mT),
         "scaled minus dense": (la.RowScaled(low, d) - la.Dense(W), d[:, None] * (1.5 * B @ A) - W),
         "dense plus scaled": (la.Dense(W) + la.RowScaled(low, d), W + d[:, None] * (1.5 * B @ A)),
-        "transposed plus": (la.RowScaled(low, d).mT + la.Dense(W).mT, (d[:, None] * (1.5 * B @ A) + W).mT),
+        "transposed plus": (
+            la.RowScaled(low, d).mT + la.Dense(W).mT,
+            (d[:, None] * (1.5 * B @ A) + W).mT,
+        ),
         "shared W": (la.Dense(shared) + la.LowRank(B=Bs, A=As), shared + Bs @ As),
         "one W, many updates": (la.Dense(W) + la.LowRank(B=Bs, A=As), W + Bs @ As),
     }
@@ -68,11 +71,17 @@ def test_its_spectrum_is_that_of_its_matrix(kind: str) -> None:
         found = la.spectral_norm(op, 1e-9, certify=certify)
         sigma = torch.linalg.matrix_norm(M, 2)
         assert_close(torch.as_tensor(found.value, dtype=torch.float64), sigma, rtol=1e-9, atol=0)
-        assert bool((torch.as_tensor(found.lower, dtype=torch.float64) <= sigma * (1 + 1e-13)).all())
-        assert bool((torch.as_tensor(found.upper, dtype=torch.float64) >= sigma * (1 - 1e-13)).all())
+        assert bool(
+            (torch.as_tensor(found.lower, dtype=torch.float64) <= sigma * (1 + 1e-13)).all()
+        )
+        assert bool(
+            (torch.as_tensor(found.upper, dtype=torch.float64) >= sigma * (1 - 1e-13)).all()
+        )
 
 
-@pytest.mark.parametrize("kind", ["sum", "shared W", "one W, many updates", "rows scaled", "transposed plus"])
+@pytest.mark.parametrize(
+    "kind", ["sum", "shared W", "one W, many updates", "rows scaled", "transposed plus"]
+)
 def test_lanczos_on_operators(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rankscope.linalg.sigma.SMALL", 0)
     op, M = every_kind()[kind]
@@ -92,7 +101,9 @@ def test_frobenius_of_a_sum_is_the_formula() -> None:
     """||W + sBA||^2 = ||W||^2 + 2 s <W, BA> + s^2 ||BA||^2: docs/math.md, (5)."""
     W, B, A, s = draw(40, 50), draw(40, 6), draw(6, 50), 0.7
     formula = W.square().sum() + 2 * s * (W @ A.mT * B).sum() + s**2 * (B.mT @ B * (A @ A.mT)).sum()
-    assert_close(frobenius_squared(la.Dense(W) + la.LowRank(B=B, A=A, scale=s)), formula, rtol=1e-13, atol=0)
+    assert_close(
+        frobenius_squared(la.Dense(W) + la.LowRank(B=B, A=A, scale=s)), formula, rtol=1e-13, atol=0
+    )
 
 
 def test_frobenius_survives_cancellation_where_the_formula_does_not() -> None:

@@ -12,9 +12,13 @@ from rankscope.linalg.operator import norm
 
 @pytest.mark.parametrize("batch", [(), (3,)])
 @pytest.mark.parametrize(
-    ("entries", "height"), [(1, 1), (40, 1), (41 * 7, 7), (10**6, 50)], ids=["least", "row", "7", "all"]
+    ("entries", "height"),
+    [(1, 1), (40, 1), (41 * 7, 7), (10**6, 50)],
+    ids=["least", "row", "7", "all"],
 )
-def test_blocks_are_as_high_as_their_entries_allow(batch: tuple[int, ...], entries: int, height: int) -> None:
+def test_blocks_are_as_high_as_their_entries_allow(
+    batch: tuple[int, ...], entries: int, height: int
+) -> None:
     M = torch.randn(*batch, 50, 41, generator=torch.Generator().manual_seed(0))
     allowed = entries * max(1, len(M) if batch else 1)
     seen, heights = torch.full(M.shape, torch.nan, dtype=torch.float64), []

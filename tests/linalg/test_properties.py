@@ -31,7 +31,14 @@ def draw(seed: int, *shape: int) -> Tensor:
     certify=st.booleans(),
 )
 def test_the_interval_holds_the_truth(
-    m: int, n: int, dtype: torch.dtype, decay: float, seed: int, power: int, rtol: float, certify: bool
+    m: int,
+    n: int,
+    dtype: torch.dtype,
+    decay: float,
+    seed: int,
+    power: int,
+    rtol: float,
+    certify: bool,
 ) -> None:
     M = draw(seed, m, n) / torch.arange(1, n + 1, dtype=torch.float64) ** decay
     M = M.to(dtype) if dtype == torch.float16 else (M * 2.0**power).to(dtype)
@@ -72,7 +79,9 @@ def test_an_update_from_its_factors_is_exact(
     spectrum = torch.nn.functional.pad(la.singular_values(op), (0, len(sigma)))[: len(sigma)]
     assert float((spectrum - sigma).abs().max()) <= 1e-12 * float(sigma[0])
     found = la.summary(op)
-    assert found.stable_rank.value == pytest.approx(float((sigma / sigma[0]).square().sum()), rel=1e-12)
+    assert found.stable_rank.value == pytest.approx(
+        float((sigma / sigma[0]).square().sum()), rel=1e-12
+    )
     assert found.spectral_norm == pytest.approx(float(sigma[0]), rel=1e-12)
     assert found.frobenius_norm == pytest.approx(float(torch.linalg.vector_norm(sigma)), rel=1e-12)
 

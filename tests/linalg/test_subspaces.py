@@ -11,18 +11,23 @@ import rankscope.linalg as la
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + sum(shape)))
+    return torch.randn(
+        shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + sum(shape))
+    )
 
 
 def rotated(angles: list[float]) -> tuple[Tensor, Tensor]:
-    """Two bases in R^20 with the principal angles given, hidden by a rotation and mixed inside each subspace."""
+    """Two bases in R^20 with the principal angles given, hidden by a rotation and
+    mixed inside each subspace."""
     Q, k = torch.linalg.qr(draw(20, 20)).Q, len(angles)
     theta = torch.tensor(angles, dtype=torch.float64)
     U, V = Q[:, :k], Q[:, :k] * theta.cos() + Q[:, k : 2 * k] * theta.sin()
     return U @ draw(k, k, seed=1), V @ draw(k, k, seed=2)
 
 
-@pytest.mark.parametrize("angles", [[0.1, 0.7, 1.2], [0.0, 1e-9, 1e-4], [1e-12, 1.57, 1.5707], [1.0]])
+@pytest.mark.parametrize(
+    "angles", [[0.1, 0.7, 1.2], [0.0, 1e-9, 1e-4], [1e-12, 1.57, 1.5707], [1.0]]
+)
 def test_principal_angles_large_and_tiny(angles: list[float]) -> None:
     U, V = rotated(angles)
     found = la.principal_angles(U, V)
@@ -53,7 +58,9 @@ def test_captured_energy_is_its_definition() -> None:
     assert la.captured_energy(R, R, 25) == pytest.approx(1.0, rel=1e-12)
     batch = la.captured_energy(la.LowRank(B=torch.stack([B, B]), A=A), torch.stack([R, 2 * R]), 3)
     assert batch.tolist() == pytest.approx([expected] * 2, rel=1e-10)
-    assert la.captured_energy(B @ A, torch.zeros(30, 25), 3) != la.captured_energy(B @ A, R, 3)  # NaN
+    assert la.captured_energy(B @ A, torch.zeros(30, 25), 3) != la.captured_energy(
+        B @ A, R, 3
+    )  # NaN
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (40, 25), (25, 40)])
@@ -63,7 +70,9 @@ def test_intruders_are_counted(shape: tuple[int, int]) -> None:
     k = min(m, n)
     W = U[:, :k] * torch.linspace(1, 0.1, k).double() @ V[:, :k].mT
     assert la.intruder_dimensions(W, torch.zeros_like(W)) == 0
-    mixed = U[:, :k].sum(1, keepdim=True) / k**0.5  # cosine 1 / sqrt(k) with every left singular vector
+    mixed = (
+        U[:, :k].sum(1, keepdim=True) / k**0.5
+    )  # cosine 1 / sqrt(k) with every left singular vector
     strong = la.LowRank(B=20 * mixed, A=draw(1, n, seed=2))
     assert la.intruder_dimensions(W, strong, k=1) == 1
     aligned = la.LowRank(B=20 * U[:, :1], A=V[:, :1].mT)

@@ -1,4 +1,5 @@
-"""Bounds from the Lanczos matrix alone, where the start vector has met nothing of what is largest."""
+"""Bounds from the Lanczos matrix alone, where the start vector has met
+nothing of what is largest."""
 
 from __future__ import annotations
 
@@ -30,8 +31,9 @@ def lanczos(squares: Tensor, steps: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("unseen", [4.0, 7.0, 20.0])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_certain_bound_counts_what_was_not_seen(unseen: float, steps: int) -> None:
-    """M has one more singular value, the largest one, on a vector that is orthogonal to the start: the matrix T_k knows
-    nothing of it, only ||M||_F does. A bound that is called certain lies above it."""
+    """M has one more singular value, the largest one, on a vector that is orthogonal to
+    the start: the matrix T_k knows nothing of it, only ||M||_F does. A bound that is
+    called certain lies above it."""
     a, b = lanczos(SEEN.square(), steps)
     frobenius = (SEEN.square().sum() + unseen**2).sqrt()
     found = Tridiagonal(

@@ -1,4 +1,5 @@
-"""A value lies within its bounds, its bounds within the width that was asked for; or `met` says no."""
+"""A value lies within its bounds, its bounds within the width that was
+asked for; or `met` says no."""
 
 from __future__ import annotations
 
@@ -21,8 +22,11 @@ def true_rank(M: Tensor) -> float:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(600, 150), (150, 600), (400, 250)], ids=str)
 @pytest.mark.parametrize("rtol", [1e-2, 1e-3, 1e-5])
-def test_flat_matrices_of_an_mlp_s_shape(shape: tuple[int, int], dtype: torch.dtype, rtol: float) -> None:
-    """Left out, the second orthogonalisation cost a / b of the accuracy in every step: 150 for 60."""
+def test_flat_matrices_of_an_mlp_s_shape(
+    shape: tuple[int, int], dtype: torch.dtype, rtol: float
+) -> None:
+    """Left out, the second orthogonalisation cost a / b of the accuracy
+    in every step: 150 for 60."""
     for M in (gaussian(*shape).to(dtype), 0.02 * gaussian(*shape, seed=1).to(dtype)):
         found = la.stable_rank(M, rtol)
         assert found.lower <= true_rank(M) <= found.upper <= found.lower * (1 + rtol) * (1 + 1e-9)
@@ -36,7 +40,8 @@ def test_w_and_an_update_at_initialisation() -> None:
 
 
 def test_what_lanczos_does_not_reach_is_computed_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps are too few for any of these: each is finished from the eigenvalues of its Gram matrix."""
+    """Two steps are too few for any of these: each is finished from the
+    eigenvalues of its Gram matrix."""
     monkeypatch.setattr("rankscope.linalg.sigma.PATIENCE", 2)
     stack = torch.stack([gaussian(120, 70), gaussian(120, 70, seed=1) * torch.logspace(0, -6, 70)])
     found = la.stable_rank(stack)
@@ -73,13 +78,18 @@ def test_the_size_of_the_entries_plays_no_part(exponent: int) -> None:
     M = gaussian(70, 60).double() * torch.linspace(1, 3, 60).pow(4)
     scaled = (M / M.abs().max() * 10.0**exponent).float()
     pair = torch.stack([scaled, gaussian(70, 60)])
-    for found in (la.stable_rank(scaled), la.stable_rank(pair)[0], la.stable_rank(scaled, certify=True)):
+    for found in (
+        la.stable_rank(scaled),
+        la.stable_rank(pair)[0],
+        la.stable_rank(scaled, certify=True),
+    ):
         assert found.lower <= true_rank(scaled) <= found.upper <= found.lower * 1.001
 
 
 @pytest.mark.parametrize(("b", "a"), [(-30, 25), (30, -35), (-20, -19), (18, 18)])
 def test_factors_of_unlike_size_in_a_sum(b: int, a: int) -> None:
-    """Only the product matters, however its size is shared out between the factors, and W beside it."""
+    """Only the product matters, however its size is shared out between the
+    factors, and W beside it."""
     B, A = 10.0**b * gaussian(70, 3), 10.0**a * gaussian(3, 60, seed=1)
     W = (10.0 ** (a + b) * gaussian(70, 60, seed=2).double()).float()
     M = la.Dense(W) + la.LowRank(B=B, A=A, scale=0.5)
@@ -101,7 +111,8 @@ def test_a_stable_rank_is_at_most_the_rank() -> None:
 
 
 def test_constant_matrices_need_the_allowance_below() -> None:
-    """sigma_1 = c sqrt(m n) is a whole number here: what rounding adds to ||M x|| would lift the lower bound above it."""
+    """sigma_1 = c sqrt(m n) is a whole number here: what rounding adds to ||M x|| would lift
+    the lower bound above it."""
     for side in range(50, 82):
         found = la.spectral_norm(torch.full((side, side), 3.0), 1e-3)
         assert found.lower <= 3 * side <= found.upper

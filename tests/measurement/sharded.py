@@ -67,7 +67,10 @@ def fsdp1(model: nn.Module, *, use_orig_params: bool) -> nn.Module:
         kinds |= {nn.Linear}  # units inside the adapted layers
     policy = ModuleWrapPolicy(kinds)
     return FullyShardedDataParallel(
-        model, auto_wrap_policy=policy, use_orig_params=use_orig_params, device_id=torch.device("cpu")
+        model,
+        auto_wrap_policy=policy,
+        use_orig_params=use_orig_params,
+        device_id=torch.device("cpu"),
     )
 
 
@@ -80,7 +83,8 @@ WRAPPINGS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 CASES = [
-    ("fsdp2", "lora"), ("fsdp2", "full"), ("fsdp2", "loha"), ("fsdp1", "lora"), ("fsdp1-flat", "full"),
+    ("fsdp2", "lora"), ("fsdp2", "full"), ("fsdp2", "loha"), ("fsdp1", "lora"),
+    ("fsdp1-flat", "full"),
     ("ddp", "full"),
 ]  # fmt: skip
 
@@ -97,7 +101,11 @@ def logged(callback: rs.StableRankCallback, model: nn.Module, rank: int) -> dict
 def measured(wrapping: str, kind: str, rank: int) -> dict[str, Any]:
     """What the callback logs and ``probe`` finds, before and after a step of training."""
     model = plain(kind)
-    full = {name: tensor.clone() for name, tensor in model.state_dict().items()} if kind == "full" else None
+    full = (
+        {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        if kind == "full"
+        else None
+    )
     callback = rs.StableRankCallback(every=1, layers="query|value", per_layer=True, rtol=1e-6)
     state = transformers.TrainerState(is_world_process_zero=rank == 0)
     callback.on_init_end(None, state, transformers.TrainerControl(), model=model)

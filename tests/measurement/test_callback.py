@@ -24,7 +24,9 @@ from tiny import MODELS, roberta, shake, stable_rank
 DATA = [{"input_ids": torch.arange(6) + i, "labels": torch.tensor(i % 2)} for i in range(16)]
 
 
-def adapted(model: nn.Module, method: type[peft.PeftConfig] = peft.LoraConfig, **settings: Any) -> Any:
+def adapted(
+    model: nn.Module, method: type[peft.PeftConfig] = peft.LoraConfig, **settings: Any
+) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return peft.get_peft_model(
@@ -49,10 +51,13 @@ def train(
     torch.manual_seed(0)
     reporter = Reporter()
     arguments = transformers.TrainingArguments(
-        output_dir=str(folder), max_steps=8, per_device_train_batch_size=2, learning_rate=1e-2, report_to=[],
+        output_dir=str(folder), max_steps=8, per_device_train_batch_size=2, learning_rate=1e-2,
+        report_to=[],
         use_cpu=True, disable_tqdm=True, save_strategy="no", **{"logging_steps": 4, **settings},
     )  # fmt: skip
-    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=DATA, callbacks=[reporter])
+    trainer = transformers.Trainer(
+        model=model, args=arguments, train_dataset=DATA, callbacks=[reporter]
+    )
     callback.attach(trainer)
     trainer.train()
     return reporter.seen, trainer.state.log_history
@@ -87,13 +92,17 @@ def test_lora_is_logged_beside_the_loss_and_reaches_the_reporters(
     assert len([log for log in history if "stable_rank/dW" in log]) == 4
 
 
-def test_the_last_log_holds_what_the_final_model_has(build: Callable[[], nn.Module], tmp_path: Path) -> None:
+def test_the_last_log_holds_what_the_final_model_has(
+    build: Callable[[], nn.Module], tmp_path: Path
+) -> None:
     model = adapted(build())
     seen, _ = train(model, StableRankCallback(every=8, rtol=1e-6), tmp_path)
     rows = {(row.layer, row.matrix): row for row in probe(model, rtol=1e-6).rows}
     layers = {layer for layer, _ in rows}
     median = sorted(rows[layer, "dW"].stable_rank for layer in layers)
-    assert of_step(seen, 8)["stable_rank/dW"] == pytest.approx((median[1] + median[2]) / 2, rel=1e-5)
+    assert of_step(seen, 8)["stable_rank/dW"] == pytest.approx(
+        (median[1] + median[2]) / 2, rel=1e-5
+    )
     logs = sorted(
         math.log(rows[layer, "W+dW"].stable_rank / rows[layer, "W"].stable_rank) for layer in layers
     )
@@ -102,7 +111,9 @@ def test_the_last_log_holds_what_the_final_model_has(build: Callable[[], nn.Modu
     )
 
 
-def test_steps_without_a_measurement_log_as_always(build: Callable[[], nn.Module], tmp_path: Path) -> None:
+def test_steps_without_a_measurement_log_as_always(
+    build: Callable[[], nn.Module], tmp_path: Path
+) -> None:
     _, history = train(adapted(build()), StableRankCallback(every=3), tmp_path)
     assert [log["step"] for log in history if "loss" in log] == [3, 4, 6, 8]
     assert [log["step"] for log in history if "stable_rank/dW" in log] == [3, 6]
@@ -133,7 +144,9 @@ def test_full_fine_tuning(build: Callable[[], nn.Module], tmp_path: Path) -> Non
         if "query.weight" in name:
             layer = name.removesuffix(".weight")
             dense = parameter.detach().double()
-            assert log[f"stable_rank/W_plus_dW/{layer}"] == pytest.approx(stable_rank(dense), rel=1e-5)
+            assert log[f"stable_rank/W_plus_dW/{layer}"] == pytest.approx(
+                stable_rank(dense), rel=1e-5
+            )
             assert log[f"stable_rank/dW/{layer}"] == pytest.approx(
                 stable_rank(dense - before[name].double()), rel=1e-5
             )
@@ -162,7 +175,10 @@ VARIANTS = {
     "convolution": ("resnet", {"target_modules": ["convolution"]}),
     "experts": (
         "mixtral",
-        {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+        {
+            "target_modules": ["q_proj"],
+            "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+        },
     ),
     "transposed experts": (
         "gpt-oss",
@@ -234,7 +250,9 @@ def test_probe_of_a_plain_model_needs_its_reference(build: Callable[[], nn.Modul
         assert row.stable_rank == pytest.approx(stable_rank(dense), rel=1e-5)
 
 
-def test_probe_names_what_else_is_trained_and_what_is_merged(build: Callable[[], nn.Module]) -> None:
+def test_probe_names_what_else_is_trained_and_what_is_merged(
+    build: Callable[[], nn.Module],
+) -> None:
     model = adapted(build(), modules_to_save=["classifier"])
     skipped = {s.layer: s.why for s in probe(model).skipped}
     assert any("classifier" in layer for layer in skipped)
@@ -242,7 +260,9 @@ def test_probe_names_what_else_is_trained_and_what_is_merged(build: Callable[[],
     rows = probe(model).rows
     assert [row.stable_rank is None for row in rows[:3]] == [False, True, False]  # B = 0 at step 0
     model.merge_adapter()
-    with pytest.raises(ValueError, match=r"nothing of .* can be measured; .*query: .*call unmerge\(\) first"):
+    with pytest.raises(
+        ValueError, match=r"nothing of .* can be measured; .*query: .*call unmerge\(\) first"
+    ):
         probe(model)
 
 

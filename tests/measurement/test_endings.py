@@ -19,8 +19,12 @@ EVIL = "a\x1b[31mred\x1b]0;title\x07\r\n=1+1"
 def adapter(folder: Path, B: torch.Tensor, layer: str = "q") -> Path:
     folder.mkdir()
     names = {f"base_model.model.{layer}.lora_A.weight": torch.ones(2, 5)}
-    save_file(names | {f"base_model.model.{layer}.lora_B.weight": B}, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    save_file(
+        names | {f"base_model.model.{layer}.lora_B.weight": B}, folder / "adapter_model.safetensors"
+    )
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2})
+    )
     return folder
 
 
@@ -36,7 +40,10 @@ def test_what_is_not_finite_is_status_3(tmp_path: Path, capsys: pytest.CaptureFi
     for form in ("--json", "--csv"):
         status, out, err = ending(capsys, source, form)
         assert status == 3
-        assert "1 of 1 matrices could not be measured; the first is that of q, dW: B holds NaN or Inf" in err
+        assert (
+            "1 of 1 matrices could not be measured; the first is that of q, dW: B holds NaN or Inf"
+            in err
+        )
         assert "q" in out
 
 
@@ -83,7 +90,9 @@ def test_names_are_shown_as_text(
         assert row["layer"] == "a\\x1b[31mred\\x1b]0;title\\x07\\r\\n=1+1"
 
 
-def test_a_long_table_says_how_much_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_long_table_says_how_much_it_leaves_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_file({f"l.{i}.weight": torch.ones(1, 1) for i in range(2010)}, tmp_path / "x.safetensors")
     status, out, _ = ending(capsys, tmp_path / "x.safetensors")
     assert status == 0

@@ -1,4 +1,5 @@
-"""Live models as trainers wrap, resume and partition them: right values, or one line and no exception."""
+"""Live models as trainers wrap, resume and partition them: right values, or
+one line and no exception."""
 
 from __future__ import annotations
 
@@ -32,12 +33,16 @@ def adapted(model: nn.Module, **settings: Any) -> Any:
         return peft.get_peft_model(model, config)
 
 
-def trainer_of(model: nn.Module, folder: Path, steps: int, callbacks: list[Any]) -> transformers.Trainer:
+def trainer_of(
+    model: nn.Module, folder: Path, steps: int, callbacks: list[Any]
+) -> transformers.Trainer:
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-2,
         report_to=[], use_cpu=True, disable_tqdm=True, save_steps=4, logging_steps=4,
     )  # fmt: skip
-    return transformers.Trainer(model=model, args=arguments, train_dataset=DATA, callbacks=callbacks)
+    return transformers.Trainer(
+        model=model, args=arguments, train_dataset=DATA, callbacks=callbacks
+    )
 
 
 def last_dW(trainer: transformers.Trainer) -> float | None:
@@ -97,14 +102,19 @@ def test_disabled_adapters_are_not_measured() -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_partitioned_parameters_are_said_in_one_line(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_partitioned_parameters_are_said_in_one_line(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """As DeepSpeed ZeRO-3 leaves them between steps."""
     model = built() if kind == "full" else adapted(built(), init_lora_weights=False)
     reference = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for parameter in model.parameters():
         parameter.ds_shape = parameter.shape
         parameter.data = torch.empty(0)
-    state, control = transformers.TrainerState(is_world_process_zero=True), transformers.TrainerControl()
+    state, control = (
+        transformers.TrainerState(is_world_process_zero=True),
+        transformers.TrainerControl(),
+    )
     callback = rs.StableRankCallback(every=1)
     callback.on_train_begin(None, state, control, model=model)
     state.global_step = 1

@@ -1,4 +1,5 @@
-"""The table that ``measure`` returns: the JSON contract, the frame, the summary; no tensor is lost."""
+"""The table that ``measure`` returns: the JSON contract, the frame, the
+summary; no tensor is lost."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from rankscope.measurement.row import compared
 from rankscope.measurement.table import kind_of
 from tiny import stable_rank
 
-LAYERS = [f"encoder.layer.{i}.attention.self.{kind}" for i in range(3) for kind in ("query", "value")]
+LAYERS = [
+    f"encoder.layer.{i}.attention.self.{kind}" for i in range(3) for kind in ("query", "value")
+]
 FIELDS = [
     "layer", "matrix", "shape", "r", "scale", "stable_rank", "lower", "upper", "spectral_norm",
     "frobenius_norm", "effective_rank", "read_from", "note", "drift", "rho",
@@ -36,7 +39,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     adapter, base = {}, {}
     for i, layer in enumerate(LAYERS):
         adapter[f"base_model.model.{layer}.lora_A.weight"] = torch.randn(4, 20, generator=generator)
-        adapter[f"base_model.model.{layer}.lora_B.weight"] = torch.randn(30, 4, generator=generator) * (i > 0)
+        adapter[f"base_model.model.{layer}.lora_B.weight"] = torch.randn(
+            30, 4, generator=generator
+        ) * (i > 0)
         base[f"{layer}.weight"] = torch.randn(30, 20, generator=generator)
     adapter["base_model.model.classifier.bias"] = torch.zeros(3)
     for name, tensors in (("adapter_model", adapter), ("model", base)):
@@ -55,7 +60,10 @@ def table(folders: tuple[Path, Path]) -> Table:
 def test_the_json_contract(table: Table, folders: tuple[Path, Path]) -> None:
     found = json.loads(json.dumps(table.to_dict(), allow_nan=False))
     assert list(found) == ["rankscope", "source", "base", "rows", "skipped"]
-    assert (found["rankscope"], found["source"], found["base"]) == (rankscope.__version__, *map(str, folders))
+    assert (found["rankscope"], found["source"], found["base"]) == (
+        rankscope.__version__,
+        *map(str, folders),
+    )
     assert all(list(row) == FIELDS for row in found["rows"])
     assert found == table.to_dict()
     row = found["rows"][4]
@@ -74,7 +82,9 @@ def test_the_json_contract(table: Table, folders: tuple[Path, Path]) -> None:
     assert skipped["layer"] == "classifier.bias"
 
 
-def test_without_a_base_there_is_dW_alone_and_base_is_null(folders: tuple[Path, Path], table: Table) -> None:
+def test_without_a_base_there_is_dW_alone_and_base_is_null(
+    folders: tuple[Path, Path], table: Table
+) -> None:
     alone = measure(folders[0])
     assert alone.to_dict()["base"] is None
     assert alone.rows == tuple(replace(row, rho=None) for row in table.rows if row.matrix == "dW")
@@ -140,14 +150,19 @@ def test_the_summary_takes_medians_per_kind(table: Table) -> None:
     rows = {(row.layer, row.matrix): row for row in table.rows}
     value = summary.loc[("encoder.layer.*.attention.self.value", "dW")]
     ranks = sorted(rows[layer, "dW"].stable_rank for layer in LAYERS[1::2])
-    assert (value["stable_rank"], value["lowest"], value["highest"]) == (ranks[1], ranks[0], ranks[2])
+    assert (value["stable_rank"], value["lowest"], value["highest"]) == (
+        ranks[1],
+        ranks[0],
+        ranks[2],
+    )
     assert value["utilisation"] == pytest.approx(ranks[1] / 4)
     assert value["relative"] == pytest.approx(ranks[1] / 20)
     query = summary.loc[("encoder.layer.*.attention.self.query", "dW")]
     assert query["undefined"] == 1
     assert math.isnan(query["drift"])
     logs = sorted(
-        math.log(rows[layer, "W+dW"].stable_rank / rows[layer, "W"].stable_rank) for layer in LAYERS[1::2]
+        math.log(rows[layer, "W+dW"].stable_rank / rows[layer, "W"].stable_rank)
+        for layer in LAYERS[1::2]
     )
     drift = summary.loc[("encoder.layer.*.attention.self.value", "W+dW")]["drift"]
     assert drift == pytest.approx(math.expm1(logs[1]))
@@ -157,7 +172,9 @@ def test_the_summary_takes_medians_per_kind(table: Table) -> None:
     assert math.isnan(summary.loc[("encoder.layer.*.attention.self.value", "W")]["rho"])
 
 
-def test_drift_and_rho_against_the_singular_values(folders: tuple[Path, Path], table: Table) -> None:
+def test_drift_and_rho_against_the_singular_values(
+    folders: tuple[Path, Path], table: Table
+) -> None:
     adapter, base = (load_file(next(folder.glob("*.safetensors"))) for folder in folders)
     for layer in LAYERS:
         part = f"base_model.model.{layer}"
@@ -172,7 +189,9 @@ def test_drift_and_rho_against_the_singular_values(folders: tuple[Path, Path], t
 
 
 def test_rho_of_a_base_of_zeros_is_undefined() -> None:
-    row = Row("a", "W", (2, 2), None, None, None, None, None, 0.0, 0.0, None, "weights", "is exactly zero")
+    row = Row(
+        "a", "W", (2, 2), None, None, None, None, None, 0.0, 0.0, None, "weights", "is exactly zero"
+    )
     update = replace(row, matrix="dW", spectral_norm=1.0, note=None)
     assert compared([row, update])[1].rho is None
 
@@ -184,7 +203,10 @@ def test_the_summary_of_nothing_is_empty() -> None:
 @pytest.mark.parametrize(
     ("layer", "kind"),
     [
-        ("roberta.encoder.layer.3.attention.self.query", "roberta.encoder.layer.*.attention.self.query"),
+        (
+            "roberta.encoder.layer.3.attention.self.query",
+            "roberta.encoder.layer.*.attention.self.query",
+        ),
         ("h.10.mlp.experts[3]", "h.*.mlp.experts[*]"),
         ("0.weight2.1", "*.weight2.*"),
         ("lm_head", "lm_head"),
@@ -219,16 +241,24 @@ def test_no_tensor_of_a_checkpoint_is_lost(
     assert sorted(said) == sorted(distinct_layers(names))
     against = measure(folder, base=folder)
     assert {row.layer for row in against.rows} == {row.layer for row in table.rows}
-    assert len({(row.layer, row.matrix) for row in against.rows}) == len(against.rows) == 3 * len(table.rows)
+    assert (
+        len({(row.layer, row.matrix) for row in against.rows})
+        == len(against.rows)
+        == 3 * len(table.rows)
+    )
 
 
 def distinct_layers(names: list[str]) -> list[str]:
     """Names less ".weight", which only a name keeps that would be another tensor's without it."""
-    return [n if n.removesuffix(".weight") in set(names) - {n} else n.removesuffix(".weight") for n in names]
+    return [
+        n if n.removesuffix(".weight") in set(names) - {n} else n.removesuffix(".weight")
+        for n in names
+    ]
 
 
 def test_a_and_a_weight_are_two_layers(tmp_path: Path) -> None:
-    """Of other shapes, and one of them of a dtype that is read as packed: neither is taken for the other."""
+    """Of other shapes, and one of them of a dtype that is read as packed:
+    neither is taken for the other."""
     generator = torch.Generator().manual_seed(0)
     a, weight = torch.randn(6, 4, generator=generator), torch.randn(5, 3, generator=generator)
     for i, kept in enumerate((weight, weight.to(torch.float8_e4m3fn), weight.flatten())):
@@ -243,10 +273,13 @@ def test_a_and_a_weight_are_two_layers(tmp_path: Path) -> None:
 
 
 def test_two_spellings_of_one_layer_are_two_rows(tmp_path: Path) -> None:
-    """kohya wrote lora_te_ and lora_te1_ over the years; in one file both lead to one layer of the base."""
+    """kohya wrote lora_te_ and lora_te1_ over the years; in one file both lead
+    to one layer of the base."""
     B, A = torch.ones(6, 2), torch.eye(2, 4)
     spellings = [[f"lora_{te}_q.lora_{way}" for te in ("te", "te1")] for way in ("up", "down")]
-    tensors = {f"{name}.weight": t for names, t in zip(spellings, (B, A), strict=True) for name in names}
+    tensors = {
+        f"{name}.weight": t for names, t in zip(spellings, (B, A), strict=True) for name in names
+    }
     save_file({name: t.clone() for name, t in tensors.items()}, tmp_path / "lora.safetensors")
     save_file({"text_encoder.q.weight": torch.ones(6, 4)}, tmp_path / "base.safetensors")
     table = measure(tmp_path / "lora.safetensors", base=tmp_path / "base.safetensors")

@@ -1,4 +1,5 @@
-"""Sharded models, on two gloo processes: the values of the same model whole, and no process waits in vain."""
+"""Sharded models, on two gloo processes: the values of the same model whole, and
+no process waits in vain."""
 
 from __future__ import annotations
 
@@ -63,12 +64,16 @@ def as_whole(kind: str, first: dict[str, Any], second: dict[str, Any]) -> None:
             assert set(rows) == set(expected)
             for matrix, dense in expected.items():
                 assert rows[matrix]["stable_rank"] == pytest.approx(stable_rank(dense), rel=1e-5)
-                assert rows[matrix]["frobenius_norm"] == pytest.approx(float(dense.norm()), rel=1e-5)
+                assert rows[matrix]["frobenius_norm"] == pytest.approx(
+                    float(dense.norm()), rel=1e-5
+                )
         logs = first["logs"]
         for word, matrix in (("dW", "dW"), ("W_plus_dW", "W+dW")):
             true = stable_rank(expected[matrix])
             assert logs[f"stable_rank/{word}/{layer}"] == pytest.approx(true, rel=1e-5)
-        norm = {matrix: float(torch.linalg.matrix_norm(dense, 2)) for matrix, dense in expected.items()}
+        norm = {
+            matrix: float(torch.linalg.matrix_norm(dense, 2)) for matrix, dense in expected.items()
+        }
         assert logs[f"stable_rank/rho/{layer}"] == pytest.approx(norm["dW"] / norm["W"], rel=1e-5)
     assert second["logs"] == {"loss": 1.0}
     for found in (first, second):

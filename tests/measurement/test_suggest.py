@@ -44,7 +44,9 @@ def uneven(case: Case, folder: Path) -> Path:
 
 def test_facts_of_a_spectrum_equal_those_of_linalg() -> None:
     generator = torch.Generator().manual_seed(0)
-    M = LowRank(B=torch.randn(30, 8, generator=generator), A=torch.randn(8, 20, generator=generator))
+    M = LowRank(
+        B=torch.randn(30, 8, generator=generator), A=torch.randn(8, 20, generator=generator)
+    )
     sigma = singular_values(M)
     assert suggest.energy_ranks(sigma) == tuple(energy_rank(M).tolist())
     assert suggest.effective_rank(sigma) == pytest.approx(effective_rank(M), rel=1e-12)
@@ -67,7 +69,9 @@ def test_peft_builds_what_is_suggested(
         model = peft.get_peft_model(
             MODELS["llama"](), peft.LoraConfig(target_modules=SETTINGS["target_modules"], **printed)
         )
-    wanted = {layer: found[(90, 95, 99).index(share)] for layer, found in table.energy_ranks.items()}
+    wanted = {
+        layer: found[(90, 95, 99).index(share)] for layer, found in table.energy_ranks.items()
+    }
     assert len(wanted) == 6
     assert len(set(wanted.values())) > 1
     for row in table.rows:
@@ -76,18 +80,28 @@ def test_peft_builds_what_is_suggested(
         assert module.scaling["default"] == pytest.approx(row.scale, rel=1e-12)
 
 
-def test_the_settings_survive_in_adapter_config(make_case: Callable[..., Case], tmp_path: Path) -> None:
-    """As lines of adapter_config.json, with the keys in PEFT's order: what is read is what was suggested."""
+def test_the_settings_survive_in_adapter_config(
+    make_case: Callable[..., Case], tmp_path: Path
+) -> None:
+    """As lines of adapter_config.json, with the keys in PEFT's order: what is
+    read is what was suggested."""
     case = make_case("llama", **SETTINGS)
     table = measure(case.adapter)
     suggested = table.peft_settings(0.95)
-    config = json.loads((edited(case, tmp_path / "a", **suggested) / "adapter_config.json").read_text())
+    config = json.loads(
+        (edited(case, tmp_path / "a", **suggested) / "adapter_config.json").read_text()
+    )
     loaded = peft.LoraConfig.from_pretrained(tmp_path / "a")
     assert (loaded.r, loaded.rank_pattern) == (config["r"], suggested["rank_pattern"])
 
 
 def test_experts_share_the_largest_of_their_ranks() -> None:
-    wanted = {"layers.0.experts.up[0]": 2, "layers.0.experts.up[1]": 5, "layers.1.q": 2, "layers.10.q": 3}
+    wanted = {
+        "layers.0.experts.up[0]": 2,
+        "layers.0.experts.up[1]": 5,
+        "layers.1.q": 2,
+        "layers.10.q": 3,
+    }
     found = suggest.peft_settings(wanted, dict.fromkeys(wanted, 0.5))
     assert found["r"] in (2, 3, 5)
     values = {"layers.0.experts.up": 5, "layers.1.q": 2, "layers.10.q": 3}
@@ -99,8 +113,11 @@ def test_experts_share_the_largest_of_their_ranks() -> None:
 def test_nothing_is_suggested_where_nothing_was_learnt_or_all_is_of_full_rank(
     make_case: Callable[..., Case], tmp_path: Path
 ) -> None:
-    """Nor is a head that was saved in full a matter of rank, and DoRA's updates use no share of one."""
-    dora = make_case("roberta", target_modules=["query"], r=2, use_dora=True, modules_to_save=["classifier"])
+    """Nor is a head that was saved in full a matter of rank, and DoRA's
+    updates use no share of one."""
+    dora = make_case(
+        "roberta", target_modules=["query"], r=2, use_dora=True, modules_to_save=["classifier"]
+    )
     table = measure(dora.adapter, base=dora.base)
     assert table.peft_settings(0.9) == {}
     assert table.summary()["utilisation"].isna().all()
@@ -110,19 +127,30 @@ def test_nothing_is_suggested_where_nothing_was_learnt_or_all_is_of_full_rank(
         measure(dora.adapter).peft_settings(0.5)
 
 
-def test_two_checkpoints_get_a_suggestion_too(make_case: Callable[..., Case], tmp_path: Path) -> None:
+def test_two_checkpoints_get_a_suggestion_too(
+    make_case: Callable[..., Case], tmp_path: Path
+) -> None:
     """The difference of a merged LoRA of rank 2 needs rank 2, whatever the layer."""
     case = make_case("llama", target_modules=["q_proj"], r=2, lora_alpha=64)
     tensors = load_file(case.base / "model.safetensors")
     (tmp_path / "merged").mkdir()
-    merged = {name: case.after[name].float() if name in case.after else t for name, t in tensors.items()}
+    merged = {
+        name: case.after[name].float() if name in case.after else t for name, t in tensors.items()
+    }
     save_file(merged, tmp_path / "merged" / "model.safetensors")
     settings = measure(tmp_path / "merged", base=case.base, layers="q_proj").peft_settings(0.99)
-    assert settings == {"r": 2, "lora_alpha": 2, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False}
+    assert settings == {
+        "r": 2,
+        "lora_alpha": 2,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "use_rslora": False,
+    }
 
 
 def test_matrices_measured_together_are_as_measured_alone() -> None:
-    """Factors of one shape among others, a zero one, one that is not finite, small and dense ones."""
+    """Factors of one shape among others, a zero one, one that is not
+    finite, small and dense ones."""
     generator = torch.Generator().manual_seed(3)
 
     def factors(r: int, scale: float = 2.0) -> LowRank:
@@ -144,9 +172,19 @@ def test_matrices_measured_together_are_as_measured_alone() -> None:
     assert together == alone
     assert len(alone) == 6
     for row, one in zip(rows, single, strict=True):
-        for name in ("stable_rank", "lower", "upper", "spectral_norm", "frobenius_norm", "effective_rank"):
+        for name in (
+            "stable_rank",
+            "lower",
+            "upper",
+            "spectral_norm",
+            "frobenius_norm",
+            "effective_rank",
+        ):
             value, wanted = getattr(row, name), getattr(one, name)
-            assert value is wanted is None or value == pytest.approx(wanted, rel=1e-12), (row.layer, name)
+            assert value is wanted is None or value == pytest.approx(wanted, rel=1e-12), (
+                row.layer,
+                name,
+            )
         assert (row.layer, row.note, row.shape, row.r) == (one.layer, one.note, one.shape, one.r)
     dW = operators[3].to_dense()
     assert rows[3].stable_rank == pytest.approx(

@@ -1,7 +1,8 @@
 """The report in a real browser: headless Chromium, opened from disk, with the network watched.
 
-Needs Debian's `chromium` and the extra `browser` (playwright, axe-playwright-python); skipped without them, except
-where RANKSCOPE_BROWSER=required says that a skip is a fault. What CI does: .ci/run.
+Needs Debian's `chromium` and the extra `browser` (playwright, axe-playwright-python);
+skipped without them, except where RANKSCOPE_BROWSER=required says that a skip is a
+fault. What CI does: .ci/run.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from simulate import Truth, study
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 LACKING = [] if CHROMIUM else ["a chromium on the path (Debian: apt-get install chromium)"]
 LACKING += [
     f"{name} (pip install '.[browser]')"
@@ -73,7 +76,9 @@ class Opened:
         self.context = browser.new_context(viewport=size, color_scheme=theme)
         self.page = self.context.new_page()
         self.faults: list[str] = []
-        self.page.on("console", lambda said: self.faults.append(f"console {said.type}: {said.text}"))
+        self.page.on(
+            "console", lambda said: self.faults.append(f"console {said.type}: {said.text}")
+        )
         self.page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
         self.page.on("dialog", lambda dialog: (self.faults.append("dialog"), dialog.dismiss()))
         self.page.on("request", self.asked)
@@ -116,10 +121,14 @@ def test_a_filter_reaches_figures_and_tables(opened):
     assert page.evaluate(two)
     page.select_option("[data-filter=task]", "one")
     page.wait_for_function(f"!({two})")
-    tasks = "rows => new Set(rows.filter(r => !r.hidden).map(r => r.dataset.task).filter(Boolean)).size"
+    tasks = (
+        "rows => new Set(rows.filter(r => !r.hidden).map(r => r.dataset.task).filter(Boolean)).size"
+    )
     assert page.eval_on_selector_all("#table-layers tbody tr", tasks) == 1
     page.select_option("[data-filter=kind]", "query")
-    page.wait_for_function("!document.querySelector('#figure-layers .chart').textContent.includes('value')")
+    page.wait_for_function(
+        "!document.querySelector('#figure-layers .chart').textContent.includes('value')"
+    )
     for name in ("model", "method", "task", "kind"):
         assert page.query_selector(f"[data-filter={name}]")
     page.select_option("[data-filter=kind]", "")
@@ -130,7 +139,9 @@ def test_a_filter_reaches_figures_and_tables(opened):
 
 def test_the_table_of_layers_sorts_both_ways(opened):
     page = opened.page
-    heading = page.locator("#table-layers th", has=page.get_by_role("button", name="sr(ΔW)", exact=True))
+    heading = page.locator(
+        "#table-layers th", has=page.get_by_role("button", name="sr(ΔW)", exact=True)
+    )
     values = """() => {
       const all = selector => [...document.querySelectorAll(`#table-layers ${selector}`)];
       const at = all('th').findIndex(h => h.textContent.trim() === 'sr(ΔW)');

@@ -80,7 +80,11 @@ def test_too_many_rows_are_refused():
 
 def test_short_names_keep_what_differs():
     layers = pd.Series(
-        [f"roberta.encoder.layer.{i}.attention.self.{k}" for i in (0, 10) for k in ("query", "value")]
+        [
+            f"roberta.encoder.layer.{i}.attention.self.{k}"
+            for i in (0, 10)
+            for k in ("query", "value")
+        ]
     )
     assert short_names(layers).tolist() == ["0 query", "0 value", "10 query", "10 value"]
     assert short_names(layers.iloc[:1]).tolist() == ["query"]

@@ -14,7 +14,11 @@ from rankscope.report.page import embedded, flattened, render, write
 from rankscope.report.tables import tables
 from simulate import Truth, study
 
-HOSTILE = ("<script>alert(1)</script>", "a\"b'c&d _%$\\ =1+1", "</script><img src=x onerror=alert(2)>")
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "a\"b'c&d _%$\\ =1+1",
+    "</script><img src=x onerror=alert(2)>",
+)
 
 
 class Reader(HTMLParser):
@@ -41,7 +45,10 @@ class Reader(HTMLParser):
 
 def written(frames, folder, **options):
     conclusions = conclude(Frames(**frames), resamples=60)
-    defaults = {"study_text": 'name = "lab"', "provenance": {"versions": {"torch": "2.13.0"}, "store": "abc"}}
+    defaults = {
+        "study_text": 'name = "lab"',
+        "provenance": {"versions": {"torch": "2.13.0"}, "store": "abc"},
+    }
     return write(Frames(**frames), conclusions, folder / "report.html", **defaults | options)
 
 
@@ -143,7 +150,9 @@ def test_every_figure_and_table_is_a_file_too(report):
 
 def test_hostile_names_stay_text(tmp_path):
     frames = study(tasks=HOSTILE, models=(HOSTILE[0],), seeds=1, ranks=(1, 8), rates=(1e-3, 1e-2))
-    page, *files = written(frames, tmp_path, study_text=HOSTILE[2], provenance={HOSTILE[0]: [HOSTILE[1]]})
+    page, *files = written(
+        frames, tmp_path, study_text=HOSTILE[2], provenance={HOSTILE[0]: [HOSTILE[1]]}
+    )
     text = page.read_text(encoding="utf-8")
     reader = Reader()
     reader.feed(text)
@@ -151,7 +160,11 @@ def test_hostile_names_stay_text(tmp_path):
     assert "alert(1)</script>" not in text
     specs = [json.loads(body) for kind, body in reader.scripts if kind == "application/json"]
     tasks = {
-        row["task"] for spec in specs for rows in spec["datasets"].values() for row in rows if "task" in row
+        row["task"]
+        for spec in specs
+        for rows in spec["datasets"].values()
+        for row in rows
+        if "task" in row
     }
     assert tasks == set(HOSTILE)
     assert len(reader.scripts) == len(specs) + 2
@@ -177,7 +190,12 @@ def test_nested_provenance_is_flattened():
     [
         {"ranks": (8,), "rates": (1e-3,), "full": False, "seeds": 1},
         {"ranks": (1, 8), "layers": ("x.query",), "seeds": 1, "evaluations": 1},
-        {"scalings": ("alpha/r", "alpha/sqrt(r)"), "models": ("a", "b"), "rates": (1e-3, 1e-2), "seeds": 1},
+        {
+            "scalings": ("alpha/r", "alpha/sqrt(r)"),
+            "models": ("a", "b"),
+            "rates": (1e-3, 1e-2),
+            "seeds": 1,
+        },
     ],
 )
 def test_odd_studies_are_rendered(options):

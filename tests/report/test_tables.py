@@ -63,10 +63,13 @@ def test_one_row_per_configuration(made):
 
 
 def test_drifts_are_printed_as_percent_of_the_ratio():
-    """sr(W + dW) / sr(W) - 1, from the stored rows by hand: never the logarithm that the analysis works with."""
+    """sr(W + dW) / sr(W) - 1, from the stored rows by hand: never the logarithm
+    that the analysis works with."""
     frames = study(seeds=2)
     spectra, trials = frames["spectra"], frames["trials"].set_index("trial")
-    ratio = spectra[spectra["matrix"].eq("W+dW")].set_index(["trial", "step", "layer"])["stable_rank"]
+    ratio = spectra[spectra["matrix"].eq("W+dW")].set_index(["trial", "step", "layer"])[
+        "stable_rank"
+    ]
     before = spectra[spectra["matrix"].eq("W")].set_index(["trial", "layer"])["stable_rank"]
     ratio = ratio / before.reindex(ratio.index.droplevel("step")).to_numpy()
     median = np.log(ratio).groupby(["trial", "step"]).median()
@@ -82,7 +85,9 @@ def test_drifts_are_printed_as_percent_of_the_ratio():
     assert len(percent) == 5
     final = median.groupby("trial").last()
     for row in found["dynamics"].rows.itertuples():
-        own = trials[trials["method"].eq(row.method) & trials["learning_rate"].eq(row.learning_rate)]
+        own = trials[
+            trials["method"].eq(row.method) & trials["learning_rate"].eq(row.learning_rate)
+        ]
         own = own[own["rank"].isna() if row.method == "full" else own["rank"].eq(row.rank)]
         assert row.percent == pytest.approx(100 * (np.exp(final[own.index].median()) - 1), rel=1e-9)
 

@@ -106,7 +106,8 @@ def test_an_heir_elsewhere_finds_the_scratch(
 
 
 def test_killed_between_commit_and_move(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Committed, half copied, dead: the next worker puts the rest in place, and trains nothing of it again."""
+    """Committed, half copied, dead: the next worker puts the rest in place, and
+    trains nothing of it again."""
     store = create(bucket)
     copy, calls = store.storage.fs.copy, []  # type: ignore[attr-defined]
 
@@ -126,7 +127,8 @@ def test_killed_between_commit_and_move(bucket: str, monkeypatch: pytest.MonkeyP
 
 
 def test_a_peer_that_finishes_the_same_move(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker died between commit and move; of two that go on with it one is faster, and removes what the other copies."""
+    """A worker died between commit and move; of two that go on with it one is faster, and
+    removes what the other copies."""
     store = create(bucket)
     files, copy = store.storage.fs, store.storage.fs.copy  # type: ignore[attr-defined]
 

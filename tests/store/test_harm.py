@@ -1,5 +1,5 @@
-"""Whatever happens to one file of a store: the next run, or check --repair and a run, make it what it was. ``benchmarks/damage.py`` tries
-all harms both ways, and the real training."""
+"""Whatever happens to one file of a store: the next run, or check --repair and a run, make it what
+it was. ``benchmarks/damage.py`` tries all harms both ways, and the real training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from rankscope.sweep.check import check
 
 HARMS = list(harms())
 SOME = HARMS[::3] + [harm for harm in HARMS if harm.name.startswith(("log", "store"))][1::3]
-OTHER = Study(**{**STUDY.model_dump(), "scientific": {**STUDY.scientific.model_dump(), "rank": [1, 2, 4, 8]}})
+OTHER = Study(
+    **{**STUDY.model_dump(), "scientific": {**STUDY.scientific.model_dump(), "rank": [1, 2, 4, 8]}}
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,11 @@ def assert_healed(place: Path, whole: Store, trained: list[str], harm: Harm) -> 
 @pytest.mark.parametrize("harm", SOME, ids=lambda harm: harm.name)
 @pytest.mark.parametrize("how", ["run", "repair"])
 def test_it_heals(
-    harm: Harm, how: str, stores: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    harm: Harm,
+    how: str,
+    stores: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     whole, other = stores
     place = tmp_path / "s"

@@ -1,4 +1,5 @@
-"""What readers find in few files is what the log and the trials say; what can't be read changes nothing else."""
+"""What readers find in few files is what the log and the trials say; what can't be
+read changes nothing else."""
 
 from __future__ import annotations
 
@@ -130,7 +131,9 @@ def test_a_newer_format_stops(store: Store) -> None:
     path = store.path / "log" / "00000003.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     shutil.rmtree(store.path / "cache")
-    with pytest.raises(ValueError, match=r"00000003.json: written in format 99.*pip install --upgrade"):
+    with pytest.raises(
+        ValueError, match=r"00000003.json: written in format 99.*pip install --upgrade"
+    ):
         state(store)
 
 

@@ -13,7 +13,8 @@ from rankscope.study.study_file import Study
 from rankscope.sweep.check import check
 from rankscope.sweep.status import status
 
-HASH = "c7985eec1aee89e76e64cbd5abc2d6f05c8bf7ccea6bcef04f33fc19e2546c3d"  # by that version's Store.hash
+# by that version's Store.hash
+HASH = "c7985eec1aee89e76e64cbd5abc2d6f05c8bf7ccea6bcef04f33fc19e2546c3d"
 STUDY = Study.parse(TEXT.replace("[1, 2, 4]", "[1, 2]") + "retries = 0\n")
 
 
@@ -56,7 +57,9 @@ def test_it_goes_on(old: Path) -> None:
         ("trial.json", None, "trial.json: No such file or directory"),
     ],
 )
-def test_harm_is_seen_without_digests(old: Path, name: str, content: bytes | None, says: str) -> None:
+def test_harm_is_seen_without_digests(
+    old: Path, name: str, content: bytes | None, says: str
+) -> None:
     store = Store(old)
     victim, *rest = store.done_ids()
     path = old / "trials" / victim / name
@@ -69,5 +72,7 @@ def test_harm_is_seen_without_digests(old: Path, name: str, content: bytes | Non
 
 def test_another_trial_in_its_folder_is_seen(old: Path) -> None:
     one, other, *_ = Store(old).done_ids()
-    (old / "trials" / one / "trial.json").write_bytes((old / "trials" / other / "trial.json").read_bytes())
+    (old / "trials" / one / "trial.json").write_bytes(
+        (old / "trials" / other / "trial.json").read_bytes()
+    )
     assert Store(old).inspect().left_out == {one: "trial.json describes another trial"}

@@ -50,8 +50,8 @@ TROUBLE = [Killed(), OSError(28, "No space left on device"), OSError(30, "Read-o
 def test_stopped_anywhere_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, after: int, trouble: BaseException
 ) -> None:
-    """From the after-th call that makes something lasting on, every one fails. Then all is well again, and what comes
-    out equals a run that was left alone."""
+    """From the after-th call that makes something lasting on, every one fails. Then all is well
+    again, and what comes out equals a run that was left alone."""
     store, calls = create(tmp_path / "s"), 0
     place = Path if what == "open" else os
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a killed process loses no write
@@ -133,7 +133,9 @@ def test_a_trial_that_was_trained_again_is_read_afresh(tmp_path: Path) -> None:
     again = store.done_ids()[0]
     shutil.rmtree(store.path / "trials" / again)
 
-    def otherwise(trials: Sequence[Trial], folders: Sequence[TrialDir], *rest: Any, **more: Any) -> None:
+    def otherwise(
+        trials: Sequence[Trial], folders: Sequence[TrialDir], *rest: Any, **more: Any
+    ) -> None:
         pretend(trials, folders, *rest, **more)
         for folder in folders:
             folder.log(step=2, epoch=2.0, train_loss=0.4, eval_loss=0.3, accuracy=0.875)
@@ -142,7 +144,9 @@ def test_a_trial_that_was_trained_again_is_read_afresh(tmp_path: Path) -> None:
 
     for path in (store.path / "cache").rglob("*.parquet"):
         path.unlink()  # as in a store of an older version, whose tables readers make
-    assert_same_tables(store, [frame[frame["trial"] != again].reset_index(drop=True) for frame in before])
+    assert_same_tables(
+        store, [frame[frame["trial"] != again].reset_index(drop=True) for frame in before]
+    )
     assert run(Store(store.path), otherwise) == [again]
     trials, metrics, found = tables(Store(store.path))
     assert trials.set_index("trial")["best"][again] == 0.875
@@ -225,15 +229,25 @@ def test_what_is_said_of_a_new_task_changes_no_old_one(tmp_path: Path) -> None:
     run(create(tmp_path / "s"))
     wider = TEXT.replace('task = "RTE"', 'task = ["RTE", "CoLA"]')
     assert wider != TEXT
-    create(tmp_path / "s", Study.parse(wider + "[fixed.task.CoLA]\nepochs = 2\n"), **{"data/RTE": "a"})
+    create(
+        tmp_path / "s", Study.parse(wider + "[fixed.task.CoLA]\nepochs = 2\n"), **{"data/RTE": "a"}
+    )
     with pytest.raises(ValueError, match="begun with task = "):
-        create(tmp_path / "s", Study.parse(wider + "[fixed.task.RTE]\nepochs = 2\n"), **{"data/RTE": "a"})
+        create(
+            tmp_path / "s",
+            Study.parse(wider + "[fixed.task.RTE]\nepochs = 2\n"),
+            **{"data/RTE": "a"},
+        )
 
 
 @pytest.mark.parametrize(
     ("study", "fingerprints", "says"),
     [
-        (Study.parse(TEXT.replace('"t"', '"u"')), {"data/RTE": "a"}, "holds study 't'; found study 'u'"),
+        (
+            Study.parse(TEXT.replace('"t"', '"u"')),
+            {"data/RTE": "a"},
+            "holds study 't'; found study 'u'",
+        ),
         (
             Study.parse(TEXT.replace("epochs = 1", "epochs = 2")),
             {"data/RTE": "a"},

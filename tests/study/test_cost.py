@@ -46,7 +46,9 @@ def executed(trial: Trial, inputs: StudyInputs) -> int:
     """Operations of one step, as torch counts them."""
     train, _ = inputs.encoded(trial)
     run = run_of(trial, inputs=inputs)
-    rows = train.lengths.argsort()[-8:]  # of nearly equal length, so that padding does not blur the count
+    rows = train.lengths.argsort()[
+        -8:
+    ]  # of nearly equal length, so that padding does not blur the count
     with FlopCounterMode(display=False) as counter:
         run.step(rows, 1)
     return counter.get_total_flops()
@@ -55,7 +57,9 @@ def executed(trial: Trial, inputs: StudyInputs) -> int:
 def run_of(*trials: Trial, inputs: StudyInputs) -> Run:
     kind = FullPack if trials[0].method == "full" else AdapterPack
     task = inputs.tasks[trials[0].task]
-    pack = kind(trials, model=inputs.model_path(trials[0].model), task=task, device=torch.device("cpu"))
+    pack = kind(
+        trials, model=inputs.model_path(trials[0].model), task=task, device=torch.device("cpu")
+    )
     return Run(pack, task, *inputs.encoded(trials[0]))
 
 
@@ -102,8 +106,8 @@ def test_memory_of_a_full_fine_tune() -> None:
 
 @pytest.mark.parametrize(("method", "words"), [("lora", 5), ("full", 6)])
 def test_a_trained_weight_takes_so_many_words(method: str, words: int) -> None:
-    """Values, gradients, AdamW's two moments and the best copy; autograd's own gradients beside them where all weights
-    are trained. With rows of no tokens nothing else is counted."""
+    """Values, gradients, AdamW's two moments and the best copy; autograd's own gradients beside
+    them where all weights are trained. With rows of no tokens nothing else is counted."""
     inputs = StudyInputs(Study.load("lab"))
     trial = next(t for t in inputs.trials if t.method == method)
     run = run_of(trial, inputs=inputs)

@@ -60,7 +60,9 @@ def test_scale_follows_the_rule() -> None:
     for trial in parsed().trials({"m": 64}):
         if trial.rank:
             root = trial.scaling == "alpha/sqrt(r)"
-            assert trial.scale == pytest.approx(16 / (math.sqrt(trial.rank) if root else trial.rank))
+            assert trial.scale == pytest.approx(
+                16 / (math.sqrt(trial.rank) if root else trial.rank)
+            )
     for trial in parsed('"alpha/sqrt(r)"', '"alpha"').trials({"m": 64}):
         assert trial.scaling != "alpha" or trial.scale == 16
 
@@ -71,7 +73,8 @@ def test_d_and_its_number_are_one_trial() -> None:
 
 def test_a_task_may_have_a_budget_of_its_own() -> None:
     text = (
-        parsed("lora_alpha", "epochs = 3\nlora_alpha").source + "[fixed.task.RTE]\nsteps = 9\nbatch_size = 4"
+        parsed("lora_alpha", "epochs = 3\nlora_alpha").source
+        + "[fixed.task.RTE]\nsteps = 9\nbatch_size = 4"
     )
     found = {t.task: (t.epochs, t.steps, t.batch_size) for t in Study.parse(text).trials({"m": 64})}
     assert found == {"CoLA": (3, None, 32), "RTE": (None, 9, 4)}
@@ -91,8 +94,12 @@ learning_rate = 1e-3
 """
 
 
-@pytest.mark.parametrize(("given", "key", "value"), [("steps = 7", "steps", 21), ("epochs = 2", "epochs", 6)])
-def test_arms_are_further_products_with_a_budget_of_their_own(given: str, key: str, value: int) -> None:
+@pytest.mark.parametrize(
+    ("given", "key", "value"), [("steps = 7", "steps", 21), ("epochs = 2", "epochs", 6)]
+)
+def test_arms_are_further_products_with_a_budget_of_their_own(
+    given: str, key: str, value: int
+) -> None:
     plain = parsed("lora_alpha", f"{given}\nlora_alpha")
     study = Study.parse(plain.source + ARM, label="t.toml")
     own, trials = plain.trials({"m": 64}), study.trials({"m": 64})
@@ -116,7 +123,9 @@ def test_recipes_of_hu_et_al() -> None:
     d = dict.fromkeys(study.models, 768)
     longer = study.budgets(d)
     assert set(longer.values()) == {2}
-    rows = {(t.model, t.task): t for t in study.trials(d) if t.method == "lora" and t.id not in longer}
+    rows = {
+        (t.model, t.task): t for t in study.trials(d) if t.method == "lora" and t.id not in longer
+    }
     base, large = rows["FacebookAI/roberta-base", "CoLA"], rows["FacebookAI/roberta-large", "RTE"]
     assert (base.batch_size, base.epochs, base.lora_alpha, base.max_length) == (32, 80, 8, 512)
     assert (large.batch_size, large.epochs, large.lora_alpha, large.max_length) == (8, 20, 16, 512)
@@ -168,7 +177,11 @@ def test_builtin_studies_load(name: str) -> None:
             "[[arm]]\nseed = 1\n[[arm]]\nrate = 1",
             "[[arm]] 2 rate: unknown key; expected one of",
         ),
-        ("lora_alpha = 16", "[[arm]]\nbudget = 0", "[[arm]] 1 budget: expected greater than 0; found 0"),
+        (
+            "lora_alpha = 16",
+            "[[arm]]\nbudget = 0",
+            "[[arm]] 1 budget: expected greater than 0; found 0",
+        ),
         (
             "lora_alpha = 16",
             "[fixed.task.RTE]\nsteps = 1\nepochs = 2",
@@ -182,7 +195,11 @@ def test_builtin_studies_load(name: str) -> None:
         ("lora_alpha = 16", "[fixed.task.QTE]\nsteps = 1", "found 'QTE'"),
         ("lora_alpha = 16", "[arm]\nbudget = 2", "[arm]: expected tables headed [[arm]]"),
         ("[1, 4", "[0, 4", "[scientific] rank: expected greater than or equal to 1; found 0"),
-        ("[1, 4", "[1.5, 4", "[scientific] rank: expected a whole number from 1, or 'd'; found 1.5"),
+        (
+            "[1, 4",
+            "[1.5, 4",
+            "[scientific] rank: expected a whole number from 1, or 'd'; found 1.5",
+        ),
         ("[1, 4", "[1, 1", "[scientific] rank: every value once, got [1, 1, 'd']"),
         (
             '[1, 4, "d"]',
@@ -229,7 +246,9 @@ def test_packs_hold_what_may_train_together() -> None:
 def test_packs_hold_what_the_memory_holds() -> None:
     """A trial of rank r takes r % of it."""
     study = parsed('"d"]', "16, 64]")
-    trials = [t for t in study.trials({"m": 64}) if t.method == "lora" and t.task == "RTE" and t.seed == 0]
+    trials = [
+        t for t in study.trials({"m": 64}) if t.method == "lora" and t.task == "RTE" and t.seed == 0
+    ]
     share = lambda trial: (trial.rank or 0) / 100  # noqa: E731
     found = packs(trials, size=99, share=share)
     assert [t for pack in found for t in pack] == packs(trials, size=99)[0]
@@ -241,7 +260,10 @@ def test_packs_hold_what_the_memory_holds() -> None:
 
 
 def test_ids_do_not_depend_on_the_process() -> None:
-    code = f"from rankscope.study.study_file import *; print(Study.parse({TEXT!r}).trials({{'m': 64}})[5].id)"
+    code = (
+        "from rankscope.study.study_file import *; "
+        f"print(Study.parse({TEXT!r}).trials({{'m': 64}})[5].id)"
+    )
     other = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.strip()

@@ -1,4 +1,5 @@
-"""A driver, and its workers, that train nothing: light enough to be killed by the dozen. ``driver.py work`` is a worker."""
+"""A driver, and its workers, that train nothing: light enough to be killed by the dozen.
+``driver.py work`` is a worker."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def work(job: dict[str, Any]) -> None:
     store = Store(job["store"])
     worker = Worker(store, store.packs(size=2), slowly, retries=0, provenance={})
     if "patience" in job:  # seconds
-        worker.detector = FailureDetector(store.log, patience=job["patience"], every=job["patience"] / 8)
+        worker.detector = FailureDetector(
+            store.log, patience=job["patience"], every=job["patience"] / 8
+        )
     worker.run()
 
 

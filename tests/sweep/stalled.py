@@ -1,4 +1,5 @@
-"""A worker that keeps a checkpoint after every step and stops at the seventh of its first pack, for ever: to be killed."""
+"""A worker that keeps a checkpoint after every step and stops at the seventh of its first
+pack, for ever: to be killed."""
 
 from __future__ import annotations
 

@@ -15,12 +15,16 @@ W = torch.ones(8, 6, dtype=torch.float64)
 
 
 def draw(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
+    return torch.randn(
+        *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape))
+    )
 
 
 def test_an_update_against_itself() -> None:
     B, A = draw(12, 3), draw(3, 9)
-    found = against(Update(LowRank(B=B, A=A, scale=2.0)), Update(Dense(2.0 * B @ A)), W=torch.ones(12, 9))
+    found = against(
+        Update(LowRank(B=B, A=A, scale=2.0)), Update(Dense(2.0 * B @ A)), W=torch.ones(12, 9)
+    )
     assert found["k"] == 3
     for name in ("captured_energy", "cosine", "left_overlap", "right_overlap", "norm_ratio"):
         assert found[name] == pytest.approx(1.0)
@@ -37,9 +41,9 @@ def test_updates_that_share_nothing() -> None:
         assert found[name] == pytest.approx(0.0)
     assert found["relative_distance"] == pytest.approx(math.sqrt(2 + 18) / math.sqrt(18))
     assert found["norm_ratio"] == pytest.approx(1 / 3)
-    assert [found[f"{side}_angle_{end}"] for side in ("left", "right") for end in ("first", "last")] == [
-        pytest.approx(90.0)
-    ] * 4
+    assert [
+        found[f"{side}_angle_{end}"] for side in ("left", "right") for end in ("first", "last")
+    ] == [pytest.approx(90.0)] * 4
     tuned = (W + full.dense).norm()
     assert found["weight_distance"] == pytest.approx(math.sqrt(2 + 18) / float(tuned))
 
@@ -60,14 +64,17 @@ def test_a_zero_update_has_no_number() -> None:
 
 
 def test_a_longer_trial_is_no_reference() -> None:
-    """Only trials with the study's own budget are compared: here there is no full fine-tune left to compare with."""
+    """Only trials with the study's own budget are compared: here there is no full
+    fine-tune left to compare with."""
 
     class Kept:
         def trials(self) -> pd.DataFrame:
             return pd.DataFrame(
                 {
-                    "trial": ["a", "b"], "model": "m", "task": "RTE", "method": ["lora", "full"], "rank": [4, None],
-                    "scaling": ["alpha/r", None], "learning_rate": 1e-3, "seed": 0, "status": "done", "metric": "accuracy",
+                    "trial": ["a", "b"], "model": "m", "task": "RTE", "method": ["lora", "full"],
+                    "rank": [4, None],
+                    "scaling": ["alpha/r", None], "learning_rate": 1e-3, "seed": 0,
+                    "status": "done", "metric": "accuracy",
                     "best": 0.7, "budget": [1.0, 2.0],
                 }
             )  # fmt: skip

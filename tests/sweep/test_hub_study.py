@@ -59,7 +59,9 @@ def glue_rows(task: str, *, start: int) -> pd.DataFrame:
         return rows
     one, two = ("premise", "hypothesis") if task == "mnli" else ("sentence1", "sentence2")
     label = [i % 3 for i in range(32)] if task == "mnli" else [i % 11 / 2 for i in range(32)]
-    return pd.DataFrame({one: rows["sentence"], two: rows["sentence"][::-1].to_list(), "label": label})
+    return pd.DataFrame(
+        {one: rows["sentence"], two: rows["sentence"][::-1].to_list(), "label": label}
+    )
 
 
 @pytest.fixture
@@ -69,7 +71,8 @@ def study(tmp_path: Path) -> Path:
 
 
 def rankscope(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own: the hub's client reads ``HF_ENDPOINT`` when it is imported."""
+    """The command line in a process of its own: the hub's client reads
+    ``HF_ENDPOINT`` when it is imported."""
     command = [sys.executable, "-m", "rankscope.cli", *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
@@ -91,7 +94,9 @@ def test_models_and_data_come_from_the_hub_once(hub: Path, study: Path, tmp_path
     assert metrics.loc[mnli, ["accuracy", "accuracy_mismatched"]].notna().all(axis=None)
     assert metrics.drop(mnli)["accuracy_mismatched"].isna().all()
     assert Store(store).fingerprints["model/FacebookAI/roberta-base"] == COMMIT
-    again = rankscope("plan", study, "--store", store, HF_HUB_OFFLINE="1", HF_HOME=home)  # from the cache
+    again = rankscope(
+        "plan", study, "--store", store, HF_HUB_OFFLINE="1", HF_HOME=home
+    )  # from the cache
     assert again.returncode == 0, again.stderr
     assert "0 of 9 trials to train" in again.stdout
 
@@ -103,7 +108,9 @@ def empty_hub(tmp_path: Path) -> Iterator[str]:
         yield address
 
 
-def test_what_the_hub_lacks_is_said_in_one_line(empty_hub: str, study: Path, tmp_path: Path) -> None:
+def test_what_the_hub_lacks_is_said_in_one_line(
+    empty_hub: str, study: Path, tmp_path: Path
+) -> None:
     found = rankscope("plan", study, HF_ENDPOINT=empty_hub, HF_HOME=str(tmp_path / "home"))
     assert found.returncode == 2
     (line,) = [line for line in found.stderr.splitlines() if line.startswith("rankscope: ")]

@@ -12,7 +12,15 @@ from rankscope.store.store import Store
 from rankscope.study.cost import base_memory, device_named, memory, widths
 from rankscope.study.study_file import Study, Trial
 from rankscope.sweep.inputs import StudyInputs
-from rankscope.sweep.machine import PACK_SIZE, SHARE, Room, free_for_each, left_by_cgroup, room, shared
+from rankscope.sweep.machine import (
+    PACK_SIZE,
+    SHARE,
+    Room,
+    free_for_each,
+    left_by_cgroup,
+    room,
+    shared,
+)
 from rankscope.sweep.plan import forecast, rate_here
 
 GB = 1e9
@@ -26,7 +34,9 @@ def lab() -> StudyInputs:
 @pytest.fixture(scope="module")
 def store(lab: StudyInputs, tmp_path_factory: pytest.TempPathFactory) -> Store:
     path = tmp_path_factory.mktemp("store")
-    return Store.create(path, lab.study, largest_rank=lab.largest_rank, fingerprints=lab.fingerprints)
+    return Store.create(
+        path, lab.study, largest_rank=lab.largest_rank, fingerprints=lab.fingerprints
+    )
 
 
 def needed(pack: list[Trial], inputs: StudyInputs, device: str = "cpu") -> float:

@@ -1,4 +1,5 @@
-"""Worker processes killed at random moments, and their driver too: nothing is lost, nothing is done twice."""
+"""Worker processes killed at random moments, and their driver too: nothing is
+lost, nothing is done twice."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from rankscope.store.store import Store
 from rankscope.study.study_file import Study
 
 DRIVER = Path(__file__).with_name("driver.py")
-STUDY = Study.parse(TEXT.replace("[1e-4, 1e-3]", "[1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]"))
+STUDY = Study.parse(
+    TEXT.replace("[1e-4, 1e-3]", "[1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]")
+)
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
@@ -31,7 +34,10 @@ def children(process: subprocess.Popen[str]) -> list[int]:
 
 def start(store: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(DRIVER), str(store)], stderr=subprocess.PIPE, text=True, env=os.environ | {}
+        [sys.executable, str(DRIVER), str(store)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {},
     )
 
 
@@ -54,7 +60,9 @@ def test_kill_9(tmp_path: Path, undisturbed: Store) -> None:
     while driver.poll() is None and time.monotonic() < deadline:
         time.sleep(luck.uniform(0.01, 0.3))
         log.refresh()
-        victims = children(driver) if log.live else []  # while they train, however long they took to start
+        victims = (
+            children(driver) if log.live else []
+        )  # while they train, however long they took to start
         if kills >= 14 or not victims:
             continue
         kills += 1
@@ -67,7 +75,9 @@ def test_kill_9(tmp_path: Path, undisturbed: Store) -> None:
             os.kill(luck.choice(victims), signal.SIGKILL)
         for path, stamp in finished.items():  # what was finished before stays as it was
             assert path.stat().st_mtime_ns == stamp
-        finished |= {path: path.stat().st_mtime_ns for path in store.path.glob("trials/*/done.json")}
+        finished |= {
+            path: path.stat().st_mtime_ns for path in store.path.glob("trials/*/done.json")
+        }
     assert driver.wait(timeout=30) == 0, driver.communicate()[1]
     driver.communicate()
     assert workers_killed >= 6
@@ -85,8 +95,12 @@ def test_kill_9(tmp_path: Path, undisturbed: Store) -> None:
 def committed(store: Store) -> list[str]:
     """The trials of every commit in the log."""
     entries = [json.loads(path.read_text()) for path in sorted((store.path / "log").glob("*.json"))]
-    claims = {n: entry["trials"] for n, entry in enumerate(entries, start=1) if entry["event"] == "claim"}
-    return [trial for entry in entries if entry["event"] == "commit" for trial in claims[entry["claim"]]]
+    claims = {
+        n: entry["trials"] for n, entry in enumerate(entries, start=1) if entry["event"] == "claim"
+    }
+    return [
+        trial for entry in entries if entry["event"] == "commit" for trial in claims[entry["claim"]]
+    ]
 
 
 def test_workers_that_cannot_go_on_say_why(tmp_path: Path) -> None:

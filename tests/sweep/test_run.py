@@ -1,4 +1,5 @@
-"""The main job on tiny models: a study becomes a store, and the store what PEFT and an SVD say it is."""
+"""The main job on tiny models: a study becomes a store, and the store what
+PEFT and an SVD say it is."""
 
 from __future__ import annotations
 
@@ -36,7 +37,12 @@ ALWAYS = Pace(every=0.0, share=1e9)  # a checkpoint after every step
 
 
 def study(
-    model: str, data: Path, *, architecture: str = "roberta", ranks: str = '[1, "d"]', steps: int = 6
+    model: str,
+    data: Path,
+    *,
+    architecture: str = "roberta",
+    ranks: str = '[1, "d"]',
+    steps: int = 6,
 ) -> Study:
     return Study.parse(
         f"""
@@ -58,8 +64,12 @@ def study(
 
 
 @pytest.fixture(scope="module")
-def store(tiny_models: dict[str, str], tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return run(study(tiny_models["roberta"], tiny_data), tmp_path_factory.mktemp("store"), quiet=True)
+def store(
+    tiny_models: dict[str, str], tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Store:
+    return run(
+        study(tiny_models["roberta"], tiny_data), tmp_path_factory.mktemp("store"), quiet=True
+    )
 
 
 def test_every_trial_is_done_and_described(store: Store) -> None:
@@ -76,20 +86,28 @@ def test_spectra_at_start_at_powers_of_four_and_at_evaluations(store: Store) -> 
     for matrix, steps in {"W": {0}, "dW": {0, 1, 3, 4, 6}, "W+dW": {0, 1, 3, 4, 6}}.items():
         assert set(calm.loc[calm["matrix"] == matrix, "step"]) == steps
     start = spectra[spectra["step"] == 0]
-    assert start.loc[start["matrix"] == "dW", "stable_rank"].isna().all()  # B = 0: undefined, not a number
+    assert (
+        start.loc[start["matrix"] == "dW", "stable_rank"].isna().all()
+    )  # B = 0: undefined, not a number
     both = start.pivot(index=["trial", "layer"], columns="matrix", values="stable_rank")
     assert_close(torch.tensor(both["W"].array), torch.tensor(both["W+dW"].array), rtol=1e-3, atol=0)
-    assert (start.loc[start["matrix"] == "dW", ["spectral_norm", "frobenius_norm"]] == 0).all().all()
+    assert (
+        (start.loc[start["matrix"] == "dW", ["spectral_norm", "frobenius_norm"]] == 0).all().all()
+    )
     known = spectra.dropna(subset="stable_rank")
     assert (known["lower"] <= known["stable_rank"]).all()
     assert (known["stable_rank"] <= known["upper"]).all()
 
 
-def test_spectra_equal_the_svd_of_what_peft_merges(store: Store, tiny_models: dict[str, str]) -> None:
+def test_spectra_equal_the_svd_of_what_peft_merges(
+    store: Store, tiny_models: dict[str, str]
+) -> None:
     trials, spectra = store.trials(), store.spectra()
     for row in trials[(trials["method"] == "lora") & (trials["learning_rate"] < 1)].itertuples():
         base = AutoModelForSequenceClassification.from_pretrained(tiny_models["roberta"])
-        merged = PeftModel.from_pretrained(base, store.folder(row.trial).path / "last").merge_and_unload()
+        merged = PeftModel.from_pretrained(
+            base, store.folder(row.trial).path / "last"
+        ).merge_and_unload()
         last = spectra[
             (spectra["trial"] == row.trial) & (spectra["step"] == 6) & (spectra["matrix"] == "W+dW")
         ]
@@ -106,12 +124,16 @@ def test_full_fine_tunes_are_checkpoints_and_tsuccessor_spectra_are_tsuccessors(
     (trial,) = trials.loc[(trials["method"] == "full") & (trials["learning_rate"] < 1), "trial"]
     tuned = load_file(store.folder(trial).path / "last" / "model.safetensors")
     base = load_file(Path(tiny_models["roberta"]) / "model.safetensors")
-    last = spectra[(spectra["trial"] == trial) & (spectra["step"] == 6) & (spectra["matrix"] == "dW")]
+    last = spectra[
+        (spectra["trial"] == trial) & (spectra["step"] == 6) & (spectra["matrix"] == "dW")
+    ]
     for found in last.itertuples():
         sigma = torch.linalg.svdvals(
             tuned[f"{found.layer}.weight"].double() - base[f"{found.layer}.weight"].double()
         )
-        assert found.stable_rank == pytest.approx(float(sigma.square().sum() / sigma[0] ** 2), rel=1e-3)
+        assert found.stable_rank == pytest.approx(
+            float(sigma.square().sum() / sigma[0] ** 2), rel=1e-3
+        )
 
 
 def test_best_weights_give_the_best_metric_again(store: Store, tiny_models: dict[str, str]) -> None:
@@ -140,10 +162,17 @@ def test_the_comparison_has_every_chosen_trial_and_site(store: Store) -> None:
     comparison = store.comparison()
     assert comparison["trial"].nunique() == 2
     assert len(comparison) == 2 * 4
-    assert comparison[["captured_energy", "left_overlap", "right_overlap"]].stack().between(0, 1 + 1e-9).all()
+    assert (
+        comparison[["captured_energy", "left_overlap", "right_overlap"]]
+        .stack()
+        .between(0, 1 + 1e-9)
+        .all()
+    )
 
 
-def test_running_again_trains_nothing(store: Store, tiny_models: dict[str, str], tiny_data: Path) -> None:
+def test_running_again_trains_nothing(
+    store: Store, tiny_models: dict[str, str], tiny_data: Path
+) -> None:
     stamps = {p: p.stat().st_mtime_ns for p in store.path.rglob("done.json")}
     again = run(study(tiny_models["roberta"], tiny_data), store.path, quiet=True)
     assert {p: p.stat().st_mtime_ns for p in store.path.rglob("done.json")} == stamps
@@ -173,7 +202,9 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     with pytest.raises(KeyboardInterrupt):
         train(*opened(study(tiny_models["roberta"], tiny_data), tmp_path), run=Interrupted)
     assert 0 < status(Store(tmp_path)).done < 6
-    assert run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True).hash() == store.hash()
+    assert (
+        run(study(tiny_models["roberta"], tiny_data), tmp_path, quiet=True).hash() == store.hash()
+    )
 
 
 def test_a_pack_goes_on_from_where_its_worker_died(
@@ -196,16 +227,21 @@ def test_a_pack_goes_on_from_where_its_worker_died(
 def test_a_pack_whose_worker_was_killed_ends_as_an_undisturbed_one(
     tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL in the middle of a pack; another process's successor starts from the checkpoint. Bit for bit."""
+    """SIGKILL in the middle of a pack; another process's successor starts from
+    the checkpoint. Bit for bit."""
     asked = study(tiny_models["roberta"], tiny_data, steps=12)
     undisturbed = run(asked, tmp_path / "undisturbed", quiet=True)
     inputs, store = opened(asked, tmp_path / "s")
     command = [sys.executable, str(Path(__file__).with_name("stalled.py"))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as worker:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as worker:
         assert worker.stdin is not None
         print(json.dumps(worker_job(inputs, store)), file=worker.stdin, flush=True)
         deadline = time.monotonic() + 120
-        while steps_kept(store) < STALL - 1 and worker.poll() is None and time.monotonic() < deadline:
+        while (
+            steps_kept(store) < STALL - 1 and worker.poll() is None and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
         worker.kill()
     assert worker.returncode == -signal.SIGKILL
@@ -219,7 +255,10 @@ def test_a_pack_whose_worker_was_killed_ends_as_an_undisturbed_one(
 
     train(*opened(asked, store.path), run=Watched)
     done = run(asked, store.path, quiet=True)
-    assert taken[: 12 - STALL + 2] == [*range(STALL, 13), 1]  # the rest of that pack, then the next one
+    assert taken[: 12 - STALL + 2] == [
+        *range(STALL, 13),
+        1,
+    ]  # the rest of that pack, then the next one
     assert done.hash() == undisturbed.hash()
     for name in ("metrics", "spectra"):
         pd.testing.assert_frame_equal(getattr(done, name)(), getattr(undisturbed, name)())
@@ -244,7 +283,11 @@ def test_other_architectures_train_save_and_compare(
     architecture: str, tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path
 ) -> None:
     path = tiny_models[architecture]
-    done = run(study(path, tiny_data, architecture=architecture, ranks="[2]", steps=3), tmp_path, quiet=True)
+    done = run(
+        study(path, tiny_data, architecture=architecture, ranks="[2]", steps=3),
+        tmp_path,
+        quiet=True,
+    )
     assert status(done).done == 4
     assert done.comparison()["relative_distance"].notna().all()
 

@@ -15,7 +15,8 @@ ELSEWHERE = {"host": "elsewhere", "boot": "another"}
 
 
 def test_the_time_left_is_shared_by_the_workers_that_live(tmp_path: Path) -> None:
-    """Each trial took 0.1 s. Six are left: two workers elsewhere hold one each, and one here that has died a third."""
+    """Each trial took 0.1 s. Six are left: two workers elsewhere hold one each, and one
+    here that has died a third."""
     store = create(tmp_path / "s")
     first, *others = store.packs(size=2)
     Worker(store, [first], pretend, retries=0, provenance={}).run()

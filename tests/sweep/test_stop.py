@@ -1,4 +1,5 @@
-"""SIGTERM and SIGHUP are Ctrl-C: the claim is given back, a checkpoint left, one line said, the status the signal's."""
+"""SIGTERM and SIGHUP are Ctrl-C: the claim is given back, a checkpoint left, one line
+said, the status the signal's."""
 
 from __future__ import annotations
 
@@ -43,7 +44,14 @@ def events(store: Path) -> list[str]:
 @pytest.mark.parametrize(("name", "workers"), [("SIGTERM", 1), ("SIGTERM", 2), ("SIGHUP", 1)])
 def test_a_run_that_is_asked_to_stop(name: str, workers: int, tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(STUDY)
-    command = ["run", str(tmp_path / "study.toml"), "--store", str(tmp_path / "s"), "--workers", str(workers)]
+    command = [
+        "run",
+        str(tmp_path / "study.toml"),
+        "--store",
+        str(tmp_path / "s"),
+        "--workers",
+        str(workers),
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "rankscope.cli", *command],
         stderr=subprocess.PIPE,
@@ -51,14 +59,20 @@ def test_a_run_that_is_asked_to_stop(name: str, workers: int, tmp_path: Path) ->
         text=True,
     )
     deadline = time.monotonic() + 180
-    while len(events(tmp_path / "s")) < workers and time.monotonic() < deadline and process.poll() is None:
+    while (
+        len(events(tmp_path / "s")) < workers
+        and time.monotonic() < deadline
+        and process.poll() is None
+    ):
         time.sleep(0.1)
     time.sleep(8 / workers if workers == 1 else 1)  # one trains long enough for a checkpoint to pay
     process.send_signal(getattr(signal, name))
     _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + getattr(signal, name)
     assert err.count("\n") == 1
-    assert "stopped; what had finished is kept. Type the same command to go on: rankscope run" in err
+    assert (
+        "stopped; what had finished is kept. Type the same command to go on: rankscope run" in err
+    )
     assert events(tmp_path / "s") == ["claim"] * workers + ["release"] * workers
     log = Store(tmp_path / "s").log
     log.refresh()

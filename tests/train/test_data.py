@@ -14,13 +14,17 @@ from rankscope.train.data import encode, fingerprint, read_split
 from rankscope.train.model import load_tokenizer
 
 
-def test_batches_are_padded_to_their_own_longest_row(tiny_models: dict[str, str], tiny_data: Path) -> None:
+def test_batches_are_padded_to_their_own_longest_row(
+    tiny_models: dict[str, str], tiny_data: Path
+) -> None:
     tokenizer = load_tokenizer(tiny_models["roberta"])
     frame = read_split(str(tiny_data), TASKS["CoLA"], "train")
     encoded = encode(frame, TASKS["CoLA"], tokenizer, max_length=32)
     rows = torch.tensor([3, 0, 7])
     inputs, labels = encoded.batch(rows)
-    expected = tokenizer([frame["sentence"][i] for i in rows.tolist()], padding=True, return_tensors="pt")
+    expected = tokenizer(
+        [frame["sentence"][i] for i in rows.tolist()], padding=True, return_tensors="pt"
+    )
     for name in ("input_ids", "attention_mask"):
         assert torch.equal(inputs[name], expected[name])
     assert labels.tolist() == frame["label"][rows.tolist()].tolist()
@@ -50,13 +54,21 @@ def test_pairs_are_joined(tiny_models: dict[str, str], tmp_path: Path) -> None:
     )
     write_tsv(tmp_path, "RTE", "train", frame)
     tokenizer = load_tokenizer(tiny_models["roberta"])
-    encoded = encode(read_split(str(tmp_path), TASKS["RTE"], "train"), TASKS["RTE"], tokenizer, max_length=32)
-    assert encoded.inputs["input_ids"][0].tolist() == tokenizer("the cat", "a bird sees")["input_ids"]
+    encoded = encode(
+        read_split(str(tmp_path), TASKS["RTE"], "train"), TASKS["RTE"], tokenizer, max_length=32
+    )
+    assert (
+        encoded.inputs["input_ids"][0].tolist() == tokenizer("the cat", "a bird sees")["input_ids"]
+    )
 
 
-def test_a_second_validation_split_follows_the_first(tiny_models: dict[str, str], tmp_path: Path) -> None:
+def test_a_second_validation_split_follows_the_first(
+    tiny_models: dict[str, str], tmp_path: Path
+) -> None:
     """MNLI's mismatched rows; a folder may lack them."""
-    one = pd.DataFrame({"premise": ["a cat"] * 3, "hypothesis": ["it sees"] * 3, "label": [0, 1, 2]})
+    one = pd.DataFrame(
+        {"premise": ["a cat"] * 3, "hypothesis": ["it sees"] * 3, "label": [0, 1, 2]}
+    )
     write_tsv(tmp_path, "MNLI", "validation", one)
     tokenizer = load_tokenizer(tiny_models["roberta"])
     for expected in (0, 2):
@@ -68,8 +80,13 @@ def test_a_second_validation_split_follows_the_first(tiny_models: dict[str, str]
 
 def test_quotes_and_na_are_text(tmp_path: Path) -> None:
     (tmp_path / "CoLA").mkdir()
-    (tmp_path / "CoLA" / "train.tsv").write_text('sentence\tlabel\n"He said\t0\nNA\t1\n', encoding="utf-8")
-    assert read_split(str(tmp_path), TASKS["CoLA"], "train")["sentence"].tolist() == ['"He said', "NA"]
+    (tmp_path / "CoLA" / "train.tsv").write_text(
+        'sentence\tlabel\n"He said\t0\nNA\t1\n', encoding="utf-8"
+    )
+    assert read_split(str(tmp_path), TASKS["CoLA"], "train")["sentence"].tolist() == [
+        '"He said',
+        "NA",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""A trial of a pack equals PEFT and plain PyTorch, trained alone with the same seed, batches and dropouts."""
+"""A trial of a pack equals PEFT and plain PyTorch, trained alone with the same
+seed, batches and dropouts."""
 
 from __future__ import annotations
 
@@ -10,7 +11,17 @@ from torch.testing import assert_close
 
 from conftest import TARGETS, save_tiny_model
 from rankscope.train.packed import buckets
-from training import adapters, alone, encoded, losses_of, peft_model, plain_model, run_of, saved, trials_of
+from training import (
+    adapters,
+    alone,
+    encoded,
+    losses_of,
+    peft_model,
+    plain_model,
+    run_of,
+    saved,
+    trials_of,
+)
 
 WIDTH = 32
 
@@ -23,11 +34,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)], ids=["float64", "float32"]
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-9), (torch.float32, 1e-5)],
+    ids=["float64", "float32"],
 )
 @pytest.mark.parametrize("architecture", TARGETS)
 def test_every_lora_trial_of_a_pack_equals_peft_alone(
-    architecture: str, dtype: torch.dtype, tolerance: float, models: dict[str, str], tiny_data: Path, tmp_path: Path
+    architecture: str, dtype: torch.dtype, tolerance: float, models: dict[str, str],
+    tiny_data: Path, tmp_path: Path
 ) -> None:  # fmt: skip
     path = models[architecture]
     trials, train = trials_of(architecture, path), encoded(path, tiny_data)
@@ -49,7 +63,11 @@ def test_every_lora_trial_of_a_pack_equals_peft_alone(
             assert ours.keys() == theirs.keys()
             for name, tensor in theirs.items():
                 assert_close(
-                    ours[name], tensor, rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
+                    ours[name],
+                    tensor,
+                    rtol=0,
+                    atol=tolerance,
+                    msg=lambda m, name=name: f"{name}: {m}",
                 )
 
 
@@ -80,11 +98,16 @@ def test_neither_the_order_of_slots_nor_the_size_of_the_pack_matters(
     assert_close(shuffled, together[:, order], rtol=0, atol=1e-12)
     for part in (slice(0, 1), slice(3, 8)):
         assert_close(
-            losses_of(run_of(trials[part], path, train, torch.float64)), together[:, part], rtol=0, atol=1e-12
+            losses_of(run_of(trials[part], path, train, torch.float64)),
+            together[:, part],
+            rtol=0,
+            atol=1e-12,
         )
 
 
-def test_a_neighbour_that_turns_nan_changes_nothing(models: dict[str, str], tiny_data: Path) -> None:
+def test_a_neighbour_that_turns_nan_changes_nothing(
+    models: dict[str, str], tiny_data: Path
+) -> None:
     path = models["roberta"]
     trials, train = trials_of("roberta", path, steps=8), encoded(path, tiny_data)
     undisturbed = losses_of(run_of(trials, path, train))
@@ -126,4 +149,10 @@ def test_padding_of_ranks_stays_zero(models: dict[str, str], tiny_data: Path) ->
 
 def test_buckets_pad_small_ranks_together_and_large_ones_by_powers_of_two() -> None:
     ranks = [1, 2, 8, 16, 17, 32, 33, 64, 128, 768]
-    assert [ranks[slot] for slot in buckets(ranks)] == [[1, 2, 8, 16], [17, 32], [33, 64], [128], [768]]
+    assert [ranks[slot] for slot in buckets(ranks)] == [
+        [1, 2, 8, 16],
+        [17, 32],
+        [33, 64],
+        [128],
+        [768],
+    ]

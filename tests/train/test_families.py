@@ -1,8 +1,9 @@
-"""Every family of models: a pack of four unlike trials equals PEFT alone, and what it saves gives its numbers back.
+"""Every family of models: a pack of four unlike trials equals PEFT alone, and what it
+saves gives its numbers back.
 
-The oracle is PEFT and transformers: initial weights drawn here by the documented rule, torch's own AdamW, and each saved
-folder opened by ``PeftModel.from_pretrained`` or ``AutoModelForSequenceClassification.from_pretrained``, evaluated
-without padding.
+The oracle is PEFT and transformers: initial weights drawn here by the documented rule, torch's own
+AdamW, and each saved folder opened by ``PeftModel.from_pretrained`` or
+``AutoModelForSequenceClassification.from_pretrained``, evaluated without padding.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ STEPS = 5
 
 
 def study(family: str, model: str, data: Path) -> Study:
-    """Two ranks, two rates, two scaling rules, of which ``pack`` takes four trials; and a full fine-tune."""
+    """Two ranks, two rates, two scaling rules, of which ``pack`` takes four
+    trials; and a full fine-tune."""
     return Study.parse(
         f"""
         name = "t"
@@ -56,7 +58,9 @@ def study(family: str, model: str, data: Path) -> Study:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def trained(request: pytest.FixtureRequest, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def trained(
+    request: pytest.FixtureRequest, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
     """-> family, model folder, inputs, the trials with their folders"""
     family: str = request.param
     root = tmp_path_factory.mktemp(family)
@@ -71,7 +75,8 @@ def trained(request: pytest.FixtureRequest, tiny_data: Path, tmp_path_factory: p
         for trial, folder in zip(pack, dirs, strict=True):
             folder.begin(trial, provenance={})
         train_pack(
-            pack, dirs, lambda steps: None, model=model, task=TASK, train=train, validation=validation, device=CPU
+            pack, dirs, lambda steps: None, model=model, task=TASK, train=train,
+            validation=validation, device=CPU
         )  # fmt: skip
         folders += list(zip(pack, dirs, strict=True))
     return family, model, inputs, folders
@@ -79,7 +84,9 @@ def trained(request: pytest.FixtureRequest, tiny_data: Path, tmp_path_factory: p
 
 def opened(model: str, trial: Trial, folder: Path) -> Any:
     if trial.method == "full":
-        return AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager")
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder, attn_implementation="eager"
+        )
     base = AutoModelForSequenceClassification.from_pretrained(
         model, num_labels=2, attn_implementation="eager"
     )
@@ -88,9 +95,14 @@ def opened(model: str, trial: Trial, folder: Path) -> Any:
 
 def numbers(model: Any, path: str, validation: pd.DataFrame) -> dict[str, float]:
     """Loss and Matthews correlation, over batches of rows of one length: without padding."""
-    tokenizer, names = AutoTokenizer.from_pretrained(path), ("input_ids", "attention_mask", "token_type_ids")
+    tokenizer, names = (
+        AutoTokenizer.from_pretrained(path),
+        ("input_ids", "attention_mask", "token_type_ids"),
+    )
     found, labels = [], []
-    for _, rows in validation.groupby([len(tokenizer(text)["input_ids"]) for text in validation["sentence"]]):
+    for _, rows in validation.groupby(
+        [len(tokenizer(text)["input_ids"]) for text in validation["sentence"]]
+    ):
         inputs = tokenizer(rows["sentence"].tolist(), return_tensors="pt")
         with torch.no_grad():
             found.append(model.eval()(**{k: v for k, v in inputs.items() if k in names}).logits)
@@ -112,16 +124,24 @@ def test_best_and_last_give_their_numbers_back(trained: Any) -> None:
         best = folder.result()["best_step"]
         for name, step in {"best": best, "last": STEPS}.items():
             found = numbers(opened(path, trial, folder.path / name), path, validation)
-            assert found == pytest.approx({key: lines[step][key] for key in found}, abs=1e-5), (name, trial)
+            assert found == pytest.approx({key: lines[step][key] for key in found}, abs=1e-5), (
+                name,
+                trial,
+            )
         assert math.isfinite(lines[STEPS]["train_loss"])
 
 
 def begun(path: str, trial: Trial) -> Any:
-    """The trial before its first step, by PEFT: heads and factors drawn from its stream by the documented rule."""
-    base = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2, attn_implementation="eager")
+    """The trial before its first step, by PEFT: heads and factors drawn from its
+    stream by the documented rule."""
+    base = AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=2, attn_implementation="eager"
+    )
     base.config.pad_token_id = 1
     generator, prefix = stream(trial.seed, "init"), base.base_model_prefix
-    heads = [name for name, part in base.named_children() if name != prefix and [*part.parameters()]]
+    heads = [
+        name for name, part in base.named_children() if name != prefix and [*part.parameters()]
+    ]
     with torch.no_grad():
         for name in heads:
             for module in base.get_submodule(name).modules():
@@ -137,7 +157,8 @@ def begun(path: str, trial: Trial) -> Any:
         return base
     conv = any(isinstance(module, Conv1D) for module in base.modules())
     config = peft.LoraConfig(
-        task_type="SEQ_CLS", r=trial.rank, lora_alpha=trial.lora_alpha, use_rslora=trial.scaling == "alpha/sqrt(r)",
+        task_type="SEQ_CLS", r=trial.rank, lora_alpha=trial.lora_alpha,
+        use_rslora=trial.scaling == "alpha/sqrt(r)",
         lora_dropout=trial.lora_dropout, target_modules=trial.target_modules, fan_in_fan_out=conv,
         modules_to_save=heads,
     )  # fmt: skip
@@ -151,7 +172,8 @@ def begun(path: str, trial: Trial) -> Any:
 
 
 def test_a_trial_of_the_pack_equals_peft_alone(trained: Any) -> None:
-    """In its losses: a weight whose gradient is rounding noise may go anywhere, and nothing depends on it."""
+    """In its losses: a weight whose gradient is rounding noise may go anywhere,
+    and nothing depends on it."""
     _, path, inputs, folders = trained
     last = []
     for trial, folder in folders:
@@ -163,4 +185,6 @@ def test_a_trial_of_the_pack_equals_peft_alone(trained: Any) -> None:
         found = numbers(model, path, inputs.split("CoLA")[1])
         assert second["eval_loss"] == pytest.approx(found["eval_loss"], abs=2e-5), trial
         last.append(losses[-1])
-    assert len({round(loss, 6) for loss in last}) == len(last)  # they differ: equality above says something
+    assert len({round(loss, 6) for loss in last}) == len(
+        last
+    )  # they differ: equality above says something

@@ -1,4 +1,5 @@
-"""The proof that trials of a pack do not touch each other: what it lets pass, what it refuses, what happens then."""
+"""The proof that trials of a pack do not touch each other: what it lets pass, what it
+refuses, what happens then."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], list[str]]] = {
     "opt": (  # its dropouts are functions, not modules
         lambda: OPTForSequenceClassification(
             OPTConfig(
-                **SIZES, hidden_size=16, word_embed_proj_dim=16, num_hidden_layers=2, num_attention_heads=2,
+                **SIZES, hidden_size=16, word_embed_proj_dim=16, num_hidden_layers=2,
+                num_attention_heads=2,
                 ffn_dim=32, max_position_embeddings=40, **TOKENS,
             )
         ),
@@ -64,7 +66,8 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], list[str]]] = {
     "gemma2": (  # soft-capped scores
         lambda: Gemma2ForSequenceClassification(
             Gemma2Config(
-                **sizes(16), head_dim=8, num_key_value_heads=1, max_position_embeddings=40, sliding_window=4,
+                **sizes(16), head_dim=8, num_key_value_heads=1, max_position_embeddings=40,
+                sliding_window=4,
                 attn_logit_softcapping=0.5, attention_dropout=0.1, **TOKENS,
             )
         ),
@@ -73,8 +76,10 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], list[str]]] = {
     "deberta": (  # an adapter meets relative positions, which have no batch
         lambda: DebertaV2ForSequenceClassification(
             DebertaV2Config(
-                **sizes(16), max_position_embeddings=40, relative_attention=True, position_buckets=4,
-                pos_att_type=["p2c", "c2p"], share_att_key=True, position_biased_input=False, type_vocab_size=0,
+                **sizes(16), max_position_embeddings=40, relative_attention=True,
+                position_buckets=4,
+                pos_att_type=["p2c", "c2p"], share_att_key=True, position_biased_input=False,
+                type_vocab_size=0,
             )
         ),
         ["query_proj", "value_proj"],
@@ -140,12 +145,17 @@ def proved(pack: AdapterPack | FullPack, train: Encoded) -> None:
     [
         ("mpnet", torch.float64, 1e-9),
         ("opt", torch.float64, 1e-7),  # its own softmax rounds to float32
-        ("gemma2", torch.float32, 1e-5),  # as Gemma's, where a row of nothing but padding then is NaN
+        (
+            "gemma2",
+            torch.float32,
+            1e-5,
+        ),  # as Gemma's, where a row of nothing but padding then is NaN
     ],
     ids=["mpnet", "opt", "gemma2"],
 )
 def test_the_proof_passes_and_each_trial_then_equals_peft_alone(
-    name: str, dtype: torch.dtype, tolerance: float, families: dict[str, str], tiny_data: Path, tmp_path: Path
+    name: str, dtype: torch.dtype, tolerance: float, families: dict[str, str], tiny_data: Path,
+    tmp_path: Path
 ) -> None:  # fmt: skip
     """Dropouts that are functions and soft caps are the model's own, so they are PEFT's, too."""
     path, train = families[name], encoded(families[name], tiny_data)
@@ -167,7 +177,9 @@ def test_the_proof_passes_and_each_trial_then_equals_peft_alone(
 def test_what_can_not_be_cut_by_trials_is_refused(
     name: str, families: dict[str, str], tiny_data: Path
 ) -> None:
-    with pytest.raises(NotIsolated, match=r"meets \(\d+, \d+, 16\), which is not 4 trials x 8 rows"):
+    with pytest.raises(
+        NotIsolated, match=r"meets \(\d+, \d+, 16\), which is not 4 trials x 8 rows"
+    ):
         proved(pack_of(name, families), encoded(families[name], tiny_data))
 
 
@@ -182,7 +194,8 @@ def test_trials_that_train_one_at_a_time_equal_peft_alone(
         folder.begin(trial, provenance={"versions": {}})
     told: list[int] = []
     train_pack(
-        trials, folders, told.append, model=path, task=TASK, train=train, validation=train, device=CPU,
+        trials, folders, told.append, model=path, task=TASK, train=train, validation=train,
+        device=CPU,
         scratch=tmp_path / "scratch", say=said.append,
     )  # fmt: skip
     assert sum(told) == 4 * 6
@@ -230,7 +243,10 @@ class Mixing(nn.Module):
     ("mix", "reason"),
     [
         (lambda x: x - 1e-3 * x.mean(0, keepdim=True), "logits in training differ"),
-        (lambda x: x + 1e-7 * x.roll(2, 0), "neighbours"),  # too small to be seen in the logits' size
+        (
+            lambda x: x + 1e-7 * x.roll(2, 0),
+            "neighbours",
+        ),  # too small to be seen in the logits' size
         (lambda x: x + torch.zeros_like(x).uniform_(0, 0.1), "logits in training differ"),
         (lambda x: x * (1.01 if len(x) > 8 else 1.0), "logits in training differ"),
         (lambda x: (x + 0.1 * x.detach() ** 2) - 0.1 * x**2, "gradients of"),
@@ -252,7 +268,9 @@ def test_every_way_to_touch_a_neighbour_is_seen(
 
 def test_evaluation_is_proved_as_well(tiny_models: dict[str, str], tiny_data: Path) -> None:
     path, train = tiny_models["gpt2"], encoded(tiny_models["gpt2"], tiny_data)
-    pack = AdapterPack(trials_of("gpt2", path, ranks="[1]", d=16)[:2], model=path, task=TASK, device=CPU)
+    pack = AdapterPack(
+        trials_of("gpt2", path, ranks="[1]", d=16)[:2], model=path, task=TASK, device=CPU
+    )
     block = pack.model.transformer.h[1]
     block.mlp = Mixing(block.mlp, lambda x: x if pack.model.training else 1.01 * x)
     with pytest.raises(NotIsolated, match="logits in evaluation differ"):
@@ -292,29 +310,40 @@ def test_a_pack_that_fails_while_it_trains_begins_again_one_at_a_time(
         for folder in folders:
             folder.path.mkdir(parents=True)
         train_pack(
-            trials, folders, told.append, model=path, task=TASK, train=train, validation=train, device=CPU, run=kind,
+            trials, folders, told.append, model=path, task=TASK, train=train, validation=train,
+            device=CPU, run=kind,
         )  # fmt: skip
         assert sum(told) == 3 * 6
         found[name] = folders
     for one, other in zip(found["packed"], found["failing"], strict=True):
         assert other.result()["best"] == pytest.approx(one.result()["best"], abs=1e-6)
-        assert other.metrics()[-1]["eval_loss"] == pytest.approx(one.metrics()[-1]["eval_loss"], abs=1e-5)
+        assert other.metrics()[-1]["eval_loss"] == pytest.approx(
+            one.metrics()[-1]["eval_loss"], abs=1e-5
+        )
         assert "another kind" in (other.path / "trial.json").read_text()
 
 
-def test_the_model_as_loaded_leaves_no_argument_of_its_attention_out(families: dict[str, str]) -> None:
+def test_the_model_as_loaded_leaves_no_argument_of_its_attention_out(
+    families: dict[str, str],
+) -> None:
     """Gemma 2 caps its scores. The formula, by hand: cap tanh(scores / cap)."""
     model = load_model(families["gemma2"], TASK).eval()
     capped: list[Tensor] = []
     attention = model.model.layers[0].self_attn
     hook = attention.register_forward_hook(lambda module, args, out: capped.append(out[1]))
-    inputs = {"input_ids": torch.tensor([[0, 5, 9, 7]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    inputs = {
+        "input_ids": torch.tensor([[0, 5, 9, 7]]),
+        "attention_mask": torch.ones(1, 4, dtype=torch.long),
+    }
     with torch.no_grad():
         output = model(**inputs, output_hidden_states=True)
         hook.remove()
         x = model.model.layers[0].input_layernorm(output.hidden_states[0])
         cos, sin = model.model.rotary_emb(x, torch.arange(4)[None])
-        q, k = (layer(x).view(1, 4, -1, 8).transpose(1, 2) for layer in (attention.q_proj, attention.k_proj))
+        q, k = (
+            layer(x).view(1, 4, -1, 8).transpose(1, 2)
+            for layer in (attention.q_proj, attention.k_proj)
+        )
 
         def rotated(y: Tensor) -> Tensor:
             half = torch.cat((-y[..., 4:], y[..., :4]), dim=-1)

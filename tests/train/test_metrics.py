@@ -25,12 +25,17 @@ def test_classification(task: str) -> None:
         if "f1" in found:
             assert found["f1"] == pytest.approx(sk.f1_score(labels, guess))
         if "matthews_correlation" in found:
-            assert found["matthews_correlation"] == pytest.approx(sk.matthews_corrcoef(labels, guess))
+            assert found["matthews_correlation"] == pytest.approx(
+                sk.matthews_corrcoef(labels, guess)
+            )
 
 
 def test_regression_and_a_constant_guess() -> None:
     generator = torch.Generator().manual_seed(0)
-    logits, labels = torch.randn(2, 50, 1, generator=generator), torch.randn(50, generator=generator)
+    logits, labels = (
+        torch.randn(2, 50, 1, generator=generator),
+        torch.randn(50, generator=generator),
+    )
     logits[1] = 1.0
     good, constant = score(logits, labels, TASKS["STS-B"])
     assert good["pearson"] == pytest.approx(stats.pearsonr(logits[0, :, 0], labels)[0], rel=1e-5)
@@ -46,11 +51,14 @@ def test_one_class_guessed_is_no_correlation() -> None:
 
 
 def test_answers_that_differ_by_rounding_alone_are_one_answer() -> None:
-    """A regression that has collapsed: without the check its Pearson correlation is one of the study's best."""
+    """A regression that has collapsed: without the check its Pearson correlation
+    is one of the study's best."""
     generator = torch.Generator().manual_seed(0)
     labels = 5 * torch.rand(200, generator=generator)
     noise = torch.randn(200, generator=generator)
-    logits = torch.stack([2.7 + 1e-5 * (0.15 * labels + noise), 2.7 + 1e-2 * labels, 2.7 + noise])[..., None]
+    logits = torch.stack([2.7 + 1e-5 * (0.15 * labels + noise), 2.7 + 1e-2 * labels, 2.7 + noise])[
+        ..., None
+    ]
     found = is_constant(logits, labels)
     assert found.tolist() == [True, False, False]
     raw, kept = (score(x, labels, TASKS["STS-B"]) for x in (logits, flattened(logits, found)))

@@ -44,22 +44,27 @@ LENGTHS = {"roberta": 38, "bert": 40, "gpt2": 40, "llama": 40}
 def test_shapes_without_weights(architecture: str, tiny_models: dict[str, str]) -> None:
     model = skeleton(tiny_models[architecture], TASKS["CoLA"])
     assert all(p.is_meta for p in model.parameters())
-    assert (len(sites(model, TARGETS[architecture])), largest_rank(model, TARGETS[architecture])) == SITES[
-        architecture
-    ]
+    assert (
+        len(sites(model, TARGETS[architecture])),
+        largest_rank(model, TARGETS[architecture]),
+    ) == SITES[architecture]
     assert list(trained_in_full(model)) == HEADS[architecture]
     assert longest_input(model) == LENGTHS[architecture]
 
 
 def test_unknown_target_names_the_known(tiny_models: dict[str, str]) -> None:
     model = skeleton(tiny_models["gpt2"], TASKS["CoLA"])
-    with pytest.raises(ValueError, match=r"expected names of linear layers .*c_attn.*; found 'query'"):
+    with pytest.raises(
+        ValueError, match=r"expected names of linear layers .*c_attn.*; found 'query'"
+    ):
         sites(model, ["query"])
 
 
 def test_streams_are_apart_and_repeat() -> None:
     draws = {
-        (s, p): torch.rand(4, generator=stream(s, p)) for s in (0, 1) for p in ("init", "order", "dropout")
+        (s, p): torch.rand(4, generator=stream(s, p))
+        for s in (0, 1)
+        for p in ("init", "order", "dropout")
     }
     assert len({tuple(x.tolist()) for x in draws.values()}) == 6
     assert torch.equal(draws[0, "init"], torch.rand(4, generator=stream(0, "init")))
@@ -74,7 +79,8 @@ def test_a_head_for_other_labels_is_drawn_anew_but_the_base_must_fit(
     two = load_model(str(tmp_path), TASKS["CoLA"])
     assert two.classifier.out_proj.weight.shape == (2, 16)
     assert_close(
-        two.state_dict()["roberta.embeddings.word_embeddings.weight"], three.get_input_embeddings().weight
+        two.state_dict()["roberta.embeddings.word_embeddings.weight"],
+        three.get_input_embeddings().weight,
     )
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
@@ -94,7 +100,9 @@ def without(model: str, folder: Path, *parts: str) -> str:
     """A copy of a model folder whose file lacks these weights."""
     shutil.copytree(model, folder)
     tensors = load_file(folder / "model.safetensors")
-    kept = {name: tensor for name, tensor in tensors.items() if not any(part in name for part in parts)}
+    kept = {
+        name: tensor for name, tensor in tensors.items() if not any(part in name for part in parts)
+    }
     assert len(kept) < len(tensors)
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     return str(folder)
@@ -102,7 +110,10 @@ def without(model: str, folder: Path, *parts: str) -> str:
 
 LONGEST = {
     "roberta": (transformers.RobertaConfig(max_position_embeddings=20, pad_token_id=5), 14),
-    "mpnet": (transformers.MPNetConfig(max_position_embeddings=20), 18),  # its padding_idx is always 1
+    "mpnet": (
+        transformers.MPNetConfig(max_position_embeddings=20),
+        18,
+    ),  # its padding_idx is always 1
     "bert": (transformers.BertConfig(max_position_embeddings=20), 20),
     "opt": (transformers.OPTConfig(max_position_embeddings=20), 20),  # its table has two rows more
     "xlnet": (transformers.XLNetConfig(), None),
@@ -143,7 +154,9 @@ def test_a_file_that_lacks_a_block_or_an_embedding_is_refused(
             load(path, TASKS["CoLA"])
 
 
-def test_a_folder_that_holds_an_adapter_is_no_base(tiny_models: dict[str, str], tmp_path: Path) -> None:
+def test_a_folder_that_holds_an_adapter_is_no_base(
+    tiny_models: dict[str, str], tmp_path: Path
+) -> None:
     path = changed(tiny_models["bert"], tmp_path / "bert")
     (tmp_path / "bert" / "adapter_config.json").write_text("{}")
     for load in (skeleton, load_model):
@@ -153,7 +166,10 @@ def test_a_folder_that_holds_an_adapter_is_no_base(tiny_models: dict[str, str], 
 
 @pytest.mark.parametrize("load", [skeleton, load_model, lambda path, task: load_tokenizer(path)])
 def test_code_in_a_model_folder_is_never_run(
-    load: Callable[..., object], tiny_models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    load: Callable[..., object],
+    tiny_models: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """transformers would ask on the terminal, and `y` on standard input would run it."""
     code: dict[str, object] = dict.fromkeys(
@@ -161,7 +177,9 @@ def test_code_in_a_model_folder_is_never_run(
     )
     code["AutoTokenizer"] = ["modeling.Any", None]
     path = changed(tiny_models["bert"], tmp_path / "bert", model_type="unknown", auto_map=code)
-    (tmp_path / "bert" / "modeling.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\nclass Any: pass\n")
+    (tmp_path / "bert" / "modeling.py").write_text(
+        f"open({str(tmp_path / 'run')!r}, 'w')\nclass Any: pass\n"
+    )
     (tmp_path / "bert" / "tokenizer_config.json").write_text(json.dumps({"auto_map": code}))
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
     with pytest.raises(ValueError, match=r"^model .*bert") as error:

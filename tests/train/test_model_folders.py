@@ -1,4 +1,5 @@
-"""Model folders that can't be trained on: one line that names the folder, soon, whatever is wrong with it."""
+"""Model folders that can't be trained on: one line that names the folder, soon,
+whatever is wrong with it."""
 
 from __future__ import annotations
 
@@ -57,7 +58,10 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "width below zero": (settings(hidden_size=-16), "model"),
     "heads that do not divide": (settings(num_attention_heads=3), "heads"),
     "an unknown activation": (settings(hidden_act="none such"), "none such"),
-    "more layers than the file": (settings(num_hidden_layers=3), "its file lacks 16 of the model's weights"),
+    "more layers than the file": (
+        settings(num_hidden_layers=3),
+        "its file lacks 16 of the model's weights",
+    ),
     "a million layers": (settings(num_hidden_layers=10**6), "found num_hidden_layers = 1000000"),
     "10^12 words": (settings(vocab_size=10**12), "found vocab_size = 1000000000000"),
 }
@@ -79,7 +83,9 @@ def test_one_line_says_what_is_wrong(
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"version": "1.0"}'])
-def test_a_damaged_tokenizer_is_one_line(content: str, tiny_models: dict[str, str], tmp_path: Path) -> None:
+def test_a_damaged_tokenizer_is_one_line(
+    content: str, tiny_models: dict[str, str], tmp_path: Path
+) -> None:
     shutil.copytree(tiny_models["bert"], tmp_path / "bert")
     (tmp_path / "bert" / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match=r"^model '.*bert': expected a folder with ") as error:

@@ -62,8 +62,8 @@ def test_each_trial_steps_as_torch_does_alone(fused: bool) -> None:
 
 
 def test_this_torch_has_the_private_kernel_as_it_was() -> None:
-    """If this fails, torch has changed ``_fused_adamw_``. Training goes on by ``plain_adamw`` and is right, but its
-    steps are slower: read the new signature, and adapt the call and ``FUSED``."""
+    """If this fails, torch has changed ``_fused_adamw_``. Training goes on by ``plain_adamw`` and
+    is right, but its steps are slower: read the new signature, and adapt the call and ``FUSED``."""
     assert str(torch.ops.aten._fused_adamw_.default._schema) == FUSED
     assert has_fused_kernel()
 
@@ -88,6 +88,8 @@ def test_schedule_is_hugging_faces(warmup: int, total: int) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     theirs = get_linear_schedule_with_warmup(optimizer, warmup, total)
     for step in range(total):
-        assert linear_schedule(step, warmup=warmup, total=total) == pytest.approx(theirs.get_last_lr()[0])
+        assert linear_schedule(step, warmup=warmup, total=total) == pytest.approx(
+            theirs.get_last_lr()[0]
+        )
         optimizer.step()
         theirs.step()

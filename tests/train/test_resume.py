@@ -90,10 +90,14 @@ def watched(*, poison: int | None = None) -> tuple[type[Run], list[int], list[in
 
 def assert_same_results(one: list[TrialDir], other: list[TrialDir]) -> None:
     for a, b in zip(one, other, strict=True):
-        results = [{k: v for k, v in folder.result().items() if k != "seconds"} for folder in (a, b)]
+        results = [
+            {k: v for k, v in folder.result().items() if k != "seconds"} for folder in (a, b)
+        ]
         assert results[0] == results[1]
         assert a.metrics() == b.metrics()
-        assert (a.path / "spectra.parquet").read_bytes() == (b.path / "spectra.parquet").read_bytes()
+        assert (a.path / "spectra.parquet").read_bytes() == (
+            b.path / "spectra.parquet"
+        ).read_bytes()
         for which in ("best", "last"):
             files = [next((folder.path / which).glob("*.safetensors")) for folder in (a, b)]
             left, right = map(load_file, files)
@@ -109,7 +113,9 @@ def test_a_resumed_pack_equals_an_undisturbed_one(
     model, scratch = tiny_models["roberta"], tmp_path / "scratch"
     undisturbed, told = trained(method, model, train, tmp_path / "undisturbed")
     with pytest.raises(Stopped):
-        trained(method, model, train, tmp_path / "stopped", stop_after=7, scratch=scratch, pace=ALWAYS)
+        trained(
+            method, model, train, tmp_path / "stopped", stop_after=7, scratch=scratch, pace=ALWAYS
+        )
     assert [path.name for path in scratch.iterdir()] == ["checkpoint.safetensors"]
     run, taken, _ = watched()
     resumed, again = trained(method, model, train, tmp_path / "resumed", scratch=scratch, run=run)
@@ -118,8 +124,11 @@ def test_a_resumed_pack_equals_an_undisturbed_one(
     assert_same_results(resumed, undisturbed)
 
 
-def test_a_pack_goes_on_without_its_dead(tiny_models: dict[str, str], train: Encoded, tmp_path: Path) -> None:
-    """The living change by rounding only, since products of fewer rows may add in another order: 1e-6 in float32."""
+def test_a_pack_goes_on_without_its_dead(
+    tiny_models: dict[str, str], train: Encoded, tmp_path: Path
+) -> None:
+    """The living change by rounding only, since products of fewer rows may add in
+    another order: 1e-6 in float32."""
     model = tiny_models["roberta"]
     undisturbed, told = trained("lora", model, train, tmp_path / "undisturbed")
     run, _, sizes = watched(poison=3)
@@ -134,7 +143,9 @@ def test_a_pack_goes_on_without_its_dead(tiny_models: dict[str, str], train: Enc
     assert_same_results([dropped[k] for k in (1, 5)], [frozen[k] for k in (1, 5)])
     for k in (0, 2, 3, 4):
         a, b = dropped[k], undisturbed[k]
-        assert a.result() == pytest.approx(b.result() | {"seconds": a.result()["seconds"]}, abs=1e-6)
+        assert a.result() == pytest.approx(
+            b.result() | {"seconds": a.result()["seconds"]}, abs=1e-6
+        )
         for which in ("best", "last"):
             left, right = (load_file(f.path / which / "adapter_model.safetensors") for f in (a, b))
             assert left.keys() == right.keys()
@@ -219,7 +230,9 @@ def test_a_pack_that_does_not_fit_is_split_and_equals_one_that_does(
                 raise error
             return super().step(rows, step)
 
-    split, again = trained("lora", model, train, tmp_path / "split", scratch=tmp_path / "scratch", run=Large)
+    split, again = trained(
+        "lora", model, train, tmp_path / "split", scratch=tmp_path / "scratch", run=Large
+    )
     assert set(sizes) == {6, 3, 1, 2}
     assert again == told
     for a, b in zip(whole, split, strict=True):

@@ -17,7 +17,8 @@ from training import TASK, encoded, run_of, trials_of
 
 
 class Pack:
-    """Two sites, one trial: one update nearly cancels W, so that rounding leaves no digit of W + dW."""
+    """Two sites, one trial: one update nearly cancels W, so that rounding
+    leaves no digit of W + dW."""
 
     trials: list[Any]
 
@@ -28,7 +29,10 @@ class Pack:
         source = torch.Generator().manual_seed(0)
         B, A = torch.randn(2, 1, 9, 2, generator=source), torch.randn(2, 1, 2, 7, generator=source)
         W = (B.double() @ A.double())[:, 0]
-        W += torch.tensor([1e-13, 1.0])[:, None, None] * torch.randn(2, 9, 7, generator=source).double()
+        W += (
+            torch.tensor([1e-13, 1.0])[:, None, None]
+            * torch.randn(2, 9, 7, generator=source).double()
+        )
         dW = LowRank(B=B.double(), A=A.double(), scale=-1.0)
         yield Updates(["cancels", "stands"], slice(0, 1), W, dW, Dense(W[:, None]) + dW)
 
@@ -57,8 +61,11 @@ def test_spectra_take_the_scale_of_the_trial_not_its_rounding(tiny_models: dict[
         assert update.dW.scale.expand(update.dW.batch_shape)[0].tolist() == scales[update.slots]
 
 
-def test_before_the_first_step_there_is_W_alone(tiny_models: dict[str, str], tiny_data: Path) -> None:
-    """For each trial and site: sr(W) by float64 SVD, dW = 0 without a stable rank, and W + dW = W."""
+def test_before_the_first_step_there_is_W_alone(
+    tiny_models: dict[str, str], tiny_data: Path
+) -> None:
+    """For each trial and site: sr(W) by float64 SVD, dW = 0 without a
+    stable rank, and W + dW = W."""
     model = tiny_models["roberta"]
     trials = trials_of("roberta", model, ranks="[1, 3]", d=16, steps=4)
     run = run_of(trials, model, encoded(model, tiny_data))
@@ -72,7 +79,9 @@ def test_before_the_first_step_there_is_W_alone(tiny_models: dict[str, str], tin
             sigma = torch.linalg.svdvals(W)
             for matrix in ("W", "W+dW"):
                 row = start.loc[(matrix, layer)]
-                assert row["stable_rank"] == pytest.approx(float((sigma / sigma[0]).square().sum()), rel=1e-3)
+                assert row["stable_rank"] == pytest.approx(
+                    float((sigma / sigma[0]).square().sum()), rel=1e-3
+                )
                 assert row["frobenius_norm"] == pytest.approx(float(sigma.norm()), rel=1e-6)
             zero = start.loc[("dW", layer)]
             assert zero["frobenius_norm"] == 0

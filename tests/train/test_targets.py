@@ -21,7 +21,9 @@ def test_defaults_are_pefts(family: str) -> None:
         model = AutoModelForSequenceClassification.from_config(FAMILIES[family].config())
     model.requires_grad_(False)
     if family in NOT_ITS_ATTENTION:
-        with pytest.raises(ValueError, match=r"no default is known for XLNetFor.*: layer_1, layer_2$"):
+        with pytest.raises(
+            ValueError, match=r"no default is known for XLNetFor.*: layer_1, layer_2$"
+        ):
             default_targets(model)
         return
     found = default_targets(model)

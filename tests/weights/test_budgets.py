@@ -39,7 +39,8 @@ def call(module: str, name: str, number: int) -> bytes:
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("builtins", "bytearray"), ("torch", "Tensor"), ("torch", "FloatStorage"), ("torch", "FloatTensor"),
+    [("builtins", "bytearray"), ("torch", "Tensor"), ("torch", "FloatStorage"),
+                                                      ("torch", "FloatTensor"),
      ("torch.storage", "UntypedStorage"), ("torch._utils", "_rebuild_device_tensor_from_numpy")],
 )  # fmt: skip
 def test_what_weights_only_would_call(tmp_path: Path, module: str, name: str) -> None:
@@ -53,7 +54,11 @@ def test_what_weights_only_would_call(tmp_path: Path, module: str, name: str) ->
 
 def test_tuples_of_tuples_are_not_hashed(tmp_path: Path) -> None:
     """2^40 steps as a dictionary's key."""
-    code = b"})" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(40)) + b"K\x01s"
+    code = (
+        b"})"
+        + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(40))
+        + b"K\x01s"
+    )
     assert "a tuple of more than" in refusal(pickled(tmp_path / "x.bin", code))
     wide = (
         b"})"
@@ -101,12 +106,16 @@ def test_configurations(tmp_path: Path) -> None:
             "base_model.model.q.lora_B.weight": torch.ones(6, 2),
         }
         save_file(tensors, tmp_path / "adapter_model.safetensors")
-        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, **config}))
+        (tmp_path / "adapter_config.json").write_text(
+            json.dumps({"peft_type": "LORA", "r": 2, **config})
+        )
         return tmp_path
 
     assert "expected lora_alpha to be a number" in refusal(adapter(lora_alpha=10**400))
     assert "expected r to be a whole number" in refusal(adapter(r=10**400))
-    assert "expected alpha_pattern q to be a number" in refusal(adapter(alpha_pattern={"q": 10**400}))
+    assert "expected alpha_pattern q to be a number" in refusal(
+        adapter(alpha_pattern={"q": 10**400})
+    )
     many = [[0, 10_000]] * 20_000
     assert "expected layer_replication to make 10000 layers at most" in refusal(
         adapter(layer_replication=many)
@@ -119,7 +128,13 @@ def test_configurations(tmp_path: Path) -> None:
         "layer_replication",
     ):
         refusal(adapter(**{name: ["x"] * 1000}))
-    for name in ("base_model_name_or_path", "revision", "init_lora_weights", "use_rslora", "target_modules"):
+    for name in (
+        "base_model_name_or_path",
+        "revision",
+        "init_lora_weights",
+        "use_rslora",
+        "target_modules",
+    ):
         adapter(**{name: [["x"]]})
         measure(tmp_path)  # of no consequence, or read as it says
     refusal(adapter(peft_type=["LORA"]))
@@ -132,7 +147,10 @@ def test_all_patterns_have_one_budget(tmp_path: Path) -> None:
     tensors = {}
     for i in range(40):
         name = f"base_model.model.l{i}.{'x' * 22}.q"
-        tensors |= {f"{name}.lora_A.weight": torch.ones(2, 5), f"{name}.lora_B.weight": torch.ones(6, 2)}
+        tensors |= {
+            f"{name}.lora_A.weight": torch.ones(2, 5),
+            f"{name}.lora_B.weight": torch.ones(6, 2),
+        }
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     patterns = {f"(x|xx)+[yz]{i}": 2 for i in range(100)}
     config = {"peft_type": "LORA", "r": 2, "rank_pattern": patterns}
@@ -165,7 +183,8 @@ def test_a_base_of_another_model_names_both(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2}))
     save_file(
-        {f"encoder.block.{i}.weight": torch.ones(6, 5) for i in range(3000)}, tmp_path / "base.safetensors"
+        {f"encoder.block.{i}.weight": torch.ones(6, 5) for i in range(3000)},
+        tmp_path / "base.safetensors",
     )
     line = refusal(tmp_path, base=tmp_path / "base.safetensors")
     assert "model.layers.0.self_attn.k_proj" in line
@@ -176,7 +195,11 @@ def test_a_base_of_another_model_names_both(tmp_path: Path) -> None:
 
 
 def test_what_is_asked_for_in_vain(tmp_path: Path) -> None:
-    save_file({"a.weight": torch.ones(3, 4), "b.weight": torch.ones(3, 4)}, tmp_path / "x.safetensors")
+    save_file(
+        {"a.weight": torch.ones(3, 4), "b.weight": torch.ones(3, 4)}, tmp_path / "x.safetensors"
+    )
     assert "found none in 2, such as a, b" in refusal(tmp_path / "x.safetensors", layers="query")
     for alpha in (-3, 0, float("nan"), float("inf")):
-        assert "alpha: expected a number above 0" in refusal(tmp_path / "x.safetensors", alpha=alpha)
+        assert "alpha: expected a number above 0" in refusal(
+            tmp_path / "x.safetensors", alpha=alpha
+        )

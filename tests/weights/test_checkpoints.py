@@ -1,4 +1,5 @@
-"""Full checkpoints: one file, shards or torch files; differences, and what rounding leaves of them."""
+"""Full checkpoints: one file, shards or torch files; differences, and
+what rounding leaves of them."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def added(W: dict[str, Tensor], dW: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def save(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Path:
     folder.mkdir()
-    save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, folder / "model.safetensors")
+    save_file(
+        {name: tensor.to(dtype) for name, tensor in tensors.items()}, folder / "model.safetensors"
+    )
     return folder
 
 
@@ -68,7 +71,8 @@ def test_a_checkpoint_alone_gives_its_weights(tmp_path: Path) -> None:
 
 
 def test_one_weight_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The memory of a checkpoint's largest tensor is enough: benchmarks/streaming.py has the megabytes."""
+    """The memory of a checkpoint's largest tensor is enough:
+    benchmarks/streaming.py has the megabytes."""
     seen: list[weakref.ref[object]] = []
     module = sys.modules["rankscope.measurement.table"]
     real = module.measured_together
@@ -87,7 +91,9 @@ def test_one_weight_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.M
 
 def test_two_checkpoints_give_their_difference(tmp_path: Path) -> None:
     W, dW = weights(0), low_rank(1, 0.01)
-    table = measure(save(tmp_path / "tuned", added(W, dW)), base=save(tmp_path / "base", W), rtol=1e-7)
+    table = measure(
+        save(tmp_path / "tuned", added(W, dW)), base=save(tmp_path / "base", W), rtol=1e-7
+    )
     assert table.skipped == ()
     assert len(table.rows) == 9
     for row in table.rows:
@@ -128,7 +134,12 @@ def test_rounding_is_said_and_below_the_floor_nothing_is_claimed(tmp_path: Path)
     rows = [row for row in measure(tuned, base=base).rows if row.matrix == "dW"]
     assert len(rows) == 3
     for row in rows:
-        assert (row.stable_rank, row.lower, row.upper, row.effective_rank) == (None, None, None, None)
+        assert (row.stable_rank, row.lower, row.upper, row.effective_rank) == (
+            None,
+            None,
+            None,
+            None,
+        )
         assert "below the rounding floor: storage in bfloat16" in row.note
         assert row.frobenius_norm > 0
 
@@ -151,10 +162,13 @@ def test_what_is_reported_of_rounded_checkpoints_is_near_the_truth(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_share_that_rounding_has_is_as_estimated(tmp_path: Path, dtype: torch.dtype) -> None:
-    """The error is drawn here, by storing, and its share of ||dW||_F^2 is what the note says, to its two digits."""
+    """The error is drawn here, by storing, and its share of ||dW||_F^2 is what the
+    note says, to its two digits."""
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(300, 200, generator=generator).to(dtype).double()
-    tuned = W + 4 * torch.finfo(dtype).eps * torch.randn(300, 200, generator=generator, dtype=torch.float64)
+    tuned = W + 4 * torch.finfo(dtype).eps * torch.randn(
+        300, 200, generator=generator, dtype=torch.float64
+    )
     stored = tuned.to(dtype).double()
     share = float(((stored - tuned).norm() / (stored - W).norm()).square())
     after, before = save(tmp_path / "a", {"w": tuned}, dtype), save(tmp_path / "b", {"w": W}, dtype)
@@ -173,7 +187,10 @@ def test_a_coarser_base_counts_its_own_rounding(tmp_path: Path) -> None:
 
 def test_changed_new_and_missing_tensors_are_listed(tmp_path: Path) -> None:
     W = weights(0)
-    tuned = added(W, low_rank(1, 0.1)) | {"embeddings": torch.ones(50, 41), "head.weight": torch.ones(3, 40)}
+    tuned = added(W, low_rank(1, 0.1)) | {
+        "embeddings": torch.ones(50, 41),
+        "head.weight": torch.ones(3, 40),
+    }
     base = W | {"pooler.weight": torch.ones(40, 40)}
     table = measure(save(tmp_path / "tuned", tuned), base=save(tmp_path / "base", base))
     whys = {skipped.layer: skipped.why for skipped in table.skipped}
@@ -185,11 +202,17 @@ def test_changed_new_and_missing_tensors_are_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tokens", [53, 50, 47])
-@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight", "transformer.wte.weight"])
-def test_another_vocabulary_is_compared_where_both_have_rows(tmp_path: Path, tokens: int, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens.weight", "lm_head.weight", "transformer.wte.weight"]
+)
+def test_another_vocabulary_is_compared_where_both_have_rows(
+    tmp_path: Path, tokens: int, name: str
+) -> None:
     generator = torch.Generator().manual_seed(0)
     W, new = torch.randn(50, 40, generator=generator), torch.randn(tokens, 40, generator=generator)
-    table = measure(save(tmp_path / "tuned", {name: new}), base=save(tmp_path / "base", {name: W}), rtol=1e-7)
+    table = measure(
+        save(tmp_path / "tuned", {name: new}), base=save(tmp_path / "base", {name: W}), rtol=1e-7
+    )
     both = min(50, tokens)
     dense = {"W": W[:both], "dW": new[:both].double() - W[:both].double(), "W+dW": new[:both]}
     for row in table.rows:
@@ -226,9 +249,12 @@ def test_a_head_of_other_classes_is_no_vocabulary(tmp_path: Path) -> None:
 
 
 def test_different_dtypes_are_compared_exactly(tmp_path: Path) -> None:
-    """A float32 fine-tune of a bfloat16 or float16 base, and a float64 one: no product in the coarser type."""
+    """A float32 fine-tune of a bfloat16 or float16 base, and a float64 one: no
+    product in the coarser type."""
     W, dW = weights(0), low_rank(1, 1.0)
-    for i, (fine, coarse) in enumerate([(torch.float32, torch.bfloat16), (torch.float64, torch.float16)]):
+    for i, (fine, coarse) in enumerate(
+        [(torch.float32, torch.bfloat16), (torch.float64, torch.float16)]
+    ):
         tuned = save(tmp_path / f"tuned{i}", added(W, dW), fine)
         for row in measure(tuned, base=save(tmp_path / f"base{i}", W, coarse), rtol=1e-7).rows:
             name = row.layer if row.layer in W else f"{row.layer}.weight"
@@ -247,7 +273,9 @@ def test_equal_weights_are_a_zero_update(tmp_path: Path) -> None:
 def test_packed_bases_are_named(tmp_path: Path) -> None:
     W = weights(0)
     tuned = save(tmp_path / "tuned", W)
-    packed = {name.replace(".weight", ".qweight"): torch.ones(5, 40, dtype=torch.int32) for name in W}
+    packed = {
+        name.replace(".weight", ".qweight"): torch.ones(5, 40, dtype=torch.int32) for name in W
+    }
     table = measure(tuned, base=save(tmp_path / "base", packed, torch.int32))
     assert table.rows == ()
     whys = {s.layer: s.why for s in table.skipped}

@@ -10,7 +10,12 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, Response
+from huggingface_hub.errors import (
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    Response,
+)
 
 from rankscope.measurement.measure import measure
 from tiny import Case, edited
@@ -43,20 +48,24 @@ def test_adapter_and_base_from_the_cache(cache: Path, make_case: Callable[..., C
 
 def test_what_is_neither_here_nor_in_the_cache(cache: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"someone/nothing: expected an adapter .* none of them in the cache, and the hub"
+        ValueError,
+        match=r"someone/nothing: expected an adapter .* none of them in the cache, and the hub",
     ):
         measure("someone/nothing")
 
 
 @dataclass
 class Hub:
-    """Serves the folders below ``root``; ``asked``: each repository that was listed, each file downloaded."""
+    """Serves the folders below ``root``; ``asked``: each repository that was
+    listed, each file downloaded."""
 
     root: Path
     asked: list[str] = field(default_factory=list)
     reachable: bool = True
 
-    def download(self, repository: str, name: str, *, revision: str | None, local_files_only: bool) -> str:
+    def download(
+        self, repository: str, name: str, *, revision: str | None, local_files_only: bool
+    ) -> str:
         assert local_files_only == (not self.reachable)
         if local_files_only:
             raise LocalEntryNotFoundError("not in the cache")
@@ -70,7 +79,9 @@ class Hub:
         if not (self.root / repository).is_dir():
             response = Response(404)
             response._request = SimpleNamespace()
-            raise RepositoryNotFoundError("Repository Not Found.\nPlease log in.", response=response)
+            raise RepositoryNotFoundError(
+                "Repository Not Found.\nPlease log in.", response=response
+            )
         files = [path for path in (self.root / repository).rglob("*") if path.is_file()]
         names = [str(path.relative_to(self.root / repository)) for path in files]
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
@@ -84,7 +95,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     return hub
 
 
-@pytest.mark.parametrize("source", ["./nothing", "/nothing", "a/b/c", "a/../b", "--x", "a b", "<script>"])
+@pytest.mark.parametrize(
+    "source", ["./nothing", "/nothing", "a/b/c", "a/../b", "--x", "a b", "<script>"]
+)
 def test_what_can_be_no_hub_id_is_not_asked_for(source: str, hub: Hub) -> None:
     with pytest.raises(ValueError, match="expected a file, a folder or a hub id"):
         measure(source)
@@ -97,7 +110,10 @@ def test_only_the_needed_files_are_downloaded(hub: Hub, make_case: Callable[...,
     shutil.copytree(case.adapter, root / "someone" / "adapter")
     shutil.copytree(case.base, root / "someone" / "base")
     (root / "someone" / "base" / "pytorch_model.bin").write_text("not asked for")
-    assert measure("someone/adapter", base="someone/base").rows == measure(case.adapter, base=case.base).rows
+    assert (
+        measure("someone/adapter", base="someone/base").rows
+        == measure(case.adapter, base=case.base).rows
+    )
     assert asked == ["someone/adapter@None", "adapter_config.json", "adapter_model.safetensors",
                      "someone/base@None", "model.safetensors", "config.json"]  # fmt: skip
 
@@ -115,17 +131,23 @@ def test_revisions_and_subfolders(hub: Hub, make_case: Callable[..., Case]) -> N
         measure("someone/adapter", subfolder="third")
     asked.clear()
     table = measure(
-        "someone/adapter", subfolder="runs/second", revision="v1", base="someone/base", base_revision="v2"
+        "someone/adapter",
+        subfolder="runs/second",
+        revision="v1",
+        base="someone/base",
+        base_revision="v2",
     )
     assert table.rows == measure(case.adapter, base=case.base).rows
-    assert asked == ["someone/adapter@v1", "runs/second/adapter_config.json@v1", "runs/second/adapter_model.safetensors@v1",
+    assert asked == ["someone/adapter@v1", "runs/second/adapter_config.json@v1",
+                     "runs/second/adapter_model.safetensors@v1",
                      "someone/base@v2", "model.safetensors@v2", "config.json@v2"]  # fmt: skip
 
 
 def test_only_folders_one_level_down_are_proposed(
     hub: Hub, make_case: Callable[..., Case], tmp_path: Path
 ) -> None:
-    """A name that --subfolder takes, for a repository as for a folder on disk: no adapter deeper inside."""
+    """A name that --subfolder takes, for a repository as for a folder on disk:
+    no adapter deeper inside."""
     root = hub.root
     case = make_case("gpt2", target_modules=["attn.c_proj"], r=4)
     shutil.copytree(case.adapter, root / "someone" / "deep" / "a" / "deeper")
@@ -145,7 +167,9 @@ def test_the_base_is_taken_at_the_revision_that_the_adapter_names(
     root, asked = hub.root, hub.asked
     case = make_case("gpt2", target_modules=["attn.c_proj"], r=4)
     shutil.copytree(case.base, root / "someone" / "base")
-    folder = edited(case, tmp_path / "edited", base_model_name_or_path="someone/base", revision="v7")
+    folder = edited(
+        case, tmp_path / "edited", base_model_name_or_path="someone/base", revision="v7"
+    )
     measure(folder, base="someone/base")
     assert "someone/base@v7" in asked
     asked.clear()
@@ -157,7 +181,9 @@ def test_the_base_is_taken_at_the_revision_that_the_adapter_names(
 
 
 def test_what_the_hub_says_of_a_missing_repository(hub: Hub) -> None:
-    with pytest.raises(ValueError, match=r"someone/gone: .* the hub says: Repository Not Found") as caught:
+    with pytest.raises(
+        ValueError, match=r"someone/gone: .* the hub says: Repository Not Found"
+    ) as caught:
         measure("someone/gone")
     assert "\n" not in str(caught.value)
 

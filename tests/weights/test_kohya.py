@@ -1,4 +1,5 @@
-"""LoRA files of kohya, ComfyUI and diffusers, in all their spellings: dense float64 dW, and the right W."""
+"""LoRA files of kohya, ComfyUI and diffusers, in all their spellings: dense
+float64 dW, and the right W."""
 
 from __future__ import annotations
 
@@ -42,14 +43,20 @@ def unet(tmp_path: Path) -> Path:
 
 
 def written(folder: Path, tensors: dict[str, Tensor], **metadata: str) -> Path:
-    save_file({n: t.clone() for n, t in tensors.items()}, folder / "lora.safetensors", metadata=metadata)
+    save_file(
+        {n: t.clone() for n, t in tensors.items()}, folder / "lora.safetensors", metadata=metadata
+    )
     return folder / "lora.safetensors"
 
 
 def check(table: Table, layer: str, scale: float, dW: Tensor, before: Tensor) -> None:
     rows = {row.matrix: row for row in table.rows if row.layer == layer}
     assert set(rows) == {"W", "dW", "W+dW"}, (table.rows, table.skipped)
-    dense = {"W": before.double(), "dW": scale * dW.double(), "W+dW": before.double() + scale * dW.double()}
+    dense = {
+        "W": before.double(),
+        "dW": scale * dW.double(),
+        "W+dW": before.double() + scale * dW.double(),
+    }
     for matrix, M in dense.items():
         assert rows[matrix].stable_rank == pytest.approx(stable_rank(M), rel=1e-6)
         assert rows[matrix].frobenius_norm == pytest.approx(float(M.norm()), rel=1e-6)
@@ -59,16 +66,22 @@ def check(table: Table, layer: str, scale: float, dW: Tensor, before: Tensor) ->
 KOHYA = f"lora_unet_{QUERY.replace('.', '_')}"
 SPELLINGS = {
     "kohya": (f"{KOHYA}.lora_up.weight", f"{KOHYA}.lora_down.weight", f"{KOHYA}.alpha"),
-    "comfyui": (f"diffusion_model.{QUERY}.lora_up.weight", f"diffusion_model.{QUERY}.lora_down.weight",
+    "comfyui": (f"diffusion_model.{QUERY}.lora_up.weight",
+                                   f"diffusion_model.{QUERY}.lora_down.weight",
                 f"diffusion_model.{QUERY}.alpha"),
-    "diffusers": (f"unet.{QUERY}.lora_B.weight", f"unet.{QUERY}.lora_A.weight", f"unet.{QUERY}.alpha"),
-    "diffusers, an adapter's name": (f"unet.{QUERY}.lora_B.default.weight", f"unet.{QUERY}.lora_A.default.weight",
+    "diffusers": (f"unet.{QUERY}.lora_B.weight", f"unet.{QUERY}.lora_A.weight",
+                                                         f"unet.{QUERY}.alpha"),
+    "diffusers, an adapter's name": (f"unet.{QUERY}.lora_B.default.weight",
+                                             f"unet.{QUERY}.lora_A.default.weight",
                                      f"unet.{QUERY}.alpha"),
-    "diffusers, up and down": (f"unet.{QUERY}.lora.up.weight", f"unet.{QUERY}.lora.down.weight", f"unet.{QUERY}.alpha"),
+    "diffusers, up and down": (f"unet.{QUERY}.lora.up.weight", f"unet.{QUERY}.lora.down.weight",
+                                                                       f"unet.{QUERY}.alpha"),
     "diffusers, linear layer": (f"unet.{QUERY}.lora_linear_layer.up.weight",
-                                f"unet.{QUERY}.lora_linear_layer.down.weight", f"unet.{QUERY}.alpha"),
+                                f"unet.{QUERY}.lora_linear_layer.down.weight",
+                                f"unet.{QUERY}.alpha"),
     "diffusers, processor": (f"unet.{BLOCK}.attn1.processor.to_q_lora.up.weight",
-                             f"unet.{BLOCK}.attn1.processor.to_q_lora.down.weight", f"unet.{QUERY}.alpha"),
+                             f"unet.{BLOCK}.attn1.processor.to_q_lora.down.weight",
+                             f"unet.{QUERY}.alpha"),
 }  # fmt: skip
 
 
@@ -135,7 +148,8 @@ def test_a_pipeline_is_the_base_of_all_its_models(tmp_path: Path, unet: Path) ->
 
 
 def test_two_text_encoders_of_one_architecture_are_told_apart(tmp_path: Path, unet: Path) -> None:
-    """Of SDXL: their layers have the same names inside, so that only te1 and te2 tell them apart."""
+    """Of SDXL: their layers have the same names inside, so that only
+    te1 and te2 tell them apart."""
     (tmp_path / "model_index.json").write_text("{}")
     encoders = {"te1": ("text_encoder", W * 2), "te2": ("text_encoder_2", W * 3)}
     tensors = {}
@@ -150,7 +164,12 @@ def test_two_text_encoders_of_one_architecture_are_told_apart(tmp_path: Path, un
 
 
 def test_diffusers_own_metadata_give_the_scale(tmp_path: Path, unet: Path) -> None:
-    config: dict[str, Any] = {"r": 4, "lora_alpha": 8, "use_rslora": True, "alpha_pattern": {"attn1.to_q": 6}}
+    config: dict[str, Any] = {
+        "r": 4,
+        "lora_alpha": 8,
+        "use_rslora": True,
+        "alpha_pattern": {"attn1.to_q": 6},
+    }
     metadata = json.dumps({f"unet.{name}": value for name, value in config.items()})
     other = f"unet.{BLOCK}.attn2.to_q"
     tensors = {f"unet.{QUERY}.lora_B.weight": B, f"unet.{QUERY}.lora_A.weight": A}
@@ -186,9 +205,16 @@ def test_what_else_such_files_hold_is_named(tmp_path: Path, unet: Path) -> None:
     [
         ({f"{KOHYA}.lora_up.weight": B}, "expected lora_down beside lora_up"),
         ({f"{KOHYA}.lora_down.weight": A}, "expected lora_up beside lora_down"),
-        ({f"{KOHYA}.lora_up.weight": B, f"{KOHYA}.lora_down.weight": noise(5, 12)}, "with one r for"),
         (
-            {f"{KOHYA}.lora_up.weight": B, f"{KOHYA}.lora_down.weight": A, f"{KOHYA}.alpha": noise(2)},
+            {f"{KOHYA}.lora_up.weight": B, f"{KOHYA}.lora_down.weight": noise(5, 12)},
+            "with one r for",
+        ),
+        (
+            {
+                f"{KOHYA}.lora_up.weight": B,
+                f"{KOHYA}.lora_down.weight": A,
+                f"{KOHYA}.alpha": noise(2),
+            },
             "expected one number as",
         ),
         (

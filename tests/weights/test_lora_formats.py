@@ -1,4 +1,5 @@
-"""What other writers than PEFT save: each with the right value of a float64 SVD of dW and W + dW formed in full."""
+"""What other writers than PEFT save: each with the right value of a float64 SVD of dW
+and W + dW formed in full."""
 
 from __future__ import annotations
 
@@ -90,7 +91,12 @@ class TestTorchtune:
         torch.save({f"{self.LAYER}.weight": self.W}, tmp_path / "base.pt")
         V = (self.W + self.B @ self.A).double()
         new = m[:, None].double() * V / V.norm(dim=1, keepdim=True)
-        check(measure(tmp_path / "adapter_0.pt", base=tmp_path / "base.pt"), self.LAYER, new - self.W, self.W)
+        check(
+            measure(tmp_path / "adapter_0.pt", base=tmp_path / "base.pt"),
+            self.LAYER,
+            new - self.W,
+            self.W,
+        )
 
 
 class TestAdapterHub:
@@ -134,7 +140,9 @@ class TestAdapterHub:
             dW[place * o : (place + 1) * o] = 4 * B[i * o : (i + 1) * o] @ A[i * r : (i + 1) * r]
         layer = "bert.attention.qkv"
         tensors = {f"{layer}.loras.x.lora_A": A, f"{layer}.loras.x.lora_B": B}
-        source = folder(tmp_path / "a", self.config(attn_matrices=matrices), "adapter.safetensors", tensors)
+        source = folder(
+            tmp_path / "a", self.config(attn_matrices=matrices), "adapter.safetensors", tensors
+        )
         save_file({f"{layer}.weight": W}, tmp_path / "base.safetensors")
         table = measure(source, base=tmp_path / "base.safetensors")
         if g > 1:
@@ -152,13 +160,19 @@ class TestAdapterHub:
         ],
     )
     def test_what_is_no_low_rank_update(self, tmp_path: Path, change: dict[str, Any]) -> None:
-        tensors = {f"{self.LAYER}.loras.x.lora_A": randn(3, 20), f"{self.LAYER}.loras.x.lora_B": randn(24, 3)}
+        tensors = {
+            f"{self.LAYER}.loras.x.lora_A": randn(3, 20),
+            f"{self.LAYER}.loras.x.lora_B": randn(24, 3),
+        }
         source = folder(tmp_path / "a", self.config(**change), "adapter.safetensors", tensors)
         with pytest.raises(ValueError, match="not a low-rank update"):
             measure(source)
 
     def test_a_bottleneck_adapter_is_no_table_of_weights(self, tmp_path: Path) -> None:
-        config = {"config": {"mh_adapter": True, "reduction_factor": 16}, "version": "adapters.1.0.0"}
+        config = {
+            "config": {"mh_adapter": True, "reduction_factor": 16},
+            "version": "adapters.1.0.0",
+        }
         tensors = {
             "a.adapters.x.adapter_down.0.weight": randn(3, 20),
             "a.adapters.x.adapter_up.weight": randn(20, 3),
@@ -187,13 +201,19 @@ class TestMlx:
             assert notes(table) == {None}
 
     def test_alpha_and_scale(self, tmp_path: Path) -> None:
-        config = {"lora_parameters": {"rank": 3, "scale": 10.0, "alpha": 6, "dropout": 0.0}, "lora_layers": 1}
+        config = {
+            "lora_parameters": {"rank": 3, "scale": 10.0, "alpha": 6, "dropout": 0.0},
+            "lora_layers": 1,
+        }
         table = measure(folder(tmp_path / "a", config, "adapters.safetensors", self.TENSORS))
         check(table, self.LAYER, 20 * (self.A @ self.B).T)
         assert "scale alpha / r = 20 taken" in str(notes(table))
 
     def test_without_configuration_the_guess_is_said(self, tmp_path: Path) -> None:
-        np.savez(tmp_path / "adapters.npz", **{name: tensor.numpy() for name, tensor in self.TENSORS.items()})
+        np.savez(
+            tmp_path / "adapters.npz",
+            **{name: tensor.numpy() for name, tensor in self.TENSORS.items()},
+        )
         table = measure(tmp_path / "adapters.npz")
         check(table, self.LAYER, (self.A @ self.B).T)
         assert "scale 1 (alpha = r) assumed" in str(notes(table))
@@ -204,7 +224,9 @@ class TestMlx:
         source = folder(tmp_path / "a", self.CONFIG, "adapters.safetensors", tensors)
         save_file({"model.embed_tokens.weight": W}, tmp_path / "base.safetensors")
         check(measure(source), "model.embed_tokens", 20 * A @ B)
-        check(measure(source, base=tmp_path / "base.safetensors"), "model.embed_tokens", 20 * A @ B, W)
+        check(
+            measure(source, base=tmp_path / "base.safetensors"), "model.embed_tokens", 20 * A @ B, W
+        )
 
     def test_experts(self, tmp_path: Path) -> None:
         A, B, W = randn(2, 3, 20), randn(2, 24, 3), randn(2, 24, 20)
@@ -218,17 +240,24 @@ class TestMlx:
 
     def test_bfloat16_in_an_archive(self, tmp_path: Path) -> None:
         parts = {name: tensor.bfloat16() for name, tensor in self.TENSORS.items()}
-        raw = {name: part.view(torch.int16).numpy().view(np.dtype("V2")) for name, part in parts.items()}
+        raw = {
+            name: part.view(torch.int16).numpy().view(np.dtype("V2"))
+            for name, part in parts.items()
+        }
         source = folder(tmp_path / "a", self.CONFIG, "adapters.safetensors", {"x": randn(1)})
         (source / "adapters.safetensors").unlink()
         np.savez(source / "adapters.npz", **raw)
-        dW = 20 * (parts[f"{self.LAYER}.lora_a"].double() @ parts[f"{self.LAYER}.lora_b"].double()).T
+        dW = (
+            20 * (parts[f"{self.LAYER}.lora_a"].double() @ parts[f"{self.LAYER}.lora_b"].double()).T
+        )
         check(measure(source), self.LAYER, dW)
 
     def test_dora(self, tmp_path: Path) -> None:
         m = randn(24).abs()
         config = {**self.CONFIG, "fine_tune_type": "dora"}
-        source = folder(tmp_path / "a", config, "adapters.safetensors", self.TENSORS | {f"{self.LAYER}.m": m})
+        source = folder(
+            tmp_path / "a", config, "adapters.safetensors", self.TENSORS | {f"{self.LAYER}.m": m}
+        )
         save_file({f"{self.LAYER}.weight": self.W}, tmp_path / "base.safetensors")
         V = self.W.double() + 20 * (self.A @ self.B).T.double()
         new = m[:, None].double() * V / V.norm(dim=1, keepdim=True)
@@ -239,7 +268,8 @@ class TestLitGpt:
     HEADS, GROUPS, SIZE, R, N = 4, 2, 5, 3, 20
 
     def layout(self, name: str, enabled: tuple[bool, bool, bool]) -> list[int]:
-        """The rows of the layer that B's rows belong to, one projection after the other: written out, slowly."""
+        """The rows of the layer that B's rows belong to, one projection after the
+        other: written out, slowly."""
         rows: dict[str, list[int]] = {"q": [], "k": [], "v": []}
         total = (self.HEADS + 2 * self.GROUPS) * self.SIZE
         for row in range(total):
@@ -256,7 +286,9 @@ class TestLitGpt:
                     else "v"
                 )
             rows[kind].append(row)
-        return [row for kind, used in zip("qkv", enabled, strict=True) if used for row in rows[kind]]
+        return [
+            row for kind, used in zip("qkv", enabled, strict=True) if used for row in rows[kind]
+        ]
 
     def make(
         self, path: Path, name: str, enabled: tuple[bool, bool, bool], **model: Any
@@ -268,7 +300,9 @@ class TestLitGpt:
         W, dW = randn(sum(sizes), self.N), torch.zeros(sum(sizes), self.N, dtype=torch.float64)
         blocks = [b @ a for b, a in zip(B.split(used), A.split(self.R), strict=True)]
         dW[self.layout(name, enabled)] = 2 * torch.cat(blocks)
-        torch.save({"model": {f"{layer}.lora_A": A, f"{layer}.lora_B": B}}, path / "lit_model.pth.lora")
+        torch.save(
+            {"model": {f"{layer}.lora_A": A, f"{layer}.lora_B": B}}, path / "lit_model.pth.lora"
+        )
         torch.save({f"{layer}.weight": W}, path / "base.pth")
         chosen = dict(zip(("lora_query", "lora_key", "lora_value"), enabled, strict=True))
         hyper = {
@@ -287,14 +321,19 @@ class TestLitGpt:
         (path / "hyperparameters.yaml").write_text(
             "\n".join(f"{k}: {json.dumps(v)}" for k, v in hyper.items())
         )
-        (path / "model_config.yaml").write_text("\n".join(f"{k}: {json.dumps(v)}" for k, v in shape.items()))
+        (path / "model_config.yaml").write_text(
+            "\n".join(f"{k}: {json.dumps(v)}" for k, v in shape.items())
+        )
         return layer, dW, W
 
     @pytest.mark.parametrize("name", ["attn", "qkv"])
     @pytest.mark.parametrize(
-        "enabled", [(True, False, True), (True, True, True), (False, True, True), (True, False, False)]
+        "enabled",
+        [(True, False, True), (True, True, True), (False, True, True), (True, False, False)],
     )
-    def test_unequal_blocks(self, tmp_path: Path, name: str, enabled: tuple[bool, bool, bool]) -> None:
+    def test_unequal_blocks(
+        self, tmp_path: Path, name: str, enabled: tuple[bool, bool, bool]
+    ) -> None:
         layer, dW, W = self.make(tmp_path, name, enabled)
         for source in (tmp_path / "lit_model.pth.lora", tmp_path):
             table = measure(source, base=tmp_path / "base.pth")
@@ -309,7 +348,9 @@ class TestLitGpt:
 
     def test_a_configuration_of_another_model(self, tmp_path: Path) -> None:
         self.make(tmp_path, "qkv", (True, False, True), n_query_groups=4)
-        with pytest.raises(ValueError, match=r"expected the configuration of transformer\.h\.0\.attn\.qkv"):
+        with pytest.raises(
+            ValueError, match=r"expected the configuration of transformer\.h\.0\.attn\.qkv"
+        ):
             measure(tmp_path / "lit_model.pth.lora")
 
     def test_other_layers(self, tmp_path: Path) -> None:
@@ -339,9 +380,11 @@ class TestWholeStates:
     @pytest.mark.parametrize(
         ("prefix", "inside"),
         [
-            ("", ""), ("module.", ""), ("_orig_mod.", ""), ("base_model.", ""), ("base_model.model.", ""),
+            ("", ""), ("module.", ""), ("_orig_mod.", ""), ("base_model.", ""),
+            ("base_model.model.", ""),
             ("module._orig_mod.base_model.model.", ""), ("_fsdp_wrapped_module._orig_mod.", ""),
-            ("", "_orig_mod."), ("base_model.model.", "_checkpoint_wrapped_module."), ("module.module.", ""),
+            ("", "_orig_mod."), ("base_model.model.", "_checkpoint_wrapped_module."),
+            ("module.module.", ""),
         ],
     )  # fmt: skip
     @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
@@ -359,7 +402,11 @@ class TestWholeStates:
             tmp_path / "a", self.CONFIG, "model.safetensors", self.state("") | {"other.weight": new}
         )
         save_file(
-            {"layers.0.q.weight": self.W, "head.weight": self.HEAD, "other.weight": self.HEAD.clone()},
+            {
+                "layers.0.q.weight": self.W,
+                "head.weight": self.HEAD,
+                "other.weight": self.HEAD.clone(),
+            },
             tmp_path / "base.safetensors",
         )
         table = measure(source, base=tmp_path / "base.safetensors")
@@ -381,13 +428,16 @@ class TestWholeStates:
 
     def test_without_configuration_it_is_refused(self, tmp_path: Path) -> None:
         save_file(self.state("module."), tmp_path / "model.safetensors")
-        with pytest.raises(ValueError, match=r"expected adapter_config\.json beside these LoRA factors"):
+        with pytest.raises(
+            ValueError, match=r"expected adapter_config\.json beside these LoRA factors"
+        ):
             measure(tmp_path / "model.safetensors")
         check(measure(tmp_path / "model.safetensors", alpha=6), "layers.0.q", 2 * self.B @ self.A)
 
     def test_two_wrappings_of_one_name(self, tmp_path: Path) -> None:
         save_file(
-            {"a._orig_mod.weight": randn(4, 4), "a.weight": randn(4, 4)}, tmp_path / "model.safetensors"
+            {"a._orig_mod.weight": randn(4, 4), "a.weight": randn(4, 4)},
+            tmp_path / "model.safetensors",
         )
         with pytest.raises(ValueError, match=r"expected one tensor a\.weight; found"):
             measure(tmp_path)
@@ -407,16 +457,24 @@ def test_merged_linear_of_peft_0_2(tmp_path: Path, enabled: list[bool]) -> None:
     for i, place in enumerate(places):
         dW[place * o : (place + 1) * o] = 2 * B[i * o : (i + 1) * o, :, 0] @ A[i * r : (i + 1) * r]
     layer = "transformer.h.0.self_attention.query_key_value"
-    names = {f"base_model.model.{layer}.lora_A.weight": A, f"base_model.model.{layer}.lora_B.weight": B}
+    names = {
+        f"base_model.model.{layer}.lora_A.weight": A,
+        f"base_model.model.{layer}.lora_B.weight": B,
+    }
     config = {"peft_type": "LORA", "r": r, "lora_alpha": 6, "enable_lora": enabled}
     source = folder(tmp_path / "a", config, "adapter_model.bin", names)
     save_file({f"{layer}.weight": W}, tmp_path / "base.safetensors")
-    check(measure(source), layer, dW[torch.cat([torch.arange(p * o, (p + 1) * o) for p in range(3)])])
+    check(
+        measure(source), layer, dW[torch.cat([torch.arange(p * o, (p + 1) * o) for p in range(3)])]
+    )
     check(measure(source, base=tmp_path / "base.safetensors"), layer, dW, W)
     with pytest.raises(ValueError, match="expected enable_lora with"):
         measure(
             folder(
-                tmp_path / "b", {**config, "enable_lora": [True] + [False] * 3}, "adapter_model.bin", names
+                tmp_path / "b",
+                {**config, "enable_lora": [True] + [False] * 3},
+                "adapter_model.bin",
+                names,
             )
         )
 
@@ -494,39 +552,58 @@ class TestLycoris:
     def test_lokr_of_convolutions(self, tmp_path: Path) -> None:
         w1, w2, W = randn(2, 3), randn(4, 2, 3, 3), randn(8, 6, 3, 3)
         dW = torch.stack(
-            [torch.kron(w1.double(), w2[:, :, i, j].double()) for i in range(3) for j in range(3)], dim=-1
+            [torch.kron(w1.double(), w2[:, :, i, j].double()) for i in range(3) for j in range(3)],
+            dim=-1,
         ).reshape(8, 6, 3, 3)
         check(self.measured(tmp_path, {"lokr_w1": w1, "lokr_w2": w2}, W), "blocks.0.attn", dW, W)
         a, b = randn(4, 2), randn(2, 2 * 9)
         low = (a @ b).reshape(4, 2, 3, 3)
         dW = torch.stack(
-            [torch.kron(w1.double(), low[:, :, i, j].double()) for i in range(3) for j in range(3)], dim=-1
+            [torch.kron(w1.double(), low[:, :, i, j].double()) for i in range(3) for j in range(3)],
+            dim=-1,
         ).reshape(8, 6, 3, 3)
         parts = {"lokr_w1": w1, "lokr_w2_a": a, "lokr_w2_b": b, "alpha": torch.tensor(2.0)}
         check(self.measured(tmp_path, parts), self.LAYER, dW)
         core, a, b = randn(2, 2, 3, 3), randn(2, 4), randn(2, 2)
         low = torch.einsum("ijkl,ip,jq->pqkl", core, a, b)
         dW = torch.stack(
-            [torch.kron(w1.double(), low[:, :, i, j].double()) for i in range(3) for j in range(3)], dim=-1
+            [torch.kron(w1.double(), low[:, :, i, j].double()) for i in range(3) for j in range(3)],
+            dim=-1,
         ).reshape(8, 6, 3, 3)
-        parts = {"lokr_w1": w1, "lokr_t2": core, "lokr_w2_a": a, "lokr_w2_b": b, "alpha": torch.tensor(2.0)}
+        parts = {
+            "lokr_w1": w1,
+            "lokr_t2": core,
+            "lokr_w2_a": a,
+            "lokr_w2_b": b,
+            "alpha": torch.tensor(2.0),
+        }
         check(self.measured(tmp_path, parts), self.LAYER, dW)
 
     @pytest.mark.parametrize("shape", [(24, 20), (24, 5, 2, 2)])
     @pytest.mark.parametrize("axis", [0, 1])
-    def test_dora_scale_by_row_and_by_column(self, tmp_path: Path, shape: tuple[int, ...], axis: int) -> None:
+    def test_dora_scale_by_row_and_by_column(
+        self, tmp_path: Path, shape: tuple[int, ...], axis: int
+    ) -> None:
         A, B, W = randn(3, *shape[1:]), randn(24, 3, *(1 for _ in shape[2:])), randn(*shape)
         dims = [dim for dim in range(len(shape)) if dim != axis]
         m = randn(*(size if dim == axis else 1 for dim, size in enumerate(shape))).abs()
         V = W.double() + 2 * (B.flatten(1) @ A.flatten(1)).reshape(shape).double()
         new = m.double() * V / V.square().sum(dims, keepdim=True).sqrt()
-        parts = {"lora_up.weight": B, "lora_down.weight": A, "alpha": torch.tensor(6.0), "dora_scale": m}
-        check(self.measured(tmp_path, parts, W), "blocks.0.attn", (new - W).flatten(1), W.flatten(1))
+        parts = {
+            "lora_up.weight": B,
+            "lora_down.weight": A,
+            "alpha": torch.tensor(6.0),
+            "dora_scale": m,
+        }
+        check(
+            self.measured(tmp_path, parts, W), "blocks.0.attn", (new - W).flatten(1), W.flatten(1)
+        )
 
     def test_a_factor_that_is_missing(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="expected hada_w2_b beside"):
             self.measured(
-                tmp_path, {"hada_w1_a": randn(4, 2), "hada_w1_b": randn(2, 4), "hada_w2_a": randn(4, 2)}
+                tmp_path,
+                {"hada_w1_a": randn(4, 2), "hada_w1_b": randn(2, 4), "hada_w2_a": randn(4, 2)},
             )
         with pytest.raises(ValueError, match="expected lokr_w2_a beside"):
             self.measured(tmp_path, {"lokr_w1": randn(4, 2)})
@@ -546,7 +623,10 @@ def test_differences_stored_whole(tmp_path: Path) -> None:
     alone = measure(tmp_path / "lora.safetensors")
     check(alone, "diffusion_model.patch", d)
     check(alone, "diffusion_model.a", up @ down)
-    assert {one.layer for one in alone.skipped} == {"diffusion_model.a.bias", "diffusion_model.norm"}
+    assert {one.layer for one in alone.skipped} == {
+        "diffusion_model.a.bias",
+        "diffusion_model.norm",
+    }
     based = measure(tmp_path / "lora.safetensors", base=tmp_path / "base.safetensors")
     check(based, "diffusion_model.patch", d.flatten(1), W.flatten(1))
     save_file({"x.diff": d, "y.diff_b": randn(3)}, tmp_path / "only.safetensors")
@@ -566,7 +646,11 @@ def test_third_text_encoders(tmp_path: Path, part: str, name: str) -> None:
         save_file(tensors, tmp_path / name / where / "model.safetensors")
     (tmp_path / name / "model_index.json").write_text("{}")
     flat = "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
-    tensors = {f"{flat}.lora_up.weight": B, f"{flat}.lora_down.weight": A, f"{flat}.alpha": torch.tensor(6.0)}
+    tensors = {
+        f"{flat}.lora_up.weight": B,
+        f"{flat}.lora_down.weight": A,
+        f"{flat}.alpha": torch.tensor(6.0),
+    }
     save_file(tensors, tmp_path / "lora.safetensors")
     layer = f"{part}.encoder.block.0.layer.0.SelfAttention.q"
     check(measure(tmp_path / "lora.safetensors", base=tmp_path / name), layer, 2 * B @ A, W)
@@ -601,12 +685,16 @@ def test_a_text_encoder_is_not_taken_for_another(tmp_path: Path) -> None:
         ("u.weight", "v.weight"),
     ],
 )
-def test_factors_under_unknown_names_are_no_table_of_weights(tmp_path: Path, one: str, other: str) -> None:
+def test_factors_under_unknown_names_are_no_table_of_weights(
+    tmp_path: Path, one: str, other: str
+) -> None:
     tensors: dict[str, Tensor] = {"head.weight": randn(5, 40)}
     for i in range(3):
         tensors |= {f"layers.{i}.q.{one}": randn(4, 40), f"layers.{i}.q.{other}": randn(32, 4)}
     save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match=r"found pairs that look like factors \(r, n\) and \(m, r\)"):
+    with pytest.raises(
+        ValueError, match=r"found pairs that look like factors \(r, n\) and \(m, r\)"
+    ):
         measure(tmp_path / "x.safetensors")
 
 

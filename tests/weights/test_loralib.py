@@ -53,7 +53,8 @@ def test_a_merged_checkpoint_is_noticed(checkpoint: Path) -> None:
     ("enabled", "fan_in"), [([True, False, True], True), ([True] * 3, True), ([True] * 2, False)]
 )
 def test_fused_projections_are_blocks(tmp_path: Path, enabled: list[bool], fan_in: bool) -> None:
-    """MergedLinear as loralib merges it: a grouped convolution, zeros where a projection isn't adapted."""
+    """MergedLinear as loralib merges it: a grouped convolution, zeros where a
+    projection isn't adapted."""
     g, slots, r, n, o = sum(enabled), len(enabled), 3, 12, 8
     generator = torch.Generator().manual_seed(0)
     A, B = torch.randn(g * r, n, generator=generator), torch.randn(g * o, r, generator=generator)
@@ -65,7 +66,10 @@ def test_fused_projections_are_blocks(tmp_path: Path, enabled: list[bool], fan_i
     name = "h.0.attn.c_attn" if fan_in else "attn"
     torch.save({f"{name}.lora_A": A, f"{name}.lora_B": B}, tmp_path / "lora.pt")
     (tmp_path / "base").mkdir()
-    save_file({f"{name}.weight": W.mT.contiguous() if fan_in else W}, tmp_path / "base" / "model.safetensors")
+    save_file(
+        {f"{name}.weight": W.mT.contiguous() if fan_in else W},
+        tmp_path / "base" / "model.safetensors",
+    )
     (tmp_path / "base" / "config.json").write_text('{"model_type": "gpt2"}')
     rows = {
         row.matrix: row
@@ -83,7 +87,9 @@ def test_fused_projections_are_blocks(tmp_path: Path, enabled: list[bool], fan_i
 
 def test_fused_projections_that_can_not_be_placed(tmp_path: Path) -> None:
     """Two of four: dW's own stable rank doesn't depend on which, that of W + dW does."""
-    torch.save({"attn.lora_A": torch.randn(4, 6), "attn.lora_B": torch.randn(10, 2)}, tmp_path / "lora.pt")
+    torch.save(
+        {"attn.lora_A": torch.randn(4, 6), "attn.lora_B": torch.randn(10, 2)}, tmp_path / "lora.pt"
+    )
     save_file({"attn.weight": torch.randn(20, 6)}, tmp_path / "base.safetensors")
     table = measure(tmp_path / "lora.pt", base=tmp_path / "base.safetensors")
     assert [row.matrix for row in table.rows] == ["dW"]
@@ -102,7 +108,8 @@ def test_the_lora_papers_own_checkpoint(real_adapters: Path) -> None:
     assert len(table.rows) == 24
     assert {(row.r, row.scale) for row in table.rows} == {(8, 2.0)}
     assert {s.layer for s in table.skipped} == {
-        "classifier.dense", "classifier.dense.bias", "classifier.out_proj", "classifier.out_proj.bias"
+        "classifier.dense", "classifier.dense.bias", "classifier.out_proj",
+        "classifier.out_proj.bias"
     }  # fmt: skip
     for row in table.rows[::6]:
         BA = tensors[f"{row.layer}.lora_B"].double() @ tensors[f"{row.layer}.lora_A"].double()

@@ -32,10 +32,17 @@ from tiny import Case, edited, stable_rank
     ],
 )
 @pytest.mark.parametrize(
-    "layer", ["roberta.encoder.layer.0.attention.self.query", "query", "roberta.layer.1.attention.self.value"]
+    "layer",
+    [
+        "roberta.encoder.layer.0.attention.self.query",
+        "query",
+        "roberta.layer.1.attention.self.value",
+    ],
 )
 def test_patterns_match_as_in_peft(pattern: dict[str, int], layer: str) -> None:
-    assert pattern_value(pattern, layer, 0) == pattern.get(get_pattern_key(pattern.keys(), layer), 0)
+    assert pattern_value(pattern, layer, 0) == pattern.get(
+        get_pattern_key(pattern.keys(), layer), 0
+    )
 
 
 def test_the_scale_moves_sr_of_the_sum_only(make_case: Callable[..., Case], tmp_path: Path) -> None:
@@ -50,14 +57,19 @@ def test_the_scale_moves_sr_of_the_sum_only(make_case: Callable[..., Case], tmp_
 def test_square_conv1d_is_transposed_whatever_the_flag_says(
     make_case: Callable[..., Case], tmp_path: Path
 ) -> None:
-    """No shape check sees it and sr(dW) does not change: the hazard, then that the model's type decides."""
-    case = make_case("gpt2", target_modules=["attn.c_proj"], r=4, lora_alpha=32, fan_in_fan_out=True)
+    """No shape check sees it and sr(dW) does not change: the hazard, then that
+    the model's type decides."""
+    case = make_case(
+        "gpt2", target_modules=["attn.c_proj"], r=4, lora_alpha=32, fan_in_fan_out=True
+    )
     wrong = edited(case, tmp_path / "wrong", fan_in_fan_out=False)
     layer = "transformer.h.0.attn.c_proj"
     W, dW = case.dense(layer, "W"), case.dense(layer, "dW")
     assert stable_rank(W + dW.mT) != pytest.approx(stable_rank(W + dW), rel=1e-3)
     for adapter in (case.adapter, wrong):
-        rows = {(row.layer, row.matrix): row for row in measure(adapter, base=case.base, rtol=1e-7).rows}
+        rows = {
+            (row.layer, row.matrix): row for row in measure(adapter, base=case.base, rtol=1e-7).rows
+        }
         assert rows[layer, "W+dW"].stable_rank == pytest.approx(stable_rank(W + dW), rel=1e-6)
 
 
@@ -69,13 +81,21 @@ def test_a_base_saved_without_its_head_is_found_by_the_end_of_the_name(
     tensors = load_file(tmp_path / "bare" / "model.safetensors")
     bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     save_file(bare, tmp_path / "bare" / "model.safetensors")
-    assert measure(case.adapter, base=tmp_path / "bare").rows == measure(case.adapter, base=case.base).rows
+    assert (
+        measure(case.adapter, base=tmp_path / "bare").rows
+        == measure(case.adapter, base=case.base).rows
+    )
     longer = {f"model.{name}": tensor for name, tensor in tensors.items()}
     save_file(longer, tmp_path / "bare" / "model.safetensors")
-    assert measure(case.adapter, base=tmp_path / "bare").rows == measure(case.adapter, base=case.base).rows
+    assert (
+        measure(case.adapter, base=tmp_path / "bare").rows
+        == measure(case.adapter, base=case.base).rows
+    )
 
 
-def test_the_bin_file_reads_as_the_safetensors_file(make_case: Callable[..., Case], tmp_path: Path) -> None:
+def test_the_bin_file_reads_as_the_safetensors_file(
+    make_case: Callable[..., Case], tmp_path: Path
+) -> None:
     case = make_case("roberta", target_modules=["query"], r=4)
     folder = edited(case, tmp_path / "bin")
     torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
@@ -84,7 +104,9 @@ def test_the_bin_file_reads_as_the_safetensors_file(make_case: Callable[..., Cas
     assert measure(folder / "adapter_model.bin").rows == measure(case.adapter).rows
 
 
-def test_dora_without_its_base_is_skipped_with_the_directional_rank(make_case: Callable[..., Case]) -> None:
+def test_dora_without_its_base_is_skipped_with_the_directional_rank(
+    make_case: Callable[..., Case],
+) -> None:
     case = make_case("roberta", target_modules=["query"], r=4, use_dora=True)
     table = measure(case.adapter)
     assert table.rows == ()
@@ -108,7 +130,8 @@ def test_dora_is_of_full_rank_and_says_so(make_case: Callable[..., Case]) -> Non
 def test_initialisations_that_change_the_base_are_not_read_as_BA(
     make_case: Callable[..., Case], tmp_path: Path, start: str
 ) -> None:
-    """Measured against the pretrained W where the base can be made again: tests/weights/test_oracle_matrix.py."""
+    """Measured against the pretrained W where the base can be made again:
+    tests/weights/test_oracle_matrix.py."""
     case = make_case("roberta", target_modules=["query"], r=4)
     table = measure(
         edited(
@@ -130,8 +153,12 @@ def test_initialisations_that_change_the_base_are_not_read_as_BA(
         assert all("W' by PEFT's merge" in row.note for row in based.rows if row.matrix != "W")
 
 
-def test_heads_and_biases_are_listed_or_measured_against_the_base(make_case: Callable[..., Case]) -> None:
-    case = make_case("roberta", target_modules=["query"], r=4, modules_to_save=["classifier"], bias="all")
+def test_heads_and_biases_are_listed_or_measured_against_the_base(
+    make_case: Callable[..., Case],
+) -> None:
+    case = make_case(
+        "roberta", target_modules=["query"], r=4, modules_to_save=["classifier"], bias="all"
+    )
     saved = load_file(case.adapter / "adapter_model.safetensors")
     alone, full = measure(case.adapter), measure(case.adapter, base=case.base)
     whys = {skipped.layer: skipped.why for skipped in alone.skipped}
@@ -190,7 +217,9 @@ def test_a_head_of_another_size_is_listed(make_case: Callable[..., Case], tmp_pa
     assert "its shape changed from (2, 24) to (5, 24)" in whys["classifier.out_proj"]
 
 
-def test_unknown_parts_are_not_measured_as_lora(make_case: Callable[..., Case], tmp_path: Path) -> None:
+def test_unknown_parts_are_not_measured_as_lora(
+    make_case: Callable[..., Case], tmp_path: Path
+) -> None:
     case = make_case("roberta", target_modules=["query"], r=4)
     folder = edited(case, tmp_path / "adapter")
     tensors = load_file(folder / "adapter_model.safetensors")
@@ -210,7 +239,9 @@ def test_a_zero_update_has_no_stable_rank_but_its_row_stays(
     case = make_case("roberta", target_modules=["query"], r=4)
     folder = edited(case, tmp_path / "adapter")
     tensors = load_file(folder / "adapter_model.safetensors")
-    save_file({n: t * ("lora_A" in n) for n, t in tensors.items()}, folder / "adapter_model.safetensors")
+    save_file(
+        {n: t * ("lora_A" in n) for n, t in tensors.items()}, folder / "adapter_model.safetensors"
+    )
     W, dW, effective = measure(folder, base=case.base).rows[:3]
     assert dW.stable_rank is None
     assert dW.lower is None
@@ -231,7 +262,9 @@ def test_layers_in_their_own_order(make_case: Callable[..., Case], tmp_path: Pat
 
 
 def test_an_overlapping_alpha_pattern_is_said(make_case: Callable[..., Case]) -> None:
-    case = make_case("roberta", target_modules=["query"], r=4, alpha_pattern={"query": 3, "self.query": 9})
+    case = make_case(
+        "roberta", target_modules=["query"], r=4, alpha_pattern={"query": 3, "self.query": 9}
+    )
     assert all(
         "alpha_pattern matches with 'query' and 'self.query'" in row.note
         for row in measure(case.adapter).rows

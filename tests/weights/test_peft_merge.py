@@ -1,4 +1,5 @@
-"""PEFT's other methods: W' - W equals float64 SVD of PEFT's merge; without the base they are refused by name."""
+"""PEFT's other methods: W' - W equals float64 SVD of PEFT's merge; without the base
+they are refused by name."""
 
 from __future__ import annotations
 
@@ -18,11 +19,19 @@ from tiny import Case, edited, stable_rank
 QU: dict[str, Any] = {"target_modules": ["q_proj", "up_proj"]}
 METHODS: dict[str, tuple[str, type[peft.PeftConfig], dict[str, Any]]] = {
     "loha": ("llama", peft.LoHaConfig, {**QU, "r": 3, "alpha": 5}),
-    "loha on convolutions": ("resnet", peft.LoHaConfig, {"target_modules": ["convolution"], "r": 3}),
+    "loha on convolutions": (
+        "resnet",
+        peft.LoHaConfig,
+        {"target_modules": ["convolution"], "r": 3},
+    ),
     "lokr": ("llama", peft.LoKrConfig, {**QU, "r": 3, "alpha": 5}),
     "adalora": ("llama", peft.AdaLoraConfig, {**QU, "init_r": 4, "total_step": 10}),
     "vera": ("llama", peft.VeraConfig, {**QU, "r": 4}),
-    "vera, projection not saved": ("llama", peft.VeraConfig, {**QU, "r": 4, "save_projection": False}),
+    "vera, projection not saved": (
+        "llama",
+        peft.VeraConfig,
+        {**QU, "r": 4, "save_projection": False},
+    ),
     "oft": ("llama", peft.OFTConfig, {**QU, "oft_block_size": 4}),
     "boft": ("llama", peft.BOFTConfig, {**QU, "boft_block_size": 4}),
     "hra": ("llama", peft.HRAConfig, {**QU, "r": 4}),
@@ -37,7 +46,11 @@ METHODS: dict[str, tuple[str, type[peft.PeftConfig], dict[str, Any]]] = {
             "fan_in_fan_out": True,
         },
     ),
-    "ia3 on t5": ("t5", peft.IA3Config, {"target_modules": ["k", "v", "wi"], "feedforward_modules": ["wi"]}),
+    "ia3 on t5": (
+        "t5",
+        peft.IA3Config,
+        {"target_modules": ["k", "v", "wi"], "feedforward_modules": ["wi"]},
+    ),
     "fourierft": ("llama", peft.FourierFTConfig, {**QU, "n_frequency": 20}),
     "hira": ("llama", peft.HiraConfig, {**QU, "r": 4}),
     "randlora": ("llama", peft.RandLoraConfig, {**QU, "r": 4}),
@@ -69,13 +82,19 @@ def test_the_true_difference_equals_peft_merge_minus_base(
     table = measure(case.adapter, base=case.base, rtol=1e-7)
     assert case.changed()
     for layer in case.changed():
-        assert [row.matrix for row in table.rows if row.layer == layer] == ["W", "dW", "W+dW"], table.skipped
+        assert [row.matrix for row in table.rows if row.layer == layer] == ["W", "dW", "W+dW"], (
+            table.skipped
+        )
     for row in table.rows:
         dense = case.dense(row.layer, row.matrix)
-        assert row.stable_rank == pytest.approx(stable_rank(dense), rel=1e-6), (row.layer, row.matrix)
+        assert row.stable_rank == pytest.approx(stable_rank(dense), rel=1e-6), (
+            row.layer,
+            row.matrix,
+        )
         assert row.frobenius_norm == pytest.approx(float(dense.norm()), rel=1e-5)
     with pytest.raises(
-        ValueError, match=r"not a low-rank update: expected peft_type LORA, found [A-Z0-9_]+\. With its base"
+        ValueError,
+        match=r"not a low-rank update: expected peft_type LORA, found [A-Z0-9_]+\. With its base",
     ):
         measure(case.adapter)
 
@@ -97,7 +116,9 @@ def test_what_has_no_difference_is_refused_even_with_its_base(
     peft_type: object, why: str, make_case: Callable[..., Case], tmp_path: Path
 ) -> None:
     case = make_case("llama", peft.LoHaConfig, **QU, r=2)
-    with pytest.raises(ValueError, match="not a low-rank update: expected peft_type LORA, found") as caught:
+    with pytest.raises(
+        ValueError, match="not a low-rank update: expected peft_type LORA, found"
+    ) as caught:
         measure(edited(case, tmp_path / "adapter", peft_type=peft_type), base=case.base)
     assert why in str(caught.value)
 
@@ -109,8 +130,10 @@ def test_nothing_that_a_configuration_names_is_imported_or_opened(
     (tmp_path / "payload.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
     case = make_case("llama", **QU, r=2, init_lora_weights="olora")
-    hostile = edited(case, tmp_path / "a", megatron_config={"x": 1}, megatron_core="payload", task_type="SEQ_CLS",
-                     auto_mapping={"base_model_class": "payload", "parent_library": "payload"})  # fmt: skip
+    hostile = edited(case, tmp_path / "a", megatron_config={"x": 1}, megatron_core="payload",
+                                                            task_type="SEQ_CLS",
+                     auto_mapping={"base_model_class": "payload",
+                                   "parent_library": "payload"})  # fmt: skip
     assert measure(hostile, base=case.base).rows == measure(case.adapter, base=case.base).rows
     assert not (tmp_path / "mark").exists()
 
@@ -118,7 +141,10 @@ def test_nothing_that_a_configuration_names_is_imported_or_opened(
 def test_an_adapter_of_another_model_or_with_a_part_missing(
     make_case: Callable[..., Case], tmp_path: Path
 ) -> None:
-    case, other = make_case("llama", peft.LoHaConfig, **QU, r=2), make_case("t5", target_modules=["q"], r=2)
+    case, other = (
+        make_case("llama", peft.LoHaConfig, **QU, r=2),
+        make_case("t5", target_modules=["q"], r=2),
+    )
     with pytest.raises(ValueError, match="another model"):
         measure(case.adapter, base=other.base)
     folder = edited(case, tmp_path / "adapter")
@@ -141,7 +167,9 @@ def test_the_heads_of_other_methods_are_measured_too(make_case: Callable[..., Ca
         modules_to_save=["out_proj"],
     )
     table = measure(case.adapter, base=case.base)
-    assert {row.layer for row in table.rows if row.read_from == "difference"} == {"classifier.out_proj"}
+    assert {row.layer for row in table.rows if row.read_from == "difference"} == {
+        "classifier.out_proj"
+    }
     assert {s.layer for s in table.skipped} == {"classifier.out_proj.bias"}
 
 

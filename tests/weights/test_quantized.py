@@ -30,7 +30,9 @@ def adapter(tmp_path: Path) -> Path:
     folder.mkdir()
     factors = {f"base_model.model.{LAYER}.lora_{x}.weight": M for x, M in (("A", A), ("B", B))}
     save_file(factors, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4})
+    )
     return folder
 
 
@@ -43,7 +45,8 @@ def test_what_no_library_unpacks_is_refused_by_name(
     adapter: Path, tmp_path: Path, prefix: str, ending: str, name: str
 ) -> None:
     save_file(
-        {f"{prefix}{LAYER}.{ending}": torch.ones(5, 40, dtype=torch.int32)}, tmp_path / "base.safetensors"
+        {f"{prefix}{LAYER}.{ending}": torch.ones(5, 40, dtype=torch.int32)},
+        tmp_path / "base.safetensors",
     )
     table = measure(adapter, base=tmp_path / "base.safetensors")
     assert [row.matrix for row in table.rows] == ["dW"]
@@ -72,22 +75,35 @@ def test_float8_is_scaled(adapter: Path, tmp_path: Path, scale: tuple[int, ...],
             for j in range(2):
                 whole[128 * i : 128 * (i + 1), 128 * j : 128 * (j + 1)] = s[i, j]
     dense = small.double() * whole.double()
-    rows = {row.matrix: row for row in measure(adapter, base=tmp_path / "base.safetensors", rtol=1e-6).rows}
+    rows = {
+        row.matrix: row
+        for row in measure(adapter, base=tmp_path / "base.safetensors", rtol=1e-6).rows
+    }
     assert rows["W"].stable_rank == pytest.approx(stable_rank(dense), rel=1e-6)
-    assert rows["W+dW"].stable_rank == pytest.approx(stable_rank(dense + B.double() @ A.double()), rel=1e-6)
+    assert rows["W+dW"].stable_rank == pytest.approx(
+        stable_rank(dense + B.double() @ A.double()), rel=1e-6
+    )
     assert "W is dequantised from float8" in rows["W+dW"].note
 
 
 def test_float8_without_or_with_a_strange_scale(adapter: Path, tmp_path: Path) -> None:
     small = W.to(torch.float8_e4m3fn)
-    for extra in ({}, {f"{LAYER}.weight_scale": noise(3, 5)}, {f"{LAYER}.weight_scale": noise(2, 2, 2)}):
+    for extra in (
+        {},
+        {f"{LAYER}.weight_scale": noise(3, 5)},
+        {f"{LAYER}.weight_scale": noise(2, 2, 2)},
+    ):
         save_file({f"{LAYER}.weight": small} | extra, tmp_path / "base.safetensors")
         table = measure(adapter, base=tmp_path / "base.safetensors")
         assert [row.matrix for row in table.rows] == ["dW"]
-        assert "what it stands for" in table.skipped[0].why or "doesn't scale" in table.skipped[0].why
+        assert (
+            "what it stands for" in table.skipped[0].why or "doesn't scale" in table.skipped[0].why
+        )
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is here")
+@pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is here"
+)
 def test_without_the_library_its_name_is_said(adapter: Path, tmp_path: Path) -> None:
     packed = {
         f"{LAYER}.weight": torch.zeros(128 * 192, 1, dtype=torch.uint8),
@@ -108,13 +124,25 @@ def test_bitsandbytes(adapter: Path, tmp_path: Path, kind: str) -> None:
         stored = {f"{LAYER}.weight": packed, f"{LAYER}.SCB": scale}
         dense = packed.double() * scale[:, None].double() / 127
     else:
-        packed, state = functional.quantize_4bit(W, quant_type=kind[:3], compress_statistics="twice" in kind)
+        packed, state = functional.quantize_4bit(
+            W, quant_type=kind[:3], compress_statistics="twice" in kind
+        )
         parts = state.as_dict(packed=True)
-        stored = {f"{LAYER}.weight": packed} | {f"{LAYER}.weight.{name}": t for name, t in parts.items()}
+        stored = {f"{LAYER}.weight": packed} | {
+            f"{LAYER}.weight.{name}": t for name, t in parts.items()
+        }
         dense = functional.dequantize_4bit(packed, state).double()
         assert (dense - W).norm() < 0.2 * W.norm()
-    save_file({name: tensor.contiguous() for name, tensor in stored.items()}, tmp_path / "base.safetensors")
-    rows = {row.matrix: row for row in measure(adapter, base=tmp_path / "base.safetensors", rtol=1e-6).rows}
+    save_file(
+        {name: tensor.contiguous() for name, tensor in stored.items()},
+        tmp_path / "base.safetensors",
+    )
+    rows = {
+        row.matrix: row
+        for row in measure(adapter, base=tmp_path / "base.safetensors", rtol=1e-6).rows
+    }
     assert rows["W"].stable_rank == pytest.approx(stable_rank(dense), rel=1e-5)
-    assert rows["W+dW"].stable_rank == pytest.approx(stable_rank(dense + B.double() @ A.double()), rel=1e-5)
+    assert rows["W+dW"].stable_rank == pytest.approx(
+        stable_rank(dense + B.double() @ A.double()), rel=1e-5
+    )
     assert "W is dequantised from bitsandbytes" in rows["W+dW"].note

@@ -60,7 +60,9 @@ class Bomb:
 def test_a_pickle_payload_is_not_executed(tmp_path: Path, protocol: int, zipped: bool) -> None:
     mark = tmp_path / "mark"
     payload = {"layer.lora_A": torch.ones(2, 3), "layer.lora_B": Bomb(mark)}
-    torch.save(payload, tmp_path / "x.bin", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    torch.save(
+        payload, tmp_path / "x.bin", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped
+    )
     before = set(tmp_path.iterdir())
     line = refusal(tmp_path / "x.bin")
     assert "pickled code" in line
@@ -83,20 +85,26 @@ def test_a_bare_pickle_is_not_executed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.bin", "model"])
 def test_text_instead_of_tensors(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    (tmp_path / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+    )
     assert f"{name}: expected" in refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize("keep", [4, 60, -10])
 def test_truncated_safetensors(tmp_path: Path, keep: int) -> None:
     save_file({"a.weight": torch.ones(8, 8)}, tmp_path / "model.safetensors")
-    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:keep])
+    (tmp_path / "model.safetensors").write_bytes(
+        (tmp_path / "model.safetensors").read_bytes()[:keep]
+    )
     assert "expected a complete safetensors file" in refusal(tmp_path)
 
 
 def test_truncated_torch_file(tmp_path: Path) -> None:
     torch.save({"a.weight": torch.ones(64, 64)}, tmp_path / "pytorch_model.bin")
-    (tmp_path / "pytorch_model.bin").write_bytes((tmp_path / "pytorch_model.bin").read_bytes()[:-200])
+    (tmp_path / "pytorch_model.bin").write_bytes(
+        (tmp_path / "pytorch_model.bin").read_bytes()[:-200]
+    )
     assert "expected a complete file written by torch.save" in refusal(tmp_path)
 
 
@@ -110,14 +118,18 @@ def test_a_tensor_that_claims_a_terabyte(tmp_path: Path) -> None:
     header = json.dumps(
         {"a.weight": {"dtype": "F32", "shape": [2**19, 2**19], "data_offsets": [0, 2**40]}}
     ).encode()
-    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 64)
+    (tmp_path / "model.safetensors").write_bytes(
+        struct.pack("<Q", len(header)) + header + b"\0" * 64
+    )
     assert "expected a complete safetensors file" in refusal(tmp_path)
 
 
 def test_two_tensors_of_one_name(tmp_path: Path) -> None:
     one = '"a.weight": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}'
     header = f"{{{one}, {one}}}".encode()
-    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 16)
+    (tmp_path / "model.safetensors").write_bytes(
+        struct.pack("<Q", len(header)) + header + b"\0" * 16
+    )
     assert "found the name 'a.weight' twice" in refusal(tmp_path)
 
 
@@ -177,7 +189,9 @@ def test_a_rank_that_contradicts_the_shapes(tmp_path: Path, config: dict[str, ob
         ({"alpha_pattern": {"query": "x"}}, "expected alpha_pattern query to be a number"),
     ],
 )
-def test_a_malformed_configuration(tmp_path: Path, config: dict[str, object], expected: str) -> None:
+def test_a_malformed_configuration(
+    tmp_path: Path, config: dict[str, object], expected: str
+) -> None:
     assert expected in refusal(write_adapter(tmp_path / "adapter", pair(), **config))
 
 
@@ -209,7 +223,8 @@ def test_the_real_ia3_adapter(real_adapters: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "..\\x", "C:\\x", 3]
+    "where",
+    ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "..\\x", "C:\\x", 3],
 )
 def test_an_index_that_leads_elsewhere(tmp_path: Path, where: object) -> None:
     save_file({"a.weight": torch.ones(2, 2)}, tmp_path / "outside.safetensors")
@@ -234,7 +249,12 @@ def test_nan_and_inf_give_a_row_without_numbers(tmp_path: Path, value: float, fa
     tensors = pair()
     tensors[f"{PREFIX}.{factor}.weight"][1, 1] = value
     (row,) = measure(write_adapter(tmp_path / "adapter", tensors)).rows
-    assert (row.stable_rank, row.upper, row.spectral_norm, row.effective_rank) == (None, None, None, None)
+    assert (row.stable_rank, row.upper, row.spectral_norm, row.effective_rank) == (
+        None,
+        None,
+        None,
+        None,
+    )
     assert row.note == f"{factor[-1]} holds NaN or Inf"
 
 
@@ -258,7 +278,9 @@ def test_a_bad_layers_expression(tmp_path: Path) -> None:
     )
 
 
-def test_an_adapter_of_another_model_is_said_so(make_case: Callable[..., Case], tmp_path: Path) -> None:
+def test_an_adapter_of_another_model_is_said_so(
+    make_case: Callable[..., Case], tmp_path: Path
+) -> None:
     adapter = write_adapter(
         tmp_path / "adapter",
         {
@@ -314,7 +336,9 @@ def test_names_are_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bomb", ["(([a-z.0-9])+)+[!?]", "(.*)*(.*)*(.*)*[!?]", "(e|ee)+[!?]"])
 def test_a_regular_expression_that_would_run_for_years(tmp_path: Path, bomb: str) -> None:
     layer = "encoder.layer.0." + "e" * 80
-    tensors = {name.replace(PREFIX, f"base_model.model.{layer}"): tensor for name, tensor in pair().items()}
+    tensors = {
+        name.replace(PREFIX, f"base_model.model.{layer}"): tensor for name, tensor in pair().items()
+    }
     start = time.monotonic()
     folder = write_adapter(tmp_path / "adapter", tensors, alpha_pattern={bomb: 4})
     try:
@@ -326,7 +350,9 @@ def test_a_regular_expression_that_would_run_for_years(tmp_path: Path, bomb: str
 
 def test_at_least_one_bomb_is_one(tmp_path: Path) -> None:
     layer = "encoder.layer.0." + "e" * 80
-    tensors = {name.replace(PREFIX, f"base_model.model.{layer}"): tensor for name, tensor in pair().items()}
+    tensors = {
+        name.replace(PREFIX, f"base_model.model.{layer}"): tensor for name, tensor in pair().items()
+    }
     line = refusal(write_adapter(tmp_path / "a", tensors, rank_pattern={"(e|ee)+[!?]": 4}))
     assert "expected a regular expression that matches a layer's name at once" in line
 
@@ -365,7 +391,9 @@ def test_a_factor_of_a_wrong_dtype_is_not_read_as_numbers(
 @pytest.mark.parametrize("shape", [(), (4,), (0, 5), (4, 0)])
 @pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
 def test_a_factor_that_is_no_matrix(tmp_path: Path, factor: str, shape: tuple[int, ...]) -> None:
-    folder = write_adapter(tmp_path / "a", pair() | {f"{PREFIX}.{factor}.weight": torch.ones(shape)})
+    folder = write_adapter(
+        tmp_path / "a", pair() | {f"{PREFIX}.{factor}.weight": torch.ones(shape)}
+    )
     assert "expected B (m, r) and A (r, n) for encoder.layer.0.query" in refusal(folder)
     loose = {f"x.{name.rsplit('.', 2)[1]}": tensor for name, tensor in pair().items()} | {
         f"x.{factor}": torch.ones(shape)
@@ -394,14 +422,23 @@ def test_a_setting_twice(tmp_path: Path) -> None:
 
 def test_a_pipeline_whose_models_lead_back_to_it(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("{}")
-    for name in ("unet", "transformer", "prior", "text_encoder", "text_encoder_2", "text_encoder_3"):
+    for name in (
+        "unet",
+        "transformer",
+        "prior",
+        "text_encoder",
+        "text_encoder_2",
+        "text_encoder_3",
+    ):
         (tmp_path / name).symlink_to(tmp_path)
     assert "expected an adapter" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("value", [[[0, 1, 2]], [[5, 1]], [["0", 2]], [[0, 10**12]], 3, [[-1, 2]]])
 def test_a_malformed_replication(tmp_path: Path, value: object) -> None:
-    assert "layer_replication" in refusal(write_adapter(tmp_path / "a", pair(), layer_replication=value))
+    assert "layer_replication" in refusal(
+        write_adapter(tmp_path / "a", pair(), layer_replication=value)
+    )
 
 
 @pytest.mark.parametrize("value", ["q_proj", [1], {"a": 1}])
@@ -412,7 +449,10 @@ def test_malformed_target_parameters(tmp_path: Path, value: object) -> None:
 
 
 def test_experts_whose_rank_does_not_divide(tmp_path: Path) -> None:
-    tensors = {f"{PREFIX}.lora_A.weight": torch.ones(10, 5), f"{PREFIX}.lora_B.weight": torch.ones(6, 10)}
+    tensors = {
+        f"{PREFIX}.lora_A.weight": torch.ones(10, 5),
+        f"{PREFIX}.lora_B.weight": torch.ones(6, 10),
+    }
     folder = write_adapter(tmp_path / "a", tensors, target_parameters=["query.up"])
     assert "expected A (E r, n) and B (m, r E) with r = 4" in refusal(folder)
 
@@ -423,7 +463,9 @@ def test_what_is_printed_of_a_hostile_name_is_plain_text(
     """No markup, no script, no escape code, neither in the table nor in an error."""
     layer = "<script>[red]\x1b]0;owned\x07\x1b[2J"
     names = {x: f"base_model.model.{layer}.lora_{x}.weight" for x in "AB"}
-    folder = write_adapter(tmp_path / "a", {names["A"]: torch.ones(4, 5), names["B"]: torch.ones(6, 4)})
+    folder = write_adapter(
+        tmp_path / "a", {names["A"]: torch.ones(4, 5), names["B"]: torch.ones(6, 4)}
+    )
     assert main(["measure", str(folder)]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out
@@ -440,9 +482,12 @@ def test_what_is_printed_of_a_hostile_name_is_plain_text(
 
 def test_a_hint_is_quoted_for_the_shell_that_it_is_pasted_into(tmp_path: Path) -> None:
     hostile = "x; rm -rf ~ $(id)"
-    line = refusal(write_adapter(tmp_path / "a", pair(), peft_type="LOHA", base_model_name_or_path=hostile))
+    line = refusal(
+        write_adapter(tmp_path / "a", pair(), peft_type="LOHA", base_model_name_or_path=hostile)
+    )
     assert f"--base '{hostile}'" in line
-    folder = write_adapter(tmp_path / "b", pair() | {f"{PREFIX}.lora_magnitude_vector": torch.ones(6)},
+    folder = write_adapter(tmp_path / "b",
+                           pair() | {f"{PREFIX}.lora_magnitude_vector": torch.ones(6)},
                            base_model_name_or_path=hostile, use_dora=True)  # fmt: skip
     assert f"--base '{hostile}'" in measure(folder).skipped[0].why
 
@@ -450,7 +495,9 @@ def test_a_hint_is_quoted_for_the_shell_that_it_is_pasted_into(tmp_path: Path) -
 @pytest.mark.parametrize("revision", ["main", "../x"])
 def test_places_inside_a_source(tmp_path: Path, revision: str) -> None:
     folder = write_adapter(tmp_path / "adapter", pair())
-    assert f"expected a hub id with revision {revision}; found a folder" in refusal(folder, revision=revision)
+    assert f"expected a hub id with revision {revision}; found a folder" in refusal(
+        folder, revision=revision
+    )
     assert "expected a folder 'second' in it" in refusal(folder, subfolder="second")
     write_adapter(folder / "second", pair())
     assert len(measure(folder, subfolder="second").rows) == 1
@@ -463,4 +510,6 @@ def test_places_inside_a_source(tmp_path: Path, revision: str) -> None:
 
 @pytest.mark.parametrize("rtol", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_tolerance_that_is_none(tmp_path: Path, rtol: float) -> None:
-    assert "rtol: expected a number above 0" in refusal(write_adapter(tmp_path / "a", pair()), rtol=rtol)
+    assert "rtol: expected a number above 0" in refusal(
+        write_adapter(tmp_path / "a", pair()), rtol=rtol
+    )

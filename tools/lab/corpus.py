@@ -1,4 +1,5 @@
-"""Books to tokens: reads plain text, trains the byte-level BPE tokenizer, and cuts masked-language-model batches.
+"""Books to tokens: reads plain text, trains the byte-level BPE tokenizer, and cuts
+masked-language-model batches.
 
 Letters: B sequences of a batch, T tokens of a sequence, P masked positions of a batch.
 """
@@ -17,27 +18,40 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, RobertaTokenizer
 
-SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # ids 0 to 4, RobertaConfig's defaults rely on them
+SPECIAL = (
+    "<s>",
+    "<pad>",
+    "</s>",
+    "<unk>",
+    "<mask>",
+)  # ids 0 to 4, RobertaConfig's defaults rely on them
 BEGIN, PAD, END, UNKNOWN, MASK = range(5)
 
 _SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["'”’]))\s+(?=["'“‘]?[A-Z])""")
 
 
 def sentences(path: Path) -> list[str]:
-    """Sentences of an xz-compressed UTF-8 text with one paragraph per line; headings and rules are left out."""
+    """Sentences of an xz-compressed UTF-8 text with one paragraph per line;
+    headings and rules are left out."""
     with lzma.open(path, "rt", encoding="utf-8") as file:
-        paragraphs = [line.replace("_", "").strip() for line in file if not line.startswith(("#", "---"))]
+        paragraphs = [
+            line.replace("_", "").strip() for line in file if not line.startswith(("#", "---"))
+        ]
     return [s for paragraph in paragraphs for s in _SENTENCE_END.split(paragraph) if s]
 
 
 def train_tokenizer(texts: list[str], *, size: int, longest: int) -> RobertaTokenizer:
-    """A RoBERTa tokenizer of `size` tokens; a space is put before the first word, so that a word has one spelling."""
+    """A RoBERTa tokenizer of `size` tokens; a space is put before the first word, so
+    that a word has one spelling."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+        vocab_size=size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
     model = json.loads(bpe.to_str())["model"]
@@ -59,10 +73,14 @@ def encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Stream:
     """Tokens of all sentences one after the other, without special tokens."""
     rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     lengths = np.array([len(row) for row in rows])
-    return Stream(ids=np.concatenate([np.array(row) for row in rows]), starts=np.cumsum(lengths) - lengths)
+    return Stream(
+        ids=np.concatenate([np.array(row) for row in rows]), starts=np.cumsum(lengths) - lengths
+    )
 
 
-def passages(stream: Stream, *, count: int, length: int, generator: np.random.Generator) -> np.ndarray:
+def passages(
+    stream: Stream, *, count: int, length: int, generator: np.random.Generator
+) -> np.ndarray:
     """(B, T) sequences ``<s> text </s>``, each begun at the start of a sentence drawn at random."""
     inner = length - 2
     begin = generator.choice(stream.starts[stream.starts + inner <= stream.ids.size], size=count)
@@ -75,8 +93,9 @@ def passages(stream: Stream, *, count: int, length: int, generator: np.random.Ge
 def overlapping_pairs(
     stream: Stream, *, count: int, length: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """(B, T) sequences ``<s> text </s></s> text </s>``: two windows on one passage, the second moved by less than
-    half a window. What is masked in one can be read in the other, which teaches attention to compare a pair.
+    """(B, T) sequences ``<s> text </s></s> text </s>``: two windows on one passage, the second
+    moved by less than half a window. What is masked in one can be read in the other, which teaches
+    attention to compare a pair.
     """
     window = length // 2 - 2
     shift = generator.integers(0, window // 2 + 1, size=count)
@@ -93,15 +112,19 @@ def overlapping_pairs(
 
 @dataclass(frozen=True)
 class Masked:
-    """One batch: `inputs` (B, T), `positions` (P,) into the flattened inputs, `targets` (P,) the ids masked there."""
+    """One batch: `inputs` (B, T), `positions` (P,) into the flattened inputs, `targets`
+    (P,) the ids masked there."""
 
     inputs: Tensor
     positions: Tensor
     targets: Tensor
 
 
-def mask(sequences: np.ndarray, *, rate: float, vocabulary: int, generator: np.random.Generator) -> Masked:
-    """Chooses `rate` of the ordinary tokens; 80 % become ``<mask>``, 10 % a random token, 10 % stay (Devlin et al. 2019)."""
+def mask(
+    sequences: np.ndarray, *, rate: float, vocabulary: int, generator: np.random.Generator
+) -> Masked:
+    """Chooses `rate` of the ordinary tokens; 80 % become ``<mask>``, 10 % a random token, 10 %
+    stay (Devlin et al. 2019)."""
     chosen = (generator.random(sequences.shape) < rate) & (sequences > MASK)
     fate = generator.random(sequences.shape)
     inputs = np.where(chosen & (fate < 0.8), MASK, sequences)
@@ -109,5 +132,7 @@ def mask(sequences: np.ndarray, *, rate: float, vocabulary: int, generator: np.r
     inputs = np.where(chosen & (fate >= 0.8) & (fate < 0.9), random, inputs)
     positions = np.flatnonzero(chosen)
     return Masked(
-        torch.from_numpy(inputs), torch.from_numpy(positions), torch.from_numpy(sequences.ravel()[positions])
+        torch.from_numpy(inputs),
+        torch.from_numpy(positions),
+        torch.from_numpy(sequences.ravel()[positions]),
     )

@@ -1,8 +1,9 @@
 """The second objective of pretraining: was a sentence, or its echo beside it, tampered with?
 
-Masked-language modelling never asks anything of ``<s>``, on which a classifier stands, and a small encoder is too weak to
-learn that from 2,000 labels. So a last stretch of pretraining also judges real sentences, as BERT's next-sentence (Devlin
-et al. 2019), StructBERT's word order (Wang et al. 2020) and ELECTRA's replaced tokens (Clark et al. 2020) do. It sees the
+Masked-language modelling never asks anything of ``<s>``, on which a classifier stands, and a
+small encoder is too weak to learn that from 2,000 labels. So a last stretch of pretraining
+also judges real sentences, as BERT's next-sentence (Devlin et al. 2019), StructBERT's word
+order (Wang et al. 2020) and ELECTRA's replaced tokens (Clark et al. 2020) do. It sees the
 books only, no row of the lab's tasks.
 
 Letters: B sequences of a batch, T tokens of the longest, V vocabulary, d hidden size.
@@ -30,7 +31,8 @@ class Judged:
 
 
 def neighbours(embedding: Tensor) -> np.ndarray:
-    """(V, NEIGHBOURS) ids of the tokens nearest in cosine to each row of `embedding` (V, d), without special tokens."""
+    """(V, NEIGHBOURS) ids of the tokens nearest in cosine to each row of `embedding` (V,
+    d), without special tokens."""
     unit = torch.nn.functional.normalize(embedding.detach(), dim=1)
     cosine = unit @ unit.mT
     cosine.fill_diagonal_(-2.0)
@@ -38,7 +40,9 @@ def neighbours(embedding: Tensor) -> np.ndarray:
     return cosine.topk(NEIGHBOURS, dim=1).indices.numpy()
 
 
-def _tampered(row: list[int], stream: Stream, near: np.ndarray, generator: np.random.Generator) -> list[int]:
+def _tampered(
+    row: list[int], stream: Stream, near: np.ndarray, generator: np.random.Generator
+) -> list[int]:
     """One token exchanged with the next, replaced by a neighbour, or by any token of the text."""
     out = list(row)
     i = int(generator.integers(0, len(row) - 1))
@@ -46,7 +50,9 @@ def _tampered(row: list[int], stream: Stream, near: np.ndarray, generator: np.ra
     if fate < 0.3 and out[i] != out[i + 1]:
         out[i], out[i + 1] = out[i + 1], out[i]
         return out
-    new = near[out[i], generator.integers(NEIGHBOURS)] if fate < 0.8 else generator.choice(stream.ids)
+    new = (
+        near[out[i], generator.integers(NEIGHBOURS)] if fate < 0.8 else generator.choice(stream.ids)
+    )
     out[i] = int(new) if new != row[i] else int(near[out[i], 0])
     return out
 
@@ -59,14 +65,19 @@ def _thinned(row: list[int], generator: np.random.Generator) -> list[int]:
     return out
 
 
-def judged(stream: Stream, *, count: int, near: np.ndarray, generator: np.random.Generator) -> Judged:
-    """`count` sequences, half of them a sentence, half a short sentence and its echo; half are tampered with."""
+def judged(
+    stream: Stream, *, count: int, near: np.ndarray, generator: np.random.Generator
+) -> Judged:
+    """`count` sequences, half of them a sentence, half a short sentence and its
+    echo; half are tampered with."""
     lengths = np.diff(stream.starts, append=stream.ids.size)
     kinds = [np.flatnonzero((lengths >= 5) & (lengths <= longest)) for longest in (24, 14)]
     rows, labels = [], []
     for k in range(count):
         sentence = int(generator.choice(kinds[k % 2]))
-        row = stream.ids[stream.starts[sentence] : stream.starts[sentence] + lengths[sentence]].tolist()
+        row = stream.ids[
+            stream.starts[sentence] : stream.starts[sentence] + lengths[sentence]
+        ].tolist()
         intact = bool(generator.random() < 0.5)
         if k % 2 == 0:
             text = row if intact else _tampered(row, stream, near, generator)

@@ -1,8 +1,9 @@
 """Pretrains the lab's encoder: ``python tools/lab/pretrain.py --corpus FOLDER --out FOLDER``.
 
-FOLDER holds ``books.txt.xz`` (training) and ``books-valid.txt.xz`` (held out): plain English, a paragraph per line.
-Two stretches: masked-language modelling alone, then beside the judging of ``corruption.py``. What a step sees
-depends on the seed and the step alone, so a run that was stopped goes on where it was saved.
+FOLDER holds ``books.txt.xz`` (training) and ``books-valid.txt.xz`` (held out): plain English, a
+paragraph per line. Two stretches: masked-language modelling alone, then beside the judging of
+``corruption.py``. What a step sees depends on the seed and the step alone, so a run that was
+stopped goes on where it was saved.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of pretraining: warm-up, plateau, linear decay to 0 over the last share of the steps."""
+    """A part of pretraining: warm-up, plateau, linear decay to 0 over
+    the last share of the steps."""
 
     steps: int
     tokens: int  # of masked-language modelling, per step
@@ -52,7 +54,8 @@ JUDGING = Stretch(steps=3000, tokens=2048, peak=1e-3, warmup=100, decay=0.6, fir
 
 
 def configuration(vocabulary: int = VOCABULARY) -> RobertaConfig:
-    """The encoder's shape; its dropout of 0.1 is for fine-tuning, pretraining sees too little text to need it."""
+    """The encoder's shape; its dropout of 0.1 is for fine-tuning, pretraining sees
+    too little text to need it."""
     return RobertaConfig(
         vocab_size=vocabulary,
         hidden_size=128,
@@ -81,11 +84,19 @@ def masked_loss(model: RobertaForMaskedLM, masked: Masked) -> Tensor:
 
 
 def train(
-    module: nn.Module, loss_of: Callable[[int], Tensor], stretch: Stretch, *, saved: Path, every: int = 500
+    module: nn.Module,
+    loss_of: Callable[[int], Tensor],
+    stretch: Stretch,
+    *,
+    saved: Path,
+    every: int = 500,
 ) -> None:
-    """Trains in place. The state goes to `saved` every `every` steps and is read from there when it exists."""
+    """Trains in place. The state goes to `saved` every `every` steps and is read
+    from there when it exists."""
     matrices = [p for p in module.parameters() if p.dim() > 1]
-    vectors = [p for p in module.parameters() if p.dim() <= 1]  # biases and LayerNorm are not decayed
+    vectors = [
+        p for p in module.parameters() if p.dim() <= 1
+    ]  # biases and LayerNorm are not decayed
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=stretch.peak, betas=(0.9, 0.98), eps=1e-6, fused=True)
     first, began = 0, time.monotonic()
@@ -107,10 +118,16 @@ def train(
         done = step + 1
         if done % every == 0 or done == stretch.steps:
             part = saved.with_suffix(".part")
-            torch.save({"module": module.state_dict(), "optimizer": adamw.state_dict(), "step": done}, part)
+            torch.save(
+                {"module": module.state_dict(), "optimizer": adamw.state_dict(), "step": done}, part
+            )
             part.replace(saved)
             left = (time.monotonic() - began) / (done - first) * (stretch.steps - done)
-            print(f"step {done}  loss {loss.item():.3f}  {left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"step {done}  loss {loss.item():.3f}  {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def pretrain(
@@ -155,8 +172,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python tools/lab/pretrain.py", description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="folder with books.txt.xz")
     parser.add_argument("--out", type=Path, required=True, help="folder that receives the encoder")
-    parser.add_argument("--steps", type=int, default=MASKING.steps, help="steps of the first stretch")
-    parser.add_argument("--judging-steps", type=int, default=JUDGING.steps, help="steps of the second")
+    parser.add_argument(
+        "--steps", type=int, default=MASKING.steps, help="steps of the first stretch"
+    )
+    parser.add_argument(
+        "--judging-steps", type=int, default=JUDGING.steps, help="steps of the second"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """H4: whether LoRA lies further from full fine-tuning than full fine-tuning lies from itself.
 
-Only pairs of different seeds are set against each other: two updates of one seed share their head's start and the
-order of their batches, which alone brings them nearer.
+Only pairs of different seeds are set against each other: two updates of one seed share their head's
+start and the order of their batches, which alone brings them nearer.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ PAIRS = {"lora full": "lora_full", "full full": "full_full", "lora lora": "lora_
 class Alignment:
     """Pairs of updates at the chosen rates, of configurations that learnt.
 
-    ``pairs``: `comparison` with the labels of both trials, ``kind`` ("lora full", "full full", "lora lora"),
-    ``same_seed`` and ``captured_above_chance``. ``by_rank``: mean and interval of every measure of LoRA beside
-    full fine-tuning per group (model, task, scaling, rank) and ``same_seed``. ``contrasts``: one row per group, with
-    the mean cosines over layers and pairs of different seeds ``lora_full``, ``full_full``, ``lora_lora``; ``same_seed``
-    (LoRA and full, for comparison only); ``contrast`` = lora_full - full_full with its interval over ``seeds``;
-    ``barrier`` and ``cka`` where the store has them; the median stable ranks ``stable_lora``, ``stable_full``; and
-    ``dimension``, the smallest side of the layers.
+    ``pairs``: `comparison` with the labels of both trials, ``kind`` ("lora full", "full full",
+    "lora lora"), ``same_seed`` and ``captured_above_chance``. ``by_rank``: mean and interval of
+    every measure of LoRA beside full fine-tuning per group (model, task, scaling, rank) and
+    ``same_seed``. ``contrasts``: one row per group, with the mean cosines over layers and pairs of
+    different seeds ``lora_full``, ``full_full``, ``lora_lora``; ``same_seed`` (LoRA and full, for
+    comparison only); ``contrast`` = lora_full - full_full with its interval over ``seeds``;
+    ``barrier`` and ``cka`` where the store has them; the median stable ranks ``stable_lora``,
+    ``stable_full``; and ``dimension``, the smallest side of the layers.
     """
 
     pairs: pd.DataFrame
@@ -60,7 +61,10 @@ def alignment(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000
     pairs = _pairs(frames)
     beside = pairs[pairs["kind"].eq("lora full")]
     stable = at_best(frames.learnt_trials, frames.spectra, "dW")
-    rows = [_contrast(dict(zip(GROUP, key, strict=True)), pairs, stable) for key, _ in beside.groupby(GROUP)]
+    rows = [
+        _contrast(dict(zip(GROUP, key, strict=True)), pairs, stable)
+        for key, _ in beside.groupby(GROUP)
+    ]
     return Alignment(pairs, _by_rank(beside, rng=rng, resamples=resamples), pd.DataFrame(rows))
 
 
@@ -71,7 +75,9 @@ def _pairs(frames: Frames) -> pd.DataFrame:
     pairs = trials[LABELS].merge(frames.comparison, on="trial")
     pairs = pairs.merge(others, left_on="reference", right_on="trial_reference")
     pairs = pairs.merge(shapes, on=["trial", "layer"], how="left")
-    chance = (pairs["k"].astype(float) ** 2 / (pairs["m"] * pairs["n"]).astype(float)).clip(upper=1.0)
+    chance = (pairs["k"].astype(float) ** 2 / (pairs["m"] * pairs["n"]).astype(float)).clip(
+        upper=1.0
+    )
     # Subspaces that fill the whole space capture everything and say nothing: NaN there, not zero.
     room = (1 - chance).where(chance < 1)
     return pairs.assign(
@@ -91,48 +97,70 @@ def _by_rank(pairs: pd.DataFrame, *, rng: np.random.Generator, resamples: int) -
         means = mean_intervals(part[list(MEASURES)], labels, cluster, rng=rng, resamples=resamples)
         for measure in MEASURES:
             found = means[measure]
-            described = {"measure": measure, "mean": found.estimate, "low": found.low, "high": found.high}
+            described = {
+                "measure": measure,
+                "mean": found.estimate,
+                "low": found.low,
+                "high": found.high,
+            }
             rows.append(dict(zip(keys, key, strict=True)) | described | {"cluster": cluster})
     return pd.DataFrame(rows, columns=[*keys, "measure", "mean", "low", "high", "cluster"])
 
 
-def _contrast(group: dict[str, Any], pairs: pd.DataFrame, stable: pd.DataFrame) -> dict[str, object]:
+def _contrast(
+    group: dict[str, Any], pairs: pd.DataFrame, stable: pd.DataFrame
+) -> dict[str, object]:
     """One row of `Alignment.contrasts`."""
     place = pairs["model"].eq(group["model"]) & pairs["task"].eq(group["task"])
     lora = pairs["scaling"].eq(group["scaling"]) & pairs["rank"].eq(group["rank"])
     kinds = {name: pairs[place & pairs["kind"].eq(kind)] for kind, name in PAIRS.items()}
-    kinds = {name: rows if name == "full_full" else rows[lora[rows.index]] for name, rows in kinds.items()}
+    kinds = {
+        name: rows if name == "full_full" else rows[lora[rows.index]]
+        for name, rows in kinds.items()
+    }
     same = kinds["lora_full"][kinds["lora_full"]["same_seed"]]
     crossed = {name: rows[~rows["same_seed"]] for name, rows in kinds.items()}
     found = contrast(crossed["lora_full"], crossed["full_full"])
     row = group | {name: float(rows["cosine"].mean()) for name, rows in crossed.items()}
     row |= {"same_seed": float(same["cosine"].mean()), "same_seeds": same["seed"].nunique()}
-    row |= {"contrast": found.estimate, "low": found.low, "high": found.high, "seeds": found.clusters}
+    row |= {
+        "contrast": found.estimate,
+        "low": found.low,
+        "high": found.high,
+        "seeds": found.clusters,
+    }
     for name in ("barrier", "cka"):
         for kind, rows in crossed.items():
             values = (
-                rows.drop_duplicates(["trial", "reference"])[name] if name in rows else pd.Series(dtype=float)
+                rows.drop_duplicates(["trial", "reference"])[name]
+                if name in rows
+                else pd.Series(dtype=float)
             )
             row[f"{name}_{kind}"] = float(values.astype(float).mean())
     here = stable[stable["model"].eq(group["model"]) & stable["task"].eq(group["task"])]
     own = here["scaling"].eq(group["scaling"]) & here["rank"].astype(float).eq(group["rank"])
     row["stable_lora"] = float(here.loc[own, "stable_rank"].astype(float).median())
-    row["stable_full"] = float(here.loc[here["method"].eq("full"), "stable_rank"].astype(float).median())
+    row["stable_full"] = float(
+        here.loc[here["method"].eq("full"), "stable_rank"].astype(float).median()
+    )
     row["norm_ratio"] = float(same["norm_ratio"].mean())
     return row | {"dimension": float(kinds["lora_full"][["m", "n"]].to_numpy(dtype=float).min())}
 
 
 def contrast(lora_full: pd.DataFrame, full_full: pd.DataFrame) -> Interval:
-    """Mean of cos(LoRA_s, FT_s') - mean of cos(FT_s, FT_s') over all s != s', seeds left out one at a time.
+    """Mean of cos(LoRA_s, FT_s') - mean of cos(FT_s, FT_s') over all s != s',
+    seeds left out one at a time.
 
-    Rows are pairs of trials and layers (``seed``, ``seed_reference``, ``cosine``). With two seeds there is an
-    estimate and no interval: leaving one out leaves no pair.
+    Rows are pairs of trials and layers (``seed``, ``seed_reference``, ``cosine``). With two seeds
+    there is an estimate and no interval: leaving one out leaves no pair.
     """
     sides = [
         rows.groupby(["seed", "seed_reference"])["cosine"].mean().reset_index()
         for rows in (lora_full, full_full)
     ]
-    seeds = sorted(set.intersection(*(set(side["seed"]) | set(side["seed_reference"]) for side in sides)))
+    seeds = sorted(
+        set.intersection(*(set(side["seed"]) | set(side["seed_reference"]) for side in sides))
+    )
 
     def difference(kept: list[Hashable]) -> float:
         means = [

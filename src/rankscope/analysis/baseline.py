@@ -12,17 +12,21 @@ from rankscope.analysis.selection import CONFIGURATION
 Source = Literal["recorded", "by definition", "repeated value", "unknown"]
 
 ZERO = ("matthews_correlation", "pearson", "spearman")  # correlations of a constant answer
-FEWEST_TRIALS, SMALLEST_SHARE = 3, 0.1  # of the evaluations at one value, to take it for a constant answer's
+FEWEST_TRIALS, SMALLEST_SHARE = (
+    3,
+    0.1,
+)  # of the evaluations at one value, to take it for a constant answer's
 DEVIATIONS = 3  # above a constant answer, in standard deviations of an evaluation: learnt
 
 
 def baselines(trials: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     """One row per model and task: ``constant``, its ``source``, and ``noise``.
 
-    ``constant`` is the metric of a constant answer: as recorded with the trials (column ``constant``), else 0
-    for correlations, else the value at which many evaluations of several trials stand exactly, because models
-    that learnt nothing or collapsed give that answer. NaN and "unknown" where there is none of these.
-    ``noise`` is the standard deviation of one evaluation, from second differences inside trials.
+    ``constant`` is the metric of a constant answer: as recorded with the trials (column
+    ``constant``), else 0 for correlations, else the value at which many evaluations of several
+    trials stand exactly, because models that learnt nothing or collapsed give that answer. NaN and
+    "unknown" where there is none of these. ``noise`` is the standard deviation of one evaluation,
+    from second differences inside trials.
     """
     rows = []
     for (model, task), part in trials.groupby(["model", "task"]):
@@ -46,9 +50,11 @@ def _constant(trials: pd.DataFrame, metrics: pd.DataFrame) -> tuple[float, Sourc
 
 
 def evaluation_noise(metrics: pd.DataFrame, constant: float) -> float:
-    """Standard deviation of one evaluation: the median second difference inside trials, scaled for a normal.
+    """Standard deviation of one evaluation: the median second difference inside
+    trials, scaled for a normal.
 
-    Evaluations at the constant answer have no noise and are left out. NaN where no trial has three others.
+    Evaluations at the constant answer have no noise and are left out. NaN
+    where no trial has three others.
     """
     moving = metrics[metrics["metric_value"].ne(constant)].sort_values(["trial", "step"])
     groups = moving.groupby("trial")["metric_value"]
@@ -57,10 +63,11 @@ def evaluation_noise(metrics: pd.DataFrame, constant: float) -> float:
 
 
 def learnt(trials: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
-    """Configurations (one row each) with ``best``, the best mean over seeds of any rate, and ``learnt``.
+    """Configurations (one row each) with ``best``, the best mean over seeds
+    of any rate, and ``learnt``.
 
-    Learnt: best above the constant answer by three standard deviations of an evaluation. Where the constant
-    answer is unknown, nothing can be said and the configuration counts as learnt.
+    Learnt: best above the constant answer by three standard deviations of an evaluation. Where the
+    constant answer is unknown, nothing can be said and the configuration counts as learnt.
     """
     means = trials.groupby([*CONFIGURATION, "learning_rate"], dropna=False)["best"].mean()
     table = means.groupby(CONFIGURATION, dropna=False).max().reset_index()

@@ -47,11 +47,13 @@ class Conclusions:
 
     @property
     def threshold(self) -> Threshold:
-        """H2's answer where there is one model and one task; ValueError names them where there are several."""
+        """H2's answer where there is one model and one task; ValueError names
+        them where there are several."""
         if len(self.thresholds) != 1:
             pairs = ", ".join(f"{t.model}/{t.task}" for t in self.thresholds) or "none"
             raise ValueError(
-                f"threshold expected one model and task; found {pairs}. Use thresholds, or thresholds_frame()."
+                f"threshold expected one model and task; found {pairs}. Use thresholds, or "
+                "thresholds_frame()."
             )
         return self.thresholds[0]
 
@@ -78,7 +80,8 @@ class Conclusions:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Verdicts, counts, caveats and chosen learning rates as JSON values; what is unknown is null."""
+        """Verdicts, counts, caveats and chosen learning rates as JSON
+        values; what is unknown is null."""
         return _plain(
             {
                 "verdicts": [dataclasses.asdict(verdict) for verdict in self.verdicts],
@@ -98,8 +101,8 @@ def conclude(
 ) -> Conclusions:
     """Answer H1 to H5 for the study in `frames`, with bootstrap draws from `seed`.
 
-    Never fails on a small or odd study: what cannot be estimated is "undecided", with the reason. `progress`
-    is told of each share of the work, 1 in all.
+    Never fails on a small or odd study: what cannot be estimated is "undecided", with the reason.
+    `progress` is told of each share of the work, 1 in all.
     """
     # One stream per question: an answer does not change when another one is added.
     streams = [np.random.default_rng([seed, number]) for number in range(5)]
@@ -156,40 +159,52 @@ def _caveats(frames: Frames) -> list[str]:
     idle = int((~frames.learnt["learnt"]).sum()) if len(frames.learnt) else 0
     if idle:
         said.append(
-            f"{idle} of {len(frames.learnt)} configurations learnt nothing: their best value is within three "
-            "standard deviations of an evaluation of a constant answer. H1, H3, H4 and H5 leave them out."
+            f"{idle} of {len(frames.learnt)} configurations learnt nothing: their best value "
+            "is within three "
+            "standard deviations of an evaluation of a constant answer. H1, H3, H4 and H5 "
+            "leave them out."
         )
     if counts["seeds"] < 2:
-        said.append("With one seed the spread between repetitions is unknown; intervals do not cover it.")
+        said.append(
+            "With one seed the spread between repetitions is unknown; intervals do not cover it."
+        )
     elif counts["seeds"] == 2:
         said.append(
-            "With two seeds, intervals over seeds have one degree of freedom: they are right, and wide."
+            "With two seeds, intervals over seeds have one degree of freedom: they are right, "
+            "and wide."
         )
     rules = set(trials["scaling"].dropna())
     if rules == {"alpha/r"} and counts["ranks"] > 1:
         said.append(
-            "With a fixed alpha the scale alpha/r shrinks as r grows: rank and scale change together here."
+            "With a fixed alpha the scale alpha/r shrinks as r grows: rank and scale change "
+            "together here."
         )
     if len(trials):
         said.append(
-            "The classifier head is trained along with the update; its share in the metric is not separated."
+            "The classifier head is trained along with the update; its share in the metric is "
+            "not separated."
         )
         said.append(
-            "Rates and checkpoints are chosen on the validation data that they are reported on, so best "
+            "Rates and checkpoints are chosen on the validation data that they are reported "
+            "on, so best "
             "values are "
             "somewhat too high."
         )
     for edge in ("largest tried", "smallest tried", "only one tried"):
         hits = int(found["edge"].eq(edge).sum())
         if hits:
-            said.append(f"In {hits} of {len(found)} configurations the best learning rate is the {edge}.")
+            said.append(
+                f"In {hits} of {len(found)} configurations the best learning rate is the {edge}."
+            )
     if counts["diverged"]:
         said.append(
-            f"{counts['diverged']} of {counts['trials']} trials diverged; they count up to their last "
+            f"{counts['diverged']} of {counts['trials']} trials diverged; they count up to "
+            "their last "
             "finite evaluation."
         )
     said.append(
-        "Intervals are 95 % each and not adjusted for their number; p-values of several groups or pairs are, by Holm's "
+        "Intervals are 95 % each and not adjusted for their number; p-values of several groups "
+        "or pairs are, by Holm's "
         "method."
     )
     return said

@@ -8,13 +8,16 @@ import pandas as pd
 LABELS = ["trial", "model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
 
 
-WIDTH = 1e-2  # relative distance of its bounds from which on a stable rank is not known: ten times what training asks
+# relative distance of its bounds from which on a stable rank is not known:
+# ten times what training asks
+WIDTH = 1e-2
 
 
 def known(spectra: pd.DataFrame) -> pd.DataFrame:
     """`spectra` with NaN for each stable rank whose bounds lie further apart than `WIDTH`.
 
-    Newer stores hold NaN there already; older ones may hold a number that is nothing but an upper bound.
+    Newer stores hold NaN there already; older ones may hold a number that
+    is nothing but an upper bound.
     """
     if spectra.empty:
         return spectra
@@ -24,7 +27,8 @@ def known(spectra: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_best(trials: pd.DataFrame, spectra: pd.DataFrame, matrix: str) -> pd.DataFrame:
-    """Rows of `spectra` for `matrix` at each trial's best step, else its last measured one, with its labels.
+    """Rows of `spectra` for `matrix` at each trial's best step, else its last
+    measured one, with its labels.
 
     Undefined stable ranks (a zero update) are left out.
     """
@@ -46,7 +50,8 @@ def _best(trials: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def condensed(trials: pd.DataFrame, spectra: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `spectra` that are looked at beside their `drift`: those of W, and those at each trial's best step."""
+    """The rows of `spectra` that are looked at beside their `drift`: those of W, and those
+    at each trial's best step."""
     spectra = known(spectra)
     kept = [spectra["matrix"].eq("W")]
     for matrix in ("dW", "W+dW"):
@@ -60,10 +65,11 @@ def condensed(trials: pd.DataFrame, spectra: pd.DataFrame) -> pd.DataFrame:
 def drift(spectra: pd.DataFrame) -> pd.DataFrame:
     """How far W + dW has drifted from W, for every trial at every measured step.
 
-    ``log_drift`` is the median over layers of log(sr(W + dW) / sr(W)): 0 is none, log(1/2) is a stable rank
-    that has halved. ``low`` and ``high`` are the quartiles over layers, ``layers`` their number. ``size`` and
-    ``rho`` are the medians over layers of ||dW||_F / ||W||_F and of sigma_1(dW) / sigma_1(W). Columns: trial,
-    step and these. Median of logarithms, because layers differ in shape and in sr(W).
+    ``log_drift`` is the median over layers of log(sr(W + dW) / sr(W)): 0 is none, log(1/2) is a
+    stable rank that has halved. ``low`` and ``high`` are the quartiles over layers, ``layers``
+    their number. ``size`` and ``rho`` are the medians over layers of ||dW||_F / ||W||_F and of
+    sigma_1(dW) / sigma_1(W). Columns: trial, step and these. Median of logarithms, because layers
+    differ in shape and in sr(W).
     """
     spectra = known(spectra)
     defined = spectra[spectra["stable_rank"].gt(0)]
@@ -83,7 +89,8 @@ def drift(spectra: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ratio(rows: pd.DataFrame, base: pd.DataFrame, column: str) -> pd.Series:
-    """A column of every row over that of W's row of the same trial and layer, indexed by trial and step."""
+    """A column of every row over that of W's row of the same trial and layer,
+    indexed by trial and step."""
     pairs = rows[["trial", "step", "layer", column]].merge(
         base[["trial", "layer", column]], on=["trial", "layer"], suffixes=("", "_base")
     )
@@ -92,7 +99,8 @@ def _ratio(rows: pd.DataFrame, base: pd.DataFrame, column: str) -> pd.Series:
 
 
 def checkpoints(trials: pd.DataFrame, metrics: pd.DataFrame, drifts: pd.DataFrame) -> pd.DataFrame:
-    """Every evaluation with its drift, size and rho and its trial's labels; what is not finite is left out."""
+    """Every evaluation with its drift, size and rho and its trial's labels; what
+    is not finite is left out."""
     seen = metrics[["trial", "step", "metric_value", "eval_loss"]].merge(
         drifts[["trial", "step", "log_drift", "size", "rho"]], on=["trial", "step"]
     )
@@ -102,6 +110,9 @@ def checkpoints(trials: pd.DataFrame, metrics: pd.DataFrame, drifts: pd.DataFram
 
 
 def kind(layers: pd.Series) -> pd.Series:
-    """The kind of each layer: the last part of its name ("query" of ``layer.0.attention.self.query``)."""
-    names = {name: str(name).rsplit(".", 1)[-1] for name in layers.unique()}  # few, on very many rows
+    """The kind of each layer: the last part of its name ("query" of
+    ``layer.0.attention.self.query``)."""
+    names = {
+        name: str(name).rsplit(".", 1)[-1] for name in layers.unique()
+    }  # few, on very many rows
     return layers.map(names).astype("str")

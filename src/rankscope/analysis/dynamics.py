@@ -1,7 +1,9 @@
-"""H3: whether drift grows as training goes on, and whether validation worsens with it, inside trials.
+"""H3: whether drift grows as training goes on, and whether validation
+worsens with it, inside trials.
 
-The second question is a regression with one intercept per trial (fixed effects), two slopes joined at a
-stated drift, and standard errors clustered by trial (Cameron and Miller 2015, J. Human Resources 50, 317-372).
+The second question is a regression with one intercept per trial (fixed effects), two slopes
+joined at a stated drift, and standard errors clustered by trial (Cameron and Miller 2015, J.
+Human Resources 50, 317-372).
 """
 
 from __future__ import annotations
@@ -25,14 +27,17 @@ OUTCOMES = ("metric_value", "eval_loss")
 
 @dataclass(frozen=True)
 class Dynamics:
-    """``tasks`` has one row per model and task whose LoRA configurations learnt anything, ``left_out`` the others.
+    """``tasks`` has one row per model and task whose LoRA configurations learnt
+    anything, ``left_out`` the others.
 
-    ``growing`` (``_low``, ``_high``, ``_cluster``, ``_clusters``) is the mean over trials of Spearman's correlation
-    of the drift's magnitude with the step. ``metric_before``, ``metric_after``, ``loss_before``, ``loss_after``
-    are the changes of the metric and of the evaluation loss per unit of log drift below and beyond the knot
-    (``_low``, ``_high``, ``_p``, and ``_p_holm`` of the ``after`` ones over tasks), from ``trials`` trials with
-    three checkpoints beyond a drift of a tenth; NaN where fewer than three trials cross the knot. ``by_rate`` has
-    one row per method, learning rate and rank: the median drift at the end and the mean correlation with the step.
+    ``growing`` (``_low``, ``_high``, ``_cluster``, ``_clusters``) is the mean over trials of
+    Spearman's correlation of the drift's magnitude with the step. ``metric_before``,
+    ``metric_after``, ``loss_before``, ``loss_after`` are the changes of the metric and of the
+    evaluation loss per unit of log drift below and beyond the knot (``_low``, ``_high``, ``_p``,
+    and ``_p_holm`` of the ``after`` ones over tasks), from ``trials`` trials with three
+    checkpoints beyond a drift of a tenth; NaN where fewer than three trials cross the knot.
+    ``by_rate`` has one row per method, learning rate and rank: the median drift at the end and the
+    mean correlation with the step.
     """
 
     tasks: pd.DataFrame
@@ -41,9 +46,11 @@ class Dynamics:
 
 
 def dynamics(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000) -> Dynamics:
-    """Correlate drift with time, and regress both outcomes on drift, inside the LoRA trials of each task.
+    """Correlate drift with time, and regress both outcomes on drift, inside
+    the LoRA trials of each task.
 
-    Trials of a longer budget count among them; ``by_rate``, whose drifts are those at the end, leaves them out.
+    Trials of a longer budget count among them; ``by_rate``, whose drifts are those
+    at the end, leaves them out.
     """
     trials = frames.all_trials
     trials = trials.assign(growing=trials["trial"].map(_growing(frames.drifts)))
@@ -56,7 +63,9 @@ def dynamics(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000)
             left_out.append(str(task))
             continue
         cluster, labels = cluster_of(own, "trial")
-        grown = mean_interval(own["growing"], labels, cluster, rng=rng, resamples=resamples).within(-1, 1)
+        grown = mean_interval(own["growing"], labels, cluster, rng=rng, resamples=resamples).within(
+            -1, 1
+        )
         row = {"model": model, "task": task, "growing": grown.estimate, "growing_low": grown.low}
         row |= {"growing_high": grown.high, "growing_p": grown.p(0)}
         row |= {"growing_cluster": cluster, "growing_clusters": grown.clusters}
@@ -69,17 +78,19 @@ def dynamics(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000)
 
 
 def _growing(drifts: pd.DataFrame) -> pd.Series:
-    """Correlation of drift with step inside each trial; step 0 has no drift by construction and is left out."""
+    """Correlation of drift with step inside each trial; step 0 has no drift by
+    construction and is left out."""
     moved = drifts[drifts["step"].gt(0)]
     return rank_correlation(moved.assign(size=moved["log_drift"].abs()), "step", "size")
 
 
 def slopes(points: pd.DataFrame) -> dict[str, float]:
-    """Slopes of both outcomes on the magnitude of drift below and beyond the knot, inside trials, per e-fold.
+    """Slopes of both outcomes on the magnitude of drift below and beyond the
+    knot, inside trials, per e-fold.
 
-    `points` are `checkpoints`; those that drifted by less than a tenth are left out, since there a model is
-    still learning. NaN where fewer than three trials have checkpoints on both sides of the knot or either slope
-    is undetermined.
+    `points` are `checkpoints`; those that drifted by less than a tenth are left out, since there a
+    model is still learning. NaN where fewer than three trials have checkpoints on both sides of the
+    knot or either slope is undetermined.
     """
     drifts = points["log_drift"]
     sign = 1.0 if (drifts * drifts.abs()).sum() > 0 else -1.0
@@ -90,7 +101,12 @@ def slopes(points: pd.DataFrame) -> dict[str, float]:
     for name, outcome in (("metric", "metric_value"), ("loss", "eval_loss")):
         values = _fixed_effects(rows[np.isfinite(rows[outcome].astype(float))], outcome)
         for place, side in enumerate(("before", "after")):
-            keys = (f"{name}_{side}", f"{name}_{side}_low", f"{name}_{side}_high", f"{name}_{side}_p")
+            keys = (
+                f"{name}_{side}",
+                f"{name}_{side}_low",
+                f"{name}_{side}_high",
+                f"{name}_{side}_p",
+            )
             row |= dict(zip(keys, values[place], strict=True))
     return row
 
@@ -103,9 +119,12 @@ def _fixed_effects(rows: pd.DataFrame, outcome: str) -> list[tuple[float, float,
     unknown = [(np.nan, np.nan, np.nan, np.nan)] * 2
     if count < FEWEST_TRIALS or beyond < FEWEST_TRIALS:
         return unknown
-    columns = np.stack([np.minimum(rows["u"], KNOT), np.maximum(0, rows["u"] - KNOT), rows[outcome]], 1)
+    columns = np.stack(
+        [np.minimum(rows["u"], KNOT), np.maximum(0, rows["u"] - KNOT), rows[outcome]], 1
+    )
     means = (
-        np.stack([np.bincount(codes, c) for c in columns.astype(float).T], 1) / np.bincount(codes)[:, None]
+        np.stack([np.bincount(codes, c) for c in columns.astype(float).T], 1)
+        / np.bincount(codes)[:, None]
     )
     inside = columns.astype(float) - means[codes]
     x, y = inside[:, :2], inside[:, 2]
@@ -127,7 +146,12 @@ def _fixed_effects(rows: pd.DataFrame, outcome: str) -> list[tuple[float, float,
 
 
 def _by_rate(frames: Frames, trials: pd.DataFrame) -> pd.DataFrame:
-    ends = frames.drifts[frames.drifts["step"].gt(0)].sort_values("step").groupby("trial")["log_drift"].last()
+    ends = (
+        frames.drifts[frames.drifts["step"].gt(0)]
+        .sort_values("step")
+        .groupby("trial")["log_drift"]
+        .last()
+    )
     once = trials[trials["trial"].isin(frames.trials["trial"])][[*LABELS, "growing"]]
     once = once.assign(
         final=once["trial"].map(ends).astype("float64"), growing=once["growing"].astype("float64")

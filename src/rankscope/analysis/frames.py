@@ -62,7 +62,18 @@ COMPARISON = [
 ANGLES = ["left_angle_first", "left_angle_last", "right_angle_first", "right_angle_last"]
 LATER = ["weight_distance", *ANGLES]
 
-WORDS = ["trial", "model", "task", "method", "scaling", "status", "metric", "layer", "matrix", "reference"]
+WORDS = [
+    "trial",
+    "model",
+    "task",
+    "method",
+    "scaling",
+    "status",
+    "metric",
+    "layer",
+    "matrix",
+    "reference",
+]
 WHOLE = ["seed", "step"]
 
 
@@ -70,13 +81,14 @@ WHOLE = ["seed", "step"]
 class Frames:
     """Trials, their evaluations, their spectra, and pairs of updates.
 
-    ``trials`` has one row per finished trial, ``metrics`` one per evaluation, ``spectra`` one per (trial,
-    step, layer, matrix), ``comparison`` one per pair of trials and layer (`rankscope.sweep.compare`). A frame
-    without rows may lack its columns. ``drifts`` is `drift` of the spectra; given, if ``spectra`` hold what is
-    `condensed` of them only.
+    ``trials`` has one row per finished trial, ``metrics`` one per evaluation, ``spectra`` one per
+    (trial, step, layer, matrix), ``comparison`` one per pair of trials and layer
+    (`rankscope.sweep.compare`). A frame without rows may lack its columns. ``drifts`` is `drift` of
+    the spectra; given, if ``spectra`` hold what is `condensed` of them only.
 
-    What an arm trained for longer or shorter than the study says (``budget``, 1 where a frame lacks it) is in
-    ``continued`` and not in ``trials``: it takes no part in any choice among configurations.
+    What an arm trained for longer or shorter than the study says (``budget``, 1 where a
+    frame lacks it) is in ``continued`` and not in ``trials``: it takes no part in any
+    choice among configurations.
 
     Raises ValueError when a frame with rows lacks columns, or when a trial's name occurs twice.
     """
@@ -169,7 +181,9 @@ def _checked(name: str, frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame
 
 def _typed(name: str, frame: pd.DataFrame, column: str) -> pd.Series:
     """The column as text, whole numbers or floats, whatever the reader of the file made of it."""
-    values = frame[column] if column in frame.columns else pd.Series(index=frame.index, dtype=object)
+    values = (
+        frame[column] if column in frame.columns else pd.Series(index=frame.index, dtype=object)
+    )
     if column in WORDS:
         return values.astype("str")
     try:

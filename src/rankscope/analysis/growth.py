@@ -1,7 +1,7 @@
 """H1: how the stable rank of the update grows with the nominal rank.
 
-The headline is the ratio sr(r_max) / sr(r_min); beside it b of sr(dW) = c r^b. Letters: R resamples, G clusters,
-S strata (one intercept each).
+The headline is the ratio sr(r_max) / sr(r_min); beside it b of sr(dW) = c r^b. Letters: R
+resamples, G clusters, S strata (one intercept each).
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ NOTHING = Interval(np.nan, np.nan, np.nan, "layer", 0)
 
 @dataclass(frozen=True)
 class Growth:
-    """What the configurations that learnt say, at ranks of 2 and more that every seed of a group has.
+    """What the configurations that learnt say, at ranks of 2 and more
+    that every seed of a group has.
 
-    A group is a model, task and scaling rule. ``ratio`` is the mean over layers, seeds and groups of sr(dW) at
-    the largest rank over that at the smallest, geometric; ``exponent`` is b, one intercept per group and layer.
-    Both are over the groups of one design (model, rule, seeds and ranks): the one with most seeds, then most
-    groups; ``groups`` has one row per group and kind of layer, ``primary`` where it is among them. ``p`` there
-    tests b = 1/2, ``p_holm`` is adjusted for all rows. ``points`` has one row per chosen LoRA trial and layer,
-    also at ranks that the fits leave out (``used``), ``left_out`` the groups that learnt nothing or have fewer
-    than two such ranks.
+    A group is a model, task and scaling rule. ``ratio`` is the mean over layers, seeds and
+    groups of sr(dW) at the largest rank over that at the smallest, geometric; ``exponent`` is
+    b, one intercept per group and layer. Both are over the groups of one design (model, rule,
+    seeds and ranks): the one with most seeds, then most groups; ``groups`` has one row per
+    group and kind of layer, ``primary`` where it is among them. ``p`` there tests b = 1/2,
+    ``p_holm`` is adjusted for all rows. ``points`` has one row per chosen LoRA trial and layer,
+    also at ranks that the fits leave out (``used``), ``left_out`` the groups that learnt
+    nothing or have fewer than two such ranks.
     """
 
     ratio: Interval
@@ -65,7 +67,9 @@ def growth(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000) -
     groups["p_holm"] = holm(groups["p"].to_numpy(dtype=float))
     groups["primary"] = _primary(groups)
     main = used.merge(groups.loc[groups["primary"] & groups["kind"].eq(EVERY), GROUP], on=GROUP)
-    told = points.loc[~points["used"], GROUP].merge(groups[GROUP], on=GROUP, how="left", indicator=True)
+    told = points.loc[~points["used"], GROUP].merge(
+        groups[GROUP], on=GROUP, how="left", indicator=True
+    )
     missing = told.loc[told["_merge"].eq("left_only"), GROUP].drop_duplicates()
     return Growth(
         ratio=ratio(main),
@@ -80,7 +84,9 @@ def _points(frames: Frames) -> pd.DataFrame:
     chosen = frames.chosen[frames.chosen["method"].eq("lora") & frames.chosen["rank"].notna()]
     points = at_best(chosen, frames.spectra, "dW")
     points = points[points["stable_rank"].gt(0)].assign(rank=points["rank"].astype(float))
-    points = points.assign(utilisation=points["stable_rank"] / points["rank"], kind=kind(points["layer"]))
+    points = points.assign(
+        utilisation=points["stable_rank"] / points["rank"], kind=kind(points["layer"])
+    )
     able = points["trial"].isin(frames.learnt_trials["trial"]) & points["rank"].ge(LOWEST)
     seeds = points[able].groupby([*GROUP, "rank"], dropna=False)["seed"].nunique()
     most = points[able].groupby(GROUP, dropna=False)["seed"].nunique()
@@ -98,15 +104,22 @@ def _primary(groups: pd.DataFrame) -> pd.Series:
     designs = groups.groupby(DESIGN, dropna=False)
     size = designs["task"].transform("nunique")
     order = pd.DataFrame(
-        {"seeds": groups["seeds"].str.count(",") + 1, "groups": size, "ranks": groups["ranks"].str.count(",")}
+        {
+            "seeds": groups["seeds"].str.count(",") + 1,
+            "groups": size,
+            "ranks": groups["ranks"].str.count(","),
+        }
     )
     number = designs.ngroup()
-    best = number[order.sort_values(["seeds", "groups", "ranks"], ascending=False, kind="stable").index[0]]
+    best = number[
+        order.sort_values(["seeds", "groups", "ranks"], ascending=False, kind="stable").index[0]
+    ]
     return number.eq(best)
 
 
 def ratio(points: pd.DataFrame) -> Interval:
-    """sr at the largest rank over sr at the smallest: geometric mean over layers and groups, interval over seeds.
+    """sr at the largest rank over sr at the smallest: geometric mean over layers and
+    groups, interval over seeds.
 
     One seed: interval over layers, which says nothing about new seeds.
     """
@@ -115,7 +128,10 @@ def ratio(points: pd.DataFrame) -> Interval:
     cluster, _ = cluster_of(points, "layer")
     cells = points.assign(log=np.log(points["stable_rank"].astype(float)))
     ranks = cells.groupby(GROUP, dropna=False)["rank"]
-    ends = {"low": cells["rank"].eq(ranks.transform("min")), "high": cells["rank"].eq(ranks.transform("max"))}
+    ends = {
+        "low": cells["rank"].eq(ranks.transform("min")),
+        "high": cells["rank"].eq(ranks.transform("max")),
+    }
     keys = [*GROUP, "layer", "seed"]
     sides = {name: cells[at].groupby(keys, dropna=False)["log"].mean() for name, at in ends.items()}
     change = (sides["high"] - sides["low"]).dropna().groupby(cluster).mean()
@@ -124,15 +140,17 @@ def ratio(points: pd.DataFrame) -> Interval:
         lambda kept: float(change[change.index.isin(kept)].mean()) if kept else np.nan,
         cluster,
     )
-    estimate, low, high = (float(np.exp(value)) for value in (found.estimate, found.low, found.high))
+    estimate, low, high = (
+        float(np.exp(value)) for value in (found.estimate, found.low, found.high)
+    )
     return Interval(estimate, low, high, cluster, found.clusters)
 
 
 def exponent(points: pd.DataFrame, *, rng: np.random.Generator, resamples: int) -> Interval:
     """b of log sr = a_s + b log r by least squares, an intercept a_s per group and layer.
 
-    Clusters are seeds when there are at least two; otherwise layers, and the interval then says nothing
-    about new seeds. NaN where no stratum has two ranks.
+    Clusters are seeds when there are at least two; otherwise layers, and the interval then says
+    nothing about new seeds. NaN where no stratum has two ranks.
     """
     if points.empty:
         return NOTHING
@@ -154,11 +172,14 @@ def band(points: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     if quantiles.empty:
         return pd.DataFrame(columns=[*by, "p10", "p50", "p90", "utilisation", "count"])
     table = quantiles.set_axis(["p10", "p50", "p90"], axis=1)
-    return table.assign(utilisation=groups["utilisation"].median(), count=groups.size()).reset_index()
+    return table.assign(
+        utilisation=groups["utilisation"].median(), count=groups.size()
+    ).reset_index()
 
 
 _COLUMNS = (
-    "c", "b", "b_low", "b_high", "p", "ratio", "ratio_low", "ratio_high", "cluster", "clusters", "seeds",
+    "c", "b", "b_low", "b_high", "p", "ratio", "ratio_low", "ratio_high", "cluster", "clusters",
+    "seeds",
     "ranks", "p10", "p50", "p90", "utilisation_at_highest",
 )  # fmt: skip
 
@@ -171,7 +192,8 @@ def _described(part: pd.DataFrame, *, rng: np.random.Generator, resamples: int) 
     # The law's c at the group's own mean, so that the drawn line passes through the cloud.
     offset = (np.log(part["stable_rank"]) - b.estimate * np.log(part["rank"])).mean()
     values = (
-        float(np.exp(offset)), b.estimate, b.low, b.high, b.p(SLOW), grown.estimate, grown.low, grown.high,
+        float(np.exp(offset)), b.estimate, b.low, b.high, b.p(SLOW), grown.estimate, grown.low,
+        grown.high,
         b.cluster, b.clusters, ", ".join(map(str, sorted(part["seed"].unique()))),
         ", ".join(f"{r:g}" for r in ranks), float(low), float(mid), float(high),
         float(part.loc[part["rank"].eq(ranks[-1]), "utilisation"].median()),
@@ -180,13 +202,18 @@ def _described(part: pd.DataFrame, *, rng: np.random.Generator, resamples: int) 
 
 
 def _moments(
-    groups: NDArray[np.integer], strata: NDArray[np.integer], x: NDArray[np.float64], y: NDArray[np.float64]
+    groups: NDArray[np.integer],
+    strata: NDArray[np.integer],
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Sums of 1, x, y, xx, xy per cluster and stratum: (5, G, S)."""
     shape = (int(groups.max()) + 1, int(strata.max()) + 1)
     cell = groups * shape[1] + strata
     weights = (np.ones_like(x), x, y, x * x, x * y)
-    return np.stack([np.bincount(cell, w, minlength=shape[0] * shape[1]).reshape(shape) for w in weights])
+    return np.stack(
+        [np.bincount(cell, w, minlength=shape[0] * shape[1]).reshape(shape) for w in weights]
+    )
 
 
 def _slope(weights: NDArray[np.float64], cells: NDArray[np.float64]) -> NDArray[np.float64]:

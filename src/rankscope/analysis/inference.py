@@ -1,6 +1,8 @@
-"""Statistical inference: intervals that resample or leave out whole clusters, and p-values of several tests.
+"""Statistical inference: intervals that resample or leave out whole clusters,
+and p-values of several tests.
 
-Observations that depend on each other form a cluster and stay together. Letters: R resamples, G clusters.
+Observations that depend on each other form a cluster and stay together.
+Letters: R resamples, G clusters.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ FEWEST_SEEDS = 2
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval, and what was resampled to get it: `clusters` many of `cluster`.
+    """An estimate with its 95 % interval, and what was resampled to get it:
+    `clusters` many of `cluster`.
 
     The bounds are NaN where there were too few clusters to say anything.
     """
@@ -36,7 +39,8 @@ class Interval:
         return bool(np.isfinite(self.low) and np.isfinite(self.high))
 
     def p(self, value: float) -> float:
-        """Two-sided p-value of "the quantity is `value`", from the same t distribution; NaN without bounds."""
+        """Two-sided p-value of "the quantity is `value`", from the same t
+        distribution; NaN without bounds."""
         if not self.known:
             return np.nan
         degrees = self.clusters - 1
@@ -47,7 +51,9 @@ class Interval:
 
     def within(self, low: float, high: float) -> Interval:
         """The same with its bounds cut to what the quantity can be."""
-        return replace(self, low=max(self.low, low) if self.known else self.low, high=min(self.high, high))
+        return replace(
+            self, low=max(self.low, low) if self.known else self.low, high=min(self.high, high)
+        )
 
     def __format__(self, spec: str) -> str:
         spec = spec or ".2f"
@@ -64,20 +70,24 @@ def draws(clusters: int, resamples: int, rng: np.random.Generator) -> NDArray[np
     return rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples).astype(float)
 
 
-def interval(estimate: float, replicates: NDArray[np.float64], cluster: str, clusters: int) -> Interval:
+def interval(
+    estimate: float, replicates: NDArray[np.float64], cluster: str, clusters: int
+) -> Interval:
     """Student interval around `estimate` from the spread of bootstrap `replicates` (R,).
 
-    With G clusters the bootstrap's standard error is too small by sqrt((G - 1) / G) and its tails are too
-    light; both are put right (Hesterberg 2015, The American Statistician 69, 371-386). For a mean of G
-    clusters this is the t interval exactly, so that three seeds give the wide interval that three seeds
-    deserve.
+    With G clusters the bootstrap's standard error is too small by sqrt((G - 1) / G) and its tails
+    are too light; both are put right (Hesterberg 2015, The American Statistician 69, 371-386).
+    For a mean of G clusters this is the t interval exactly, so that three seeds give the wide
+    interval that three seeds deserve.
     """
     replicates = replicates[np.isfinite(replicates)]
     if clusters < 2 or len(replicates) < 2 or not np.isfinite(estimate):
         return Interval(float(estimate), np.nan, np.nan, cluster, clusters)
     error = float(np.std(replicates, ddof=1)) * np.sqrt(clusters / (clusters - 1))
     reach = float(stats.t.ppf((1 + LEVEL) / 2, clusters - 1)) * error
-    return Interval(float(estimate), float(estimate) - reach, float(estimate) + reach, cluster, clusters)
+    return Interval(
+        float(estimate), float(estimate) - reach, float(estimate) + reach, cluster, clusters
+    )
 
 
 def jackknife(
@@ -85,8 +95,9 @@ def jackknife(
 ) -> Interval:
     """Student interval of a `statistic` of clusters, each left out once (Efron and Stein 1981).
 
-    For a mean this is the t interval. It also serves statistics of pairs of clusters (U-statistics) and
-    smooth functions of means. No bounds where the statistic is undefined without one of the clusters.
+    For a mean this is the t interval. It also serves statistics of pairs of clusters
+    (U-statistics) and smooth functions of means. No bounds where the statistic is undefined
+    without one of the clusters.
     """
     kept = list(names)
     estimate, count = statistic(kept), len(kept)
@@ -98,7 +109,9 @@ def jackknife(
     return Interval(estimate, estimate - reach, estimate + reach, cluster, count)
 
 
-def percentiles(estimate: float, replicates: NDArray[np.float64], cluster: str, clusters: int) -> Interval:
+def percentiles(
+    estimate: float, replicates: NDArray[np.float64], cluster: str, clusters: int
+) -> Interval:
     """Percentile interval of bootstrap `replicates` (R,), infinity counted, NaN left out."""
     known = replicates[~np.isnan(replicates)]
     if clusters < 2 or len(known) < 2:
@@ -109,10 +122,11 @@ def percentiles(estimate: float, replicates: NDArray[np.float64], cluster: str, 
 
 
 def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Holm's step-down adjustment (1979, Scandinavian J. Statistics 6, 65-70); NaN where there was no test.
+    """Holm's step-down adjustment (1979, Scandinavian J. Statistics 6, 65-70);
+    NaN where there was no test.
 
-    Rejecting what lies at or below 0.05 errs anywhere in the family with probability 0.05 at most, however
-    the tests depend on each other.
+    Rejecting what lies at or below 0.05 errs anywhere in the family with probability 0.05 at most,
+    however the tests depend on each other.
     """
     adjusted = np.full(len(p), np.nan)
     tested = np.flatnonzero(np.isfinite(p))
@@ -123,22 +137,36 @@ def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def cluster_of(rows: pd.DataFrame, otherwise: str) -> tuple[str, pd.Series]:
-    """The column of independent repetitions: seeds when there are at least two, else `otherwise`."""
+    """The column of independent repetitions: seeds when there are at
+    least two, else `otherwise`."""
     name = "seed" if rows["seed"].nunique() >= FEWEST_SEEDS else otherwise
     return name, rows[name]
 
 
 def mean_interval(
-    values: pd.Series, clusters: pd.Series, cluster: str, *, rng: np.random.Generator, resamples: int
+    values: pd.Series,
+    clusters: pd.Series,
+    cluster: str,
+    *,
+    rng: np.random.Generator,
+    resamples: int,
 ) -> Interval:
     """Mean of `values` with whole clusters resampled; NaN values are left out."""
-    return mean_intervals(values.to_frame("mean"), clusters, cluster, rng=rng, resamples=resamples)["mean"]
+    return mean_intervals(values.to_frame("mean"), clusters, cluster, rng=rng, resamples=resamples)[
+        "mean"
+    ]
 
 
 def mean_intervals(
-    values: pd.DataFrame, clusters: pd.Series, cluster: str, *, rng: np.random.Generator, resamples: int
+    values: pd.DataFrame,
+    clusters: pd.Series,
+    cluster: str,
+    *,
+    rng: np.random.Generator,
+    resamples: int,
 ) -> dict[str, Interval]:
-    """Mean of every column, NaN left out. Columns that miss the same clusters share their draws, which is faster."""
+    """Mean of every column, NaN left out. Columns that miss the same clusters share
+    their draws, which is faster."""
     codes, names = pd.factorize(clusters.to_numpy())
     numbers = values.to_numpy(dtype=float)  # (N, M)
     held = np.isfinite(numbers)
@@ -153,7 +181,10 @@ def mean_intervals(
         groups = int(pattern.sum())
         if groups:
             weights = draws(groups, resamples, rng)  # (R, G)
-            replicates, means = (weights @ total) / (weights @ count), total.sum(axis=0) / count.sum(axis=0)
+            replicates, means = (
+                (weights @ total) / (weights @ count),
+                total.sum(axis=0) / count.sum(axis=0),
+            )
         else:
             replicates, means = np.empty((0, len(columns))), np.full(len(columns), np.nan)
         for place, column in enumerate(columns):

@@ -1,7 +1,8 @@
-"""H6, is drift the cause of a loss or its marker? Edited trials against themselves, on the same rows.
+"""H6, is drift the cause of a loss or its marker? Edited trials against
+themselves, on the same rows.
 
-docs/analysis.md has the definitions. Letters: T trials, P points of a path, N validation rows, V edited
-variants of all trials, R resamples.
+docs/analysis.md has the definitions. Letters: T trials, P points of a path, N validation rows, V
+edited variants of all trials, R resamples.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from rankscope.analysis.weighted_metrics import METRICS
 
 Array = NDArray[np.float64]
 
-GOOD, COLLAPSED = 0.8, 0.2  # shares of the gain that a good trial keeps at least, a collapsed one at most
+GOOD, COLLAPSED = (
+    0.8,
+    0.2,
+)  # shares of the gain that a good trial keeps at least, a collapsed one at most
 CONFIGURATION = ["model", "task", "method", "rank", "scaling", "learning_rate"]
 OWN = ("scale", 1.0)  # the variant that changes nothing
 
@@ -52,7 +56,8 @@ class Edited:
             )
 
     def values(self, weights: Array | None = None) -> Array:
-        """The metric of every variant, (V, R), with row weights (R, N); without: of the rows as they are."""
+        """The metric of every variant, (V, R), with row weights (R, N);
+        without: of the rows as they are."""
         weights = np.ones((1, len(self.labels))) if weights is None else weights
         return METRICS[self.metric](self.answers, self.labels, weights)
 
@@ -60,16 +65,18 @@ class Edited:
         """The metric of the best constant answer, c0."""
         classes, counts = np.unique(self.labels, return_counts=True)
         answer = np.full((1, len(self.labels)), classes[counts.argmax()])
-        return float(METRICS[self.metric](answer, self.labels, np.ones((1, len(self.labels))))[0, 0])
+        return float(
+            METRICS[self.metric](answer, self.labels, np.ones((1, len(self.labels))))[0, 0]
+        )
 
 
 @dataclass(frozen=True)
 class Resamples:
     """Rows and trials drawn anew, together: weights (R, N) of rows and (R, T) of trials.
 
-    Rows by multinomial draws. Trials by the rescaled bootstrap (Rao and Wu 1988): of the n seeds of a
-    configuration n - 1 are drawn, each counting n / (n - 1), which makes the variance of a mean unbiased
-    also with few seeds. Where some configuration has one seed, the trials are one group.
+    Rows by multinomial draws. Trials by the rescaled bootstrap (Rao and Wu 1988): of the n seeds of
+    a configuration n - 1 are drawn, each counting n / (n - 1), which makes the variance of a mean
+    unbiased also with few seeds. Where some configuration has one seed, the trials are one group.
     """
 
     rows: Array
@@ -77,9 +84,13 @@ class Resamples:
     degrees: int
 
     @classmethod
-    def draw(cls, trials: pd.DataFrame, rows: int, *, rng: np.random.Generator, resamples: int) -> Resamples:
+    def draw(
+        cls, trials: pd.DataFrame, rows: int, *, rng: np.random.Generator, resamples: int
+    ) -> Resamples:
         """``trials``: one line each, with its configuration."""
-        groups = [np.asarray(g) for g in trials.groupby(CONFIGURATION, dropna=False).indices.values()]
+        groups = [
+            np.asarray(g) for g in trials.groupby(CONFIGURATION, dropna=False).indices.values()
+        ]
         if min(map(len, groups)) < 2:
             groups = [np.arange(len(trials))]
         weights = np.ones((resamples, len(trials)))
@@ -95,18 +106,22 @@ class Resamples:
 
 @dataclass(frozen=True)
 class Groups:
-    """Trials by how much of the gain G they keep: metric above c0 + 0.8 G, and below c0 + 0.2 G, drifted."""
+    """Trials by how much of the gain G they keep: metric above c0 + 0.8 G, and
+    below c0 + 0.2 G, drifted."""
 
     good: list[str]
     collapsed: list[str]
 
 
 def groups(edited: Edited, *, gain: float, near: float) -> Groups:
-    """``gain`` is G of H2, ``near`` the largest |log_drift| that is no drift. Others belong to neither."""
+    """``gain`` is G of H2, ``near`` the largest |log_drift| that is no drift.
+    Others belong to neither."""
     own = _own(edited)
     kept = (edited.values()[own.index, 0] - edited.constant()) / gain
     drifted = own["log_drift"].abs().to_numpy() > near
-    return Groups(own["trial"][kept >= GOOD].tolist(), own["trial"][(kept <= COLLAPSED) & drifted].tolist())
+    return Groups(
+        own["trial"][kept >= GOOD].tolist(), own["trial"][(kept <= COLLAPSED) & drifted].tolist()
+    )
 
 
 def changes(
@@ -115,8 +130,8 @@ def changes(
     """Mean change of the metric against each trial's own, by family and level.
 
     -> `family`, `level`, `trials`, `ratio` (median of sr(W + dW) / sr(W)), `rho` (median), `metric`
-    (mean), `change`: an `Interval` over new seeds and new rows. Levels with several random draws are
-    averaged inside their trial first.
+    (mean), `change`: an `Interval` over new seeds and new rows. Levels with several random draws
+    are averaged inside their trial first.
     """
     own = _own(edited).query("trial in @trials").reset_index()
     if own.empty:
@@ -124,7 +139,9 @@ def changes(
     drawn = Resamples.draw(own, len(edited.labels), rng=rng, resamples=resamples)
     plain, again = edited.values()[:, 0], edited.values(drawn.rows)  # (V,), (V, R)
     lines = []
-    for (family, level), part in edited.table.query("trial in @trials").groupby(["family", "level"]):
+    for (family, level), part in edited.table.query("trial in @trials").groupby(
+        ["family", "level"]
+    ):
         held = [part.index[part["trial"] == name].to_numpy() for name in own["trial"]]
         there = np.array([len(index) > 0 for index in held])
         pairs = [(i, o) for i, o in zip(held, own["index"], strict=True) if len(i)]
@@ -147,11 +164,12 @@ def changes(
 def _interval(
     values: Array, redone: Array, drawn: Resamples, there: NDArray[np.bool_] | slice = slice(None)
 ) -> Interval:
-    """Mean of the trials' `values` (T,), for new trials and new rows; `redone` (T, R) has the rows redrawn.
+    """Mean of the trials' `values` (T,), for new trials and new rows; `redone`
+    (T, R) has the rows redrawn.
 
-    Two variances are added: that of the mean under redrawn trials, which holds what each trial's rows do
-    to it alone, and that of what the rows do to all trials at once (docs/analysis.md). Redrawing both
-    together would count the former three times.
+    Two variances are added: that of the mean under redrawn trials, which holds what each trial's
+    rows do to it alone, and that of what the rows do to all trials at once (docs/analysis.md).
+    Redrawing both together would count the former three times.
     """
     T = len(values)
     if drawn.degrees < 1 or T < 2:
@@ -167,10 +185,11 @@ def _interval(
 
 @dataclass(frozen=True)
 class Dose:
-    """The drift along the path t dW at which the share q of a trial's gain is lost: u, median over trials.
+    """The drift along the path t dW at which the share q of a trial's gain is
+    lost: u, median over trials.
 
-    Infinite where most trials never lose it on their path (right-censored). ``longest``: the largest u
-    that a trial's path reaches, beyond which nothing is known.
+    Infinite where most trials never lose it on their path (right-censored). ``longest``: the
+    largest u that a trial's path reaches, beyond which nothing is known.
     """
 
     q: float
@@ -187,7 +206,8 @@ def dose(
     rng: np.random.Generator,
     resamples: int = 1000,
 ) -> Dose:
-    """u*_q along the path of growing scales, of these trials; the interval by percentiles, infinity counted."""
+    """u*_q along the path of growing scales, of these trials; the interval by
+    percentiles, infinity counted."""
     own = _own(edited).query("trial in @trials").reset_index()
     drawn = Resamples.draw(own, len(edited.labels), rng=rng, resamples=resamples)
     zero = edited.constant()
@@ -202,7 +222,9 @@ def dose(
     found, values = np.array(crossings), np.array(redone).T  # (T,), (R, T)
     medians = np.array([_median(found, w) for w in drawn.trials])
     medians += _row_error(values, rng) * rng.normal(size=len(medians))
-    low, high = np.quantile(medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="closest_observation")
+    low, high = np.quantile(
+        medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="closest_observation"
+    )
     if len(found) < 2:
         low = high = np.nan
     middle = _median(found, np.ones(len(found)))
@@ -215,9 +237,11 @@ def dose(
 
 
 def _row_error(values: Array, rng: np.random.Generator) -> float:
-    """Standard error of a median over trials that comes of the rows they share; `values` (R, T), rows redrawn.
+    """Standard error of a median over trials that comes of the rows they share;
+    `values` (R, T), rows redrawn.
 
-    As in `_interval`: the variance with one draw of rows for all trials, less that with a draw for each.
+    As in `_interval`: the variance with one draw of rows for all trials,
+    less that with a draw for each.
     """
     T = values.shape[1]
     one = np.ones(T)
@@ -230,7 +254,8 @@ def _row_error(values: Array, rng: np.random.Generator) -> float:
 def loss_at(
     edited: Edited, trials: list[str], u: float, *, rng: np.random.Generator, resamples: int = 1000
 ) -> tuple[Interval, int]:
-    """Mean loss where the path of growing scales reaches the drift u, and how many paths end before it.
+    """Mean loss where the path of growing scales reaches the drift u, and
+    how many paths end before it.
 
     A path that ends before counts with its last value, so that the loss is a lower bound.
     """
@@ -256,7 +281,9 @@ def _own(edited: Edited) -> pd.DataFrame:
     own = edited.table[edited.table["family"].eq(family) & edited.table["level"].eq(level)]
     missing = set(edited.table["trial"]) - set(own["trial"])
     if missing:
-        raise ValueError(f"trial {sorted(missing)[0]}: expected its own variant, scale 1; found none")
+        raise ValueError(
+            f"trial {sorted(missing)[0]}: expected its own variant, scale 1; found none"
+        )
     return own
 
 
@@ -269,7 +296,8 @@ def _paths(edited: Edited, trials: list[str]) -> Iterator[tuple[NDArray[np.int64
 
 
 def _crossing(u: Array, y: Array, zero: float, q: float) -> float:
-    """Where the falling fit of y over u passes zero + (1 - q) (y of t = 1 - zero); infinite if it does not."""
+    """Where the falling fit of y over u passes zero + (1 - q) (y of t = 1 -
+    zero); infinite if it does not."""
     order = np.argsort(u, kind="stable")
     place, fit = u[order], isotonic_regression(y[order], increasing=False).x
     level = zero + (1 - q) * (y[0] - zero)

@@ -1,7 +1,8 @@
 """H5: the best learning rate against the rank, and beside full fine-tuning's.
 
-The best rate of a configuration is the top of a parabola in the logarithm of the rate, fitted to the means over
-seeds of the best metric, at the tried rates around the best of them. It never lies outside these rates.
+The best rate of a configuration is the top of a parabola in the logarithm of the rate, fitted
+to the means over seeds of the best metric, at the tried rates around the best of them. It
+never lies outside these rates.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Curve:
-    """Best metric of one configuration: ``values`` has one row per seed and one column per log rate (the window).
+    """Best metric of one configuration: ``values`` has one row per seed and one
+    column per log rate (the window).
 
     ``edge`` says why there is no top inside the grid, if so; ``window`` is then empty.
     """
@@ -55,12 +57,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Rates:
-    """``configurations``: one row per configuration that learnt, with ``best`` (rate, ``low``, ``high``), ``seeds``,
-    ``rates`` (in the window), ``edge``, and for LoRA ``to_full``, its best rate over full fine-tuning's.
+    """``configurations``: one row per configuration that learnt, with ``best`` (rate, ``low``,
+    ``high``), ``seeds``, ``rates`` (in the window), ``edge``, and for LoRA ``to_full``, its best
+    rate over full fine-tuning's.
 
-    ``groups``: one row per model, task and scaling rule, over the ``ranks`` whose best rate is inside the grid:
-    ``exponent`` of the best rate against the rank, and ``to_full`` (geometric mean over ranks), each with ``_low``,
-    ``_high`` and ``_seeds``. Intervals leave out one seed at a time (Student).
+    ``groups``: one row per model, task and scaling rule, over the ``ranks`` whose best rate
+    is inside the grid: ``exponent`` of the best rate against the rank, and ``to_full``
+    (geometric mean over ranks), each with ``_low``, ``_high`` and ``_seeds``. Intervals leave
+    out one seed at a time (Student).
     """
 
     configurations: pd.DataFrame
@@ -74,7 +78,9 @@ def rates(frames: Frames) -> Rates:
     for row in known.to_dict("records"):
         same = np.logical_and.reduce(
             [
-                frames.trials[name].isna() if pd.isna(row[name]) else frames.trials[name].eq(row[name])
+                frames.trials[name].isna()
+                if pd.isna(row[name])
+                else frames.trials[name].eq(row[name])
                 for name in CONFIGURATION
             ]
         )
@@ -85,13 +91,16 @@ def rates(frames: Frames) -> Rates:
     configurations = [_configuration(key, found, curves) for key, found in curves.items()]
     groups = [
         _group(model, task, scaling, curves)
-        for model, task, scaling in dict.fromkeys((k[0], k[1], k[4]) for k in curves if k[2] == "lora")
+        for model, task, scaling in dict.fromkeys(
+            (k[0], k[1], k[4]) for k in curves if k[2] == "lora"
+        )
     ]
     return Rates(pd.DataFrame(configurations), pd.DataFrame(groups))
 
 
 def curve(trials: pd.DataFrame, constant: float, noise: float) -> Curve:
-    """The window of one configuration: the rates around the best one that keep half of its gain, three at least.
+    """The window of one configuration: the rates around the best one that keep half
+    of its gain, three at least.
 
     Seeds that lack a rate of the window are left out, unless every seed lacks one.
     """
@@ -104,7 +113,9 @@ def curve(trials: pd.DataFrame, constant: float, noise: float) -> Curve:
     place = list(whole.index).index(mean.idxmax())
     if place in (0, len(whole) - 1):
         return Curve(table, "largest tried" if place else "smallest tried")
-    kept = whole.ge(constant + KEPT * (whole.iloc[place] - constant) if np.isfinite(constant) else -np.inf)
+    kept = whole.ge(
+        constant + KEPT * (whole.iloc[place] - constant) if np.isfinite(constant) else -np.inf
+    )
     first = last = place
     while first > 0 and kept.iloc[first - 1]:
         first -= 1
@@ -120,7 +131,12 @@ def _configuration(
 ) -> dict[str, object]:
     best = _exponential(jackknife(found.seeds, found.best))
     row = dict(zip(CONFIGURATION, key, strict=True)) | {"best": best.estimate, "low": best.low}
-    row |= {"high": best.high, "seeds": len(found.seeds), "rates": found.values.shape[1], "edge": found.edge}
+    row |= {
+        "high": best.high,
+        "seeds": len(found.seeds),
+        "rates": found.values.shape[1],
+        "edge": found.edge,
+    }
     full = curves.get((key[0], key[1], "full", None, None))
     row["to_full"] = np.nan
     if key[2] == "lora" and full is not None:
@@ -173,5 +189,7 @@ def _group(
 
 
 def _exponential(found: Interval) -> Interval:
-    estimate, low, high = (float(np.exp(value)) for value in (found.estimate, found.low, found.high))
+    estimate, low, high = (
+        float(np.exp(value)) for value in (found.estimate, found.low, found.high)
+    )
     return Interval(estimate, low, high, found.cluster, found.clusters)

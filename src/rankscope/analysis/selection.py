@@ -1,4 +1,5 @@
-"""The learning rate of each configuration: the one with the best validation metric, seeds averaged first."""
+"""The learning rate of each configuration: the one with the best validation
+metric, seeds averaged first."""
 
 from __future__ import annotations
 
@@ -11,17 +12,29 @@ EDGES = ("none", "smallest tried", "largest tried", "only one tried")
 
 
 def best_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
-    """One row per configuration (model, task, method, rank, scaling) with the rate that validates best.
+    """One row per configuration (model, task, method, rank, scaling) with
+    the rate that validates best.
 
-    The metric of a rate is the mean over its seeds of each trial's best evaluation, a diverged trial with
-    what it reached before; averaging first keeps one lucky seed from choosing. A rate that misses seeds which
-    another rate of the configuration has can only win if no rate has them all. Ties go to the smaller rate.
+    The metric of a rate is the mean over its seeds of each trial's best evaluation, a diverged
+    trial with what it reached before; averaging first keeps one lucky seed from choosing. A rate
+    that misses seeds which another rate of the configuration has can only win if no rate has them
+    all. Ties go to the smaller rate.
 
-    Columns: the configuration, ``learning_rate``, ``value`` (mean metric there), ``spread`` (standard
-    deviation over seeds, NaN for one), ``seeds``, ``diverged`` (trials at that rate), ``rates`` (how many
-    were tried), ``lowest``, ``highest`` (of the grid), ``edge`` (one of `EDGES`), ``metric``.
+    Columns: the configuration, ``learning_rate``, ``value`` (mean metric there), ``spread``
+    (standard deviation over seeds, NaN for one), ``seeds``, ``diverged`` (trials at that
+    rate), ``rates`` (how many were tried), ``lowest``, ``highest`` (of the grid), ``edge``
+    (one of `EDGES`), ``metric``.
     """
-    columns = [*CONFIGURATION, "learning_rate", "value", "spread", "seeds", "diverged", "rates", "lowest"]
+    columns = [
+        *CONFIGURATION,
+        "learning_rate",
+        "value",
+        "spread",
+        "seeds",
+        "diverged",
+        "rates",
+        "lowest",
+    ]
     columns += ["highest", "edge", "metric"]
     if trials.empty:
         return pd.DataFrame(columns=columns)
@@ -38,7 +51,9 @@ def best_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
     rates["lowest"] = by["learning_rate"].transform("min")
     rates["highest"] = by["learning_rate"].transform("max")
     usable = rates[rates["value"].notna()]
-    ordered = usable.sort_values(["seeds", "value", "learning_rate"], ascending=[False, False, True])
+    ordered = usable.sort_values(
+        ["seeds", "value", "learning_rate"], ascending=[False, False, True]
+    )
     best = ordered.drop_duplicates(CONFIGURATION).sort_values(CONFIGURATION, ignore_index=True)
     best["edge"] = np.select(
         [
@@ -53,7 +68,8 @@ def best_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials at the chosen learning rate of their configuration: all seeds, columns as in `trials`."""
+    """The trials at the chosen learning rate of their configuration: all
+    seeds, columns as in `trials`."""
     best = best_learning_rates(trials)[[*CONFIGURATION, "learning_rate"]]
     if best.empty:
         return trials.iloc[:0]

@@ -1,7 +1,8 @@
-"""Metrics of many answers under many sets of row weights at once, as a bootstrap over rows needs them.
+"""Metrics of many answers under many sets of row weights at once, as a
+bootstrap over rows needs them.
 
-Each takes answers (V, N), labels (N,) and weights (R, N) and gives (V, R). Letters: V variants, N rows, R
-resamples.
+Each takes answers (V, N), labels (N,) and weights (R, N) and gives (V, R). Letters: V
+variants, N rows, R resamples.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ def _matthews(answers: Array, labels: Array, weights: Array) -> Array:
     true_twice = np.zeros(len(weights))
     for one in np.unique(np.concatenate([labels, answers.ravel()])):
         said, true = (answers == one) @ shares.T, shares @ (labels == one)
-        both, said_twice, true_twice = both + said * true, said_twice + said**2, true_twice + true**2
+        both, said_twice, true_twice = (
+            both + said * true,
+            said_twice + said**2,
+            true_twice + true**2,
+        )
     spread = (1 - said_twice) * (1 - true_twice)
     return np.where(spread > 1e-12, (right - both) / np.sqrt(np.maximum(spread, 1e-12)), 0.0)
 

@@ -1,7 +1,8 @@
 """Edits of one layer's update dW through its singular value decomposition. docs/math.md, section 8.
 
-An edit keeps the update low rank: it changes the singular values or vectors of the r x r core, or takes
-a few singular directions of W + dW away. So K edits of one update are K adapters, and form one pack.
+An edit keeps the update low rank: it changes the singular values or vectors of the r x r
+core, or takes a few singular directions of W + dW away. So K edits of one update are K
+adapters, and form one pack.
 
 Letters: m rows, n columns, r rank of the update, p = min(m, n, r), k leading directions.
 """
@@ -35,16 +36,17 @@ def edit(
         base: W (m, n), which ``cap`` and ``restore`` need.
         scale: t: t dW.
         cap: c: singular values of dW above c sigma_1(W) are set to that level.
-        restore: the singular values of W + dW above a level tau are set to tau, which is chosen so that
-            sr(W + dW) = sr(W). The result has rank r + k, k the number of values capped. dW itself
-            where sr(W + dW) is not below sr(W): capping can only raise it.
+        restore: the singular values of W + dW above a level tau are set to tau, which is chosen so
+            that sr(W + dW) = sr(W). The result has rank r + k, k the number of values capped. dW
+            itself where sr(W + dW) is not below sr(W): capping can only raise it.
         top: k: the k leading singular directions of dW alone.
         without_top: k: dW without them.
         flat: k: the k leading directions, with equal singular values and dW's Frobenius norm.
         random: draws singular vectors anew (Haar), with dW's singular values.
 
     Raises:
-        ValueError: not exactly one edit; k out of 1 .. p; no base where one is needed; a negative c.
+        ValueError: not exactly one edit; k out of 1 .. p; no base where
+            one is needed; a negative c.
     """
     asked = {
         "scale": scale is not None,
@@ -60,7 +62,8 @@ def edit(
         raise ValueError(f"edit: expected exactly one of {', '.join(asked)}; found {named}")
     if (cap is not None or restore) and base is None:
         raise ValueError(
-            f"edit: {'cap' if restore is False else 'restore'} needs base=, the weight W of this layer"
+            f"edit: {'cap' if restore is False else 'restore'} needs base=, the weight W of "
+            "this layer"
         )
     if scale is not None:
         return _scaled(update, scale)
@@ -71,7 +74,9 @@ def edit(
     p = len(sigma)
     for name, k in (("top", top), ("without_top", without_top), ("flat", flat)):
         if k is not None and not 1 <= k <= p:
-            raise ValueError(f"edit: {name} must lie in 1 .. {p}, this update's directions; found {k}")
+            raise ValueError(
+                f"edit: {name} must lie in 1 .. {p}, this update's directions; found {k}"
+            )
     if random is not None:
         return _product(_haar(len(U), p, random), sigma, _haar(len(V), p, random))
     if cap is not None:
@@ -102,7 +107,8 @@ def _level(cap: float, base: Tensor) -> float:
 
 
 def _restored(update: LowRank | Dense, base: Tensor) -> LowRank:
-    """Caps the leading singular values of W + dW at the level where the stable rank is W's again."""
+    """Caps the leading singular values of W + dW at the level where the
+    stable rank is W's again."""
     W = base.double()
     sigma_W = torch.linalg.svdvals(W)
     U, sigma, Vh = torch.linalg.svd(W + update.to_dense().double(), full_matrices=False)
@@ -111,11 +117,14 @@ def _restored(update: LowRank | Dense, base: Tensor) -> LowRank:
     B, A = _factors(update)
     if k == 0:
         return LowRank(B=B, A=A)
-    return LowRank(B=torch.cat([B, -U[:, :k] * (sigma[:k] - level)], dim=1), A=torch.cat([A, Vh[:k]], dim=0))
+    return LowRank(
+        B=torch.cat([B, -U[:, :k] * (sigma[:k] - level)], dim=1), A=torch.cat([A, Vh[:k]], dim=0)
+    )
 
 
 def _level_of(sigma: Tensor, *, target: float) -> float:
-    """The largest tau with sum min(sigma, tau)^2 / tau^2 >= target; sigma_1 where that holds already.
+    """The largest tau with sum min(sigma, tau)^2 / tau^2 >= target;
+    sigma_1 where that holds already.
 
     The quotient falls as tau grows, so bisection finds it.
     """
@@ -137,7 +146,9 @@ def _level_of(sigma: Tensor, *, target: float) -> float:
 def _svd(update: LowRank | Dense) -> tuple[Tensor, Tensor, Tensor]:
     """U (m, p), sigma (p,), V (n, p) of the update."""
     p = min(update.shape[-2:])
-    return singular_subspaces(update, min(p, update.A.shape[-2]) if isinstance(update, LowRank) else p)
+    return singular_subspaces(
+        update, min(p, update.A.shape[-2]) if isinstance(update, LowRank) else p
+    )
 
 
 def _factors(update: LowRank | Dense) -> tuple[Tensor, Tensor]:
@@ -149,13 +160,15 @@ def _factors(update: LowRank | Dense) -> tuple[Tensor, Tensor]:
 
 
 def _product(U: Tensor, sigma: Tensor, V: Tensor) -> LowRank:
-    """U diag(sigma) V^T; both factors carry the square root of sigma, as PEFT's own conversions do."""
+    """U diag(sigma) V^T; both factors carry the square root of sigma, as
+    PEFT's own conversions do."""
     root = sigma.sqrt()
     return LowRank(B=U * root, A=(V * root).mT)
 
 
 def _haar(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Orthonormal columns, uniformly distributed (Mezzadri 2007): QR of a Gaussian, signs of R undone."""
+    """Orthonormal columns, uniformly distributed (Mezzadri 2007): QR of a
+    Gaussian, signs of R undone."""
     gaussian = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
     Q, R = torch.linalg.qr(gaussian)
     return Q * R.diagonal().sign()

@@ -1,7 +1,8 @@
-"""Sentences that are good English, or almost: one fault of order, agreement, determiner, auxiliary or reflexive.
+"""Sentences that are good English, or almost: one fault of order, agreement,
+determiner, auxiliary or reflexive.
 
-No word is a hint by itself. In each kind the fault lies in how two places of the sentence go together, and each
-place takes its values equally often in good and in bad sentences.
+No word is a hint by itself. In each kind the fault lies in how two places of the sentence go
+together, and each place takes its values equally often in good and in bad sentences.
 """
 
 from __future__ import annotations
@@ -9,14 +10,37 @@ from __future__ import annotations
 from rankscope.lab.stable_random import StableRandom
 from rankscope.lab.words import MEN, MOTIONS, NOUNS, WOMEN
 
-_ADJECTIVES = ("old", "young", "poor", "little", "great", "brave", "tall", "strange", "tired", "good")
-_PLACES = ("in the garden", "near the river", "in the house", "on the road", "by the fire", "at the door")
+_ADJECTIVES = (
+    "old",
+    "young",
+    "poor",
+    "little",
+    "great",
+    "brave",
+    "tall",
+    "strange",
+    "tired",
+    "good",
+)
+_PLACES = (
+    "in the garden",
+    "near the river",
+    "in the house",
+    "on the road",
+    "by the fire",
+    "at the door",
+)
 _TIMES = ("that night", "in the morning", "at last", "once more", "for an hour", "all day")
 
 
 def order(random: StableRandom, good: bool) -> str:
     """Adjective and noun, determiner and adjective, or preposition and article change places."""
-    words = ["The", random.pick(_ADJECTIVES), random.pick(random.pick(NOUNS)), random.pick(MOTIONS)[1]]
+    words = [
+        "The",
+        random.pick(_ADJECTIVES),
+        random.pick(random.pick(NOUNS)),
+        random.pick(MOTIONS)[1],
+    ]
     words += random.pick(_PLACES).split()
     if not good:
         i = random.pick((1, 2, 4, 5))
@@ -30,9 +54,14 @@ def agreement(random: StableRandom, good: bool) -> str:
     verb = ("was", "were")[plural == good]
     other = random.pick(random.pick(NOUNS))
     noun = random.pick(NOUNS)[plural]
-    middle = f"{random.pick(('of', 'with', 'behind', 'near'))} the {other} " if random.happens(0.5) else ""
+    middle = (
+        f"{random.pick(('of', 'with', 'behind', 'near'))} the {other} "
+        if random.happens(0.5)
+        else ""
+    )
     return (
-        f"The {random.pick(_ADJECTIVES)} {noun} {middle}{verb} {random.pick(_PLACES)} {random.pick(_TIMES)}."
+        f"The {random.pick(_ADJECTIVES)} {noun} {middle}{verb} {random.pick(_PLACES)} "
+        f"{random.pick(_TIMES)}."
     )
 
 
@@ -42,7 +71,10 @@ def determiner(random: StableRandom, good: bool) -> str:
     word = (("This", "That"), ("These", "Those"))[plural == good]
     noun = random.pick(NOUNS)[plural]
     adjective = f"{random.pick(_ADJECTIVES)} " if random.happens(0.7) else ""
-    return f"{random.pick(word)} {adjective}{noun} {random.pick(MOTIONS)[1]} {random.pick(_PLACES)} {random.pick(_TIMES)}."
+    return (
+        f"{random.pick(word)} {adjective}{noun} {random.pick(MOTIONS)[1]} "
+        f"{random.pick(_PLACES)} {random.pick(_TIMES)}."
+    )
 
 
 def auxiliary(random: StableRandom, good: bool) -> str:
@@ -54,7 +86,10 @@ def auxiliary(random: StableRandom, good: bool) -> str:
         if helped
         else f"{random.pick(('never', 'also', 'then', 'soon'))} {verb}"
     )
-    return f"The {random.pick(_ADJECTIVES)} {random.pick(random.pick(NOUNS))} {words} {random.pick(_PLACES)} {random.pick(_TIMES)}."
+    return (
+        f"The {random.pick(_ADJECTIVES)} {random.pick(random.pick(NOUNS))} {words} "
+        f"{random.pick(_PLACES)} {random.pick(_TIMES)}."
+    )
 
 
 def reflexive(random: StableRandom, good: bool) -> str:
@@ -64,7 +99,8 @@ def reflexive(random: StableRandom, good: bool) -> str:
     word = ("himself", "herself")[woman == good]
     verb = random.pick(("hurt", "hid", "saw", "saved", "washed", "warmed"))
     return (
-        f"The {random.pick(_ADJECTIVES)} {noun} {verb} {word} {random.pick(_PLACES)} {random.pick(_TIMES)}."
+        f"The {random.pick(_ADJECTIVES)} {noun} {verb} {word} {random.pick(_PLACES)} "
+        f"{random.pick(_TIMES)}."
     )
 
 

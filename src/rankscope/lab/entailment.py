@@ -1,7 +1,7 @@
 """Pairs where the second sentence follows from the first (label 0), or is contradicted by it (1).
 
-No word decides: the second sentence repeats the first one's state or names its opposite, and both words of each pair of
-opposites stand equally often on either side under both labels.
+No word decides: the second sentence repeats the first one's state or names its opposite, and both
+words of each pair of opposites stand equally often on either side under both labels.
 """
 
 from __future__ import annotations

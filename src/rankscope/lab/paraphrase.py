@@ -1,7 +1,7 @@
 """Pairs that say the same in other words, or almost: when was it?
 
-No word decides. Both sentences name a time of day, in different words, and the label is whether they mean the same one;
-each way to name a time stands equally often under both labels.
+No word decides. Both sentences name a time of day, in different words, and the label is whether
+they mean the same one; each way to name a time stands equally often under both labels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Draws that are the same on every machine and every Python: only ``Random.random`` is promised to stay as it is."""
+"""Draws that are the same on every machine and every Python: only ``Random.random`` is
+promised to stay as it is."""
 
 from __future__ import annotations
 

@@ -47,7 +47,8 @@ def _splits(task: str, seed: int) -> dict[str, list[Row]]:
 
 
 def rows(task: str, split: str, seed: int = 0) -> list[Row]:
-    """2,000 rows of split "train" or 500 of "validation", half of each label. ``ValueError`` for other names."""
+    """2,000 rows of split "train" or 500 of "validation", half of each label.
+    ``ValueError`` for other names."""
     splits = _splits(task, seed)
     if split not in splits:
         raise ValueError(f'split: expected one of {", ".join(SIZES)}; got "{split}".')
@@ -55,7 +56,8 @@ def rows(task: str, split: str, seed: int = 0) -> list[Row]:
 
 
 def write(folder: str | Path, seed: int = 0) -> None:
-    """Writes ``<folder>/<task>/{train,validation}.tsv``: tab separated, one header line, no quoting, UTF-8."""
+    """Writes ``<folder>/<task>/{train,validation}.tsv``: tab separated, one
+    header line, no quoting, UTF-8."""
     for task in TASKS:
         for split in SIZES:
             table = rows(task, split, seed)

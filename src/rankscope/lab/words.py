@@ -1,4 +1,5 @@
-"""The words that the generated tasks are made of: plain English of the nineteenth century, most of them one token."""
+"""The words that the generated tasks are made of: plain English of the nineteenth
+century, most of them one token."""
 
 from __future__ import annotations
 
@@ -71,4 +72,10 @@ HOURS = (
     ("in the night", ("at midnight", "in the dark", "after sunset", "when all slept")),
 )
 # Of each pair one holds and the other does not.
-OPPOSITES = (("alive", "dead"), ("asleep", "awake"), ("present", "absent"), ("sick", "well"), ("wet", "dry"))
+OPPOSITES = (
+    ("alive", "dead"),
+    ("asleep", "awake"),
+    ("present", "absent"),
+    ("sick", "well"),
+    ("wet", "dry"),
+)

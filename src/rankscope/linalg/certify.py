@@ -1,5 +1,5 @@
-"""sigma_1 from M^T M in float64, certainly: a Cholesky factor of tau^2 I - M^T M proves sigma_1 <= tau, and its
-eigenvalues give sigma_1 itself. docs/math.md, (16) to (17b).
+"""sigma_1 from M^T M in float64, certainly: a Cholesky factor of tau^2 I - M^T M proves
+sigma_1 <= tau, and its eigenvalues give sigma_1 itself. docs/math.md, (16) to (17b).
 
 Letters: N matrices of a flat batch, m rows, n columns.
 """
@@ -17,10 +17,12 @@ TOGETHER = 2**20  # entries of the Gram matrices that are factored together
 
 
 def certified_bound(op: Operator, tau: Tensor, *, magnitude: Tensor) -> Tensor:
-    """(N,) float64 CPU: an upper bound on sigma_1, proved, a little above tau; infinity where there is no factor.
+    """(N,) float64 CPU: an upper bound on sigma_1, proved, a little above tau;
+    infinity where there is no factor.
 
-    op has a flat batch (N,); tau, magnitude (N,) float64 CPU, the latter the operator's `magnitude()`. No random
-    number and no convergence is trusted here: the rounding of every operation is bounded a priori.
+    op has a flat batch (N,); tau, magnitude (N,) float64 CPU, the latter the operator's
+    `magnitude()`. No random number and no convergence is trusted here: the rounding of every
+    operation is bounded a priori.
     """
     if op.shape[-2] < op.shape[-1]:
         op = op.mT
@@ -32,12 +34,19 @@ def certified_bound(op: Operator, tau: Tensor, *, magnitude: Tensor) -> Tensor:
         diagonal.add_(tau[index].square()[:, None].to(H.device))
         trace.append(diagonal.clamp(min=0).sum(-1).cpu())
         failed.append((torch.linalg.cholesky_ex(H)[1] != 0).cpu())
-    square = tau.square() * (1 + gamma(2)) + gamma(n + 2) * torch.cat(trace) + gamma(m + 2) * magnitude**2
-    return torch.where(torch.cat(failed), torch.inf, square.sqrt() + formation_error(op) * magnitude)
+    square = (
+        tau.square() * (1 + gamma(2))
+        + gamma(n + 2) * torch.cat(trace)
+        + gamma(m + 2) * magnitude**2
+    )
+    return torch.where(
+        torch.cat(failed), torch.inf, square.sqrt() + formation_error(op) * magnitude
+    )
 
 
 def by_eigenvalues(op: Operator, *, magnitude: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """sigma_1 (N,) float64 CPU, a lower and an upper bound on it, certain, from the largest eigenvalue of M^T M.
+    """sigma_1 (N,) float64 CPU, a lower and an upper bound on it, certain, from the
+    largest eigenvalue of M^T M.
 
     op and magnitude as for `certified_bound`. Costs as much for any spectrum: docs/math.md, (17b).
     """

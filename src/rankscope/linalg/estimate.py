@@ -11,17 +11,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Estimate:
-    """`lower <= value <= upper`; floats for one matrix, float64 CPU tensors of the batch's shape for a batch.
+    """`lower <= value <= upper`; floats for one matrix, float64 CPU tensors of
+    the batch's shape for a batch.
 
     `met` says whether they lie as near to each other as was asked; where it is False, `value` is no
     measurement to that width, and certify=True or a larger rtol may help. `confidence` is the
     probability, over the random start vector, that the truth lies within the bounds; 1.0 where they
-    are certain. `method` is "factors", "svd", "gram" (eigenvalues of M^T M), "lanczos" or "cholesky"
-    (which proved the upper bound). `products` counts the products M x and M^T x that were paid for, per
-    matrix. `seed` is that of the start vector, if one was drawn without a given generator:
-    generator=torch.Generator().manual_seed(seed) draws it again. Where the quantity is undefined, all
-    three numbers are NaN, `met` is True and `reason` says why; for a batch `reason` is a tuple in
-    row-major order. `estimate[i]` is that of one matrix.
+    are certain. `method` is "factors", "svd", "gram" (eigenvalues of M^T M), "lanczos" or
+    "cholesky" (which proved the upper bound). `products` counts the products M x and M^T x that
+    were paid for, per matrix. `seed` is that of the start vector, if one was drawn without a given
+    generator: generator=torch.Generator().manual_seed(seed) draws it again. Where the quantity is
+    undefined, all three numbers are NaN, `met` is True and `reason` says why; for a batch `reason`
+    is a tuple in row-major order. `estimate[i]` is that of one matrix.
     """
 
     value: float | Tensor
@@ -42,20 +43,25 @@ class Estimate:
         shape = self.value.shape
         if len(index) != len(shape):
             raise IndexError(
-                f"this Estimate has batch shape {tuple(shape)}; index it with {len(shape)} integers."
+                f"this Estimate has batch shape {tuple(shape)}; index it with {len(shape)} "
+                "integers."
             )
         flat = int(torch.arange(prod(shape)).reshape(shape)[index])
         reason = self.reason[flat] if isinstance(self.reason, tuple) else self.reason
         numbers = (self.value, self.lower, self.upper, self.confidence)
         value, lower, upper, confidence = (float(torch.as_tensor(x)[index]) for x in numbers)
         met = bool(torch.as_tensor(self.met).expand(shape)[index])
-        return Estimate(value, lower, upper, confidence, self.method, self.products, reason, met, self.seed)
+        return Estimate(
+            value, lower, upper, confidence, self.method, self.products, reason, met, self.seed
+        )
 
 
 def shaped(flat: Estimate, batch: torch.Size) -> Estimate:
     """An estimate over a flat batch (N,) as one over `batch`; floats where `batch` is empty."""
     reasons = flat.reason if isinstance(flat.reason, tuple) else (flat.reason,) * prod(batch)
-    numbers = (torch.as_tensor(x).cpu() for x in (flat.value, flat.lower, flat.upper, flat.confidence))
+    numbers = (
+        torch.as_tensor(x).cpu() for x in (flat.value, flat.lower, flat.upper, flat.confidence)
+    )
     if not batch:
         value, lower, upper, confidence = (float(x.reshape(())) for x in numbers)
         met = bool(torch.as_tensor(flat.met).all())
@@ -65,4 +71,6 @@ def shaped(flat: Estimate, batch: torch.Size) -> Estimate:
     values, lowers, uppers, confidences = (x.reshape(batch) for x in numbers)
     reason = reasons if any(reasons) else None
     mets = torch.as_tensor(flat.met).expand(prod(batch)).reshape(batch)
-    return Estimate(values, lowers, uppers, confidences, flat.method, flat.products, reason, mets, flat.seed)
+    return Estimate(
+        values, lowers, uppers, confidences, flat.method, flat.products, reason, mets, flat.seed
+    )

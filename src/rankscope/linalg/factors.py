@@ -1,5 +1,5 @@
-"""The exact spectrum of s B A from the r x r core of two QR factorisations: docs/math.md, (8). Float64
-throughout.
+"""The exact spectrum of s B A from the r x r core of two QR factorisations:
+docs/math.md, (8). Float64 throughout.
 
 Letters: m rows, n columns, r rank, p = min(m, r), q = min(n, r), *batch leading dimensions.
 """
@@ -17,9 +17,9 @@ from rankscope.linalg.operator import exponent
 
 @dataclass(frozen=True)
 class Spectrum:
-    """All that can differ from zero, float64: `sigma` (*batch, min(m, n, r)) descending, `frobenius` and `magnitude`
-    (*batch), the last |s| ||B||_F ||A||_F; all of them divided by `size` (*batch). NaN where the factors are not
-    finite."""
+    """All that can differ from zero, float64: `sigma` (*batch, min(m, n, r)) descending,
+    `frobenius` and `magnitude` (*batch), the last |s| ||B||_F ||A||_F; all of them divided by
+    `size` (*batch). NaN where the factors are not finite."""
 
     sigma: Tensor
     frobenius: Tensor
@@ -28,12 +28,15 @@ class Spectrum:
 
 
 def spectrum(op: LowRank) -> Spectrum:
-    """From one core: norms and singular values, each to a small multiple of u times the magnitude."""
+    """From one core: norms and singular values, each to a small multiple
+    of u times the magnitude."""
     C, size, magnitude = _core(op)
     frobenius = torch.linalg.matrix_norm(C)
     sigma = torch.linalg.svdvals(torch.nan_to_num(C))
     batch = op.batch_shape
-    sigma = torch.where(frobenius.isfinite()[..., None], sigma, torch.nan).expand(*batch, sigma.shape[-1])
+    sigma = torch.where(frobenius.isfinite()[..., None], sigma, torch.nan).expand(
+        *batch, sigma.shape[-1]
+    )
     return Spectrum(sigma, *(x.expand(batch) for x in (frobenius, magnitude, size)))
 
 
@@ -58,19 +61,23 @@ def singular_vectors(op: LowRank) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _core(op: LowRank) -> tuple[Tensor, Tensor, Tensor]:
-    """(C, size, magnitude): the singular values of s B A are `size` times those of C, (*batch, p, q), whose entries
-    are near 1; so is `magnitude`, |s| ||B||_F ||A||_F / size."""
+    """(C, size, magnitude): the singular values of s B A are `size` times those of C, (*batch, p,
+    q), whose entries are near 1; so is `magnitude`, |s| ||B||_F ||A||_F / size."""
     B, size_B = _balanced(op.B)
     A, size_A = _balanced(op.A)
     share, power = torch.frexp(op.scale.abs())
     magnitude = torch.linalg.matrix_norm(B) * torch.linalg.matrix_norm(A) * share
     R_B = torch.linalg.qr(B, mode="r").R if B.shape[-2] > B.shape[-1] else B  # (*batch, p, r)
     R_A = torch.linalg.qr(A.mT, mode="r").R if A.shape[-1] > A.shape[-2] else A.mT  # (*batch, q, r)
-    return R_B @ R_A.mT * share[..., None, None], size_B * size_A * torch.exp2(power.double()), magnitude
+    return (
+        R_B @ R_A.mT * share[..., None, None],
+        size_B * size_A * torch.exp2(power.double()),
+        magnitude,
+    )
 
 
 def _balanced(X: Tensor) -> tuple[Tensor, Tensor]:
-    """X divided by a power of two near its largest entry, and that power, both float64: exact, and no square can
-    overflow."""
+    """X divided by a power of two near its largest entry, and that power, both float64: exact,
+    and no square can overflow."""
     size = torch.exp2(exponent(X, 2).double())
     return X.double() / size[..., None, None], size

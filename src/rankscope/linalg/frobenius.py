@@ -1,5 +1,5 @@
-"""Passes over an operator in blocks of rows, in float64: norms, row norms, products. The matrix is never
-formed.
+"""Passes over an operator in blocks of rows, in float64: norms, row norms,
+products. The matrix is never formed.
 
 Letters: m rows, n columns, h rows of a block, *batch leading dimensions.
 """
@@ -25,8 +25,8 @@ PANEL = 96  # columns of the Gram matrix that are computed together
 
 
 def row_blocks(op: Operator, entries: int | None = None) -> Iterator[tuple[int, Tensor]]:
-    """(first row, block (*batch, h, n) float64) over all rows; the block's memory is reused by the next
-    one."""
+    """(first row, block (*batch, h, n) float64) over all rows; the block's memory
+    is reused by the next one."""
     m, n = op.shape[-2:]
     height = max(1, min(m, (entries or BLOCK) // (n * max(1, prod(op.batch_shape)))))
     memory = torch.empty(prod(op.batch_shape) * height * n, dtype=torch.float64, device=op.device)
@@ -38,11 +38,11 @@ def row_blocks(op: Operator, entries: int | None = None) -> Iterator[tuple[int, 
 
 
 def frobenius_squared(op: Operator) -> Tensor:
-    """||M||_F^2, (*batch) float64: docs/math.md, (4). A LowRank's from its core, anything else block by
-    block.
+    """||M||_F^2, (*batch) float64: docs/math.md, (4). A LowRank's from its core,
+    anything else block by block.
 
-    Blocks of W + s B A are summed before they are squared: the same number as ||W||^2 + 2 s <W, BA> + s^2
-    ||BA||^2, and right also where the terms cancel.
+    Blocks of W + s B A are summed before they are squared: the same number as ||W||^2 + 2 s <W,
+    BA> + s^2 ||BA||^2, and right also where the terms cancel.
     """
     if isinstance(op, LowRank):
         return factors.frobenius_norm(op).square()
@@ -52,9 +52,12 @@ def frobenius_squared(op: Operator) -> Tensor:
     return total
 
 
-def formed(op: Operator, dtype: torch.dtype, *, within: torch.dtype = torch.float64) -> tuple[Dense, Tensor]:
-    """The matrix itself in `dtype`, its entries computed in `within`; and ||M||_F^2 (*batch) float64, of the entries as
-    computed. For matrices that fit in a cache: they are then read in each step without their factors."""
+def formed(
+    op: Operator, dtype: torch.dtype, *, within: torch.dtype = torch.float64
+) -> tuple[Dense, Tensor]:
+    """The matrix itself in `dtype`, its entries computed in `within`; and ||M||_F^2 (*batch)
+    float64, of the entries as computed. For matrices that fit in a cache: they are then read in
+    each step without their factors."""
     M = torch.empty(op.shape, dtype=dtype, device=op.device)
     if within == dtype:
         op.rows_into(M, 0)
@@ -67,21 +70,26 @@ def formed(op: Operator, dtype: torch.dtype, *, within: torch.dtype = torch.floa
 
 
 def formation_error(op: Operator, dtype: torch.dtype = torch.float64) -> float:
-    """What rounding adds when rows of M are formed in `dtype`, in Frobenius norm, relative to its magnitude:
-    docs/math.md, (5)."""
+    """What rounding adds when rows of M are formed in `dtype`, in Frobenius norm, relative to its
+    magnitude: docs/math.md, (5)."""
     return gamma(op.terms + 8, dtype)
 
 
 def row_norms(op: Operator) -> Tensor:
     """Euclidean norm of every row, (*batch, m) float64."""
-    return torch.cat([torch.linalg.vector_norm(block, dim=-1) for _, block in row_blocks(op)], dim=-1)
+    return torch.cat(
+        [torch.linalg.vector_norm(block, dim=-1) for _, block in row_blocks(op)], dim=-1
+    )
 
 
 def product(op: Operator, x: Tensor, *, transposed: bool = False) -> Tensor:
-    """M x, (*batch, n) -> (*batch, m), or M^T x: every product and sum in float64, factors not multiplied out."""
+    """M x, (*batch, n) -> (*batch, m), or M^T x: every product and sum in float64,
+    factors not multiplied out."""
     match op:
         case Sum():
-            return product(op.left, x, transposed=transposed) + product(op.right, x, transposed=transposed)
+            return product(op.left, x, transposed=transposed) + product(
+                op.right, x, transposed=transposed
+            )
         case LowRank():
             return (op.mT if transposed else op).cast(torch.float64).matvec(x)
         case RowScaled() | ColumnScaled():
@@ -95,8 +103,8 @@ def product(op: Operator, x: Tensor, *, transposed: bool = False) -> Tensor:
 
 
 def gram(op: Operator) -> Tensor:
-    """M^T M, (N, n, n) float64 of a flat batch, summed block by block: docs/math.md, (16). Its lower triangle: of what
-    lies above only the part next to the diagonal is there."""
+    """M^T M, (N, n, n) float64 of a flat batch, summed block by block: docs/math.md, (16). Its
+    lower triangle: of what lies above only the part next to the diagonal is there."""
     N, _, n = op.shape
     total = torch.zeros(N, n, n, dtype=torch.float64, device=op.device)
     width = max(PANEL, -(-n // 8))

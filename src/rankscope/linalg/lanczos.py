@@ -1,9 +1,12 @@
-"""sigma_1 of an operator by Golub-Kahan-Lanczos with full reorthogonalisation: docs/math.md, (9) to (15).
+"""sigma_1 of an operator by Golub-Kahan-Lanczos with full
+reorthogonalisation: docs/math.md, (9) to (15).
 
-The bidiagonalisation is run in its Gram form, T_k = V^T M^T M V (tridiagonal, = B_k^T B_k): only sigma_1 is
-asked of it, for which nothing is lost, and a row of M that is in the cache serves M v and M^T (M v).
+The bidiagonalisation is run in its Gram form, T_k = V^T M^T M V (tridiagonal, = B_k^T
+B_k): only sigma_1 is asked of it, for which nothing is lost, and a row of M that is in the
+cache serves M v and M^T (M v).
 
-Letters: N matrices of a flat batch, m rows, n columns, k steps, p blocks of h rows that are read at once.
+Letters: N matrices of a flat batch, m rows, n columns, k steps, p blocks of
+    h rows that are read at once.
 """
 
 from __future__ import annotations
@@ -19,11 +22,16 @@ from rankscope.linalg.dense import Dense
 from rankscope.linalg.operator import Operator
 from rankscope.linalg.tridiagonal import Tridiagonal
 
-STEPS = 1024  # the most that are taken; bounds that are wider than asked are then returned as they are
+STEPS = (
+    1024  # the most that are taken; bounds that are wider than asked are then returned as they are
+)
 SHORT = 3  # steps for which it is not worth while to part from the matrices that are done
 FIRST = 4  # steps before the bounds are looked at for the first time
-TWICE = 0.5  # share of w^2 outside the span of V below which it is orthogonalised again: docs/math.md, (9)
-CACHED = 2**22  # entries up to which a single matrix stays in the last-level cache from one step to the next
+# share of w^2 outside the span of V below which it is orthogonalised again: docs/math.md, (9)
+TWICE = 0.5
+CACHED = (
+    2**22
+)  # entries up to which a single matrix stays in the last-level cache from one step to the next
 HEIGHT = (
     2**19
 )  # entries of the blocks of rows of a larger one: from memory once, from a cache the second time
@@ -32,8 +40,9 @@ SPLIT = 4  # blocks of a single matrix that are products of one batch, so that e
 
 @dataclass(frozen=True)
 class Ritz:
-    """The outcome of N runs: unit vectors (N, n) float64, upper bounds (N,) float64 on sigma_1, whether each is
-    certain (N,) bool, the number of products M x and M^T x, and whether `op.dtype` is too narrow for the options."""
+    """The outcome of N runs: unit vectors (N, n) float64, upper bounds (N,) float64 on sigma_1,
+    whether each is certain (N,) bool, the number of products M x and M^T x, and whether `op.dtype`
+    is too narrow for the options."""
 
     vectors: Tensor
     upper: Tensor
@@ -44,8 +53,9 @@ class Ritz:
 
 @dataclass(frozen=True)
 class StopRule:
-    """What a run works towards, per matrix (N,) float64 CPU: an upper bound on ||M||_F and what rounding in op.dtype
-    may add to sigma_1; for all a relative width and a confidence; `ignore` (N,) bool: matrices of no interest."""
+    """What a run works towards, per matrix (N,) float64 CPU: an upper bound on ||M||_F and what
+    rounding in op.dtype may add to sigma_1; for all a relative width and a confidence; `ignore`
+    (N,) bool: matrices of no interest."""
 
     frobenius: Tensor
     allowance: Tensor
@@ -82,8 +92,8 @@ class GramProduct:
 
 
 def _image(W: Tensor, v: Tensor) -> Tensor:
-    """W^T W v, (N, h, n), (N, n) -> (N, n). x W^T with x as a row is several times faster than W x with x as a column
-    in torch's batched product on CPU."""
+    """W^T W v, (N, h, n), (N, n) -> (N, n). x W^T with x as a row is several times faster than W x
+    with x as a column in torch's batched product on CPU."""
     return torch.bmm(torch.bmm(v[:, None], W.mT), W)[:, 0]
 
 
@@ -94,8 +104,8 @@ def _split(W: Tensor) -> Tensor:
 
 
 class _Run:
-    """N recursions at step k: V (N, > k, n) orthonormal rows, the last of them the next vector; a and b the columns
-    of T_k."""
+    """N recursions at step k: V (N, > k, n) orthonormal rows, the last of them the next vector; a
+    and b the columns of T_k."""
 
     def __init__(self, op: Operator, start: Tensor) -> None:
         self.op, self.gram = op, GramProduct(op)
@@ -109,7 +119,8 @@ class _Run:
         return len(self.a)
 
     def step(self) -> None:
-        """One step of (9); a_k = v_k^T M^T M v_k is the last coefficient of the orthogonalisation."""
+        """One step of (9); a_k = v_k^T M^T M v_k is the last coefficient
+        of the orthogonalisation."""
         k = self.k + 1
         if k == self.V.shape[1]:
             self.V = torch.cat([self.V, torch.empty_like(self.V)], dim=1)
@@ -148,11 +159,11 @@ def largest(
     warm: Tensor | None = None,
     steps: int = STEPS,
 ) -> Ritz:
-    """Runs until upper <= (1 + rtol) times the Ritz value for every matrix, the Krylov space is all there is, or
-    `steps` are taken.
+    """Runs until upper <= (1 + rtol) times the Ritz value for every matrix, the Krylov space is all
+    there is, or `steps` are taken.
 
-    op has a flat batch (N,), warm (N, n). Where the allowance alone is too much for `rtol`, a run in float32 ends at
-    once, starved, and one in float64 settles for bounds four allowances apart.
+    op has a flat batch (N,), warm (N, n). Where the allowance alone is too much for `rtol`, a run
+    in float32 ends at once, starved, and one in float64 settles for bounds four allowances apart.
     """
     start, log_target = _start(op, rule.confidence, generator, warm)
     N, limit, look = len(start), min(*op.shape[-2:], steps), FIRST
@@ -187,20 +198,24 @@ def largest(
 
 
 def _next_look(k: int, ahead: Tensor) -> int:
-    """The step after k at which the bounds are looked at again: where half of the matrices should be there if log p_k
-    goes on to grow as it did, `ahead` (N,) times as many steps. A look costs about as much as a step."""
+    """The step after k at which the bounds are looked at again: where half of the matrices
+    should be there if log p_k goes on to grow as it did, `ahead` (N,) times as many steps. A
+    look costs about as much as a step."""
     return max(k + 1 + k // 24, int(k * min(1.6, float(ahead.median()))))
 
 
 def _start(
     op: Operator, confidence: float, generator: torch.Generator, warm: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Unit start vectors (N, n) and log(||g|| / delta) (N,): docs/math.md, (11), and (15) with a warm start.
+    """Unit start vectors (N, n) and log(||g|| / delta) (N,): docs/math.md,
+    (11), and (15) with a warm start.
 
     One Gaussian g for the whole batch, so that a matrix is measured alike alone and among others.
     """
     N, n = op.batch_shape[0], op.shape[-1]
-    g = torch.randn(n, dtype=torch.float64, generator=generator, device=generator.device).to(op.device)
+    g = torch.randn(n, dtype=torch.float64, generator=generator, device=generator.device).to(
+        op.device
+    )
     g = g.expand(N, n)
     if warm is not None:
         g = g + torch.nn.functional.normalize(warm.to(g), dim=-1) * n**0.5

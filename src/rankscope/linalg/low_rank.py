@@ -25,8 +25,9 @@ _ORDINARY = 20  # largest binary exponent of a factor that is left as it is
 class LowRank(Operator):
     """scale B A with B (*batch, m, r), A (*batch, r, n); scale a number or a tensor (*batch).
 
-    Keyword-only, since the factors of a square layer could be swapped unseen. A PEFT layer holds them as
-    layer.lora_B[name].weight and layer.lora_A[name].weight; its scale is layer.scaling[name].
+    Keyword-only, since the factors of a square layer could be swapped unseen. A PEFT
+    layer holds them as layer.lora_B[name].weight and layer.lora_A[name].weight; its
+    scale is layer.scaling[name].
     """
 
     def __init__(self, *, B: Tensor, A: Tensor, scale: float | Tensor = 1.0) -> None:
@@ -39,12 +40,14 @@ class LowRank(Operator):
         ):
             raise ValueError(
                 f"LowRank needs floating B (*batch, m, r) and A (*batch, r, n) with one r; got B "
-                f"{tuple(B.shape)} {B.dtype} and A {tuple(A.shape)} {A.dtype}. A PEFT layer holds them as "
+                f"{tuple(B.shape)} {B.dtype} and A {tuple(A.shape)} {A.dtype}. A PEFT layer "
+                "holds them as "
                 "layer.lora_B[name].weight and layer.lora_A[name].weight."
             )
         if 0 in B.shape or 0 in A.shape:
             raise ValueError(
-                f"LowRank needs r >= 1 and m, n >= 1; got B {tuple(B.shape)} and A {tuple(A.shape)}."
+                f"LowRank needs r >= 1 and m, n >= 1; got B {tuple(B.shape)} and A "
+                f"{tuple(A.shape)}."
             )
         scale = torch.as_tensor(scale, dtype=torch.float64, device=B.device).detach()
         batch = broadcast(B.shape[:-2], A.shape[:-2], scale.shape)
@@ -74,15 +77,17 @@ class LowRank(Operator):
 
     def matmul(self, X: Tensor) -> Tensor:
         dtype = torch.promote_types(self.dtype, X.dtype)
-        return self.B.to(dtype) @ (self.A.to(dtype) @ X.to(dtype) * self.scale[..., None, None].to(dtype))
+        return self.B.to(dtype) @ (
+            self.A.to(dtype) @ X.to(dtype) * self.scale[..., None, None].to(dtype)
+        )
 
     def rows(self, start: int, stop: int) -> LowRank:
         return LowRank(B=self.B[..., start:stop, :], A=self.A, scale=self.scale)
 
     def rows_into(self, out: Tensor, start: int, *, add: bool = False) -> None:
-        B = (self.B[..., start : start + out.shape[-2], :].double() * self.scale[..., None, None]).to(
-            out.dtype
-        )
+        B = (
+            self.B[..., start : start + out.shape[-2], :].double() * self.scale[..., None, None]
+        ).to(out.dtype)
         A = self._wide_A if out.dtype == torch.float64 else self.A.to(out.dtype)
         if out.ndim == 3:
             N = len(out)
@@ -105,8 +110,9 @@ class LowRank(Operator):
         return LowRank(B=self.B, A=self.A, scale=self.scale * factor.to(self.scale.device))
 
     def balanced(self) -> LowRank:
-        """The same product from factors near 1 in size, by powers of two, so that no entry of a factor in float32, with the
-        scale in it, leaves the range; as it is where the factors are of ordinary size."""
+        """The same product from factors near 1 in size, by powers of two, so that no entry of
+        a factor in float32, with the scale in it, leaves the range; as it is where the
+        factors are of ordinary size."""
         sizes = [exponent(leaf, 2) for leaf in self.leaves]
         if all(bool((size.abs() <= _ORDINARY).all()) for size in sizes):
             return self
@@ -130,7 +136,9 @@ class LowRank(Operator):
         return LowRank(B=B, A=A, scale=select(self.scale, index, batch, core=0))
 
     def lifted(self, ndim: int) -> LowRank:
-        return LowRank(B=lift(self.B, ndim), A=lift(self.A, ndim), scale=lift(self.scale, ndim, core=0))
+        return LowRank(
+            B=lift(self.B, ndim), A=lift(self.A, ndim), scale=lift(self.scale, ndim, core=0)
+        )
 
     def magnitude(self) -> Tensor:
         norms = [norm(leaf.double()) for leaf in self.leaves]

@@ -1,8 +1,9 @@
-"""||M||_F and sigma_1, which everything else is made of, for one matrix or a batch of any size and scale.
+"""||M||_F and sigma_1, which everything else is made of, for one matrix or a
+batch of any size and scale.
 
-Matrices of one used rank are run together, as many as a cache holds: zero-padded factors (a pack of trials of
-different ranks) are cut to what they hold, so that rank 1 costs as rank 1. Small matrices stay together. Names what
-cannot be measured.
+Matrices of one used rank are run together, as many as a cache holds: zero-padded factors (a pack of
+trials of different ranks) are cut to what they hold, so that rank 1 costs as rank 1. Small matrices
+stay together. Names what cannot be measured.
 Letters: N matrices of a flat batch, *batch leading dimensions.
 """
 
@@ -21,7 +22,9 @@ from rankscope.linalg.rounding import gamma
 from rankscope.linalg.scaled_group import normalized
 from rankscope.linalg.sigma import Sigma, SigmaOptions, by_svd, direct, largest
 
-GROUP = 2**22  # entries of the matrices that are run together on a CPU: what its last-level cache holds
+GROUP = (
+    2**22
+)  # entries of the matrices that are run together on a CPU: what its last-level cache holds
 TOGETHER = (
     2**20
 )  # entries up to which a sum's ranks are no reason to part: calls cost more than their padding
@@ -32,11 +35,12 @@ ZERO = "is exactly zero"
 
 @dataclass(frozen=True)
 class Norms:
-    """`frobenius` (N,) float64 CPU, to a relative `error` (N,); `sigma`; why a matrix has none (NaN) or is
-    zero; of a LowRank, and where they are wished for, all singular values too, (N, min(m, n) or r).
+    """`frobenius` (N,) float64 CPU, to a relative `error` (N,); `sigma`; why a matrix has
+    none (NaN) or is zero; of a LowRank, and where they are wished for, all singular
+    values too, (N, min(m, n) or r).
 
-    All norms and values are those of the matrices divided by `size` (N,), powers of two: ratios of them lose nothing
-    where the norms themselves are too small or too large for float64.
+    All norms and values are those of the matrices divided by `size` (N,), powers of two: ratios of
+    them lose nothing where the norms themselves are too small or too large for float64.
     """
 
     size: Tensor
@@ -48,7 +52,8 @@ class Norms:
 
 
 def norms(op: Operator, options: SigmaOptions) -> Norms:
-    """Both norms of every matrix of `op`; what others are in the batch is felt far below the width asked for."""
+    """Both norms of every matrix of `op`; what others are in the batch is felt far
+    below the width asked for."""
     generator = options.generator
     state = generator.get_state()
     warm, n = options.warm, op.shape[-1]
@@ -90,8 +95,8 @@ def spectrum(op: LowRank) -> Tensor:
 
 
 def groups(op: Operator) -> Iterator[tuple[Tensor, Operator]]:
-    """(positions in the flattened batch (N,) int, the matrices there with batch shape (N,)): all of them, each
-    once."""
+    """(positions in the flattened batch (N,) int, the matrices there with batch shape
+    (N,)): all of them, each once."""
     batch, (m, n) = op.batch_shape, op.shape[-2:]
     live = op.used_rank().expand(batch).reshape(-1).cpu()
     room = GROUP if op.device.type == "cpu" else ACCELERATED
@@ -121,7 +126,9 @@ def _of_group(op: Operator, options: SigmaOptions) -> Norms:
         sigma = direct(values[:, 0], width, "svd")
     else:
         values = None
-        sigma = direct(norm, torch.zeros_like(norm), "none") if all(reason) else largest(group, options)
+        sigma = (
+            direct(norm, torch.zeros_like(norm), "none") if all(reason) else largest(group, options)
+        )
     zero = torch.tensor([r == ZERO for r in reason])
     bad = torch.tensor([r == NOT_FINITE for r in reason])
 
@@ -176,4 +183,6 @@ def _joined(parts: list[Norms], order: list[Tensor]) -> Norms:
 def _spectra(parts: list[Tensor], order: list[Tensor]) -> Tensor:
     """Singular values (N, p) of groups that differ in rank, the shorter ones continued by zeros."""
     width = max(part.shape[1] for part in parts)
-    return joined([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts], order)
+    return joined(
+        [torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts], order
+    )

@@ -1,8 +1,8 @@
 """Matrices that are multiplied, never formed: dense, low rank, sums, and scaled rows or columns.
 
-Letters: m rows (out), n columns (in), r rank, c columns of a multiplied block, *batch leading dimensions
-(broadcast against each other as in torch; a frozen W of shape (S, 1, m, n) plus updates of shape (S, K, m,
-n) is stored once).
+Letters: m rows (out), n columns (in), r rank, c columns of a multiplied block, *batch leading
+dimensions (broadcast against each other as in torch; a frozen W of shape (S, 1, m, n) plus updates
+of shape (S, K, m, n) is stored once).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Operator(ABC):
 
     @abstractmethod
     def matvec(self, x: Tensor) -> Tensor:
-        """M x for one vector per matrix: (*batch, n) -> (*batch, m), in x's dtype, which must be the
-        operator's."""
+        """M x for one vector per matrix: (*batch, n) -> (*batch, m), in x's dtype,
+        which must be the operator's."""
 
     @abstractmethod
     def matmul(self, X: Tensor) -> Tensor:
@@ -55,7 +55,8 @@ class Operator(ABC):
 
     @abstractmethod
     def rows_into(self, out: Tensor, start: int, *, add: bool = False) -> None:
-        """Writes (or adds) rows start .. start + h - 1 into out, (*batch, h, n), computed in out's dtype."""
+        """Writes (or adds) rows start .. start + h - 1 into out, (*batch, h,
+        n), computed in out's dtype."""
 
     @abstractmethod
     def cast(self, dtype: torch.dtype) -> Operator:
@@ -71,13 +72,14 @@ class Operator(ABC):
 
     @abstractmethod
     def used_rank(self) -> Tensor:
-        """(*batch) int: how many leading columns of its factors hold anything; the others are padding. 0 where there
-        are no factors."""
+        """(*batch) int: how many leading columns of its factors hold anything; the others are
+        padding. 0 where there are no factors."""
 
     @abstractmethod
     def select(self, index: Tensor, batch: torch.Size, r: int | None = None) -> Operator:
-        """The matrices at positions `index` (N,) int of the flattened `batch`, with batch shape (N,), factors cut
-        to their leading `r` columns. Shares memory where the positions are neighbours."""
+        """The matrices at positions `index` (N,) int of the flattened `batch`, with batch
+        shape (N,), factors cut to their leading `r` columns. Shares memory where the
+        positions are neighbours."""
 
     @abstractmethod
     def lifted(self, ndim: int) -> Operator:
@@ -206,11 +208,11 @@ class Sum(Operator):
 
 
 def row_products(x: Tensor, W: Tensor) -> Tensor:
-    """W x for one vector per matrix, (*batch, n) -> (*batch, m), with vectors as rows of one GEMM where W is
-    shared.
+    """W x for one vector per matrix, (*batch, n) -> (*batch, m), with vectors as rows
+    of one GEMM where W is shared.
 
-    x W^T with x as a row is several times faster than W x with x as a column in torch's batched product on
-    CPU.
+    x W^T with x as a row is several times faster than W x with x as a column in
+    torch's batched product on CPU.
     """
     if x.ndim == 1:
         return W.reshape(W.shape[-2:]).mv(x)
@@ -226,12 +228,14 @@ def lift(tensor: Tensor, ndim: int, core: int = 2) -> Tensor:
 
 
 def top(tensor: Tensor, *dim: int) -> Tensor:
-    """The largest absolute value over `dim`, NaN where there is one; no array of absolute values is made."""
+    """The largest absolute value over `dim`, NaN where there is one; no array
+    of absolute values is made."""
     return torch.maximum(tensor.amax(dim), -tensor.amin(dim))
 
 
 def norm(tensor: Tensor) -> Tensor:
-    """||tensor||_F over the last two dimensions, (*batch) float64, to a few units of the tensor's dtype.
+    """||tensor||_F over the last two dimensions, (*batch) float64, to a few
+    units of the tensor's dtype.
 
     Squares that leave the dtype's range are avoided by a power of two.
     """
@@ -251,13 +255,15 @@ def exponent(tensor: Tensor, core: int) -> Tensor:
 
 
 def select(tensor: Tensor, index: Tensor, batch: torch.Size, core: int = 2) -> Tensor:
-    """What belongs to positions `index` (N,) of the flattened `batch`: (N, *core), or (1, *core) where they share
-    it."""
+    """What belongs to positions `index` (N,) of the flattened `batch`: (N, *core), or (1,
+    *core) where they share it."""
     lead, own = tensor.shape[: tensor.ndim - core], tensor.shape[tensor.ndim - core :]
     if all(size == 1 for size in lead):
         return tensor.reshape(1, *own)
     places = torch.unravel_index(index, batch)
-    places = tuple(p if size > 1 else torch.zeros_like(p) for p, size in zip(places, lead, strict=True))
+    places = tuple(
+        p if size > 1 else torch.zeros_like(p) for p, size in zip(places, lead, strict=True)
+    )
     strides = [prod(lead[i + 1 :]) for i in range(len(lead))]
     flat = sum(p * stride for p, stride in zip(places, strides, strict=True))
     assert isinstance(flat, Tensor)
@@ -272,7 +278,8 @@ def select(tensor: Tensor, index: Tensor, batch: torch.Size, core: int = 2) -> T
 
 
 def broadcast(*shapes: tuple[int, ...]) -> torch.Size:
-    """What `torch.broadcast_shapes` gives; but that one's first call imports SymPy, which takes a second.
+    """What `torch.broadcast_shapes` gives; but that one's first call imports
+    SymPy, which takes a second.
 
     RuntimeError where they don't fit.
     """

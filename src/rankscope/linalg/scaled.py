@@ -9,12 +9,14 @@ from rankscope.linalg.operator import Operator, broadcast, exponent, lift, selec
 
 
 class RowScaled(Operator):
-    """diag(d) M, d (*batch, m): DoRA's W' is RowScaled(Dense(W) + LowRank(...), magnitude / row_norms)."""
+    """diag(d) M, d (*batch, m): DoRA's W' is
+    RowScaled(Dense(W) + LowRank(...), magnitude / row_norms)."""
 
     def __init__(self, M: Operator, d: Tensor) -> None:
         if d.shape[-1] != M.shape[-2]:
             raise ValueError(
-                f"RowScaled needs one scale per row of {tuple(M.shape)}; got scales {tuple(d.shape)}."
+                f"RowScaled needs one scale per row of {tuple(M.shape)}; got scales "
+                f"{tuple(d.shape)}."
             )
         self.M, self.d = M, lift(d.detach(), len(M.batch_shape), core=1)
         batch = broadcast(M.batch_shape, self.d.shape[:-1])

@@ -16,17 +16,23 @@ from rankscope.linalg.frobenius import formation_error, formed, frobenius_square
 from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma, unit_roundoff
 
-FORMED = 2**22  # entries up to which a sum is made into a matrix, which is then read alone in each step
-ORDINARY = 2.0**10  # norms from 1 / this to this need no rescaling: their fourth powers are float32 numbers
-MOST = 1000  # largest binary exponent that is taken out at once, so that its inverse is a number, too
+FORMED = (
+    2**22
+)  # entries up to which a sum is made into a matrix, which is then read alone in each step
+ORDINARY = (
+    2.0**10
+)  # norms from 1 / this to this need no rescaling: their fourth powers are float32 numbers
+MOST = (
+    1000  # largest binary exponent that is taken out at once, so that its inverse is a number, too
+)
 LOOSE = 1e-4  # relative error of ||M||_F that must be allowed before anything is formed in float32
 
 
 @dataclass(frozen=True)
 class ScaledGroup:
-    """`op` (N, m, n), its `norm` ||M||_F (N,) float64 CPU to a relative `error` (N,), its `magnitude` (N,), and
-    `matrix`: M itself in op.dtype where it is small, for a sum too, else op. `reach` (N,): what the rounding of a
-    product with it is relative to."""
+    """`op` (N, m, n), its `norm` ||M||_F (N,) float64 CPU to a relative `error` (N,), its
+    `magnitude` (N,), and `matrix`: M itself in op.dtype where it is small, for a sum too, else op.
+    `reach` (N,): what the rounding of a product with it is relative to."""
 
     op: Operator
     norm: Tensor
@@ -37,21 +43,30 @@ class ScaledGroup:
 
     def cast(self, dtype: torch.dtype) -> Operator:
         """What Lanczos multiplies in `dtype`."""
-        if dtype == self.op.dtype or not isinstance(self.matrix, Dense) or isinstance(self.op, Dense):
+        if (
+            dtype == self.op.dtype
+            or not isinstance(self.matrix, Dense)
+            or isinstance(self.op, Dense)
+        ):
             return self.matrix.cast(dtype)
         return formed(self.op, dtype)[0]
 
     def allowance(self, dtype: torch.dtype) -> Tensor:
-        """What rounding in `dtype` may add to sigma_1, the forming of M included: docs/math.md, (13)."""
+        """What rounding in `dtype` may add to sigma_1, the forming of M
+        included: docs/math.md, (13)."""
         products = (2 * max(self.op.shape[-2:]) ** 0.5 + 1) * unit_roundoff(dtype) * self.reach
         return products + formation_error(self.op) * self.magnitude
 
 
-def normalized(op: Operator, *, form: bool = True, slack: float = 0.0) -> tuple[ScaledGroup, Tensor]:
-    """The operator brought near 1 in size, and the powers of two (N,) that were taken out of its matrices.
+def normalized(
+    op: Operator, *, form: bool = True, slack: float = 0.0
+) -> tuple[ScaledGroup, Tensor]:
+    """The operator brought near 1 in size, and the powers of two (N,) that
+    were taken out of its matrices.
 
-    Float32 is then far from its limits: Lanczos squares sigma_1 twice. A power of two changes no entry.
-    ||M||_F is exact to float64's rounding, or, where that is much cheaper, at least to a relative `slack`.
+    Float32 is then far from its limits: Lanczos squares sigma_1 twice. A power of two
+    changes no entry. ||M||_F is exact to float64's rounding, or, where that is much cheaper,
+    at least to a relative `slack`.
     """
     op, size = op.balanced(), torch.ones(op.batch_shape, dtype=torch.float64)
     if not isinstance(op, Dense):  # what is added up, before float32 adds it
@@ -66,8 +81,8 @@ def normalized(op: Operator, *, form: bool = True, slack: float = 0.0) -> tuple[
 
 
 def _rescaled(op: Operator, size: Tensor, norm: Tensor) -> tuple[Operator, Tensor]:
-    """`op` divided by powers of two near `norm` where that is not of ordinary size, and `size` times them; both
-    as they are where nothing is to do."""
+    """`op` divided by powers of two near `norm` where that is not of ordinary size, and `size`
+    times them; both as they are where nothing is to do."""
     extreme = ~((norm > 1 / ORDINARY) & (norm < ORDINARY))
     if not bool(extreme.any()):
         return op, size

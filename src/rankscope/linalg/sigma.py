@@ -21,17 +21,16 @@ from rankscope.linalg.rounding import gamma
 from rankscope.linalg.scaled_group import ScaledGroup
 
 SMALL = 48  # short sides up to this go to a dense float64 SVD
-EXACT = (
-    1024  # and up to this, where Lanczos is slow, to the eigenvalues of the float64 Gram matrix (docs/log.md)
-)
+# and up to this, where Lanczos is slow, to the eigenvalues of the float64 Gram matrix (docs/log.md)
+EXACT = 1024
 PATIENCE = 128  # steps of Lanczos after which those eigenvalues cost less than further steps
 PROOF = 24  # and where a proof is wanted, for which that Gram matrix is formed in any case
 
 
 @dataclass(frozen=True)
 class SigmaOptions:
-    """What is asked of sigma_1: a relative width, a proof, a confidence; and what is known or drawn for
-    it."""
+    """What is asked of sigma_1: a relative width, a proof, a confidence; and what
+    is known or drawn for it."""
 
     rtol: float
     certify: bool = False
@@ -46,7 +45,8 @@ class SigmaOptions:
             raise ValueError(f"rtol must lie in (0, 1); got {self.rtol}.")
         if not 0 < self.confidence < 1:
             raise ValueError(
-                f"confidence must lie in (0, 1); got {self.confidence}. For certainty pass certify=True."
+                f"confidence must lie in (0, 1); got {self.confidence}. For certainty pass "
+                "certify=True."
             )
 
 
@@ -79,7 +79,9 @@ def largest(group: ScaledGroup, options: SigmaOptions) -> Sigma:
 
 def direct(value: Tensor, width: Tensor, method: str) -> Sigma:
     """A value that is off by rounding alone, at most `width`."""
-    return Sigma(value, (value - width).clamp(min=0), value + width, torch.ones_like(value), method, 0)
+    return Sigma(
+        value, (value - width).clamp(min=0), value + width, torch.ones_like(value), method, 0
+    )
 
 
 def by_svd(group: ScaledGroup) -> tuple[Tensor, Tensor]:
@@ -90,8 +92,8 @@ def by_svd(group: ScaledGroup) -> tuple[Tensor, Tensor]:
 
 
 def _exactly(group: ScaledGroup, found: Sigma, which: Tensor) -> Sigma:
-    """`found`, with those that `which` (N,) names taken from the eigenvalues of their Gram matrix, or, where that is
-    large, from a dense SVD."""
+    """`found`, with those that `which` (N,) names taken from the eigenvalues of their Gram matrix,
+    or, where that is large, from a dense SVD."""
     if not bool(which.any()):
         return found
     op = group.op
@@ -117,13 +119,15 @@ def _exactly(group: ScaledGroup, found: Sigma, which: Tensor) -> Sigma:
 
 
 def _by_lanczos(group: ScaledGroup, options: SigmaOptions, *, steps: int) -> Sigma:
-    """Float32 products, unless the leaves are float64 or float32's rounding would be felt at `rtol`:
-    docs/math.md, (13)."""
+    """Float32 products, unless the leaves are float64 or float32's rounding would be felt at
+    `rtol`: docs/math.md, (13)."""
     op, norm, shape = group.op, group.norm, group.op.shape[-2:]
     flip = _lies_flat(group.matrix)
     generator = options.generator
     state = generator.get_state()
-    warm = options.warm if not flip or options.warm is None else (op @ options.warm[..., None])[..., 0]
+    warm = (
+        options.warm if not flip or options.warm is None else (op @ options.warm[..., None])[..., 0]
+    )
     for dtype in dict.fromkeys((op.dtype, torch.float64)):
         generator.set_state(state)
         room = max(0.98 * options.rtol - 2 * float(group.error[norm > 0].max()), options.rtol / 2)
@@ -141,11 +145,14 @@ def _by_lanczos(group: ScaledGroup, options: SigmaOptions, *, steps: int) -> Sig
     lower = torch.maximum(lower, norm * (1 - group.error) / min(shape) ** 0.5)
     value = torch.maximum(value, lower)
     confidence = torch.where(ritz.certain, 1.0, torch.full_like(value, options.confidence))
-    return Sigma(value, lower, torch.maximum(ritz.upper, value), confidence, "lanczos", ritz.products + 1)
+    return Sigma(
+        value, lower, torch.maximum(ritz.upper, value), confidence, "lanczos", ritz.products + 1
+    )
 
 
 def _certified(group: ScaledGroup, options: SigmaOptions) -> Sigma:
-    """Lanczos finds, Cholesky proves. Where Lanczos is slow or has not found sigma_1, eigenvalues or a dense SVD do."""
+    """Lanczos finds, Cholesky proves. Where Lanczos is slow or has not found sigma_1,
+    eigenvalues or a dense SVD do."""
     steps = lanczos.STEPS if min(group.op.shape[-2:]) > EXACT else PROOF
     found = _by_lanczos(group, replace(options, rtol=options.rtol / 2, confidence=0.9), steps=steps)
     real = group.norm > 0
@@ -161,8 +168,8 @@ def _certified(group: ScaledGroup, options: SigmaOptions) -> Sigma:
 
 
 def _lies_flat(op: Operator) -> bool:
-    """Is M^T the better one to iterate on? The short side makes short vectors; a large single matrix wants
-    its rows in memory order, since it is read by blocks of rows."""
+    """Is M^T the better one to iterate on? The short side makes short vectors; a large single
+    matrix wants its rows in memory order, since it is read by blocks of rows."""
     if op.shape[0] == 1 and prod(op.shape) > CACHED:
         W = op.leaves[0]
         return isinstance(op, Dense) and W.stride(-1) > W.stride(-2)

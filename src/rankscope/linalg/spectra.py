@@ -1,8 +1,8 @@
-"""Spectral facts of one matrix or a batch: stable rank, norms, effective rank, singular values. Formulas:
-docs/math.md.
+"""Spectral facts of one matrix or a batch: stable rank, norms, effective rank, singular
+values. Formulas: docs/math.md.
 
-M is a tensor (*batch, m, n) of any floating dtype or an operator of that shape. Results are floats for one
-matrix and float64 CPU tensors (*batch) for a batch.
+M is a tensor (*batch, m, n) of any floating dtype or an operator of that shape. Results are floats
+for one matrix and float64 CPU tensors (*batch) for a batch.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from rankscope.linalg.sigma import Sigma, SigmaOptions
 
 @dataclass(frozen=True)
 class Summary:
-    """What one look at a matrix or a batch yields; `effective_rank` is NaN where it was not asked for or is
-    undefined. `singular_values` (*batch, p) float64 CPU, p as in `singular_values`, or None where they were not needed."""
+    """What one look at a matrix or a batch yields; `effective_rank` is NaN where it was not asked
+    for or is undefined. `singular_values` (*batch, p) float64 CPU, p as in `singular_values`, or
+    None where they were not needed."""
 
     stable_rank: Estimate
     spectral_norm: float | Tensor
@@ -44,13 +45,16 @@ def stable_rank(
     generator: torch.Generator | None = None,
     warm: Tensor | None = None,
 ) -> Estimate:
-    """||M||_F^2 / ||M||_2^2, in [1, rank M]; NaN with a reason where M is zero or not finite: docs/math.md,
-    (1).
+    """||M||_F^2 / ||M||_2^2, in [1, rank M]; NaN with a reason where M is zero or
+    not finite: docs/math.md, (1).
 
-    The bounds lie within a relative `rtol` of each other, if float64 allows. They hold with probability
-    `confidence` over the random start, or, with `certify=True`, for certain: by a Cholesky factor of tau^2 I
-    - M^T M. A LowRank is exact in any case. `warm` (*batch, n) is a guess of the leading right singular
-    vector: it can only save steps. Without a `generator` the start is drawn afresh, and its seed kept in the Estimate.
+    The bounds lie within a relative `rtol` of each other, if float64 allows. They hold with
+    probability `confidence` over the random start, or, with `certify=True`, for certain: by
+    a Cholesky factor of tau^2 I
+    - M^T M. A LowRank is exact in any case. `warm` (*batch, n) is a guess
+      of the leading right singular
+    vector: it can only save steps. Without a `generator` the start is drawn afresh, and
+        its seed kept in the Estimate.
     """
     op = as_operator(M)
     start, seed = _start(generator)
@@ -67,8 +71,8 @@ def spectral_norm(
     generator: torch.Generator | None = None,
     warm: Tensor | None = None,
 ) -> Estimate:
-    """sigma_1 = ||M||_2, with the options of `stable_rank`; 0 for a zero matrix. docs/math.md, (9) to
-    (17)."""
+    """sigma_1 = ||M||_2, with the options of `stable_rank`; 0 for a zero matrix.
+    docs/math.md, (9) to (17)."""
     op = as_operator(M)
     start, seed = _start(generator)
     found = norms(op, SigmaOptions(rtol, certify, confidence, start, warm))
@@ -77,20 +81,23 @@ def spectral_norm(
     met = _met(s.lower, s.upper, rtol)
     value, lower, upper = (x * size for x in (s.value, s.lower, s.upper))
     return shaped(
-        Estimate(value, lower, upper, s.confidence, s.method, s.products, reason, met, _used(s, seed)),
+        Estimate(
+            value, lower, upper, s.confidence, s.method, s.products, reason, met, _used(s, seed)
+        ),
         op.batch_shape,
     )
 
 
 def frobenius_norm(M: Tensor | Operator) -> float | Tensor:
-    """||M||_F, summed in float64, exact to rounding; NaN where M is not finite. docs/math.md, (4)."""
+    """||M||_F, summed in float64, exact to rounding; NaN where M is not
+    finite. docs/math.md, (4)."""
     op = as_operator(M)
     return _shaped(_frobenius(op), op.batch_shape)
 
 
 def singular_values(M: Tensor | Operator) -> Tensor:
-    """All singular values, descending, float64: (*batch, min(m, n)); of a LowRank (*batch, min(m, n, r)),
-    from factors.
+    """All singular values, descending, float64: (*batch, min(m, n)); of a LowRank (*batch,
+    min(m, n, r)), from factors.
 
     Exact to rounding; anything but a LowRank is formed. NaN where M is not finite.
     """
@@ -104,21 +111,23 @@ def singular_values(M: Tensor | Operator) -> Tensor:
 
 
 def effective_rank(M: Tensor | Operator) -> float | Tensor:
-    """exp of the entropy of sigma_i / sum sigma (Roy and Vetterli 2007); NaN where M is zero. docs/math.md,
-    (2)."""
+    """exp of the entropy of sigma_i / sum sigma (Roy and Vetterli 2007); NaN where M
+    is zero. docs/math.md, (2)."""
     sigma = singular_values(M)
     return _shaped(_effective(sigma), sigma.shape[:-1])
 
 
 def energy_rank(M: Tensor | Operator, shares: Sequence[float] = (0.90, 0.95, 0.99)) -> Tensor:
-    """The smallest k whose k largest sigma_i^2 hold each share of ||M||_F^2: (*batch, len(shares)) int64; 0
-    for M = 0."""
+    """The smallest k whose k largest sigma_i^2 hold each share of ||M||_F^2: (*batch,
+    len(shares)) int64; 0 for M = 0."""
     sigma = singular_values(M)
     energy = (sigma / sigma[..., :1].clamp(min=torch.finfo(sigma.dtype).tiny)).square()
     if not bool(energy.isfinite().all()):
         raise ValueError("energy_rank needs finite matrices; M has NaN or infinite entries.")
     wanted = energy.sum(-1, keepdim=True) * torch.tensor(shares, dtype=torch.float64)
-    return (energy.cumsum(-1)[..., None] < wanted[..., None, :] * (1 - 1e-14)).sum(-2) + (wanted > 0).long()
+    return (energy.cumsum(-1)[..., None] < wanted[..., None, :] * (1 - 1e-14)).sum(-2) + (
+        wanted > 0
+    ).long()
 
 
 def summary(
@@ -134,8 +143,9 @@ def summary(
 ) -> Summary:
     """Stable rank (within `rtol`), both norms and effective rank, each norm computed once.
 
-    The effective rank needs all singular values; by default it is given where they are cheap, for a LowRank. With `exact`
-    sigma_1 is taken from them in any case: faster than iterating for a few small matrices.
+    The effective rank needs all singular values; by default it is given where they are
+    cheap, for a LowRank. With `exact` sigma_1 is taken from them in any case: faster than
+    iterating for a few small matrices.
     """
     op = as_operator(M)
     wanted = isinstance(op, LowRank) if effective_rank is None else effective_rank
@@ -164,8 +174,8 @@ def _effective(sigma: Tensor) -> Tensor:
 
 
 def _start(generator: torch.Generator | None) -> tuple[torch.Generator, int | None]:
-    """The generator of the start vector, and its seed where it is drawn here: from the system's entropy, so
-    that no matrix can have been made against it."""
+    """The generator of the start vector, and its seed where it is drawn here: from the system's
+    entropy, so that no matrix can have been made against it."""
     if generator is not None:
         return generator, None
     seed = secrets.randbits(63)
@@ -177,14 +187,18 @@ def _used(sigma: Sigma, seed: int | None) -> int | None:
 
 
 def _met(lower: Tensor, upper: Tensor, rtol: float) -> Tensor:
-    """(N,) bool: do the bounds lie within a relative rtol of each other, up to float64's last digits? True for NaN."""
+    """(N,) bool: do the bounds lie within a relative rtol of each other, up to float64's
+    last digits? True for NaN."""
     return ~(upper > lower * (1 + rtol) * (1 + 1e-14))
 
 
 def _stable_rank(found: Norms, op: Operator, rtol: float, seed: int | None) -> Estimate:
-    """From both norms, their errors carried along. It is at most the rank, and so at most min(m, n) or r."""
+    """From both norms, their errors carried along. It is at most the rank, and
+    so at most min(m, n) or r."""
     s, F = found.sigma, found.frobenius
-    most = float(min(*op.shape[-2:], op.A.shape[-2]) if isinstance(op, LowRank) else min(op.shape[-2:]))
+    most = float(
+        min(*op.shape[-2:], op.A.shape[-2]) if isinstance(op, LowRank) else min(op.shape[-2:])
+    )
     lower = (F * (1 - found.error) / s.upper).square().clamp(min=1, max=most)
     upper = (F * (1 + found.error) / s.lower).square().clamp(max=most)
     value = torch.maximum((F / s.value).square(), lower).clamp(max=most)

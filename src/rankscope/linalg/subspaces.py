@@ -1,4 +1,5 @@
-"""How two updates lie to each other: shared singular subspaces, captured energy, intruder dimensions.
+"""How two updates lie to each other: shared singular subspaces, captured
+energy, intruder dimensions.
 
 Letters: m rows, n columns, k leading singular vectors, *batch leading dimensions.
 """
@@ -16,7 +17,8 @@ from rankscope.linalg.operator import Operator
 
 
 def singular_subspaces(M: Tensor | Operator, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """U (*batch, m, k), sigma (*batch, k), V (*batch, n, k), float64: the k leading singular triplets.
+    """U (*batch, m, k), sigma (*batch, k), V (*batch, n, k), float64: the
+    k leading singular triplets.
 
     A LowRank's come from its factors, where k may not exceed min(m, n, r); anything else is formed.
     """
@@ -29,7 +31,9 @@ def singular_subspaces(M: Tensor | Operator, k: int) -> tuple[Tensor, Tensor, Te
         U, sigma, Vh = torch.linalg.svd(_finite(op.to_dense()), full_matrices=False)
         V = Vh.mT
     if not 1 <= k <= limit:
-        raise ValueError(f"k must lie in 1 .. {limit}, the number of singular values of {op}; got {k}.")
+        raise ValueError(
+            f"k must lie in 1 .. {limit}, the number of singular values of {op}; got {k}."
+        )
     return U[..., :k], sigma[..., :k], V[..., :k]
 
 
@@ -38,10 +42,10 @@ def principal_angles(
 ) -> Tensor:
     """Angles in radians, ascending, (*batch, k) float64, between two subspaces: docs/math.md, (18).
 
-    Without k, U and V are tensors (*batch, m, k) whose columns span them (orthonormal or not, of full rank).
-    With k they are two matrices or operators, of which the k leading left ("left") or right ("right")
-    singular vectors are taken. Small angles come from their sines (Bjorck and Golub 1973), so that 1e-10 is
-    not read as 0.
+    Without k, U and V are tensors (*batch, m, k) whose columns span them (orthonormal or not, of
+    full rank). With k they are two matrices or operators, of which the k leading left ("left") or
+    right ("right") singular vectors are taken. Small angles come from their sines (Bjorck and Golub
+    1973), so that 1e-10 is not read as 0.
     """
     if side not in ("left", "right"):
         raise ValueError(f"side must be 'left' or 'right'; got {side!r}.")
@@ -60,8 +64,9 @@ def principal_angles(
 
 
 def captured_energy(dW: Tensor | Operator, reference: Tensor | Operator, k: int) -> float | Tensor:
-    """||U^T R V||_F^2 / ||R||_F^2 in [0, 1]: the share of the reference's energy inside the k leading left
-    and right singular subspaces of dW; NaN where the reference is zero. docs/math.md, (19)."""
+    """||U^T R V||_F^2 / ||R||_F^2 in [0, 1]: the share of the reference's energy inside
+    the k leading left and right singular subspaces of dW; NaN where the reference is
+    zero. docs/math.md, (19)."""
     U, _, V = singular_subspaces(dW, k)
     R = as_operator(reference)
     R = R.scaled(torch.exp2(-R.exponent().double()))  # no square leaves float64's range
@@ -73,9 +78,9 @@ def captured_energy(dW: Tensor | Operator, reference: Tensor | Operator, k: int)
 def intruder_dimensions(
     W: Tensor | Operator, dW: Tensor | Operator, k: int = 10, threshold: float = 0.5
 ) -> int | Tensor:
-    """How many of the k leading left singular vectors of W + dW have a cosine below `threshold` in absolute
-    value with every left singular vector of W (Shuttleworth et al. 2024): an int, or (*batch) int64.
-    docs/math.md, (21)."""
+    """How many of the k leading left singular vectors of W + dW have a cosine below `threshold` in
+    absolute value with every left singular vector of W (Shuttleworth et al. 2024): an int, or
+    (*batch) int64. docs/math.md, (21)."""
     base, update = as_operator(W), as_operator(dW)
     U = torch.linalg.svd(_finite(base.to_dense()), full_matrices=False).U
     X, _, _ = singular_subspaces(base + update, min(k, *base.shape[-2:]))

@@ -1,8 +1,9 @@
-"""What the Lanczos matrix T_k says about sigma_1: a Ritz value below it, two bounds above it: docs/math.md,
-(9) to (14).
+"""What the Lanczos matrix T_k says about sigma_1: a Ritz value below it, two bounds above
+it: docs/math.md, (9) to (14).
 
-Letters: N matrices, k steps taken, G trial values t of sigma^2; a (N, k) diagonal and b (N, k) couplings of
-T_k, the last of which leads to the next vector; `steps` (N,) says how many of the k belong to each matrix.
+Letters: N matrices, k steps taken, G trial values t of sigma^2; a (N, k) diagonal and b (N,
+k) couplings of T_k, the last of which leads to the next vector; `steps` (N,) says how many of
+the k belong to each matrix.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ import torch
 from torch import Tensor
 
 GRID = 64  # trial values per refinement: two rounds find t - theta to 1 % of itself
-FLOOR = -35.0  # log of the smallest (t - theta) / (||M||_F^2 - theta) tried: below float64's rounding
+FLOOR = (
+    -35.0
+)  # log of the smallest (t - theta) / (||M||_F^2 - theta) tried: below float64's rounding
 
 
 @dataclass(frozen=True)
 class Tridiagonal:
-    """T_k of N matrices, and what the bounds need to know beside it. All tensors float64 on the CPU.
+    """T_k of N matrices, and what the bounds need to know beside it.
+    All tensors float64 on the CPU.
 
-    frobenius, allowance, log_target (N,): a bound on ||M||_F; what rounding may add to sigma_1; log(||g|| / delta) of
-    (12).
+    frobenius, allowance, log_target (N,): a bound on ||M||_F; what rounding may add to
+    sigma_1; log(||g|| / delta) of (12).
     """
 
     a: Tensor
@@ -34,8 +38,8 @@ class Tridiagonal:
 
     @cached_property
     def ritz(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues (N, k) of T_steps, ascending and 0 or more, and unit eigenvectors (N, k, k) as columns, 0 beyond
-        `steps`; -inf and without meaning where there are fewer than k."""
+        """Eigenvalues (N, k) of T_steps, ascending and 0 or more, and unit eigenvectors (N, k, k)
+        as columns, 0 beyond `steps`; -inf and without meaning where there are fewer than k."""
         values, vectors = torch.linalg.eigh(self._matrix())
         k = self.a.shape[1]
         return torch.where(
@@ -49,21 +53,26 @@ class Tridiagonal:
         return values[:, -1], vectors[..., -1]
 
     def within(self, rtol: float, *, least: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(N,) bool: is an upper bound, rounding allowed for, at most (1 + rtol) times the Ritz value? (N,) bool: is
-        the allowance more than half of that room? And (N,): log p_k there is what part of what (12) asks, inverted.
-        Room for `least` allowances is made in any case."""
+        """(N,) bool: is an upper bound, rounding allowed for, at most (1 + rtol) times the Ritz
+        value? (N,) bool: is the allowance more than half of that room? And (N,): log p_k there is
+        what part of what (12) asks, inverted. Room for `least` allowances is made in any case."""
         theta = self.top[0].sqrt()
         room = torch.maximum(rtol * theta, least * self.allowance)
-        certain, growth = self._holds((theta + room - self.allowance).clamp(min=0).square()[:, None])
+        certain, growth = self._holds(
+            (theta + room - self.allowance).clamp(min=0).square()[:, None]
+        )
         tight = self.allowance > room / 2
-        ahead = torch.nan_to_num(self.log_target / growth[:, 0].clamp(min=1e-3), torch.inf, torch.inf)
+        ahead = torch.nan_to_num(
+            self.log_target / growth[:, 0].clamp(min=1e-3), torch.inf, torch.inf
+        )
         return (certain | self._likely(growth))[:, 0] & ~tight, tight, ahead
 
     def upper(self, rtol: float) -> tuple[Tensor, Tensor]:
-        """Upper bounds on sigma_1 (N,), rounding allowed for, and whether each is certain (N,) bool.
+        """Upper bounds on sigma_1 (N,), rounding allowed for, and
+        whether each is certain (N,) bool.
 
-        The certain bound is taken where it meets `rtol` or is the smaller one; ||M||_F where there is no
-        better.
+        The certain bound is taken where it meets `rtol` or is the smaller one;
+        ||M||_F where there is no better.
         """
         theta = self.top[0]
         span = (self.frobenius.square() - theta).clamp(min=0)
@@ -75,9 +84,13 @@ class Tridiagonal:
             grid = torch.lerp(
                 low[..., None], high[..., None], torch.linspace(0, 1, GRID, dtype=torch.float64)
             )
-            t = theta[:, None] + span[:, None] * grid.flatten(1).exp()  # (N, 2 G): one half for each bound
+            t = (
+                theta[:, None] + span[:, None] * grid.flatten(1).exp()
+            )  # (N, 2 G): one half for each bound
             certain, growth = self._holds(t)
-            holds = torch.stack([certain[:, :GRID], self._likely(growth)[:, GRID:]], dim=1)  # (N, 2, G)
+            holds = torch.stack(
+                [certain[:, :GRID], self._likely(growth)[:, GRID:]], dim=1
+            )  # (N, 2, G)
             first = holds.double().argmax(-1, keepdim=True)  # 0 where none holds
             first = torch.where(holds.any(-1, keepdim=True), first, GRID - 1)
             low, high = (grid.gather(-1, i)[..., 0] for i in ((first - 1).clamp(min=0), first))
@@ -87,11 +100,11 @@ class Tridiagonal:
         return torch.where(use, sure, likely), use
 
     def _holds(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """For trial values t (N, G): is sigma_1^2 <= t certainly (14)? And log p_k(t) of (12), -inf where t lies not
-        above the Ritz values.
+        """For trial values t (N, G): is sigma_1^2 <= t certainly (14)? And log p_k(t) of (12), -inf
+        where t lies not above the Ritz values.
 
-        With T_k = S diag(theta) S^T: log p_k(t) = sum log(t - theta_i) - sum log b_j, and 1 / d_k = sum S_ki^2 / (t -
-        theta_i) is the last entry of (t I - T_k)^-1.
+        With T_k = S diag(theta) S^T: log p_k(t) = sum log(t - theta_i) - sum log b_j, and
+        1 / d_k = sum S_ki^2 / (t - theta_i) is the last entry of (t I - T_k)^-1.
         """
         values, vectors = self.ritz
         gaps = t[..., None] - values[:, None]  # (N, G, k), inf where there is no Ritz value

@@ -41,25 +41,25 @@ class StableRankCallback(TrainerCallback):
 
         >>> StableRankCallback(every=50).attach(trainer)  # doctest: +SKIP
 
-    Every ``every`` optimiser steps the Trainer is asked to log, and these are added to what it logs:
-    medians over layers of ``stable_rank/dW``, ``stable_rank/W_plus_dW``, ``spectral_norm/...``,
-    ``frobenius_norm/...``, ``stable_rank/drift`` = sr(W + dW) / sr(W) - 1 (by the median of its
-    logarithm) and ``stable_rank/rho`` = sigma_1(dW) / sigma_1(W). What is undefined (dW = 0) is left
-    out. Layers whose bounds are wider than ``rtol`` are left out of the medians, counted in
-    ``stable_rank/unmet``, and NaN where each layer is logged.
+    Every ``every`` optimiser steps the Trainer is asked to log, and these are added to what it
+    logs: medians over layers of ``stable_rank/dW``, ``stable_rank/W_plus_dW``,
+    ``spectral_norm/...``, ``frobenius_norm/...``, ``stable_rank/drift`` = sr(W + dW) / sr(W) - 1
+    (by the median of its logarithm) and ``stable_rank/rho`` = sigma_1(dW) / sigma_1(W). What is
+    undefined (dW = 0) is left out. Layers whose bounds are wider than ``rtol`` are left out of the
+    medians, counted in ``stable_rank/unmet``, and NaN where each layer is logged.
 
-    ``attach(trainer)`` puts the callback before the Trainer's reporters (TensorBoard, W&B, ...). Given
-    as ``Trainer(callbacks=[...])`` it comes after them: its values are printed and are in
+    ``attach(trainer)`` puts the callback before the Trainer's reporters (TensorBoard, W&B, ...).
+    Given as ``Trainer(callbacks=[...])`` it comes after them: its values are printed and are in
     ``trainer.state.log_history``, but they are not reported.
 
     A PEFT model is measured from its adapted layers. Full fine-tuning is measured against
-    ``reference``, the pretrained weights. Without it the callback copies the trained weight matrices to
-    CPU memory when it is given to the Trainer, before ``resume_from_checkpoint`` loads others, and
-    keeps them as long as it lives. If it is added to a Trainer that resumes, it reads them again from
-    where ``from_pretrained`` had them.
+    ``reference``, the pretrained weights. Without it the callback copies the trained weight
+    matrices to CPU memory when it is given to the Trainer, before ``resume_from_checkpoint`` loads
+    others, and keeps them as long as it lives. If it is added to a Trainer that resumes, it reads
+    them again from where ``from_pretrained`` had them.
 
-    A model sharded by FSDP or ZeRO-3 is gathered one layer at a time, by all processes, and measured
-    by the first. What cannot be measured is said in one line, and training goes on.
+    A model sharded by FSDP or ZeRO-3 is gathered one layer at a time, by all processes, and
+    measured by the first. What cannot be measured is said in one line, and training goes on.
 
     Args:
         every: optimiser steps between two measurements.
@@ -94,7 +94,8 @@ class StableRankCallback(TrainerCallback):
         self._said: set[str] = set()
 
     def attach(self, trainer: Any) -> Self:
-        """Puts the callback first in the Trainer's list; the weights of its model become the reference."""
+        """Puts the callback first in the Trainer's list; the weights of its
+        model become the reference."""
         callbacks = trainer.callback_handler.callbacks
         callbacks[:] = [self, *(other for other in callbacks if other is not self)]
         self._attached = True
@@ -115,7 +116,8 @@ class StableRankCallback(TrainerCallback):
         if getattr(args, "report_to", None) and not self._attached:
             reporters = " and ".join(args.report_to)
             self._say(
-                state, f"its values do not reach {reporters}; before training: callback.attach(trainer)"
+                state,
+                f"its values do not reach {reporters}; before training: callback.attach(trainer)",
             )
         model = kwargs["model"]
         if not adapted_layers(model):
@@ -171,12 +173,15 @@ class StableRankCallback(TrainerCallback):
         if self._reference is None:
             self._say(
                 state,
-                f"training resumes at step {state.global_step}, the pretrained weights are not known, and "
-                "dW is not measured; pass reference=, or give the callback to Trainer(callbacks=[...])",
+                f"training resumes at step {state.global_step}, the pretrained weights are not "
+                "known, and "
+                "dW is not measured; pass reference=, or give the callback to "
+                "Trainer(callbacks=[...])",
             )
 
     def _measure(self, model: nn.Module, state: TrainerState, *wanted: str) -> tuple[Row, ...]:
-        """The rows of the ``wanted`` matrices; none on processes that only take part in gathering."""
+        """The rows of the ``wanted`` matrices; none on processes that
+        only take part in gathering."""
         here = state.is_world_process_zero
         try:
             if adapted_layers(model):
@@ -204,7 +209,9 @@ class StableRankCallback(TrainerCallback):
                     [getattr(r, quantity) for r in met if r.matrix == matrix]
                 )
             if self.widths:
-                widths = [row.width for row in rows if row.matrix == matrix and row.width is not None]
+                widths = [
+                    row.width for row in rows if row.matrix == matrix and row.width is not None
+                ]
                 values[f"stable_rank/width/{word}"] = max(widths, default=math.nan)
         values["stable_rank/drift"] = median_drift(met)
         values["stable_rank/rho"] = middle([row.rho for row in met if row.matrix == "W+dW"])

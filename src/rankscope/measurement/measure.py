@@ -28,15 +28,18 @@ def measure(
     """Stable ranks of W, dW and W + dW, layer by layer; nothing is dropped silently.
 
     Args:
-        source: an adapter of any method of PEFT, a LoRA file of loralib, kohya, ComfyUI or diffusers, or a full
+        source: an adapter of any method of PEFT, a LoRA file of loralib, kohya,
+            ComfyUI or diffusers, or a full
             checkpoint: a path or a hub id.
-        base: the pretrained model, a path or a hub id, read tensor by tensor. Without it an adapter gives dW
-            alone, and a checkpoint its weights W; with it a checkpoint gives dW = W_FT - W.
-        layers: a regular expression; only layers whose name it finds are measured, the others are listed as
-            skipped.
+        base: the pretrained model, a path or a hub id, read tensor by tensor. Without it
+            an adapter gives dW alone, and a checkpoint its weights W; with it a
+            checkpoint gives dW = W_FT - W.
+        layers: a regular expression; only layers whose name it finds are measured, the
+            others are listed as skipped.
         rtol: relative width of the bounds on the stable rank that is aimed at.
         certify: prove the upper bounds, instead of giving ones that hold with high probability.
-        alpha: LoRA's alpha for loralib files, which carry none; without it the scale is taken to be 1.
+        alpha: LoRA's alpha for loralib files, which carry none; without
+            it the scale is taken to be 1.
         subfolder: the folder inside ``source``, where that holds several adapters.
         revision: branch, tag or commit of ``source`` on the hub.
         base_revision: the same of ``base``; if not given, what the adapter's configuration says.
@@ -45,7 +48,7 @@ def measure(
     ``.peft_settings()``.
     Raises ``ValueError``, one line, where a file is missing, malformed, or no low-rank update.
 
-        >>> measure("adapter", base="model").to_pandas()[["layer", "matrix", "stable_rank"]]  # doctest: +SKIP
+        >>> measure("adapter", base="model").to_pandas()[["layer", "matrix"]]  # doctest: +SKIP
     """
     if not (math.isfinite(rtol) and rtol > 0):
         raise ValueError(f"rtol: expected a number above 0, such as 0.001; found {rtol}.")
@@ -67,4 +70,6 @@ def pattern(layers: str | None) -> re.Pattern[str] | None:
     try:
         return None if layers is None else re.compile(layers)
     except re.error as error:
-        raise ValueError(f"layers: expected a regular expression; found {layers!r}: {error}.") from error
+        raise ValueError(
+            f"layers: expected a regular expression; found {layers!r}: {error}."
+        ) from error

@@ -28,16 +28,16 @@ def probe(
     """The stable ranks of a model in memory, as they are now; for any training loop.
 
     A PEFT model is measured from its adapted layers, whatever the method. Any other model needs
-    ``reference``, the pretrained weights: a state dictionary (``{name: tensor.clone() ...}``, on any
-    device), a path or a hub id; it is measured as dW = W_now - W_reference. ``layers``, ``rtol``,
-    ``certify`` and the Table are those of ``measure``.
+    ``reference``, the pretrained weights: a state dictionary (``{name: tensor.clone() ...}``, on
+    any device), a path or a hub id; it is measured as dW = W_now - W_reference. ``layers``,
+    ``rtol``, ``certify`` and the Table are those of ``measure``.
 
     Wrappers (torch.compile, DataParallel, DDP, FSDP, activation checkpointing) do not show in the
     layers' names. A sharded model (FSDP, ZeRO-3) is gathered one layer at a time: call ``probe`` on
     every process; each gets the same table.
 
-    Raises ``ValueError``, one line, where there is nothing to compare with, nothing was measured, or
-    some process did not call.
+    Raises ``ValueError``, one line, where there is nothing to compare with, nothing was measured,
+    or some process did not call.
     """
     _expect_all_processes(model)
     chosen = pattern(layers)
@@ -59,7 +59,8 @@ def probe(
 
 
 def opened(reference: Reference) -> BaseModel:
-    """The pretrained weights, from memory or from files. ``ValueError``, one line, where there are none."""
+    """The pretrained weights, from memory or from files. ``ValueError``, one
+    line, where there are none."""
     return open_base_model(reference) if isinstance(reference, (str, Path)) else state_of(reference)
 
 
@@ -68,13 +69,17 @@ def nothing_measured(table: Table) -> str:
     if not table.skipped:
         return f"expected a model with weight matrices; found {table.source} without any"
     first = table.skipped[0]
-    return f"nothing of {table.source} can be measured; the first of {len(table.skipped)} reasons: {first.layer}: {first.why}"
+    return (
+        f"nothing of {table.source} can be measured; the first of {len(table.skipped)} "
+        f"reasons: {first.layer}: {first.why}"
+    )
 
 
 def _expect_all_processes(model: nn.Module) -> None:
     ranks = Shards(unwrapped(model)).ranks
     if len(ranks) > 1 and not all_called(ranks, WAIT):
         raise ValueError(
-            f"probe: the model is sharded over {len(ranks)} processes, which all have to call probe; "
+            f"probe: the model is sharded over {len(ranks)} processes, which all have to call "
+            "probe; "
             f"some did not within {WAIT:g} s. Call it outside `if rank == 0`"
         )

@@ -13,10 +13,11 @@ from rankscope.linalg import Dense, LowRank, Operator, Summary, summary
 from rankscope.measurement.suggest import energy_ranks
 from rankscope.weights.matrix import Matrix
 
-# Of a dense dW the effective rank takes all singular values: a whole SVD, which is paid for up to this min(m,
-# n).
+# Of a dense dW the effective rank takes all singular values: a whole SVD, which is
+# paid for up to this min(m, n).
 WHOLE_SVD = 1024
-# m n min(m, n) up to which all singular values cost less than looks at bounds: exact, and the same in every run.
+# m n min(m, n) up to which all singular values cost less than looks at bounds: exact,
+# and the same in every run.
 SMALL = 2**23
 STACKED = 2**12  # m n up to which dense matrices of one shape are measured together
 FACTORED = "factors"
@@ -24,11 +25,12 @@ FACTORED = "factors"
 
 @dataclass(frozen=True)
 class Row:
-    """One matrix, measured: ``shape`` (m, n); what is undefined or untrusted is None: ``note`` says why.
+    """One matrix, measured: ``shape`` (m, n); what is undefined or
+    untrusted is None: ``note`` says why.
 
-    ``lower`` and ``upper`` bound ``stable_rank``. Where the layer's W was measured, too, ``drift`` is
-    sr(W + dW) / sr(W) - 1 (rows of W+dW), and ``rho`` is sigma_1(dW) / sigma_1(W) (rows of dW and W+dW).
-    The fields and their order are those of ``measure --json``.
+    ``lower`` and ``upper`` bound ``stable_rank``. Where the layer's W was measured, too, ``drift``
+    is sr(W + dW) / sr(W) - 1 (rows of W+dW), and ``rho`` is sigma_1(dW) / sigma_1(W) (rows of dW
+    and W+dW). The fields and their order are those of ``measure --json``.
     """
 
     layer: str
@@ -68,8 +70,10 @@ def measured(
 ) -> Row:
     """The row of ``matrix``; where it can't be measured the numbers are None and ``note`` says why.
 
-    Into ``spectra`` go the energy ranks of dW under the layer's name. They and the effective rank take all singular
-    values: of dW only, not of a dense one with min(m, n) above ``WHOLE_SVD``, and not where ``spectra`` is None.
+    Into ``spectra`` go the energy ranks of dW under the layer's name. They and the
+    effective rank take all singular
+    values: of dW only, not of a dense one with min(m, n) above ``WHOLE_SVD``, and
+        not where ``spectra`` is None.
     """
     return measured_together([matrix], rtol=rtol, certify=certify, spectra=spectra)[0]
 
@@ -81,15 +85,22 @@ def measured_together(
     certify: bool,
     spectra: dict[str, tuple[int, ...]] | None = None,
 ) -> list[Row]:
-    """The rows of ``matrices``, those of one shape in one pass: each as ``measured`` has it, to rounding."""
+    """The rows of ``matrices``, those of one shape in one pass: each as
+    ``measured`` has it, to rounding."""
     groups: dict[object, list[int]] = {}
     for place, matrix in enumerate(matrices):
         groups.setdefault(_alike(matrix, place), []).append(place)
     rows: dict[int, Row] = {}
     for places in groups.values():
         group = [matrices[place] for place in places]
-        operator = group[0].operator if len(group) == 1 else _stacked([one.operator for one in group])
-        found = None if operator is None else _summary(group[0], operator, rtol, certify, spectra is not None)
+        operator = (
+            group[0].operator if len(group) == 1 else _stacked([one.operator for one in group])
+        )
+        found = (
+            None
+            if operator is None
+            else _summary(group[0], operator, rtol, certify, spectra is not None)
+        )
         for place, one in enumerate(group):
             facts = None if found is None else _part(found, place if len(group) > 1 else None)
             rows[places[place]] = _row(one, facts, spectra)
@@ -97,10 +108,19 @@ def measured_together(
 
 
 def _alike(matrix: Matrix, place: int) -> object:
-    """What the matrices of one pass share: of factors the shapes, of a small dense matrix its own."""
+    """What the matrices of one pass share: of factors the shapes, of a
+    small dense matrix its own."""
     op = matrix.operator
     if type(op) is LowRank and not op.batch_shape:
-        return "factors", matrix.matrix, op.B.shape, op.A.shape, op.B.dtype, op.A.dtype, matrix.trusted
+        return (
+            "factors",
+            matrix.matrix,
+            op.B.shape,
+            op.A.shape,
+            op.B.dtype,
+            op.A.dtype,
+            matrix.trusted,
+        )
     if type(op) is Dense and not op.batch_shape and math.prod(op.shape) <= STACKED:
         return (
             "dense",
@@ -119,15 +139,21 @@ def _stacked(operators: Sequence[Operator | None]) -> Operator:
     low = [op for op in operators if isinstance(op, LowRank)]
     if low:
         scale = torch.stack([op.scale for op in low])
-        return LowRank(B=torch.stack([op.B for op in low]), A=torch.stack([op.A for op in low]), scale=scale)
+        return LowRank(
+            B=torch.stack([op.B for op in low]), A=torch.stack([op.A for op in low]), scale=scale
+        )
     return Dense(torch.stack([op.leaves[0] for op in operators if op is not None]))
 
 
-def _summary(matrix: Matrix, operator: Operator, rtol: float, certify: bool, spectra: bool) -> Summary:
+def _summary(
+    matrix: Matrix, operator: Operator, rtol: float, certify: bool, spectra: bool
+) -> Summary:
     small = math.prod(matrix.shape) * min(matrix.shape) <= SMALL
     affordable = isinstance(operator, LowRank) or min(matrix.shape) <= WHOLE_SVD
     wanted = spectra and matrix.matrix == "dW" and matrix.trusted and affordable
-    return summary(operator, rtol=rtol, certify=certify and not wanted, effective_rank=wanted, exact=small)
+    return summary(
+        operator, rtol=rtol, certify=certify and not wanted, effective_rank=wanted, exact=small
+    )
 
 
 @dataclass(frozen=True)
@@ -149,14 +175,19 @@ def _part(found: Summary, place: int | None) -> _Facts:
     """One matrix of a batch; of a single one ``place`` is None."""
 
     def one(numbers: float | Tensor) -> float:
-        return float(numbers[place]) if isinstance(numbers, Tensor) and place is not None else float(numbers)
+        return (
+            float(numbers[place])
+            if isinstance(numbers, Tensor) and place is not None
+            else float(numbers)
+        )
 
     rank, sigma, reason = found.stable_rank, found.singular_values, found.stable_rank.reason
     return _Facts(
         one(rank.value),
         one(rank.lower),
         one(rank.upper),
-        reason if place is None or not isinstance(reason, tuple) else reason[place],  # type: ignore[arg-type]
+        reason if place is None or not isinstance(reason, tuple) else reason[place],
+        # type: ignore[arg-type]
         one(found.spectral_norm),
         one(found.frobenius_norm),
         one(found.effective_rank),
@@ -194,7 +225,10 @@ def _row(matrix: Matrix, found: _Facts | None, spectra: dict[str, tuple[int, ...
 def _wide(found: _Facts) -> str:
     """Why there is no stable rank although there are bounds."""
     width = found.upper / found.lower - 1
-    return f"its bounds lie {width:.2g} of the lower one apart, more than asked for: --certify proves them, or ask for a larger --rtol"
+    return (
+        f"its bounds lie {width:.2g} of the lower one apart, more than asked for: --certify "
+        "proves them, or ask for a larger --rtol"
+    )
 
 
 def _number(value: object) -> float | None:

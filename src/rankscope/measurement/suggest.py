@@ -1,4 +1,5 @@
-"""Which ranks would have been enough: the energy ranks of each update, and PEFT's settings for training with them."""
+"""Which ranks would have been enough: the energy ranks of each update, and PEFT's
+settings for training with them."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ SHARES = (0.90, 0.95, 0.99)
 
 
 def energy_ranks(sigma: Tensor) -> tuple[int, ...]:
-    """The smallest k whose k largest sigma_i^2 (r,) hold each of SHARES of ||dW||_F^2: docs/math.md, (3)."""
+    """The smallest k whose k largest sigma_i^2 (r,) hold each of SHARES of
+    ||dW||_F^2: docs/math.md, (3)."""
     energy = sigma.double().square()
     held = energy.cumsum(0) / energy.sum()
     return tuple(int((held < share * (1 - 1e-14)).sum()) + 1 for share in SHARES)
@@ -26,10 +28,12 @@ def effective_rank(sigma: Tensor) -> float:
 
 
 def peft_settings(ranks: Mapping[str, int], scales: Mapping[str, float]) -> dict[str, Any]:
-    """LoraConfig's ``r``, ``lora_alpha``, ``rank_pattern`` and ``alpha_pattern`` for a rank per layer.
+    """LoraConfig's ``r``, ``lora_alpha``, ``rank_pattern`` and
+    ``alpha_pattern`` for a rank per layer.
 
-    The commonest rank is ``r``, the other layers have patterns. ``lora_alpha`` is s r, so that each layer keeps
-    the scale s that it was trained with. All experts of one parameter get the largest of their ranks.
+    The commonest rank is ``r``, the other layers have patterns. ``lora_alpha`` is s r, so
+    that each layer keeps the scale s that it was trained with. All experts of one parameter
+    get the largest of their ranks.
     """
     wanted: dict[str, int] = {}
     alphas: dict[str, float] = {}
@@ -53,14 +57,16 @@ def peft_settings(ranks: Mapping[str, int], scales: Mapping[str, float]) -> dict
 def _patterns(values: Mapping[str, Any]) -> dict[str, Any]:
     """One regular expression for all layers that differ in one number only and share a value.
 
-    PEFT matches it against the end of a layer's name, and the first that matches wins: no two of these match one
-    layer.
+    PEFT matches it against the end of a layer's name, and the first that matches wins: no
+    two of these match one layer.
     """
     groups: dict[tuple[str, str, Any], list[str]] = {}
     for layer, value in values.items():
         number = re.search(r"(?<![^.])\d+(?![^.])", layer)
         start, middle, end = (
-            (layer[: number.start()], number[0], layer[number.end() :]) if number else (layer, "", "")
+            (layer[: number.start()], number[0], layer[number.end() :])
+            if number
+            else (layer, "", "")
         )
         groups.setdefault((start, end, value), []).append(middle)
     patterns = {}

@@ -19,7 +19,9 @@ from rankscope.weights.tensors import one_line
 if TYPE_CHECKING:
     import pandas as pd
 
-TOGETHER = 2**25  # bytes of matrices that wait for others of their shape; a larger one is measured at once
+TOGETHER = (
+    2**25
+)  # bytes of matrices that wait for others of their shape; a larger one is measured at once
 COUNT = 1024  # of them
 
 
@@ -49,11 +51,14 @@ class Table:
         }
 
     def to_pandas(self) -> pd.DataFrame:
-        """One line per row; the shape as ``m`` and ``n``, undefined numbers as NaN, missing ranks as NA."""
+        """One line per row; the shape as ``m`` and ``n``, undefined numbers as
+        NaN, missing ranks as NA."""
         import pandas as pd
 
         names = [name for name in Row.__dataclass_fields__ if name != "shape"]
-        frame = pd.DataFrame([asdict(row) for row in self.rows], columns=[*names[:2], "shape", *names[2:]])
+        frame = pd.DataFrame(
+            [asdict(row) for row in self.rows], columns=[*names[:2], "shape", *names[2:]]
+        )
         place = frame.columns.get_loc("shape")
         assert isinstance(place, int)
         shapes = frame.pop("shape")
@@ -64,33 +69,41 @@ class Table:
         return frame.astype({**types, "r": "Int64", **dict.fromkeys(text, "string")})
 
     def peft_settings(self, share: float = 0.99) -> dict[str, Any]:
-        """Settings of ``peft.LoraConfig`` with ranks that would hold ``share`` (0.9, 0.95, 0.99) of each dW's energy.
+        """Settings of ``peft.LoraConfig`` with ranks that would hold ``share`` (0.9,
+        0.95, 0.99) of each dW's energy.
 
             >>> peft.LoraConfig(target_modules=[...], **table.peft_settings(0.95))  # doctest: +SKIP
 
-        Each layer keeps its scale. Empty where no update has a spectrum. DoRA's updates, which are of full rank, are
-        left out.
+        Each layer keeps its scale. Empty where no update has a spectrum. DoRA's updates, which
+        are of full rank, are left out.
         """
         if share not in SHARES:
             raise ValueError(f"peft_settings: expected a share out of {SHARES}; found {share}.")
         updates = [row for row in self.rows if row.matrix == "dW"]
         found = {row.read_from for row in updates}
         # Of an adapter its own layers: what was saved in full beside them is no matter of rank.
-        kind = next((kind for kind in ("factors", "magnitude", "merge", "difference") if kind in found), "")
-        scales = {row.layer: row.scale or 1.0 for row in updates if row.read_from == kind != "magnitude"}
+        kind = next(
+            (kind for kind in ("factors", "magnitude", "merge", "difference") if kind in found), ""
+        )
+        scales = {
+            row.layer: row.scale or 1.0 for row in updates if row.read_from == kind != "magnitude"
+        }
         ranks = {
-            layer: held[SHARES.index(share)] for layer, held in self.energy_ranks.items() if layer in scales
+            layer: held[SHARES.index(share)]
+            for layer, held in self.energy_ranks.items()
+            if layer in scales
         }
         return peft_settings(ranks, scales)
 
     def summary(self) -> pd.DataFrame:
         """Medians per kind of layer, since means over layers of different shapes hide structure.
 
-        A kind is a layer's name with its numbers replaced by ``*``. Columns: ``kind``, ``matrix``, ``m``,
-        ``n``, ``layers`` (how many), ``undefined`` (how many of them have no stable rank), the medians ``r``,
-        ``stable_rank``, ``utilisation`` (sr / r), ``relative`` (sr / min(m, n)), ``effective_rank``,
-        ``spectral_norm``, ``frobenius_norm``, the extremes ``lowest`` and ``highest`` of the stable rank,
-        and, where W was measured, too, ``drift`` (of W+dW, by the median of its logarithm) and ``rho``.
+        A kind is a layer's name with its numbers replaced by ``*``. Columns: ``kind``, ``matrix``,
+        ``m``, ``n``, ``layers`` (how many), ``undefined`` (how many of them have no stable rank),
+        the medians ``r``, ``stable_rank``, ``utilisation`` (sr / r), ``relative`` (sr / min(m, n)),
+        ``effective_rank``, ``spectral_norm``, ``frobenius_norm``, the extremes ``lowest`` and
+        ``highest`` of the stable rank, and, where W was measured, too, ``drift`` (of W+dW, by the
+        median of its logarithm) and ``rho``.
         """
         import pandas as pd
 
@@ -120,11 +133,12 @@ def tabulated(
 ) -> Table:
     """Measures what a reader hands over, one matrix in memory at a time.
 
-    With ``together`` small matrices wait for others of their shape and are measured in one pass; only for
-    readers whose matrices outlast the next one, as those gathered from a sharded model do not.
+    With ``together`` small matrices wait for others of their shape and are measured in
+    one pass; only for readers whose matrices outlast the next one, as those gathered
+    from a sharded model do not.
 
-    A matrix on which LAPACK or the memory fails is skipped, with the reason. ``energy=False`` saves the
-    singular values that effective ranks and energy ranks take.
+    A matrix on which LAPACK or the memory fails is skipped, with the reason. ``energy=False`` saves
+    the singular values that effective ranks and energy ranks take.
     """
     rows: list[Row] = []
     skipped: list[Skipped] = []
@@ -135,7 +149,9 @@ def tabulated(
     def measure_waiting() -> None:
         try:
             rows.extend(
-                measured_together(waiting, rtol=rtol, certify=certify, spectra=spectra if energy else None)
+                measured_together(
+                    waiting, rtol=rtol, certify=certify, spectra=spectra if energy else None
+                )
             )
         except (torch.linalg.LinAlgError, torch.OutOfMemoryError, MemoryError) as error:
             if len(waiting) > 1:
@@ -145,7 +161,9 @@ def tabulated(
                     measure_waiting()
                 return
             skipped.append(
-                Skipped(waiting[0].layer, f"{waiting[0].matrix} cannot be measured: {one_line(error)}")
+                Skipped(
+                    waiting[0].layer, f"{waiting[0].matrix} cannot be measured: {one_line(error)}"
+                )
             )
         waiting.clear()
 
@@ -154,7 +172,9 @@ def tabulated(
             skipped.append(one)
             continue
         waiting.append(one)
-        held += sum(leaf.nbytes for leaf in (one.operator.leaves if one.operator is not None else ()))
+        held += sum(
+            leaf.nbytes for leaf in (one.operator.leaves if one.operator is not None else ())
+        )
         del one  # before the next is read
         if not together or held > TOGETHER or len(waiting) >= COUNT:
             measure_waiting()
@@ -168,7 +188,9 @@ def median_drift(rows: Iterable[Row]) -> float:
     return math.expm1(middle([math.log1p(row.drift) for row in rows if row.drift is not None]))
 
 
-def _summary_line(kind: str, matrix: str, shape: tuple[int, int], rows: list[Row]) -> dict[str, Any]:
+def _summary_line(
+    kind: str, matrix: str, shape: tuple[int, int], rows: list[Row]
+) -> dict[str, Any]:
     ranks = [row.stable_rank for row in rows if row.stable_rank is not None]
     return {
         "kind": kind,

@@ -1,4 +1,5 @@
-"""What ``rankscope measure`` prints on a terminal: the layers, a summary per kind of layer, what was left out."""
+"""What ``rankscope measure`` prints on a terminal: the layers, a summary per kind of
+layer, what was left out."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ ALWAYS = ("layer", "matrix", "stable rank")
 
 
 def show(table: Table, console: Console | None = None) -> None:
-    """Prints the table. Names come from untrusted files: they are printed as plain text, never as markup or codes."""
+    """Prints the table. Names come from untrusted files: they are printed as plain text,
+    never as markup or codes."""
     out = console or Console()
     if not out.is_terminal:
         out.width = max(out.width, 150)
@@ -52,7 +54,8 @@ def writable(path: str) -> Path:
     place = Path(path)
     if not place.parent.is_dir() or place.is_dir():
         raise ValueError(
-            f"{path}: expected a file in a folder that exists; found {'a folder' if place.is_dir() else 'no such folder'}."
+            f"{path}: expected a file in a folder that exists; found "
+            f"{'a folder' if place.is_dir() else 'no such folder'}."
         )
     return place
 
@@ -87,17 +90,21 @@ def as_csv(table: Table) -> str:
 
 
 def settings_of(table: Table, share: float) -> dict[str, Any]:
-    """Of ``--suggest``. ``ValueError`` where there is no update that ranks could be suggested for."""
+    """Of ``--suggest``. ``ValueError`` where there is no update that
+    ranks could be suggested for."""
     found = table.peft_settings(share)
     if not found:
         zero = [row for row in table.rows if row.matrix == "dW" and row.frobenius_norm == 0]
         what = f"{len(zero)} that are zero" if zero else "none; a checkpoint's needs --base MODEL"
-        raise ValueError(f"{table.source}: expected an update dW to suggest ranks for; found {what}.")
+        raise ValueError(
+            f"{table.source}: expected an update dW to suggest ranks for; found {what}."
+        )
     return found
 
 
 def _rows(table: Table) -> tuple[Grid, list[str]]:
-    """The layers, without the columns that would be empty, and the notes that they refer to by number."""
+    """The layers, without the columns that would be empty, and the notes
+    that they refer to by number."""
     notes = list(dict.fromkeys(row.note for row in table.rows[:SHOWN] if row.note))
     numbers = {note: number for number, note in enumerate(notes, start=1)}
     lines = [_cells(row, table, numbers) for row in table.rows[:SHOWN]]
@@ -107,7 +114,9 @@ def _rows(table: Table) -> tuple[Grid, list[str]]:
         if name == "layer":
             grid.add_column(name, overflow="fold", min_width=20)
         else:
-            grid.add_column(name, justify="left" if name in ("matrix", "note") else "right", no_wrap=True)
+            grid.add_column(
+                name, justify="left" if name in ("matrix", "note") else "right", no_wrap=True
+            )
     for line in lines:
         grid.add_row(*(plain(line[name]) for name in kept))
     return grid, notes
@@ -122,28 +131,35 @@ def _cells(row: Row, table: Table, notes: dict[str, int]) -> dict[str, str]:
         "r": "" if row.r is None else str(row.r),
         "stable rank": _number(row.stable_rank),
         "bounds": _bounds(row),
-        "sr/r": f"{row.stable_rank / row.r:.0%}" if row.uses_rank and row.stable_rank and row.r else "",
+        "sr/r": f"{row.stable_rank / row.r:.0%}"
+        if row.uses_rank and row.stable_rank and row.r
+        else "",
         "drift": "" if row.drift is None else f"{row.drift:+.1%}",
         "rho": _number(row.rho) if row.matrix == "W+dW" else "",
         "sigma_1": _number(row.spectral_norm),
         "||.||_F": _number(row.frobenius_norm),
         "eff. rank": _number(row.effective_rank),
-        "r at 90|95|99 %": " | ".join(map(str, table.energy_ranks.get(row.layer, ()) if update else ())),
+        "r at 90|95|99 %": " | ".join(
+            map(str, table.energy_ranks.get(row.layer, ()) if update else ())
+        ),
         "note": f"[{notes[row.note]}]" if row.note else "",
     }
 
 
 def _suggest(table: Table, out: Console) -> None:
-    """Ranks that would have been enough, as PEFT takes them: LoraConfig(**...), or lines of adapter_config.json."""
+    """Ranks that would have been enough, as PEFT takes them: LoraConfig(**...), or
+    lines of adapter_config.json."""
     for share in SHARES:
         if settings := table.peft_settings(share):
             out.print(
-                plain(f"for {share:.0%} of the energy of each dW: {json.dumps(settings)}"), soft_wrap=True
+                plain(f"for {share:.0%} of the energy of each dW: {json.dumps(settings)}"),
+                soft_wrap=True,
             )
 
 
 def _bounds(row: Row) -> str:
-    """-0.01% +0.04%: where the truth lies, relative to the value; empty where it is exact to the digits shown."""
+    """-0.01% +0.04%: where the truth lies, relative to the value; empty where it is
+    exact to the digits shown."""
     if row.stable_rank is None or row.lower is None or row.upper is None:
         return ""
     below, above = row.lower / row.stable_rank - 1, row.upper / row.stable_rank - 1

@@ -1,4 +1,5 @@
-"""The figure of continued training: the same configurations with the study's budget and with a longer one."""
+"""The figure of continued training: the same configurations with the study's
+budget and with a longer one."""
 
 from __future__ import annotations
 
@@ -11,7 +12,15 @@ from rankscope.analysis.drift import checkpoints
 from rankscope.analysis.frames import Frames
 from rankscope.report.curves import metric_names
 from rankscope.report.drifts import thinned
-from rankscope.report.theme import MOST_ROWS, Figure, faceted, named_colours, rate_name, series_name, tooltips
+from rankscope.report.theme import (
+    MOST_ROWS,
+    Figure,
+    faceted,
+    named_colours,
+    rate_name,
+    series_name,
+    tooltips,
+)
 
 
 def continued_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
@@ -25,8 +34,12 @@ def continued_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     seen["budget"] = seen["trial"].map(trials.set_index("trial")["budget"]).map("{:g} ×".format)
     keys = ["model", "task", "method", "scaling", "rank", "learning_rate", "budget"]
     seen, note = thinned(seen, keys, MOST_ROWS // 2)  # two panels
-    means = seen.groupby([*keys, "step"], dropna=False, as_index=False)[["metric_value", "log_drift"]].mean()
-    means["method"] = [series_name(m, s) for m, s in zip(means["method"], means["scaling"], strict=True)]
+    means = seen.groupby([*keys, "step"], dropna=False, as_index=False)[
+        ["metric_value", "log_drift"]
+    ].mean()
+    means["method"] = [
+        series_name(m, s) for m, s in zip(means["method"], means["scaling"], strict=True)
+    ]
     means["rate"] = means["learning_rate"].map(rate_name)
     ranks = means["rank"].map(lambda rank: "" if pd.isna(rank) else f", r = {rank}")
     means["series"] = means["method"] + ranks + ", " + means["rate"]
@@ -40,7 +53,10 @@ def continued_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         ]
     ).drop(columns=["metric_value", "log_drift", "learning_rate", "scaling"])
     tips = tooltips(
-        ("series", "configuration"), ("budget", "budget"), ("step", "step", "d"), ("value", "mean", ".3f")
+        ("series", "configuration"),
+        ("budget", "budget"),
+        ("step", "step", "d"),
+        ("value", "mean", ".3f"),
     )
     lines = alt.Chart().encode(
         x=alt.X("step:Q", title="optimiser step", axis=alt.Axis(grid=False, tickCount=4)),
@@ -59,9 +75,11 @@ def continued_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     return Figure(
         "continued",
         "Continued training",
-        "The same configuration and seeds with the study's budget and with a longer one. The schedule is stretched, so "
+        "The same configuration and seeds with the study's budget and with a longer one. The "
+        "schedule is stretched, so "
         f"that the learning rate at one step differs, too.{note}",
-        "Line charts over optimiser steps, two per task: the validation metric and the relative stable rank of the "
+        "Line charts over optimiser steps, two per task: the validation metric and the "
+        "relative stable rank of the "
         "effective weight.",
         faceted(layers, rows, own_scales=("x", "y")),
         ("model", "task", "method", "rank"),

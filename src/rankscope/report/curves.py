@@ -1,4 +1,5 @@
-"""Figures over the nominal rank: growth of the stable rank, performance, alignment with full fine-tuning."""
+"""Figures over the nominal rank: growth of the stable rank, performance,
+alignment with full fine-tuning."""
 
 from __future__ import annotations
 
@@ -37,15 +38,26 @@ def growth_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     x = rank_axis(points["rank"])
     lowest = alt.Undefined if rows["p10"].min() < 1 else 1
     scale = alt.Scale(type="log", base=2, nice=False, domainMin=lowest)
-    y = alt.Y("p50:Q", title="stable rank of the update, sr(ΔW)", scale=scale, axis=alt.Axis(format="~g"))
+    y = alt.Y(
+        "p50:Q", title="stable rank of the update, sr(ΔW)", scale=scale, axis=alt.Axis(format="~g")
+    )
     colour = named_colours(rows["kind"], "kind of layer", "kind")
-    dash = alt.StrokeDash("rule:N", title="scale") if points["scaling"].nunique() > 1 else alt.Undefined
+    dash = (
+        alt.StrokeDash("rule:N", title="scale")
+        if points["scaling"].nunique() > 1
+        else alt.Undefined
+    )
     part = {
-        name: alt.Chart().transform_filter(f"datum.part == '{name}'") for name in ("lora", "full", "diagonal")
+        name: alt.Chart().transform_filter(f"datum.part == '{name}'")
+        for name in ("lora", "full", "diagonal")
     }
     lora = part["lora"].encode(x=alt.X("place:Q"), color=colour)
-    tips = tooltips(("kind", "layers"), ("rule", "scale"), ("rank", "r", "d"), ("p50", "median sr", ".3~g"))
-    tips += tooltips(("p10", "10 %", ".3~g"), ("p90", "90 %", ".3~g"), ("utilisation", "sr / r", ".1%"))
+    tips = tooltips(
+        ("kind", "layers"), ("rule", "scale"), ("rank", "r", "d"), ("p50", "median sr", ".3~g")
+    )
+    tips += tooltips(
+        ("p10", "10 %", ".3~g"), ("p90", "90 %", ".3~g"), ("utilisation", "sr / r", ".1%")
+    )
     layers = [
         part["diagonal"].mark_line(strokeDash=[2, 3], color=REFERENCE).encode(x=x, y=y),
         part["diagonal"]
@@ -65,11 +77,14 @@ def growth_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     return Figure(
         "growth",
         "The stable rank of the update against its nominal rank",
-        "Median over layers and seeds at the best learning rate and checkpoint, both axes logarithmic; bars "
+        "Median over layers and seeds at the best learning rate and checkpoint, both axes "
+        "logarithmic; bars "
         "span the 10th to "
-        f"the 90th percentile. Dotted: sr = r, full use of the rank.{dashed} In the headline's design the largest "
+        f"the 90th percentile. Dotted: sr = r, full use of the rank.{dashed} In the headline's "
+        "design the largest "
         f"rank's stable rank is {grown} times the smallest's (b = {b}).",
-        f"Line charts, one per task, both axes logarithmic. In the headline's design it grows as r to the power {b}.",
+        "Line charts, one per task, both axes logarithmic. In the headline's design it grows "
+        f"as r to the power {b}.",
         faceted(layers, rows),
         ("model", "task", "method", "kind"),
     )
@@ -91,7 +106,8 @@ def _growth_rows(frames: Frames, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def dodged(rows: pd.DataFrame, by: list[str]) -> pd.Series:
-    """Ranks moved a little to the side, one place per series, so that bars do not hide each other."""
+    """Ranks moved a little to the side, one place per series, so that
+    bars do not hide each other."""
     series = rows.groupby(by, dropna=False).ngroup()
     return rows["rank"].astype(float) * 1.05 ** (series - series.max() / 2)
 
@@ -106,27 +122,39 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
     rows = trials.groupby([*keys, "learning_rate"], dropna=False, as_index=False).agg(
         mean=("best", "mean"), low=("best", "min"), high=("best", "max"), seeds=("seed", "nunique")
     )
-    rows["series"] = [series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)]
+    rows["series"] = [
+        series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)
+    ]
     rows["place"] = dodged(rows, ["series"])
     rows = rows.assign(part=rows["method"], method=rows["series"])
     rows = panels(rows, metric_names(frames))
     names = sorted(rows["series"].unique(), key=lambda name: (name == "full fine-tuning", name))
     colours = [
-        REFERENCE if name == "full fine-tuning" else SERIES[i % len(SERIES)] for i, name in enumerate(names)
+        REFERENCE if name == "full fine-tuning" else SERIES[i % len(SERIES)]
+        for i, name in enumerate(names)
     ]
     colour = alt.Color("series:N", title=None, scale=alt.Scale(domain=names, range=colours))
     x = rank_axis(rows["rank"].dropna(), field="place")
     y = alt.Y("mean:Q", title="best validation metric", scale=alt.Scale(zero=False, padding=8))
     tips = tooltips(
-        ("series", "method"), ("rank", "r", "d"), ("mean", "mean", ".3f"), ("low", "lowest seed", ".3f")
+        ("series", "method"),
+        ("rank", "r", "d"),
+        ("mean", "mean", ".3f"),
+        ("low", "lowest seed", ".3f"),
     )
     tips += tooltips(
-        ("high", "highest seed", ".3f"), ("learning_rate", "learning rate", ".1e"), ("seeds", "seeds", "d")
+        ("high", "highest seed", ".3f"),
+        ("learning_rate", "learning rate", ".1e"),
+        ("seeds", "seeds", "d"),
     )
-    part = {name: alt.Chart().transform_filter(f"datum.part == '{name}'") for name in ("lora", "full")}
+    part = {
+        name: alt.Chart().transform_filter(f"datum.part == '{name}'") for name in ("lora", "full")
+    }
     lora = part["lora"].encode(x=x, color=colour)
     layers = [
-        part["full"].mark_rule(strokeDash=[7, 3], strokeWidth=1.8).encode(y=y, color=colour, tooltip=tips),
+        part["full"]
+        .mark_rule(strokeDash=[7, 3], strokeWidth=1.8)
+        .encode(y=y, color=colour, tooltip=tips),
         lora.mark_rule(strokeWidth=1.4, opacity=0.6).encode(y="low:Q", y2="high:Q"),
         lora.mark_line(strokeWidth=1.8).encode(y=y),
         lora.mark_point(size=36, filled=True, opacity=1).encode(y=y, tooltip=tips),
@@ -134,9 +162,11 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
     return Figure(
         "performance",
         "Best performance against rank",
-        "Mean over seeds at each configuration's best learning rate; thin bars span the seeds. Dashed: full "
+        "Mean over seeds at each configuration's best learning rate; thin bars span the seeds. "
+        "Dashed: full "
         "fine-tuning.",
-        "Line charts, one per task: best validation metric against LoRA rank, full fine-tuning as a dashed "
+        "Line charts, one per task: best validation metric against LoRA rank, full fine-tuning "
+        "as a dashed "
         "line.",
         faceted(layers, rows, own_scales=("y",)),
         ("model", "task", "method"),
@@ -144,7 +174,8 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
 
 
 def alignment_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
-    """How near the LoRA update is to the full one, against rank; pairs of one seed, which every study has."""
+    """How near the LoRA update is to the full one, against rank; pairs of one
+    seed, which every study has."""
     rows = conclusions.alignment.by_rank
     rows = rows[rows["same_seed"].astype(bool)]
     rows = rows[rows["measure"].isin(SHOWN) & rows["mean"].notna()]
@@ -159,10 +190,16 @@ def alignment_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         place=dodged(rows, ["task", "model", "scaling"]),
     )
     colour = named_colours(rows["series"], "task", "series")
-    dash = alt.StrokeDash("rule:N", title="scale") if rows["scaling"].nunique() > 1 else alt.Undefined
+    dash = (
+        alt.StrokeDash("rule:N", title="scale") if rows["scaling"].nunique() > 1 else alt.Undefined
+    )
     y = alt.Y("mean:Q", title="mean over layers and seeds", scale=alt.Scale(zero=True))
     tips = tooltips(
-        ("task", "task"), ("model", "model"), ("rule", "scale"), ("rank", "r", "d"), ("mean", "mean", ".3f")
+        ("task", "task"),
+        ("model", "model"),
+        ("rule", "scale"),
+        ("rank", "r", "d"),
+        ("mean", "mean", ".3f"),
     )
     tips += tooltips(("low", "95 % from", ".3f"), ("high", "to", ".3f"))
     base = alt.Chart().encode(x=rank_axis(rows["rank"], field="place"), color=colour)
@@ -177,11 +214,14 @@ def alignment_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     return Figure(
         "alignment",
         "The LoRA update beside the update of full fine-tuning",
-        "Two equal updates have cosine 1, captured energy 1, relative distance 0 and norm ratio 1. Captured "
+        "Two equal updates have cosine 1, captured energy 1, relative distance 0 and norm "
+        "ratio 1. Captured "
         "energy is counted "
-        "above what random subspaces of the same dimension capture, so there is none at full dimension. "
+        "above what random subspaces of the same dimension capture, so there is none at full "
+        "dimension. "
         "Pairs of one seed; H4 is answered by pairs of different seeds. Bars: 95 % intervals.",
-        "Line charts against LoRA rank, one per measure of how near the two updates are, one line per task.",
+        "Line charts against LoRA rank, one per measure of how near the two updates are, one "
+        "line per task.",
         faceted(layers, rows, order=order, own_scales=("y",)),
         ("model", "task", "method"),
     )

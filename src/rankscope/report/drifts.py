@@ -1,4 +1,5 @@
-"""Figures of the drift of W + dW: against performance, with the threshold, and over the steps of training."""
+"""Figures of the drift of W + dW: against performance, with the threshold, and
+over the steps of training."""
 
 from __future__ import annotations
 
@@ -41,16 +42,35 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     points = points.iloc[:: -(-total // MOST_POINTS)]
     near = points["log_drift"].abs().le(NEAR)
     points = points.assign(
-        part=np.where(near, "near", "point"), ratio=np.exp(points["log_drift"]), value=points["metric_value"]
+        part=np.where(near, "near", "point"),
+        ratio=np.exp(points["log_drift"]),
+        value=points["metric_value"],
     )
     points["rate"] = points["learning_rate"].map(rate_name)
     points["method"] = [series_name("lora", rule) for rule in points["scaling"]]
-    kept = ["part", "model", "task", "method", "ratio", "rho", "value", "rate", "rank", "step", "seed"]
-    rows = pd.concat([points[kept], *map(_threshold_rows, conclusions.thresholds)], ignore_index=True)
+    kept = [
+        "part",
+        "model",
+        "task",
+        "method",
+        "ratio",
+        "rho",
+        "value",
+        "rate",
+        "rank",
+        "step",
+        "seed",
+    ]
+    rows = pd.concat(
+        [points[kept], *map(_threshold_rows, conclusions.thresholds)], ignore_index=True
+    )
     rows = panels(rows, metric_names(frames))
     axis = log_axis(rows["ratio"], form=".3~g", grid=False, shown=1)
     x = alt.X(
-        "ratio:Q", title="stable rank after / before, " + RATIO, scale=_ratio_scale(rows["ratio"]), axis=axis
+        "ratio:Q",
+        title="stable rank after / before, " + RATIO,
+        scale=_ratio_scale(rows["ratio"]),
+        axis=axis,
     )
     y = alt.Y("value:Q", title="validation metric", scale=alt.Scale(zero=False, padding=8))
     tips = tooltips(
@@ -68,7 +88,9 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         .mark_rect(color=MARK)
         .encode(x=alt.X("low:Q"), x2="high:Q", opacity=_where_shown(0.18)),
         part["near"].mark_circle(size=22, opacity=0.3).encode(x=x, y=y, color=colour, tooltip=tips),
-        part["point"].mark_circle(size=22, opacity=0.65).encode(x=x, y=y, color=colour, tooltip=tips),
+        part["point"]
+        .mark_circle(size=22, opacity=0.65)
+        .encode(x=x, y=y, color=colour, tooltip=tips),
         part["curve"]
         .mark_line(color=INK, strokeWidth=1.8)
         .encode(x=x, y=y, opacity=alt.condition("datum.shown", alt.value(1), alt.value(0.35))),
@@ -78,17 +100,23 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     ]
     found = sum(t.answer == "supported" for t in conclusions.thresholds)
     thinned = (
-        f" {len(points):,} of {total:,} checkpoints are drawn; all are used." if len(points) < total else ""
+        f" {len(points):,} of {total:,} checkpoints are drawn; all are used."
+        if len(points) < total
+        else ""
     )
     return Figure(
         "threshold",
         "Performance against the drift of the stable rank",
-        "Each point is an evaluated checkpoint of a LoRA trial. 1 is no drift, 0.5 a stable rank that has "
-        "halved. Pale points have drifted by less than a tenth; of them only the references enter the fit. Line: "
-        "the fitted plateau and decline, faint where H2 is not supported. Red: the drift at which half of the gain over a "
+        "Each point is an evaluated checkpoint of a LoRA trial. 1 is no drift, 0.5 a stable "
+        "rank that has "
+        "halved. Pale points have drifted by less than a tenth; of them only the references "
+        "enter the fit. Line: "
+        "the fitted plateau and decline, faint where H2 is not supported. Red: the drift at "
+        "which half of the gain over a "
         f"constant answer is lost, with its 95 % interval, where H2 is supported ({found} of "
         f"{len(conclusions.thresholds)}).{thinned}",
-        "Scatter plots, one per task: validation metric against relative stable rank on a logarithmic axis.",
+        "Scatter plots, one per task: validation metric against relative stable rank on a "
+        "logarithmic axis.",
         faceted(layers, rows, own_scales=("x", "y")),
         ("model", "task", "method", "rank"),
     )
@@ -107,15 +135,21 @@ def _ratio_scale(ratios: pd.Series) -> alt.Scale:
 def _threshold_rows(found: Threshold) -> pd.DataFrame:
     """The fitted line, and the threshold where there is one.
 
-    Where there is none, a mark of no extent on the line that is not shown: an empty layer has no scale to be on.
+    Where there is none, a mark of no extent on the line that is not shown: an empty
+    layer has no scale to be on.
     """
     names = {"model": found.model, "task": found.task}
     shown = found.answer == "supported"
     ratio = np.exp(found.line["log_drift"].astype(float))
-    rows = found.line.assign(part="curve", ratio=ratio, shown=shown, **names).drop(columns="log_drift")
+    rows = found.line.assign(part="curve", ratio=ratio, shown=shown, **names).drop(
+        columns="log_drift"
+    )
     if shown:
         s, low, high = found.stable_rank
-        label = f"{100 * found.ratio(found.half)[0]:.0f} % of sr(W), s* = {s:.3g} [{low:.3g}, {high:.3g}]"
+        label = (
+            f"{100 * found.ratio(found.half)[0]:.0f} % of sr(W), s* = {s:.3g} [{low:.3g}, "
+            f"{high:.3g}]"
+        )
         ends = dict(zip(("ratio", "low", "high"), found.ratio(found.half), strict=True))
     else:
         label, ends = None, dict.fromkeys(("ratio", "low", "high"), 1.0)
@@ -128,7 +162,9 @@ def steps_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     moved = frames.drifts[frames.drifts["step"].gt(0)].merge(frames.trials[LABELS], on="trial")
     if moved.empty:
         return None
-    moved["method"] = [series_name(m, s) for m, s in zip(moved["method"], moved["scaling"], strict=True)]
+    moved["method"] = [
+        series_name(m, s) for m, s in zip(moved["method"], moved["scaling"], strict=True)
+    ]
     keys = ["model", "task", "method", "rank", "learning_rate"]
     moved, note = thinned(moved, keys)
     rows = moved.groupby([*keys, "step"], dropna=False, as_index=False).agg(
@@ -140,7 +176,10 @@ def steps_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     steps = log_axis(rows["step"], form="~g", grid=False)
     ratios = log_axis(rows["ratio"], form="~g", grid=True, shown=1)
     x = alt.X(
-        "step:Q", title="optimiser step", scale=alt.Scale(type="log", nice=False, padding=6), axis=steps
+        "step:Q",
+        title="optimiser step",
+        scale=alt.Scale(type="log", nice=False, padding=6),
+        axis=steps,
     )
     y = alt.Y("ratio:Q", title=RATIO, scale=_ratio_scale(rows["ratio"]), axis=ratios)
     tips = tooltips(
@@ -161,17 +200,22 @@ def steps_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     return Figure(
         "steps",
         "Drift over the course of training",
-        "Median over layers and seeds, one line per learning rate and rank, both axes logarithmic; the "
+        "Median over layers and seeds, one line per learning rate and rank, both axes "
+        "logarithmic; the "
         "filters above and the "
         f"tooltips tell ranks apart.{note}",
-        "Line charts, one per task: relative stable rank of the effective weight against optimiser step.",
+        "Line charts, one per task: relative stable rank of the effective weight against "
+        "optimiser step.",
         faceted(layers, rows, own_scales=("y",)),
         filters,
     )
 
 
-def thinned(moved: pd.DataFrame, keys: list[str], most_rows: int = MOST_ROWS) -> tuple[pd.DataFrame, str]:
-    """At most `MOST_LINES` lines and `most_rows` points: ranks are dropped from the middle, then steps."""
+def thinned(
+    moved: pd.DataFrame, keys: list[str], most_rows: int = MOST_ROWS
+) -> tuple[pd.DataFrame, str]:
+    """At most `MOST_LINES` lines and `most_rows` points: ranks are dropped
+    from the middle, then steps."""
     note = ""
     ranks = sorted(moved["rank"].dropna().unique())
     while len(ranks) > 2 and moved.groupby(keys, dropna=False).ngroups > MOST_LINES:

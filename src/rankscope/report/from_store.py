@@ -32,11 +32,14 @@ def _in_order(parts: list[pd.DataFrame]) -> pd.DataFrame:
     """All rows, trial by trial, whatever packs they were trained in."""
     if not parts:
         return pd.DataFrame()
-    return pd.concat(parts, ignore_index=True).sort_values("trial", kind="stable", ignore_index=True)
+    return pd.concat(parts, ignore_index=True).sort_values(
+        "trial", kind="stable", ignore_index=True
+    )
 
 
 def kept(folder: Path) -> Frames:
-    """The tables that a report keeps of its study (``data/``), from which the same conclusions follow."""
+    """The tables that a report keeps of its study (``data/``), from which
+    the same conclusions follow."""
     return Frames(**{name: pd.read_parquet(folder / f"{name}.parquet") for name in KEPT})
 
 
@@ -53,8 +56,8 @@ def _keep(found: Frames, folder: Path) -> list[Path]:
 def analyze(
     store: str | Path | Store, *, progress: Callable[[float], None] = lambda share: None
 ) -> Conclusions:
-    """H1 to H5 for the trials that have finished, each with its numbers and intervals. ``store`` may also be the folder
-    ``data`` that a report was written with. ``progress`` adds up to 1."""
+    """H1 to H5 for the trials that have finished, each with its numbers and intervals. ``store``
+    may also be the folder ``data`` that a report was written with. ``progress`` adds up to 1."""
     if isinstance(store, Store):
         found = frames(store)
     elif all((Path(store) / f"{name}.parquet").is_file() for name in KEPT):
@@ -65,7 +68,8 @@ def analyze(
 
 
 def text(conclusions: Conclusions) -> str:
-    """The verdicts as ``rankscope analyze`` prints them: hypothesis, answer, the sentences that say why, caveats."""
+    """The verdicts as ``rankscope analyze`` prints them: hypothesis, answer, the
+    sentences that say why, caveats."""
     lines: list[str] = []
     for verdict in conclusions.verdicts:
         lines += [f"{verdict.hypothesis}  {verdict.question}  {verdict.verdict.upper()}"]
@@ -82,7 +86,8 @@ def write_report(
     *,
     progress: Callable[[float], None] = lambda share: None,
 ) -> list[Path]:
-    """One self-contained page (default: report.html in the store), figures, tables and data beside it. -> files written
+    """One self-contained page (default: report.html in the store), figures, tables and
+    data beside it. -> files written
 
     ``progress`` adds up to 2: the analysis, then the writing.
     """

@@ -28,7 +28,8 @@ FULL = "full"
 
 
 def rates_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
-    """Best performance for every learning rate and rank, as the distance from the best of the panel."""
+    """Best performance for every learning rate and rank, as the distance
+    from the best of the panel."""
     trials = frames.trials
     if not trials["best"].notna().any():
         return None
@@ -38,7 +39,9 @@ def rates_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         value=("best", "mean"), seeds=("best", "count"), diverged=("broken", "sum")
     )
     picked = conclusions.learning_rates[cells].assign(picked=True)
-    rows = rows.merge(picked, on=cells, how="left").assign(picked=lambda table: table["picked"].eq(True))
+    rows = rows.merge(picked, on=cells, how="left").assign(
+        picked=lambda table: table["picked"].eq(True)
+    )
     rows["below"] = rows["value"] - rows.groupby(["model", "task"])["value"].transform("max")
     rows = rows.assign(column=_rank_names(rows), rate=rows["learning_rate"].map(rate_name))
     rows = _by_rule(panels(rows, metric_names(frames)))
@@ -50,7 +53,10 @@ def rates_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         legend=alt.Legend(gradientLength=180, format=".2f"),
     )
     tips = tooltips(
-        ("column", "r"), ("rate", "learning rate"), ("value", "mean of best", ".3f"), ("seeds", "seeds", "d")
+        ("column", "r"),
+        ("rate", "learning rate"),
+        ("value", "mean of best", ".3f"),
+        ("seeds", "seeds", "d"),
     )
     y = alt.Y("rate:O", title="learning rate", sort=rates)
     cell = alt.Chart().encode(
@@ -66,7 +72,8 @@ def rates_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     return Figure(
         "rates",
         "Learning rate and rank",
-        "Best validation metric, seeds averaged, as the distance from the best of the task. Dots: the rate "
+        "Best validation metric, seeds averaged, as the distance from the best of the task. "
+        "Dots: the rate "
         "chosen for that "
         f"rank.{none}",
         "Heat maps, one per task: performance for every learning rate and rank.",
@@ -84,7 +91,9 @@ def layers_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     rows = rows.groupby(keys, dropna=False, as_index=False).agg(
         value=("stable_rank", "median"), seeds=("seed", "nunique")
     )
-    rows = rows.assign(column=_rank_names(rows), kind=kind(rows["layer"]), name=short_names(rows["layer"]))
+    rows = rows.assign(
+        column=_rank_names(rows), kind=kind(rows["layer"]), name=short_names(rows["layer"])
+    )
     rows = _by_rule(panels(rows))
     note = ""
     if len(rows) > MOST_ROWS:
@@ -99,7 +108,9 @@ def layers_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         legend=alt.Legend(gradientLength=180, format=".3~g", values=_legend_values(rows["value"])),
     )
     y = alt.Y("name:O", title="layer", sort=names, axis=alt.Axis(labelLimit=150))
-    tips = tooltips(("layer", "layer"), ("column", "r"), ("value", "sr(ΔW)", ".3~g"), ("seeds", "seeds", "d"))
+    tips = tooltips(
+        ("layer", "layer"), ("column", "r"), ("value", "sr(ΔW)", ".3~g"), ("seeds", "seeds", "d")
+    )
     cells = alt.Chart().mark_rect().encode(x=_columns(rows), y=y, color=colour, tooltip=tips)
     filters = ("model", "task", "method", "kind")
     overhead = 50 + min(150, 6 * max(len(name) for name in names))
@@ -108,7 +119,8 @@ def layers_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     return Figure(
         "layers",
         "Every layer's update",
-        "Stable rank of the update at the best learning rate and checkpoint, median over seeds; the colour "
+        "Stable rank of the update at the best learning rate and checkpoint, median over "
+        "seeds; the colour "
         "scale is "
         f"logarithmic.{note}",
         "Heat maps, one per task: stable rank of the update for every layer and rank.",
@@ -140,7 +152,9 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _columns(rows: pd.DataFrame) -> alt.X:
     """Ranks as columns, in their order, full fine-tuning last."""
-    order = sorted(rows["column"].unique(), key=lambda name: (name == FULL, 0 if name == FULL else int(name)))
+    order = sorted(
+        rows["column"].unique(), key=lambda name: (name == FULL, 0 if name == FULL else int(name))
+    )
     axis = alt.Axis(labelAngle=0, labelOverlap="greedy")
     return alt.X("column:O", title="LoRA rank r", sort=order, axis=axis)
 
@@ -150,7 +164,8 @@ def _rank_names(rows: pd.DataFrame) -> pd.Series:
 
 
 def _by_rule(rows: pd.DataFrame) -> pd.DataFrame:
-    """One panel per scaling rule where there are several; full fine-tuning has none and stands in each."""
+    """One panel per scaling rule where there are several; full fine-tuning
+    has none and stands in each."""
     rows = rows.assign(
         method=[series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)]
     )

@@ -36,11 +36,13 @@ def write(
     provenance: Mapping[str, Any],
     progress: Callable[[float], None] = lambda share: None,
 ) -> list[Path]:
-    """Write the page to `output`, and beside it ``figures/*.svg``, ``*.pdf``, ``tables/*.csv`` and ``*.tex``.
+    """Write the page to `output`, and beside it ``figures/*.svg``, ``*.pdf``,
+    ``tables/*.csv`` and ``*.tex``.
 
-    `study_text` is the study file as it was run, `provenance` whatever repeats it (hardware, versions, store
-    hash; may be nested). Everything in the frames may be hostile: it is escaped. Returns the files written,
-    the page first. `progress` is told of each share of the work, 1 in all.
+    `study_text` is the study file as it was run, `provenance` whatever repeats it
+    (hardware, versions, store hash; may be nested). Everything in the frames may be
+    hostile: it is escaped. Returns the files written, the page first. `progress` is told of
+    each share of the work, 1 in all.
     """
     output = Path(output)
     drawn, listed = figures(frames, conclusions), tables(frames, conclusions)
@@ -49,7 +51,8 @@ def write(
     _write(output, page)
     written = [output]
     for path in itertools.chain(
-        _figure_files(drawn, output.parent / "figures"), _table_files(listed, output.parent / "tables")
+        _figure_files(drawn, output.parent / "figures"),
+        _table_files(listed, output.parent / "tables"),
     ):
         written.append(path)
         progress(1 / (2 * len(drawn) + 2 * len(listed)))
@@ -67,7 +70,10 @@ def render(
 ) -> str:
     """The page as text."""
     environment = Environment(
-        loader=PackageLoader("rankscope.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("rankscope.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     environment.filters["embedded"] = embedded
     return environment.get_template("page.html.jinja").render(
@@ -99,19 +105,28 @@ def embedded(value: Any) -> Markup:
 
 
 def filters(frames: Frames) -> list[dict[str, Any]]:
-    """What readers may filter by, with a label and (value, text) options; only where there is a choice."""
+    """What readers may filter by, with a label and (value, text) options;
+    only where there is a choice."""
     trials = frames.trials
-    methods = sorted({series_name(m, s) for m, s in zip(trials["method"], trials["scaling"], strict=True)})
+    methods = sorted(
+        {series_name(m, s) for m, s in zip(trials["method"], trials["scaling"], strict=True)}
+    )
     ranks = sorted(trials["rank"].dropna().unique())
     choices = (
         ("task", "Task", [(name, name) for name in sorted(trials["task"].unique())]),
         ("model", "Model", [(name, name) for name in sorted(trials["model"].unique())]),
         ("method", "Method", [(name, name) for name in methods]),
         ("rank", "Rank", [(int(r), f"r = {r}") for r in ranks]),
-        ("kind", "Kind of layer", [(name, name) for name in sorted(kind(frames.spectra["layer"]).unique())]),
+        (
+            "kind",
+            "Kind of layer",
+            [(name, name) for name in sorted(kind(frames.spectra["layer"]).unique())],
+        ),
     )
     return [
-        {"name": n, "label": label, "options": options} for n, label, options in choices if len(options) > 1
+        {"name": n, "label": label, "options": options}
+        for n, label, options in choices
+        if len(options) > 1
     ]
 
 
@@ -126,7 +141,9 @@ def summary(frames: Frames) -> str:
         _listed("model", trials["model"]),
         _listed("task", trials["task"]),
         f"ranks {ranks.min()} to {ranks.max()}" if ranks.nunique() > 1 else "",
-        f"learning rates {rate_name(rates.min())} to {rate_name(rates.max())}" if rates.nunique() > 1 else "",
+        f"learning rates {rate_name(rates.min())} to {rate_name(rates.max())}"
+        if rates.nunique() > 1
+        else "",
         "full fine-tuning beside them" if trials["method"].eq("full").any() else "",
         f"{trials['seed'].nunique()} seed" + "s" * (trials["seed"].nunique() != 1),
     ]

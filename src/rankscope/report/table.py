@@ -36,7 +36,8 @@ LATEX = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column: the key in the frame, the heading, and how a value is shown (a format, or a function)."""
+    """A column: the key in the frame, the heading, and how a value is shown
+    (a format, or a function)."""
 
     key: str
     heading: str
@@ -67,17 +68,28 @@ class Table:
     rows: pd.DataFrame
 
     def cells(self, most: int | None = None) -> list[list[tuple[str, Any]]]:
-        """Per row, each cell's text and its value for sorting (None where unknown); the first `most` rows."""
+        """Per row, each cell's text and its value for sorting (None where
+        unknown); the first `most` rows."""
         kept = self.rows if most is None else self.rows.iloc[:most]
-        lists = [[(column.text(v), _sortable(v)) for v in kept[column.key]] for column in self.columns]
+        lists = [
+            [(column.text(v), _sortable(v)) for v in kept[column.key]] for column in self.columns
+        ]
         return [list(row) for row in zip(*lists, strict=True)]
 
     def labels(self, most: int | None = None) -> list[list[tuple[str, str]]]:
         """Per row, what the filters of the page compare: (name, value), where the table has it."""
         kept = self.rows if most is None else self.rows.iloc[:most]
-        names = {"task": "task", "model": "model", "method": "series", "rank": "rank", "kind": "kind"}
+        names = {
+            "task": "task",
+            "model": "model",
+            "method": "series",
+            "rank": "rank",
+            "kind": "kind",
+        }
         names = {name: key for name, key in names.items() if key in kept.columns}
-        rows = zip(*(kept[key] for key in names.values()), strict=True) if names else [()] * len(kept)
+        rows = (
+            zip(*(kept[key] for key in names.values()), strict=True) if names else [()] * len(kept)
+        )
         return [
             [
                 (name, f"{v:g}" if name == "rank" else str(v))
@@ -89,7 +101,9 @@ class Table:
 
     def to_csv(self) -> str:
         """Comma-separated, one line of keys, numbers with all their digits, empty where unknown."""
-        return self.rows[[column.key for column in self.columns]].to_csv(index=False, lineterminator="\n")
+        return self.rows[[column.key for column in self.columns]].to_csv(
+            index=False, lineterminator="\n"
+        )
 
     def to_latex(self) -> str:
         """A booktabs ``tabular`` in a ``table`` with caption and label, every text escaped."""

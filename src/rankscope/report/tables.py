@@ -48,7 +48,11 @@ def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
 def configurations_table(frames: Frames, conclusions: Conclusions) -> Table:
     """One row per configuration at its best learning rate."""
     picked = frames.chosen
-    spectra = at_best(picked, frames.spectra, "dW").groupby("trial", as_index=False)["stable_rank"].median()
+    spectra = (
+        at_best(picked, frames.spectra, "dW")
+        .groupby("trial", as_index=False)["stable_rank"]
+        .median()
+    )
     steps = picked[["trial", "best_step"]].merge(
         frames.drifts, left_on=["trial", "best_step"], right_on=["trial", "step"]
     )
@@ -61,11 +65,14 @@ def configurations_table(frames: Frames, conclusions: Conclusions) -> Table:
     rows = conclusions.learning_rates.merge(medians, on=CONFIGURATION, how="left")
     rows["percent"] = 100 * np.expm1(rows["log_drift"].astype(float))
     rows["edge"] = rows["edge"].where(rows["edge"].ne("none"))
-    rows["series"] = [series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)]
+    rows["series"] = [
+        series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)
+    ]
     return Table(
         "configurations",
         "Every configuration at its best learning rate",
-        "Mean and standard deviation over seeds of the best validation metric; medians over layers and "
+        "Mean and standard deviation over seeds of the best validation metric; medians over "
+        "layers and "
         "seeds of the rest.",
         (
             *WHERE,
@@ -92,9 +99,12 @@ def growth_table(conclusions: Conclusions) -> Table:
     return Table(
         "growth",
         "Growth of the stable rank",
-        "At the ranks of 2 and more that all seeds of a row share, of configurations that learnt: sr(ΔW) at the largest "
-        "rank over that at the smallest, and b of sr(ΔW) = c r^b, with 95 % intervals over what is resampled; the p-value "
-        "of b = 1/2, adjusted for all rows by Holm's method; percentiles of sr(ΔW) over layers, ranks and seeds.",
+        "At the ranks of 2 and more that all seeds of a row share, of configurations that "
+        "learnt: sr(ΔW) at the largest "
+        "rank over that at the smallest, and b of sr(ΔW) = c r^b, with 95 % intervals over "
+        "what is resampled; the p-value "
+        "of b = 1/2, adjusted for all rows by Holm's method; percentiles of sr(ΔW) over "
+        "layers, ranks and seeds.",
         (
             *WHERE,
             Column("scaling", "scale"),
@@ -135,9 +145,12 @@ def thresholds_table(conclusions: Conclusions) -> Table:
     return Table(
         "thresholds",
         "The drift at which the gain is lost",
-        "In per cent of sr(W): where half of LoRA's gain over a constant answer is lost, and where the smallest share that "
-        "can be told from noise is, with 95 % intervals over resampled trials (0: open). The loss is that of the fitted "
-        "line over the drifts that were visited. Premise: the gain of models near sr(W) in per cent of the best gain.",
+        "In per cent of sr(W): where half of LoRA's gain over a constant answer is lost, and "
+        "where the smallest share that "
+        "can be told from noise is, with 95 % intervals over resampled trials (0: open). The "
+        "loss is that of the fitted "
+        "line over the drifts that were visited. Premise: the gain of models near sr(W) in per "
+        "cent of the best gain.",
         (
             *WHERE,
             Column("answer", "answer"),
@@ -168,14 +181,19 @@ def thresholds_table(conclusions: Conclusions) -> Table:
 
 def attained_table(conclusions: Conclusions) -> Table:
     """H2: the best attained near sr(W) against the best attained beyond a ratio."""
-    parts = [t.attained.assign(model=t.model, task=t.task) for t in conclusions.thresholds if len(t.attained)]
+    parts = [
+        t.attained.assign(model=t.model, task=t.task)
+        for t in conclusions.thresholds
+        if len(t.attained)
+    ]
     rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     if len(rows):
         rows = rows[rows["configurations"].gt(0)]
     return Table(
         "attained",
         "Best attained near sr(W) against beyond a ratio",
-        "Paired by configuration (rank and scaling rule), the rate chosen on each side by the mean over seeds; loss = near - "
+        "Paired by configuration (rank and scaling rule), the rate chosen on each side by the "
+        "mean over seeds; loss = near - "
         "beyond, with Student's 95 % interval over configurations.",
         (
             *WHERE,
@@ -195,7 +213,8 @@ def attained_table(conclusions: Conclusions) -> Table:
 def slopes_table(conclusions: Conclusions) -> Table:
     """H3 per model and task."""
     columns = []
-    for key, words in (("metric_before", "metric, before"), ("metric_after", "metric, past"), ("loss_before", "loss, before"),
+    for key, words in (("metric_before", "metric, before"), ("metric_after", "metric, past"),
+                                                             ("loss_before", "loss, before"),
                        ("loss_after", "loss, past")):  # fmt: skip
         columns += [
             Column(key, words, "+.3f"),
@@ -205,9 +224,16 @@ def slopes_table(conclusions: Conclusions) -> Table:
     return Table(
         "slopes",
         "Validation against drift inside trials",
-        "Change of the metric and of the evaluation loss per e-fold of sr(W + ΔW), before and past the knot at half of sr(W); "
-        "one intercept per trial, intervals clustered by trial. Correlation: of the drift's size with the step.",
-        (*WHERE, Column("growing", "correlation", "+.2f"), Column("trials", "trials", ".0f"), *columns),
+        "Change of the metric and of the evaluation loss per e-fold of sr(W + ΔW), before and "
+        "past the knot at half of sr(W); "
+        "one intercept per trial, intervals clustered by trial. Correlation: of the drift's "
+        "size with the step.",
+        (
+            *WHERE,
+            Column("growing", "correlation", "+.2f"),
+            Column("trials", "trials", ".0f"),
+            *columns,
+        ),
         conclusions.dynamics.tasks,
     )
 
@@ -245,7 +271,8 @@ def continued_table(conclusions: Conclusions) -> Table:
     return Table(
         "continued",
         "Continued training",
-        "The same configuration, rate and seed with the study's budget (once) and with a longer one, the schedule "
+        "The same configuration, rate and seed with the study's budget (once) and with a "
+        "longer one, the schedule "
         "stretched. Means over seeds; intervals of the changes are in the conclusions.",
         (
             *WHERE,
@@ -270,14 +297,19 @@ def alignment_table(conclusions: Conclusions) -> Table:
     """H4 per model, task, scaling and rank."""
     keys = ["model", "task", "scaling", "rank", "same_seed"]
     long = conclusions.alignment.by_rank
-    rows = long.pivot_table(index=keys, columns="measure", values="mean", dropna=False, observed=True)
+    rows = long.pivot_table(
+        index=keys, columns="measure", values="mean", dropna=False, observed=True
+    )
     present = long[keys].drop_duplicates()
-    rows = present.merge(rows.reset_index(), on=keys, how="left").reindex(columns=[*keys, *MEASURES])
+    rows = present.merge(rows.reset_index(), on=keys, how="left").reindex(
+        columns=[*keys, *MEASURES]
+    )
     rows["pairs"] = np.where(rows["same_seed"].astype(bool), "one seed", "different seeds")
     return Table(
         "alignment",
         "LoRA beside full fine-tuning",
-        "Means over layers and pairs of trials. Intervals are in the figure and in the conclusions.",
+        "Means over layers and pairs of trials. Intervals are in the figure and in the "
+        "conclusions.",
         (
             *WHERE,
             Column("scaling", "scale"),
@@ -294,7 +326,8 @@ def contrasts_table(conclusions: Conclusions) -> Table:
     return Table(
         "contrasts",
         "Cosines of updates of different seeds",
-        "Means over layers and pairs of different seeds, the difference of LoRA and full from two full fine-tunes with its "
+        "Means over layers and pairs of different seeds, the difference of LoRA and full from "
+        "two full fine-tunes with its "
         "95 % interval over seeds; pairs of one seed stand beside for comparison only.",
         (
             *WHERE,
@@ -326,7 +359,8 @@ def rates_table(conclusions: Conclusions) -> Table:
     return Table(
         "best_rates",
         "Best learning rates",
-        "Top of a parabola in the logarithm of the rate, with its 95 % interval over seeds; and LoRA's over full "
+        "Top of a parabola in the logarithm of the rate, with its 95 % interval over seeds; "
+        "and LoRA's over full "
         "fine-tuning's. Where the best tried rate is at the edge of the grid there is none.",
         (
             *WHERE,
@@ -349,7 +383,16 @@ def layers_table(frames: Frames) -> Table:
     keys = ["model", "task", "method", "scaling", "rank", "layer"]
     rows = at_best(picked, frames.spectra, "dW")
     rows = rows.assign(rank=rows["rank"].astype(float))
-    wanted = ["stable_rank", "lower", "upper", "spectral_norm", "frobenius_norm", "effective_rank", "m", "n"]
+    wanted = [
+        "stable_rank",
+        "lower",
+        "upper",
+        "spectral_norm",
+        "frobenius_norm",
+        "effective_rank",
+        "m",
+        "n",
+    ]
     table = rows.groupby(keys, dropna=False, as_index=False)[wanted].median()
     for matrix, name in (("W", "base"), ("W+dW", "moved")):
         other = at_best(picked, frames.spectra, matrix)
@@ -359,11 +402,14 @@ def layers_table(frames: Frames) -> Table:
         )
     table["percent"] = 100 * (table["moved"] / table["base"] - 1)
     table["used"] = table["stable_rank"] / table["rank"]
-    table["series"] = [series_name(m, s) for m, s in zip(table["method"], table["scaling"], strict=True)]
+    table["series"] = [
+        series_name(m, s) for m, s in zip(table["method"], table["scaling"], strict=True)
+    ]
     return Table(
         "layers",
         "Every layer at the best learning rate and checkpoint",
-        "Medians over seeds. The bounds enclose sr(ΔW) as measured; σ₁ is the largest singular value of ΔW.",
+        "Medians over seeds. The bounds enclose sr(ΔW) as measured; σ₁ is the largest singular "
+        "value of ΔW.",
         (
             *WHERE,
             Column("series", "method"),

@@ -15,7 +15,8 @@ MOST_ROWS = 5000  # of one figure: beyond this a page gets heavy, so aggregate f
 SERIES = ["#2b7bba", "#c96a00", "#0b8f6c", "#b2599b", "#7d7d3c", "#6c6fc4"]
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
 REFERENCE = "#808080"
-# From slow to fast: lightness rises steadily, and both ends stay visible on white and on the dark page.
+# From slow to fast: lightness rises steadily, and both ends stay visible on
+# white and on the dark page.
 RAMP = ["#7560c4", "#a34a9f", "#cb447c", "#de5c4a", "#de7d22", "#cb9a14"]
 HEAT = "viridis"
 INK = "currentColor"  # in SVG: the text colour of the page, light or dark
@@ -25,7 +26,8 @@ PANEL_WIDTH, PANEL_HEIGHT, PANELS_PER_ROW = 235, 210, 3
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its file name, title, the sentence under it, and the words for those who do not see it."""
+    """A chart with its file name, title, the sentence under it, and the words
+    for those who do not see it."""
 
     name: str
     title: str
@@ -39,7 +41,9 @@ def inline(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """`rows` as data of a chart: five significant digits, None for what is unknown."""
     assert len(rows) <= MOST_ROWS, f"{len(rows)} rows in one figure; aggregate first"
     table = rows.astype(object).where(rows.notna(), None)
-    return [{str(key): _short(value) for key, value in row.items()} for row in table.to_dict("records")]
+    return [
+        {str(key): _short(value) for key, value in row.items()} for row in table.to_dict("records")
+    ]
 
 
 def _short(value: Any) -> Any:
@@ -49,7 +53,8 @@ def _short(value: Any) -> Any:
 
 
 def panels(rows: pd.DataFrame, metric: pd.Series | None = None) -> pd.DataFrame:
-    """`rows` with a column ``panel``: the task, the model if there are several, the metric if it is plotted."""
+    """`rows` with a column ``panel``: the task, the model if there are several,
+    the metric if it is plotted."""
     name = rows["task"].astype(str)
     if rows["model"].nunique() > 1:
         name = name + " · " + rows["model"].astype(str)
@@ -67,18 +72,23 @@ def faceted(
     height: int = PANEL_HEIGHT,
     overhead: int = 78,
 ) -> dict[str, Any]:
-    """The Vega-Lite specification of `layers` over `rows`, one panel per ``panel``, in `order` or the alphabet's.
+    """The Vega-Lite specification of `layers` over `rows`, one panel per ``panel``,
+    in `order` or the alphabet's.
 
-    Layers pick their own rows by transforms. Panels have `own_scales` ("x", "y") where one for all would hide
-    differences. The page filters the rows of the data set ``rows``, and sets the number of columns and the width of
-    panels; for that it needs `overhead`, the pixels that a panel's axis takes.
+    Layers pick their own rows by transforms. Panels have `own_scales` ("x", "y") where one
+    for all would hide differences. The page filters the rows of the data set ``rows``, and
+    sets the number of columns and the width of panels; for that it needs `overhead`, the
+    pixels that a panel's axis takes.
     """
     names = order or sorted(rows["panel"].unique())
     columns = 2 if len(names) == 4 else min(PANELS_PER_ROW, len(names))
-    header = alt.Header(title=None, labelFontSize=12, labelFontWeight=600, labelLimit=PANEL_WIDTH + 80)
+    header = alt.Header(
+        title=None, labelFontSize=12, labelFontWeight=600, labelLimit=PANEL_WIDTH + 80
+    )
     panel = alt.Facet("panel:N", header=header, sort=names)
     chart = alt.layer(*layers).properties(width=PANEL_WIDTH, height=height)
-    # Flush: panels stand on one grid whatever their axes' labels take, so the room for those is set here.
+    # Flush: panels stand on one grid whatever their axes' labels take, so the
+    # room for those is set here.
     figure = chart.facet(
         facet=panel,
         columns=columns,
@@ -109,7 +119,12 @@ def look() -> dict[str, Any]:
         "aria": False,  # the page labels each figure once; thousands of labelled marks help nobody
         "font": "Helvetica Neue, Helvetica, Arial, sans-serif",
         "axis": axis
-        | {"labelFontSize": 11, "titleFontSize": 11.5, "titleFontWeight": 500, "labelOverlap": True},
+        | {
+            "labelFontSize": 11,
+            "titleFontSize": 11.5,
+            "titleFontWeight": 500,
+            "labelOverlap": True,
+        },
         # Labels at the ends stay inside, so that the titles of panels beside each other are level.
         "axisYQuantitative": {"labelFlush": 7},
         "legend": {
@@ -144,7 +159,8 @@ def named_colours(names: pd.Series, title: str, field: str) -> alt.Color:
 
 
 def named_shapes(names: pd.Series, title: str, field: str) -> alt.Shape:
-    """One shape per name beside its colour: for readers who don't tell the colours apart, and for grey prints."""
+    """One shape per name beside its colour: for readers who don't tell the colours
+    apart, and for grey prints."""
     domain = sorted(names.dropna().unique())
     shapes = [SHAPES[place % len(SHAPES)] for place in range(len(domain))]
     return alt.Shape(f"{field}:N", title=title, scale=alt.Scale(domain=domain, range=shapes))
@@ -153,7 +169,9 @@ def named_shapes(names: pd.Series, title: str, field: str) -> alt.Shape:
 def rate_colour(rates: Any) -> alt.Color:
     """Learning rates in order, from slow to fast, as names: their column is ``rate``."""
     names = [rate_name(rate) for rate in sorted(set(rates))]
-    return alt.Color("rate:N", title="learning rate", scale=alt.Scale(domain=names, range=ramp(len(names))))
+    return alt.Color(
+        "rate:N", title="learning rate", scale=alt.Scale(domain=names, range=ramp(len(names)))
+    )
 
 
 def ramp(count: int) -> list[str]:

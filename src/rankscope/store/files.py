@@ -1,4 +1,5 @@
-"""JSON as rankscope writes it: with a format number and a seal, and refused where it is damaged or newer."""
+"""JSON as rankscope writes it: with a format number and a seal, and refused
+where it is damaged or newer."""
 
 from __future__ import annotations
 
@@ -20,29 +21,36 @@ class DamagedFile(ValueError):
 def dumps(content: dict[str, Any]) -> bytes:
     """The object as a file: with ``sha256``, a digest of all the rest."""
     whole = {"format": FORMAT, **content}
-    return (json.dumps({**whole, "sha256": _seal(whole)}, indent=1, allow_nan=False) + "\n").encode()
+    return (
+        json.dumps({**whole, "sha256": _seal(whole)}, indent=1, allow_nan=False) + "\n"
+    ).encode()
 
 
 def loads(data: bytes, where: str) -> dict[str, Any]:
     """The object in these bytes, without its seal; ``where`` names the file in errors.
 
-    ``DamagedFile`` when it is not what was written; ``ValueError`` when a newer rankscope wrote it. Files of older
-    versions have no seal.
+    ``DamagedFile`` when it is not what was written; ``ValueError`` when a newer rankscope wrote it.
+    Files of older versions have no seal.
     """
     try:
         content = json.loads(data)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DamagedFile(f"{where}: expected JSON that rankscope wrote; found damage ({error})") from None
+        raise DamagedFile(
+            f"{where}: expected JSON that rankscope wrote; found damage ({error})"
+        ) from None
     if not isinstance(content, dict) or type(content.get("format")) is not int:
         raise DamagedFile(f'{where}: expected an object with a "format" number; found none')
     if content["format"] > FORMAT:
         raise ValueError(
-            f"{where}: written in format {content['format']}, and this rankscope reads up to {FORMAT}: "
+            f"{where}: written in format {content['format']}, and this rankscope reads up to "
+            f"{FORMAT}: "
             "pip install --upgrade rankscope"
         )
     seal = content.pop("sha256", None)
     if seal is not None and seal != _seal(content):
-        raise DamagedFile(f"{where}: expected the content that its sha256 was taken of; found another")
+        raise DamagedFile(
+            f"{where}: expected the content that its sha256 was taken of; found another"
+        )
     return content
 
 

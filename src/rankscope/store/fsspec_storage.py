@@ -1,7 +1,8 @@
 """A storage behind a URL that fsspec knows: an object store, most often.
 
-What was written once is never changed there (log, finished trials), so a copy in a local folder, the mirror, can't grow stale:
-everything that reads a store reads files from ``root``, and asks for them with ``fetch`` first.
+What was written once is never changed there (log, finished trials), so a copy in a local folder,
+the mirror, can't grow stale: everything that reads a store reads files from ``root``, and asks
+for them with ``fetch`` first.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ MANY = 500  # small files fetched at once
 
 
 class FsspecStorage:
-    """``create`` is exclusive where the backend has conditional writes, as S3 has (If-None-Match). Elsewhere fsspec looks
-    first and writes then: one worker at a time is safe, many are not."""
+    """``create`` is exclusive where the backend has conditional writes, as S3 has (If-None-Match).
+    Elsewhere fsspec looks first and writes then: one worker at a time is safe, many are not."""
 
     def __init__(self, url: str) -> None:
         try:
@@ -51,7 +52,8 @@ class FsspecStorage:
         return self.fs.exists(self._at(name))
 
     def versions(self, names: Sequence[str]) -> list[Version | None]:
-        """Size and ETag of these objects; None for what isn't there. One listing, for all of one folder are asked for at once."""
+        """Size and ETag of these objects; None for what isn't there. One listing, for all of one
+        folder are asked for at once."""
         if not names:
             return []
         shared = os.path.commonpath([name.rpartition("/")[0] for name in names])
@@ -59,7 +61,9 @@ class FsspecStorage:
             found = self.fs.find(self._at(shared), detail=True)
         except FileNotFoundError:
             found = {}
-        known = {str(path): Version(int(said["size"]), _stamp(said)) for path, said in found.items()}
+        known = {
+            str(path): Version(int(said["size"]), _stamp(said)) for path, said in found.items()
+        }
         return [known.get(self._at(name)) for name in names]
 
     def names(self, folder: str) -> list[str]:
@@ -68,7 +72,9 @@ class FsspecStorage:
         except (FileNotFoundError, NotADirectoryError):
             return []
         names = {str(path).rstrip("/").rsplit("/", 1)[-1] for path in found}
-        return sorted(n for n in names if n and not n.startswith(".") and n != folder.rsplit("/", 1)[-1])
+        return sorted(
+            n for n in names if n and not n.startswith(".") and n != folder.rsplit("/", 1)[-1]
+        )
 
     def create(self, name: str, data: bytes) -> bool:
         """One conditional write. See ``LocalStorage.create``."""
@@ -77,13 +83,16 @@ class FsspecStorage:
         except FileExistsError:
             return self.read(name) == data
         except OSError as error:
-            if error.errno != errno.EINVAL:  # s3fs says so for "412 Precondition Failed" and "409 Conflict"
+            if (
+                error.errno != errno.EINVAL
+            ):  # s3fs says so for "412 Precondition Failed" and "409 Conflict"
                 raise
             return self.exists(name) and self.read(name) == data
         return True
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
-        """An object is whole or absent, and safe when the call returns, whatever ``durable`` says."""
+        """An object is whole or absent, and safe when the call returns,
+        whatever ``durable`` says."""
         self.fs.pipe_file(self._at(name), data)
 
     def remove(self, name: str) -> None:
@@ -112,7 +121,8 @@ class FsspecStorage:
             shutil.copytree(self.root / source, self.root / target, dirs_exist_ok=True)
 
     def move(self, source: str, target: str) -> bool:
-        """Copies file by file, ``done.json`` last. Anybody may go on with it halfway, or do it beside another."""
+        """Copies file by file, ``done.json`` last. Anybody may go on with it
+        halfway, or do it beside another."""
         if self.exists(f"{target}/done.json"):
             return False
         names = [name.removeprefix(f"{source}/") for name in self._below(source)]
@@ -133,7 +143,8 @@ class FsspecStorage:
         self.remove(source)
 
     def fetch(self, names: Sequence[str], *, again: bool = False) -> None:
-        """Brings these files into the mirror, as far as they exist and aren't there yet (``again``: or are)."""
+        """Brings these files into the mirror, as far as they exist and aren't
+        there yet (``again``: or are)."""
         if again:
             for name in names:
                 self._local.remove(name)
@@ -165,7 +176,9 @@ class FsspecStorage:
 
 def _stamp(said: dict[str, Any]) -> str:
     """What changes with an object's content, as its backend names it."""
-    return str(said.get("ETag") or said.get("etag") or said.get("LastModified") or said.get("created"))
+    return str(
+        said.get("ETag") or said.get("etag") or said.get("LastModified") or said.get("created")
+    )
 
 
 def _mirrors() -> Path:

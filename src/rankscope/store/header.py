@@ -1,6 +1,8 @@
-"""store.json: the study that a store holds, and what tells its data and models from others of the same name.
+"""store.json: the study that a store holds, and what tells its data and models
+from others of the same name.
 
-A copy lies in cache/; where store.json is missing or damaged, the copy is read, and the next run writes it back.
+A copy lies in cache/; where store.json is missing or damaged, the copy is read, and
+the next run writes it back.
 """
 
 from __future__ import annotations
@@ -50,10 +52,14 @@ def _owner(storage: Storage) -> str | None:
 
 
 def begin_or_open(
-    storage: Storage, study: Study, *, largest_rank: Mapping[str, int], fingerprints: Mapping[str, str]
+    storage: Storage,
+    study: Study,
+    *,
+    largest_rank: Mapping[str, int],
+    fingerprints: Mapping[str, str],
 ) -> None:
-    """Writes the header of a new store, or makes a store's header that of a study that may go on in it: ``ValueError``
-    where it may not."""
+    """Writes the header of a new store, or makes a store's header that of a study that may go on in
+    it: ``ValueError`` where it may not."""
     header = {
         "study": study.model_dump(mode="json"),
         "text": study.source,
@@ -63,11 +69,16 @@ def begin_or_open(
         "id": uuid.uuid4().hex,
     }
     if not storage.exists(NAME) and not storage.names(LOG):
-        if isinstance(storage, LocalStorage) and storage.root.exists() and not storage.root.is_dir():
+        if (
+            isinstance(storage, LocalStorage)
+            and storage.root.exists()
+            and not storage.root.is_dir()
+        ):
             raise NotADirectoryError(f"{storage}: expected a folder for the store; found a file")
         if storage.names(""):  # drafts of ours are hidden
             raise ValueError(
-                f"{storage}: expected a store or an empty folder; found other files. Name a new --store"
+                f"{storage}: expected a store or an empty folder; found other files. Name a "
+                "new --store"
             )
         if storage.create(NAME, dumps(header)):
             _copy(storage, header)
@@ -82,7 +93,9 @@ def begin_or_open(
     header["fingerprints"] = dict(sorted({**old["fingerprints"], **fingerprints}.items()))
     header["largest_rank"] = dict(sorted({**old["largest_rank"], **largest_rank}.items()))
     earlier = old.get("earlier", [])
-    header["earlier"] = earlier if old["study"] in (header["study"], *earlier) else [*earlier, old["study"]]
+    header["earlier"] = (
+        earlier if old["study"] in (header["study"], *earlier) else [*earlier, old["study"]]
+    )
     header["id"] = old.get("id", "")  # stores of older versions have none
     if not header["id"]:
         del header["id"]
@@ -108,9 +121,11 @@ def _copy(storage: Storage, header: dict[str, Any]) -> None:
         storage.write(COPY, dumps(header), durable=False)
 
 
-def _begun_again(storage: Storage, header: dict[str, Any], study: Study, fault: str) -> dict[str, Any]:
-    """The header of a store of which only the log and the trials are left: that of the study given, if trials of it are
-    there."""
+def _begun_again(
+    storage: Storage, header: dict[str, Any], study: Study, fault: str
+) -> dict[str, Any]:
+    """The header of a store of which only the log and the trials are left: that of the study given,
+    if trials of it are there."""
     found = []
     for number in entry_numbers(storage):
         with contextlib.suppress(OSError, DamagedFile):
@@ -118,4 +133,8 @@ def _begun_again(storage: Storage, header: dict[str, Any], study: Study, fault: 
     known = {trial for entry in found for trial in entry.get("trials", ())}
     if not known & {trial.id for trial in study.trials(header["largest_rank"])}:
         raise DamagedFile(f"{fault}, with the study that its trials belong to")
-    return {**header, "format": 1, "id": Counter(e.get("store", "") for e in found).most_common(1)[0][0]}
+    return {
+        **header,
+        "format": 1,
+        "id": Counter(e.get("store", "") for e in found).most_common(1)[0][0],
+    }

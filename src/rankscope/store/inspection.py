@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rankscope.store.integrity import Verified, implausible, is_as_committed, misfit, mismatch, of_kind
+from rankscope.store.integrity import (
+    Verified,
+    implausible,
+    is_as_committed,
+    misfit,
+    mismatch,
+    of_kind,
+)
 from rankscope.store.log import Commit, Log
 from rankscope.store.storage import LocalStorage, Storage, Version
 from rankscope.store.trial_dir import DONE, RECORDS
@@ -19,8 +26,12 @@ class Inspection:
     """Of all trials that the log or the folder ``trials`` knows."""
 
     whole: list[str] = field(default_factory=list)
-    harmed: dict[str, str] = field(default_factory=dict)  # trial -> what is wrong; its commit counts no more
-    unknown: dict[str, str] = field(default_factory=dict)  # folder in trials/ that no commit speaks of
+    harmed: dict[str, str] = field(
+        default_factory=dict
+    )  # trial -> what is wrong; its commit counts no more
+    unknown: dict[str, str] = field(
+        default_factory=dict
+    )  # folder in trials/ that no commit speaks of
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -29,15 +40,18 @@ class Inspection:
 
 
 def inspect(storage: Storage, log: Log, *, kinds: Sequence[str], again: bool = False) -> Inspection:
-    """Compares sizes with what commits say, and digests of the ``kinds`` of files ("records", "weights") that have
-    another time than at their commit and were not found whole before (``again``: of all)."""
+    """Compares sizes with what commits say, and digests of the ``kinds`` of files
+    ("records", "weights") that have another time than at their commit and were not found
+    whole before (``again``: of all)."""
     there = storage.names("trials")
     log.refresh()  # afterwards: who is there is committed
     found = Inspection()
     verified = Verified(storage.root / VERIFIED)
     committed = sorted(log.done.items())
     versions = iter(
-        storage.versions([f"trials/{id}/{name}" for id, c in committed for name in c.files or RECORDS])
+        storage.versions(
+            [f"trials/{id}/{name}" for id, c in committed for name in c.files or RECORDS]
+        )
     )
     for id, commit in committed:
         seen = [next(versions) for _ in commit.files or RECORDS]
@@ -55,7 +69,8 @@ def inspect(storage: Storage, log: Log, *, kinds: Sequence[str], again: bool = F
 
 
 def _fault(
-    storage: Storage, id: str, commit: Commit, seen: list[Version | None], kinds: Sequence[str], verified: Verified, *, again: bool
+    storage: Storage, id: str, commit: Commit, seen: list[Version | None], kinds: Sequence[str],
+    verified: Verified, *, again: bool
 ) -> str | None:  # fmt: skip
     if commit.files is None:
         return _fault_without_digests(storage, id, seen, verified, again=again)
@@ -88,7 +103,8 @@ def _fault_without_digests(
 
 
 def _unknown(storage: Storage, log: Log, id: str, found: Inspection) -> None:
-    """A folder that no commit speaks of: a result in stores of older versions, whose logs say less."""
+    """A folder that no commit speaks of: a result in stores of older
+    versions, whose logs say less."""
     fault: Any = "no commit in the log speaks of it"
     if not log.store_id and log.holder(id) is None:
         storage.fetch_below(f"trials/{id}")

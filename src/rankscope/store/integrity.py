@@ -1,8 +1,10 @@
-"""Whether a trial's files are what its worker wrote: sizes always, digests once for each version of a file.
+"""Whether a trial's files are what its worker wrote: sizes always, digests
+once for each version of a file.
 
-Commits say size, time of the last change and SHA-256 of every file. A file of that size and time is whole; one of another
-time (a copied store, an edited file) is read, and what was found whole is remembered. Trials that were committed before
-digests were kept are read as far as they can be judged.
+Commits say size, time of the last change and SHA-256 of every file. A file of that size
+and time is whole; one of another time (a copied store, an edited file) is read, and what
+was found whole is remembered. Trials that were committed before digests were kept are read
+as far as they can be judged.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from rankscope.store.storage import LocalStorage, Version
 from rankscope.store.trial_dir import DONE, METRICS, RECORDS, SPECTRA, TRIAL, digests, sha256
 from rankscope.study.trial import Trial
 
-Files = Mapping[str, Sequence[Any]]  # name in the trial's folder -> [size, time of the last change, SHA-256]
+Files = Mapping[
+    str, Sequence[Any]
+]  # name in the trial's folder -> [size, time of the last change, SHA-256]
 
 
 def misfit(files: Files, versions: Sequence[Version | None]) -> str | None:
@@ -38,7 +42,9 @@ def misfit(files: Files, versions: Sequence[Version | None]) -> str | None:
 def is_as_committed(files: Files, versions: Sequence[Version | None]) -> bool:
     """Whether no file has been touched since it was committed, so that there is nothing to read."""
     pairs = zip(files.values(), versions, strict=True)
-    return all(v is not None and (v.size, v.stamp) == (size, stamp) for (size, stamp, _), v in pairs)
+    return all(
+        v is not None and (v.size, v.stamp) == (size, stamp) for (size, stamp, _), v in pairs
+    )
 
 
 def mismatch(folder: Path, files: Files) -> str | None:
@@ -80,7 +86,8 @@ def implausible(folder: Path) -> str | None:
 
 
 def own_record(folder: Path) -> tuple[dict[str, Any], dict[str, list[Any]]] | str:
-    """What a sealed trial says of itself: done.json, and its files as a commit has them. Or what is wrong with it."""
+    """What a sealed trial says of itself: done.json, and its files as a commit has them.
+    Or what is wrong with it."""
     if (fault := implausible(folder)) is not None:
         return fault
     said, found = read_json(folder / DONE), digests(folder)
@@ -89,11 +96,14 @@ def own_record(folder: Path) -> tuple[dict[str, Any], dict[str, list[Any]]] | st
     for name, digest in said["files"].items():
         if name not in found or found[name][2] != digest:
             return f"{name} is missing or another file than {DONE} says"
-    return said, {name: entry for name, entry in found.items() if name == DONE or name in said["files"]}
+    return said, {
+        name: entry for name, entry in found.items() if name == DONE or name in said["files"]
+    }
 
 
 class Verified:
-    """The trials whose files have been read and found whole, by a digest of these files' versions."""
+    """The trials whose files have been read and found whole, by a digest
+    of these files' versions."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -112,7 +122,9 @@ class Verified:
     def save(self) -> None:
         if self._changed:
             self._changed = False
-            with contextlib.suppress(OSError):  # a store that can't be written can be read all the same
+            with contextlib.suppress(
+                OSError
+            ):  # a store that can't be written can be read all the same
                 content = dumps({"trials": self._known})
                 LocalStorage(self._path.parent).write(self._path.name, content, durable=False)
 
@@ -123,4 +135,6 @@ def versions_digest(versions: Sequence[Version | None]) -> str:
 
 def of_kind(files: Files, kind: str) -> Files:
     """``records``, which tables are made of, or ``weights``, the large ones."""
-    return {name: entry for name, entry in files.items() if (name in RECORDS) == (kind == "records")}
+    return {
+        name: entry for name, entry in files.items() if (name in RECORDS) == (kind == "records")
+    }

@@ -1,9 +1,11 @@
-"""How a worker shows that it lives, and how others tell that it doesn't. No clock that can be set is ever compared.
+"""How a worker shows that it lives, and how others tell that it doesn't. No clock that
+can be set is ever compared.
 
-On one machine the kernel knows: a worker holds a lock on a file in the temporary folder, and loses it when it dies, however it
-dies. Across machines a worker counts its heartbeats, and whoever sees that count stand still for ``PATIENCE`` seconds
-of its own steady clock takes the worker for dead. That may be wrong (a stopped process, a cut network): then the claim is revoked, and
-the worker that wakes up again can't commit it (see log.py).
+On one machine the kernel knows: a worker holds a lock on a file in the temporary folder, and loses
+it when it dies, however it dies. Across machines a worker counts its heartbeats, and whoever sees
+that count stand still for ``PATIENCE`` seconds of its own steady clock takes the worker for dead.
+That may be wrong (a stopped process, a cut network): then the claim is revoked, and the worker that
+wakes up again can't commit it (see log.py).
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class WorkerLock:
         system.lock(self._file)
 
     def leave(self, *, holding: bool) -> None:
-        """Drops the lock. ``holding``: a claim is left that could not be ended (a full disk), so others must see it drop."""
+        """Drops the lock. ``holding``: a claim is left that could not be ended (a full disk),
+        so others must see it drop."""
         if not holding:
             forget(self.worker)
         self._file.close()
@@ -53,7 +56,8 @@ def forget(worker: str) -> None:
 
 
 def is_gone(claim: Claim) -> bool | None:
-    """Whether the kernel says that this claim's worker is dead; None: it worked elsewhere, or cannot be found."""
+    """Whether the kernel says that this claim's worker is dead; None: it worked
+    elsewhere, or cannot be found."""
     if claim.boot != boot() or not claim.worker.isalnum():
         return None
     locked = system.is_locked(_lock_file(claim.worker))
@@ -62,7 +66,8 @@ def is_gone(claim: Claim) -> bool | None:
 
 @functools.cache
 def boot() -> str:
-    """``system.boot``; a name that nobody else has where it is unknown: then only the heartbeat counts."""
+    """``system.boot``; a name that nobody else has where it is unknown: then
+    only the heartbeat counts."""
     return system.boot() or uuid.uuid4().hex
 
 
@@ -97,7 +102,8 @@ class FailureDetector:
 
 
 def last_heartbeat(log: Log, number: int) -> dict[str, Any]:
-    """The last heartbeat of a claim: ``count``, and ``steps`` that were taken since it began (over all its trials)."""
+    """The last heartbeat of a claim: ``count``, and ``steps`` that were taken since it
+    began (over all its trials)."""
     with contextlib.suppress(
         OSError, ValueError, KeyError, TypeError
     ):  # lost or damaged: the next one is not
@@ -123,9 +129,11 @@ class Lease:
 
     @contextlib.contextmanager
     def beating(self, each: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Heartbeats from a thread of their own, so that a long step or evaluation is not taken for death.
+        """Heartbeats from a thread of their own, so that a long step or
+        evaluation is not taken for death.
 
-        ``each`` is called with every one of them. At each the log is read, so a revocation is known soon.
+        ``each`` is called with every one of them. At each the log is read,
+        so a revocation is known soon.
         """
         thread = threading.Thread(target=self._beat, args=(each,), name="heartbeat", daemon=True)
         thread.start()
@@ -140,7 +148,9 @@ class Lease:
     def _beat(self, each: Callable[[], None]) -> None:
         while self.number in self.log.live:
             self._count += 1
-            with contextlib.suppress(OSError):  # a full disk or a lost network: the next one may get through
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk or a lost network: the next one may get through
                 content = {"count": self._count, "steps": self.steps}
                 self.log.storage.write(beat(self.number), dumps(content), durable=False)
                 each()

@@ -1,20 +1,22 @@
 """Who trains what: a log of decisions, each a file that exactly one worker can create.
 
-``log/00000001.json``, ``log/00000002.json``, ...: whoever wants to decide something reads the log to its end, and creates
-the next file. If another worker created it first, read it and decide again. So all decisions of all workers have one order,
-and a decision is taken with all earlier ones known. (The transaction log of Delta Lake works like this: Armbrust et al.,
-VLDB 2020. It asks nothing of a disk or an object store but to create a file that isn't there.)
+``log/00000001.json``, ``log/00000002.json``, ...: whoever wants to decide something reads the log
+to its end, and creates the next file. If another worker created it first, read it and decide again.
+So all decisions of all workers have one order, and a decision is taken with all earlier ones known.
+(The transaction log of Delta Lake works like this: Armbrust et al., VLDB 2020. It asks nothing of a
+disk or an object store but to create a file that isn't there.)
 
     claim    trials, by a worker       the entry's number is the claim's fencing number
-    commit   of a claim                its results count from now on, with the digests of their files
+    commit   of a claim                its results count from now on, with their files' digests
     release  of a claim                its worker stopped on purpose
     revoke   of a claim                its worker is dead, another one says
     fail     of a claim                with the reason
     forget   trials                    earlier failures and results of theirs no longer count
 
-A claim is live until one of the others ends it, and only a live one can be committed: a worker that was taken for dead
-finds its claim revoked, however late it wakes up. A lost entry (log_files.py) changes nothing: every entry that ends a claim
-names its trials again, so that a commit counts even where its claim is lost.
+A claim is live until one of the others ends it, and only a live one can be committed: a worker
+that was taken for dead finds its claim revoked, however late it wakes up. A lost entry
+(log_files.py) changes nothing: every entry that ends a claim names its trials again, so that a
+commit counts even where its claim is lost.
 """
 
 from __future__ import annotations
@@ -104,7 +106,8 @@ class Log:
                 self._take(data)
 
     def append(self, decide: Callable[[], dict[str, Any] | None]) -> int | None:
-        """Adds the entry that ``decide`` returns, and asks it again whenever another worker was first.
+        """Adds the entry that ``decide`` returns, and asks it again
+        whenever another worker was first.
 
         -> the entry's number; None when ``decide`` returns None: nothing is to be decided any more
         """
@@ -123,7 +126,9 @@ class Log:
                 if self.storage.create(entry_name(number), dumps(whole)):
                     self._apply(entry)
                     if is_worth_it(self._in_snapshot, self.length):
-                        self._in_snapshot = extend_snapshot(self.storage, self.store_id, self.length)
+                        self._in_snapshot = extend_snapshot(
+                            self.storage, self.store_id, self.length
+                        )
                     return self.length
                 self.refresh()
                 looks = looks + 1 if self.length < number else 0
@@ -143,7 +148,13 @@ class Log:
         def decide() -> dict[str, Any] | None:
             if any(trial in self.done or trial in self._holder for trial in trials):
                 return None
-            return {"event": "claim", "worker": worker, "host": host, "boot": boot, "trials": trials}
+            return {
+                "event": "claim",
+                "worker": worker,
+                "host": host,
+                "boot": boot,
+                "trials": trials,
+            }
 
         return self.append(decide)
 
@@ -157,9 +168,11 @@ class Log:
 
         return self.append(decide) is not None
 
-    def forget(self, trials: Iterable[str], *, only: Mapping[str, Commit] | None = None) -> list[str]:
-        """Gives these trials a fresh start, unless they are being trained. ``only``: those whose commit still is
-        the one given. -> those it was given to"""
+    def forget(
+        self, trials: Iterable[str], *, only: Mapping[str, Commit] | None = None
+    ) -> list[str]:
+        """Gives these trials a fresh start, unless they are being trained. ``only``: those whose
+        commit still is the one given. -> those it was given to"""
         given: list[str] = []
 
         def decide() -> dict[str, Any] | None:
@@ -197,11 +210,14 @@ class Log:
     def _apply(self, entry: dict[str, Any]) -> None:
         """Draws the conclusions; an entry that lacks what its event needs is lost."""
         try:
-            {"claim": self._claimed, "forget": self._forgotten}.get(entry["event"], self._ended)(entry)
+            {"claim": self._claimed, "forget": self._forgotten}.get(entry["event"], self._ended)(
+                entry
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             name = entry_name(self.length + 1)
             self._lose(
-                f"{self.storage}/{name}: expected an entry that rankscope wrote; found none ({error!r})"
+                f"{self.storage}/{name}: expected an entry that rankscope wrote; found none "
+                f"({error!r})"
             )
         else:
             self.length += 1

@@ -1,7 +1,9 @@
-"""The files of the log: one per entry, and a snapshot of its beginning, so that readers need not open thousands.
+"""The files of the log: one per entry, and a snapshot of its beginning, so that
+readers need not open thousands.
 
-An entry says its number and its store, and is sealed (files.py). One that can't be read, or says something else, is lost:
-readers go on without it. Entries are immutable: a stale snapshot is incomplete, never incorrect.
+An entry says its number and its store, and is sealed (files.py). One that can't be read, or says
+something else, is lost: readers go on without it. Entries are immutable: a stale snapshot is
+incomplete, never incorrect.
 """
 
 from __future__ import annotations
@@ -31,11 +33,14 @@ def entry_numbers(storage: Storage) -> list[int]:
 
 
 def read_entry(storage: Storage, number: int, store_id: str, data: bytes) -> dict[str, Any]:
-    """The entry in these bytes. ``DamagedFile`` when it is not this store's entry of that number."""
+    """The entry in these bytes. ``DamagedFile`` when it is not this
+    store's entry of that number."""
     name = entry_name(number)
     entry = loads(data, f"{storage}/{name}")
     if (entry.get("number", number), entry.get("store", store_id)) != (number, store_id):
-        raise DamagedFile(f"{storage}/{name}: expected entry {number} of this store; found another's")
+        raise DamagedFile(
+            f"{storage}/{name}: expected entry {number} of this store; found another's"
+        )
     if not isinstance(entry.get("event"), str):
         raise DamagedFile(f"{storage}/{name}: expected an event; found none")
     return entry
@@ -44,8 +49,8 @@ def read_entry(storage: Storage, number: int, store_id: str, data: bytes) -> dic
 def read_entries(
     storage: Storage, numbers: Sequence[int], store_id: str, *, again: bool = False
 ) -> list[dict[str, Any] | DamagedFile]:
-    """These entries, or why one is lost. All at once: one by one they take long over a network. ``again``: not from
-    what was fetched before."""
+    """These entries, or why one is lost. All at once: one by one they take long over a network.
+    ``again``: not from what was fetched before."""
     names = [entry_name(number) for number in numbers]
     storage.fetch(names, again=again)
     found: list[dict[str, Any] | DamagedFile] = []
@@ -69,7 +74,8 @@ def _read(storage: Storage, number: int, name: str, store_id: str) -> dict[str, 
 
 
 def read_snapshot(storage: Storage, store_id: str) -> list[dict[str, Any]]:
-    """The entries from the first on that it holds: none where it is damaged, or the log has gone another way since."""
+    """The entries from the first on that it holds: none where it is damaged, or the log
+    has gone another way since."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         first, _, rest = storage.read(SNAPSHOT).partition(b"\n")
         head = loads(first, SNAPSHOT)
@@ -86,7 +92,8 @@ def read_snapshot(storage: Storage, store_id: str) -> list[dict[str, Any]]:
 
 
 def extend_snapshot(storage: Storage, store_id: str, length: int) -> int:
-    """Makes it hold the log up to that entry, unless another worker has done about as much. -> how many it holds"""
+    """Makes it hold the log up to that entry, unless another worker has done about as
+    much. -> how many it holds"""
     known = read_snapshot(storage, store_id)
     if is_worth_it(len(known), length):
         more = read_entries(storage, range(len(known) + 1, length + 1), store_id)
@@ -101,10 +108,13 @@ def extend_snapshot(storage: Storage, store_id: str, length: int) -> int:
 def write_snapshot(storage: Storage, store_id: str, entries: Sequence[dict[str, Any]]) -> None:
     rest = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
     head = {"format": 1, "store": store_id, "of": hashlib.sha256(rest).hexdigest()}
-    with contextlib.suppress(OSError):  # a full disk is no reason to stop: the log is whole without it
+    with contextlib.suppress(
+        OSError
+    ):  # a full disk is no reason to stop: the log is whole without it
         storage.write(SNAPSHOT, json.dumps(head).encode() + b"\n" + rest, durable=False)
 
 
 def is_worth_it(known: int, length: int) -> bool:
-    """Whether the log has grown by a tenth and a hundred: so all that is ever written stays in proportion to the log."""
+    """Whether the log has grown by a tenth and a hundred: so all that is ever written stays
+    in proportion to the log."""
     return length >= 1.1 * known + 100

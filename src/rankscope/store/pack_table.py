@@ -1,7 +1,9 @@
-"""The tables of one pack's trials in one file, written with its commit: so readers need not open four files a trial.
+"""The tables of one pack's trials in one file, written with its commit: so readers need
+not open four files a trial.
 
-A Parquet file with the spectra; in its metadata what the other files of each trial say. The commit bears its SHA-256. The
-trials stay the truth: where a pack's table is missing or another, its trials are read themselves.
+A Parquet file with the spectra; in its metadata what the other files of each trial say. The
+commit bears its SHA-256. The trials stay the truth: where a pack's table is missing or another,
+its trials are read themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ def table_name(claim: int) -> str:
 
 
 def record(folder: TrialDir) -> dict[str, Any]:
-    """What a trial's small files say: ``trial``, ``versions``, ``machine``, ``result``, ``metrics``."""
+    """What a trial's small files say: ``trial``, ``versions``,
+    ``machine``, ``result``, ``metrics``."""
     said = read_json(folder.path / TRIAL)
     kept = {key: said[key] for key in ("trial", "versions", "machine") if key in said}
     return kept | {"result": folder.result(), "metrics": folder.metrics()}

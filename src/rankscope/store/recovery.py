@@ -1,4 +1,5 @@
-"""Sets a store right before and after work: finishes what a dead worker left half done, sets harmed trials aside."""
+"""Sets a store right before and after work: finishes what a dead worker left half done,
+sets harmed trials aside."""
 
 from __future__ import annotations
 
@@ -15,10 +16,13 @@ HARMED = "harmed"
 
 
 def place(storage: Storage, log: Log, claim: int) -> None:
-    """Moves the trials of a committed claim from its folder in work/ to trials/. Anybody may go on with it halfway."""
+    """Moves the trials of a committed claim from its folder in work/ to trials/. Anybody
+    may go on with it halfway."""
     for trial in storage.names(f"work/{claim}/trials"):
         commit = log.done.get(trial)
-        if commit is None or commit.claim != claim:  # another commit of it counts, or it was forgotten since
+        if (
+            commit is None or commit.claim != claim
+        ):  # another commit of it counts, or it was forgotten since
             continue
         source, target = f"work/{claim}/trials/{trial}", f"trials/{trial}"
         if storage.move(source, target) or is_whole(storage, target, commit):
@@ -30,9 +34,10 @@ def place(storage: Storage, log: Log, claim: int) -> None:
 
 
 def recover(storage: Storage, log: Log, *, thorough: bool) -> list[str]:
-    """Puts trials in their place where a worker died between its commit and that; takes up whole trials whose commit is
-    lost; sets aside what is harmed, so that it is trained again. ``thorough``: reads every file that changed since
-    its commit, weights too. -> what was done, a line each
+    """Puts trials in their place where a worker died between its commit and that; takes up
+    whole trials whose commit is lost; sets aside what is harmed, so that it is trained
+    again. ``thorough``: reads every file that changed since its commit, weights
+    too. -> what was done, a line each
     """
     log.refresh()
     for name in storage.names("work"):
@@ -43,7 +48,8 @@ def recover(storage: Storage, log: Log, *, thorough: bool) -> list[str]:
 
 
 def clean(storage: Storage, log: Log) -> list[str]:
-    """Recovers, and removes what ended claims have left behind: for when nothing is left to train."""
+    """Recovers, and removes what ended claims have left behind: for when
+    nothing is left to train."""
     lines = recover(storage, log, thorough=False)
     for name in storage.names("work"):
         if name.isdigit() and int(name) <= log.length and int(name) not in log.live:
@@ -78,7 +84,9 @@ def _take_up(storage: Storage, log: Log, found: Inspection) -> list[str]:
 
 def _set_aside_harmed(storage: Storage, log: Log, found: Inspection) -> list[str]:
     lines = []
-    given = log.forget(found.harmed, only={id: log.done[id] for id in found.harmed if id in log.done})
+    given = log.forget(
+        found.harmed, only={id: log.done[id] for id in found.harmed if id in log.done}
+    )
     for id in [*given, *found.unknown]:
         where = set_aside(storage, log, f"trials/{id}")
         what = f"set aside in {storage}/{where}" if where else "nothing is left of it"
@@ -87,7 +95,8 @@ def _set_aside_harmed(storage: Storage, log: Log, found: Inspection) -> list[str
 
 
 def set_aside(storage: Storage, log: Log, name: str) -> str | None:
-    """Moves a file or a folder to harmed/, where nothing is ever deleted. -> where it lies; None: it was not there"""
+    """Moves a file or a folder to harmed/, where nothing is ever deleted. -> where it
+    lies; None: it was not there"""
     if not storage.names(name) and not storage.exists(name):
         return None
     taken = set(storage.names(HARMED))
@@ -96,6 +105,8 @@ def set_aside(storage: Storage, log: Log, name: str) -> str | None:
     storage.set_aside(name, f"{HARMED}/{target}")
     log.refresh()
     commit = log.done.get(last) if name.startswith("trials/") else None
-    if commit is not None and is_whole(storage, f"{HARMED}/{target}", commit):  # trained again just then
+    if commit is not None and is_whole(
+        storage, f"{HARMED}/{target}", commit
+    ):  # trained again just then
         storage.move(f"{HARMED}/{target}", name)
     return f"{HARMED}/{target}"

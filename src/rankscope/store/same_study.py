@@ -12,10 +12,11 @@ def check_same_study(path: str, header: dict[str, Any], study: Study) -> None:
     old, new = header["study"], study.model_dump(mode="json")
     if old["name"] != new["name"]:
         raise ValueError(
-            f"{path}: this store holds study {old['name']!r}; found study {new['name']!r}. Name another --store"
+            f"{path}: this store holds study {old['name']!r}; found study {new['name']!r}. "
+            "Name another --store"
         )
-    # `data` may move to another path: its fingerprint says whether it is the same; retries change no result
-    # and what is said of a task that is new here changes nothing either
+    # `data` may move to another path: its fingerprint says whether it is the same; retries change
+    # no result and what is said of a task that is new here changes nothing either
     before, after = ({**Fixed().model_dump(mode="json"), **study["fixed"]} for study in (old, new))
     for fixed in (before, after):
         fixed["task"] = {

@@ -1,7 +1,8 @@
 """Where a store's files lie, and the few operations that everything else is built on.
 
-A name is a path below the store, with slashes. The one operation that decides anything is ``create``: of all that try to
-create a name, exactly one succeeds, and nobody ever reads half of what it wrote.
+A name is a path below the store, with slashes. The one operation that decides anything
+is ``create``: of all that try to create a name, exactly one succeeds, and nobody ever
+reads half of what it wrote.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Version(NamedTuple):
 
 
 class Storage(Protocol):
-    """Where a store lies. ``root`` is a local folder: the store itself, or a copy of what was fetched of it."""
+    """Where a store lies. ``root`` is a local folder: the store itself, or a copy
+    of what was fetched of it."""
 
     root: Path
 
@@ -49,7 +51,8 @@ class Storage(Protocol):
 
 
 class LocalStorage:
-    """A folder on a disk that all workers see. Needs hard links, as every file system for Unix has them."""
+    """A folder on a disk that all workers see. Needs hard links, as every file
+    system for Unix has them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -72,7 +75,9 @@ class LocalStorage:
             except OSError:
                 found.append(None)
             else:
-                found.append(Version(seen.st_size, seen.st_mtime_ns) if stat.S_ISREG(seen.st_mode) else None)
+                found.append(
+                    Version(seen.st_size, seen.st_mtime_ns) if stat.S_ISREG(seen.st_mode) else None
+                )
         return found
 
     def names(self, folder: str) -> list[str]:
@@ -85,8 +90,9 @@ class LocalStorage:
     def create(self, name: str, data: bytes) -> bool:
         """Makes that file, whole and on disk, unless it is there. -> whether this call made it
 
-        A link to a complete draft: unlike O_EXCL, it never shows a file that is still being written. ``data`` must be
-        like no other's: found there, it is taken for ours (a network may lose the answer to a request that succeeded).
+        A link to a complete draft: unlike O_EXCL, it never shows a file that is still being
+        written. ``data`` must be like no other's: found there, it is taken for ours (a network may
+        lose the answer to a request that succeeded).
         """
         path = self.root / name
         draft = self._draft(path, data)
@@ -109,7 +115,8 @@ class LocalStorage:
         return True
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
-        """Makes or replaces that file: after a crash it is the old one or the new one, never half."""
+        """Makes or replaces that file: after a crash it is the old one
+        or the new one, never half."""
         path = self.root / name
         draft = self._draft(path, data, durable=durable)
         try:
@@ -129,14 +136,16 @@ class LocalStorage:
             path.unlink(missing_ok=True)
 
     def claim_dir(self, name: str) -> Path:
-        """A local folder to write in, new and empty; ``flush`` makes what is written there part of the storage."""
+        """A local folder to write in, new and empty; ``flush`` makes what is written
+        there part of the storage."""
         path = self.root / name
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path
 
     def take_over(self, source: str, target: str) -> None:
-        """Moves a folder to a name that is new. A previous owner that is still writing loses those writes."""
+        """Moves a folder to a name that is new. A previous owner that is still
+        writing loses those writes."""
         if (self.root / source).is_dir():
             shutil.rmtree(self.root / target, ignore_errors=True)
             os.rename(self.root / source, self.root / target)
@@ -147,11 +156,14 @@ class LocalStorage:
             [Path(folder), *(Path(folder) / file for file in files)]
             for folder, _, files in os.walk(self.root / name)
         ]
-        with ThreadPoolExecutor(8) as pool:  # together they share the journal's commits: several times faster
+        with ThreadPoolExecutor(
+            8
+        ) as pool:  # together they share the journal's commits: several times faster
             list(pool.map(sync, [path for group in paths for path in group]))
 
     def move(self, source: str, target: str) -> bool:
-        """Renames a folder at once, unless the target has something in it. -> False: it has, or there is no source"""
+        """Renames a folder at once, unless the target has something in it. -> False: it
+        has, or there is no source"""
         path = self.root / target
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -166,7 +178,8 @@ class LocalStorage:
         return True
 
     def set_aside(self, source: str, target: str) -> None:
-        """Moves a file or a folder to a name that is free; nothing happens if another process was first."""
+        """Moves a file or a folder to a name that is free; nothing happens if
+        another process was first."""
         path = self.root / target
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):

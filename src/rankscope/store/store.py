@@ -1,6 +1,6 @@
 """The store: one folder that holds a study's results, and the only place that knows its file names.
 
-store.json               the study, and the fingerprints of the data and models it was begun with (header.py)
+store.json               the study, and fingerprints of its data and models (header.py)
 trials/<id>/             one folder per finished trial (trial_dir.py)
 log/<number>.json        who trains what (log.py)
 beats/<claim>.json       heartbeats (lease.py)
@@ -42,7 +42,8 @@ COMPARISON, COMPARISON_OF = "comparison.parquet", "comparison.json"
 
 
 class Store:
-    """Results in a folder. ``Store(path)`` opens one that is there; ``Store.create`` also begins one."""
+    """Results in a folder. ``Store(path)`` opens one that is there;
+    ``Store.create`` also begins one."""
 
     def __init__(self, place: str | Path) -> None:
         self.storage = storage_at(place)
@@ -64,10 +65,13 @@ class Store:
     ) -> Store:
         """Opens or begins the store of that study.
 
-        A study may grow (more ranks, rates, seeds, tasks): its finished trials count. Another name, other fixed
-        parameters, other data or another model under the same name are another study: ``ValueError``.
+        A study may grow (more ranks, rates, seeds, tasks): its finished trials count. Another
+        name, other fixed parameters, other data or another model under the same name are
+        another study: ``ValueError``.
         """
-        begin_or_open(storage_at(place), study, largest_rank=largest_rank, fingerprints=fingerprints)
+        begin_or_open(
+            storage_at(place), study, largest_rank=largest_rank, fingerprints=fingerprints
+        )
         return cls(place)
 
     @property
@@ -80,8 +84,8 @@ class Store:
         return self.study.trials(self._header["largest_rank"])
 
     def packs(self, *, size: int, share: Callable[[Trial], float] = no_share) -> list[list[Trial]]:
-        """The study's trials in packs (``study.packs``), the same ones whatever is done: who trains a pack again, with
-        the same room for it, trains the same pack.
+        """The study's trials in packs (``study.packs``), the same ones whatever is done: who trains
+        a pack again, with the same room for it, trains the same pack.
 
         Where the study has grown, the trials that came with it make packs of their own.
         """
@@ -105,12 +109,13 @@ class Store:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of the data ("data/<TASK>") and of the models ("model/<name>") that the trials were trained with."""
+        """SHA-256 of the data ("data/<TASK>") and of the models ("model/<name>") that the
+        trials were trained with."""
         return self._header["fingerprints"]
 
     def folder(self, trial_id: str, *, weights: bool = False) -> TrialDir:
-        """A trial's folder. ``weights``: with ``best/`` and ``last/``, which a store behind a URL keeps there.
-        ``ValueError`` where they are not what was committed."""
+        """A trial's folder. ``weights``: with ``best/`` and ``last/``, which a store behind a URL
+        keeps there. ``ValueError`` where they are not what was committed."""
         folder = TrialDir(self.path / "trials" / trial_id)
         if weights:
             self.storage.fetch_below(f"trials/{trial_id}")
@@ -127,12 +132,13 @@ class Store:
 
     @property
     def id(self) -> str:
-        """By which its trials and the log's entries know it; empty where an older version began it."""
+        """By which its trials and the log's entries know it; empty where
+        an older version began it."""
         return self._header.get("id", "")
 
     def inspect(self) -> Inspection:
-        """Which trials are whole: sizes of all files, and digests of those that tables are made of (behind a URL: where
-        they are read)."""
+        """Which trials are whole: sizes of all files, and digests of those that tables are made of
+        (behind a URL: where they are read)."""
         kinds = ("records",) if isinstance(self.storage, LocalStorage) else ()
         return inspect(self.storage, self.log, kinds=kinds)
 
@@ -141,8 +147,8 @@ class Store:
         return self.inspect().whole
 
     def results(self, ids: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
-        """What became of these finished trials (all of them), as their commits say it: no trial is opened, unless its
-        commit is older than that."""
+        """What became of these finished trials (all of them), as their commits say it: no trial is
+        opened, unless its commit is older than that."""
         ids = self.done_ids() if ids is None else ids
         said = {id: self.log.done[id].result for id in ids}
         if None in said.values():
@@ -151,7 +157,8 @@ class Store:
         return {id: dict(result or {}) for id, result in said.items()}
 
     def hash(self) -> str:
-        """SHA-256 over ids and results of all finished trials: two stores with equal hashes hold equal results."""
+        """SHA-256 over ids and results of all finished trials: two stores with equal
+        hashes hold equal results."""
         digest = hashlib.sha256()
         for id, found in self.results().items():
             result = {key: value for key, value in found.items() if key != "seconds"}
@@ -160,7 +167,9 @@ class Store:
 
     def provenance(self) -> list[dict[str, Any]]:
         """The versions and machines that trained these trials, each once."""
-        found = [{key: said[key] for key in ("versions", "machine")} for said in self._records().values()]
+        found = [
+            {key: said[key] for key in ("versions", "machine")} for said in self._records().values()
+        ]
         return [entry for i, entry in enumerate(found) if entry not in found[:i]]
 
     def machines(self) -> dict[str, dict[str, Any]]:
@@ -168,8 +177,9 @@ class Store:
         return {id: said.get("machine", {}) for id, said in self._records().items()}
 
     def trials(self) -> pd.DataFrame:
-        """One row per finished trial: configuration, status, best and last value of its task's metric; ``budget`` is 2 where
-        it trained for twice as long as the study says (``[[arm]]``)."""
+        """One row per finished trial: configuration, status, best and last value of
+        its task's metric; ``budget`` is 2 where it trained for twice as long as the
+        study says (``[[arm]]``)."""
         frame = trial_tables.trials(self._records())
         budgets: dict[str, float] = {}
         for study in self._studies():
@@ -177,7 +187,8 @@ class Store:
         return frame.assign(budget=frame["trial"].map(budgets).astype("float64").fillna(1.0))
 
     def metrics(self) -> pd.DataFrame:
-        """One row per evaluation; ``metric_value`` is the task's metric, further metrics have columns of their own."""
+        """One row per evaluation; ``metric_value`` is the task's metric, further metrics
+        have columns of their own."""
         return trial_tables.metrics(self._records())
 
     def spectra(self) -> pd.DataFrame:
@@ -185,10 +196,13 @@ class Store:
         parts = list(self.spectra_parts())
         if not parts:
             return trial_tables.spectra([])
-        return pd.concat(parts, ignore_index=True).sort_values("trial", kind="stable", ignore_index=True)
+        return pd.concat(parts, ignore_index=True).sort_values(
+            "trial", kind="stable", ignore_index=True
+        )
 
     def spectra_parts(self) -> Iterator[pd.DataFrame]:
-        """The same in parts of whole trials, each read when it is asked for; together they are in no order."""
+        """The same in parts of whole trials, each read when it is asked for;
+        together they are in no order."""
         for table in self._tables(self.done_ids()).spectra():
             yield trial_tables.spectra([table])
 
@@ -203,12 +217,13 @@ class Store:
         return self._tables(self.done_ids()).damaged()
 
     def comparison(self) -> pd.DataFrame:
-        """LoRA against full fine-tuning, per layer; empty when the study has only one of them, or where the file is
-        damaged (``comparison_fault``)."""
+        """LoRA against full fine-tuning, per layer; empty when the study has only one of them, or
+        where the file is damaged (``comparison_fault``)."""
         return self._comparison()[0]
 
     def comparison_fault(self) -> str | None:
-        """Why the comparison must be made again: never was, is damaged, or is of other trials than are finished."""
+        """Why the comparison must be made again: never was, is damaged, or is of other
+        trials than are finished."""
         return self._comparison()[1]
 
     def _comparison(self) -> tuple[pd.DataFrame, str | None]:
@@ -245,7 +260,8 @@ class Store:
 
     @contextlib.contextmanager
     def claim_dir(self, claim: int, trials: Sequence[str]) -> Iterator[Path]:
-        """The local folder of a claim: ``trials/`` to be filled, and ``scratch/`` as the claim before left it."""
+        """The local folder of a claim: ``trials/`` to be filled, and ``scratch/`` as
+        the claim before left it."""
         path = self.storage.claim_dir(f"work/{claim}")
         for before in self.log.ended.get(
             frozenset(trials), []
@@ -260,7 +276,8 @@ class Store:
         self.storage.flush(f"work/{claim}/trials")
 
     def write_table(self, claim: int, folders: Sequence[TrialDir]) -> list[Any]:
-        """Keeps the tables of a claim's trials in one file for readers. -> what its commit says of it"""
+        """Keeps the tables of a claim's trials in one file for
+        readers. -> what its commit says of it"""
         data = pack_table(folders)
         with contextlib.suppress(OSError):  # the trials say the same
             self.storage.write(table_name(claim), data, durable=False)

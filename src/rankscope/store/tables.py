@@ -19,13 +19,14 @@ from rankscope.store.pack_table import PackTable, pack_table, table_name
 from rankscope.store.storage import LocalStorage, Storage
 from rankscope.store.trial_dir import RECORDS, TrialDir
 
-PARTS = 16  # that the spectra are read in: all at once they would take more memory than all else together
+# that the spectra are read in: all at once they would take more memory than all else together
+PARTS = 16
 _INDEX = "cache/packs/index.json"
 
 
 class Tables:
-    """The tables of these trials. Where a commit made none, or it is damaged, its trials are read themselves, and the table is
-    made; it counts while the trials' files are the same."""
+    """The tables of these trials. Where a commit made none, or it is damaged, its trials are read
+    themselves, and the table is made; it counts while the trials' files are the same."""
 
     def __init__(self, storage: Storage, log: Log, trials: Sequence[str]) -> None:
         self.storage, self.log = storage, log
@@ -63,7 +64,9 @@ class Tables:
         """The names of those that are there, and not what was written."""
         names = {claim: table_name(claim) for claim in self.packs}
         self.storage.fetch(list(names.values()), again=True)
-        there = {claim: name for claim, name in names.items() if (self.storage.root / name).exists()}
+        there = {
+            claim: name for claim, name in names.items() if (self.storage.root / name).exists()
+        }
         return [name for claim, name in there.items() if self._kept(claim) is None]
 
     def _tables(self, claims: Sequence[int]) -> Iterator[tuple[int, PackTable]]:
@@ -75,7 +78,9 @@ class Tables:
     def _kept(self, claim: int) -> PackTable | None:
         with contextlib.suppress(OSError):
             data = (self.storage.root / table_name(claim)).read_bytes()
-            if claim in self.log.tables and (found := PackTable.checked(data, self.log.tables[claim])):
+            if claim in self.log.tables and (
+                found := PackTable.checked(data, self.log.tables[claim])
+            ):
                 return found
             *written, versions = self._index.get(str(claim), [0, "", ""])
             if versions == self._versions(claim):
@@ -86,7 +91,11 @@ class Tables:
         trials = self.packs[claim]
         self.storage.fetch([f"trials/{trial}/{name}" for trial in trials for name in RECORDS])
         data = pack_table([TrialDir(self.storage.root / "trials" / trial) for trial in trials])
-        self._index[str(claim)] = [len(data), hashlib.sha256(data).hexdigest(), self._versions(claim)]
+        self._index[str(claim)] = [
+            len(data),
+            hashlib.sha256(data).hexdigest(),
+            self._versions(claim),
+        ]
         self._changed |= _write(self.storage.root / table_name(claim), data)
         return PackTable(data)
 

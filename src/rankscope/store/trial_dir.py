@@ -13,7 +13,12 @@ from rankscope.store.files import finite, read_json, write_json
 from rankscope.study.study_file import Trial
 
 TRIAL, METRICS, SPECTRA, DONE = "trial.json", "metrics.jsonl", "spectra.parquet", "done.json"
-RECORDS = (TRIAL, METRICS, SPECTRA, DONE)  # small, and what tables are made of; the other files are weights
+RECORDS = (
+    TRIAL,
+    METRICS,
+    SPECTRA,
+    DONE,
+)  # small, and what tables are made of; the other files are weights
 _SEAL = ("files", "store", "claim")  # what a worker adds to done.json before its commit
 
 
@@ -23,12 +28,17 @@ def result_in(done: dict[str, Any]) -> dict[str, Any]:
 
 
 def digests(folder: Path) -> dict[str, list[Any]]:
-    """Name of each file below that folder -> size, time of the last change in nanoseconds, SHA-256."""
+    """Name of each file below that folder -> size, time of the last
+    change in nanoseconds, SHA-256."""
     found: dict[str, list[Any]] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.name.startswith("."):
             seen = path.stat()
-            found[path.relative_to(folder).as_posix()] = [seen.st_size, seen.st_mtime_ns, sha256(path)]
+            found[path.relative_to(folder).as_posix()] = [
+                seen.st_size,
+                seen.st_mtime_ns,
+                sha256(path),
+            ]
     return found
 
 
@@ -38,8 +48,9 @@ def sha256(path: Path) -> str:
 
 
 class TrialDir:
-    """A result once ``done.json`` is there, which is written last. Training writes into one that nobody else sees;
-    it becomes ``<store>/trials/<id>/``, all at once, when its worker's claim is committed."""
+    """A result once ``done.json`` is there, which is written last. Training writes into one
+    that nobody else sees; it becomes ``<store>/trials/<id>/``, all at once, when its
+    worker's claim is committed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,7 +62,10 @@ class TrialDir:
     def begin(self, trial: Trial, *, provenance: dict[str, Any]) -> None:
         """Says what is to be trained here."""
         self.path.mkdir(parents=True)
-        write_json(self.path / TRIAL, {"id": trial.id, "trial": trial.model_dump(mode="json"), **provenance})
+        write_json(
+            self.path / TRIAL,
+            {"id": trial.id, "trial": trial.model_dump(mode="json"), **provenance},
+        )
 
     def amend(self, **more: Any) -> None:
         """Says more about how this trial was trained."""
@@ -83,12 +97,15 @@ class TrialDir:
         return result_in(read_json(self.path / DONE))
 
     def seal(self, *, store: str, claim: int) -> dict[str, list[Any]]:
-        """Adds to done.json the digests of all other files, and where the trial belongs: should the log be lost, the
-        trial speaks for itself. -> what the commit says of its files: name -> size, time of the last change, SHA-256"""
+        """Adds to done.json the digests of all other files, and where the trial belongs: should the
+        log be lost, the trial speaks for itself. -> what the commit says of its files:
+        name -> size, time of the last change, SHA-256"""
         files = digests(self.path)
         files.pop(DONE)
         own = {name: digest for name, (_, _, digest) in files.items()}
-        write_json(self.path / DONE, {**self.result(), "files": own, "store": store, "claim": claim})
+        write_json(
+            self.path / DONE, {**self.result(), "files": own, "store": store, "claim": claim}
+        )
         return digests(self.path)
 
     def metrics(self) -> list[dict[str, Any]]:

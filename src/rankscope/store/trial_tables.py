@@ -10,8 +10,19 @@ import pyarrow as pa
 
 Record = Mapping[str, Any]  # pack_table.record
 _TRIAL_COLUMNS = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
-_RESULT_COLUMNS = ["status", "metric", "best", "best_step", "last", "steps", "diverged_at", "seconds"]
-_RESULT_COLUMNS += ["constant"]  # the metric of a constant answer; NaN in stores from before 2026-11-26
+_RESULT_COLUMNS = [
+    "status",
+    "metric",
+    "best",
+    "best_step",
+    "last",
+    "steps",
+    "diverged_at",
+    "seconds",
+]
+_RESULT_COLUMNS += [
+    "constant"
+]  # the metric of a constant answer; NaN in stores from before 2026-11-26
 
 
 def trials(records: Mapping[str, Record]) -> pd.DataFrame:
@@ -23,7 +34,9 @@ def trials(records: Mapping[str, Record]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["trial", *_TRIAL_COLUMNS, *_RESULT_COLUMNS])
     integers = dict.fromkeys(("rank", "diverged_at"), "Int64")
     numbers = dict.fromkeys(("best", "last", "learning_rate", "seconds", "constant"), "float64")
-    return frame.astype({**integers, **numbers, **dict.fromkeys(("seed", "steps", "best_step"), "int64")})
+    return frame.astype(
+        {**integers, **numbers, **dict.fromkeys(("seed", "steps", "best_step"), "int64")}
+    )
 
 
 def metrics(records: Mapping[str, Record]) -> pd.DataFrame:
@@ -31,7 +44,9 @@ def metrics(records: Mapping[str, Record]) -> pd.DataFrame:
     rows = []
     for id, found in records.items():
         metric = found["result"]["metric"]
-        rows += [{"trial": id, **line, "metric_value": line.get(metric)} for line in found["metrics"]]
+        rows += [
+            {"trial": id, **line, "metric_value": line.get(metric)} for line in found["metrics"]
+        ]
     first = ["trial", "step", "epoch", "train_loss", "eval_loss", "metric_value"]
     frame = pd.DataFrame(rows, columns=None if rows else first)
     numbers = [c for c in frame.columns if c not in ("trial", "step")]

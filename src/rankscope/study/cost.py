@@ -1,7 +1,8 @@
 """What a trial costs before it runs: floating-point operations and bytes, counted from shapes.
 
-Letters: N weights of the encoder's matrices (embeddings excluded), P trained weights, L layers, d width, f feed-forward
-width, T tokens of a row, H heads, r rank, K trials of a pack. A multiply and an add are two operations.
+Letters: N weights of the encoder's matrices (embeddings excluded), P trained weights, L layers, d
+width, f feed-forward width, T tokens of a row, H heads, r rank, K trials of a pack. A multiply
+and an add are two operations.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from rankscope.study.study_file import Trial
 
 @dataclass(frozen=True)
 class Site:
-    """One adapted matrix, m x n: whether its input carries a gradient, and whether it sees one token of a row only."""
+    """One adapted matrix, m x n: whether its input carries a gradient, and whether it
+    sees one token of a row only."""
 
     m: int
     n: int
@@ -26,8 +28,9 @@ class Site:
 class Shape:
     """The sizes of one model that its cost depends on.
 
-    Where the classifier reads one token, the last block computes no other (``train.encoder``): ``one_token`` of the N
-    weights meet one token a row. Before the first adapter all trials of a pack are one: ``shared`` of the N weights.
+    Where the classifier reads one token, the last block computes no other (``train.encoder``):
+    ``one_token`` of the N weights meet one token a row. Before the first adapter all trials of a
+    pack are one: ``shared`` of the N weights.
     """
 
     matrices: int  # N
@@ -57,9 +60,9 @@ class Rows:
 
 
 def operations(trial: Trial, shape: Shape, rows: Rows, *, together: int = 1) -> float:
-    """Forward 2N a token; backward 2N to the activations, and 2N more to the weights if they are trained; attention
-    4 T d a layer and token forward, twice that backward; adapters 6P. Validation is forward only. ``together`` trials
-    share what is before the first adapter."""
+    """Forward 2N a token; backward 2N to the activations, and 2N more to the weights if they are
+    trained; attention 4 T d a layer and token forward, twice that backward; adapters 6P. Validation
+    is forward only. ``together`` trials share what is before the first adapter."""
     T: float = rows.tokens
     full = trial.method == "full"
     steps = trial.total_steps(rows.train)
@@ -76,23 +79,25 @@ def operations(trial: Trial, shape: Shape, rows: Rows, *, together: int = 1) -> 
 
 @dataclass(frozen=True)
 class Widths:
-    """Bytes of what the backward pass holds: of outputs of matrix products, and of what norms and softmax keep."""
+    """Bytes of what the backward pass holds: of outputs of matrix products, and of
+    what norms and softmax keep."""
 
     products: int = 4
     norms: int = 4
 
 
 def widths(trial: Trial, device: str) -> Widths:
-    """In float32 all is; with bfloat16 products autocast leaves norms and softmax in float32 on CUDA, and not on a CPU."""
+    """In float32 all is; with bfloat16 products autocast leaves norms and softmax in float32
+    on CUDA, and not on a CPU."""
     if trial.precision_on(device) == "float32":
         return Widths()
     return Widths(products=2, norms=4 if device == "cuda" else 2)
 
 
 def memory(trial: Trial, shape: Shape, rows: Rows, widths: Widths = Widths()) -> float:
-    """Bytes one more trial of a pack takes, at the peak of a step on the longest rows: weights, gradients,
-    AdamW's two moments and the best copy (5 float32 words a trained weight), and what the backward pass holds. Derivation:
-    docs/math.md, (22)."""
+    """Bytes one more trial of a pack takes, at the peak of a step on the longest rows: weights,
+    gradients, AdamW's two moments and the best copy (5 float32 words a trained weight), and what
+    the backward pass holds. Derivation: docs/math.md, (22)."""
     d, f, full = shape.width, shape.feed_forward, trial.method == "full"
     p, n = widths.products, widths.norms
     scores = shape.heads * rows.longest * (p + n)
@@ -102,7 +107,9 @@ def memory(trial: Trial, shape: Shape, rows: Rows, widths: Widths = Widths()) ->
     else:
         held = shape.layers * (p * (9 * d + 5 * f) + n * 3 * d + scores) + p * 2 * f
     trained = shape.all if full else adapter_weights(trial, shape) + shape.head
-    inner = 0 if full else sum(p * (trial.rank or 0) for site in shape.adapted if not site.one_token)
+    inner = (
+        0 if full else sum(p * (trial.rank or 0) for site in shape.adapted if not site.one_token)
+    )
     activations: float = trial.batch_size * rows.longest * (held + inner)
     gradients = 4 * trained
     if full:  # gradients of all weights come up while activations go down
@@ -111,7 +118,8 @@ def memory(trial: Trial, shape: Shape, rows: Rows, widths: Widths = Widths()) ->
 
 
 def base_memory(trial: Trial, shape: Shape, rows: Rows, widths: Widths = Widths()) -> float:
-    """Bytes that a pack takes whatever its trials: the frozen weights, and the dropout masks that all share."""
+    """Bytes that a pack takes whatever its trials: the frozen weights, and the
+    dropout masks that all share."""
     masks = shape.layers * (2 * shape.width + shape.heads * rows.longest)
     frozen = 0 if trial.method == "full" else 4 * shape.all + _rounded(shape.matrices, widths)
     return frozen + widths.products * trial.batch_size * rows.longest * masks
@@ -149,7 +157,8 @@ def _evaluations(trial: Trial, rows: Rows, steps: int) -> int:
 class Device:
     name: str
     memory: float  # bytes
-    peak: float  # dense bfloat16 (float16 where there is none) operations a second, by the maker's data sheet
+    # dense bfloat16 (float16 where there is none) operations a second, by the maker's data sheet
+    peak: float
 
 
 DEVICES = {

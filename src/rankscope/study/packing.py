@@ -12,7 +12,8 @@ from rankscope.study.study_file import Trial
 # what the trials of a pack have in common, besides the target modules: a list
 _SHARED = {
     "lora": attrgetter(
-        *Trial.model_fields.keys() - {"rank", "scaling", "learning_rate", "lora_alpha", "target_modules"}
+        *Trial.model_fields.keys()
+        - {"rank", "scaling", "learning_rate", "lora_alpha", "target_modules"}
     ),
     "full": attrgetter("id"),
 }
@@ -26,10 +27,12 @@ def no_share(trial: Trial) -> float:
 def packs(
     trials: Iterable[Trial], *, size: int, share: Callable[[Trial], float] = no_share
 ) -> list[list[Trial]]:
-    """Trials that may train together, at most ``size`` at once, ranks side by side so that padding is short.
+    """Trials that may train together, at most ``size`` at once, ranks side by
+    side so that padding is short.
 
-    Members share model, task, seed, batches and budget; rank, scaling and learning rate differ. Full fine-tunes
-    train alone: they share no frozen weight. ``share`` is the part of the memory that a trial takes: a pack of several takes 1 at most.
+    Members share model, task, seed, batches and budget; rank, scaling and learning rate differ.
+    Full fine-tunes train alone: they share no frozen weight. ``share`` is the part of the memory
+    that a trial takes: a pack of several takes 1 at most.
     """
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in trials:
@@ -44,7 +47,8 @@ def packs(
 
 
 def _cut(group: list[Trial], size: int, shares: list[float]) -> list[list[Trial]]:
-    """As few parts as do: of nearly equal length if that fits (9 trials are 5 + 4, not 8 + 1), else filled in turn."""
+    """As few parts as do: of nearly equal length if that fits (9 trials are 5 + 4, not
+    8 + 1), else filled in turn."""
 
     def fits(part: slice) -> bool:
         length = part.stop - part.start

@@ -1,7 +1,8 @@
 """What to run: a study file -> trials.
 
-Three kinds of parameter, in the words of Google's deep-learning tuning playbook: *scientific* ones are what the
-study asks about, *nuisance* ones are tuned away or averaged over, *fixed* ones are the same in every trial.
+Three kinds of parameter, in the words of Google's deep-learning tuning playbook: *scientific*
+ones are what the study asks about, *nuisance* ones are tuned away or averaged over, *fixed* ones
+are the same in every trial.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ class Scientific(BaseModel):
 
     model: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
     task: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
-    method: Annotated[list[Method], BeforeValidator(_listed), Field(min_length=1)] = ["lora", "full"]
+    method: Annotated[list[Method], BeforeValidator(_listed), Field(min_length=1)] = [
+        "lora",
+        "full",
+    ]
     rank: Annotated[list[Rank], BeforeValidator(_listed)] = [8]
     scaling: Annotated[list[Scaling], BeforeValidator(_listed), Field(min_length=1)] = ["alpha/r"]
 
@@ -77,7 +81,9 @@ class Nuisance(BaseModel):
         list[Annotated[float, Field(gt=0)]], BeforeValidator(_listed), Field(min_length=1)
     ]
     seed: Annotated[
-        list[Annotated[int, Field(ge=0, strict=True)]], BeforeValidator(_listed), Field(min_length=1)
+        list[Annotated[int, Field(ge=0, strict=True)]],
+        BeforeValidator(_listed),
+        Field(min_length=1),
     ] = [0]
 
     _once = field_validator("learning_rate", "seed")(_distinct)
@@ -102,26 +108,39 @@ class Budget(BaseModel):
 
 
 class Fixed(Budget):
-    """The same in every trial. What is left out is Hu et al. 2021's: per model and task where they differ."""
+    """The same in every trial. What is left out is Hu et al. 2021's: per model
+    and task where they differ."""
 
     model_config = STRICT
 
     data: str = "hub"  # "hub", "lab", or a folder of <TASK>/{train,validation}.tsv
-    recipe: Recipes = "paper"  # whose values fill the gaps below: the paper's table or its released scripts
+    recipe: Recipes = (
+        "paper"  # whose values fill the gaps below: the paper's table or its released scripts
+    )
     task: dict[str, Budget] = {}
     train_rows: Annotated[int, Field(ge=1)] | None = None  # the first n rows only
     validation_rows: Annotated[int, Field(ge=1)] | None = None
     eval_every: Annotated[int, Field(ge=1)] | Literal["epoch"] = "epoch"  # or every n steps
-    target_modules: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] = ["query", "value"]
+    target_modules: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] = [
+        "query",
+        "value",
+    ]
     lora_alpha: Annotated[float, Field(gt=0)] | None = None
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.06
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.999,
+    )
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    precision: Precision | None = None  # of matrix products; None: bfloat16 on CUDA, float32 elsewhere
-    retries: Annotated[int, Field(ge=0, strict=True)] = 1  # of a failed trial; no part of what a trial is
+    precision: Precision | None = (
+        None  # of matrix products; None: bfloat16 on CUDA, float32 elsewhere
+    )
+    retries: Annotated[int, Field(ge=0, strict=True)] = (
+        1  # of a failed trial; no part of what a trial is
+    )
 
     @field_validator("task")
     @classmethod
@@ -132,8 +151,9 @@ class Fixed(Budget):
 
 
 class Arm(Scientific, Nuisance):
-    """Further trials, a product of their own: lists that an ``[[arm]]`` does not name are the study's. With ``budget`` it trains
-    so many times as long, the schedule stretched: continued training, which H3 asks about."""
+    """Further trials, a product of their own: lists that an ``[[arm]]`` does not name are the
+    study's. With ``budget`` it trains so many times as long, the schedule stretched: continued
+    training, which H3 asks about."""
 
     budget: Annotated[float, Field(gt=0)] = 1.0
 
@@ -148,7 +168,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 
 
 class Study(BaseModel):
-    """A validated study file. ``Study.load`` takes its path or the name of a built-in one ("lab", "paper")."""
+    """A validated study file. ``Study.load`` takes its path or the name of a
+    built-in one ("lab", "paper")."""
 
     model_config = STRICT
 
@@ -163,7 +184,8 @@ class Study(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _inherited(cls, table: Any) -> Any:
-        """Arms with the study's lists in their gaps; what is no table is left to the fields' own checks."""
+        """Arms with the study's lists in their gaps; what is no table is left
+        to the fields' own checks."""
         own, arms = [table.get(key, {}) for key in ("scientific", "nuisance")], table.get("arm", [])
         if not all(isinstance(part, dict) for part in own) or not isinstance(arms, list):
             return table
@@ -172,19 +194,24 @@ class Study(BaseModel):
 
     @classmethod
     def load(cls, study: str | Path) -> Study:
-        """Reads a study file; ``ValueError`` (one line) says which key is wrong, ``FileNotFoundError`` what exists."""
+        """Reads a study file; ``ValueError`` (one line) says which key is wrong,
+        ``FileNotFoundError`` what exists."""
         path = Path(study)
         if path.suffix == ".toml" or path.is_file():
             if not path.is_file():
                 raise FileNotFoundError(
                     f"{path}: no such study file; built-in studies are {', '.join(builtin())}"
                 )
-            return cls.parse(path.read_text(encoding="utf-8"), label=str(path), folder=path.resolve().parent)
+            return cls.parse(
+                path.read_text(encoding="utf-8"), label=str(path), folder=path.resolve().parent
+            )
         if str(study) not in builtin():
             raise FileNotFoundError(
                 f"study {str(study)!r}: expected a .toml file or one of {', '.join(builtin())}"
             )
-        text = (resources.files("rankscope") / "studies" / f"{study}.toml").read_text(encoding="utf-8")
+        text = (resources.files("rankscope") / "studies" / f"{study}.toml").read_text(
+            encoding="utf-8"
+        )
         return cls.parse(text, label=str(study))
 
     @classmethod
@@ -205,16 +232,20 @@ class Study(BaseModel):
     @property
     def models(self) -> list[str]:
         """Those of the study and of its arms, each once."""
-        return list(dict.fromkeys(name for part in (self.scientific, *self.arm) for name in part.model))
+        return list(
+            dict.fromkeys(name for part in (self.scientific, *self.arm) for name in part.model)
+        )
 
     @property
     def tasks(self) -> list[str]:
         """Likewise."""
-        return list(dict.fromkeys(name for part in (self.scientific, *self.arm) for name in part.task))
+        return list(
+            dict.fromkeys(name for part in (self.scientific, *self.arm) for name in part.task)
+        )
 
     def trials(self, largest_rank: Mapping[str, int]) -> list[Trial]:
-        """The product of all lists, then those of the arms; ``largest_rank[model]`` is what "d" stands for, and no rank
-        may exceed it."""
+        """The product of all lists, then those of the arms; ``largest_rank[model]`` is what "d"
+        stands for, and no rank may exceed it."""
         main = Arm(**self.scientific.model_dump(), **self.nuisance.model_dump())
         trials: dict[str, Trial] = {}
         for arm in [main, *self.arm]:
@@ -223,7 +254,8 @@ class Study(BaseModel):
         return list(trials.values())
 
     def budgets(self, largest_rank: Mapping[str, int]) -> dict[str, float]:
-        """Trial id -> how many times as long as the study's own trials it trains, where that is not once."""
+        """Trial id -> how many times as long as the study's own trials it
+        trains, where that is not once."""
         arms = [arm for arm in self.arm if arm.budget != 1]
         return {trial.id: arm.budget for arm in arms for trial in self._product(arm, largest_rank)}
 
@@ -234,10 +266,16 @@ class Study(BaseModel):
                 same |= self._fixed(model, task, kind["method"], arm.budget)
                 # encoded once, with two gaps: a plan of 100,000 trials spends most of its time here
                 any_of_them = Trial(learning_rate=1, seed=0, **same)
-                first, second, third = any_of_them.canonical(learning_rate=GAP, seed=GAP).split(GAP_CODE)
+                first, second, third = any_of_them.canonical(learning_rate=GAP, seed=GAP).split(
+                    GAP_CODE
+                )
                 for rate, seed in itertools.product(arm.learning_rate, arm.seed):
                     id = digest(f"{first}{rate!r}{second}{seed}{third}")
-                    own = {"learning_rate": rate, "seed": seed, "id": id}  # valid since the study is
+                    own = {
+                        "learning_rate": rate,
+                        "seed": seed,
+                        "id": id,
+                    }  # valid since the study is
                     yield any_of_them.model_copy(update=own)
 
     def _kinds(self, arm: Arm, model: str, limit: int) -> Iterator[dict[str, Any]]:
@@ -245,11 +283,17 @@ class Study(BaseModel):
             for rank in arm.rank:
                 if rank != "d" and rank > limit:
                     raise ValueError(
-                        f"rank: expected 1 to {limit} for model {model!r} (the smallest dimension of its "
-                        f'{", ".join(self.fixed.target_modules)} weights); found {rank}; "d" stands for {limit}'
+                        f"rank: expected 1 to {limit} for model {model!r} (the smallest "
+                        "dimension of its "
+                        f'{", ".join(self.fixed.target_modules)} weights); found {rank}; "d" '
+                        f"stands for {limit}"
                     )
                 for scaling in arm.scaling:
-                    yield {"method": "lora", "rank": limit if rank == "d" else rank, "scaling": scaling}
+                    yield {
+                        "method": "lora",
+                        "rank": limit if rank == "d" else rank,
+                        "scaling": scaling,
+                    }
         if "full" in arm.method:
             yield {"method": "full", "rank": None, "scaling": None}
 
@@ -280,5 +324,7 @@ def builtin() -> list[str]:
     """Names of the studies that ship with the package."""
     folder = resources.files("rankscope") / "studies"
     return sorted(
-        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+        entry.name.removesuffix(".toml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
     )

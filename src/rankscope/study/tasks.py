@@ -1,4 +1,5 @@
-"""The tasks: which columns they read, how many labels they have, and the metric that chooses among trials."""
+"""The tasks: which columns they read, how many labels they have, and the metric
+that chooses among trials."""
 
 from __future__ import annotations
 
@@ -33,7 +34,14 @@ TASKS: dict[str, Task] = {
         Task("MRPC", _PAIR, 2, "accuracy"),
         Task("STS-B", _PAIR, 1, "pearson"),
         Task("QQP", ("question1", "question2"), 2, "accuracy"),
-        Task("MNLI", ("premise", "hypothesis"), 3, "accuracy", "validation_matched", "validation_mismatched"),
+        Task(
+            "MNLI",
+            ("premise", "hypothesis"),
+            3,
+            "accuracy",
+            "validation_matched",
+            "validation_mismatched",
+        ),
         Task("QNLI", ("question", "sentence"), 2, "accuracy"),
         Task("RTE", _PAIR, 2, "accuracy"),
         Task("WNLI", _PAIR, 2, "accuracy"),

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 
 def validation_message(error: ValidationError, sections: Mapping[str, type[BaseModel]]) -> str:
-    """The validation_message that mends most: an unknown key first (it often explains a missing one), else pydantic's first."""
+    """The validation_message that mends most: an unknown key first (it often explains a missing
+    one), else pydantic's first."""
     found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
     section, *keys = (str(part) for part in found["loc"])
     name = f"[{section}]"
@@ -32,7 +33,10 @@ def validation_message(error: ValidationError, sections: Mapping[str, type[BaseM
     if found["type"] == "missing":
         return f"{place}: expected a value, found none"
     message = (
-        found["msg"].removeprefix("Value error, ").removeprefix(f"{key}: ").removeprefix("Input should be ")
+        found["msg"]
+        .removeprefix("Value error, ")
+        .removeprefix(f"{key}: ")
+        .removeprefix("Input should be ")
     )
     if found["type"] == "value_error":
         return f"{place}: {message}"

@@ -12,7 +12,13 @@ from rankscope.console import message
 from rankscope.store.files import DamagedFile, dumps
 from rankscope.store.header import NAME, restore_header
 from rankscope.store.inspection import inspect
-from rankscope.store.log_files import SNAPSHOT, entry_name, entry_numbers, read_entries, read_snapshot
+from rankscope.store.log_files import (
+    SNAPSHOT,
+    entry_name,
+    entry_numbers,
+    read_entries,
+    read_snapshot,
+)
 from rankscope.store.recovery import recover, set_aside
 from rankscope.store.store import Store
 
@@ -33,18 +39,26 @@ class Checked:
         return not self.missing and (self.repaired or not self.faults)
 
     def text(self) -> str:
-        lines = [*(f"found: {line}" for line in self.faults), *(f"done: {line}" for line in self.done)]
+        lines = [
+            *(f"found: {line}" for line in self.faults),
+            *(f"done: {line}" for line in self.done),
+        ]
         lines.append(f"{self.whole} trials are whole, every file as it was committed")
         if self.faults and not self.repaired:
             lines.append(f"mend it with: rankscope check {self.store} --repair")
         elif self.missing:
-            lines.append(f"train {self.missing} trials again with: rankscope run STUDY --store {self.store}")
+            lines.append(
+                f"train {self.missing} trials again with: rankscope run STUDY --store {self.store}"
+            )
         return "\n".join(lines)
 
 
-def check(place: str | Path, *, repair: bool = False, base_of: Callable[[str], str] | None = None) -> Checked:
-    """Reads every file of a store. ``repair``: sets aside what is damaged, records again what is whole and not recorded,
-    rebuilds store.json, log, tables and comparison. ``base_of``: see ``compare``.
+def check(
+    place: str | Path, *, repair: bool = False, base_of: Callable[[str], str] | None = None
+) -> Checked:
+    """Reads every file of a store. ``repair``: sets aside what is damaged, records again
+    what is whole and not recorded, rebuilds store.json, log, tables and comparison.
+    ``base_of``: see ``compare``.
 
     ``FileNotFoundError`` where there is no store; ``ValueError`` where a newer rankscope wrote it.
     """
@@ -70,7 +84,8 @@ def _header(store: Store, found: Checked, *, repair: bool) -> None:
 
 
 def _log(store: Store, found: Checked, *, repair: bool) -> None:
-    """Entries that are damaged or missing: from the snapshot where it has them, else replaced by one that says nothing."""
+    """Entries that are damaged or missing: from the snapshot where it has them, else replaced
+    by one that says nothing."""
     storage, id = store.storage, store.id
     last = max(entry_numbers(storage), default=0)
     entries = read_entries(storage, range(1, last + 1), id, again=True)
@@ -131,7 +146,9 @@ def _tables(store: Store, found: Checked, *, repair: bool) -> None:
         found.done.append("the tables are made again from the trials")
 
 
-def _comparison(store: Store, found: Checked, *, repair: bool, base_of: Callable[[str], str] | None) -> None:
+def _comparison(
+    store: Store, found: Checked, *, repair: bool, base_of: Callable[[str], str] | None
+) -> None:
     fault = store.comparison_fault()
     if fault is None or not found.whole:
         return
@@ -145,4 +162,6 @@ def _comparison(store: Store, found: Checked, *, repair: bool, base_of: Callable
         make_comparison(store, base_of=base_of or (lambda name: model_path(store.study, name)))
         found.done.append("the comparison is made again from the trials")
     except (OSError, ValueError) as error:
-        found.done.append(f"the comparison could not be made again ({message(error)}); the next run makes it")
+        found.done.append(
+            f"the comparison could not be made again ({message(error)}); the next run makes it"
+        )

@@ -1,4 +1,5 @@
-"""LoRA against full fine-tuning: how far apart the two updates are, layer by layer (H4; docs/math.md)."""
+"""LoRA against full fine-tuning: how far apart the two updates are, layer by
+layer (H4; docs/math.md)."""
 
 from __future__ import annotations
 
@@ -42,7 +43,11 @@ class Update:
     @cached_property
     def subspaces(self) -> tuple[Tensor, Tensor, Tensor]:
         """U (m, k), sigma (k,), V (n, k)"""
-        shape = self.operator.A.shape[-2:] if isinstance(self.operator, LowRank) else self.operator.shape
+        shape = (
+            self.operator.A.shape[-2:]
+            if isinstance(self.operator, LowRank)
+            else self.operator.shape
+        )
         return singular_subspaces(self.operator, min(K, *shape))
 
 
@@ -56,9 +61,9 @@ class Comparison:
 
 
 def comparisons(store: Store) -> list[Comparison]:
-    """All pairs of trials at their configurations' chosen learning rates that H4 asks for, within a model and task: LoRA of
-    every seed with full fine-tunes of every seed, and full fine-tunes, and LoRA trials of one configuration, with those of
-    later seeds."""
+    """All pairs of trials at their configurations' chosen learning rates that H4 asks for, within a
+    model and task: LoRA of every seed with full fine-tunes of every seed, and full fine-tunes, and
+    LoRA trials of one configuration, with those of later seeds."""
     finished = store.trials()
     trials = chosen(finished[finished["budget"].eq(1)])
     found = []
@@ -84,15 +89,22 @@ def compare(
     base_of: Callable[[str], str],
     progress: Callable[[float], None] = lambda _: None,
 ) -> None:
-    """Writes the store's comparison. ``base_of`` gives the path of a model by its name; ``progress`` is told of each trial."""
+    """Writes the store's comparison. ``base_of`` gives the path of a model by its name;
+    ``progress`` is told of each trial."""
     rows: list[dict[str, object]] = []
     for one in found:
         base = base_of(one.model)
         reference, weights = updates(store, one.reference, base=base)
-        intruders = {layer: _intruders(weights[layer], update) for layer, update in reference.items()}
+        intruders = {
+            layer: _intruders(weights[layer], update) for layer, update in reference.items()
+        }
         for trial in one.trials:
             for layer, update in updates(store, trial, base=base)[0].items():
-                row: dict[str, object] = {"trial": trial, "reference": one.reference, "layer": layer}
+                row: dict[str, object] = {
+                    "trial": trial,
+                    "reference": one.reference,
+                    "layer": layer,
+                }
                 row |= against(update, reference[layer], W=weights[layer])
                 row["intruders_lora"] = _intruders(weights[layer], update)
                 rows.append(row | {"intruders_full": intruders[layer]})
@@ -100,7 +112,9 @@ def compare(
     store.write_comparison(pd.DataFrame(rows))
 
 
-def updates(store: Store, trial_id: str, *, base: str) -> tuple[dict[str, Update], dict[str, Tensor]]:
+def updates(
+    store: Store, trial_id: str, *, base: str
+) -> tuple[dict[str, Update], dict[str, Tensor]]:
     """dW of each adapted site, from the trial's best weights; and W (m, n) float64 beside it."""
     folder = store.folder(trial_id, weights=True)
     sites = "|".join(map(re.escape, Trial(**folder.trial()).target_modules))
@@ -123,7 +137,10 @@ def against(lora: Update, full: Update, *, W: Tensor) -> dict[str, float | int]:
     U, _, V = lora.subspaces
     k = U.shape[-1]
     R, _, S = full.subspaces
-    left, right = principal_angles(U, R[:, :k]), principal_angles(V, S[:, :k])  # (k,) ascending, radians
+    left, right = (
+        principal_angles(U, R[:, :k]),
+        principal_angles(V, S[:, :k]),
+    )  # (k,) ascending, radians
     apart = torch.linalg.matrix_norm(lora.dense - full.dense)
     numbers = (
         captured_energy(lora.operator, full.dense, k),

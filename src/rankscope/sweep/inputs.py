@@ -1,4 +1,5 @@
-"""Everything that a study needs, read and checked once: models, data, trials, and the packs that there is room for."""
+"""Everything that a study needs, read and checked once: models, data, trials, and the
+packs that there is room for."""
 
 from __future__ import annotations
 
@@ -20,7 +21,13 @@ from rankscope.sweep.machine import default_workers, free_for_each, room
 from rankscope.train.data import Encoded, encode, read_split
 from rankscope.train.data import fingerprint as data_fingerprint
 from rankscope.train.encoder import is_patchable
-from rankscope.train.model import drawn_beside_head, largest_rank, load_tokenizer, shape_of, skeleton
+from rankscope.train.model import (
+    drawn_beside_head,
+    largest_rank,
+    load_tokenizer,
+    shape_of,
+    skeleton,
+)
 from rankscope.train.model import fingerprint as model_fingerprint
 from rankscope.train.model_inputs import accepted_inputs, longest_input, reads_last
 from rankscope.train.targets import default_targets
@@ -35,13 +42,20 @@ class StudyInputs:
     """
 
     def __init__(
-        self, study: Study, *, workers: int | None = None, free: float | None = None, quiet: bool = True
+        self,
+        study: Study,
+        *,
+        workers: int | None = None,
+        free: float | None = None,
+        quiet: bool = True,
     ) -> None:
         self.study, self.workers, self._free = study, workers, free
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tasks = {name: task_named(name) for name in study.tasks}
         models = {name: self.model_path(name) for name in study.models}
-        with bar("reading models and data", total=len(models) + len(self.tasks), quiet=quiet) as advance:
+        with bar(
+            "reading models and data", total=len(models) + len(self.tasks), quiet=quiet
+        ) as advance:
             self._skeletons, self._tokenizers = {}, {}
             for name, path in models.items():
                 self._skeletons[name] = skeleton(path, next(iter(self.tasks.values())))
@@ -65,7 +79,8 @@ class StudyInputs:
         for name, different in others:
             if different != names:
                 raise ValueError(
-                    f"target_modules: expected one list for all models; {first!r} adapts {', '.join(names)} and "
+                    f"target_modules: expected one list for all models; {first!r} adapts "
+                    f"{', '.join(names)} and "
                     f"{name!r} {', '.join(different)}: take a study for each"
                 )
         fixed = study.fixed.model_copy(update={"target_modules": names})
@@ -79,10 +94,12 @@ class StudyInputs:
 
     @cached_property
     def drawn(self) -> dict[str, str]:
-        """Per model: what its file lacks and each trial trains and saves with the head, in one line. Local models only."""
+        """Per model: what its file lacks and each trial trains and saves with the head, in
+        one line. Local models only."""
         found = {name: drawn_beside_head(model) for name, model in self._skeletons.items()}
         return {
-            name: f"its file lacks {', '.join(layers)}: drawn at random, trained and saved with the head"
+            name: f"its file lacks {', '.join(layers)}: drawn at random, trained and saved "
+            "with the head"
             for name, layers in found.items()
             if layers
         }
@@ -95,7 +112,9 @@ class StudyInputs:
     def fingerprints(self) -> dict[str, str]:
         """What tells these inputs from others under the same name (``Store.create``)."""
         data = {f"data/{name}": data_fingerprint(*splits) for name, splits in self._splits.items()}
-        return data | {f"model/{name}": model_fingerprint(self.model_path(name)) for name in self._skeletons}
+        return data | {
+            f"model/{name}": model_fingerprint(self.model_path(name)) for name in self._skeletons
+        }
 
     def model_path(self, name: str) -> str:
         """See ``model_path``."""
@@ -104,7 +123,9 @@ class StudyInputs:
     @cached_property
     def free(self) -> float:
         """Bytes that a worker may count on."""
-        return free_for_each(self.workers or default_workers()) if self._free is None else self._free
+        return (
+            free_for_each(self.workers or default_workers()) if self._free is None else self._free
+        )
 
     def packs(self, store: Store) -> list[list[Trial]]:
         """The packs of a store's study that this worker has room for."""
@@ -117,7 +138,8 @@ class StudyInputs:
         return store.packs(size=found.most, share=self.share(found.memory, self.device.type))
 
     def share(self, room: float, device: str) -> Callable[[Trial], float]:
-        """What part of ``room`` bytes a trial takes on a device, beside the base that its pack shares."""
+        """What part of ``room`` bytes a trial takes on a device, beside the
+        base that its pack shares."""
         known: dict[tuple[Any, ...], float] = {}
 
         def share(trial: Trial) -> float:
@@ -133,10 +155,13 @@ class StudyInputs:
         return share
 
     def why_apart(self, trial: Trial) -> str | None:
-        """Why LoRA trials of this model must train one at a time, as far as that can be known before they train."""
+        """Why LoRA trials of this model must train one at a time, as far as that can
+        be known before they train."""
         if trial.model not in self._apart:
             skeleton, found = self._skeletons[trial.model], None
-            if not is_patchable(skeleton):  # these are proved by the tests, and again before every pack
+            if not is_patchable(
+                skeleton
+            ):  # these are proved by the tests, and again before every pack
                 from rankscope.train.foresight import why_apart  # brings PEFT
 
                 found = why_apart(skeleton, trial, self.tasks[trial.task])
@@ -151,7 +176,10 @@ class StudyInputs:
     def rows(self, trial: Trial) -> Rows:
         train, validation = self.encoded(trial)
         return Rows(
-            len(train), len(validation), float(train.lengths.double().mean()), int(train.lengths.max())
+            len(train),
+            len(validation),
+            float(train.lengths.double().mean()),
+            int(train.lengths.max()),
         )
 
     def steps(self, trial: Trial) -> int:
@@ -194,17 +222,21 @@ class StudyInputs:
 
             if name not in lab.TASKS:
                 raise ValueError(
-                    f'data = "lab": expected one of its tasks, {", ".join(lab.TASKS)}; found {name!r}'
+                    f'data = "lab": expected one of its tasks, {", ".join(lab.TASKS)}; found '
+                    f"{name!r}"
                 )
             return pd.DataFrame(lab_rows(name, split)[:rows])
         data = fixed.data if fixed.data == "hub" else str(self.study.folder / fixed.data)
         if data == "hub" and name in lab.TASKS:
-            raise ValueError(f'task {name!r}: expected data = "lab" or a folder; found data = "hub"')
+            raise ValueError(
+                f'task {name!r}: expected data = "lab" or a folder; found data = "hub"'
+            )
         return read_split(data, self.tasks[name], split, rows=rows)
 
 
 def model_path(study: Study, name: str) -> str:
-    """What ``from_pretrained`` takes: "lab" is ours, a folder may be relative to the study file, else a hub id."""
+    """What ``from_pretrained`` takes: "lab" is ours, a folder may be relative to the
+    study file, else a hub id."""
     if name == "lab":
         return str(lab.ENCODER)
     local = study.folder / name
@@ -212,6 +244,7 @@ def model_path(study: Study, name: str) -> str:
         return str(local)
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:  # no hub id looks like this
         raise ValueError(
-            f"model {name!r}: expected a folder, or a hub id such as org/name; found no folder {local}"
+            f"model {name!r}: expected a folder, or a hub id such as org/name; found no folder "
+            f"{local}"
         )
     return name

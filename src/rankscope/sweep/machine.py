@@ -24,7 +24,8 @@ class Room:
 
 
 def room(device: str, *, free: float, trials: int, workers: int) -> Room:
-    """On a CPU the caches set the most; on a GPU only memory does, while every worker gets a pack of the ``trials``."""
+    """On a CPU the caches set the most; on a GPU only memory does, while every worker gets
+    a pack of the ``trials``."""
     most = PACK_SIZE if device == "cpu" else max(PACK_SIZE, math.ceil(trials / workers))
     return Room(most, SHARE * free)
 
@@ -54,14 +55,17 @@ def left_by_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> float:
 
 
 def default_workers() -> int:
-    """How many workers this machine trains fastest with: one per GPU, or one per core (docs/log.md)."""
+    """How many workers this machine trains fastest with: one per GPU, or
+    one per core (docs/log.md)."""
     return torch.cuda.device_count() or system.cores()
 
 
 def environments(workers: int) -> list[dict[str, str]]:
     """Of each worker: its GPU, or its share of the cores."""
     if torch.cuda.is_available():
-        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
+            map(str, range(torch.cuda.device_count()))
+        )
         devices = names.split(",")
         return [{"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} for i in range(workers)]
     threads = max(1, system.cores() // workers)

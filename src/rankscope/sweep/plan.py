@@ -16,7 +16,16 @@ from rich.table import Column, Table
 
 from rankscope.console import duration
 from rankscope.store.store import Store
-from rankscope.study.cost import Device, Rows, Shape, base_memory, device_named, memory, operations, widths
+from rankscope.study.cost import (
+    Device,
+    Rows,
+    Shape,
+    base_memory,
+    device_named,
+    memory,
+    operations,
+    widths,
+)
 from rankscope.study.packing import packs
 from rankscope.study.study_file import Trial
 from rankscope.sweep.inputs import StudyInputs
@@ -24,9 +33,14 @@ from rankscope.sweep.machine import Room, default_workers, room
 from rankscope.sweep.worker import missing
 from rankscope.train.packed import ONE_AT_A_TIME
 
-_SHARE = 0.35  # of the matrix-product rate that training reaches; measured on the lab study (docs/log.md)
-_SHARE_OF_PEAK = 0.25  # of a GPU's data sheet: an assumption, until a store holds trials of such a GPU
-_STEP_OF_A_BLOCK = 2e-3  # seconds that a GPU takes at least, for starting some hundred kernels; assumed
+# of the matrix-product rate that training reaches; measured on the lab study (docs/log.md)
+_SHARE = 0.35
+_SHARE_OF_PEAK = (
+    0.25  # of a GPU's data sheet: an assumption, until a store holds trials of such a GPU
+)
+_STEP_OF_A_BLOCK = (
+    2e-3  # seconds that a GPU takes at least, for starting some hundred kernels; assumed
+)
 _LAUNCHES = f"{1e3 * _STEP_OF_A_BLOCK:g} ms a block and step"
 _SAMPLE = 200  # finished trials that a measured rate is taken from
 
@@ -38,9 +52,11 @@ def forecast(
     gpus: int | None = None,
     device: str | Device | None = None,
 ) -> str:
-    """A table, one line per model, task and method, and the sums below it. Packs are those that ``sweep`` would train.
+    """A table, one line per model, task and method, and the sums below it. Packs are
+    those that ``sweep`` would train.
 
-    For this machine, or for ``gpus`` (default 1) of the ``device`` named. ``ValueError`` for a device that isn't known.
+    For this machine, or for ``gpus`` (default 1) of the ``device`` named. ``ValueError``
+    for a device that isn't known.
     """
     named = device_named(device) if isinstance(device, str) else device
     opened = _opened(store)
@@ -61,17 +77,24 @@ def forecast(
         f"{len(todo)} of {len(inputs.trials)} trials to train: {flops / 1e12:.4g} TFLOP, "
         f"{sum(group.packs for group in groups)} packs",
         f"about {duration(wall)} on {_place(workers, named, inputs.device)}"
-        + (f", {sum(seconds) / 3600:.3g} GPU-hours" if named or inputs.device.type == "cuda" else "")
+        + (
+            f", {sum(seconds) / 3600:.3g} GPU-hours"
+            if named or inputs.device.type == "cuda"
+            else ""
+        )
         + f" ({source})",
     ]
     lines += [f"{name}: {drawn}" for name, drawn in inputs.drawn.items()]
     too_large = [group for group in groups if group.largest > free]
     if too_large:
         lines.append(
-            f"a pack of {too_large[0].what} needs {too_large[0].largest / 1e9:.3g} GB; found {free / 1e9:.3g} GB for "
+            f"a pack of {too_large[0].what} needs {too_large[0].largest / 1e9:.3g} GB; found "
+            f"{free / 1e9:.3g} GB for "
             "each worker. Take fewer workers, a smaller batch_size or a larger machine"
         )
-    apart = {t.model: why for t in inputs.trials if t.method == "lora" and (why := inputs.why_apart(t))}
+    apart = {
+        t.model: why for t in inputs.trials if t.method == "lora" and (why := inputs.why_apart(t))
+    }
     lines += [f"{model}: {ONE_AT_A_TIME}: {why}" for model, why in apart.items()]
     return printed.get() + "\n".join(lines)
 
@@ -98,13 +121,16 @@ class Group:
         share = self.inputs.share(self.room.memory, self.device)
         together = packs(self.rest or self.trials, size=self.room.most, share=share)
         self.packs = len(together) if self.rest else 0
-        self.together = math.ceil(len(self.rest or self.trials) / len(together))  # trials of a typical pack
+        self.together = math.ceil(
+            len(self.rest or self.trials) / len(together)
+        )  # trials of a typical pack
         self.flops = sum(self.operations(trial) for trial in self.rest)
         base = base_memory(first, self.shape, self.rows, self.widths)
         self.largest = base + max(sum(map(self.memory, pack)) for pack in together)
 
     def seconds(self, rate: float, floor: float) -> float:
-        """Of one worker, at ``rate`` operations a second and no step faster than ``floor`` seconds a block."""
+        """Of one worker, at ``rate`` operations a second and no step faster than
+        ``floor`` seconds a block."""
         steps = self.packs * self.inputs.steps(self.trials[0])
         return max(self.flops / rate, steps * self.shape.layers * floor)
 
@@ -112,7 +138,9 @@ class Group:
 
     def operations(self, trial: Trial) -> float:
         if trial.rank not in self._operations:
-            self._operations[trial.rank] = operations(trial, self.shape, self.rows, together=self.together)
+            self._operations[trial.rank] = operations(
+                trial, self.shape, self.rows, together=self.together
+            )
         return self._operations[trial.rank]
 
     def memory(self, trial: Trial) -> float:
@@ -124,15 +152,28 @@ class Group:
 def _table(groups: Sequence[Group], seconds: Sequence[float], device: Device | None) -> Table:
     names = [group.trials[0].model.rsplit("/", 1)[-1] for group in groups]
     model = Column("model", min_width=min(30, max(map(len, names))))  # others may wrap
-    columns = (model, "task", "method", "trials", "done", "packs", "steps each", "tokens a row", "TFLOP")
+    columns = (
+        model,
+        "task",
+        "method",
+        "trials",
+        "done",
+        "packs",
+        "steps each",
+        "tokens a row",
+        "TFLOP",
+    )
     hours = "GPU-hours" if device else "worker time"
     table = Table(*columns, "MB a trial", "MB a pack", hours)
     for group, name, spent in zip(groups, names, seconds, strict=True):
         first = group.trials[0]
         table.add_row(
-            name, first.task, first.method, str(len(group.trials)), str(len(group.trials) - len(group.rest)),
-            str(group.packs), str(group.inputs.steps(first)), f"{group.rows.tokens:.1f}", f"{group.flops / 1e12:.4g}",
-            f"{max(map(group.memory, group.trials)) / 1e6:.3g}", f"{group.largest / 1e6:.0f}", f"{spent / 3600:.3g}" if device else duration(spent),
+            name, first.task, first.method, str(len(group.trials)),
+            str(len(group.trials) - len(group.rest)),
+            str(group.packs), str(group.inputs.steps(first)), f"{group.rows.tokens:.1f}",
+            f"{group.flops / 1e12:.4g}",
+            f"{max(map(group.memory, group.trials)) / 1e6:.3g}", f"{group.largest / 1e6:.0f}",
+            f"{spent / 3600:.3g}" if device else duration(spent),
         )  # fmt: skip
     return table
 
@@ -140,9 +181,9 @@ def _table(groups: Sequence[Group], seconds: Sequence[float], device: Device | N
 def _grouped(trials: Sequence[Trial]) -> list[list[Trial]]:
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in trials:  # arms may train for longer
-        groups.setdefault((trial.model, trial.task, trial.method, trial.epochs, trial.steps), []).append(
-            trial
-        )
+        groups.setdefault(
+            (trial.model, trial.task, trial.method, trial.epochs, trial.steps), []
+        ).append(trial)
     return list(groups.values())
 
 
@@ -155,15 +196,24 @@ def _wall(packs: Sequence[float], workers: int) -> float:
 
 
 def _rate(
-    groups: Sequence[Group], store: Store | None, here: torch.device, device: Device | None, workers: int
+    groups: Sequence[Group],
+    store: Store | None,
+    here: torch.device,
+    device: Device | None,
+    workers: int,
 ) -> tuple[float, str, float]:
-    """Operations a second of all workers, where that number comes from (what this store's finished trials
-    reached on such a device, or a share of what the device can do at most), and the seconds a step of one block takes at least."""
+    """Operations a second of all workers, where that number comes from (what this store's finished
+    trials reached on such a device, or a share of what the device can do at most), and the seconds
+    a step of one block takes at least."""
     gpu = device.name if device else torch.cuda.get_device_name() if here.type == "cuda" else None
     found = _measured(groups, store, gpu)
     if found is not None:
         rate, count = found
-        return rate * workers, f"{_flops(rate)} a worker, as {count} of the store's finished trials", 0.0
+        return (
+            rate * workers,
+            f"{_flops(rate)} a worker, as {count} of the store's finished trials",
+            0.0,
+        )
     if device is not None:
         rate = _SHARE_OF_PEAK * device.peak
         assumed = f"assuming {_SHARE_OF_PEAK:.0%} of {_flops(device.peak)} each and {_LAUNCHES}"
@@ -172,7 +222,8 @@ def _rate(
 
 
 def rate_here(peak: float, kind: str, workers: int) -> tuple[float, str, float]:
-    """The same for a machine whose matrix product was measured: a GPU's is each worker's own, a CPU's is shared."""
+    """The same for a machine whose matrix product was measured: a GPU's is each
+    worker's own, a CPU's is shared."""
     measured = "the matrix product measured now"
     if kind == "cuda":
         assumed = f"{_SHARE:.0%} of {_flops(peak)} each, {measured}, and {_LAUNCHES}"
@@ -180,15 +231,22 @@ def rate_here(peak: float, kind: str, workers: int) -> tuple[float, str, float]:
     return _SHARE * peak, f"{_SHARE:.0%} of {_flops(peak)}, {measured}", 0.0
 
 
-def _measured(groups: Sequence[Group], store: Store | None, gpu: str | None) -> tuple[float, int] | None:
-    """Operations a second of one worker, over a sample of the finished trials that ran on such a device."""
+def _measured(
+    groups: Sequence[Group], store: Store | None, gpu: str | None
+) -> tuple[float, int] | None:
+    """Operations a second of one worker, over a sample of the finished trials
+    that ran on such a device."""
     if store is None:
         return None
     seconds = store.trials().set_index("trial")["seconds"]
     finished = [(group, t) for group in groups for t in group.trials if t.id in seconds.index]
     sample = finished[:: max(1, len(finished) // _SAMPLE)]
     machines = store.machines()
-    there = [(group, trial) for group, trial in sample if _same_device(machines[trial.id].get("gpu"), gpu)]
+    there = [
+        (group, trial)
+        for group, trial in sample
+        if _same_device(machines[trial.id].get("gpu"), gpu)
+    ]
     if not there:
         return None
     done = sum(group.operations(trial) for group, trial in there)
@@ -220,7 +278,8 @@ def _opened(store: str | Path | None) -> Store | None:
 
 
 def matrix_rate(device: torch.device, *, seconds: float = 0.25) -> float:
-    """Operations a second of a float32 matrix product of 1024 x 1024, measured for about ``seconds``."""
+    """Operations a second of a float32 matrix product of 1024 x 1024,
+    measured for about ``seconds``."""
     a = torch.ones(1024, 1024, device=device)
     (a @ a).sum().item()
     started, count = time.perf_counter(), 0

@@ -1,7 +1,8 @@
 """N worker processes on this machine, and what becomes of them.
 
-A worker is told its job in one line of JSON on its standard input, and ends when that input ends: so it stops when its driver
-stops, however the driver does. Its last line on standard output says what went wrong, if something did.
+A worker is told its job in one line of JSON on its standard input, and ends when that input ends:
+so it stops when its driver stops, however the driver does. Its last line on standard output says
+what went wrong, if something did.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ def run_processes(
     tick: Callable[[], bool],
     say: Callable[[str], None],
 ) -> None:
-    """Runs one process per environment until all have ended by themselves. One that is killed is replaced.
+    """Runs one process per environment until all have ended by themselves.
+    One that is killed is replaced.
 
-    ``tick`` is called all the while and says whether anything has moved since it was called last.
-    ``OSError`` with the reason when workers could not go on; ``KeyboardInterrupt`` stops them first.
+    ``tick`` is called all the while and says whether anything has moved since it was
+    called last. ``OSError`` with the reason when workers could not go on;
+    ``KeyboardInterrupt`` stops them first.
     """
     running: dict[int, subprocess.Popen[str]] = {}
     reasons: list[str] = []
@@ -53,7 +56,8 @@ def run_processes(
                 if process.returncode < 0 and falls < FALLS:
                     falls += 1
                     say(
-                        f"a worker was killed ({signal.Signals(-process.returncode).name}); another takes its place"
+                        f"a worker was killed ({signal.Signals(-process.returncode).name}); "
+                        "another takes its place"
                     )
                     running[slot] = _start(command, job, environments[slot])
                 elif process.returncode:

@@ -19,10 +19,12 @@ def run_on_ray(
     tick: Callable[[], bool],
     say: Callable[[str], None],
 ) -> None:
-    """Runs ``visit(job)`` in so many Ray tasks (default: one per GPU, else per core, and at ``most`` so many) until one finds
-    nothing left to do. A task whose node or process dies is started again, wherever there is room.
+    """Runs ``visit(job)`` in so many Ray tasks (default: one per GPU, else per core, and at
+    ``most`` so many) until one finds nothing left to do. A task whose node or process dies is
+    started again, wherever there is room.
 
-    ``OSError`` with the reason when workers could not go on; ``KeyboardInterrupt`` stops them first.
+    ``OSError`` with the reason when workers could not go on;
+    ``KeyboardInterrupt`` stops them first.
     """
     ray = _connected(address)
     try:
@@ -43,8 +45,13 @@ def run_on_ray(
                     except ray.exceptions.RayError as error:
                         falls += 1
                         if falls > FALLS:
-                            raise OSError(f"Ray's workers die, one after the other: {error}") from None
-                        say(f"a Ray worker was lost ({type(error).__name__}); another takes its place")
+                            raise OSError(
+                                f"Ray's workers die, one after the other: {error}"
+                            ) from None
+                        say(
+                            f"a Ray worker was lost ({type(error).__name__}); another takes "
+                            "its place"
+                        )
                         running.append(task.remote(visit, dict(job)))
                         continue
                     if reason is None:
@@ -85,7 +92,8 @@ def _connected(address: str) -> Any:
 
 
 def _cancel(ray: Any, running: list[Any]) -> None:
-    """Raises KeyboardInterrupt in the workers that still run, and gives them time to release what they hold."""
+    """Raises KeyboardInterrupt in the workers that still run, and gives them time
+    to release what they hold."""
     for reference in running:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.cancel(reference)

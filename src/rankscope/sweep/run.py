@@ -1,4 +1,5 @@
-"""The main job: a study -> its inputs, checked -> trials trained into a store -> the comparison of methods."""
+"""The main job: a study -> its inputs, checked -> trials trained into a
+store -> the comparison of methods."""
 
 from __future__ import annotations
 
@@ -34,16 +35,19 @@ def run(
     retry_failed: bool = False,
     quiet: bool = False,
 ) -> Store:
-    """Trains what the store lacks of this study, then compares LoRA with full fine-tuning. Safe to stop and call again.
+    """Trains what the store lacks of this study, then compares LoRA with full fine-tuning.
+    Safe to stop and call again.
 
-    One worker trains in this process; several are processes of their own, and None starts as many as this machine
-    trains fastest with. ``ray`` is the address of a Ray cluster ("auto": the one at hand) whose nodes see the store;
-    the workers are its, by default one per GPU or core. Any number of calls, on any machines that see the store, share the work.
+    One worker trains in this process; several are processes of their own, and None starts as many
+    as this machine trains fastest with. ``ray`` is the address of a Ray cluster ("auto": the one at
+    hand) whose nodes see the store; the workers are its, by default one per GPU or core. Any number
+    of calls, on any machines that see the store, share the work.
 
-    Raises ``ValueError`` or ``OSError``, one line, before anything is written, when the study can't be run as it is.
-    Failed trials are recorded in the store (``rankscope status``), tried again as often as the study says
-    (``retry_failed``: and once more from the start), and do not stop the others. A trial whose files are
-    not what was committed is said, set aside in the store's ``harmed/``, and trained again.
+    Raises ``ValueError`` or ``OSError``, one line, before anything is written, when the study can't
+    be run as it is. Failed trials are recorded in the store (``rankscope status``), tried again as
+    often as the study says (``retry_failed``: and once more from the start), and do not stop the
+    others. A trial whose files are not what was committed is said, set aside in the store's
+    ``harmed/``, and trained again.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers: expected a number from 1; found {workers}")
@@ -63,12 +67,16 @@ def run(
     todo = steps.keys() - before
     if todo:
         with bar(
-            f"training {len(todo)} of {len(steps)} trials", total=sum(steps[id] for id in todo), quiet=quiet
+            f"training {len(todo)} of {len(steps)} trials",
+            total=sum(steps[id] for id in todo),
+            quiet=quiet,
         ) as advance:
             meter = Meter(opened, {id: steps[id] for id in todo}, advance)
             if ray is not None:
                 job = worker_job(inputs, opened, elsewhere=True)
-                run_on_ray(ray, visit, job, workers=workers, most=len(left), tick=meter.read, say=_say)
+                run_on_ray(
+                    ray, visit, job, workers=workers, most=len(left), tick=meter.read, say=_say
+                )
             elif (count := min(workers or default_workers(), len(left))) == 1:
                 train(inputs, opened, progress=advance)
             else:
@@ -81,17 +89,22 @@ def run(
 
 def make_comparison(store: Store, *, base_of: Callable[[str], str], quiet: bool = False) -> None:
     """Compares the store's LoRA trials with its full fine-tunes, as it is now."""
-    from rankscope.sweep.compare import compare, comparisons  # brings scipy, which workers don't need
+    from rankscope.sweep.compare import (
+        compare,
+        comparisons,
+    )  # brings scipy, which workers don't need
 
     found = comparisons(store)
     count = sum(len(one.trials) for one in found)
-    with bar(f"comparing {count} trials with full fine-tuning", total=count, quiet=quiet) as advance:
+    with bar(
+        f"comparing {count} trials with full fine-tuning", total=count, quiet=quiet
+    ) as advance:
         compare(store, found, base_of=base_of, progress=advance)
 
 
 def worker_job(inputs: StudyInputs, store: Store, *, elsewhere: bool = False) -> dict[str, Any]:
-    """What ``visit`` needs to know, as JSON. ``elsewhere``: it may run on another machine, whose data and models may
-    differ and whose memory does."""
+    """What ``visit`` needs to know, as JSON. ``elsewhere``: it may run on another machine, whose
+    data and models may differ and whose memory does."""
     return {
         "store": str(store) if "://" in str(store) else str(Path(str(store)).resolve()),
         "folder": str(inputs.study.folder.resolve()),
@@ -108,7 +121,9 @@ def visit(job: Mapping[str, Any], **settings: Any) -> Outcome:
     """
     store = Store(job["store"])
     study = store.study.model_copy(update={"folder": Path(job["folder"])})
-    inputs = StudyInputs(study, workers=job["workers"], free=job["free"] or free_for_each(default_workers()))
+    inputs = StudyInputs(
+        study, workers=job["workers"], free=job["free"] or free_for_each(default_workers())
+    )
     if job["elsewhere"]:
         check_same_inputs(str(store), store.fingerprints, inputs.fingerprints)
     return train(inputs, store, **settings)
@@ -117,7 +132,9 @@ def visit(job: Mapping[str, Any], **settings: Any) -> Outcome:
 class Meter:
     """Reads off a store how many optimiser steps have been taken, whoever took them."""
 
-    def __init__(self, store: Store, steps: Mapping[str, int], advance: Callable[[float], None]) -> None:
+    def __init__(
+        self, store: Store, steps: Mapping[str, int], advance: Callable[[float], None]
+    ) -> None:
         self.store, self.steps, self.advance = store, steps, advance
         self.length, self.taken = 0, 0
 
@@ -159,7 +176,8 @@ def train(
 
 
 def trainer(inputs: StudyInputs, **settings: Any) -> TrainPack:
-    """What a worker calls for every pack: ``train.loop.train_pack``, with further ``settings`` of it."""
+    """What a worker calls for every pack: ``train.loop.train_pack``, with
+    further ``settings`` of it."""
     said: set[str] = set()
 
     def say(line: str) -> None:

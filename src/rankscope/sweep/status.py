@@ -47,7 +47,9 @@ class Status:
     def line(self) -> str:
         diverged = f" ({self.diverged} of them diverged)" if self.diverged else ""
         failed = (
-            f", {len(self.failed)} failed (rankscope status {self.store} says why)" if self.failed else ""
+            f", {len(self.failed)} failed (rankscope status {self.store} says why)"
+            if self.failed
+            else ""
         )
         harmed = f", {len(self.left_out)} harmed" if self.left_out else ""
         return f"{self.done} of {self.planned} trials done{diverged}{failed}{harmed}"
@@ -60,8 +62,12 @@ class Status:
     def text(self) -> str:
         """What ``rankscope status`` prints."""
         lines = [self.line()]
-        for host, count in Counter(pack.host for pack in self.packs if not pack.interrupted).items():
-            trials = sum(pack.trials for pack in self.packs if pack.host == host and not pack.interrupted)
+        for host, count in Counter(
+            pack.host for pack in self.packs if not pack.interrupted
+        ).items():
+            trials = sum(
+                pack.trials for pack in self.packs if pack.host == host and not pack.interrupted
+            )
             lines.append(f"running: {trials} trials in {count} pack{'s' * (count > 1)} on {host}")
         stopped = sum(pack.trials for pack in self.packs if pack.interrupted)
         if stopped:
@@ -71,11 +77,14 @@ class Status:
         for reason, count in Counter(self.failed.values()).most_common():
             example = next(trial for trial, why in self.failed.items() if why == reason)
             lines.append(
-                f"failed, {count} trial{'s' * (count > 1)}: {reason}  [{example}; traceback in {self.store}/log]"
+                f"failed, {count} trial{'s' * (count > 1)}: {reason}  [{example}; traceback in "
+                f"{self.store}/log]"
             )
         if self.failed:
             lines.append("rankscope run STUDY --store DIR --retry-failed tries them once more")
-        lines += [f"harmed: trial {trial}: {why}" for trial, why in list(self.left_out.items())[:_NAMED]]
+        lines += [
+            f"harmed: trial {trial}: {why}" for trial, why in list(self.left_out.items())[:_NAMED]
+        ]
         if len(self.left_out) > _NAMED:
             lines.append(f"harmed: {len(self.left_out) - _NAMED} more")
         if self.left_out:
@@ -93,7 +102,9 @@ def status(store: Store) -> Status:
     done = [trial for trial in planned if trial.id in results]
     missing = [trial for trial in planned if trial.id not in results]
     retries = store.study.fixed.retries
-    failed = {t.id: why for t in missing if (why := given_up(log, t.id, retries=retries)) is not None}
+    failed = {
+        t.id: why for t in missing if (why := given_up(log, t.id, retries=retries)) is not None
+    }
     seconds = defaultdict(list)
     for trial in done:
         seconds[trial.task, trial.method].append(results[trial.id]["seconds"])
@@ -102,7 +113,10 @@ def status(store: Store) -> Status:
     left = [means.get((t.task, t.method), overall) for t in missing if t.id not in failed]
     packs = [
         Running(
-            len(claim.trials), claim.host, last_heartbeat(log, claim.number)["steps"], bool(is_gone(claim))
+            len(claim.trials),
+            claim.host,
+            last_heartbeat(log, claim.number)["steps"],
+            bool(is_gone(claim)),
         )
         for claim in list(log.live.values())
     ]

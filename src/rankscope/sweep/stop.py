@@ -1,4 +1,5 @@
-"""Asked to stop: Ctrl-C, SIGTERM (a batch system's), SIGHUP (a closed terminal's) are one thing, and training ends between two steps."""
+"""Asked to stop: Ctrl-C, SIGTERM (a batch system's), SIGHUP (a closed terminal's) are one thing,
+and training ends between two steps."""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ def stopping_on_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopping_between_steps() -> Iterator[Callable[[], None]]:
-    """Yields a function that raises ``Stopped`` when the process was asked to stop since: what is called between two steps
-    can leave a checkpoint. Asked a second time, it stops where it is."""
+    """Yields a function that raises ``Stopped`` when the process was asked to stop since: what is
+    called between two steps can leave a checkpoint. Asked a second time, it stops where it is."""
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:

@@ -11,23 +11,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from rankscope.store.lease import FailureDetector, Lease, LeaseLost, WorkerLock, beat, forget, is_gone
+from rankscope.store.lease import (
+    FailureDetector,
+    Lease,
+    LeaseLost,
+    WorkerLock,
+    beat,
+    forget,
+    is_gone,
+)
 from rankscope.store.log import Log
 from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Trial
 from rankscope.sweep.stop import stopping_between_steps
 
-DEATHS = 20  # a pack whose workers die this often kills them (out of memory, most likely): it failed
+DEATHS = (
+    20  # a pack whose workers die this often kills them (out of memory, most likely): it failed
+)
 POLL = 0.5  # seconds between two looks for work, when others hold all there is
 
 
 class TrainPack(Protocol):
     """Trains a pack into its folders (empty but for trial.json) and finishes each of them.
 
-    Calls ``progress`` after every optimiser step with the steps it took, summed over the pack's trials; lets
-    what that raises pass. ``scratch`` is a local folder of the pack: what is written there (and replaced by renaming) is there again when
-    another worker goes on after this one's death; the trials' folders then are empty again.
+    Calls ``progress`` after every optimiser step with the steps it took, summed over the pack's
+    trials; lets what that raises pass. ``scratch`` is a local folder of the pack: what is written
+    there (and replaced by renaming) is there again when another worker goes on after this one's
+    death; the trials' folders then are empty again.
     """
 
     def __call__(
@@ -67,8 +78,8 @@ def given_up(log: Log, trial: str, *, retries: int) -> str | None:
 class Worker:
     """Visits a store until every trial of ``packs`` is done or given up, by itself or by others.
 
-    ``KeyboardInterrupt`` and ``OSError`` (the store itself: no use in going on) end the visit: the claim is released, and
-    whatever was committed stays.
+    ``KeyboardInterrupt`` and ``OSError`` (the store itself: no use in going on) end the visit: the
+    claim is released, and whatever was committed stays.
     """
 
     def __init__(
@@ -98,7 +109,9 @@ class Worker:
                     self._train(*claimed)
                 elif any(self._left()):  # held by others, who may yet die
                     time.sleep(POLL)
-                elif not self.store.clean() or not any(self._left()):  # nothing was harmed meanwhile
+                elif not self.store.clean() or not any(
+                    self._left()
+                ):  # nothing was harmed meanwhile
                     return self.outcome
         finally:
             said = False
@@ -128,7 +141,8 @@ class Worker:
             yield from ([id] for id in left if id in self.log.failures)
 
     def _claim(self) -> tuple[Lease, list[Trial]] | None:
-        """The first pack that nobody holds; else what is free of one: workers with less memory hold parts of it."""
+        """The first pack that nobody holds; else what is free of one: workers with
+        less memory hold parts of it."""
         trials = {id: trial for pack in self.packs for id, trial in pack.items()}
         for whole in (True, False):
             for ids in self._left():
@@ -152,7 +166,10 @@ class Worker:
 
     def _train(self, lease: Lease, pack: list[Trial]) -> None:
         ids = [trial.id for trial in pack]
-        with self.store.claim_dir(lease.number, ids) as work, stopping_between_steps() as stop_if_asked:
+        with (
+            self.store.claim_dir(lease.number, ids) as work,
+            stopping_between_steps() as stop_if_asked,
+        ):
             folders = [TrialDir(work / "trials" / id) for id in ids]
 
             def progress(steps: int) -> None:
@@ -165,7 +182,9 @@ class Worker:
                     for trial, folder in zip(pack, folders, strict=True):
                         folder.begin(trial, provenance=self.provenance)
                     self.train_pack(pack, folders, progress, scratch=work / "scratch")
-                    assert all(folder.is_done for folder in folders), "training ended without a result"
+                    assert all(folder.is_done for folder in folders), (
+                        "training ended without a result"
+                    )
                     self._commit(lease, folders)
             except LeaseLost:
                 return
@@ -181,7 +200,10 @@ class Worker:
 
     def _commit(self, lease: Lease, folders: Sequence[TrialDir]) -> None:
         """Makes the pack's results count, once all of its files are safe."""
-        files = {folder.path.name: folder.seal(store=self.store.id, claim=lease.number) for folder in folders}
+        files = {
+            folder.path.name: folder.seal(store=self.store.id, claim=lease.number)
+            for folder in folders
+        }
         self.store.flush(lease.number)
         table = self.store.write_table(lease.number, folders)
         results = {folder.path.name: folder.result() for folder in folders}
@@ -190,7 +212,9 @@ class Worker:
     def _failed(self, lease: Lease, ids: list[str], error: Exception) -> None:
         """Records it and goes on; but where the store itself is the trouble, going on is no use."""
         self.log.refresh()
-        if lease.number not in self.log.live:  # whatever it was, the trials are another worker's now
+        if (
+            lease.number not in self.log.live
+        ):  # whatever it was, the trials are another worker's now
             return
         if isinstance(error, OSError):
             raise error

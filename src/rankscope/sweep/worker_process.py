@@ -1,4 +1,5 @@
-"""One worker process: ``python -m rankscope.sweep.worker_process``, started by ``processes.py`` and told its job on standard input."""
+"""One worker process: ``python -m rankscope.sweep.worker_process``, started by ``processes.py`` and
+told its job on standard input."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def main() -> int:
 
 
 def serve(visit: Callable[[dict[str, Any]], None]) -> int:
-    """Reads the job and does it. 0: nothing is left to do; 2: could not go on, and said why; from 128: told to stop."""
+    """Reads the job and does it. 0: nothing is left to do; 2: could not go on, and said
+    why; from 128: told to stop."""
     words = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints by accident must not be taken for this worker's last words
     try:

@@ -1,4 +1,5 @@
-"""A pack of LoRA trials: injection into a Hugging Face model, the updates as operators, saving in PEFT's format.
+"""A pack of LoRA trials: injection into a Hugging Face model, the updates as
+operators, saving in PEFT's format.
 
 Letters: K trials, S sites of one shape, m out, n in, r rank.
 """
@@ -64,7 +65,8 @@ class AdapterPack:
         for generator in draws:  # each draws its head, then its adapters, as if it were alone
             draw_head(self.model, generator)
         self.heads = {
-            name: packed_copies(layer, self.masks) for name, layer in trained_in_full(self.model).items()
+            name: packed_copies(layer, self.masks)
+            for name, layer in trained_in_full(self.model).items()
         }
         self.modules_to_save = modules_to_save(self.model)
         found = sites(self.model, first.target_modules)
@@ -84,7 +86,10 @@ class AdapterPack:
         ranks = [trial.rank or 0 for trial in self.trials]
         slots = buckets(ranks)
         largest = [max(ranks[slot]) for slot in slots]
-        As = [torch.zeros(slot.stop - slot.start, r, n) for slot, r in zip(slots, largest, strict=True)]
+        As = [
+            torch.zeros(slot.stop - slot.start, r, n)
+            for slot, r in zip(slots, largest, strict=True)
+        ]
         padded = [A for As_ in As for A in As_]
         for A, r, generator in zip(padded, ranks, draws, strict=True):
             draw_A(A[:r], generator)
@@ -99,9 +104,12 @@ class AdapterPack:
         )
 
     def _rows(self) -> list[Rows]:
-        """The heads of all trials, then the adapters, bucket by bucket. No decay for biases, as in the Trainer."""
+        """The heads of all trials, then the adapters, bucket by bucket. No decay for
+        biases, as in the Trainer."""
         trained = [p for head in self.heads.values() for p in head.parameters()]
-        result = [Rows(trained, decays=[p.ndim == 3 for p in trained], slots=slice(0, len(self.trials)))]
+        result = [
+            Rows(trained, decays=[p.ndim == 3 for p in trained], slots=slice(0, len(self.trials)))
+        ]
         for i, slot in enumerate(next(iter(self.sites.values())).slots):
             factors = [p for site in self.sites.values() for p in (site.A[i], site.B[i])]
             result.append(Rows(factors, decays=[True] * len(factors), slots=slot))
@@ -119,12 +127,15 @@ class AdapterPack:
                 B = torch.stack([site.B[i].detach() for site in members])  # (S, k, m, r)
                 A = torch.stack([site.A[i].detach() for site in members])
                 # Of the trials, in float64: the modules' own scales are rounded to their dtype.
-                scale = torch.tensor([trial.scale for trial in self.trials[slot]], dtype=torch.float64)
+                scale = torch.tensor(
+                    [trial.scale for trial in self.trials[slot]], dtype=torch.float64
+                )
                 dW = LowRank(B=B, A=A, scale=scale.to(B.device))
                 yield Updates(names, slot, W, dW, Dense(W[:, None]) + dW)
 
     def state(self, k: int, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Trial ``k``'s adapters and heads by their names in the model, from buffers like its rows' values, cut to its rank."""
+        """Trial ``k``'s adapters and heads by their names in the model, from buffers like its
+        rows' values, cut to its rank."""
         trial = self.trials[k]
         values = {
             id(p): view
@@ -141,19 +152,24 @@ class AdapterPack:
         return state
 
     def save(self, k: int, buffers: Sequence[Tensor], folder: Path) -> None:
-        """Trial ``k`` with these buffers in place of its rows' values, as a PEFT adapter in ``folder``."""
+        """Trial ``k`` with these buffers in place of its rows' values, as a
+        PEFT adapter in ``folder``."""
         save_adapter(folder, self.state(k, buffers), self.config(k))
 
     def config(self, k: int) -> LoraConfig:
         """What PEFT calls trial ``k``."""
         conv = any(isinstance(site.base, Conv1D) for site in self.sites.values())
         return lora_config(
-            self.trials[k], base=self.base, fan_in_fan_out=conv, modules_to_save=self.modules_to_save
+            self.trials[k],
+            base=self.base,
+            fan_in_fan_out=conv,
+            modules_to_save=self.modules_to_save,
         )
 
 
 @torch.no_grad()
 def draw_A(A: Tensor, generator: torch.Generator) -> None:
-    """(r, n): uniform in +-1/sqrt(n), which is Kaiming-uniform with a = sqrt 5: PEFT's initialisation."""
+    """(r, n): uniform in +-1/sqrt(n), which is Kaiming-uniform with a = sqrt
+    5: PEFT's initialisation."""
     bound = 1 / math.sqrt(A.shape[1])
     A.uniform_(-bound, bound, generator=generator)

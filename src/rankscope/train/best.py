@@ -11,7 +11,8 @@ from rankscope.train.rows import Rows
 
 
 class Best:
-    """Starts as the untrained weights at step 0, so that a trial without any evaluation still has something to keep."""
+    """Starts as the untrained weights at step 0, so that a trial without any evaluation
+    still has something to keep."""
 
     def __init__(self, rows: Sequence[Rows], trials: int) -> None:
         self._rows = list(rows)
@@ -21,7 +22,8 @@ class Best:
 
     @torch.no_grad()
     def offer(self, k: int, step: int, metric: float) -> None:
-        """Keeps trial k's current weights if ``metric`` beats all before; a tie keeps the earlier ones."""
+        """Keeps trial k's current weights if ``metric`` beats all before; a
+        tie keeps the earlier ones."""
         best = self.metric[k]
         if math.isnan(metric) or (best is not None and metric <= best):
             return

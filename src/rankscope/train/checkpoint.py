@@ -1,6 +1,8 @@
-"""A pack in the middle of its training, as one safetensors file: tensors, and in its header the rest as JSON. No pickle.
+"""A pack in the middle of its training, as one safetensors file: tensors, and in its header
+the rest as JSON. No pickle.
 
-A resumed pack goes on as an undisturbed one would: weights, moments, best copies, random streams, spectra and logs are in it.
+A resumed pack goes on as an undisturbed one would: weights, moments, best copies, random
+streams, spectra and logs are in it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ NAME = "checkpoint.safetensors"
 
 
 def write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Replaces the folder's checkpoint; a kill at any time leaves the old one or the new one, whole."""
+    """Replaces the folder's checkpoint; a kill at any time leaves the old
+    one or the new one, whole."""
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{NAME}.{os.getpid()}"
     save_file(
@@ -32,7 +35,8 @@ def write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> No
 
 
 def read(folder: Path, *, trials: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The folder's checkpoint of these trials (ids, in this order), or None: absent, damaged or of another pack."""
+    """The folder's checkpoint of these trials (ids, in this order), or None: absent,
+    damaged or of another pack."""
     try:
         with safe_open(folder / NAME, framework="pt") as file:
             state = json.loads((file.metadata() or {}).get("state", "{}"))

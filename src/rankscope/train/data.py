@@ -24,9 +24,10 @@ GLUE = "nyu-mll/glue"
 def read_split(data: str, task: Task, split: str, *, rows: int | None = None) -> pd.DataFrame:
     """The text columns and ``label`` of the first ``rows`` rows of a split, checked.
 
-    ``data`` is "hub" (nyu-mll/glue) or a folder of ``<TASK>/{train,validation}.tsv``: tab separated, one header line,
-    no quoting, UTF-8. A task's second validation split (MNLI's mismatched one; in a folder ``validation_mismatched.tsv``, if it is
-    there) follows the first, told apart by the column ``beside``. ``ValueError`` or ``FileNotFoundError``, one line, for
+    ``data`` is "hub" (nyu-mll/glue) or a folder of ``<TASK>/{train,validation}.tsv``: tab
+    separated, one header line, no quoting, UTF-8. A task's second validation split (MNLI's
+    mismatched one; in a folder ``validation_mismatched.tsv``, if it is there) follows the first,
+    told apart by the column ``beside``. ``ValueError`` or ``FileNotFoundError``, one line, for
     whatever can't be trained on.
     """
     if split == "validation" and task.beside is not None:
@@ -34,7 +35,8 @@ def read_split(data: str, task: Task, split: str, *, rows: int | None = None) ->
         if data == "hub" or (Path(data) / task.name / f"{task.beside}.tsv").is_file():
             parts.append(_read(data, task, task.beside, task.beside, rows))
         return pd.concat(
-            [part.assign(beside=number == 1) for number, part in enumerate(parts)], ignore_index=True
+            [part.assign(beside=number == 1) for number, part in enumerate(parts)],
+            ignore_index=True,
         )
     return _read(data, task, split, task.validation if split == "validation" else split, rows)
 
@@ -47,13 +49,15 @@ def _read(data: str, task: Task, file: str, split: str, rows: int | None) -> pd.
         path = Path(data) / task.name / f"{file}.tsv"
         if not path.is_file():
             raise FileNotFoundError(
-                f'data: expected {path}; found no such file. data is "hub" or a folder of <TASK>/{{train,validation}}.tsv'
+                f'data: expected {path}; found no such file. data is "hub" or a folder of '
+                f"<TASK>/{{train,validation}}.tsv"
             )
         frame, where = _from_tsv(path), str(path)
     for column in (*task.text, "label"):
         if column not in frame.columns:
             raise ValueError(
-                f"{where}: expected the columns {', '.join((*task.text, 'label'))}; found {', '.join(map(str, frame.columns))}"
+                f"{where}: expected the columns {', '.join((*task.text, 'label'))}; found "
+                f"{', '.join(map(str, frame.columns))}"
             )
     frame = frame[[*task.text, "label"]].head(len(frame) if rows is None else rows)
     return frame.assign(label=_checked_labels(frame["label"], task, where))
@@ -62,7 +66,12 @@ def _read(data: str, task: Task, file: str, split: str, rows: int | None) -> pd.
 def _from_tsv(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(
-            path, sep="\t", quoting=csv.QUOTE_NONE, keep_default_na=False, dtype=str, encoding="utf-8"
+            path,
+            sep="\t",
+            quoting=csv.QUOTE_NONE,
+            keep_default_na=False,
+            dtype=str,
+            encoding="utf-8",
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(
@@ -72,7 +81,9 @@ def _from_tsv(path: Path) -> pd.DataFrame:
 
 def _from_hub(task: Task, split: str) -> pd.DataFrame:
     try:
-        file = hf_hub_download(GLUE, f"{task.config}/{split}-00000-of-00001.parquet", repo_type="dataset")
+        file = hf_hub_download(
+            GLUE, f"{task.config}/{split}-00000-of-00001.parquet", repo_type="dataset"
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
@@ -87,22 +98,27 @@ def _checked_labels(labels: pd.Series, task: Task, where: str) -> pd.Series:
     numbers = pd.to_numeric(labels, errors="coerce")
     if numbers.isna().any():
         row = int(numbers.isna().to_numpy().argmax())
-        raise ValueError(f"{where}: row {row + 1}: expected a number as label; found {labels.iloc[row]!r}")
+        raise ValueError(
+            f"{where}: row {row + 1}: expected a number as label; found {labels.iloc[row]!r}"
+        )
     if task.num_labels == 1:
         if numbers.nunique() == 1:
             raise ValueError(
-                f"{where}: expected labels that differ; all {len(numbers)} rows have {numbers.iloc[0]}"
+                f"{where}: expected labels that differ; all {len(numbers)} rows have "
+                f"{numbers.iloc[0]}"
             )
         return numbers.astype("float32")
     wrong = ~numbers.isin(range(task.num_labels)).to_numpy()
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
-            f"{where}: row {row + 1}: expected a label from 0 to {task.num_labels - 1}; found {labels.iloc[row]}"
+            f"{where}: row {row + 1}: expected a label from 0 to {task.num_labels - 1}; found "
+            f"{labels.iloc[row]}"
         )
     if numbers.nunique() == 1:
         raise ValueError(
-            f"{where}: expected at least two classes; all {len(numbers)} rows have label {numbers.iloc[0]}"
+            f"{where}: expected at least two classes; all {len(numbers)} rows have label "
+            f"{numbers.iloc[0]}"
         )
     return numbers.astype("int64")
 
@@ -163,7 +179,8 @@ def encode(
     if not lengths.all():
         row = int(lengths.argmin())
         raise ValueError(
-            f"tokenizer: expected tokens for every row; found none for row {row + 1}, {columns[0][row][:40]!r}"
+            f"tokenizer: expected tokens for every row; found none for row {row + 1}, "
+            f"{columns[0][row][:40]!r}"
         )
     fill = {"input_ids": tokenizer.pad_token_id or 0}
     places = np.arange(lengths.max())

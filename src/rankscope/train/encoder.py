@@ -1,12 +1,13 @@
-"""The forward pass of BERT's family (BERT, RoBERTa, MPNet and their kin), in the modules of a Hugging Face model.
+"""The forward pass of BERT's family (BERT, RoBERTa, MPNet and their kin), in the
+modules of a Hugging Face model.
 
-Two things that their own forward pass can't know: up to the first adapter all trials of a pack share one activation,
-and a classifier reads the first token only, so the last block computes no other. On the two layers of the lab encoder
-that halves the products. Values, and the draws of dropout, are those of the whole: ``isolation`` compares them with
-PEFT's before every pack.
+Two things that their own forward pass can't know: up to the first adapter all trials of a pack
+share one activation, and a classifier reads the first token only, so the last block computes no
+other. On the two layers of the lab encoder that halves the products. Values, and the draws of
+dropout, are those of the whole: ``isolation`` compares them with PEFT's before every pack.
 
-Letters: K trials (1 while they share), B batch, T tokens, t tokens wanted (T, or 1 in the last block), d width,
-H heads, c = d/H.
+Letters: K trials (1 while they share), B batch, T tokens, t tokens wanted (T, or 1 in the last
+block), d width, H heads, c = d/H.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def is_patchable(model: PreTrainedModel) -> bool:
 
 
 def patch_encoder(model: PreTrainedModel, masks: DropoutMasks) -> None:
-    """Puts ``Block``s in place of the model's own; names of modules and weights stay. The model then takes (B, T)
-    inputs, without a repetition per trial."""
+    """Puts ``Block``s in place of the model's own; names of modules and weights stay. The model
+    then takes (B, T) inputs, without a repetition per trial."""
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Dropout):
             model.set_submodule(name, SharedDropout(module.p, masks))
@@ -55,11 +56,14 @@ def patch_encoder(model: PreTrainedModel, masks: DropoutMasks) -> None:
 def before_adapters(name: str, prefix: str) -> bool:
     """Whether this weight meets what all trials share: query, key and value of the first block."""
     first = f"{prefix}encoder.layer.0.attention."
-    return name.startswith((f"{first}self.", f"{first}attn.")) and not name.startswith(f"{first}attn.o.")
+    return name.startswith((f"{first}self.", f"{first}attn.")) and not name.startswith(
+        f"{first}attn.o."
+    )
 
 
 def of_one_token(name: str, prefix: str, config: Any) -> bool:
-    """Whether this weight meets one token a row: the last block's, except key and value; and the pooler."""
+    """Whether this weight meets one token a row: the last block's, except key
+    and value; and the pooler."""
     last = f"{prefix}encoder.layer.{config.num_hidden_layers - 1}."
     read_by_all = ("self.key.", "self.value.", "attn.k.", "attn.v.")
     is_read_by_all = name.startswith(tuple(f"{last}attention.{part}" for part in read_by_all))
@@ -71,17 +75,31 @@ class Block(nn.Module):
 
     def __init__(self, layer: Any, masks: DropoutMasks, *, last: bool) -> None:
         super().__init__()
-        self.attention, self.intermediate, self.output = layer.attention, layer.intermediate, layer.output
+        self.attention, self.intermediate, self.output = (
+            layer.attention,
+            layer.intermediate,
+            layer.output,
+        )
         self.masks, self.last = masks, last
 
-    def forward(self, x: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+    def forward(
+        self, x: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any
+    ) -> Tensor:
         """x (B, T, d) from the embeddings, then (K, B, T, d); after the last block (K*B, 1, d).
         attention_mask (B, 1, T, T): 0 or the lowest number."""
         own, after = self.attention.self, self.attention.output
-        return self._both(x, attention_mask, own, (own.query, own.key, own.value), after, after.dense)
+        return self._both(
+            x, attention_mask, own, (own.query, own.key, own.value), after, after.dense
+        )
 
     def _both(
-        self, x: Tensor, bias: Tensor | None, own: Any, qkv: tuple[nn.Module, ...], after: Any, out: nn.Module
+        self,
+        x: Tensor,
+        bias: Tensor | None,
+        own: Any,
+        qkv: tuple[nn.Module, ...],
+        after: Any,
+        out: nn.Module,
     ) -> Tensor:
         x = x[None] if x.ndim == 3 else x
         t = 1 if self.last else x.shape[2]
@@ -91,7 +109,9 @@ class Block(nn.Module):
         y = self._join(self.output, y, residual=h, full=x.shape[2])
         return y.expand(self.masks.trials, -1, -1, -1).flatten(0, 1) if self.last else y
 
-    def _attend(self, x: Tensor, bias: Tensor | None, own: Any, qkv: tuple[nn.Module, ...], t: int) -> Tensor:
+    def _attend(
+        self, x: Tensor, bias: Tensor | None, own: Any, qkv: tuple[nn.Module, ...], t: int
+    ) -> Tensor:
         """bias (B or 1, H or 1, T, T): what is added to the scores."""
         H, T = own.num_attention_heads, x.shape[2]
         query, key, value = qkv
@@ -120,7 +140,8 @@ class Block(nn.Module):
 
 
 class MPNetBlock(Block):
-    """MPNet's: the output projection stands inside its attention, and scores have a bias for relative positions."""
+    """MPNet's: the output projection stands inside its attention, and scores have a
+    bias for relative positions."""
 
     def forward(  # type: ignore[override]
         self, x: Tensor, attention_mask: Tensor | None, position_bias: Tensor, *_: Any, **__: Any

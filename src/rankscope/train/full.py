@@ -1,4 +1,5 @@
-"""A pack of one full fine-tune: every weight of the model is trained. Letters: S sites of one shape, m out, n in."""
+"""A pack of one full fine-tune: every weight of the model is trained. Letters: S sites
+of one shape, m out, n in."""
 
 from __future__ import annotations
 
@@ -14,14 +15,23 @@ from rankscope.linalg import Dense
 from rankscope.study.study_file import Trial
 from rankscope.study.tasks import Task
 from rankscope.train.encoder import is_patchable, patch_encoder
-from rankscope.train.model import draw_head, load_model, quiet, sharing_weights, sites, stream, weight_of
+from rankscope.train.model import (
+    draw_head,
+    load_model,
+    quiet,
+    sharing_weights,
+    sites,
+    stream,
+    weight_of,
+)
 from rankscope.train.packed import DropoutMasks
 from rankscope.train.rows import Rows
 from rankscope.train.updates import Updates
 
 
 class FullPack:
-    """K = 1. ``stock``: by the model's own forward pass, even where ``encoder`` has a faster one."""
+    """K = 1. ``stock``: by the model's own forward pass, even where
+    ``encoder`` has a faster one."""
 
     def __init__(
         self,
@@ -59,15 +69,20 @@ class FullPack:
         for names in shapes.values():
             W = torch.stack([self.pretrained[name] for name in names])
             tuned = torch.stack([weight_of(self.sites[name]) for name in names])[:, None]
-            yield Updates(names, slice(0, 1), W, Dense(tuned.double() - W[:, None].double()), Dense(tuned))
+            yield Updates(
+                names, slice(0, 1), W, Dense(tuned.double() - W[:, None].double()), Dense(tuned)
+            )
 
     def save(self, k: int, buffers: Sequence[Tensor], folder: Path) -> None:
-        """The model with this buffer in place of its row's values, as a Hugging Face checkpoint in ``folder``."""
+        """The model with this buffer in place of its row's values, as a Hugging Face
+        checkpoint in ``folder``."""
         assert k == 0
         (group,), (buffer,) = self.rows, buffers
         values = {id(p): v for p, v in zip(group.parameters, group.views(buffer), strict=True)}
         state = self.model.state_dict()
-        for name, p in self.model.named_parameters(remove_duplicate=False):  # tied weights have two names
+        for name, p in self.model.named_parameters(
+            remove_duplicate=False
+        ):  # tied weights have two names
             state[name] = values[id(p)]
         with quiet():
             self.model.save_pretrained(

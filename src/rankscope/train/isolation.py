@@ -1,14 +1,17 @@
-"""Proof, before a pack trains, that its trials do not touch each other and compute what PEFT computes.
+"""Proof, before a pack trains, that its trials do not touch each other
+and compute what PEFT computes.
 
 With adapters and heads moved away from their start (B = 0 would prove nothing):
 
-1. on the pack's first batch, in training mode with dropout, the logits of each trial are those of the stock model
-   with that adapter alone, through PEFT's own layers;
+1. on the pack's first batch, in training mode with dropout, the logits of each trial are those of
+   the stock model with that adapter alone, through PEFT's own layers;
 2. moving the adapters and heads of some trials moves no bit of the other trials' logits;
-3. logits in evaluation mode, and gradients, are PEFT's, for one trial of each rank and scaling rule.
+3. logits in evaluation mode, and gradients, are PEFT's, for one trial
+    of each rank and scaling rule.
 
-(2) and (3) take two rows, the shortest and the longest of the training set: other lengths may take other paths in a
-model. All in the precision of the weights, before any rounding to bfloat16. Letters: K trials, B batch, C classes.
+(2) and (3) take two rows, the shortest and the longest of the training set: other lengths may take
+other paths in a model. All in the precision of the weights, before any rounding to bfloat16.
+Letters: K trials, B batch, C classes.
 """
 
 from __future__ import annotations
@@ -94,7 +97,8 @@ def _prove_full(pack: FullPack, stock: PreTrainedModel, train: Encoded, rows: Te
 
 
 class _Alone:
-    """Each trial by PEFT on the stock model: one PEFT adapter per rank and scaling rule, filled anew for each trial."""
+    """Each trial by PEFT on the stock model: one PEFT adapter per rank and scaling rule,
+    filled anew for each trial."""
 
     def __init__(self, pack: AdapterPack) -> None:
         self.pack, first = pack, pack.rows[0].values
@@ -109,7 +113,10 @@ class _Alone:
 
     def becomes(self, k: int) -> dict[str, nn.Parameter]:
         """Puts trial k's values into its adapter. -> the weights trained, by their names"""
-        name, state = self.names[self.configs[k]], self.pack.state(k, [g.values for g in self.pack.rows])
+        name, state = (
+            self.names[self.configs[k]],
+            self.pack.state(k, [g.values for g in self.pack.rows]),
+        )
         weights = self.weights[name]
         if state.keys() != weights.keys():
             odd = sorted(state.keys() ^ weights.keys())[0]
@@ -133,7 +140,9 @@ class _Alone:
             found: Tensor = self.model(**{name: x.to(device) for name, x in inputs.items()}).logits
         return found
 
-    def logits(self, inputs: dict[str, Tensor], trials: Iterable[int], *, training: bool = True) -> Tensor:
+    def logits(
+        self, inputs: dict[str, Tensor], trials: Iterable[int], *, training: bool = True
+    ) -> Tensor:
         """(trials, B, C)"""
         found = []
         for k in trials:
@@ -152,8 +161,8 @@ def _logits(pack: Pack, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def _isolated(pack: AdapterPack, inputs: dict[str, Tensor]) -> None:
-    """Rounds enough that for any two trials the one is moved in some round and the other is not (Sperner: sets of
-    half of the rounds, none inside another)."""
+    """Rounds enough that for any two trials the one is moved in some round and the other is not
+    (Sperner: sets of half of the rounds, none inside another)."""
     K, before = len(pack.trials), _logits(pack, inputs)
     rounds = next(n for n in itertools.count(1) if math.comb(n, n // 2) >= K) if K > 1 else 0
     moved_in = list(itertools.islice(itertools.combinations(range(rounds), rounds // 2), K))
@@ -166,11 +175,17 @@ def _isolated(pack: AdapterPack, inputs: dict[str, Tensor]) -> None:
             group.values.copy_(values)
         for k in range(K):
             if (k in moved) == torch.equal(after[k], before[k]):
-                reason = "does not move with its own weights" if k in moved else "moves with its neighbours'"
+                reason = (
+                    "does not move with its own weights"
+                    if k in moved
+                    else "moves with its neighbours'"
+                )
                 raise NotIsolated(f"trial {k + 1} of the pack {reason}")
 
 
-def _gradients(pack: AdapterPack, alone: _Alone, inputs: dict[str, Tensor], trials: Iterable[int]) -> None:
+def _gradients(
+    pack: AdapterPack, alone: _Alone, inputs: dict[str, Tensor], trials: Iterable[int]
+) -> None:
     """Of sum(c logits) with the same random c for all trials."""
     found = _logits(pack, inputs)
     generator = torch.Generator().manual_seed(0)
@@ -216,7 +231,8 @@ def _equal(ours: Tensor, theirs: Tensor, what: str, scale: float | None = None) 
 
 @contextlib.contextmanager
 def _refused() -> Iterator[None]:
-    """What the packed model can't compute is refused as well; what the machine can't hold is not."""
+    """What the packed model can't compute is refused as well; what the
+    machine can't hold is not."""
     try:
         yield
     except (NotIsolated, torch.OutOfMemoryError):

@@ -1,4 +1,5 @@
-"""Trains one pack into its folders: from a checkpoint where there is one, in halves where memory is short."""
+"""Trains one pack into its folders: from a checkpoint where there is one, in
+halves where memory is short."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ class Pace:
     every: float = 60.0  # seconds between two checkpoints, at least,
     share: float = 0.01  # and no more than this part of the time goes into them
     look: int = LOOK  # steps
-    worth: float = 5.0  # seconds of training that a checkpoint pays for when the process is asked to stop
+    worth: float = (
+        5.0  # seconds of training that a checkpoint pays for when the process is asked to stop
+    )
 
 
 def train_pack(
@@ -53,12 +56,15 @@ def train_pack(
     run: type[Run] = Run,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Trains a pack into its folders. Its trials share model, task, seed, batches and budget (``study.packs``).
+    """Trains a pack into its folders. Its trials share model, task, seed, batches
+    and budget (``study.packs``).
 
-    A trial whose loss or gradient is no longer finite is frozen, finished as "diverged" and dropped; the others go on. Where memory
-    does not do, the pack is split and each half trained alone. Where ``isolation.prove`` fails, the trials train one at a
-    time through PEFT's own layers, which ``say`` is told and trial.json keeps. ``progress`` is told of every optimiser step, times K; what
-    it raises passes. With ``scratch``, a local folder, a checkpoint is kept there, and training goes on from it.
+    A trial whose loss or gradient is no longer finite is frozen, finished as "diverged" and
+    dropped; the others go on. Where memory does not do, the pack is split and each half trained
+    alone. Where ``isolation.prove`` fails, the trials train one at a time through PEFT's own
+    layers, which ``say`` is told and trial.json keeps. ``progress`` is told of every optimiser
+    step, times K; what it raises passes. With ``scratch``, a local folder, a checkpoint is kept
+    there, and training goes on from it.
     """
     taken, full = _Taken(progress), trials[0].method == "full"
     where: dict[str, Any] = {"model": model, "task": task, "device": device}
@@ -107,7 +113,11 @@ def _train(
     """The pack as a whole, or where memory does not do in halves."""
     before = taken.steps
     try:
-        place = tempfile.TemporaryDirectory() if scratch is None else contextlib.nullcontext(str(scratch))
+        place = (
+            tempfile.TemporaryDirectory()
+            if scratch is None
+            else contextlib.nullcontext(str(scratch))
+        )
         with place as folder:
             training = _Training(trials, begin, Path(folder), pace, keeps=scratch is not None)
             training.run_through(folders, taken)
@@ -149,7 +159,8 @@ def _one_at_a_time(
 class _Training:
     """A pack, from its checkpoint if there is one; the dead leave it on the way.
 
-    Their results wait in the scratch: who goes on after a kill finds them there, while the trials' folders are empty then.
+    Their results wait in the scratch: who goes on after a kill finds them there, while the
+    trials' folders are empty then.
     """
 
     def __init__(
@@ -163,14 +174,19 @@ class _Training:
     ) -> None:
         self.pace = pace
         self.ids, self.scratch, self.keeps = [trial.id for trial in trials], scratch, keeps
-        self.started, self.seconds = time.perf_counter(), 0.0  # a trial's part of the time before that
+        self.started, self.seconds = (
+            time.perf_counter(),
+            0.0,
+        )  # a trial's part of the time before that
         self.dead = {id: TrialDir(scratch / "diverged" / id) for id in self.ids}
         kept = checkpoint.read(scratch, trials=self.ids)
         if kept is not None and any(
             id not in kept[1]["living"] and not self.dead[id].is_done for id in self.ids
         ):
             kept = None
-        self.run = begin([trial for trial in trials if kept is None or trial.id in kept[1]["living"]])
+        self.run = begin(
+            [trial for trial in trials if kept is None or trial.id in kept[1]["living"]]
+        )
         if kept is not None:
             self.run.restore(*kept)
             self.seconds = kept[1]["seconds"]
@@ -191,7 +207,9 @@ class _Training:
                     last = time.perf_counter()
                 try:
                     progress(len(self.ids))
-                except KeyboardInterrupt:  # between two steps: what was trained since need not be lost
+                except (
+                    KeyboardInterrupt
+                ):  # between two steps: what was trained since need not be lost
                     if self.keeps and time.perf_counter() - last > self.pace.worth:
                         self.keep()
                     raise
@@ -226,7 +244,10 @@ class _Training:
         self.run = without_diverged(self.run)
 
     def finish(self, folders: Sequence[TrialDir]) -> None:
-        places, seconds = {t.id: k for k, t in enumerate(self.run.pack.trials)}, self.seconds_so_far()
+        places, seconds = (
+            {t.id: k for k, t in enumerate(self.run.pack.trials)},
+            self.seconds_so_far(),
+        )
         for id, folder in zip(self.ids, folders, strict=True):
             if id in places:
                 self.run.finish(places[id], folder, seconds=seconds)

@@ -1,4 +1,5 @@
-"""GLUE's metrics, for all trials of a pack. Higher is better. Letters: K trials, N rows, C classes."""
+"""GLUE's metrics, for all trials of a pack. Higher is better. Letters: K
+trials, N rows, C classes."""
 
 from __future__ import annotations
 
@@ -12,14 +13,17 @@ from torch import Tensor
 
 from rankscope.study.tasks import Task
 
-SMALL = 1e-4  # of the labels' standard deviation, or nats: below it answers do not differ for anybody
+SMALL = (
+    1e-4  # of the labels' standard deviation, or nats: below it answers do not differ for anybody
+)
 ROUNDED = 2  # times the rounding, measured, that answers must differ by
 
 
 def score(logits: Tensor, labels: Tensor, task: Task) -> list[dict[str, float]]:
     """The task's metric, and for the tasks that have one its second, per trial.
 
-    A constant answer has correlation 0: it says nothing about the rows. NaN where a logit is not finite.
+    A constant answer has correlation 0: it says nothing about the rows. NaN
+    where a logit is not finite.
 
     Args:
         logits: (K, N, C), C = 1 for regression.  labels: (N,).
@@ -39,7 +43,8 @@ def score(logits: Tensor, labels: Tensor, task: Task) -> list[dict[str, float]]:
 
 
 def constant_score(labels: Tensor, task: Task) -> float:
-    """The task's metric of the best constant answer: the commonest class's share, or a correlation of 0."""
+    """The task's metric of the best constant answer: the commonest class's
+    share, or a correlation of 0."""
     if task.metric != "accuracy":
         return 0.0
     return float(labels.unique(return_counts=True)[1].max()) / len(labels)
@@ -48,13 +53,15 @@ def constant_score(labels: Tensor, task: Task) -> float:
 def is_constant(logits: Tensor, labels: Tensor, *, rounding: Tensor | None = None) -> Tensor:
     """Whether a trial gives every row the same answer, up to rounding. (K, N, C), (N,) -> (K,) bool
 
-    What a collapsed model leaves is rounding, or differences that nothing can use; but a correlation is blind to
-    scale, and would make a number of them. So an answer is constant if its standard deviation over the rows
-    is below ``ROUNDED`` times that which rounding alone gives it, or below ``SMALL`` of the labels' own (regression),
-    or below ``SMALL`` nats (classification: of the logits, less their mean over the classes).
+    What a collapsed model leaves is rounding, or differences that nothing can use; but a
+    correlation is blind to scale, and would make a number of them. So an answer is constant if its
+    standard deviation over the rows is below ``ROUNDED`` times that which rounding alone gives it,
+    or below ``SMALL`` of the labels' own (regression), or below ``SMALL`` nats (classification: of
+    the logits, less their mean over the classes).
 
     Args:
-        rounding: (K,) standard deviation of the answers due to rounding, as ``train.rounding`` measures it; None: 0.
+        rounding: (K,) standard deviation of the answers due to rounding, as
+            ``train.rounding`` measures it; None: 0.
     """
     spread = deviation(logits)
     unit = float(labels.double().std(correction=0)) if logits.shape[-1] == 1 else 1.0

@@ -1,4 +1,5 @@
-"""A Hugging Face sequence classifier: loading, the layers that an update adapts, those trained in full."""
+"""A Hugging Face sequence classifier: loading, the layers that an update
+adapts, those trained in full."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import logging as hub_logging
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
@@ -29,13 +35,15 @@ def load_model(model: str, task: Task) -> PreTrainedModel:
 
     What its file lacks is drawn from a fixed seed, the same every time.
 
-    Parameters require a gradient in the layers of ``trained_in_full``, in no other. ``ValueError``, one line,
-    for a folder or hub id that can't be trained on.
+    Parameters require a gradient in the layers of ``trained_in_full``, in no other. ``ValueError``,
+    one line, for a folder or hub id that can't be trained on.
     """
     with one_line(model), quiet(), torch.random.fork_rng():
         torch.manual_seed(0)
         loaded = _from_pretrained(model, task, attn_implementation="eager")
-        if loaded.config.pad_token_id is None:  # decoders classify the last token that is not padding
+        if (
+            loaded.config.pad_token_id is None
+        ):  # decoders classify the last token that is not padding
             loaded.config.pad_token_id = load_tokenizer(model).pad_token_id
         return loaded
 
@@ -44,7 +52,8 @@ def _from_pretrained(model: str, task: Task, **settings: Any) -> PreTrainedModel
     """The model, with gradients where ``load_model`` says."""
     check_folder(model)
     loaded, report = AutoModelForSequenceClassification.from_pretrained(
-        model, num_labels=task.num_labels, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True,
+        model, num_labels=task.num_labels, dtype=torch.float32, ignore_mismatched_sizes=True,
+        output_loading_info=True,
         trust_remote_code=False, **settings,
     )  # fmt: skip
     if getattr(loaded, "_hf_peft_config_loaded", False):
@@ -56,17 +65,21 @@ def _from_pretrained(model: str, task: Task, **settings: Any) -> PreTrainedModel
     absent = sorted(name for name in report["missing_keys"] if name.startswith(prefix))
     above = _above_blocks(loaded)
     if lost := [name for name in absent if not name.startswith(above)]:
-        raise ValueError(f"its file lacks {len(lost)} of the model's weights, the first is {lost[0]}")
+        raise ValueError(
+            f"its file lacks {len(lost)} of the model's weights, the first is {lost[0]}"
+        )
     _require_gradients(loaded, {name.rpartition(".")[0] for name in absent})
     return loaded
 
 
 def _above_blocks(model: PreTrainedModel) -> tuple[str, ...]:
-    """The parts of the base model that follow its blocks, such as BERT's pooler: a fresh one can be trained with
-    the head. Without an embedding or a block of its own a pretrained model is none."""
+    """The parts of the base model that follow its blocks, such as BERT's pooler: a fresh one can be
+    trained with the head. Without an embedding or a block of its own a pretrained model is none."""
     children = list(model.base_model.named_children())
     blocks = [
-        i for i, (_, part) in enumerate(children) if any(isinstance(m, nn.ModuleList) for m in part.modules())
+        i
+        for i, (_, part) in enumerate(children)
+        if any(isinstance(m, nn.ModuleList) for m in part.modules())
     ]
     above = children[blocks[-1] + 1 :] if blocks else []
     return tuple(f"{model.base_model_prefix}.{name}." for name, _ in above)
@@ -96,16 +109,20 @@ def load_tokenizer(model: str) -> Any:
 
 
 def skeleton(model: str, task: Task) -> PreTrainedModel:
-    """The model without its weights (on the meta device): shapes and names only, gradients as ``load_model`` has them.
+    """The model without its weights (on the meta device): shapes and names only,
+    gradients as ``load_model`` has them.
 
-    A local folder's file is compared with its configuration; of a hub model only the configuration is read.
+    A local folder's file is compared with its configuration; of a hub model
+    only the configuration is read.
     """
     with one_line(model), quiet():
         if Path(model).is_dir():
             return _from_pretrained(model, task, device_map="meta")
         check_folder(model)
         with torch.device("meta"):
-            config = AutoConfig.from_pretrained(model, num_labels=task.num_labels, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(
+                model, num_labels=task.num_labels, trust_remote_code=False
+            )
             found = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
         _require_gradients(found)
         return found
@@ -119,7 +136,9 @@ def fingerprint(model: str) -> str:
             return Path(hf_hub_download(model, "config.json")).parent.name
     digest = hashlib.sha256()
     for path in sorted(
-        p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") or p.name == "config.json"
+        p
+        for p in folder.iterdir()
+        if p.suffix in (".safetensors", ".bin") or p.name == "config.json"
     ):
         digest.update(path.name.encode())
         with path.open("rb") as file:
@@ -129,8 +148,8 @@ def fingerprint(model: str) -> str:
 
 
 def sites(model: PreTrainedModel, target_modules: Sequence[str]) -> dict[str, nn.Module]:
-    """The frozen linear layers of the base model that are called one of ``target_modules`` (PEFT's rule: the whole name
-    or its last parts), in order."""
+    """The frozen linear layers of the base model that are called one of ``target_modules`` (PEFT's
+    rule: the whole name or its last parts), in order."""
     trained = trained_in_full(model)
     linear = {
         name: module
@@ -140,7 +159,8 @@ def sites(model: PreTrainedModel, target_modules: Sequence[str]) -> dict[str, nn
         and name not in trained
     }
     called = {
-        target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in target_modules
+        target: [name for name in linear if f".{name}".endswith(f".{target}")]
+        for target in target_modules
     }
     for target, names in called.items():
         if not names:
@@ -173,7 +193,9 @@ def shape_of(model: PreTrainedModel, target_modules: Sequence[str]) -> Shape:
         if name.startswith(prefix) and p.ndim == 2 and "embed" not in name
     }
     shared = {name for name in matrices if is_patchable(model) and before_adapters(name, prefix)}
-    one_token = {name for name in matrices if is_patchable(model) and of_one_token(name, prefix, config)}
+    one_token = {
+        name for name in matrices if is_patchable(model) and of_one_token(name, prefix, config)
+    }
     return Shape(
         matrices=sum(matrices.values()),
         all=sum(p.numel() for p in model.parameters()),
@@ -197,8 +219,9 @@ def shape_of(model: PreTrainedModel, target_modules: Sequence[str]) -> Shape:
 
 
 def trained_in_full(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """What an adapter trains and saves beside its factors: every module with parameters of its own outside the base
-    model (the head: linear layers, in some families a norm), and those of the base model that its file lacks."""
+    """What an adapter trains and saves beside its factors: every module with parameters of its own
+    outside the base model (the head: linear layers, in some families a norm), and those of the base
+    model that its file lacks."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -213,9 +236,11 @@ def drawn_beside_head(model: PreTrainedModel) -> list[str]:
 
 
 def modules_to_save(model: PreTrainedModel) -> list[str]:
-    """PEFT's setting for ``trained_in_full``: whole heads by their first name, layers of the base by their whole name.
+    """PEFT's setting for ``trained_in_full``: whole heads by their first name, layers of
+    the base by their whole name.
 
-    ``ValueError`` where PEFT, which takes every module whose name ends in one of these, would take another as well.
+    ``ValueError`` where PEFT, which takes every module whose name ends in one of
+    these, would take another as well.
     """
     prefix, trained = model.base_model_prefix + ".", trained_in_full(model)
     names = sorted({name if name.startswith(prefix) else name.split(".")[0] for name in trained})
@@ -225,15 +250,16 @@ def modules_to_save(model: PreTrainedModel) -> list[str]:
             f"{name}.{inner}".rstrip(".") for inner, _ in module.named_modules()
         }:
             raise ValueError(
-                f'modules_to_save: {saved_by[0]!r} would make PEFT train {name}, too: use method = "full"'
+                f"modules_to_save: {saved_by[0]!r} would make PEFT train {name}, too: use "
+                'method = "full"'
             )
     return names
 
 
 @torch.no_grad()
 def draw_head(model: PreTrainedModel, generator: torch.Generator) -> None:
-    """Fresh values for ``trained_in_full``, in the order of the modules: matrices from N(0, initializer_range^2),
-    zero biases, norms of weight 1."""
+    """Fresh values for ``trained_in_full``, in the order of the modules: matrices from N(0,
+    initializer_range^2), zero biases, norms of weight 1."""
     for layer in trained_in_full(model).values():
         for name, parameter in layer.named_parameters(recurse=False):
             if parameter.ndim > 1:
@@ -244,14 +270,16 @@ def draw_head(model: PreTrainedModel, generator: torch.Generator) -> None:
 
 
 def stream(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A trial's random stream: "init", "order" or "dropout"; independent of each other, equal for equal seeds."""
+    """A trial's random stream: "init", "order" or "dropout"; independent of each
+    other, equal for equal seeds."""
     entropy = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(entropy))
 
 
 @contextlib.contextmanager
 def one_line(model: str) -> Iterator[None]:
-    """Whatever transformers raises on a model, as a ``ValueError`` of one line. Out of memory passes as it is."""
+    """Whatever transformers raises on a model, as a ``ValueError`` of one line. Out
+    of memory passes as it is."""
     try:
         yield
     except Exception as error:
@@ -259,7 +287,8 @@ def one_line(model: str) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         expected = (
-            "expected a folder with config.json, weights and tokenizer, or a hub id that can be reached"
+            "expected a folder with config.json, weights and tokenizer, or a hub id "
+            "that can be reached"
         )
         raise ValueError(f"model {model!r}: {expected}; {reason}") from None
 
@@ -271,7 +300,10 @@ def is_out_of_memory(error: Exception) -> bool:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' own bars, and its report on heads that are new: ours always are."""
-    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    verbosity, bar = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
     hub_verbosity = hub_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

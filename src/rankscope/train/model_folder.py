@@ -1,4 +1,5 @@
-"""A model's configuration, looked at before transformers acts on it. It comes from others: sizes are bounded."""
+"""A model's configuration, looked at before transformers acts on it. It comes from
+others: sizes are bounded."""
 
 from __future__ import annotations
 
@@ -16,14 +17,16 @@ LARGEST_NUMBER = 2**31
 
 
 def check_folder(model: str) -> None:
-    """``ValueError`` or ``OSError`` for a folder or hub id whose configuration can't be a base model's."""
+    """``ValueError`` or ``OSError`` for a folder or hub id whose
+    configuration can't be a base model's."""
     folder = Path(model)
     if not folder.is_dir():
         check_config(Path(hf_hub_download(model, CONFIG)))
         return
     if (folder / ADAPTER).is_file():
         raise ValueError(
-            f"found an adapter in it ({ADAPTER}): name the model that it was trained on, or merge it first"
+            f"found an adapter in it ({ADAPTER}): name the model that it was trained on, or "
+            "merge it first"
         )
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"found no {CONFIG} in it")
@@ -44,15 +47,21 @@ def check_config(path: Path) -> None:
         raise ValueError(f"{path}: expected a model_type; found {config.get('model_type')!r}")
     for key, number in _whole_numbers(config):
         if abs(number) > LARGEST_NUMBER or (abs(number) > MOST_PARTS and _counts_parts(key)):
-            raise ValueError(f"{path}: expected sizes of a model; found {key[:40]} = {str(number)[:40]}")
+            raise ValueError(
+                f"{path}: expected sizes of a model; found {key[:40]} = {str(number)[:40]}"
+            )
 
 
 def _counts_parts(key: str) -> bool:
-    return any(word in key for word in ("layer", "block", "head", "expert", "group")) and "dim" not in key
+    return (
+        any(word in key for word in ("layer", "block", "head", "expert", "group"))
+        and "dim" not in key
+    )
 
 
 def _whole_numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    """Every whole number in it, with its name. Without recursion: the depth comes from others, too."""
+    """Every whole number in it, with its name. Without recursion: the
+    depth comes from others, too."""
     left = [(key, value)]
     while left:
         key, value = left.pop()

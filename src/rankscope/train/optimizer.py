@@ -1,8 +1,9 @@
 """AdamW with one learning rate per trial, and gradient clipping per trial. Letters: K trials.
 
-Loshchilov and Hutter 2019 by torch's own kernel (``torch.optim.AdamW(fused=True)``): a pack steps as K separate runs would.
-One pass over a trial's row does it all; single operations would also stumble over the zeros and subnormal numbers of the second
-moments of embeddings (a square root of them takes 5 and 35 times as long).
+Loshchilov and Hutter 2019 by torch's own kernel (``torch.optim.AdamW(fused=True)``): a pack steps
+as K separate runs would. One pass over a trial's row does it all; single operations would also
+stumble over the zeros and subnormal numbers of the second moments of embeddings (a square root of
+them takes 5 and 35 times as long).
 """
 
 from __future__ import annotations
@@ -50,11 +51,14 @@ class PackedAdamW:
     def step(self, *, schedule: float, alive: Tensor) -> Tensor:
         """One update with learning rate ``schedule`` times the peak; spends the gradients.
 
-        Trials that are not alive, or whose gradient is not finite, keep their parameters. -> (K,) bool: still alive
+        Trials that are not alive, or whose gradient is not finite, keep their
+        parameters. -> (K,) bool: still alive
         """
         squares = torch.zeros(len(alive), dtype=torch.float64, device=alive.device)
         for group in self.rows:
-            squares[group.slots] += torch.linalg.vector_norm(group.gradients, dim=1).double().square()
+            squares[group.slots] += (
+                torch.linalg.vector_norm(group.gradients, dim=1).double().square()
+            )
         norms = squares.sqrt()  # (K,)
         alive = alive & norms.isfinite()
         clip = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)[:, None]
@@ -67,7 +71,8 @@ class PackedAdamW:
         return alive
 
     def _update(self, k: int, rate: float, count: Tensor, dead: Tensor) -> None:
-        """Trial k; the kernel leaves all as it was where ``dead`` is 1, which a GPU tells itself."""
+        """Trial k; the kernel leaves all as it was where ``dead`` is 1,
+        which a GPU tells itself."""
         buffers = [
             (group, k - group.slots.start, (group.values, group.gradients, mean, square))
             for group, mean, square in zip(self.rows, self.means, self.squares, strict=True)
@@ -76,22 +81,29 @@ class PackedAdamW:
         for decays in (True, False):
             values, gradients, means, squares = (
                 [
-                    tensors[i][row, : group.decaying] if decays else tensors[i][row, group.decaying :]
+                    tensors[i][row, : group.decaying]
+                    if decays
+                    else tensors[i][row, group.decaying :]
                     for group, row, tensors in buffers
                 ]
                 for i in range(4)
             )
             self._kernel(
-                values, gradients, means, squares, [], [count] * len(values), lr=rate, beta1=self.betas[0],
-                beta2=self.betas[1], weight_decay=self.weight_decay if decays else 0.0, eps=self.epsilon,
+                values, gradients, means, squares, [], [count] * len(values), lr=rate,
+                beta1=self.betas[0],
+                beta2=self.betas[1], weight_decay=self.weight_decay if decays else 0.0,
+                eps=self.epsilon,
                 amsgrad=False, maximize=False, grad_scale=None, found_inf=dead,
             )  # fmt: skip
 
 
-# The kernel behind torch.optim.AdamW(fused=True) is private: it is called only as the torch it was tested with has it.
+# The kernel behind torch.optim.AdamW(fused=True) is private: it is called only as the torch
+# it was tested with has it.
 FUSED = (
-    "aten::_fused_adamw_(Tensor(a!)[] self, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
-    "Tensor(e!)[] max_exp_avg_sqs, Tensor[] state_steps, *, float lr, float beta1, float beta2, float weight_decay, "
+    "aten::_fused_adamw_(Tensor(a!)[] self, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, "
+    "Tensor(d!)[] exp_avg_sqs, "
+    "Tensor(e!)[] max_exp_avg_sqs, Tensor[] state_steps, *, float lr, float beta1, float "
+    "beta2, float weight_decay, "
     "float eps, bool amsgrad, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()"
 )
 
@@ -104,8 +116,10 @@ def has_fused_kernel() -> bool:
 
 
 def plain_adamw(
-    values: Sequence[Tensor], gradients: Sequence[Tensor], means: Sequence[Tensor], squares: Sequence[Tensor],
-    _: Sequence[Tensor], counts: Sequence[Tensor], *, lr: float, beta1: float, beta2: float, weight_decay: float,
+    values: Sequence[Tensor], gradients: Sequence[Tensor], means: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    _: Sequence[Tensor], counts: Sequence[Tensor], *, lr: float, beta1: float, beta2: float,
+    weight_decay: float,
     eps: float, found_inf: Tensor, **__: Any,
 ) -> None:  # fmt: skip
     """The same update in single operations, for a torch without that kernel."""
@@ -121,7 +135,8 @@ def plain_adamw(
 
 
 def linear_schedule(step: int, *, warmup: int, total: int) -> float:
-    """Share of the peak rate at ``step`` (from 0): up over ``warmup`` steps, then down to 0 at ``total``."""
+    """Share of the peak rate at ``step`` (from 0): up over ``warmup`` steps,
+    then down to 0 at ``total``."""
     if step < warmup:
         return step / max(1, warmup)
     return max(0.0, (total - step) / max(1, total - warmup))

@@ -1,4 +1,5 @@
-"""What a pack is to the training loop, and its forward pass. Letters: K trials, B batch, T tokens, C classes."""
+"""What a pack is to the training loop, and its forward pass. Letters: K trials, B
+batch, T tokens, C classes."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ from rankscope.train.updates import Updates
 class Pack(Protocol):
     """K trials that train together: ``AdapterPack``, or with K = 1 ``FullPack`` and ``PeftTrial``.
 
-    ``rows`` are their trained weights. The model takes inputs (B, T), repeated ``repeats`` times; where
-    ``takes_dropouts``, its calls of dropout are answered by ``masks``.
+    ``rows`` are their trained weights. The model takes inputs (B, T), repeated ``repeats`` times;
+    where ``takes_dropouts``, its calls of dropout are answered by ``masks``.
     """
 
     trials: list[Trial]
@@ -39,7 +40,9 @@ def logits(pack: Pack, inputs: dict[str, Tensor]) -> Tensor:
     masks, K = pack.masks, len(pack.trials)
     masks.batch = len(inputs["input_ids"])
     device = pack.rows[0].values.device
-    repeated = {name: x.to(device, non_blocking=True).repeat(pack.repeats, 1) for name, x in inputs.items()}
+    repeated = {
+        name: x.to(device, non_blocking=True).repeat(pack.repeats, 1) for name, x in inputs.items()
+    }
     with contextlib.ExitStack() as stack:
         if pack.model.training:
             stack.enter_context(masks.drawing())

@@ -1,11 +1,12 @@
 """Layers that hold K trials: one frozen base, K adapters, K heads, one dropout mask for all.
 
-Letters: K trials, B batch, T tokens, n in, m out, r rank, N = B*T. Activations are (K*B, T, n), trial k in rows
-k*B .. (k+1)*B, or (K, B, T, n); (1, B, T, n) is what all trials still share, before the first adapter.
+Letters: K trials, B batch, T tokens, n in, m out, r rank, N = B*T. Activations are (K*B, T,
+n), trial k in rows k*B .. (k+1)*B, or (K, B, T, n); (1, B, T, n) is what all trials still
+share, before the first adapter.
 
-Ranks come in buckets: neighbours of similar rank are zero-padded to the largest of them and computed in one batched
-product. Padding stays exactly zero: its gradient is a product with the other factor's padding, and AdamW leaves a zero
-parameter with zero gradient at zero.
+Ranks come in buckets: neighbours of similar rank are zero-padded to the largest of them and
+computed in one batched product. Padding stays exactly zero: its gradient is a product with the
+other factor's padding, and AdamW leaves a zero parameter with zero gradient at zero.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class NotIsolated(RuntimeError):
 
 
 class DropoutMasks(TorchFunctionMode):
-    """The randomness of a pack in training: a stream of its own, and one dropout mask for all trials.
+    """The randomness of a pack in training: a stream of its own, and one
+    dropout mask for all trials.
 
     A pack draws what a single run draws, in the same order. While it is active as a mode, every
     ``torch.nn.functional.dropout`` of a model draws here, also inside the model's own attention.
@@ -43,7 +45,8 @@ class DropoutMasks(TorchFunctionMode):
 
     @contextlib.contextmanager
     def drawing(self) -> Iterator[None]:
-        """Whatever is drawn in here comes from this stream; torch's own generators stay as they were."""
+        """Whatever is drawn in here comes from this stream; torch's own
+        generators stay as they were."""
         with torch.random.fork_rng(self._devices):
             torch.set_rng_state(self.state[0])
             for device, state in zip(self._devices, self.state[1:], strict=True):
@@ -57,7 +60,8 @@ class DropoutMasks(TorchFunctionMode):
         return mask.bernoulli_(1 - p).div_(1 - p)
 
     def drop(self, x: Tensor, p: float) -> Tensor:
-        """Dropout of ``x`` (K*B, ...), or (B, ...) where trials still share it, with one mask for all trials."""
+        """Dropout of ``x`` (K*B, ...), or (B, ...) where trials still share it,
+        with one mask for all trials."""
         if len(x) == self.batch:
             return x * self.mask(x.shape, p, x)
         if not _is_cut_by_trials(x, self):
@@ -66,11 +70,17 @@ class DropoutMasks(TorchFunctionMode):
         return (each * self.mask(each.shape[1:], p, x)).flatten(0, 1)
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         return (self._dropout if func is F.dropout else func)(*args, **(kwargs or {}))
 
-    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    def _dropout(
+        self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor:
         return self.drop(input, p) if training and p > 0 else input
 
 
@@ -94,7 +104,8 @@ class SharedDropout(nn.Module):
 
 
 def buckets(ranks: Sequence[int]) -> list[slice]:
-    """Neighbours that are padded to one rank: all up to 16, and above it those up to the same power of two."""
+    """Neighbours that are padded to one rank: all up to 16, and above it those up
+    to the same power of two."""
     starts = [0]
     keys = [max(16, 1 << (r - 1).bit_length()) for r in ranks]
     starts += [k for k in range(1, len(keys)) if keys[k] != keys[k - 1]]
@@ -108,7 +119,8 @@ class _Updated(torch.autograd.Function):
     def forward(
         ctx: Any, y: Tensor, x: Tensor, scale: Tensor, slots: list[slice], *factors: Tensor
     ) -> Tensor:
-        """y (K or 1, N, m), x (K or 1, N, n), scale (K, 1, 1); factors B (k, m, r), A (k, r, n), bucket by bucket."""
+        """y (K or 1, N, m), x (K or 1, N, n), scale (K, 1, 1); factors B (k, m, r), A
+        (k, r, n), bucket by bucket."""
         K = len(scale)
         out = y.new_empty(K, *y.shape[1:])
         y, x = y.expand(K, -1, -1), x.expand(K, -1, -1)
@@ -139,12 +151,14 @@ class _Updated(torch.autograd.Function):
 
 
 class PackedLoRA(nn.Module):
-    """base(x) + s B A dropout(x), with the factors of K trials. PEFT's ``lora.Linear``, K at a time."""
+    """base(x) + s B A dropout(x), with the factors of K trials. PEFT's
+    ``lora.Linear``, K at a time."""
 
     scale: Tensor
 
     def __init__(
-        self, base: nn.Module, *, B: Sequence[Tensor], A: Sequence[Tensor], scale: Tensor, slots: list[slice],
+        self, base: nn.Module, *, B: Sequence[Tensor], A: Sequence[Tensor], scale: Tensor,
+        slots: list[slice],
         dropout: float, masks: DropoutMasks,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -155,14 +169,16 @@ class PackedLoRA(nn.Module):
         self.dropout = SharedDropout(dropout, masks)
 
     def forward(self, x: Tensor, *, tokens: int | None = None) -> Tensor:
-        """x (K*B, T, n), (K*B*T, n), or (K or 1, B, T, n). With ``tokens`` only the first so many are wanted.
+        """x (K*B, T, n), (K*B*T, n), or (K or 1, B, T, n). With ``tokens`` only
+        the first so many are wanted.
 
         ``NotIsolated`` for anything else: its rows can't be given to trials.
         """
         K = len(self.scale)
         if x.ndim < 4 and not _is_cut_by_trials(x, self.masks):
             raise NotIsolated(_unlike("an adapter", x, self.masks))
-        # contiguous: torch would multiply strided rows one by one, with a copy of the weight for each
+        # contiguous: torch would multiply strided rows one by one, with a
+        # copy of the weight for each
         y = self.base(x[..., :tokens, :].contiguous() if x.ndim > 2 else x)
         if self.dropout.active:
             x = self.dropout(x.flatten(0, -3) if x.ndim == 4 else x).view(x.shape)
@@ -171,8 +187,13 @@ class PackedLoRA(nn.Module):
         lead = x.shape[:-1] if x.ndim < 4 else (K, *x.shape[1:-1])
         groups = 1 if x.ndim == 4 and len(x) == 1 else K
         factors = [f.to(y.dtype) for pair in zip(self.B, self.A, strict=True) for f in pair]
-        flat_y, flat_x = y.reshape(groups, -1, y.shape[-1]), x.to(y.dtype).reshape(groups, -1, x.shape[-1])
-        scale = self.scale.to(torch.promote_types(y.dtype, torch.float32))  # in bfloat16 s is off by 1e-3
+        flat_y, flat_x = (
+            y.reshape(groups, -1, y.shape[-1]),
+            x.to(y.dtype).reshape(groups, -1, x.shape[-1]),
+        )
+        scale = self.scale.to(
+            torch.promote_types(y.dtype, torch.float32)
+        )  # in bfloat16 s is off by 1e-3
         out = _Updated.apply(flat_y, flat_x, scale, self.slots, *factors)
         return out.view(*lead, -1)
 
@@ -210,7 +231,9 @@ class PackedLinear(nn.Module):
 class PackedLayerNorm(nn.Module):
     """K layer norms of one width: those of the trials' own heads."""
 
-    def __init__(self, *, weight: Tensor, bias: Tensor | None, eps: float, masks: DropoutMasks) -> None:
+    def __init__(
+        self, *, weight: Tensor, bias: Tensor | None, eps: float, masks: DropoutMasks
+    ) -> None:
         super().__init__()
         self.masks = masks
         self.weight = nn.Parameter(weight)  # (K, d)
@@ -229,10 +252,13 @@ class PackedLayerNorm(nn.Module):
 
 
 def packed_copies(layer: nn.Module, masks: DropoutMasks) -> PackedLinear | PackedLayerNorm:
-    """K copies of a layer that each trial trains in full; ``NotIsolated`` for a kind that has no packed one."""
+    """K copies of a layer that each trial trains in full; ``NotIsolated`` for a
+    kind that has no packed one."""
     if not isinstance(layer, nn.Linear | nn.LayerNorm):
         raise NotIsolated(f"a {type(layer).__name__} in the head has no packed kind")
-    weight, bias = (None if p is None else _copies(p, masks.trials) for p in (layer.weight, layer.bias))
+    weight, bias = (
+        None if p is None else _copies(p, masks.trials) for p in (layer.weight, layer.bias)
+    )
     assert weight is not None
     if isinstance(layer, nn.Linear):
         return PackedLinear(weight=weight, bias=bias, masks=masks)

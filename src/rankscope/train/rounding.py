@@ -1,8 +1,9 @@
 """How far rounding alone moves the answers of a model, measured.
 
-Monte Carlo arithmetic (D. S. Parker, UCLA CSD-970002, 1997): the output of every layer is moved at random by up to one unit
-in its last place, and the answers are compared with the undisturbed ones. On a real encoder that gives 1 to 3 times
-the true error (against float64), in float32 and in bfloat16.
+Monte Carlo arithmetic (D. S. Parker, UCLA CSD-970002, 1997): the output of every layer is
+moved at random by up to one unit in its last place, and the answers are compared with the
+undisturbed ones. On a real encoder that gives 1 to 3 times the true error (against
+float64), in float32 and in bfloat16.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ def rounded_at_random(model: nn.Module, *, seed: int = 0) -> Iterator[None]:
             return output
         device = output.device
         generator = generators.setdefault(device, torch.Generator(device).manual_seed(seed))
-        u = torch.rand(output.shape, generator=generator, dtype=output.dtype, device=device).mul_(2).sub_(1)
+        u = (
+            torch.rand(output.shape, generator=generator, dtype=output.dtype, device=device)
+            .mul_(2)
+            .sub_(1)
+        )
         return output * u.mul_(torch.finfo(output.dtype).eps).add_(1)
 
     layers = [module for module in model.modules() if not [*module.children()]]
@@ -40,7 +45,8 @@ def rounded_at_random(model: nn.Module, *, seed: int = 0) -> Iterator[None]:
 
 
 def may_be_rounding(logits: Tensor, deviation: Tensor, *, bfloat16: bool) -> Tensor:
-    """Whether it is worth measuring: answers that differ by a few units in the last place. -> (K,) bool
+    """Whether it is worth measuring: answers that differ by a few units in
+    the last place. -> (K,) bool
 
     Args:
         logits: (K, N, C), from products in bfloat16 or in the logits' own dtype.

@@ -1,4 +1,5 @@
-"""One pack in training: K trials on the same batches, each with its own adapters, head, learning rate and fate.
+"""One pack in training: K trials on the same batches, each with its own adapters,
+head, learning rate and fate.
 
 Letters: K trials, N validation rows, B batch, C classes.
 """
@@ -30,12 +31,15 @@ from rankscope.train.rounding import may_be_rounding, rounded_at_random
 from rankscope.train.rows import differentiate
 from rankscope.train.spectra import Record, Recorder
 
-_TRIM = 8  # steps between two: batches change their length, and leave the heap in pieces (docs/log.md)
+_TRIM = (
+    8  # steps between two: batches change their length, and leave the heap in pieces (docs/log.md)
+)
 LOOK = 32  # steps between two looks at whether any trial is left: a look waits for the device
 
 
 class Run:
-    """A pack, its optimiser, and all that is known of its trials so far; ``state`` and ``restore`` move that."""
+    """A pack, its optimiser, and all that is known of its trials so far; ``state``
+    and ``restore`` move that."""
 
     def __init__(self, pack: Pack, task: Task, train: Encoded, validation: Encoded) -> None:
         self.pack, self.task, self.train, self.validation = pack, task, train, validation
@@ -55,7 +59,9 @@ class Run:
         )
         self.done = 0  # steps taken
         self.alive = torch.ones(self.K, dtype=torch.bool, device=self.device)
-        self.diverged_at = torch.zeros(self.K, dtype=torch.int64, device=self.device)  # 0: it did not
+        self.diverged_at = torch.zeros(
+            self.K, dtype=torch.int64, device=self.device
+        )  # 0: it did not
         self.losses = torch.zeros(
             self.K, dtype=torch.float64, device=self.device
         )  # since the last evaluation
@@ -65,9 +71,12 @@ class Run:
         self.spectra = Recorder(pack)
 
     def steps(self) -> Iterator[int]:
-        """Trains on; yields after every optimiser step, with spectra recorded and evaluations made on the way."""
+        """Trains on; yields after every optimiser step, with spectra recorded and
+        evaluations made on the way."""
         per_epoch = math.ceil(len(self.train) / self.pack.trials[0].batch_size)
-        evaluations = evaluation_steps(self.pack.trials[0].eval_every, per_epoch=per_epoch, total=self.total)
+        evaluations = evaluation_steps(
+            self.pack.trials[0].eval_every, per_epoch=per_epoch, total=self.total
+        )
         if self.done == 0:
             self.spectra.record(0, alive=self.alive)
         left = True
@@ -91,7 +100,9 @@ class Run:
         self.pack.model.train()
         inputs, labels = self.train.batch(rows)
         losses = loss(self.logits(inputs), labels.to(self.device))
-        differentiate(losses.sum(), self.pack.rows)  # each trial's weights see its own mean loss only
+        differentiate(
+            losses.sum(), self.pack.rows
+        )  # each trial's weights see its own mean loss only
         losses = losses.detach()
         schedule = linear_schedule(step - 1, warmup=self.warmup, total=self.total)
         alive = self.optimizer.step(schedule=schedule, alive=self.alive & losses.isfinite())
@@ -111,7 +122,9 @@ class Run:
         """Validation of every living trial: kept, with the weights where it is the best so far."""
         self.pack.model.eval()
         labels = self.validation.labels
-        found = torch.empty(self.K, len(labels), self.task.num_labels, dtype=self.pack.rows[0].values.dtype)
+        found = torch.empty(
+            self.K, len(labels), self.task.num_labels, dtype=self.pack.rows[0].values.dtype
+        )
         for rows, inputs in self.validation.by_length(2 * self.pack.trials[0].batch_size):
             found[:, rows] = self.logits(inputs).cpu()
         first = len(labels) - self.validation.beside
@@ -130,12 +143,18 @@ class Run:
         self.losses.zero_()
         self.counted = 0
         for k in self.alive.nonzero().flatten().tolist():
-            line = {"step": step, "epoch": epoch, "train_loss": means[k], "eval_loss": float(losses[k])}
+            line = {
+                "step": step,
+                "epoch": epoch,
+                "train_loss": means[k],
+                "eval_loss": float(losses[k]),
+            }
             self.evaluations[k].append(line | scores[k] | {"is_constant": bool(constant[k])})
             self.best.offer(k, step, scores[k][self.task.metric])
 
     def rounding(self, answers: Tensor) -> Tensor | None:
-        """How far rounding moves the answers (K, N, C) of a batch, where that may be all they differ by. -> (K,)"""
+        """How far rounding moves the answers (K, N, C) of a batch, where that may be
+        all they differ by. -> (K,)"""
         if not may_be_rounding(answers, deviation(answers), bfloat16=self.mixed).any():
             return None
         rows, inputs = next(self.validation.by_length(2 * self.pack.trials[0].batch_size))
@@ -189,11 +208,16 @@ class Run:
         self.best.metric, self.best.step = state["best"]
         self.evaluations = state["evaluations"]
         self.spectra.records = [
-            Record(**record, numbers=tensors[f"spectra.{i}"]) for i, record in enumerate(state["records"])
+            Record(**record, numbers=tensors[f"spectra.{i}"])
+            for i, record in enumerate(state["records"])
         ]
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield from (("alive", self.alive), ("diverged_at", self.diverged_at), ("losses", self.losses))
+        yield from (
+            ("alive", self.alive),
+            ("diverged_at", self.diverged_at),
+            ("losses", self.losses),
+        )
         for name, tensors in self.buffers().items():
             yield from ((f"{name}.{i}", tensor) for i, tensor in enumerate(tensors))
 
@@ -208,25 +232,32 @@ class Run:
 
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean loss of each trial: cross-entropy, or squared error for regression. (K, N, C), (N,) -> (K,)"""
+    """Mean loss of each trial: cross-entropy, or squared error for
+    regression. (K, N, C), (N,) -> (K,)"""
     K, N, C = logits.shape
     if C == 1:
         return (logits[..., 0] - labels).square().mean(1)
-    return F.cross_entropy(logits.flatten(0, 1), labels.repeat(K), reduction="none").view(K, N).mean(1)
+    return (
+        F.cross_entropy(logits.flatten(0, 1), labels.repeat(K), reduction="none").view(K, N).mean(1)
+    )
 
 
 def rows_of(trial: Trial, train: Encoded, steps: int) -> list[Tensor]:
     """The training rows of each of a trial's batches."""
-    order = batches(train.lengths, batch_size=trial.batch_size, generator=stream(trial.seed, "order"))
+    order = batches(
+        train.lengths, batch_size=trial.batch_size, generator=stream(trial.seed, "order")
+    )
     return list(itertools.islice(order, steps))
 
 
 def is_power_of_four(step: int) -> bool:
-    """The early steps at which spectra are recorded, beside the evaluations: growth is fast first."""
+    """The early steps at which spectra are recorded, beside the
+    evaluations: growth is fast first."""
     return step.bit_count() == 1 and step.bit_length() % 2 == 1
 
 
 def evaluation_steps(every: int | str, *, per_epoch: int, total: int) -> set[int]:
-    """The steps after which to validate: each epoch's last or every n-th, and always the very last."""
+    """The steps after which to validate: each epoch's last or every n-th,
+    and always the very last."""
     stride = per_epoch if every == "epoch" else int(every)
     return {*range(stride, total + 1, stride), total}

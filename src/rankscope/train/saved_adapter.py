@@ -1,4 +1,5 @@
-"""Writes a trained LoRA adapter as PEFT does: plain PEFT opens it on the same base, heads included."""
+"""Writes a trained LoRA adapter as PEFT does: plain PEFT opens it on the
+same base, heads included."""
 
 from __future__ import annotations
 
@@ -43,15 +44,20 @@ def save_adapter(folder: Path, state: Mapping[str, Tensor], config: LoraConfig) 
     """Writes ``adapter_model.safetensors`` and ``adapter_config.json``.
 
     Args:
-        state: names in the base model -> tensors: ``<layer>.lora_A.weight`` (r, n), ``<layer>.lora_B.weight`` (m, r),
-            and every parameter of the modules trained in full.
+        state: names in the base model -> tensors: ``<layer>.lora_A.weight`` (r, n),
+            ``<layer>.lora_B.weight`` (m, r), and every parameter of the modules trained in full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
-        {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()},
+        {
+            f"base_model.model.{name}": tensor.detach().cpu().contiguous()
+            for name, tensor in state.items()
+        },
         folder / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )
-    if config.target_modules is not None:  # PEFT keeps a set, and would write it in the order of hashes
+    if (
+        config.target_modules is not None
+    ):  # PEFT keeps a set, and would write it in the order of hashes
         config.target_modules = sorted(config.target_modules)
     config.save_pretrained(folder)

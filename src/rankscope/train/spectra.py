@@ -1,4 +1,5 @@
-"""Stable ranks of W, dW and W + dW while a pack trains. Letters: S sites of one shape, K trials, k of them in a bucket."""
+"""Stable ranks of W, dW and W + dW while a pack trains. Letters: S sites of one shape, K
+trials, k of them in a bucket."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from rankscope.train.updates import Updates
 
 COLUMNS = ("stable_rank", "lower", "upper", "spectral_norm", "frobenius_norm", "effective_rank")
 RTOL = 1e-3  # relative width of the bounds: far below what a plot or a threshold can show
-FEW = 2**23  # entries times the short side up to which singular values cost less than looks at bounds
+FEW = (
+    2**23
+)  # entries times the short side up to which singular values cost less than looks at bounds
 
 
 class HasUpdates(Protocol):
@@ -42,23 +45,32 @@ class Record:
         return 0 <= k - self.start < len(self.alive) and self.alive[k - self.start]
 
     def frame(self, k: int) -> pd.DataFrame:
-        keys = {"step": self.step, "layer": self.layers, "matrix": self.matrix, "m": self.m, "n": self.n}
+        keys = {
+            "step": self.step,
+            "layer": self.layers,
+            "matrix": self.matrix,
+            "m": self.m,
+            "n": self.n,
+        }
         columns = zip(COLUMNS, self.numbers[:, :, k - self.start].numpy(), strict=True)
         return pd.DataFrame(keys).assign(**dict(columns))
 
 
 class Recorder:
-    """Collects the spectra of a pack, one batched call per shape, bucket and matrix. A stable rank is NaN where it is
-    undefined, or where its bounds lie further apart than ``RTOL``."""
+    """Collects the spectra of a pack, one batched call per shape, bucket and matrix. A stable rank
+    is NaN where it is undefined, or where its bounds lie further apart than ``RTOL``."""
 
     def __init__(self, pack: HasUpdates) -> None:
         self.pack = pack
         self.records: list[Record] = []
 
     def record(self, step: int, *, alive: Tensor) -> None:
-        """The spectra of all sites after ``step`` steps; W at step 0 only. Trials that are not alive get no row."""
+        """The spectra of all sites after ``step`` steps; W at step 0 only. Trials that
+        are not alive get no row."""
         living = alive.tolist()
-        for _, of_one_shape in itertools.groupby(self.pack.updates(), key=lambda update: update.layers):
+        for _, of_one_shape in itertools.groupby(
+            self.pack.updates(), key=lambda update: update.layers
+        ):
             updates = list(of_one_shape)
             if step == 0:
                 self._begin(updates, living)
@@ -69,11 +81,15 @@ class Recorder:
 
     def frame(self, k: int) -> pd.DataFrame:
         """All rows of trial k."""
-        return pd.concat([record.frame(k) for record in self.records if record.holds(k)], ignore_index=True)
+        return pd.concat(
+            [record.frame(k) for record in self.records if record.holds(k)], ignore_index=True
+        )
 
     def _begin(self, updates: list[Updates], living: list[bool]) -> None:
         """Before the first step dW is zero and W + dW is W."""
-        update = dataclasses.replace(updates[0], slots=slice(updates[0].slots.start, updates[-1].slots.stop))
+        update = dataclasses.replace(
+            updates[0], slots=slice(updates[0].slots.start, updates[-1].slots.stop)
+        )
         if not any(living[update.slots]):
             return
         self._add(update, 0, "W", Dense(update.W[:, None]), living)
@@ -83,13 +99,20 @@ class Recorder:
         self.records += [dataclasses.replace(start, matrix="dW", numbers=zeros)]
         self.records += [dataclasses.replace(start, matrix="W+dW")]
 
-    def _add(self, update: Updates, step: int, matrix: str, operator: Operator, living: list[bool]) -> None:
+    def _add(
+        self, update: Updates, step: int, matrix: str, operator: Operator, living: list[bool]
+    ) -> None:
         alive = living[update.slots]
         if not any(alive):
             return
-        few = operator.device.type == "cpu" and math.prod(operator.shape) * min(operator.shape[-2:]) <= FEW
+        few = (
+            operator.device.type == "cpu"
+            and math.prod(operator.shape) * min(operator.shape[-2:]) <= FEW
+        )
         start = torch.Generator().manual_seed(0)  # the same in a run that was stopped and went on
-        found = summary(operator, rtol=RTOL, effective_rank=matrix == "dW", exact=few, generator=start)
+        found = summary(
+            operator, rtol=RTOL, effective_rank=matrix == "dW", exact=few, generator=start
+        )
         sr = found.stable_rank
         # A value that is not known to the width asked for is not recorded; its bounds are.
         value = torch.where(torch.as_tensor(sr.met), torch.as_tensor(sr.value), torch.nan)
@@ -101,4 +124,6 @@ class Recorder:
             ]
         )
         m, n = operator.shape[-2:]
-        self.records.append(Record(step, matrix, update.layers, m, n, update.slots.start, alive, numbers))
+        self.records.append(
+            Record(step, matrix, update.layers, m, n, update.slots.start, alive, numbers)
+        )

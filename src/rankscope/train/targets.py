@@ -1,4 +1,5 @@
-"""What an update adapts where a study does not say: PEFT's choice for the family, else its attention's query and value."""
+"""What an update adapts where a study does not say: PEFT's choice for the family, else its
+attention's query and value."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ OTHERS = {"phi": ("q_proj", "v_proj", "fc1", "fc2")}
 
 
 def default_targets(model: PreTrainedModel) -> list[str]:
-    """``target_modules`` for this model; ``ValueError``, one line, where its layers bear none of the known names."""
+    """``target_modules`` for this model; ``ValueError``, one line, where its layers
+    bear none of the known names."""
     prefix = model.base_model_prefix + "."
     linear = {
         name.split(".")[-1]

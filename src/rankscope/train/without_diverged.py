@@ -1,4 +1,5 @@
-"""Rebuilds a pack without its diverged trials. Letters: K trials, S sites of one shape, k of them in a bucket."""
+"""Rebuilds a pack without its diverged trials. Letters: K trials, S sites of one
+shape, k of them in a bucket."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from rankscope.train.spectra import Record
 def without_diverged(run: Run) -> Run:
     """The run of those trials that are alive, where the whole has come to.
 
-    They compute what they would have computed, up to rounding: products of fewer rows may add in another order.
+    They compute what they would have computed, up to rounding: products of fewer
+    rows may add in another order.
     """
     assert isinstance(run.pack, AdapterPack)
     kept = run.alive.nonzero().flatten().tolist()
@@ -50,7 +52,8 @@ def _carry(
     old_buffers: Sequence[Tensor],
     kept: Sequence[int],
 ) -> None:
-    """Row by row: heads to heads, adapters to adapters, whose padding may have shrunk and whose bucket may be another."""
+    """Row by row: heads to heads, adapters to adapters, whose padding may have shrunk and
+    whose bucket may be another."""
     for i, (group, buffer) in enumerate(zip(rows, buffers, strict=True)):
         same_kind = slice(0, 1) if i == 0 else slice(1, None)
         for new in range(group.slots.start, group.slots.stop):
@@ -71,4 +74,6 @@ def _part(record: Record, kept: Sequence[int]) -> Record | None:
         return None
     columns = [kept[new] - record.start for new in places]
     alive = [record.alive[column] for column in columns]
-    return dataclasses.replace(record, start=places[0], alive=alive, numbers=record.numbers[:, :, columns])
+    return dataclasses.replace(
+        record, start=places[0], alive=alive, numbers=record.numbers[:, :, columns]
+    )

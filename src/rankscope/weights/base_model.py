@@ -1,4 +1,5 @@
-"""The weights that an update was made for, found by the update's own layer names and read one at a time."""
+"""The weights that an update was made for, found by the update's own layer
+names and read one at a time."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ CONV1D = {
 # Models whose stacked experts are stored (E, in, out), with ``is_transposed`` set on the module.
 TRANSPOSED_EXPERTS = ("gpt_oss",)
 # What a checkpoint calls the two halves of a fused projection, and the single one.
-FUSED = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
+FUSED = {
+    "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
+    "down_proj": (("down_proj",), ("w2",)),
+}
 # Where a model ties them, a checkpoint holds only one of the two.
 OUTPUT_EMBEDDINGS = ("lm_head", "embed_out", "lm_head.decoder", "predictions.decoder")
 INPUT_EMBEDDINGS = re.compile(r"(.*\.)?(embed_tokens|wte|shared|word_embeddings|embed_in)\.weight")
@@ -39,7 +43,8 @@ EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The base model's tensors. ``model_type`` is that of its config.json, None where there is none."""
+    """The base model's tensors. ``model_type`` is that of its config.json,
+    None where there is none."""
 
     tensors: Tensors
     model_type: str | None = None
@@ -53,28 +58,36 @@ class BaseModel:
         object.__setattr__(self, "flat", _flat(self.tensors))
 
     def name_of(self, layer: str) -> str | None:
-        """The tensor that holds the layer's weight: by its name, less or plus the model's own prefix.
+        """The tensor that holds the layer's weight: by its name, less or
+        plus the model's own prefix.
 
-        An adapter on ``transformer.h.0.attn.c_attn`` belongs to ``h.0.attn.c_attn.weight`` of a checkpoint
-        that was saved without the head, and the other way round.
+        An adapter on ``transformer.h.0.attn.c_attn`` belongs to ``h.0.attn.c_attn.weight`` of a
+        checkpoint that was saved without the head, and the other way round.
         """
         layer = layer.replace(NESTED, "")
         parts = layer.split(".")
         for dropped in range(min(2, len(parts) - 1) + 1):
             ending = ".".join(parts[dropped:])
-            for name in (f"{ending}.weight", ending, f"{ending}.0.weight", f"{ending}.in_proj_weight"):
+            for name in (
+                f"{ending}.weight",
+                ending,
+                f"{ending}.0.weight",
+                f"{ending}.in_proj_weight",
+            ):
                 if name in self.tensors:
                     return name
         return self.endings.get(f"{layer}.weight") or self.endings.get(layer) or self.tied_to(layer)
 
     def tied_to(self, layer: str) -> str | None:
-        """The input embeddings, for an output layer that a checkpoint leaves out because it is tied to them."""
+        """The input embeddings, for an output layer that a checkpoint leaves out
+        because it is tied to them."""
         if not layer.endswith(OUTPUT_EMBEDDINGS) or f"{layer}.weight" in self.tensors:
             return None
         return next((name for name in self.tensors if INPUT_EMBEDDINGS.fullmatch(name)), None)
 
     def layer_of_flat(self, flat: str) -> str | None:
-        """The layer that kohya calls ``lora_unet_down_blocks_0_...``: underscores for dots, a model's name before.
+        """The layer that kohya calls ``lora_unet_down_blocks_0_...``: underscores for
+        dots, a model's name before.
 
         None where no layer, or more than one, has such a name.
         """
@@ -86,7 +99,8 @@ class BaseModel:
         part = re.match(r"text_encoder(_\d)?_|(unet|transformer|prior_unet)_", whole)
         inner = self.flat.get(whole[part.end() :] if part else whole)
         other = re.match(r"(text_encoder(_\d)?)\.", inner or "")
-        # Another text encoder than the one named is another model, but for kohya's third: T5, Flux's second.
+        # Another text encoder than the one named is another model, but for
+        # kohya's third: T5, Flux's second.
         if other and part and f"{other[1]}_" != part[0] and (part[0], other[1]) != T5_OF_FLUX:
             return None
         return inner
@@ -96,7 +110,8 @@ class BaseModel:
         return name if name in self.tensors else self.name_of(name.removesuffix(".weight"))
 
     def weight_of(self, name: str) -> Tensor | Skipped:
-        """What the base holds for the tensor ``name`` of another checkpoint; or why there is nothing."""
+        """What the base holds for the tensor ``name`` of another
+        checkpoint; or why there is nothing."""
         other = self.counterpart(name)
         if other is None or other.endswith(".weight"):  # which may be packed
             return self.weight(self.tensors.layer_of(name))
@@ -146,7 +161,8 @@ class BaseModel:
         return None if name is None else self.tensors.headers[name].shape
 
     def experts(self, parameter: str, count: int) -> Callable[[int], Tensor] | Skipped:
-        """Reads one expert of a stacked weight, also where the checkpoint holds each expert by itself."""
+        """Reads one expert of a stacked weight, also where the checkpoint
+        holds each expert by itself."""
         name = self.name_of(parameter.removesuffix(".weight"))
         if name is not None:
             header = self.tensors.headers[name]
@@ -166,13 +182,18 @@ class BaseModel:
         return self.model_type in TRANSPOSED_EXPERTS
 
     def _single_experts(self, parameter: str, count: int) -> Callable[[int], Tensor] | Skipped:
-        """Transformers stacks what many checkpoints hold one by one: gate_proj and up_proj, or w1 and w3."""
+        """Transformers stacks what many checkpoints hold one by one: gate_proj
+        and up_proj, or w1 and w3."""
         module, _, own = parameter.rpartition(".")
         place = re.match(r".*?\.\d+\.", module)
         inside = re.escape(place[0]) if place else ""
         for halves in FUSED.get(own, ()):
-            pattern = re.compile(rf"(.*\.)?{inside}(.*\.)?experts\.(\d+)\.({'|'.join(halves)})\.weight")
-            found = {(int(m[3]), m[4]): name for name in self.tensors if (m := pattern.fullmatch(name))}
+            pattern = re.compile(
+                rf"(.*\.)?{inside}(.*\.)?experts\.(\d+)\.({'|'.join(halves)})\.weight"
+            )
+            found = {
+                (int(m[3]), m[4]): name for name in self.tensors if (m := pattern.fullmatch(name))
+            }
             wanted = [(e, half) for e in range(count) for half in halves]
             if all(key in found for key in wanted) and len(found) == len(wanted):
                 return lambda e: torch.cat([self.tensors.read(found[e, half]) for half in halves])
@@ -184,15 +205,22 @@ class BaseModel:
             return None
         return layer.rpartition(".")[2] in CONV1D.get(self.model_type, ())
 
-    def check_same_model(self, layers: Sequence[str], where: str, *, matched: bool | None = None) -> None:
+    def check_same_model(
+        self, layers: Sequence[str], where: str, *, matched: bool | None = None
+    ) -> None:
         """``ValueError`` where the base holds none of ``layers``: it is another model."""
         if matched is None:
-            names = "".join(f".{name}." for name in self.tensors)  # with what a packed weight is called by
-            matched = any(self.name_of(layer) is not None or f".{layer}." in names for layer in layers)
+            names = "".join(
+                f".{name}." for name in self.tensors
+            )  # with what a packed weight is called by
+            matched = any(
+                self.name_of(layer) is not None or f".{layer}." in names for layer in layers
+            )
         if layers and not matched:
             raise ValueError(
                 f"{self.tensors.where}: expected the base of {where}, with layers such as "
-                f"{', '.join(layers[:3])}; found none of its {len(layers)}, but {', '.join([*self.tensors][:3])}. "
+                f"{', '.join(layers[:3])}; found none of its {len(layers)}, but "
+                f"{', '.join([*self.tensors][:3])}. "
                 "It is another model; give the one that was adapted: --base MODEL"
             )
 
@@ -206,12 +234,15 @@ class BaseModel:
 
 
 def original_layer(layer: str, replicated: Sequence[int]) -> str | Skipped:
-    """The layer of the base that a replicated layer shares its weight with: PEFT's ``layer_replication``."""
+    """The layer of the base that a replicated layer shares its weight with:
+    PEFT's ``layer_replication``."""
     found = re.search(r"(?<![^.])(?:layers|layer|h)\.(\d+)(?=\.)", layer) if replicated else None
     if found is None:
         return layer
     if int(found[1]) >= len(replicated):
-        return Skipped(layer, f"W and W + dW: layer_replication makes {len(replicated)} layers, no more")
+        return Skipped(
+            layer, f"W and W + dW: layer_replication makes {len(replicated)} layers, no more"
+        )
     return f"{layer[: found.start(1)]}{replicated[int(found[1])]}{layer[found.end(1) :]}"
 
 
@@ -232,7 +263,9 @@ def unreadable(name: str, header: Header) -> str | None:
     """Why a tensor can't be measured as one matrix; None where it can."""
     if header.dtype not in READABLE:
         kind = (
-            str(header.dtype).removeprefix("torch.") if header.dtype else "of a dtype that torch doesn't know"
+            str(header.dtype).removeprefix("torch.")
+            if header.dtype
+            else "of a dtype that torch doesn't know"
         )
         return f"{name} is {kind}: a buffer or a packed weight, not a weight matrix"
     if len(header.shape) < 2:
@@ -248,7 +281,8 @@ def as_matrix(weight: Tensor) -> Tensor:
 
 
 def matrices(layer: str, weight: Tensor) -> list[tuple[str, Tensor]]:
-    """The matrices of one stored weight: itself, or each expert of a stack (E, m, n) as ``layer[e]``."""
+    """The matrices of one stored weight: itself, or each expert of a stack
+    (E, m, n) as ``layer[e]``."""
     if weight.ndim == 3 and EXPERTS.search(layer):
         return [(f"{layer}[{e}]", weight[e]) for e in range(len(weight))]
     return [(layer, as_matrix(weight))]
@@ -272,7 +306,8 @@ def _tails(tensors: Tensors) -> dict[str, str]:
 
 
 def _flat(tensors: Tensors) -> dict[str, str]:
-    """Layers with underscores for dots, whole or less their first one to four parts -> layer, where it is one."""
+    """Layers with underscores for dots, whole or less their first one to four
+    parts -> layer, where it is one."""
     names: dict[str, set[str]] = {}
     for name in tensors:
         if name.endswith(".weight"):

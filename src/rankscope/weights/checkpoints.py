@@ -1,4 +1,5 @@
-"""Full checkpoints: one file or many shards, safetensors or torch, opened without building a model."""
+"""Full checkpoints: one file or many shards, safetensors or torch, opened
+without building a model."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ FILES = (
     "lit_model.pth.lora",
     "lit_model.pth",
 )
-# The models of a diffusers pipeline, each in a folder of its name: together they are the base of one LoRA file.
+# The models of a diffusers pipeline, each in a folder of its name: together they are
+# the base of one LoRA file.
 PIPELINE = ("unet", "transformer", "prior", "text_encoder", "text_encoder_2", "text_encoder_3")
 INDEXES = tuple(f"{name}.index.json" for name in FILES)
 
@@ -33,7 +35,8 @@ def open_checkpoint(where: Place) -> Tensors:
     found = open_place(where)
     if found is None:
         raise ValueError(
-            f"{where.source}: expected a checkpoint ({', '.join(FILES)} or its index); found {where.names()}."
+            f"{where.source}: expected a checkpoint ({', '.join(FILES)} or its index); found "
+            f"{where.names()}."
         )
     return found
 
@@ -46,7 +49,8 @@ def open_file(path: Path) -> Tensors:
 
 
 def open_place(where: Place) -> Tensors | None:
-    """The checkpoint in a folder or repository, or all of a diffusers pipeline; None where there is none."""
+    """The checkpoint in a folder or repository, or all of a diffusers pipeline;
+    None where there is none."""
     return _open_one(where) or _open_pipeline(where)
 
 
@@ -64,7 +68,9 @@ def _open_pipeline(where: Place) -> Tensors | None:
     """The models of a diffusers pipeline, each tensor's name with the model's before it."""
     if where.find("model_index.json") is None:
         return None
-    found = {part: tensors for part in PIPELINE if (tensors := _open_one(where.below(part))) is not None}
+    found = {
+        part: tensors for part in PIPELINE if (tensors := _open_one(where.below(part))) is not None
+    }
     if not found:
         return None
     headers = {f"{part}.{name}": ts.headers[name] for part, ts in found.items() for name in ts}
@@ -99,7 +105,9 @@ def _open_index(where: Place, index: Path) -> Tensors:
         where.source,
         {name: shards[file].headers[name] for name, file in weight_map.items()},
         {name: shards[file].readers[name] for name, file in weight_map.items()},
-        places={n: shards[file].places[n] for n, file in weight_map.items() if n in shards[file].places},
+        places={
+            n: shards[file].places[n] for n, file in weight_map.items() if n in shards[file].places
+        },
     )
     return unwrapped(tensors)
 
@@ -120,5 +128,7 @@ def _shard_name(index: Path, file: object) -> str:
 def _open_shard(where: Place, index: Path, file: str) -> Tensors:
     path = where.find(file)
     if path is None:
-        raise ValueError(f"{where.source}: {index.name} names the shard {file}; it isn't there. Download it.")
+        raise ValueError(
+            f"{where.source}: {index.name} names the shard {file}; it isn't there. Download it."
+        )
     return open_tensors(path)

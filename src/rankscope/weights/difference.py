@@ -1,6 +1,7 @@
 """Full fine-tunes: dW = W_FT - W of two stored checkpoints, and what rounding leaves of it.
 
-Letters: m rows, n columns, E the change that storing W_FT in its dtype made, u the dtype's unit roundoff.
+Letters: m rows, n columns, E the change that storing W_FT in its dtype made,
+    u the dtype's unit roundoff.
 """
 
 from __future__ import annotations
@@ -18,20 +19,25 @@ from rankscope.weights.base_model import BaseModel, matrices, unreadable
 from rankscope.weights.matrix import Layer, Matrix, Reading, Skipped, selected, skipped
 from rankscope.weights.tensors import Tensors, finite
 
-# Rounding spreads over all directions, so it hardly moves sigma_1, but adds its share of ||dW||_F^2 to the
-# stable rank. Above this share the stable rank is not reported.
+# Rounding spreads over all directions, so it hardly moves sigma_1, but adds its share of ||dW||_F^2
+# to the stable rank. Above this share the stable rank is not reported.
 TRUSTED_SHARE = 0.1
 SAID_SHARE = 1e-3
-VOCABULARY = re.compile(r"(^|\.)(\w*embed\w*|wte|shared|lm_head|embed_out|decoder|word_embeddings)$")
+VOCABULARY = re.compile(
+    r"(^|\.)(\w*embed\w*|wte|shared|lm_head|embed_out|decoder|word_embeddings)$"
+)
 
 
-def checkpoint_matrices(tuned: Tensors, base: BaseModel | None, chosen: re.Pattern[str] | None) -> Reading:
+def checkpoint_matrices(
+    tuned: Tensors, base: BaseModel | None, chosen: re.Pattern[str] | None
+) -> Reading:
     """The matrices of ``checkpoint_layers`` whose layer is ``chosen``."""
     yield from selected(checkpoint_layers(tuned, base), chosen)
 
 
 def checkpoint_layers(tuned: Tensors, base: BaseModel | None) -> Iterator[Layer]:
-    """Every weight matrix of a checkpoint: W alone; with a base W, dW and W + dW, one layer at a time.
+    """Every weight matrix of a checkpoint: W alone; with a base W, dW and
+    W + dW, one layer at a time.
 
     ``ValueError`` where checkpoint and base have no name in common.
     """
@@ -51,7 +57,9 @@ def checkpoint_layers(tuned: Tensors, base: BaseModel | None) -> Iterator[Layer]
     for name in base.tensors if base is not None else ():
         if name not in met:
             assert base is not None
-            yield skipped(base.tensors.layer_of(name), f"{name} is only in the base, not in {tuned.where}")
+            yield skipped(
+                base.tensors.layer_of(name), f"{name} is only in the base, not in {tuned.where}"
+            )
 
 
 def _weights(layer: str, name: str, following: str | None, tuned: Tensors) -> Reading:
@@ -63,18 +71,23 @@ def _weights(layer: str, name: str, following: str | None, tuned: Tensors) -> Re
 
 
 def resized_vocabulary(layer: str, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-    """Whether the tokens of an embedding or an output layer were added or taken away: rows of one length."""
+    """Whether the tokens of an embedding or an output layer were added or taken
+    away: rows of one length."""
     same_length = len(before) == len(after) == 2 and before[1] == after[1]
     return same_length and VOCABULARY.search(layer) is not None
 
 
 def difference_matrices(layer: str, tuned: Tensor, weight: Tensor) -> Iterator[Matrix]:
-    """W, dW and W + dW from two stored weights (m, n); of two vocabularies the rows that both have."""
+    """W, dW and W + dW from two stored weights (m, n); of two
+    vocabularies the rows that both have."""
     note = None
     if (old := weight.shape[0]) != (new := tuned.shape[0]):
         both = min(old, new)
         tuned, weight = tuned[:both], weight[:both]
-        note = f"the vocabulary changed from {old} to {new}: the first {both} rows are compared, the others left out"
+        note = (
+            f"the vocabulary changed from {old} to {new}: the first {both} rows are "
+            "compared, the others left out"
+        )
     for matrix in _difference_matrices(layer, tuned, weight):
         yield replace(matrix, note="; ".join(filter(None, (matrix.note, note))) or None)
 
@@ -95,7 +108,8 @@ def _difference_matrices(layer: str, tuned: Tensor, weight: Tensor) -> Iterator[
             layer,
             "dW",
             shape,
-            Dense(tuned) - Dense(weight),  # exactly; dW, rounded to float32, would miss the bounds by 1e-9
+            Dense(tuned)
+            - Dense(weight),  # exactly; dW, rounded to float32, would miss the bounds by 1e-9
             "difference",
             note=_rounding_note(share, tuned, weight),
             trusted=trusted,
@@ -105,11 +119,13 @@ def _difference_matrices(layer: str, tuned: Tensor, weight: Tensor) -> Iterator[
 
 
 def rounding_share(tuned: Tensor, weight: Tensor, dW: Tensor) -> float:
-    """The share of ||dW||_F^2 that rounding is expected to have put there: E ||E||_F^2 / ||dW||_F^2.
+    """The share of ||dW||_F^2 that rounding is expected to have put
+    there: E ||E||_F^2 / ||dW||_F^2.
 
-    E ||E||_F^2 is a third of the floor's square (an error uniform within half a unit in the last place). The
-    base is taken as the truth that training started from, unless its dtype is the coarser one: then training
-    started from something finer, and its rounding counts, too. NaN where dW = 0.
+    E ||E||_F^2 is a third of the floor's square (an error uniform within half a unit in
+    the last place). The base is taken as the truth that training started from, unless its
+    dtype is the coarser one: then training started from something finer, and its rounding
+    counts, too. NaN where dW = 0.
     """
     floor = rounding_floor(tuned).square()
     if torch.finfo(weight.dtype).eps > torch.finfo(tuned.dtype).eps:
@@ -157,8 +173,12 @@ def _rounding_note(share: float, tuned: Tensor, weight: Tensor) -> str | None:
     coarse = max(tuned.dtype, weight.dtype, key=lambda dtype: torch.finfo(dtype).eps)
     kind = str(coarse).removeprefix("torch.")
     if share <= TRUSTED_SHARE:
-        return f"rounding to {kind} makes up {share:.2g} of ||dW||_F^2: the stable rank is that much too high"
+        return (
+            f"rounding to {kind} makes up {share:.2g} of ||dW||_F^2: the stable rank is "
+            "that much too high"
+        )
     return (
-        f"below the rounding floor: storage in {kind} accounts for {min(share, 1):.0%} of ||dW||_F^2; "
+        f"below the rounding floor: storage in {kind} accounts for {min(share, 1):.0%} of "
+        "||dW||_F^2; "
         "use the factors, or checkpoints in float32"
     )

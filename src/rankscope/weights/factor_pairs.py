@@ -12,7 +12,8 @@ from rankscope.weights.tensors import READABLE, Tensors
 
 # What names the two factors of a pair; other names count only where r is small.
 SAID = re.compile(r"lora|adapter|(^|[._])(a|b|down|up|left|right|low|rank)([._]|$)", re.IGNORECASE)
-SMALL = 4  # times r at most min(m, n), of a pair whose names say nothing: a transformer's MLP has 4 r = m = n
+# times r at most min(m, n), of a pair whose names say nothing: a transformer's MLP has 4 r = m = n
+SMALL = 4
 
 
 def check_no_factors(tensors: Tensors) -> None:
@@ -29,9 +30,12 @@ def check_no_factors(tensors: Tensors) -> None:
     if 3 * len(pairs) > len(shapes):
         one, other = pairs[0]
         raise ValueError(
-            f"{tensors.where}: expected weights, or factors under names of a LoRA format; found pairs that look "
-            f"like factors (r, n) and (m, r), such as {one} {shapes[one]} and {other} {shapes[other]}. "
-            "Rename them to LAYER.lora_A and LAYER.lora_B, or give the base that they are weights beside: --base MODEL"
+            f"{tensors.where}: expected weights, or factors under names of a LoRA format; "
+            "found pairs that look "
+            f"like factors (r, n) and (m, r), such as {one} {shapes[one]} and {other} "
+            f"{shapes[other]}. "
+            "Rename them to LAYER.lora_A and LAYER.lora_B, or give the base that they are "
+            "weights beside: --base MODEL"
         )
 
 

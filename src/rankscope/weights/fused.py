@@ -1,8 +1,8 @@
 """LoRA on one weight that holds several projections, such as q, k and v: one B A per projection.
 
-Letters: m rows (out), n columns (in), g adapted projections of rank r. A (g r, n) and B (sum of their rows, r)
-hold the projections one below the other, so dW has blocks of rows s B_i A_i, and zeros where a projection is
-not adapted. As one product its factor B is block-diagonal: (m, g r).
+Letters: m rows (out), n columns (in), g adapted projections of rank r. A (g r, n) and B (sum of
+their rows, r) hold the projections one below the other, so dW has blocks of rows s B_i A_i, and
+zeros where a projection is not adapted. As one product its factor B is block-diagonal: (m, g r).
 
 loralib's ``MergedLinear``, PEFT up to 0.2, AdapterHub and LitGPT store it so.
 """
@@ -18,7 +18,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Fusion:
-    """Which rows of the layer belong to each adapted projection, and how many rows the layer has."""
+    """Which rows of the layer belong to each adapted projection, and
+    how many rows the layer has."""
 
     rows: tuple[Tensor, ...]
     total: int
@@ -39,17 +40,21 @@ def blocks(sizes: Sequence[int], enabled: Sequence[bool]) -> Fusion:
     """Projections of unequal size, one below the other."""
     ends = torch.tensor(sizes).cumsum(0).tolist()
     spans = zip(ends, sizes, enabled, strict=True)
-    return Fusion(tuple(torch.arange(end - size, end) for end, size, used in spans if used), ends[-1])
+    return Fusion(
+        tuple(torch.arange(end - size, end) for end, size, used in spans if used), ends[-1]
+    )
 
 
 def interleaved(heads: int, groups: int, head_size: int, enabled: Sequence[bool]) -> Fusion:
-    """q, k and v by groups of queries: each group has its heads of q, then one of k and one of v."""
+    """q, k and v by groups of queries: each group has its heads of q,
+    then one of k and one of v."""
     queries = heads // groups
     total = (heads + 2 * groups) * head_size
     head = torch.arange(total).div(head_size, rounding_mode="floor") % (queries + 2)
     masks = (head < queries, head == queries, head == queries + 1)
     return Fusion(
-        tuple(mask.nonzero()[:, 0] for mask, used in zip(masks, enabled, strict=True) if used), total
+        tuple(mask.nonzero()[:, 0] for mask, used in zip(masks, enabled, strict=True) if used),
+        total,
     )
 
 

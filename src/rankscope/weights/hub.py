@@ -1,4 +1,5 @@
-"""Where a model lives: a local folder or a repository of the Hugging Face hub, asked for one file at a time.
+"""Where a model lives: a local folder or a repository of the Hugging Face hub,
+asked for one file at a time.
 
 Only needed files are downloaded; what is in the cache is used, also offline (``HF_HUB_OFFLINE=1``).
 """
@@ -14,7 +15,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True)
 class Place:
-    """A folder, or a repository of the hub (``folder`` None) and its files' names (None: out of reach).
+    """A folder, or a repository of the hub (``folder`` None) and its
+    files' names (None: out of reach).
 
     ``revision`` and ``subfolder`` are those of a repository.
     """
@@ -44,20 +46,30 @@ class Place:
     def folders_with(self, file: str) -> list[str]:
         """The names of the folders inside this place, one level down, that hold ``file``."""
         if self.folder is not None:
-            return sorted(path.parent.name for path in self.folder.glob(f"*/{file}") if path.is_file())
+            return sorted(
+                path.parent.name for path in self.folder.glob(f"*/{file}") if path.is_file()
+            )
         start = f"{self.subfolder}/" if self.subfolder else ""
-        parts = [name.removeprefix(start).split("/") for name in self.files or () if name.startswith(start)]
+        parts = [
+            name.removeprefix(start).split("/")
+            for name in self.files or ()
+            if name.startswith(start)
+        ]
         return sorted(part[0] for part in parts if len(part) == 2 and part[1] == file)
 
     def last(self, pattern: str) -> Path | None:
-        """Of the files whose whole name the regular expression matches the last in natural order."""
+        """Of the files whose whole name the regular expression matches
+        the last in natural order."""
         if self.folder is not None:
             names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
         else:
             start = f"{self.subfolder}/" if self.subfolder else ""
-            names = [name.removeprefix(start) for name in self.files or () if name.startswith(start)]
+            names = [
+                name.removeprefix(start) for name in self.files or () if name.startswith(start)
+            ]
         found = sorted(
-            (name for name in names if re.fullmatch(pattern, name)), key=lambda name: (len(name), name)
+            (name for name in names if re.fullmatch(pattern, name)),
+            key=lambda name: (len(name), name),
         )
         return self.find(found[-1]) if found else None
 
@@ -69,10 +81,16 @@ class Place:
             return "none of them in the cache, and the hub is out of reach"
         else:
             there = sorted(self.files)
-        return f"{', '.join(there[:8])}{', ...' if len(there) > 8 else ''}" if there else "an empty folder"
+        return (
+            f"{', '.join(there[:8])}{', ...' if len(there) > 8 else ''}"
+            if there
+            else "an empty folder"
+        )
 
 
-def place(source: str | Path, *, revision: str | None = None, subfolder: str | None = None) -> Place:
+def place(
+    source: str | Path, *, revision: str | None = None, subfolder: str | None = None
+) -> Place:
     """The folder or the repository that ``source`` names, and the folder in it that is meant.
 
     ``ValueError``, one line, where there is neither.
@@ -80,13 +98,16 @@ def place(source: str | Path, *, revision: str | None = None, subfolder: str | N
     path = Path(source).expanduser()
     if path.is_dir():
         if revision is not None:
-            raise ValueError(f"{source}: expected a hub id with revision {revision}; found a folder.")
+            raise ValueError(
+                f"{source}: expected a hub id with revision {revision}; found a folder."
+            )
         found = Place(str(source), path)
     elif isinstance(source, str) and HUB_ID.fullmatch(source) and ".." not in source:
         found = Place(source, None, _listing(source, revision), revision)
     else:
         raise ValueError(
-            f"{source}: expected a file, a folder or a hub id such as org/name; found nothing there."
+            f"{source}: expected a file, a folder or a hub id such as org/name; found nothing "
+            "there."
         )
     return found if subfolder is None else _entered(found, subfolder.strip("/"))
 
@@ -95,7 +116,9 @@ def _entered(whole: Place, subfolder: str) -> Place:
     found = whole.below(subfolder)
     there = found.folder.is_dir() if found.folder is not None else _has(whole.files, subfolder)
     if not subfolder or not there:
-        raise ValueError(f"{whole.source}: expected a folder {subfolder!r} in it; found {whole.names()}.")
+        raise ValueError(
+            f"{whole.source}: expected a folder {subfolder!r} in it; found {whole.names()}."
+        )
     return found
 
 
@@ -106,16 +129,25 @@ def _has(files: frozenset[str] | None, subfolder: str) -> bool:
 def _listing(repository: str, revision: str | None) -> frozenset[str] | None:
     """The names of the repository's files, in one request; None where the hub is out of reach."""
     from huggingface_hub import model_info
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        HTTPError,
+        OfflineModeIsEnabled,
+    )
 
     try:
         found = model_info(repository, revision=revision, timeout=10).siblings
         return frozenset(file.rfilename for file in found or ())
     except (HfHubHTTPError, HFValidationError) as error:
         raise ValueError(
-            f"{repository}: expected a path or a hub id; found neither, and the hub says: {_brief(error)}"
+            f"{repository}: expected a path or a hub id; found neither, and the hub says: "
+            f"{_brief(error)}"
         ) from error
-    except (OfflineModeIsEnabled, HTTPError):  # the latter of whichever HTTP client the hub's library uses
+    except (
+        OfflineModeIsEnabled,
+        HTTPError,
+    ):  # the latter of whichever HTTP client the hub's library uses
         return None
 
 

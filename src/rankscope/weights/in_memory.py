@@ -1,7 +1,7 @@
 """A model in memory -> matrices to measure: PEFT's layers, or all weights against a reference.
 
-Letters: m rows (out), n columns (in), r rank. PEFT is not imported: its layers are known by the parts they
-hold.
+Letters: m rows (out), n columns (in), r rank. PEFT is not imported: its layers are
+known by the parts they hold.
 """
 
 from __future__ import annotations
@@ -58,10 +58,11 @@ def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
 
 
 def adapter_matrices(model: nn.Module, chosen: Chosen = None, *, here: bool = True) -> Reading:
-    """W, dW and W + dW of each PEFT layer with its active adapters; what else is trained as Skipped.
+    """W, dW and W + dW of each PEFT layer with its active adapters;
+    what else is trained as Skipped.
 
-    Of a sharded model every process iterates to the end; those with ``here=False`` only take part in
-    gathering, and get nothing. Raises ``ValueError`` where the parameters cannot be gathered.
+    Of a sharded model every process iterates to the end; those with ``here=False`` only take part
+    in gathering, and get nothing. Raises ``ValueError`` where the parameters cannot be gathered.
     """
     model = unwrapped(model)
     shards = Shards(model)
@@ -84,8 +85,8 @@ def full_matrices(
 ) -> Reading:
     """W, dW and W + dW of each weight of ``model`` against ``reference``, the pretrained weights.
 
-    Of a sharded model every process iterates to the end, those with ``here=False`` without a reference:
-    they only take part in gathering, and get nothing.
+    Of a sharded model every process iterates to the end, those with ``here=False`` without a
+    reference: they only take part in gathering, and get nothing.
     """
     for name, parameter in Shards(unwrapped(model)).parameters():
         layer = name.removesuffix(".weight")
@@ -98,7 +99,9 @@ def full_matrices(
             with gathered(parameter) as tensor:
                 if here:
                     assert reference is not None
-                    yield from against_base(layer, name, in_memory("the model", {name: tensor}), reference)
+                    yield from against_base(
+                        layer, name, in_memory("the model", {name: tensor}), reference
+                    )
             continue
         if here:
             yield found
@@ -107,12 +110,14 @@ def full_matrices(
 def state_of(reference: Mapping[str, Tensor]) -> BaseModel:
     """A state dictionary as the base of ``full_matrices``, its names without wrappers.
 
-    DTensors in it are gathered as they are read. Raises ``ValueError`` where two names are one without
-    their wrappers.
+    DTensors in it are gathered as they are read. Raises ``ValueError`` where two names
+    are one without their wrappers.
     """
     plain = {plain_name(name): tensor for name, tensor in reference.items()}
     if len(plain) < len(reference):
-        raise ValueError("reference: expected one tensor a name; found names that differ in wrappers alone.")
+        raise ValueError(
+            "reference: expected one tensor a name; found names that differ in wrappers alone."
+        )
     if all(name.startswith("module.") for name in plain):  # DataParallel's own prefix
         plain = {name.removeprefix("module."): tensor for name, tensor in plain.items()}
     headers = {name: Header(tuple(tensor.shape), tensor.dtype) for name, tensor in plain.items()}
@@ -120,8 +125,11 @@ def state_of(reference: Mapping[str, Tensor]) -> BaseModel:
     return BaseModel(Tensors("the reference", headers, readers))
 
 
-def trained_weights(model: nn.Module, chosen: Chosen = None, *, here: bool = True) -> dict[str, Tensor]:
-    """Copies in CPU memory of the weight matrices that are trained; collective where they are sharded."""
+def trained_weights(
+    model: nn.Module, chosen: Chosen = None, *, here: bool = True
+) -> dict[str, Tensor]:
+    """Copies in CPU memory of the weight matrices that are trained;
+    collective where they are sharded."""
     copies = {}
     for name, parameter in Shards(unwrapped(model)).parameters():
         matrix = parameter.requires_grad and len(whole_shape(parameter)) > 1
@@ -133,7 +141,8 @@ def trained_weights(model: nn.Module, chosen: Chosen = None, *, here: bool = Tru
 
 
 def _name_in_base(path: str, module: Any) -> str:
-    """Without wrappers, PEFT's prefix, and ``base_layer`` where PEFT wraps a part of what it wraps."""
+    """Without wrappers, PEFT's prefix, and ``base_layer`` where PEFT
+    wraps a part of what it wraps."""
     plain = PEFT_PREFIX.sub(r"\1", plain_name(path), count=1).replace(NESTED, "")
     return f"{plain}.{module.parameter_name}" if hasattr(module, "parameter_name") else plain
 
@@ -145,7 +154,8 @@ def _trained_outside(model: nn.Module, layers: list[AdaptedLayer]) -> Iterator[S
         if parameter.requires_grad and not flat and (not inside or name.endswith(".bias")):
             plain = PEFT_PREFIX.sub(r"\1", plain_name(name), count=1)
             yield Skipped(
-                plain.removesuffix(".weight"), "trained in full, outside B A (modules_to_save or a bias)"
+                plain.removesuffix(".weight"),
+                "trained in full, outside B A (modules_to_save or a bias)",
             )
 
 
@@ -153,7 +163,9 @@ def _layer_matrices(layer: str, module: Any, note: str | None) -> Reading:
     parts = [getattr(module, part) for part in module.adapter_layer_names]
     active = [name for name in module.active_adapters if any(name in part for part in parts)]
     base = module.get_base_layer()
-    weight = next((w for name in _weight_names(module) if (w := getattr(base, name, None)) is not None), None)
+    weight = next(
+        (w for name in _weight_names(module) if (w := getattr(base, name, None)) is not None), None
+    )
     why = None
     if module.merged:
         why = "its adapter is merged into W: call unmerge() first"
@@ -177,14 +189,20 @@ def _layer_matrices(layer: str, module: Any, note: str | None) -> Reading:
         yield from _parameter_matrices(layer, module, active, weight, note)
     elif lora:
         why = f"W and W + dW: the base weight is {weight.dtype}, quantized: dequantise it first"
-        yield from _lora_matrices(layer, module, active, Skipped(layer, why) if quantized else weight, note)
+        yield from _lora_matrices(
+            layer, module, active, Skipped(layer, why) if quantized else weight, note
+        )
     else:
         yield from _merged_matrices(layer, module, weight, note)
 
 
 def _weight_names(module: Any) -> tuple[str, ...]:
     """What the base layer may call its weight; nn.MultiheadAttention has a fused one."""
-    return (module.parameter_name,) if hasattr(module, "parameter_name") else ("weight", "in_proj_weight")
+    return (
+        (module.parameter_name,)
+        if hasattr(module, "parameter_name")
+        else ("weight", "in_proj_weight")
+    )
 
 
 def _lora_matrices(
@@ -193,7 +211,9 @@ def _lora_matrices(
     embedding = active[0] in module.lora_embedding_A
     B, A, scale = _summed([_pair(module, name, embedding) for name in active])
     magnitude = (
-        module.lora_magnitude_vector[active[0]].weight if active[0] in module.lora_magnitude_vector else None
+        module.lora_magnitude_vector[active[0]].weight
+        if active[0] in module.lora_magnitude_vector
+        else None
     )
     factors = LayerUpdate(
         layer,
@@ -213,7 +233,9 @@ def _parameter_matrices(
     """Of each expert of a stack, or of one matrix: rankscope.weights.experts has the layout."""
     E = module.num_experts
     for e in range(E):
-        B, A, scale = _summed([expert_factors(*_pair(module, name, False), E, e) for name in active])
+        B, A, scale = _summed(
+            [expert_factors(*_pair(module, name, False), E, e) for name in active]
+        )
         stacked = weight[e] if weight.ndim == 3 else weight
         factors = LayerUpdate(
             f"{parameter}[{e}]" if E > 1 else parameter.removesuffix(".weight"),
@@ -233,7 +255,9 @@ def _merged_matrices(layer: str, module: Any, weight: Tensor, note: str | None) 
     except PEFT_FAILS as error:
         yield Skipped(layer, f"PEFT can't merge it: {one_line(error)}")
         return
-    said = "; ".join(filter(None, (f"W' by PEFT's merge of {type(module).__module__.split('.')[-2]}", note)))
+    said = "; ".join(
+        filter(None, (f"W' by PEFT's merge of {type(module).__module__.split('.')[-2]}", note))
+    )
     yield from change_matrices(layer, as_matrix(weight.double()), as_matrix(after), said)
 
 
@@ -256,11 +280,17 @@ def _pair(module: Any, name: str, embedding: bool) -> tuple[Tensor, Tensor, floa
 
 def _is_lora(module: Any, active: list[str]) -> bool:
     """Whether W' - W is s B A, or DoRA's function of it: else only PEFT's merge tells."""
-    if not hasattr(module, "lora_embedding_A") or not hasattr(module, "scaling") or hasattr(module, "lora_E"):
+    if (
+        not hasattr(module, "lora_embedding_A")
+        or not hasattr(module, "scaling")
+        or hasattr(module, "lora_E")
+    ):
         return False
     if getattr(module.get_base_layer(), "groups", 1) > 1:
         return False
-    variants = [type(module.lora_variant[name]).__name__ for name in active if name in module.lora_variant]
+    variants = [
+        type(module.lora_variant[name]).__name__ for name in active if name in module.lora_variant
+    ]
     return all(name.startswith("Dora") for name in variants) and (not variants or len(active) == 1)
 
 
@@ -273,5 +303,6 @@ def _changed_base(model: nn.Module) -> str | None:
     if not names:
         return None
     return (
-        f"W here is what {', '.join(sorted(names))} left of the pretrained weight, and dW is measured from it"
+        f"W here is what {', '.join(sorted(names))} left of the pretrained weight, and dW "
+        "is measured from it"
     )

@@ -1,7 +1,8 @@
-"""From what is stored of one layer's update to W, dW and W + dW, laid out as the base stores its weight.
+"""From what is stored of one layer's update to W, dW and W + dW, laid out
+as the base stores its weight.
 
-Letters: m rows (out), n columns (in), r rank. B (m, r), A (r, n), dW = s B A (m, n); a layer that stores (in,
-out), such as Conv1D or an embedding, gets dW transposed.
+Letters: m rows (out), n columns (in), r rank. B (m, r), A (r, n), dW = s B A (m, n); a layer that
+stores (in, out), such as Conv1D or an embedding, gets dW transposed.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from rankscope.weights.tensors import finite
 
 @dataclass(frozen=True)
 class LayerUpdate:
-    """One layer's update. ``stored_in_out``: the base stores (in, out). Where ``A`` is None, B is dW / s itself.
+    """One layer's update. ``stored_in_out``: the base stores (in, out). Where ``A``
+    is None, B is dW / s itself.
 
-    ``magnitude`` is DoRA's, None for LoRA: one for each row of W + dW (m,), or, ``by_column``, for each input
-    (a convolution's column has one kernel's entries). ``note`` goes to every row of dW and W + dW.
+    ``magnitude`` is DoRA's, None for LoRA: one for each row of W + dW (m,), or,
+    ``by_column``, for each input (a convolution's column has one kernel's entries). ``note``
+    goes to every row of dW and W + dW.
     """
 
     layer: str
@@ -76,7 +79,9 @@ class LayerUpdate:
         whole = self.B if scale == 1 else self.B.double() * scale
         return Dense(whole.mT if self.stored_in_out else whole)
 
-    def matrix(self, kind: str, operator: Operator | None, note: str | None, read_from: str) -> Matrix:
+    def matrix(
+        self, kind: str, operator: Operator | None, note: str | None, read_from: str
+    ) -> Matrix:
         """dW or W + dW."""
         return Matrix(self.layer, kind, self.shape, operator, read_from, self.r, self.scale, note)  # type: ignore[arg-type]
 
@@ -92,7 +97,10 @@ def update_matrices(
         found = tuple(weight.shape)
         weight = as_matrix(weight)
         if weight.shape != update.shape:
-            why = f"W and W + dW: the base's weight is {found}, the update {update.shape}: not the same model"
+            why = (
+                f"W and W + dW: the base's weight is {found}, the update {update.shape}: not "
+                "the same model"
+            )
             weight = Skipped(update.layer, why)
     if update.magnitude is not None:
         yield from _dora(update, weight, hint)
@@ -109,13 +117,18 @@ def _lora(update: LayerUpdate, weight: Tensor | Skipped | None) -> Iterator[Matr
     yield update.matrix("dW", dW, _notes(broken, update.note), update.read_from)
     if base is not None:
         effective = base.operator + dW if base.operator is not None and dW is not None else None
-        yield update.matrix("W+dW", effective, _notes(broken, base.note, update.note), update.read_from)
+        yield update.matrix(
+            "W+dW", effective, _notes(broken, base.note, update.note), update.read_from
+        )
     if isinstance(weight, Skipped):
         yield weight
 
 
-def _dora(update: LayerUpdate, weight: Tensor | Skipped | None, hint: str) -> Iterator[Matrix | Skipped]:
-    """W' = m / ||W + s B A||_row * (W + s B A), the norm over each output's row (Liu et al. 2024, eq. 5).
+def _dora(
+    update: LayerUpdate, weight: Tensor | Skipped | None, hint: str
+) -> Iterator[Matrix | Skipped]:
+    """W' = m / ||W + s B A||_row * (W + s B A), the norm over each output's
+    row (Liu et al. 2024, eq. 5).
 
     Some of LyCORIS's have the norm over each input's column instead.
     """
@@ -153,7 +166,9 @@ def _base_matrix(update: LayerUpdate, weight: Tensor | Skipped | None) -> Matrix
     if not isinstance(weight, Tensor):
         return None
     broken = _not_finite(("W", weight))
-    return Matrix(update.layer, "W", update.shape, None if broken else Dense(weight), "weights", note=broken)
+    return Matrix(
+        update.layer, "W", update.shape, None if broken else Dense(weight), "weights", note=broken
+    )
 
 
 def _not_finite(*named: tuple[str, Tensor | None]) -> str | None:

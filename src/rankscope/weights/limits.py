@@ -1,7 +1,7 @@
 """What reading a file may cost, all budgets in one place.
 
-Each stands well above what real files need. A file beyond one of them is refused in one line before anything
-that it asks for is done.
+Each stands well above what real files need. A file beyond one of them is refused in one line before
+anything that it asks for is done.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ NAME = 1_000  # characters of a tensor's name; real ones have up to 150
 TENSORS = 200_000  # tensors of one file
 HEADER_BYTES = 32 * MB  # of a safetensors file; 100,000 tensors take 12 MB
 PICKLE_BYTES = 32 * MB  # of the structure in a torch file, without its tensors
-TUPLE_SIZE = 1_000  # parts in parts of a tuple in it; torch.save needs 20. Hashing one costs as many steps
+TUPLE_SIZE = (
+    1_000  # parts in parts of a tuple in it; torch.save needs 20. Hashing one costs as many steps
+)
 JSON_BYTES = 32 * MB  # a configuration or an index; that of DeepSeek-V3's 91,991 tensors has 9 MB
 YAML_BYTES = 1 * MB
 UNPACKED_RATIO = 100  # bytes of a compressed archive's arrays by bytes of its file
 UNPACKED_FREE = 64 * MB  # up to which the ratio is not asked for: zeros compress to a thousandth
-PATTERN_SECONDS = 0.2  # one regular expression of a configuration on one name: it takes microseconds
+PATTERN_SECONDS = (
+    0.2  # one regular expression of a configuration on one name: it takes microseconds
+)
 PATTERNS_SECONDS = 0.5  # all of them on all names, above 10 microseconds for each
 LAYERS = 10_000  # of a model made by layer_replication
 

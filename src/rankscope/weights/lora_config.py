@@ -16,7 +16,8 @@ T = TypeVar("T")
 
 # Initialisations that take s B0 A0 out of the base first: dW against the pretrained W is not s B A.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# Those that took B0 A0 from training data, or quantised what they left: no file tells the base they left.
+# Those that took B0 A0 from training data, or quantised what they left: no
+# file tells the base they left.
 FOR_ONCE = ("corda", "lora_ga", "loftq")
 # Settings with which PEFT's W' - W is not s B A (read in the sources of PEFT 0.21).
 VARIANTS = {
@@ -41,11 +42,15 @@ class LoraConfig:
     fan_in_fan_out: bool = False
     base_model: str | None = None
     revision: str | None = None
-    replicated: tuple[int, ...] = ()  # layer_replication: layer of the adapted model -> layer of the base
+    replicated: tuple[
+        int, ...
+    ] = ()  # layer_replication: layer of the adapted model -> layer of the base
     target_parameters: tuple[str, ...] = ()
     unlike_lora: str | None = None  # why W' - W is not s B A
     mergeable: bool = True  # whether PEFT can make W' again from the base and the adapter alone
-    watch: Stopwatch = field(default_factory=lambda: Stopwatch(PATTERNS_SECONDS), compare=False, repr=False)
+    watch: Stopwatch = field(
+        default_factory=lambda: Stopwatch(PATTERNS_SECONDS), compare=False, repr=False
+    )
 
     def rank_of(self, layer: str) -> int:
         """The rank that the configuration gives the layer."""
@@ -59,17 +64,27 @@ class LoraConfig:
     def doubt_of(self, layer: str) -> str | None:
         """Why the scale may differ from the one in training; None where it can't.
 
-        The first key that matches wins, and PEFT sorts the keys when it saves: another one may have won in
-        training.
+        The first key that matches wins, and PEFT sorts the keys when it saves: another
+        one may have won in training.
         """
-        found = {key: value for key, value in self.alpha_pattern.items() if _matches(key, layer, self.watch)}
+        found = {
+            key: value
+            for key, value in self.alpha_pattern.items()
+            if _matches(key, layer, self.watch)
+        }
         if len(set(found.values())) < 2:
             return None
-        return f"alpha_pattern matches with {' and '.join(map(repr, found))}: the first in the file was taken"
+        return (
+            f"alpha_pattern matches with {' and '.join(map(repr, found))}: the first in the "
+            "file was taken"
+        )
 
 
-def pattern_value(pattern: Mapping[str, T], layer: str, default: T, watch: Stopwatch | None = None) -> T:
-    """PEFT's rule: ``(.*\\.)?(key)$``, a regular expression, and the first key that matches wins."""
+def pattern_value(
+    pattern: Mapping[str, T], layer: str, default: T, watch: Stopwatch | None = None
+) -> T:
+    """PEFT's rule: ``(.*\\.)?(key)$``, a regular expression, and the
+    first key that matches wins."""
     for key, value in pattern.items():
         if _matches(key, layer, watch or Stopwatch(PATTERNS_SECONDS)):
             return value
@@ -84,14 +99,17 @@ def _matches(key: str, layer: str, watch: Stopwatch) -> bool:
             raise TimeoutError
     except TimeoutError as error:
         raise ValueError(
-            f"rank_pattern or alpha_pattern: expected a regular expression that matches a layer's name at once; "
-            f"{key[:60]!r} took longer than {PATTERN_SECONDS:g} s on {layer[:60]}, or all together than {PATTERNS_SECONDS:g} s."
+            "rank_pattern or alpha_pattern: expected a regular expression that matches a "
+            "layer's name at once; "
+            f"{key[:60]!r} took longer than {PATTERN_SECONDS:g} s on {layer[:60]}, or all "
+            f"together than {PATTERNS_SECONDS:g} s."
         ) from error
     return found is not None
 
 
 def lora_config(path: Path, content: Mapping[str, Any]) -> LoraConfig:
-    """Checks the content of adapter_config.json. Raises ``ValueError``, one line, where it is malformed."""
+    """Checks the content of adapter_config.json. Raises ``ValueError``, one
+    line, where it is malformed."""
     base_model, revision = content.get("base_model_name_or_path"), content.get("revision")
     start = str(content.get("init_lora_weights", "")).lower()
     return LoraConfig(
@@ -99,7 +117,8 @@ def lora_config(path: Path, content: Mapping[str, Any]) -> LoraConfig:
         r=_rank(path, "r", content.get("r", 8)),
         lora_alpha=_alpha(path, "lora_alpha", content.get("lora_alpha", 8)),
         rank_pattern={
-            key: _rank(path, f"rank_pattern {key}", v) for key, v in _pattern(path, content, "rank_pattern")
+            key: _rank(path, f"rank_pattern {key}", v)
+            for key, v in _pattern(path, content, "rank_pattern")
         },
         alpha_pattern={
             key: _alpha(path, f"alpha_pattern {key}", v)
@@ -118,7 +137,9 @@ def lora_config(path: Path, content: Mapping[str, Any]) -> LoraConfig:
 
 def not_low_rank(source: str, peft_type: object, why: str) -> ValueError:
     """The refusal of an adapter that has no B A."""
-    return ValueError(f"{source}: not a low-rank update: expected peft_type LORA, found {peft_type}{why}")
+    return ValueError(
+        f"{source}: not a low-rank update: expected peft_type LORA, found {peft_type}{why}"
+    )
 
 
 def _unlike_lora(content: Mapping[str, Any]) -> str | None:
@@ -126,11 +147,15 @@ def _unlike_lora(content: Mapping[str, Any]) -> str | None:
     start = str(content.get("init_lora_weights", "")).lower()
     if start.startswith(FOR_ONCE):
         return (
-            f"init_lora_weights {start!r} changed the base by training data or quantisation, so W' - W is not s B A, "
-            "and no file tells what it is: merge it and measure the merged checkpoint against its base"
+            f"init_lora_weights {start!r} changed the base by training data or quantisation, "
+            "so W' - W is not s B A, "
+            "and no file tells what it is: merge it and measure the merged checkpoint against "
+            "its base"
         )
     if start.startswith(CHANGES_BASE):
-        return f"init_lora_weights {start!r} changed the base before training, so W' - W is not s B A"
+        return (
+            f"init_lora_weights {start!r} changed the base before training, so W' - W is not s B A"
+        )
     return next((why for setting, why in VARIANTS.items() if content.get(setting)), None)
 
 
@@ -155,10 +180,13 @@ def _replicated(path: Path, ranges: object) -> tuple[int, ...]:
     layers: list[int] = []
     for one in ranges:
         if not (isinstance(one, list) and len(one) == 2 and all(type(i) is int for i in one)):
-            raise ValueError(f"{path}: expected layer_replication as [[start, end], ...]; found {one!r:.60}.")
+            raise ValueError(
+                f"{path}: expected layer_replication as [[start, end], ...]; found {one!r:.60}."
+            )
         if not 0 <= one[0] <= one[1] <= LAYERS or len(layers) + one[1] - one[0] > LAYERS:
             raise ValueError(
-                f"{path}: expected layer_replication to make {LAYERS} layers at most; found more by {one!r:.60}."
+                f"{path}: expected layer_replication to make {LAYERS} layers at most; found "
+                f"more by {one!r:.60}."
             )
         layers += range(*one)
     return tuple(layers)
@@ -166,13 +194,17 @@ def _replicated(path: Path, ranges: object) -> tuple[int, ...]:
 
 def _names(path: Path, names: object) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path}: expected target_parameters to be a list of names; found {names!r:.60}.")
+        raise ValueError(
+            f"{path}: expected target_parameters to be a list of names; found {names!r:.60}."
+        )
     return tuple(names)
 
 
 def _rank(path: Path, name: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
-        raise ValueError(f"{path}: expected {name:.80} to be a whole number from 1; found {value!r:.40}.")
+        raise ValueError(
+            f"{path}: expected {name:.80} to be a whole number from 1; found {value!r:.40}."
+        )
     return value
 
 

@@ -1,9 +1,10 @@
-"""LoRA files of every other writer than PEFT: loralib, kohya, ComfyUI, diffusers, LyCORIS, torchtune, LitGPT,
-AdapterHub and MLX; B and A under other names, the scale beside them.
+"""LoRA files of every other writer than PEFT: loralib, kohya, ComfyUI, diffusers, LyCORIS,
+torchtune, LitGPT, AdapterHub and MLX; B and A under other names, the scale beside them.
 
-Letters: m rows (out), n columns (in), r rank, g fused projections. A (r, n) and B (m, r); of a convolution A (r, in, k, k) and
-B (out, r, 1, 1), or with a ``lora_mid`` M (r, r, k, k) between them A (r, in, 1, 1): the kernel is then B M A.
-kohya writes a layer's name with underscores for dots; it is found again among the base's names.
+Letters: m rows (out), n columns (in), r rank, g fused projections. A (r, n) and B (m, r); of a
+convolution A (r, in, k, k) and B (out, r, 1, 1), or with a ``lora_mid`` M (r, r, k, k) between them
+A (r, in, 1, 1): the kernel is then B M A. kohya writes a layer's name with underscores for dots; it
+is found again among the base's names.
 """
 
 from __future__ import annotations
@@ -29,21 +30,28 @@ from rankscope.weights.matrix import Layer, Reading, Skipped
 from rankscope.weights.modules_to_save import saved_layers
 from rankscope.weights.tensors import READABLE, Tensors, finite, once
 
-METADATA = "lora_adapter_metadata"  # where diffusers keeps the LoraConfig of each of a pipeline's models
+METADATA = (
+    "lora_adapter_metadata"  # where diffusers keeps the LoraConfig of each of a pipeline's models
+)
 EMBEDDING = re.compile(r"(.*\.)?(\w*embed\w*|wte|wpe|shared)")
-OWN_WEIGHT = "the file holds this layer's own weight, too: saved after .eval(), it contains s B A already"
+OWN_WEIGHT = (
+    "the file holds this layer's own weight, too: saved after .eval(), it contains s B A already"
+)
 NO_OTHERS = "LyCORIS ({part}): not a low-rank update B A"
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A file of updates, sorted but not read; ``settings`` gives the scale where the file has none."""
+    """A file of updates, sorted but not read; ``settings`` gives the
+    scale where the file has none."""
 
     tensors: Tensors
     names: LoraNames
     settings: Settings
     base: BaseModel | None
-    configs: Mapping[str, LoraConfig]  # unet, transformer, ... -> what diffusers saved in the file's header
+    configs: Mapping[
+        str, LoraConfig
+    ]  # unet, transformer, ... -> what diffusers saved in the file's header
 
     def weight(self, layer: str) -> Tensor | Skipped | None:
         """W of a layer, or why there is none; None without a base."""
@@ -105,7 +113,9 @@ def _update(file: LoraFile, site: Site, own: str, factors: Mapping[str, str]) ->
     notes: list[str | None] = [] if file.base is None else [file.base.said_of(own)]
     B, A, r = _factors(tensors, site, own, weight)
     scale, note = (1.0, None) if r is None else _scale(file, site, r)
-    if "B" in factors and ((A is not None and A.shape[0] != B.shape[1]) or isinstance(file.settings, LitGpt)):
+    if "B" in factors and (
+        (A is not None and A.shape[0] != B.shape[1]) or isinstance(file.settings, LitGpt)
+    ):
         assert A is not None
         B, note_of_place = _placed(file, own, B, A, weight)
         notes.append(note_of_place)
@@ -113,7 +123,9 @@ def _update(file: LoraFile, site: Site, own: str, factors: Mapping[str, str]) ->
             weight = Skipped(own, f"W and W + dW: {UNPLACED}")
     if site.style == "loralib" and f"{site.layer}.weight" in tensors:
         notes.append(OWN_WEIGHT)
-    magnitude, by_column = _magnitude(tensors, factors, (B.shape[0], (B if A is None else A).shape[1]), own)
+    magnitude, by_column = _magnitude(
+        tensors, factors, (B.shape[0], (B if A is None else A).shape[1]), own
+    )
     update = LayerUpdate(
         own,
         B=B,
@@ -130,7 +142,8 @@ def _update(file: LoraFile, site: Site, own: str, factors: Mapping[str, str]) ->
 def _factors(
     tensors: Tensors, site: Site, layer: str, weight: Tensor | Skipped | None
 ) -> tuple[Tensor, Tensor | None, int | None]:
-    """B (m, r) and A (r, n), or dW / s and None; and the rank that alpha is divided by, None where s is 1."""
+    """B (m, r) and A (r, n), or dW / s and None; and the rank that alpha is
+    divided by, None where s is 1."""
     parts = {part: tensors.read(name) for part, name in site.parts.items()}
     try:
         if "hada_w1_a" in parts:
@@ -148,16 +161,22 @@ def _factors(
     if site.style == "mlx" and A.ndim == B.ndim == 2 and A.shape[1] == B.shape[0]:
         shape = tuple(weight.shape) if isinstance(weight, Tensor) else None
         as_rows, as_columns = (A.shape[0], B.shape[1]), (B.shape[1], A.shape[0])
-        embedding = shape == as_rows if shape in (as_rows, as_columns) and as_rows != as_columns else None
+        embedding = (
+            shape == as_rows if shape in (as_rows, as_columns) and as_rows != as_columns else None
+        )
         if embedding or (embedding is None and EMBEDDING.fullmatch(layer)):
             return A, B, B.shape[0]  # (vocabulary, r) and (r, dimension): dW as it stands
         B, A = B.mT, A.mT
     M = parts.get("lora_mid")
-    fits = B.ndim >= 2 and A.ndim >= 2 and 0 not in (*B.shape, *A.shape) and B.shape[2:].numel() == 1
+    fits = (
+        B.ndim >= 2 and A.ndim >= 2 and 0 not in (*B.shape, *A.shape) and B.shape[2:].numel() == 1
+    )
     if fits and M is not None:
         fits = M.ndim > 2 and M.shape[:2] == (B.shape[1], A.shape[0]) and A.shape[2:].numel() == 1
         if fits:
-            A = torch.einsum("pqk,qi->pik", M.double().flatten(2), A.double().flatten(1))  # (r, in, k k)
+            A = torch.einsum(
+                "pqk,qi->pik", M.double().flatten(2), A.double().flatten(1)
+            )  # (r, in, k k)
     fused = site.style == "loralib" and A.ndim == B.ndim == 2
     if not fits or (A.shape[0] != B.shape[1] and not (fused and A.shape[0] % B.shape[1] == 0)):
         names = {"kohya": ("lora_up", "lora_down")}.get(site.style, ("B", "A"))
@@ -167,20 +186,22 @@ def _factors(
             if part in ("A", "B", "lora_mid")
         )
         raise ValueError(
-            f"{tensors.where}: expected {names[0]} (m, r) and {names[1]} (r, n) with one r for {layer}; found {shapes}."
+            f"{tensors.where}: expected {names[0]} (m, r) and {names[1]} (r, n) with one r for "
+            f"{layer}; found {shapes}."
         )
     return B.flatten(1), A.flatten(1), B.shape[1]
 
 
 def _scale(file: LoraFile, site: Site, r: int) -> tuple[float, str | None]:
-    """s, and what must be said of it: by the file itself, else by what diffusers put into its header, else by the
-    configuration beside it, else by the user or a guess."""
+    """s, and what must be said of it: by the file itself, else by what diffusers put into its
+    header, else by the configuration beside it, else by the user or a guess."""
     tensors = file.tensors
     if "alpha" in site.parts:
         alpha = tensors.read(site.parts["alpha"])
         if alpha.numel() != 1 or not finite(alpha):
             raise ValueError(
-                f"{tensors.where}: expected one number as {site.parts['alpha']}; found {alpha.flatten()[:4].tolist()}."
+                f"{tensors.where}: expected one number as {site.parts['alpha']}; found "
+                f"{alpha.flatten()[:4].tolist()}."
             )
         return float(alpha) / r, None
     part, _, rest = site.layer.partition(".")
@@ -211,8 +232,8 @@ def _placed(
 def _magnitude(
     tensors: Tensors, factors: Mapping[str, str], shape: tuple[int, int], layer: str
 ) -> tuple[Tensor | None, bool]:
-    """DoRA's magnitudes, and whether they belong to columns. LyCORIS's ``dora_scale`` tells by its shape: (out, 1, ...)
-    or (1, in, ...)."""
+    """DoRA's magnitudes, and whether they belong to columns. LyCORIS's ``dora_scale`` tells by its
+    shape: (out, 1, ...) or (1, in, ...)."""
     if "magnitude" in factors:
         return tensors.read(factors["magnitude"]).flatten(), False
     if "dora_scale" not in factors:
@@ -222,7 +243,8 @@ def _magnitude(
     rows = not by_column and scale.numel() == shape[0]
     if not (rows or (by_column and shape[1] % scale.numel() == 0)):
         raise ValueError(
-            f"{tensors.where}: expected dora_scale (out, 1) or (1, in) for {layer} {shape}; found {tuple(scale.shape)}."
+            f"{tensors.where}: expected dora_scale (out, 1) or (1, in) for {layer} {shape}; "
+            f"found {tuple(scale.shape)}."
         )
     return scale.flatten(), by_column
 

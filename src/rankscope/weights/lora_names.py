@@ -1,7 +1,8 @@
-"""Which tensor is which part of which layer's update, by the names that LoRA's many writers give them.
+"""Which tensor is which part of which layer's update, by the names that
+LoRA's many writers give them.
 
-Letters: m rows (out), n columns (in), r rank, k a kernel's side. Of every style A is (r, n) and B (m, r), but for
-MLX, which stores both transposed.
+Letters: m rows (out), n columns (in), r rank, k a kernel's side. Of every style A is (r, n) and B
+(m, r), but for MLX, which stores both transposed.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from rankscope.weights.difference import natural
 from rankscope.weights.tensors import Tensors
 
 LAYER = r"(?P<layer>.+?)"
-# Style -> what follows the layer's name. diffusers had several ways over the years: to_q.lora_A.weight, to_q.lora.down.weight,
-# to_q.lora_linear_layer.down.weight and processor.to_q_lora.down.weight.
+# Style -> what follows the layer's name. diffusers had several ways over the years:
+# to_q.lora_A.weight, to_q.lora.down.weight, to_q.lora_linear_layer.down.weight and
+# processor.to_q_lora.down.weight.
 STYLES = {
     "kohya": r"\.(?P<part>lora_up|lora_down|lora_mid)(?:\.default)?\.weight",
     "diffusers": r"[._]lora(?:_linear_layer)?\.(?P<part>up|down)\.weight",
@@ -26,9 +28,11 @@ STYLES = {
     "lycoris": r"\.(?P<part>(?:hada|lokr)_(?:w1|w2|t1|t2)(?:_a|_b)?)",
 }
 PATTERNS = {style: re.compile(LAYER + ending) for style, ending in STYLES.items()}
-# What stands beside the factors. A file may hold small layers' whole change as .diff, and biases' as .diff_b.
+# What stands beside the factors. A file may hold small layers' whole change as
+# .diff, and biases' as .diff_b.
 BESIDE = re.compile(
-    LAYER + r"\.(?P<part>alpha|dora_scale|lora_magnitude_vector|magnitude|m|diff|diff_b|w_norm|b_norm)"
+    LAYER
+    + r"\.(?P<part>alpha|dora_scale|lora_magnitude_vector|magnitude|m|diff|diff_b|w_norm|b_norm)"
     r"(?:\.default)?(?:\.weight)?"
 )
 WHOLE = ("diff", "w_norm")
@@ -42,7 +46,8 @@ NO_FACTORS = re.compile(LAYER + r"\.(?P<part>oft_blocks|oft_diag|on_input|a1|a2|
 
 @dataclass(frozen=True)
 class Site:
-    """One layer's update; ``parts``: B, A, lora_mid, alpha, magnitude, dora_scale, diff, hada_..., lokr_... -> tensor."""
+    """One layer's update; ``parts``: B, A, lora_mid, alpha, magnitude, dora_scale, diff,
+    hada_..., lokr_... -> tensor."""
 
     layer: str
     style: str
@@ -58,7 +63,8 @@ class LoraNames:
 
 
 def is_adapter(tensors: Tensors) -> bool:
-    """Whether a file holds updates instead of weights: factors in a style that is read here, or only differences."""
+    """Whether a file holds updates instead of weights: factors in a style that is read
+    here, or only differences."""
     if any(_style(name) for name in tensors):
         return True
     beside = [BESIDE.fullmatch(name) for name in tensors]
@@ -73,7 +79,8 @@ def lora_styles(tensors: Tensors) -> set[str]:
 
 
 def lora_names(tensors: Tensors) -> LoraNames:
-    """Sorts the tensors by layer. ``ValueError`` where a factor is there twice or without the other."""
+    """Sorts the tensors by layer. ``ValueError`` where a factor is there
+    twice or without the other."""
     sites: dict[str, Site] = {}
     beside: list[tuple[str, str, str]] = []
     others: list[str] = []
@@ -116,14 +123,17 @@ def _plain(layer: str) -> str:
 def _add(tensors: Tensors, site: Site, part: str, name: str) -> None:
     if part in site.parts:
         raise ValueError(
-            f"{tensors.where}: expected one {part} for {site.layer}; found {site.parts[part]} and {name}."
+            f"{tensors.where}: expected one {part} for {site.layer}; found {site.parts[part]} "
+            f"and {name}."
         )
     site.parts[part] = name
 
 
 def _check_complete(tensors: Tensors, site: Site) -> None:
     for there, missing in _incomplete(site):
-        raise ValueError(f"{tensors.where}: expected {missing} beside {there} for {site.layer}; found none.")
+        raise ValueError(
+            f"{tensors.where}: expected {missing} beside {there} for {site.layer}; found none."
+        )
 
 
 def _incomplete(site: Site) -> Iterator[tuple[str, str]]:
@@ -143,4 +153,8 @@ def _incomplete(site: Site) -> Iterator[tuple[str, str]]:
     if any(part.startswith("lokr_") for part in parts):
         for half in ("lokr_w1", "lokr_w2"):
             if half not in parts:
-                yield from (("another part", f"{half}{x}") for x in ("_a", "_b") if f"{half}{x}" not in parts)
+                yield from (
+                    ("another part", f"{half}{x}")
+                    for x in ("_a", "_b")
+                    if f"{half}{x}" not in parts
+                )

@@ -29,11 +29,12 @@ class Settings(Protocol):
     """Of a whole file."""
 
     def scale(self, layer: str, r: int) -> tuple[float, str | None]:
-        """s, and what must be said of it. ``ValueError`` where r is not what the configuration says."""
+        """s, and what must be said of it. ``ValueError`` where r is not
+        what the configuration says."""
 
     def fusion(self, layer: str, g: int, rows: int, total: int | None) -> tuple[Fusion, str | None]:
-        """Where the ``rows`` rows of B of ``g`` projections stand in the layer, of ``total`` rows if that is known,
-        and what must be said of it."""
+        """Where the ``rows`` rows of B of ``g`` projections stand in the layer, of ``total`` rows
+        if that is known, and what must be said of it."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,13 @@ class Given:
         return (1.0, self.guess) if self.alpha is None else (self.alpha / r, None)
 
     def fusion(self, layer: str, g: int, rows: int, total: int | None) -> tuple[Fusion, str | None]:
-        """Equal blocks, as loralib has them: all where they fill the layer; of three the first and the last, as
-        loralib's own GPT-2."""
+        """Equal blocks, as loralib has them: all where they fill the layer; of three the first and
+        the last, as loralib's own GPT-2."""
         size = rows // g
         if rows % g or LITGPT_FUSED.search(layer):
             raise ValueError(
-                f"{layer}: expected a configuration that tells the sizes of {g} fused projections with {rows} rows; "
+                f"{layer}: expected a configuration that tells the sizes of {g} fused "
+                f"projections with {rows} rows; "
                 f"found none. Put LitGPT's {LITGPT[0]} and {LITGPT[1]} beside the file"
             )
         if total in (None, rows):
@@ -84,7 +86,8 @@ class PeftSettings:
             return Given(None, "").fusion(layer, g, rows, total)
         if sum(enabled) != g or rows % g:
             raise ValueError(
-                f"{self.config.path}: expected enable_lora with {g} projections for {layer}, as its factors "
+                f"{self.config.path}: expected enable_lora with {g} projections for {layer}, "
+                "as its factors "
                 f"have; found {enabled}."
             )
         return equal_blocks(enabled, rows // g), None
@@ -92,7 +95,8 @@ class PeftSettings:
 
 @dataclass(frozen=True)
 class AdapterHub:
-    """The adapter_config.json of the ``adapters`` library: ``config`` with r, alpha and attn_matrices."""
+    """The adapter_config.json of the ``adapters`` library: ``config`` with
+    r, alpha and attn_matrices."""
 
     path: Path
     r: int
@@ -110,7 +114,8 @@ class AdapterHub:
         enabled = [name in self.matrices for name in ("q", "k", "v")]
         if sum(enabled) != g or rows % g:
             raise ValueError(
-                f"{self.path}: expected attn_matrices with {g} of q, k and v for {layer}, as its factors have; "
+                f"{self.path}: expected attn_matrices with {g} of q, k and v for {layer}, as "
+                "its factors have; "
                 f"found {', '.join(self.matrices)}."
             )
         return equal_blocks(enabled, rows // g), None
@@ -140,7 +145,8 @@ class Mlx:
 
 @dataclass(frozen=True)
 class LitGpt:
-    """LitGPT's hyperparameters and model configuration: q, k and v of unequal sizes in one weight."""
+    """LitGPT's hyperparameters and model configuration: q, k and v of
+    unequal sizes in one weight."""
 
     path: Path
     r: int
@@ -161,8 +167,8 @@ class LitGpt:
         return LITGPT_FUSED.search(layer) is not None
 
     def fusion(self, layer: str, g: int, rows: int, total: int | None) -> tuple[Fusion, str | None]:
-        """Up to LitGPT 0.5 ``attn`` has them by groups of queries, but for a quirk: where all three are adapted B's
-        rows are added as they stand. ``qkv`` has them one below the other."""
+        """Up to LitGPT 0.5 ``attn`` has them by groups of queries, but for a quirk: where all three
+        are adapted B's rows are added as they stand. ``qkv`` has them one below the other."""
         sizes = [self.heads * self.head_size] + [self.groups * self.head_size] * 2
         if layer.endswith(".attn.attn") and not all(self.enabled):
             found = interleaved(self.heads, self.groups, self.head_size, self.enabled)
@@ -170,7 +176,8 @@ class LitGpt:
             found = blocks(sizes, self.enabled)
         if sum(self.enabled) != g or sum(found.sizes) != rows:
             raise ValueError(
-                f"{self.path}: expected the configuration of {layer}, {g} projections with {rows} rows; "
+                f"{self.path}: expected the configuration of {layer}, {g} projections with "
+                f"{rows} rows; "
                 f"found {sum(self.enabled)} with {sum(found.sizes)}."
             )
         return found, None
@@ -180,16 +187,23 @@ def adapterhub(path: Path, content: Mapping[str, Any]) -> AdapterHub:
     """Of adapter_config.json. ``ValueError`` where it describes no LoRA."""
     config = content.get("config")
     parts: list[Any] = [config]
-    if isinstance(config, dict) and isinstance(config.get("configs"), list):  # several methods together
+    if isinstance(config, dict) and isinstance(
+        config.get("configs"), list
+    ):  # several methods together
         parts = config["configs"]
-    found = [part for part in parts if isinstance(part, dict) and part.get("architecture") == "lora"]
+    found = [
+        part for part in parts if isinstance(part, dict) and part.get("architecture") == "lora"
+    ]
     if len(found) != 1:
         kinds = (
-            ", ".join(str(part.get("architecture"))[:40] for part in parts if isinstance(part, dict))
+            ", ".join(
+                str(part.get("architecture"))[:40] for part in parts if isinstance(part, dict)
+            )
             or "none"
         )
         raise ValueError(
-            f"{path}: not a low-rank update: expected one AdapterHub config of architecture lora; found {kinds}."
+            f"{path}: not a low-rank update: expected one AdapterHub config of architecture "
+            f"lora; found {kinds}."
         )
     (part,) = found
     for setting, plain in (
@@ -200,13 +214,19 @@ def adapterhub(path: Path, content: Mapping[str, Any]) -> AdapterHub:
     ):
         if part.get(setting, plain) != plain:
             raise ValueError(
-                f"{path}: not a low-rank update: expected {setting} {plain!r}; found {part[setting]!r:.40}."
+                f"{path}: not a low-rank update: expected {setting} {plain!r}; found "
+                f"{part[setting]!r:.40}."
             )
     names = part.get("attn_matrices") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path}: expected attn_matrices to be a list of names; found {names!r:.40}.")
+        raise ValueError(
+            f"{path}: expected attn_matrices to be a list of names; found {names!r:.40}."
+        )
     return AdapterHub(
-        path, _rank(path, "r", part.get("r", 8)), _number(path, "alpha", part.get("alpha", 8)), tuple(names)
+        path,
+        _rank(path, "r", part.get("r", 8)),
+        _number(path, "alpha", part.get("alpha", 8)),
+        tuple(names),
     )
 
 
@@ -214,7 +234,9 @@ def mlx(path: Path, content: Mapping[str, Any]) -> Mlx:
     """Of adapter_config.json."""
     given = content.get("lora_parameters")
     if not isinstance(given, dict):
-        raise ValueError(f"{path}: expected lora_parameters with rank and scale; found {given!r:.40}.")
+        raise ValueError(
+            f"{path}: expected lora_parameters with rank and scale; found {given!r:.40}."
+        )
     r = _rank(path, "rank", given.get("rank"))
     if "scale" not in given and "alpha" not in given:
         raise ValueError(
@@ -226,7 +248,10 @@ def mlx(path: Path, content: Mapping[str, Any]) -> Mlx:
     alpha = _number(path, "alpha", given["alpha"])
     s *= alpha / r
     return Mlx(
-        path, r, s, f"scale and alpha given: scale alpha / r = {s:g} taken, as MLX did while it had alpha"
+        path,
+        r,
+        s,
+        f"scale and alpha given: scale alpha / r = {s:g} taken, as MLX did while it had alpha",
     )
 
 
@@ -244,13 +269,15 @@ def litgpt(folder: Path) -> LitGpt | None:
     size = content.get("head_size") or _rank(path, "n_embd", content.get("n_embd")) // heads
     if heads % groups:
         raise ValueError(
-            f"{path}: expected n_head to be a multiple of n_query_groups; found {heads} and {groups}."
+            f"{path}: expected n_head to be a multiple of n_query_groups; found {heads} and "
+            f"{groups}."
         )
     return LitGpt(
         path,
         _rank(path, "lora_r", content["lora_r"]),
         _number(path, "lora_alpha", content.get("lora_alpha", 16)),
-        tuple(bool(content.get(f"lora_{name}")) for name in ("query", "key", "value")),  # type: ignore[arg-type]
+        tuple(bool(content.get(f"lora_{name}")) for name in ("query", "key", "value")),
+        # type: ignore[arg-type]
         heads,
         groups,
         _rank(path, "head_size", size),
@@ -271,7 +298,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _rank(path: Path, name: str, value: object) -> int:
     if type(value) is not int or not 0 < value < 2**31:
-        raise ValueError(f"{path}: expected {name} to be a whole number from 1; found {value!r:.40}.")
+        raise ValueError(
+            f"{path}: expected {name} to be a whole number from 1; found {value!r:.40}."
+        )
     return value
 
 

@@ -17,9 +17,10 @@ Kind = Literal["W", "dW", "W+dW"]
 class Matrix:
     """One matrix of one layer, never formed where it has factors.
 
-    ``operator`` is None where there is nothing to measure; ``note`` then says why. A matrix that isn't
-    ``trusted`` is measured, but its stable rank is not reported. ``read_from`` is "factors" (B and A),
-    "magnitude" (DoRA), "merge" (PEFT's own), "difference" (of two checkpoints) or "weights" (a stored weight).
+    ``operator`` is None where there is nothing to measure; ``note`` then says why. A matrix that
+    isn't ``trusted`` is measured, but its stable rank is not reported. ``read_from`` is "factors"
+    (B and A), "magnitude" (DoRA), "merge" (PEFT's own), "difference" (of two checkpoints) or
+    "weights" (a stored weight).
     """
 
     layer: str
@@ -77,7 +78,8 @@ def selected(layers: Iterable[Layer], pattern: re.Pattern[str] | None) -> Readin
             yield not_chosen(layer.name, pattern)
     if left_out and not found and pattern is not None:
         raise ValueError(
-            f"layers = {pattern.pattern!r}: expected it to find a layer; found none in {len(left_out)}, "
+            f"layers = {pattern.pattern!r}: expected it to find a layer; found none in "
+            f"{len(left_out)}, "
             f"such as {', '.join(left_out[:3])}."
         )
 
@@ -88,7 +90,8 @@ def not_chosen(layer: str, pattern: re.Pattern[str]) -> Skipped:
 
 
 def distinct(reading: Reading) -> Reading:
-    """The same with " (2)", " (3)" ... after a layer's name where a matrix of that name came before."""
+    """The same with " (2)", " (3)" ... after a layer's name where a matrix
+    of that name came before."""
     met: Counter[tuple[str, str]] = Counter()
     for one in reading:
         if isinstance(one, Matrix):

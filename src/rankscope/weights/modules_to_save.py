@@ -1,4 +1,5 @@
-"""Whole weights saved beside an adapter (``modules_to_save``, biases): changes of full rank outside B A."""
+"""Whole weights saved beside an adapter (``modules_to_save``, biases): changes
+of full rank outside B A."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def saved_layers(
     for name, key in names.items():
         layer = name if (plain := name.removesuffix(".weight")) in names else plain
         if layer.endswith(".base_layer"):
-            yield skipped(layer, "a copy of the base's weight, which PEFT saves beside adapted embeddings")
+            yield skipped(
+                layer, "a copy of the base's weight, which PEFT saves beside adapted embeddings"
+            )
         elif ".original_module" in name:
             yield skipped(layer, "the module's weight before it was trained in full")
         elif "trainable_tokens" in name:
@@ -35,26 +38,33 @@ def saved_layers(
         elif (found := NO_FACTORS.fullmatch(name)) is not None:
             yield skipped(found["layer"], f"LyCORIS ({found['part']}): not a low-rank update B A")
         elif (why := unreadable(name, tensors.headers[key])) is not None:
-            yield skipped(layer, f"{'not adapted' if whole else 'saved in full, outside B A'}; {why}")
+            yield skipped(
+                layer, f"{'not adapted' if whole else 'saved in full, outside B A'}; {why}"
+            )
         elif base is None:
             yield skipped(layer, "not adapted: the model's own weight" if whole else NEEDS_BASE)
         else:
             yield Layer(layer, partial(_against_base, layer, name, key, tensors, base, whole))
 
 
-def _against_base(layer: str, name: str, key: str, tensors: Tensors, base: BaseModel, whole: bool) -> Reading:
+def _against_base(
+    layer: str, name: str, key: str, tensors: Tensors, base: BaseModel, whole: bool
+) -> Reading:
     tuned, weight = tensors.read(key), base.weight_of(name)
     if isinstance(weight, Skipped):
         yield Skipped(layer, f"saved in full, outside B A; no dW: {weight.plain}")
     elif weight.shape != tuned.shape and not resized_vocabulary(layer, weight.shape, tuned.shape):
         changed = f"from {tuple(weight.shape)} to {tuple(tuned.shape)}"
         yield Skipped(
-            layer, f"saved in full, outside B A; its shape changed {changed}: there is no difference"
+            layer,
+            f"saved in full, outside B A; its shape changed {changed}: there is no difference",
         )
     elif whole and _same(tuned, weight):
         yield Skipped(layer, "not adapted: the base's own weight")
     else:
-        for (part, after), (_, before) in zip(matrices(layer, tuned), matrices(layer, weight), strict=True):
+        for (part, after), (_, before) in zip(
+            matrices(layer, tuned), matrices(layer, weight), strict=True
+        ):
             yield from difference_matrices(part, after, before)
 
 

@@ -1,8 +1,8 @@
 """PEFT's LoRA adapters: adapter_config.json and adapter_model.safetensors (or .bin).
 
-Letters: m rows (out), n columns (in), r rank. ``lora_A.weight`` (r, n), ``lora_B.weight`` (m, r); embeddings
-``lora_embedding_A`` (r, vocabulary), ``lora_embedding_B`` (dimension, r); convolutions A (r, in, k, k), B
-(out, r, 1, 1).
+Letters: m rows (out), n columns (in), r rank. ``lora_A.weight`` (r, n), ``lora_B.weight`` (m, r);
+embeddings ``lora_embedding_A`` (r, vocabulary), ``lora_embedding_B`` (dimension, r); convolutions A
+(r, in, k, k), B (out, r, 1, 1).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from rankscope.weights.peft_experts import expert_matrices, targeted_parameter
 from rankscope.weights.peft_merge import merged_layers
 from rankscope.weights.tensors import READABLE, Tensors, renamed
 
-# The adapter's name stands between part and suffix in a file that PEFT's own save_pretrained did not write.
+# The adapter's name stands between part and suffix in a file that PEFT's own
+# save_pretrained did not write.
 PART = re.compile(
     r"(?P<layer>.+?)\.(?P<part>lora_\w+)(\.(?!weight$|bias$)[^.]+)?(?P<bias>\.bias)?(\.weight)?"
 )
@@ -46,24 +47,29 @@ class Adapter:
     tensors: Tensors
     sites: dict[str, dict[str, str]]
     others: dict[str, str]  # name in the base -> tensor name
-    own: BaseModel | None = None  # the base, where the file is a whole model's state that holds it, too
+    own: BaseModel | None = (
+        None  # the base, where the file is a whole model's state that holds it, too
+    )
 
 
 def open_adapter(path: Path, content: Mapping[str, Any], tensors: Tensors) -> Adapter:
-    """A LoRA adapter, its tensors sorted by layer; ``content`` is that of adapter_config.json at ``path``.
+    """A LoRA adapter, its tensors sorted by layer; ``content`` is that of
+    adapter_config.json at ``path``.
 
     Raises ``ValueError``, one line, where it is malformed.
     """
     adapter = sort_parts(tensors, content, lora_config(path, content))
     if not adapter.sites:
         raise ValueError(
-            f"{tensors.where}: expected LoRA tensors (....lora_A.weight, ....lora_B.weight); found none."
+            f"{tensors.where}: expected LoRA tensors (....lora_A.weight, ....lora_B.weight); "
+            "found none."
         )
     return adapter
 
 
 def sort_parts(tensors: Tensors, content: Mapping[str, Any], config: LoraConfig) -> Adapter:
-    """Groups the tensors of an adapter by layer; every tensor ends up in ``sites`` or in ``others``."""
+    """Groups the tensors of an adapter by layer; every tensor ends up in
+    ``sites`` or in ``others``."""
     sites: dict[str, dict[str, str]] = {}
     others: dict[str, str] = {}
     frozen: dict[str, str] = {}  # weights as they were before
@@ -84,7 +90,8 @@ def sort_parts(tensors: Tensors, content: Mapping[str, Any], config: LoraConfig)
         site = sites.setdefault(found["layer"], {})
         if part in site:
             raise ValueError(
-                f"{tensors.where}: expected one {part} for {found['layer']}; found {site[part]} and {name}."
+                f"{tensors.where}: expected one {part} for {found['layer']}; found "
+                f"{site[part]} and {name}."
             )
         site[part] = name
     linear = [layer for layer, site in sites.items() if "lora_A" in site]
@@ -103,7 +110,9 @@ def adapter_layers(adapter: Adapter, given: BaseModel | None) -> Iterator[Layer]
     base = given or adapter.own
     if given is not None and not adapter.config.target_parameters:
         sources = [original_layer(layer, adapter.config.replicated) for layer in adapter.sites]
-        given.check_same_model([one for one in sources if isinstance(one, str)], adapter.tensors.where)
+        given.check_same_model(
+            [one for one in sources if isinstance(one, str)], adapter.tensors.where
+        )
     if base is not None and adapter.config.unlike_lora is not None and adapter.config.mergeable:
         layers = {layer: list(site.values()) for layer, site in adapter.sites.items()}
         yield from merged_layers(adapter.content, adapter.tensors, layers, base)
@@ -159,12 +168,17 @@ def _site_matrices(adapter: Adapter, layer: str, base: BaseModel | None) -> Read
 def _placed(
     adapter: Adapter, layer: str, B: Tensor, A: Tensor, weight: Tensor | Skipped | None
 ) -> tuple[Tensor, Tensor | Skipped | None, str]:
-    """B of PEFT 0.2's ``MergedLinear``, a grouped convolution (rows, r, 1): block by block, as one product's."""
+    """B of PEFT 0.2's ``MergedLinear``, a grouped convolution (rows, r, 1): block
+    by block, as one product's."""
     r = B.shape[1]
     if A.shape[0] % r or r != adapter.config.rank_of(layer):
         _check_fit(adapter, layer, B, A)
     total = weight.shape[0] if isinstance(weight, Tensor) else None
-    if isinstance(weight, Tensor) and weight.shape[0] == A.shape[1] and weight.shape[1] != A.shape[1]:
+    if (
+        isinstance(weight, Tensor)
+        and weight.shape[0] == A.shape[1]
+        and weight.shape[1] != A.shape[1]
+    ):
         total = weight.shape[1]
     settings = PeftSettings(adapter.config, adapter.content)
     fusion, doubt = settings.fusion(layer, A.shape[0] // r, B.shape[0], total)
@@ -189,17 +203,21 @@ def _pair(adapter: Adapter, layer: str) -> tuple[str, str]:
         if B in site or A in site:
             there, missing = (B, A) if B in site else (A, B)
             raise ValueError(
-                f"{adapter.tensors.where}: expected {missing} beside {there} for {layer}; found none."
+                f"{adapter.tensors.where}: expected {missing} beside {there} for {layer}; "
+                "found none."
             )
     raise ValueError(
-        f"{adapter.tensors.where}: expected lora_A and lora_B for {layer}; found {', '.join(site)} only."
+        f"{adapter.tensors.where}: expected lora_A and lora_B for {layer}; found "
+        f"{', '.join(site)} only."
     )
 
 
 def _beyond_lora(site: dict[str, str], pair: tuple[str, str]) -> str | None:
     """Parts that plain LoRA and DoRA don't have; None where there are none."""
     strange = [
-        part for part in site if part not in (*pair, "lora_magnitude_vector") and not part.endswith(".bias")
+        part
+        for part in site
+        if part not in (*pair, "lora_magnitude_vector") and not part.endswith(".bias")
     ]
     return f"{', '.join(strange)} besides B and A: neither LoRA nor DoRA" if strange else None
 
@@ -210,11 +228,15 @@ def _unlike_matrix(adapter: Adapter, layer: str, B: str, A: str) -> str | None:
     parts = (B, A, *(part for part in site if part == "lora_magnitude_vector"))
     for part in parts:
         if (dtype := headers[site[part]].dtype) not in READABLE:
-            return f"{part} is stored as {str(dtype).removeprefix('torch.')}, not as a floating-point matrix"
+            return (
+                f"{part} is stored as {str(dtype).removeprefix('torch.')}, not as a "
+                "floating-point matrix"
+            )
     b, a = headers[site[B]].shape, headers[site[A]].shape
     if len(a) < 2 or len(b) < 2 or 0 in (*a, *b):
         raise ValueError(
-            f"{adapter.tensors.where}: expected B (m, r) and A (r, n) for {layer}; found B {b} and A {a}."
+            f"{adapter.tensors.where}: expected B (m, r) and A (r, n) for {layer}; found B {b} "
+            f"and A {a}."
         )
     if len(a) > 2 and b[1] != a[0] and a[0] % b[1] == 0:
         return f"a convolution in {a[0] // b[1]} groups: its update is not one B A"
@@ -230,8 +252,10 @@ def _check_fit(adapter: Adapter, layer: str, B: Tensor, A: Tensor) -> None:
     expected = adapter.config.rank_of(layer)
     if A.shape[0] != expected:
         raise ValueError(
-            f"{adapter.config.path}: expected r = {A.shape[0]} for {layer}, from lora_A {tuple(A.shape)}; "
-            f"found r = {expected}. Its scale would be wrong: set r or rank_pattern to what was trained."
+            f"{adapter.config.path}: expected r = {A.shape[0]} for {layer}, from lora_A "
+            f"{tuple(A.shape)}; "
+            f"found r = {expected}. Its scale would be wrong: set r or rank_pattern to what "
+            "was trained."
         )
 
 
@@ -241,11 +265,17 @@ def _weight(
     """W, and what a reader must know of where it came from."""
     if base is None:
         return None, None
-    # PEFT saves an embedding whose vocabulary was resized beside its factors: that is the W they were added to.
+    # PEFT saves an embedding whose vocabulary was resized beside its factors: that
+    # is the W they were added to.
     resized = adapter.others.get(f"{layer}.base_layer.weight")
-    if resized is not None and base.shape_of(layer) not in (None, adapter.tensors.headers[resized].shape):
+    if resized is not None and base.shape_of(layer) not in (
+        None,
+        adapter.tensors.headers[resized].shape,
+    ):
         change = f"from {base.shape_of(layer)} to {adapter.tensors.headers[resized].shape}"
-        return adapter.tensors.read(resized), f"W is the adapter's own copy: its shape changed {change}"
+        return adapter.tensors.read(
+            resized
+        ), f"W is the adapter's own copy: its shape changed {change}"
     if base is adapter.own and base is not None:
         found = base.weight(layer.replace(NESTED, ""))
         return found, None if isinstance(found, Skipped) else base.said_of(layer)
@@ -269,8 +299,8 @@ def _stored_in_out(
 ) -> bool:
     """Whether the base stores (in, out): by shape, if square by type, else by ``fan_in_fan_out``.
 
-    PEFT keeps one flag for all layers, and the last layer that was adapted sets it; so the flag comes last
-    here.
+    PEFT keeps one flag for all layers, and the last layer that was adapted sets it;
+    so the flag comes last here.
     """
     if isinstance(weight, Tensor) and weight.ndim > 2:
         return False

@@ -1,8 +1,9 @@
-"""LoRA on the experts of a layer (PEFT's ``target_parameters``): one B A per expert of a stacked weight.
+"""LoRA on the experts of a layer (PEFT's ``target_parameters``): one B A
+per expert of a stacked weight.
 
-Letters: E experts, m rows (out), n columns (in), r rank of each expert. ``lora_A.weight`` (E r, n) holds the
-experts one below the other, ``lora_B.weight`` (m, r E) holds them interleaved: column k E + e is column k of
-expert e. The base stores (E, m, n), or (E, n, m) where the model transposes.
+Letters: E experts, m rows (out), n columns (in), r rank of each expert. ``lora_A.weight`` (E r, n)
+holds the experts one below the other, ``lora_B.weight`` (m, r E) holds them interleaved: column k
+E + e is column k of expert e. The base stores (E, m, n), or (E, n, m) where the model transposes.
 """
 
 from __future__ import annotations
@@ -16,20 +17,24 @@ from rankscope.weights.layer_update import LayerUpdate, update_matrices
 from rankscope.weights.lora_config import LoraConfig
 from rankscope.weights.matrix import Reading, Skipped
 
-# Parameters of one module in the order in which Transformers declares them; w1, v1 and w2 are DBRX's.
+# Parameters of one module in the order in which Transformers declares
+# them; w1, v1 and w2 are DBRX's.
 DECLARED = (
-    "gate_up_proj", "gate_up_proj_bias", "gate_proj", "up_proj", "w1", "v1", "w2", "down_proj", "down_proj_bias",
+    "gate_up_proj", "gate_up_proj_bias", "gate_proj", "up_proj", "w1", "v1", "w2", "down_proj",
+    "down_proj_bias",
 )  # fmt: skip
 
 
 def targeted_parameter(
     targets: Collection[str], sites: Collection[str], layer: str
 ) -> tuple[str, str | None] | None:
-    """The full name of the parameter that the factors of ``layer`` belong to, and why it may be another one.
+    """The full name of the parameter that the factors of ``layer`` belong to,
+    and why it may be another one.
 
-    None: they belong to the layer's weight. Several parameters of one module are nested: the first that the module
-    declares is wrapped innermost, and its factors stand under ``module.base_layer``. No file tells their order: it is
-    known for Transformers' experts (``DECLARED``), and a guess elsewhere.
+    None: they belong to the layer's weight. Several parameters of one module are nested: the first
+    that the module declares is wrapped innermost, and its factors stand under
+    ``module.base_layer``. No file tells their order: it is known for Transformers' experts
+    (``DECLARED``), and a guess elsewhere.
     """
     module = layer
     while module.endswith(NESTED):
@@ -48,18 +53,29 @@ def targeted_parameter(
     place = len(depths) - 1 - depths.index((len(layer) - len(module)) // len(NESTED))
     found = f"{module}.{inner_first[min(place, len(inner_first) - 1)]}"
     listed = ", ".join(inner_first)
-    return found, f"a guess which of {listed} this is: no file tells their order" if guessed else None
+    return (
+        found,
+        f"a guess which of {listed} this is: no file tells their order" if guessed else None,
+    )
 
 
 def expert_matrices(
-    config: LoraConfig, parameter: str, B: Tensor, A: Tensor, base: BaseModel | None, *, doubt: str | None
+    config: LoraConfig,
+    parameter: str,
+    B: Tensor,
+    A: Tensor,
+    base: BaseModel | None,
+    *,
+    doubt: str | None,
 ) -> Reading:
-    """W, dW and W + dW of each expert of ``parameter``, from B (m, r E) and A (E r, n); ``doubt`` joins the notes."""
+    """W, dW and W + dW of each expert of ``parameter``, from B (m, r E) and A (E r, n);
+    ``doubt`` joins the notes."""
     r = config.rank_of(parameter)
     if B.shape[1] != A.shape[0] or A.shape[0] % r:
         raise ValueError(
             f"{config.path}: expected A (E r, n) and B (m, r E) with r = {r} for {parameter}; "
-            f"found A {tuple(A.shape)} and B {tuple(B.shape)}. Set r or rank_pattern to what was trained."
+            f"found A {tuple(A.shape)} and B {tuple(B.shape)}. Set r or rank_pattern to what "
+            "was trained."
         )
     E, m, n = A.shape[0] // r, B.shape[0], A.shape[1]
     stack = None if base is None else base.experts(parameter, E)
@@ -78,13 +94,17 @@ def expert_matrices(
         yield from update_matrices(factors, weight, hint="")
 
 
-def expert_factors(B: Tensor, A: Tensor, scale: float, E: int, e: int) -> tuple[Tensor, Tensor, float]:
+def expert_factors(
+    B: Tensor, A: Tensor, scale: float, E: int, e: int
+) -> tuple[Tensor, Tensor, float]:
     """B (m, r), A (r, n) and s of one expert."""
     r = A.shape[0] // E
     return B.reshape(B.shape[0], r, E)[:, :, e], A.reshape(E, r, A.shape[1])[e], scale
 
 
-def _stored_in_out(weight: Tensor | Skipped | None, base: BaseModel | None, shape: tuple[int, int]) -> bool:
+def _stored_in_out(
+    weight: Tensor | Skipped | None, base: BaseModel | None, shape: tuple[int, int]
+) -> bool:
     """By the base's shape; where the experts are square by the model's type."""
     if isinstance(weight, Tensor) and shape[0] != shape[1]:
         return tuple(weight.shape) == (shape[1], shape[0])

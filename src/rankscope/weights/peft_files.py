@@ -1,4 +1,5 @@
-"""A PEFT adapter of any method, as a folder or repository holds it: adapter_config.json and one file of tensors."""
+"""A PEFT adapter of any method, as a folder or repository holds it:
+adapter_config.json and one file of tensors."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class PeftFiles:
 
 
 def peft_layers(stored: PeftFiles, source: str, base: BaseModel | None) -> Iterator[Layer]:
-    """The layers of an adapter of any method. ``ValueError``, one line, where it can't be measured."""
+    """The layers of an adapter of any method. ``ValueError``, one line,
+    where it can't be measured."""
     peft_type = stored.content.get("peft_type")
     if peft_type == "LORA":
         yield from adapter_layers(open_adapter(stored.path, stored.content, stored.tensors), base)
@@ -50,7 +52,9 @@ def peft_layers(stored: PeftFiles, source: str, base: BaseModel | None) -> Itera
         raise not_low_rank(source, kind, f": {why}.")
     if base is None:
         give = f"rankscope measure {shlex.quote(source)} --base {stored.base_model}"
-        raise not_low_rank(source, kind, f". With its base the true W' - W can be measured, so type: {give}")
+        raise not_low_rank(
+            source, kind, f". With its base the true W' - W can be measured, so type: {give}"
+        )
     layers, others = adapted_layers(stored.tensors, base)
     if layers.keys() == {""}:
         base.check_same_model([*stored.tensors], source, matched=False)

@@ -1,8 +1,9 @@
-"""PEFT methods whose update is no B A: W' - W, with W' made by PEFT's own merge out of the stored weights.
+"""PEFT methods whose update is no B A: W' - W, with W' made by PEFT's own
+merge out of the stored weights.
 
-No model of the base is built, and none of its code is run: bare layers that hold the stored weights stand
-where the model would have them. All adapted layers stay in memory, as methods such as VeRA share parts among
-them; W' and W' - W are made one layer at a time, in float64.
+No model of the base is built, and none of its code is run: bare layers that hold the stored weights
+stand where the model would have them. All adapted layers stay in memory, as methods such as VeRA
+share parts among them; W' and W' - W are made one layer at a time, in float64.
 """
 
 from __future__ import annotations
@@ -25,24 +26,39 @@ PREFIX = "base_model.model."
 # Why there is no one W' - W, or none that files tell.
 NO_DIFFERENCE = {
     **dict.fromkeys(
-        ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"),
+        (
+            "PROMPT_TUNING",
+            "MULTITASK_PROMPT_TUNING",
+            "P_TUNING",
+            "PREFIX_TUNING",
+            "CPT",
+            "CARTRIDGE",
+        ),
         "it trains prompts and changes no weight",
     ),
     "ADAPTION_PROMPT": "it adds modules and changes no weight",
     **dict.fromkeys(("XLORA", "POLY"), "it mixes adapters for each input: there is no one W' - W"),
-    **dict.fromkeys(("LILY", "SHADOW"), "what it adds depends on the input: there is no one W' - W"),
-    **dict.fromkeys(("LN_TUNING", "BEFT"), "it trains norms or biases: vectors, and no weight matrix"),
+    **dict.fromkeys(
+        ("LILY", "SHADOW"), "what it adds depends on the input: there is no one W' - W"
+    ),
+    **dict.fromkeys(
+        ("LN_TUNING", "BEFT"), "it trains norms or biases: vectors, and no weight matrix"
+    ),
     **dict.fromkeys(
         ("UNILORA", "TINYLORA"),
-        "its parts are shared out in the model's own order of layers, which no file tells; merge it "
+        "its parts are shared out in the model's own order of layers, which no file tells; "
+        "merge it "
         "(merge_and_unload, save_pretrained) and type: rankscope measure MERGED --base MODEL",
     ),
 }
 # Settings that name other models, other layers, or modules to import.
 DROPPED = {
-    "arrow_config", "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules",
-    "inference_mode", "layer_replication", "layers_pattern", "layers_to_transform", "lora_ga_config",
-    "megatron_config", "megatron_core", "modules_to_save", "peft_version", "revision", "runtime_config",
+    "arrow_config", "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config",
+    "exclude_modules",
+    "inference_mode", "layer_replication", "layers_pattern", "layers_to_transform",
+    "lora_ga_config",
+    "megatron_config", "megatron_core", "modules_to_save", "peft_version", "revision",
+    "runtime_config",
     "target_parameters", "task_type", "trainable_token_indices",
 }  # fmt: skip
 PEFT_FAILS = (
@@ -62,19 +78,26 @@ def merged_layers(
 ) -> Iterator[Layer]:
     """W, W' - W and W' of each layer that the adapter changes.
 
-    ``content`` is adapter_config.json; ``layers``: layer -> its tensors' names, of which those under "" are
-    shared by all layers. Raises ``ValueError``, one line, where PEFT can't build the adapter from these.
+    ``content`` is adapter_config.json; ``layers``: layer -> its tensors' names, of which
+    those under "" are shared by all layers. Raises ``ValueError``, one line, where PEFT can't
+    build the adapter from these.
     """
     note = f"W' by PEFT's merge of {_said(content)}"
-    built = cache(partial(_built, content, tensors, layers, base))  # once, when the first layer is asked for
+    built = cache(
+        partial(_built, content, tensors, layers, base)
+    )  # once, when the first layer is asked for
     for layer in layers:
         if layer:
-            yield Layer(layer, partial(_layer_matrices, built, layer, base, note, str(content["peft_type"])))
+            yield Layer(
+                layer, partial(_layer_matrices, built, layer, base, note, str(content["peft_type"]))
+            )
 
 
-def adapted_layers(tensors: Tensors, base: BaseModel) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Layer of the base -> the adapter's tensors for it ("" for those shared by all), and what is no part of
-    a layer: name in the base -> tensor."""
+def adapted_layers(
+    tensors: Tensors, base: BaseModel
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Layer of the base -> the adapter's tensors for it ("" for those shared by all), and what is
+    no part of a layer: name in the base -> tensor."""
     layers: dict[str, list[str]] = {"": []}
     others: dict[str, str] = {}
     for name in tensors:
@@ -100,7 +123,11 @@ def merged_weight(module: Any) -> Tensor:
 
 
 def _layer_matrices(
-    built: Callable[[], tuple[Any, dict[str, Skipped]]], layer: str, base: BaseModel, note: str, kind: str
+    built: Callable[[], tuple[Any, dict[str, Skipped]]],
+    layer: str,
+    base: BaseModel,
+    note: str,
+    kind: str,
 ) -> Reading:
     model, missing = built()
     if layer in missing:
@@ -120,7 +147,9 @@ def _layer_matrices(
     before = weight.double()
     module.get_base_layer().weight = None  # measured: its memory goes back
     if after.shape != before.shape:
-        yield Skipped(layer, f"PEFT's merge gives {tuple(after.shape)}, the base holds {tuple(before.shape)}")
+        yield Skipped(
+            layer, f"PEFT's merge gives {tuple(after.shape)}, the base holds {tuple(before.shape)}"
+        )
         return
     yield from change_matrices(layer, as_matrix(before), as_matrix(after), note)
 
@@ -157,15 +186,20 @@ def _built(
             result = peft.set_peft_model_state_dict(model, state)
     except PEFT_FAILS as error:
         raise ValueError(
-            f"{tensors.where}: expected what PEFT {peft.__version__} builds as {content['peft_type']}; "
+            f"{tensors.where}: expected what PEFT {peft.__version__} builds as "
+            f"{content['peft_type']}; "
             f"it says: {one_line(error)}"
         ) from error
     absent = set(result.missing_keys)
-    named = list(model.named_parameters(remove_duplicate=False))  # one that is shared has many names
+    named = list(
+        model.named_parameters(remove_duplicate=False)
+    )  # one that is shared has many names
     loaded = {id(parameter) for name, parameter in named if name not in absent}
     for name, parameter in named:
         if parameter.requires_grad and id(parameter) not in loaded:
-            raise ValueError(f"{tensors.where}: expected {name.replace('.default', '')}; found none.")
+            raise ValueError(
+                f"{tensors.where}: expected {name.replace('.default', '')}; found none."
+            )
     return model, missing
 
 
@@ -201,7 +235,9 @@ def _bare(layer: str, weight: Tensor, parts: list[str], base: BaseModel) -> nn.M
     module.weight = nn.Parameter(weight.clone(), requires_grad=False)
     if getattr(module, "bias", None) is not None:
         bias = base.bias(layer)
-        module.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+        module.register_parameter(
+            "bias", None if bias is None else nn.Parameter(bias, requires_grad=False)
+        )
     return module
 
 
@@ -221,7 +257,8 @@ def _said(content: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """PEFT's advice is for its own users, and its random starts are overwritten: they move no global state."""
+    """PEFT's advice is for its own users, and its random starts are overwritten:
+    they move no global state."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         yield

@@ -1,6 +1,8 @@
-"""Quantised base weights: dequantised where a library can, refused by the name of their packing where none does.
+"""Quantised base weights: dequantised where a library can, refused by the name of
+their packing where none does.
 
-W is then what the model computed with while its adapter was trained (QLoRA), not the weight before quantisation.
+W is then what the model computed with while its adapter was trained (QLoRA), not
+the weight before quantisation.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def packing(tensors: Tensors, layer: str) -> str | None:
             return "bitsandbytes int8"
         if header.dtype in FLOAT8:
             return "float8"
-    return next((name for ending, name in REFUSED.items() if joined(layer, ending) in tensors), None)
+    return next(
+        (name for ending, name in REFUSED.items() if joined(layer, ending) in tensors), None
+    )
 
 
 def joined(layer: str, ending: str) -> str:
@@ -47,20 +51,39 @@ def dequantised(tensors: Tensors, layer: str, kind: str) -> Tensor | str:
     if kind == "float8":
         return _float8(tensors, layer)
     if not kind.startswith("bitsandbytes"):
-        return f"the base's weight is packed ({kind}): give an unquantised base, or dequantise it first"
+        return (
+            f"the base's weight is packed ({kind}): give an unquantised base, or dequantise "
+            "it first"
+        )
     if importlib.util.find_spec("bitsandbytes") is None:
-        return f"the base's weight is packed ({kind}): type pip install bitsandbytes, or give an unquantised base"
+        return (
+            f"the base's weight is packed ({kind}): type pip install bitsandbytes, or give "
+            "an unquantised base"
+        )
     try:
         return _int8(tensors, layer) if kind.endswith("int8") else _four_bits(tensors, layer)
-    except (ValueError, RuntimeError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
-        return f"the base's weight is packed ({kind}), and bitsandbytes can't unpack it: {one_line(error)}"
+    except (
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        OSError,
+    ) as error:
+        return (
+            f"the base's weight is packed ({kind}), and bitsandbytes can't unpack it: "
+            f"{one_line(error)}"
+        )
 
 
 def _float8(tensors: Tensors, layer: str) -> Tensor | str:
-    """One scale for the whole matrix, a row or a block: weight_scale_inv (DeepSeek) or weight_scale multiply."""
+    """One scale for the whole matrix, a row or a block: weight_scale_inv (DeepSeek)
+    or weight_scale multiply."""
     weight = tensors.read(f"{layer}.weight").float()
     name = next(
-        (f"{layer}.{s}" for s in ("weight_scale_inv", "weight_scale") if f"{layer}.{s}" in tensors), None
+        (f"{layer}.{s}" for s in ("weight_scale_inv", "weight_scale") if f"{layer}.{s}" in tensors),
+        None,
     )
     if name is None:
         return f"{layer}.weight is float8 without a weight_scale: what it stands for isn't known"
@@ -87,14 +110,18 @@ def _float8(tensors: Tensors, layer: str) -> Tensor | str:
 def _int8(tensors: Tensors, layer: str) -> Tensor:
     from bitsandbytes.functional import int8_vectorwise_dequant
 
-    return int8_vectorwise_dequant(tensors.read(f"{layer}.weight"), tensors.read(f"{layer}.SCB").float())
+    return int8_vectorwise_dequant(
+        tensors.read(f"{layer}.weight"), tensors.read(f"{layer}.SCB").float()
+    )
 
 
 def _four_bits(tensors: Tensors, layer: str) -> Tensor:
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
     start = f"{layer}.weight."
-    parts = {name.removeprefix(start): tensors.read(name) for name in tensors if name.startswith(start)}
+    parts = {
+        name.removeprefix(start): tensors.read(name) for name in tensors if name.startswith(start)
+    }
     state = QuantState.from_dict(parts, device=torch.device("cpu"))
     packed = tensors.read(f"{layer}.weight")
     if math.prod(state.shape) != 2 * packed.numel():

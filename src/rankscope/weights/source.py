@@ -1,4 +1,5 @@
-"""Any update as people have it -> matrices to measure: finds out what a path or hub id is, and reads it."""
+"""Any update as people have it -> matrices to measure: finds out what a path
+or hub id is, and reads it."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ GUESS = "no configuration beside the file: scale 1 (alpha = r) assumed; give alp
 
 @dataclass(frozen=True)
 class Found:
-    """What a path or hub id leads to: its tensors, the adapter_config.json beside them and the folder of both."""
+    """What a path or hub id leads to: its tensors, the adapter_config.json beside
+    them and the folder of both."""
 
     source: str
     tensors: Tensors
@@ -62,10 +64,11 @@ def read(
 ) -> Reading:
     """The matrices of an adapter or a full checkpoint, one layer at a time.
 
-    Every tensor of ``source`` belongs to a Matrix or to a Skipped. ``alpha`` is for files that carry none;
-    ``subfolder`` and ``revision`` say where in ``source``. Without ``base_revision`` the base is taken as the
-    adapter's own configuration says. Raises ``ValueError``, one line, where ``source`` or ``base`` is missing,
-    malformed or no low-rank update, where they are of two models, or where ``layers`` finds nothing.
+    Every tensor of ``source`` belongs to a Matrix or to a Skipped. ``alpha`` is for files that
+    carry none; ``subfolder`` and ``revision`` say where in ``source``. Without ``base_revision``
+    the base is taken as the adapter's own configuration says. Raises ``ValueError``, one line,
+    where ``source`` or ``base`` is missing, malformed or no low-rank update, where they are of two
+    models, or where ``layers`` finds nothing.
     """
     if alpha is not None and not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(f"alpha: expected a number above 0, as in training; found {alpha:g}.")
@@ -77,7 +80,9 @@ def read(
     pretrained = None
     if base is not None:
         meant = (
-            None if Path(base).is_dir() else PeftFiles(path, found.content, found.tensors).revision_of(base)
+            None
+            if Path(base).is_dir()
+            else PeftFiles(path, found.content, found.tensors).revision_of(base)
         )
         pretrained = open_base_model(base, revision=base_revision or meant)
     return selected(_layers(found, pretrained, alpha), layers)
@@ -89,7 +94,11 @@ def _file(path: Path, source: str) -> Found:
         is_adapter(tensors) or path.name in ADAPTERS or path.name.startswith("adapter_")
     )
     return Found(
-        source, tensors, config if beside else None, read_json(config) if beside else {}, path.parent
+        source,
+        tensors,
+        config if beside else None,
+        read_json(config) if beside else {},
+        path.parent,
     )
 
 
@@ -101,9 +110,12 @@ def _place(where: Place) -> Found:
         if tensors is None:
             raise ValueError(
                 f"{where.source}: expected an adapter ({CONFIG}) or a checkpoint "
-                f"({', '.join((*FILES, *INDEXES[:1]))}); found {where.names()}.{_inside(where, neighbours)}"
+                f"({', '.join((*FILES, *INDEXES[:1]))}); found "
+                f"{where.names()}.{_inside(where, neighbours)}"
             )
-        for name in (name for name in ("hyperparameters.yaml", "model_config.yaml") if where.folder is None):
+        for name in (
+            name for name in ("hyperparameters.yaml", "model_config.yaml") if where.folder is None
+        ):
             where.find(name)  # downloads it
         return Found(where.source, tensors, None, {}, where.folder)
     files = (where.find(name) for name in ADAPTERS)
@@ -114,7 +126,8 @@ def _place(where: Place) -> Found:
     whole = open_place(where)
     if whole is None or not is_adapter(whole):
         raise ValueError(
-            f"{where.source}: expected {ADAPTERS[0]} or {ADAPTERS[1]} beside {CONFIG}; found {where.names()}."
+            f"{where.source}: expected {ADAPTERS[0]} or {ADAPTERS[1]} beside {CONFIG}; found "
+            f"{where.names()}."
         )
     return Found(where.source, whole, config, content, config.parent, neighbours)
 
@@ -130,7 +143,8 @@ def _layers(found: Found, base: BaseModel | None, alpha: float | None) -> Iterat
     else:
         if found.config is None and "peft" in styles and _of_peft(tensors) and alpha is None:
             raise ValueError(
-                f"{tensors.where}: expected {CONFIG} beside these LoRA factors, with their scale; found none. "
+                f"{tensors.where}: expected {CONFIG} beside these LoRA factors, with their "
+                "scale; found none. "
                 "Put it there, or give --alpha"
             )
         names = lora_names(tensors)
@@ -151,11 +165,16 @@ def _checkpoint(found: Found, tensors: Tensors, base: BaseModel | None) -> Itera
 
 
 def _is_peft(content: Mapping[str, Any], styles: Collection[str]) -> bool:
-    """Whether PEFT's own rules hold: torchtune writes the same configuration beside its own names."""
+    """Whether PEFT's own rules hold: torchtune writes the same
+    configuration beside its own names."""
     if _kind(content) != "peft":
         return False
     # Of PEFT's other methods some have LyCORIS's names.
-    return content.get("peft_type", "LORA") != "LORA" or not {"torchtune", "kohya", "lycoris"} & set(styles)
+    return content.get("peft_type", "LORA") != "LORA" or not {
+        "torchtune",
+        "kohya",
+        "lycoris",
+    } & set(styles)
 
 
 def _kind(content: Mapping[str, Any]) -> str:
@@ -187,7 +206,8 @@ def _refuse_alpha(alpha: float | None, found: Found) -> None:
     if alpha is not None:
         where = "the file" if found.config is None else found.config
         raise ValueError(
-            f"alpha: expected none for {found.source}, since {where} gives the scale; found {alpha:g}."
+            f"alpha: expected none for {found.source}, since {where} gives the scale; found "
+            f"{alpha:g}."
         )
 
 
@@ -200,5 +220,9 @@ def _inside(where: Place, folders: tuple[str, ...]) -> str:
     """What else to name: one of several adapters in the folder, or its one file of tensors."""
     if folders:
         return f" Name one of its adapters: --subfolder {shlex.quote(folders[0])}"
-    files = [] if where.folder is None else sorted(p for p in where.folder.iterdir() if p.suffix in SUFFIXES)
+    files = (
+        []
+        if where.folder is None
+        else sorted(p for p in where.folder.iterdir() if p.suffix in SUFFIXES)
+    )
     return f" Name its file: {shlex.quote(str(files[0]))}" if len(files) == 1 else ""

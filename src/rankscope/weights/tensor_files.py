@@ -1,4 +1,5 @@
-"""Files of named tensors: safetensors, torch's, numpy's archives. Nothing in them is ever executed."""
+"""Files of named tensors: safetensors, torch's, numpy's archives. Nothing
+in them is ever executed."""
 
 from __future__ import annotations
 
@@ -35,14 +36,26 @@ DTYPES = {
 }
 NUMPY = {
     np.dtype(name): getattr(torch, name)
-    for name in ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+    for name in (
+        "float64",
+        "float32",
+        "float16",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint8",
+        "bool",
+    )
 } | {np.dtype("V2"): torch.bfloat16}  # which numpy does not know: MLX writes two plain bytes
 
 
 def open_tensors(path: Path) -> Tensors:
-    """A ``.safetensors`` or ``.npz`` file, or any other file as a dictionary of tensors written by ``torch.save``.
+    """A ``.safetensors`` or ``.npz`` file, or any other file as a dictionary of
+    tensors written by ``torch.save``.
 
-    Raises ``ValueError``, one line, for a file that is cut short, malformed, or holds anything but tensors.
+    Raises ``ValueError``, one line, for a file that is cut short, malformed,
+    or holds anything but tensors.
     """
     kinds = {".safetensors": _open_safetensors, ".npz": _open_numpy}
     tensors = kinds.get(path.suffix, open_torch)(path)
@@ -51,14 +64,16 @@ def open_tensors(path: Path) -> Tensors:
 
 
 class OpenFile:
-    """A file that is opened once and read in parts. A part that was mapped instead would stay in memory."""
+    """A file that is opened once and read in parts. A part that was mapped
+    instead would stay in memory."""
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self.number)
 
     def read(self, start: int, length: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        """The tensor whose numbers stand at ``start``. ``OSError`` where the file is shorter by now."""
+        """The tensor whose numbers stand at ``start``. ``OSError`` where
+        the file is shorter by now."""
         data = torch.empty(length, dtype=torch.uint8)
         view, done = memoryview(data.numpy()), 0  # type: ignore[arg-type]
         while done < length:
@@ -75,11 +90,14 @@ def _open_safetensors(path: Path) -> Tensors:
             size = int.from_bytes(file.read(8), "little")
         if HEADER_BYTES < size <= path.stat().st_size:
             raise ValueError(f"a header of {size} bytes, above {HEADER_BYTES}")
-        with safe_open(path, framework="pt", device="cpu") as checked:  # offsets, sizes and dtypes are sound
+        with safe_open(
+            path, framework="pt", device="cpu"
+        ) as checked:  # offsets, sizes and dtypes are sound
             metadata = checked.metadata() or {}
         with path.open("rb") as file:
             file.seek(8)
-            # Of two tensors of one name safetensors keeps the last, without a word; here they are refused.
+            # Of two tensors of one name safetensors keeps the last, without a
+            # word; here they are refused.
             content = json.loads(file.read(size), object_pairs_hook=once)
         content.pop("__metadata__", None)
         opened = OpenFile(path)
@@ -111,7 +129,8 @@ def _reader(
 
 
 def _open_numpy(path: Path) -> Tensors:
-    """An archive of arrays as ``numpy.savez`` and MLX write it; arrays of Python objects are refused."""
+    """An archive of arrays as ``numpy.savez`` and MLX write it; arrays of
+    Python objects are refused."""
     headers, readers = {}, {}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -125,9 +144,17 @@ def _open_numpy(path: Path) -> Tensors:
                     raise ValueError(f"the name {name[:80]!r} twice")
                 headers[name] = _numpy_header(archive, part)
                 readers[name] = _numpy_reader(path, part.filename, headers[name])
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (
+        OSError,
+        ValueError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+    ) as error:
         raise ValueError(
-            f"{path}: expected an archive of arrays as numpy.savez writes it; found {one_line(error)}."
+            f"{path}: expected an archive of arrays as numpy.savez writes it; found "
+            f"{one_line(error)}."
         ) from error
     return Tensors(str(path), headers, readers)
 
@@ -136,7 +163,9 @@ def _numpy_header(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> Header:
     with archive.open(part) as file:
         version = np.lib.format.read_magic(file)
         read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
         )
         shape, _, dtype = read(file)
         if dtype.hasobject or prod(shape) * dtype.itemsize > part.file_size:

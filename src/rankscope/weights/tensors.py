@@ -1,4 +1,5 @@
-"""Named tensors: what a file or a model holds is known at once, each tensor is read when it is asked for."""
+"""Named tensors: what a file or a model holds is known at once, each tensor is
+read when it is asked for."""
 
 from __future__ import annotations
 
@@ -17,16 +18,20 @@ from rankscope.weights.limits import NAME, TENSORS
 
 AHEAD = 2**20  # bytes of a tensor from which reading ahead pays
 READABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# What torch.compile, FSDP, activation checkpointing and Lightning put into the names of the modules they wrap.
+# What torch.compile, FSDP, activation checkpointing and Lightning put into the
+# names of the modules they wrap.
 WRAPPED = re.compile(
     r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
-PARALLEL = "module."  # and what DataParallel, DistributedDataParallel and DeepSpeed put before all of them
+PARALLEL = (
+    "module."  # and what DataParallel, DistributedDataParallel and DeepSpeed put before all of them
+)
 
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of a tensor before it is read. ``dtype`` is None where torch has no such type."""
+    """What is known of a tensor before it is read. ``dtype`` is None
+    where torch has no such type."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None
@@ -43,7 +48,9 @@ class Tensors:
     headers: Mapping[str, Header]
     readers: Mapping[str, Callable[[], Tensor]]
     metadata: Mapping[str, str] = field(default_factory=dict)
-    places: Mapping[str, tuple[Path, int, int]] = field(default_factory=dict)  # file, first byte, bytes
+    places: Mapping[str, tuple[Path, int, int]] = field(
+        default_factory=dict
+    )  # file, first byte, bytes
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.headers)
@@ -52,7 +59,8 @@ class Tensors:
         return name in self.headers
 
     def layer_of(self, name: str) -> str:
-        """The layer's name: the tensor's less ".weight", or the whole where another tensor has that name."""
+        """The layer's name: the tensor's less ".weight", or the whole where
+        another tensor has that name."""
         plain = name.removesuffix(".weight")
         return name if plain in self.headers else plain
 
@@ -61,7 +69,8 @@ class Tensors:
         return self.readers[name]()
 
     def prefetch(self, name: str) -> None:
-        """Lets the system read the tensor's bytes from the disk while others are measured; no memory of ours."""
+        """Lets the system read the tensor's bytes from the disk while others are
+        measured; no memory of ours."""
         if name not in self.places or not hasattr(os, "posix_fadvise"):
             return
         path, start, length = self.places[name]
@@ -71,7 +80,8 @@ class Tensors:
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether no entry is NaN or Inf. Their sum tells, at a third of the cost; if it overflows, each is looked at."""
+    """Whether no entry is NaN or Inf. Their sum tells, at a third of the cost; if it
+    overflows, each is looked at."""
     total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
     return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor).all())
 
@@ -87,7 +97,8 @@ def _constant(tensor: Tensor) -> Callable[[], Tensor]:
 
 
 def unwrapped(tensors: Tensors) -> Tensors:
-    """The same tensors under the names that the model has without the wrappers around it and its parts.
+    """The same tensors under the names that the model has without the
+    wrappers around it and its parts.
 
     ``ValueError`` where two tensors then have one name.
     """
@@ -116,19 +127,25 @@ def renamed(tensors: Tensors, names: Mapping[str, str]) -> Tensors:
 def check_names(where: object, names: Mapping[str, Any]) -> None:
     """``ValueError`` where there are more tensors, or longer names, than any model has."""
     if len(names) > TENSORS:
-        raise ValueError(f"{where}: expected at most {TENSORS} tensors in a file; found {len(names)}.")
+        raise ValueError(
+            f"{where}: expected at most {TENSORS} tensors in a file; found {len(names)}."
+        )
     if max(map(len, names), default=0) > NAME:
         name = max(names, key=len)
         raise ValueError(
-            f"{where}: expected names of at most {NAME} characters; found one of {len(name)}, {name[:40]!r}..."
+            f"{where}: expected names of at most {NAME} characters; found one of {len(name)}, "
+            f"{name[:40]!r}..."
         )
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names are all different: of twins, readers take now the first, now the last."""
+    """A JSON object whose names are all different: of twins, readers take
+    now the first, now the last."""
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise ValueError(f"the name {Counter(name for name, _ in pairs).most_common(1)[0][0][:80]!r} twice")
+        raise ValueError(
+            f"the name {Counter(name for name, _ in pairs).most_common(1)[0][0][:80]!r} twice"
+        )
     return content
 
 

@@ -1,7 +1,9 @@
-"""Files of ``torch.save``, read with ``weights_only=True`` after a look at what they would make torch do.
+"""Files of ``torch.save``, read with ``weights_only=True`` after a look at
+what they would make torch do.
 
-``weights_only`` keeps foreign code out; but it still calls ``bytearray(8 * 10**9)``, ``torch.Tensor(10**5, 10**5)``
-and the hash of a tuple of tuples of tuples, which takes 2^k steps. So the pickle is walked first, with nothing
+``weights_only`` keeps foreign code out; but it still calls ``bytearray(8 * 10**9)``,
+``torch.Tensor(10**5, 10**5)`` and the hash of a tuple of tuples of tuples, which takes 2^k steps.
+So the pickle is walked first, with nothing
 made: only what a dictionary of tensors needs may be called, and no tuple may be large.
 """
 
@@ -26,8 +28,10 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 MAGIC = 0x1950A86A20F9469CFC6C  # the first of the four pickles before the tensors of torch < 1.6
 CALLED = {
     "collections OrderedDict", "collections Counter", "collections defaultdict", "_codecs encode",
-    "builtins set", "__builtin__ set", "builtins complex", "__builtin__ complex", "torch Size", "torch device",
-    "torch.serialization _get_layout", "torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2",
+    "builtins set", "__builtin__ set", "builtins complex", "__builtin__ complex", "torch Size",
+    "torch device",
+    "torch.serialization _get_layout", "torch._utils _rebuild_tensor",
+    "torch._utils _rebuild_tensor_v2",
     "torch._utils _rebuild_tensor_v3", "torch._utils _rebuild_parameter",
     "torch._utils _rebuild_parameter_with_state", "torch._utils _rebuild_qtensor",
     "torch._utils _rebuild_sparse_tensor", "torch._utils _rebuild_meta_tensor_no_storage",
@@ -55,15 +59,19 @@ def open_torch(path: Path) -> Tensors:
     try:
         zipped = zipfile.is_zipfile(path)
         _check_archive(path) if zipped else _check_old(path)
-        with warnings.catch_warnings():  # of old pickle protocols and storages: no concern of the reader
+        with (
+            warnings.catch_warnings()
+        ):  # of old pickle protocols and storages: no concern of the reader
             warnings.simplefilter("ignore")
-            # Only the zip format of torch >= 1.6 can be mapped into memory instead of being read at once.
+            # Only the zip format of torch >= 1.6 can be mapped into memory
+            # instead of being read at once.
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except (pickle.UnpicklingError, Unsafe) as error:
         code = re.search(r"(?:Unsupported global: GLOBAL|a call of) ([\w.]+)", str(error))
         found = f"pickled code ({code[1]})" if code else "something else, perhaps pickled code"
         raise ValueError(
-            f"{path}: expected tensors only, written by torch.save; found {found}. Nothing of it was "
+            f"{path}: expected tensors only, written by torch.save; found {found}. Nothing of "
+            "it was "
             "executed. Ask its author for safetensors, or save a plain state_dict."
         ) from error
     except FAILS as error:
@@ -79,7 +87,8 @@ class Unsafe(Exception):
 
 
 def _check_archive(path: Path) -> None:
-    """torch stores its archives uncompressed, with one pickle: in another one a kilobyte may stand for a terabyte."""
+    """torch stores its archives uncompressed, with one pickle: in another one a kilobyte
+    may stand for a terabyte."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         names = [part.filename for part in parts]
@@ -90,13 +99,16 @@ def _check_archive(path: Path) -> None:
         if len(pickles) != 1 or len(set(names)) < len(names):
             raise ValueError(f"one with {len(pickles)} data.pkl, or with one name twice")
         if pickles[0].file_size > PICKLE_BYTES:
-            raise ValueError(f"one with a data.pkl of {pickles[0].file_size} bytes, above {PICKLE_BYTES}")
+            raise ValueError(
+                f"one with a data.pkl of {pickles[0].file_size} bytes, above {PICKLE_BYTES}"
+            )
         with archive.open(pickles[0]) as file:
             _walk(file)
 
 
 def _check_old(path: Path) -> None:
-    """torch < 1.6: a magic number, a version, facts of the machine and the dictionary, each a pickle."""
+    """torch < 1.6: a magic number, a version, facts of the machine and the
+    dictionary, each a pickle."""
     with path.open("rb") as file:
         if _walk(file) == MAGIC:
             for _ in range(3):
@@ -106,8 +118,9 @@ def _check_old(path: Path) -> None:
 def _walk(file: IO[bytes]) -> object:
     """Follows a pickle without making anything. Gives the last constant in it.
 
-    ``Unsafe`` for a call that no dictionary of tensors needs; ``ValueError`` for a tuple that is too large when
-    all that it shares is written out. Of what is on the stack it knows the size and, of a global, the name.
+    ``Unsafe`` for a call that no dictionary of tensors needs; ``ValueError`` for a tuple that
+    is too large when all that it shares is written out. Of what is on the stack it knows the
+    size and, of a global, the name.
     """
     stack: list[tuple[int, str | None] | None] = []  # (size, global); None: a mark
     memo: dict[int, tuple[int, str | None]] = {}
@@ -143,7 +156,9 @@ def _walk(file: IO[bytes]) -> object:
     return last
 
 
-def _taken(stack: list[tuple[int, str | None] | None], operation: Any) -> list[tuple[int, str | None]]:
+def _taken(
+    stack: list[tuple[int, str | None] | None], operation: Any
+) -> list[tuple[int, str | None]]:
     """What the operation takes from the stack."""
     taken = []
     before = operation.stack_before
@@ -161,17 +176,22 @@ def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
     if isinstance(loaded, Mapping):
         for wrapper in WRAPPERS:
             inner = loaded.get(wrapper)
-            if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
+            if isinstance(inner, Mapping) and any(
+                isinstance(value, Tensor) for value in inner.values()
+            ):
                 loaded = inner
                 break
         tensors = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
         for name, tensor in tensors.items():
             if (why := _unstored(tensor)) is not None:
-                raise ValueError(f"{path}: expected every tensor stored in full; found {name} {why}.")
+                raise ValueError(
+                    f"{path}: expected every tensor stored in full; found {name} {why}."
+                )
         if tensors:
             return tensors
     raise ValueError(
-        f"{path}: expected a dictionary of named tensors; found {type(loaded).__name__} without any. "
+        f"{path}: expected a dictionary of named tensors; found {type(loaded).__name__} "
+        "without any. "
         "Save model.state_dict()."
     )
 

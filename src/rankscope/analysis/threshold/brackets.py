@@ -1,6 +1,7 @@
 """Brackets: between which two visited drifts each configuration and seed lost a share of the gain.
 
-The thresholds t_c ~ N(mu, omega^2) are interval-censored by these pairs; mu has a profile-likelihood interval.
+The thresholds t_c ~ N(mu, omega^2) are interval-censored by these pairs; mu has a
+profile-likelihood interval.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ MEANS, SPREADS = 241, 40  # points of the grid over mu and omega
 def brackets(found: Evidence, constant: float, best: float, share: float) -> pd.DataFrame:
     """One row per configuration and seed that reached the level c0 + (1 - q)(V - c0) and drifted.
 
-    Columns: ``rank``, ``scaling``, ``seed``, ``last`` (the largest drift u at which the level was held, over all
-    rates) and ``next`` (the next larger drift that was visited; infinite if there is none).
+    Columns: ``rank``, ``scaling``, ``seed``, ``last`` (the largest drift u at which the
+    level was held, over all rates) and ``next`` (the next larger drift that was
+    visited; infinite if there is none).
     """
     level = constant + (1 - share) * (best - constant)
     rows = []
-    for (rank, scaling, seed), part in found.points.groupby(["rank", "scaling", "seed"], dropna=False):
+    for (rank, scaling, seed), part in found.points.groupby(
+        ["rank", "scaling", "seed"], dropna=False
+    ):
         held = part.loc[part["y"].ge(level), "u"]
         if held.empty or part["u"].max() <= NEAR:
             continue
@@ -35,7 +39,8 @@ def brackets(found: Evidence, constant: float, best: float, share: float) -> pd.
 
 
 def tolerated(pairs: pd.DataFrame) -> tuple[Interval, float]:
-    """mu with its 95 % profile-likelihood interval, and omega. Unknown for fewer than three pairs."""
+    """mu with its 95 % profile-likelihood interval, and omega. Unknown
+    for fewer than three pairs."""
     count = len(pairs)
     last, after = pairs["last"].to_numpy(dtype=float), pairs["next"].to_numpy(dtype=float)
     closed = after[np.isfinite(after)]
@@ -50,4 +55,6 @@ def tolerated(pairs: pd.DataFrame) -> tuple[Interval, float]:
     inside = means[profile >= profile.max() - stats.chi2.ppf(LEVEL, 1) / 2]
     high = float(inside.max()) if inside.max() < means[-1] else np.inf
     spread = float(spreads[likelihood[profile.argmax()].argmax()])
-    return Interval(float(means[profile.argmax()]), float(inside.min()), high, "bracket", count), spread
+    return Interval(
+        float(means[profile.argmax()]), float(inside.min()), high, "bracket", count
+    ), spread

@@ -1,8 +1,9 @@
 """The dose: the drift at which a share q of the gain over a constant answer is lost.
 
-A plateau, a decline and a floor, y = p - d clip((u - t) / (f - t), 0, 1) with t, d >= 0 and f inside the data,
-is fitted by least squares to the references near sr(W) and to all checkpoints that drifted, once per
-resample of the trials. Letters: B draws, T trials, N checkpoints, F floors tried beside one turn.
+A plateau, a decline and a floor, y = p - d clip((u - t) / (f - t), 0, 1) with t, d >= 0 and f
+inside the data, is fitted by least squares to the references near sr(W) and to all checkpoints
+that drifted, once per resample of the trials. Letters: B draws, T trials, N checkpoints, F
+floors tried beside one turn.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ GRID = 40  # turns and floors tried over the range of drift
 class Fits:
     """The fitted line of each draw, all (B,): the first draw is the data themselves.
 
-    ``near`` is the mean of the references (P0), ``anywhere`` the best attained (V). NaN or infinite where a
-    draw has no reference.
+    ``near`` is the mean of the references (P0), ``anywhere`` the best attained (V). NaN or infinite
+    where a draw has no reference.
     """
 
     plateau: Array
@@ -32,7 +33,8 @@ class Fits:
     anywhere: Array
 
     def dose(self, lost: Array) -> Array:
-        """The drift at which the line has fallen by `lost` (B,); infinite where it does not fall that far."""
+        """The drift at which the line has fallen by `lost` (B,); infinite where
+        it does not fall that far."""
         held = (self.fall > lost) & (lost > 0)
         share = np.divide(lost, self.fall, out=np.zeros_like(lost), where=held)
         return np.where(held, self.turn + (self.floor - self.turn) * share, np.inf)
@@ -49,7 +51,9 @@ def fits(found: Evidence, weights: Array) -> Fits:
         (np.arange(len(found.near.y)), found.near.u, found.near.y, near),
     ]
     count, total, squares = (
-        np.sum([w @ _summed(y[:, None] ** power, trial, w.shape[1]) for trial, _, y, w in rows], axis=0)
+        np.sum(
+            [w @ _summed(y[:, None] ** power, trial, w.shape[1]) for trial, _, y, w in rows], axis=0
+        )
         for power in (0, 1, 2)
     )
     spread = squares - total**2 / np.maximum(count, 1)  # (B, 1)

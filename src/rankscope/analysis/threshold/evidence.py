@@ -1,4 +1,5 @@
-"""The checkpoints of one model and task, arranged for resampling: references near sr(W), and all that drifted.
+"""The checkpoints of one model and task, arranged for resampling: references near
+sr(W), and all that drifted.
 
 Letters: B draws, T trials, L cells (configuration and rate), N checkpoints.
 """
@@ -20,11 +21,12 @@ FLOOR_DEVIATIONS = 3  # below a constant answer, in standard deviations of an ev
 
 @dataclass(frozen=True)
 class Candidates:
-    """One value per trial, from which each configuration's best rate is chosen by the mean over seeds.
+    """One value per trial, from which each configuration's best rate is
+    chosen by the mean over seeds.
 
-    ``trial``, ``u``, ``y``, ``cell`` have one entry per trial that offers a value; ``configuration`` has one
-    per cell, and ``complete`` says whether no other rate of its configuration has more seeds. ``names`` are
-    the configurations' numbers in the points.
+    ``trial``, ``u``, ``y``, ``cell`` have one entry per trial that offers a value;
+    ``configuration`` has one per cell, and ``complete`` says whether no other rate of its
+    configuration has more seeds. ``names`` are the configurations' numbers in the points.
     """
 
     trial: Codes
@@ -36,7 +38,8 @@ class Candidates:
     names: Codes
 
     def choose(self, weights: Array) -> Array:
-        """Weights (B, entries) of `weights` (B, T), zero for entries whose rate was not chosen in a draw."""
+        """Weights (B, entries) of `weights` (B, T), zero for entries whose rate
+        was not chosen in a draw."""
         own = weights[:, self.trial]
         cells = np.eye(len(self.configuration))[self.cell]  # (entries, L)
         count, total = own @ cells, (own * self.y) @ cells
@@ -65,9 +68,10 @@ class Candidates:
 class Evidence:
     """``points``: checkpoints with ``u`` = max(0, sign * log_drift), ``y`` and ``trial_code``.
 
-    ``y`` is the metric, held at three standard deviations below the constant answer: an unstable trial loses
-    all of its gain and no more. ``near`` and ``anywhere`` offer each trial's last evaluation near sr(W) and
-    its best one; ``far_*`` are the checkpoints that drifted by more than a tenth.
+    ``y`` is the metric, held at three standard deviations below the constant answer: an
+    unstable trial loses all of its gain and no more. ``near`` and ``anywhere`` offer each
+    trial's last evaluation near sr(W) and its best one; ``far_*`` are the checkpoints that
+    drifted by more than a tenth.
     """
 
     points: pd.DataFrame
@@ -86,7 +90,8 @@ class Evidence:
 
 
 def evidence(points: pd.DataFrame, constant: float, noise: float) -> Evidence:
-    """Arranges the `Frames.checkpoints` of one model and task; the direction is that of the larger squared drift."""
+    """Arranges the `Frames.checkpoints` of one model and task; the direction is that of
+    the larger squared drift."""
     drifts = points["log_drift"].to_numpy(dtype=float)
     sign = 1.0 if (drifts * np.abs(drifts)).sum() > 0 else -1.0
     floor = constant - FLOOR_DEVIATIONS * (noise if np.isfinite(noise) else 0.0)

@@ -1,4 +1,5 @@
-"""One answer to H2 per model and task: the dose, the loss, the premise, brackets and the paired table."""
+"""One answer to H2 per model and task: the dose, the loss, the premise,
+brackets and the paired table."""
 
 from __future__ import annotations
 
@@ -31,13 +32,14 @@ Answer = Literal["supported", "contradicted", "undecided"]
 class Threshold:
     """What one model and task say about the drift past which performance is lost. NaN: unknown.
 
-    Drifts are magnitudes u of log(sr(W + dW) / sr(W)) in the dominating ``direction``. ``constant`` is c0 (its
-    ``source``), ``noise`` the standard deviation of an evaluation, ``near`` the mean of the references P0,
-    ``best`` the best attained anywhere V, ``gain`` P0 - c0, ``premise`` (P0 - c0) / (V - c0). ``half`` is the
-    drift at which half the gain is lost, ``first`` the same for the share ``first_share``: a tenth, or the share
-    that three standard deviations of an evaluation are. ``loss`` is the fall of the fitted line. ``line``
-    holds its corners (log_drift, value). ``brackets``, ``tolerated`` and ``spread`` are the model of thresholds
-    that vary, ``attained`` the paired table. ``answer`` and ``reason`` follow the rules of docs/analysis.md.
+    Drifts are magnitudes u of log(sr(W + dW) / sr(W)) in the dominating ``direction``. ``constant``
+    is c0 (its ``source``), ``noise`` the standard deviation of an evaluation, ``near`` the mean of
+    the references P0, ``best`` the best attained anywhere V, ``gain`` P0 - c0, ``premise`` (P0 -
+    c0) / (V - c0). ``half`` is the drift at which half the gain is lost, ``first`` the same for the
+    share ``first_share``: a tenth, or the share that three standard deviations of an evaluation
+    are. ``loss`` is the fall of the fitted line. ``line`` holds its corners (log_drift, value).
+    ``brackets``, ``tolerated`` and ``spread`` are the model of thresholds that vary, ``attained``
+    the paired table. ``answer`` and ``reason`` follow the rules of docs/analysis.md.
     """
 
     model: str
@@ -75,7 +77,8 @@ class Threshold:
         return -1.0 if self.direction == "falls" else 1.0
 
     def ratio(self, dose: Interval) -> tuple[float, float, float]:
-        """sr(W + dW) / sr(W) at a dose with its interval, in order of size; 0 or infinity where it is open."""
+        """sr(W + dW) / sr(W) at a dose with its interval, in order of size; 0 or
+        infinity where it is open."""
         mid, *ends = (float(np.exp(self.sign * u)) for u in (dose.estimate, dose.low, dose.high))
         return mid, min(ends), max(ends)
 
@@ -87,7 +90,8 @@ class Threshold:
 
     @property
     def identified(self) -> bool:
-        """Whether the place at which half of the gain is lost has an upper bound inside the data."""
+        """Whether the place at which half of the gain is lost has an
+        upper bound inside the data."""
         return bool(np.isfinite(self.half.high))
 
     def to_frame(self) -> pd.DataFrame:
@@ -108,16 +112,28 @@ class Threshold:
         return pd.DataFrame([row | dict(zip(names, self.stable_rank, strict=True))])
 
 
-def thresholds(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000) -> list[Threshold]:
-    """One `Threshold` per model and task, from LoRA at every learning rate and evaluated checkpoint."""
+def thresholds(
+    frames: Frames, *, rng: np.random.Generator, resamples: int = 1000
+) -> list[Threshold]:
+    """One `Threshold` per model and task, from LoRA at every learning rate
+    and evaluated checkpoint."""
     bases = frames.spectra[frames.spectra["matrix"].eq("W")].drop_duplicates(["trial", "layer"])
     known = {(row["model"], row["task"]): row for row in frames.baselines.to_dict("records")}
     found = []
-    for (model, task), own in frames.trials[frames.trials["method"].eq("lora")].groupby(["model", "task"]):
+    for (model, task), own in frames.trials[frames.trials["method"].eq("lora")].groupby(
+        ["model", "task"]
+    ):
         points = frames.checkpoints[frames.checkpoints["trial"].isin(own["trial"])]
-        constant, source, noise = (known[model, task][name] for name in ("constant", "source", "noise"))
+        constant, source, noise = (
+            known[model, task][name] for name in ("constant", "source", "noise")
+        )
         base = float(bases.loc[bases["trial"].isin(own["trial"]), "stable_rank"].median())
-        described: dict[str, Any] = {"model": str(model), "task": str(task), "source": source, "base": base}
+        described: dict[str, Any] = {
+            "model": str(model),
+            "task": str(task),
+            "source": source,
+            "base": base,
+        }
         found.append(threshold(points, constant, noise, described, rng=rng, resamples=resamples))
     return found
 
@@ -131,7 +147,8 @@ def threshold(
     rng: np.random.Generator,
     resamples: int = 1000,
 ) -> Threshold:
-    """The answer of the `checkpoints` of one model and task; `described` holds its names (model, task)."""
+    """The answer of the `checkpoints` of one model and task; `described`
+    holds its names (model, task)."""
     data = evidence(points, constant, noise)
     known: dict[str, Any] = described | {
         "constant": constant,
@@ -158,7 +175,12 @@ def threshold(
         "loss": np.minimum(found.fall, found.plateau - data.far_y.min()),
     }
     known |= {name: percentiles(v[0], v[1:], "trial", data.trials) for name, v in values.items()}
-    known |= {"near": found.near[0], "best": found.anywhere[0], "gain": gain[0], "first_share": first}
+    known |= {
+        "near": found.near[0],
+        "best": found.anywhere[0],
+        "gain": gain[0],
+        "first_share": first,
+    }
     known["premise"] = _premise(data, constant)
     pairs = brackets(data, constant, float(found.anywhere[0]), HALF)
     known["tolerated"], known["spread"] = tolerated(pairs)
@@ -176,7 +198,9 @@ def threshold(
 def _premise(data: Evidence, constant: float) -> Interval:
     """(P0 - c0) / (V - c0), both as means over configurations, each configuration left out once."""
     sides = {"near": data.near, "best": data.anywhere}
-    both = pd.DataFrame({name: side.by_configuration(data.trials) for name, side in sides.items()}).dropna()
+    both = pd.DataFrame(
+        {name: side.by_configuration(data.trials) for name, side in sides.items()}
+    ).dropna()
 
     def share(kept: list[Hashable]) -> float:
         near, best = (both.loc[kept] - constant).mean()[["near", "best"]]
@@ -194,7 +218,9 @@ def _problem(trials: int, near: int, far: int, constant: float) -> str:
     if not far:
         return "no checkpoint drifted by more than a tenth"
     if not np.isfinite(constant):
-        return "the metric of a constant answer is not known, so neither is the gain that can be lost"
+        return (
+            "the metric of a constant answer is not known, so neither is the gain that can be lost"
+        )
     return ""
 
 

@@ -15,8 +15,9 @@ MOST_NAMED = 3
 
 
 def alignment_verdict(found: Alignment) -> Verdict:
-    """At each task's and rule's highest rank, if it is at least half of the layers' dimension. Supported: the
-    contrast cos(LoRA_s, FT_s') - cos(FT_s, FT_s') lies below 0. Contradicted: it lies above -0.05.
+    """At each task's and rule's highest rank, if it is at least half of the layers'
+    dimension. Supported: the contrast cos(LoRA_s, FT_s') - cos(FT_s, FT_s') lies below 0.
+    Contradicted: it lies above -0.05.
 
     Over tasks and rules as in H2; nothing is pooled.
     """
@@ -24,7 +25,8 @@ def alignment_verdict(found: Alignment) -> Verdict:
     numbers: dict[str, Any] = {"contrasts": rows}
     if not rows:
         reason = (
-            "LoRA and full fine-tuning were not compared; that needs both, learnt, for one model and task."
+            "LoRA and full fine-tuning were not compared; that needs both, learnt, for "
+            "one model and task."
         )
         return answer("H4", "undecided", [reason], numbers)
     top = found.contrasts.groupby(["model", "task", "scaling"])["rank"].transform("max")
@@ -41,7 +43,9 @@ def alignment_verdict(found: Alignment) -> Verdict:
         overall(row["answer"] for row in known),
         sentences,
         numbers,
-        "In some groups the highest rank compared is below the layers' dimension." if partial else "",
+        "In some groups the highest rank compared is below the layers' dimension."
+        if partial
+        else "",
         "A cosine compares directions only: norms and stable ranks differ as well (the table).",
     )
 
@@ -55,19 +59,24 @@ def _word(row: dict[str, Any]) -> str:
 def _headline(high: list[dict[str, Any]], known: list[dict[str, Any]]) -> str:
     if not high:
         return (
-            "The ranks compared are below half of the layers' dimension, too low to speak about high ranks."
+            "The ranks compared are below half of the layers' dimension, too low to speak "
+            "about high ranks."
         )
     if not known:
         return (
-            "No pair of LoRA and full fine-tuning with different seeds is at hand, and pairs of one seed cannot be set "
+            "No pair of LoRA and full fine-tuning with different seeds is at hand, and pairs "
+            "of one seed cannot be set "
             "against full fine-tunings of different seeds: whether LoRA is further away is open."
         )
     told = [f"{row['contrast']:+.2f} on {_place(row)}" for row in known[:MOST_NAMED]]
     more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
     words = [row["answer"] for row in known]
-    shown = f"shown to be further in {words.count('supported')} of {counted(len(words), 'comparison')}"
+    shown = (
+        f"shown to be further in {words.count('supported')} of {counted(len(words), 'comparison')}"
+    )
     return (
-        f"Against full fine-tunings of other seeds, LoRA's update has a cosine that differs from that of two full "
+        "Against full fine-tunings of other seeds, LoRA's update has a cosine that differs "
+        "from that of two full "
         f"fine-tunings by {', '.join(told)}{more}; {shown}.".replace(
             "-", "−", sum(t.startswith("-") for t in told)
         )
@@ -83,7 +92,8 @@ def _sentence(row: dict[str, Any]) -> str:
     if np.isfinite(row["contrast"]):
         found = Interval(row["contrast"], row["low"], row["high"], "seed", row["seeds"])
         parts.append(
-            f"different seeds: LoRA and full {row['lora_full']:.2f}, two full {row['full_full']:.2f}"
+            f"different seeds: LoRA and full {row['lora_full']:.2f}, two full "
+            f"{row['full_full']:.2f}"
         )
         if np.isfinite(row["lora_lora"]):
             parts.append(f"two LoRA {row['lora_lora']:.2f}")
@@ -92,9 +102,14 @@ def _sentence(row: dict[str, Any]) -> str:
         parts.append(f"two full fine-tunings of different seeds {row['full_full']:.2f}")
     if np.isfinite(row["same_seed"]):
         parts.append(f"LoRA and full of one seed {row['same_seed']:.2f}")
-    for name, words in (("barrier", "loss barrier at the midpoint"), ("cka", "CKA of pooled features")):
+    for name, words in (
+        ("barrier", "loss barrier at the midpoint"),
+        ("cka", "CKA of pooled features"),
+    ):
         if np.isfinite(row[f"{name}_lora_full"]):
-            parts.append(f"{words} {row[f'{name}_lora_full']:.3f} (two full {row[f'{name}_full_full']:.3f})")
+            parts.append(
+                f"{words} {row[f'{name}_lora_full']:.3f} (two full {row[f'{name}_full_full']:.3f})"
+            )
     if np.isfinite(row["stable_lora"]) and np.isfinite(row["stable_full"]):
         parts.append(f"stable ranks {row['stable_lora']:.2f} and {row['stable_full']:.2f}")
     return f"{_place(row)}: mean cosines, {', '.join(parts)}."

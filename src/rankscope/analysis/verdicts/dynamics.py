@@ -25,9 +25,11 @@ from rankscope.analysis.verdicts.verdict import (
 
 
 def dynamics_verdict(found: Dynamics, longer: Continued) -> Verdict:
-    """Per task, supported: drift rises with the step, and the metric falls with drift beyond the knot (Holm).
+    """Per task, supported: drift rises with the step, and the metric falls with
+    drift beyond the knot (Holm).
 
-    Contradicted: drift falls with the step, or the metric rises with drift beyond the knot. Over tasks as in H2.
+    Contradicted: drift falls with the step, or the metric rises with drift beyond
+        the knot. Over tasks as in H2.
     """
     tasks = found.tasks
     numbers: dict[str, Any] = {
@@ -37,10 +39,16 @@ def dynamics_verdict(found: Dynamics, longer: Continued) -> Verdict:
     }
     for name in ("drift", "best", "last"):
         numbers |= entries(f"continued_{name}", getattr(longer, name))
-    missing = f"Left out, because nothing was learnt: {named(found.left_out)}." if found.left_out else ""
+    missing = (
+        f"Left out, because nothing was learnt: {named(found.left_out)}." if found.left_out else ""
+    )
     if tasks.empty:
         return answer(
-            "H3", "undecided", ["No task has a LoRA configuration that learnt anything."], numbers, missing
+            "H3",
+            "undecided",
+            ["No task has a LoRA configuration that learnt anything."],
+            numbers,
+            missing,
         )
     words = [_word(row) for row in records(tasks)]
     for row, word in zip(numbers["tasks"], words, strict=True):
@@ -55,7 +63,9 @@ def dynamics_verdict(found: Dynamics, longer: Continued) -> Verdict:
         [*sentences, _longer(longer)],
         numbers,
         missing,
-        f"One seed on {silent}: the interval of the correlation resamples its trials." if silent else "",
+        f"One seed on {silent}: the interval of the correlation resamples its trials."
+        if silent
+        else "",
         "A slope compares checkpoints of one trial; the training step moves along with the drift.",
     )
 
@@ -63,7 +73,8 @@ def dynamics_verdict(found: Dynamics, longer: Continued) -> Verdict:
 def _word(row: dict[str, Any]) -> str:
     growing = row["growing_low"] > 0
     falling, rising = (
-        row["metric_after_p_holm"] <= ERROR_RATE and sign * row["metric_after"] > 0 for sign in (-1, 1)
+        row["metric_after_p_holm"] <= ERROR_RATE and sign * row["metric_after"] > 0
+        for sign in (-1, 1)
     )
     if row["growing_high"] < 0 or rising:
         return "contradicted"
@@ -73,22 +84,32 @@ def _word(row: dict[str, Any]) -> str:
 def _headline(tasks: pd.DataFrame, several: bool) -> str:
     rows = records(tasks)
     grows = [row for row in rows if row["growing_low"] > 0]
-    falls = [row for row in rows if row["metric_after_p_holm"] <= ERROR_RATE and row["metric_after"] < 0]
-    rises = [row for row in rows if row["metric_after_p_holm"] <= ERROR_RATE and row["metric_after"] > 0]
+    falls = [
+        row for row in rows if row["metric_after_p_holm"] <= ERROR_RATE and row["metric_after"] < 0
+    ]
+    rises = [
+        row for row in rows if row["metric_after_p_holm"] <= ERROR_RATE and row["metric_after"] > 0
+    ]
     other = [row for row in rows if row not in falls and row not in rises]
     share = f"{100 * tasks['knot'].iloc[0]:.0f} % of sr(W)"
-    parts = [f"inside trials the drift grows with training on {len(grows)} of {counted(len(rows), 'task')}"]
+    parts = [
+        f"inside trials the drift grows with training on {len(grows)} of "
+        f"{counted(len(rows), 'task')}"
+    ]
     if falls:
         parts.append(
-            f"past {share} the metric falls with it on {named(where(row, several) for row in falls)}"
+            f"past {share} the metric falls with it on "
+            f"{named(where(row, several) for row in falls)}"
         )
     if rises:
         parts.append(
-            f"past {share} the metric rises with it on {named(where(row, several) for row in rises)}"
+            f"past {share} the metric rises with it on "
+            f"{named(where(row, several) for row in rises)}"
         )
     if other:
         parts.append(
-            f"that the metric falls with it past {share} is not shown on {named(where(row, several) for row in other)}"
+            f"that the metric falls with it past {share} is not shown on "
+            f"{named(where(row, several) for row in other)}"
         )
     text = "; ".join(parts)
     return text[0].upper() + text[1:] + "."
@@ -107,10 +128,14 @@ def _sentence(row: dict[str, Any], several: bool) -> str:
         text = f"{where(row, several)}: too few steps to correlate the drift with them"
     if not np.isfinite(row["metric_after"]):
         return f"{text}; too few trials have checkpoints past the knot for a slope."
-    after, loss, before = (interval_of(row, name) for name in ("metric_after", "loss_after", "metric_before"))
+    after, loss, before = (
+        interval_of(row, name) for name in ("metric_after", "loss_after", "metric_before")
+    )
     return (
-        f"{text}; per e-fold of sr(W + ΔW) the metric changes by {after:+.3f} past the knot and by {before:+.3f} "
-        f"before it, the evaluation loss by {loss:+.3f} past it ({counted(row['trials'], 'trial')})."
+        f"{text}; per e-fold of sr(W + ΔW) the metric changes by {after:+.3f} past the knot "
+        f"and by {before:+.3f} "
+        f"before it, the evaluation loss by {loss:+.3f} past it "
+        f"({counted(row['trials'], 'trial')})."
     )
 
 
@@ -120,7 +145,9 @@ def _longer(found: Continued) -> str:
         return ""
     times = " or ".join(f"{budget:g}" for budget in sorted(pairs["budget"].unique()))
     return (
-        f"Trained {times} times as long, {counted(len(pairs), 'trial')} ended with a drift whose size changed by "
-        f"{found.drift:+.2f} in log sr, a last metric that changed by {found.last:+.3f}, and a best one by "
+        f"Trained {times} times as long, {counted(len(pairs), 'trial')} ended with a drift "
+        "whose size changed by "
+        f"{found.drift:+.2f} in log sr, a last metric that changed by {found.last:+.3f}, and a "
+        "best one by "
         f"{found.best:+.3f}."
     )

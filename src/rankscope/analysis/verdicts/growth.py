@@ -17,7 +17,8 @@ from rankscope.analysis.verdicts.verdict import (
 
 
 def growth_verdict(found: Growth) -> Verdict:
-    """Supported: b lies below one half with its whole interval, and in no group above it (Holm-adjusted).
+    """Supported: b lies below one half with its whole interval, and in no
+    group above it (Holm-adjusted).
 
     Contradicted: b lies above.
     """
@@ -27,7 +28,8 @@ def growth_verdict(found: Growth) -> Verdict:
     numbers |= {"groups": records(found.groups), "left_out": found.left_out}
     if main.empty:
         reason = (
-            "No task has a configuration that learnt at two ranks of 2 or more that all of its seeds share."
+            "No task has a configuration that learnt at two ranks of 2 or more that all "
+            "of its seeds share."
         )
         return answer("H1", "undecided", [reason], numbers, _left_out(found))
     steep = int((found.groups["b"].gt(SLOW) & found.groups["p_holm"].le(ERROR_RATE)).sum())
@@ -39,11 +41,19 @@ def growth_verdict(found: Growth) -> Verdict:
     elif b.low > SLOW:
         word = "contradicted"
     elif steep:
-        why = f"In {steep} of {counted(len(found.groups), 'group')} b lies above {SLOW}: there is no common answer."
+        why = (
+            f"In {steep} of {counted(len(found.groups), 'group')} b lies above {SLOW}: there "
+            "is no common answer."
+        )
     else:
         why = f"The interval of b holds values on both sides of {SLOW}."
     return answer(
-        "H1", word, [_headline(found), *_more(found), why], numbers, about_seeds(b), _left_out(found)
+        "H1",
+        word,
+        [_headline(found), *_more(found), why],
+        numbers,
+        about_seeds(b),
+        _left_out(found),
     )
 
 
@@ -53,7 +63,8 @@ def _headline(found: Growth) -> str:
     grown = float(ranks[-1]) / float(ranks[0])
     place = f"{named(main['task'])}, scale {main['scaling'].iloc[0]}, ranks {main['ranks'].iloc[0]}"
     return (
-        f"From r = {ranks[0]} to r = {ranks[-1]}, {grown:.3g} times the rank, the stable rank of the update changes by a "
+        f"From r = {ranks[0]} to r = {ranks[-1]}, {grown:.3g} times the rank, the stable rank "
+        "of the update changes by a "
         f"factor of {found.ratio}, which is an exponent of b = {found.exponent} ({place}, "
         f"{counted(found.ratio.clusters, found.ratio.cluster)})."
     )
@@ -62,8 +73,10 @@ def _headline(found: Growth) -> str:
 def _more(found: Growth) -> list[str]:
     main = found.primary
     sentences = [
-        f"Eight in ten of its updates have a stable rank between {main['p10'].min():.2f} and {main['p90'].max():.2f}; "
-        f"at the largest rank they use {100 * main['utilisation_at_highest'].median():.1f} % of the nominal rank."
+        f"Eight in ten of its updates have a stable rank between {main['p10'].min():.2f} and "
+        f"{main['p90'].max():.2f}; "
+        f"at the largest rank they use {100 * main['utilisation_at_highest'].median():.1f} % "
+        "of the nominal rank."
     ]
     low, high = PUBLISHED
     b = found.exponent
@@ -71,7 +84,8 @@ def _more(found: Growth) -> list[str]:
         place = "inside" if b.low >= low and b.high <= high else "across"
         place = "below" if b.high < low else "above" if b.low > high else place
         sentences.append(
-            f"That is {place} the range published for three language models, {low:.2f} to {high:.2f}."
+            f"That is {place} the range published for three language models, {low:.2f} to "
+            f"{high:.2f}."
         )
     others = found.groups[~found.groups["primary"] & found.groups["kind"].eq(EVERY)]
     told = [
@@ -79,11 +93,16 @@ def _more(found: Growth) -> list[str]:
         for row in records(others)[:6]
     ]
     if told:
-        sentences.append(f"Designs with other seeds or ranks are not pooled with it: {'; '.join(told)}.")
+        sentences.append(
+            f"Designs with other seeds or ranks are not pooled with it: {'; '.join(told)}."
+        )
     return sentences
 
 
 def _left_out(found: Growth) -> str:
     if not found.left_out:
         return ""
-    return f"Left out, because nothing was learnt or no two ranks are common to all seeds: {'; '.join(found.left_out)}."
+    return (
+        "Left out, because nothing was learnt or no two ranks are common to all seeds: "
+        f"{'; '.join(found.left_out)}."
+    )

@@ -9,16 +9,20 @@ import numpy as np
 from rankscope.analysis.rates import Rates
 from rankscope.analysis.verdicts.verdict import Verdict, answer, interval_of, records
 
-SAME = 0.25  # an exponent this small moves the best rate by less than sqrt(2) where the rank grows fourfold
+# an exponent this small moves the best rate by less than sqrt(2) where the rank grows fourfold
+SAME = 0.25
 MOST_NAMED = 3
 PUBLISHED = (
-    "Published: LoRA's best rate is about 10 times that of full fine-tuning, 15 times in short runs (LoRA Without "
-    "Regret, 2025), 3 times by a reproducer; rank-invariant or about 1/r by the scaling rule (arXiv 2602.06204)."
+    "Published: LoRA's best rate is about 10 times that of full fine-tuning, 15 times in short "
+    "runs (LoRA Without "
+    "Regret, 2025), 3 times by a reproducer; rank-invariant or about 1/r by the scaling rule "
+    "(arXiv 2602.06204)."
 )
 
 
 def rates_verdict(found: Rates) -> Verdict:
-    """Supported: the interval of every group's exponent lies inside ±0.25. Contradicted: one lies outside."""
+    """Supported: the interval of every group's exponent lies inside ±0.25.
+    Contradicted: one lies outside."""
     rows = records(found.groups)
     numbers: dict[str, Any] = {"groups": rows, "configurations": records(found.configurations)}
     if not rows:
@@ -27,11 +31,14 @@ def rates_verdict(found: Rates) -> Verdict:
     word = "undecided"
     if any(row["exponent_low"] > SAME or row["exponent_high"] < -SAME for row in known):
         word = "contradicted"
-    elif known and all(row["exponent_low"] > -SAME and row["exponent_high"] < SAME for row in known):
+    elif known and all(
+        row["exponent_low"] > -SAME and row["exponent_high"] < SAME for row in known
+    ):
         word = "supported"
     edges = found.configurations[found.configurations["edge"].ne("")]
     named = ", ".join(
-        f"{row['task']} {row['method']}" + (f" r = {row['rank']:.0f}" if row["method"] == "lora" else "")
+        f"{row['task']} {row['method']}"
+        + (f" r = {row['rank']:.0f}" if row["method"] == "lora" else "")
         for row in records(edges)[:8]
     )
     edge = (
@@ -39,7 +46,9 @@ def rates_verdict(found: Rates) -> Verdict:
         if named
         else ""
     )
-    return answer("H5", word, [_headline(rows, known), *map(_sentence, rows)], numbers, edge, PUBLISHED)
+    return answer(
+        "H5", word, [_headline(rows, known), *map(_sentence, rows)], numbers, edge, PUBLISHED
+    )
 
 
 def _headline(rows: list[dict[str, Any]], known: list[dict[str, Any]]) -> str:
@@ -50,9 +59,15 @@ def _headline(rows: list[dict[str, Any]], known: list[dict[str, Any]]) -> str:
     if not told:
         return "No group has two ranks whose best rate lies inside the grid."
     more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
-    silent = [row for row in rows if row not in known and np.isfinite(row["exponent"])] if known else []
+    silent = (
+        [row for row in rows if row not in known and np.isfinite(row["exponent"])] if known else []
+    )
     bare = [f"r^{row['exponent']:.2f} on {_place(row)}" for row in silent[:MOST_NAMED]]
-    beside = f"; with one seed, so without an interval, {', '.join(bare)}".replace("^-", "^−") if bare else ""
+    beside = (
+        f"; with one seed, so without an interval, {', '.join(bare)}".replace("^-", "^−")
+        if bare
+        else ""
+    )
     ending = beside if known else "; with one seed there is no interval"
     return f"LoRA's best learning rate goes with the rank as {', '.join(told)}{more}{ending}."
 
@@ -63,7 +78,10 @@ def _place(row: dict[str, Any]) -> str:
 
 def _sentence(row: dict[str, Any]) -> str:
     if not row["ranks"]:
-        return f"{row['task']}, {row['scaling']}: every best rate lies at the edge of the grid or has no neighbours."
+        return (
+            f"{row['task']}, {row['scaling']}: every best rate lies at the edge of the grid "
+            "or has no neighbours."
+        )
     exponent = interval_of(row, "exponent", clusters=row["exponent_seeds"])
     text = (
         f"{_place(row)}: exponent {exponent}"

@@ -17,7 +17,8 @@ MARKER = "drift marks the loss here and is not shown to cause it"
 
 
 def threshold_verdict(found: Sequence[Threshold]) -> Verdict:
-    """Supported: in at least half of the pairs of model and task, and contradicted in none; and the reverse."""
+    """Supported: in at least half of the pairs of model and task, and contradicted
+    in none; and the reverse."""
     numbers: dict[str, Any] = {"thresholds": [_numbers(t) for t in found]}
     if not found:
         return answer("H2", "undecided", ["There is no LoRA trial to look at."], numbers)
@@ -29,9 +30,12 @@ def threshold_verdict(found: Sequence[Threshold]) -> Verdict:
         overall(t.answer for t in found),
         sentences,
         numbers,
-        "Drift, learning rate and training time move together: a threshold says where performance is lost, not why.",
-        "Intervals resample trials, at all rates and seeds of a task together. Rules: docs/analysis.md.",
-        f"The metric of a constant answer was not recorded for {named(_name(t, several) for t in guessed)}; it is "
+        "Drift, learning rate and training time move together: a threshold says where "
+        "performance is lost, not why.",
+        "Intervals resample trials, at all rates and seeds of a task together. Rules: "
+        "docs/analysis.md.",
+        "The metric of a constant answer was not recorded for "
+        f"{named(_name(t, several) for t in guessed)}; it is "
         "taken from the value at which many evaluations stand exactly."
         if guessed
         else "",
@@ -51,13 +55,15 @@ def _headline(found: Sequence[Threshold], several: bool) -> str:
         parts.append(f"half of LoRA's gain over a constant answer is lost {way} {places}")
     elif held:
         parts.append(
-            f"half of LoRA's gain over a constant answer is lost past a drift on {len(held)} of {len(found)} tasks"
+            f"half of LoRA's gain over a constant answer is lost past a drift on {len(held)} "
+            f"of {len(found)} tasks"
         )
     if excluded:
         parts.append(f"a loss of a tenth of the gain is excluded on {_listed(excluded, several)}")
     if failed:
         parts.append(
-            f"on {_listed(failed, several)} models near sr(W) do not reach the best values, so there is no such drift"
+            f"on {_listed(failed, several)} models near sr(W) do not reach the best values, so "
+            "there is no such drift"
         )
     if open_:
         parts.append(f"no place is shown on {_listed(open_, several)}")
@@ -66,7 +72,11 @@ def _headline(found: Sequence[Threshold], several: bool) -> str:
 
 
 def _listed(found: Sequence[Threshold], several: bool) -> str:
-    return named(_name(t, several) for t in found) if len(found) <= MOST_NAMED else f"{len(found)} tasks"
+    return (
+        named(_name(t, several) for t in found)
+        if len(found) <= MOST_NAMED
+        else f"{len(found)} tasks"
+    )
 
 
 def _name(t: Threshold, several: bool) -> str:
@@ -79,7 +89,8 @@ def _sentence(t: Threshold, several: bool) -> str:
     if not t.loss.known:
         return f"{name}: {t.answer}, {t.reason}."
     parts = [
-        f"{name}: {t.answer}, {t.reason}; the metric loses {t.loss:.3f} of a gain of {t.gain:.3f} near sr(W)"
+        f"{name}: {t.answer}, {t.reason}; the metric loses {t.loss:.3f} of a gain of "
+        f"{t.gain:.3f} near sr(W)"
     ]
     if t.answer != "contradicted":
         parts.append(f"half of the gain at {_share(t, t.half)} of sr(W)")
@@ -87,7 +98,9 @@ def _sentence(t: Threshold, several: bool) -> str:
         parts.append(f"s* = {_plain(t.stable_rank, '.1f')}")
         parts.append(f"{100 * t.first_share:.0f} % of it at {_share(t, t.first)}")
     if t.premise.known:
-        parts.append(f"models near sr(W) reach {_plain(_percent(t.premise), '.0f')} % of the best gain")
+        parts.append(
+            f"models near sr(W) reach {_plain(_percent(t.premise), '.0f')} % of the best gain"
+        )
     return ", ".join(parts) + "."
 
 
@@ -112,4 +125,8 @@ def _plain(values: tuple[float, float, float], form: str) -> str:
 def _numbers(t: Threshold) -> dict[str, Any]:
     row = records(t.to_frame())[0]
     row |= {"identified": t.identified, "half_share": HALF}
-    return row | {"attained": records(t.attained), "brackets": records(t.brackets), "line": records(t.line)}
+    return row | {
+        "attained": records(t.attained),
+        "brackets": records(t.brackets),
+        "line": records(t.line),
+    }

@@ -1,4 +1,5 @@
-"""An answer to a hypothesis: the word, the sentences, the numbers behind them, and what to keep in mind."""
+"""An answer to a hypothesis: the word, the sentences, the numbers behind them,
+and what to keep in mind."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ ERROR_RATE = 0.05
 class Verdict:
     """The answer to one hypothesis: ``verdict`` is "supported", "contradicted" or "undecided".
 
-    The first of the ``sentences`` can be quoted alone: a caveat that changes its meaning stands in it.
+    The first of the ``sentences`` can be quoted alone: a caveat that
+    changes its meaning stands in it.
     """
 
     hypothesis: str
@@ -40,11 +42,14 @@ def answer(
 ) -> Verdict:
     """A `Verdict` without its empty sentences and caveats."""
     spoken = tuple(sentence for sentence in sentences if sentence)
-    return Verdict(hypothesis, QUESTIONS[hypothesis], word, spoken, numbers, tuple(c for c in caveats if c))
+    return Verdict(
+        hypothesis, QUESTIONS[hypothesis], word, spoken, numbers, tuple(c for c in caveats if c)
+    )
 
 
 def overall(words: Iterable[str]) -> str:
-    """One word for several tasks: supported where half of them support and none contradicts; and the reverse."""
+    """One word for several tasks: supported where half of them support and none
+    contradicts; and the reverse."""
     found = list(words)
     for word, other in (("supported", "contradicted"), ("contradicted", "supported")):
         if found and 2 * found.count(word) >= len(found) and other not in found:
@@ -84,7 +89,8 @@ def about_seeds(found: Interval) -> str:
     if found.cluster == "seed" or not found.known:
         return ""
     return (
-        f"There is only one seed, so the interval resamples the {counted(found.clusters, found.cluster)} of this "
+        "There is only one seed, so the interval resamples the "
+        f"{counted(found.clusters, found.cluster)} of this "
         "study and does not speak for new seeds."
     )
 
