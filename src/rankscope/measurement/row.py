@@ -182,12 +182,13 @@ def _part(found: Summary, place: int | None) -> _Facts:
         )
 
     rank, sigma, reason = found.stable_rank, found.singular_values, found.stable_rank.reason
+    if isinstance(reason, tuple):
+        reason = reason[place or 0]
     return _Facts(
         one(rank.value),
         one(rank.lower),
         one(rank.upper),
-        reason if place is None or not isinstance(reason, tuple) else reason[place],
-        # type: ignore[arg-type]
+        reason,
         one(found.spectral_norm),
         one(found.frobenius_norm),
         one(found.effective_rank),

@@ -272,12 +272,12 @@ def litgpt(folder: Path) -> LitGpt | None:
             f"{path}: expected n_head to be a multiple of n_query_groups; found {heads} and "
             f"{groups}."
         )
+    query, key, value = (bool(content.get(f"lora_{name}")) for name in ("query", "key", "value"))
     return LitGpt(
         path,
         _rank(path, "lora_r", content["lora_r"]),
         _number(path, "lora_alpha", content.get("lora_alpha", 16)),
-        tuple(bool(content.get(f"lora_{name}")) for name in ("query", "key", "value")),
-        # type: ignore[arg-type]
+        (query, key, value),
         heads,
         groups,
         _rank(path, "head_size", size),
