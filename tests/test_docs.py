@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -85,6 +86,12 @@ def test_file_tree_in_readme_is_the_tree() -> None:
     named = {word for line in tree.splitlines()[1:] if (word := line.split()[0].rstrip("/"))}
     there = {p.name for p in (ROOT / "src" / "rankscope").iterdir() if not p.name.startswith("_")}
     assert named - {"__init__.py"} == there - {"py.typed"}
+
+
+def test_the_picture_of_the_floors_is_drawn_from_the_imports() -> None:
+    """Draw it again: python tools/architecture.py"""
+    drawn = runpy.run_path(str(ROOT / "tools" / "architecture.py"))["picture"]()
+    assert (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8") == drawn
 
 
 def test_no_page_bears_a_path_of_one_machine() -> None:

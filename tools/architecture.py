@@ -85,7 +85,7 @@ def wrapped(text: str, most: int = 30) -> list[str]:
         if len(lines[-1]) + len(word) > most:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines[:3]
+    return lines if len(lines) <= 3 else [*lines[:2], f"{lines[2]} ..."]
 
 
 def picture() -> str:
