@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rankscope.store.trial_dir import TrialDir
 from rankscope.train import checkpoint
@@ -207,6 +207,9 @@ def test_a_checkpoint_that_is_not_this_packs_is_ignored(damage: str, tmp_path: P
     checkpoint.write(tmp_path, {"x": torch.ones(3)}, {"trials": ["a", "b"]})
     assert checkpoint.read(tmp_path, trials=["b", "a"]) is None
     assert checkpoint.read(tmp_path / "absent", trials=["a"]) is None
+    state = {"state": json.dumps({"trials": ["a", "b"]})}  # before formats had numbers
+    save_file({"x": torch.ones(3)}, tmp_path / checkpoint.NAME, metadata=state)
+    assert checkpoint.read(tmp_path, trials=["a", "b"]) is None
     assert json.dumps([path.name for path in tmp_path.iterdir()]) == json.dumps([checkpoint.NAME])
 
 

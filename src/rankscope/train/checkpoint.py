@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 NAME = "checkpoint.safetensors"
+FORMAT = "2"  # of the tensors' names; a pack begins again rather than read another one
 
 
 def write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -27,7 +28,7 @@ def write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> No
     save_file(
         {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
         draft,
-        metadata={"state": json.dumps(state)},
+        metadata={"state": json.dumps(state), "format": FORMAT},
     )
     with draft.open("rb") as file:
         os.fsync(file.fileno())
@@ -36,11 +37,12 @@ def write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> No
 
 def read(folder: Path, *, trials: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The folder's checkpoint of these trials (ids, in this order), or None: absent,
-    damaged or of another pack."""
+    damaged, of another pack or of another version."""
     try:
         with safe_open(folder / NAME, framework="pt") as file:
-            state = json.loads((file.metadata() or {}).get("state", "{}"))
-            if state.get("trials") != trials:
+            header = file.metadata() or {}
+            state = json.loads(header.get("state", "{}"))
+            if state.get("trials") != trials or header.get("format") != FORMAT:
                 return None
             return {key: file.get_tensor(key) for key in file.keys()}, state  # noqa: SIM118 - no mapping
     except (FileNotFoundError, SafetensorError, json.JSONDecodeError):
