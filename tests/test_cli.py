@@ -69,7 +69,7 @@ def test_plan_run_status_analyze_report(typed: Typed, study: Path, tmp_path: Pat
     status, out, _ = typed("analyze", store, "--json")
     concluded = out
     assert status == 0
-    assert {v["hypothesis"] for v in json.loads(out)["verdicts"]} == {"H1", "H2", "H3", "H4"}
+    assert {v["hypothesis"] for v in json.loads(out)["verdicts"]} == {"H1", "H2", "H3", "H4", "H5"}
     status, out, _ = typed("analyze", store)
     assert status == 0
     assert all(name in out for name in ("H1", "H2", "H3", "H4"))

@@ -157,7 +157,8 @@ class Run:
         all they differ by. -> (K,)"""
         if not may_be_rounding(answers, deviation(answers), bfloat16=self.mixed).any():
             return None
-        rows, inputs = next(self.validation.by_length(2 * self.pack.trials[0].batch_size))
+        # a training batch: random numbers beside every layer's output take its memory twice
+        rows, inputs = next(self.validation.by_length(self.pack.trials[0].batch_size))
         with rounded_at_random(self.pack.model):
             return deviation(self.logits(inputs).cpu() - answers[:, rows])
 
