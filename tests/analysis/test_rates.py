@@ -70,3 +70,6 @@ def test_one_seed_has_no_interval():
     row = rates(frames(0.0, seeds=1)).groups.iloc[0]
     assert np.isfinite(row["exponent"])
     assert np.isnan(row["exponent_low"])
+    headline = rates_verdict(rates(frames(0.0, seeds=1))).sentences[0]
+    assert "0 seeds" not in headline
+    assert headline.endswith("with one seed there is no interval.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ from rankscope.analysis.threshold import threshold, thresholds
 from rankscope.analysis.threshold.brackets import brackets, tolerated
 from rankscope.analysis.threshold.dose import fits
 from rankscope.analysis.threshold.evidence import NEAR, evidence
+from rankscope.analysis.threshold.threshold import UNLEARNT
 from rankscope.analysis.verdicts.threshold import threshold_verdict
 from simulate import Truth, study
 
@@ -41,6 +44,17 @@ def test_the_dose_is_recovered(direction):
     assert t.direction == ("falls" if direction < 0 else "rises")
     assert t.stable_rank[0] == pytest.approx(t.base * np.exp(direction * t.half.estimate))
     assert t.loss.low < 0.3 < t.loss.high + 0.02
+
+
+def test_no_dose_is_told_that_is_not_shown():
+    shown = found(Truth())
+    assert "half of the gain at" in threshold_verdict([shown]).sentences[1]
+    for reason in ("a decline from the start is not excluded", UNLEARNT):
+        said = " ".join(
+            threshold_verdict([replace(shown, answer="undecided", reason=reason)]).sentences
+        )
+        assert "half of the gain at" not in said
+        assert ("loses" in said) == (reason != UNLEARNT)
 
 
 def test_no_loss_is_no_threshold():
@@ -146,7 +160,10 @@ def test_the_premise_fails_where_the_best_lies_away_from_the_base():
     t = threshold(table, 0.5, 0.005, {"model": "m", "task": "t"}, rng=rng, resamples=99)
     assert t.answer == "contradicted"
     assert t.premise.high < 0.8
-    assert "do not reach the best values" in threshold_verdict([t]).sentences[0]
+    headline, sentence = threshold_verdict([t]).sentences
+    assert "do not reach the best values" in headline
+    assert "% of the best gain" in sentence
+    assert "loses" not in sentence  # there is no gain near sr(W) to lose
 
 
 def test_brackets_and_their_likelihood():

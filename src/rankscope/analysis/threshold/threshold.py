@@ -23,6 +23,7 @@ DEVIATIONS = 3  # the smallest loss looked for, in standard deviations of an eva
 PLATEAU = float(np.log(1.25))  # a threshold leaves the stable rank a range in which little is lost
 PREMISE = 0.8  # of the best gain, to be had near sr(W)
 NEGLIGIBLE = 0.1  # of the gain: a smaller loss counts as none
+UNLEARNT = "nothing was learnt"
 UNKNOWN = Interval(np.nan, np.nan, np.nan, "trial", 0)
 
 Answer = Literal["supported", "contradicted", "undecided"]
@@ -229,7 +230,7 @@ def _judged(known: dict[str, Any]) -> tuple[Answer, str]:
     premise, half, first, loss = (known[name] for name in ("premise", "half", "first", "loss"))
     gain, noise = known["gain"], known["noise"]
     if known["best"] - known["constant"] <= DEVIATIONS * noise:
-        return "undecided", "nothing was learnt"
+        return "undecided", UNLEARNT
     if premise.high < PREMISE:
         return "contradicted", "the premise fails: models near sr(W) do not reach the best values"
     if gain <= DEVIATIONS * noise:

@@ -53,9 +53,10 @@ def rates_verdict(found: Rates) -> Verdict:
 
 def _headline(rows: list[dict[str, Any]], known: list[dict[str, Any]]) -> str:
     told = [
-        f"r^{interval_of(row, 'exponent')} on {_place(row)}" for row in (known or rows)[:MOST_NAMED]
+        f"r^{_exponent(row, known)} on {_place(row)}"
+        for row in (known or rows)[:MOST_NAMED]
         if np.isfinite(row["exponent"])
-    ]  # fmt: skip
+    ]
     if not told:
         return "No group has two ranks whose best rate lies inside the grid."
     more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
@@ -70,6 +71,12 @@ def _headline(rows: list[dict[str, Any]], known: list[dict[str, Any]]) -> str:
     )
     ending = beside if known else "; with one seed there is no interval"
     return f"LoRA's best learning rate goes with the rank as {', '.join(told)}{more}{ending}."
+
+
+def _exponent(row: dict[str, Any], known: list[dict[str, Any]]) -> str:
+    if known:
+        return f"{interval_of(row, 'exponent')}"
+    return f"{row['exponent']:.2f}".replace("-", "−")
 
 
 def _place(row: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rankscope.analysis.inference import Interval
-from rankscope.analysis.threshold.threshold import HALF, Threshold
+from rankscope.analysis.threshold.threshold import HALF, UNLEARNT, Threshold
 from rankscope.analysis.verdicts.verdict import Verdict, answer, named, overall, records
 
 MOST_NAMED = 3
@@ -34,6 +34,8 @@ def threshold_verdict(found: Sequence[Threshold]) -> Verdict:
         "performance is lost, not why.",
         "Intervals resample trials, at all rates and seeds of a task together. Rules: "
         "docs/analysis.md.",
+        "In simulations the loss is too large where there is none, and a decline that is linear "
+        "from the start is called supported as well (docs/log.md).",
         "The metric of a constant answer was not recorded for "
         f"{named(_name(t, several) for t in guessed)}; it is "
         "taken from the value at which many evaluations stand exactly."
@@ -84,17 +86,16 @@ def _name(t: Threshold, several: bool) -> str:
 
 
 def _sentence(t: Threshold, several: bool) -> str:
-    """The answer of one model and task with its numbers; the loss always."""
+    """The answer of one model and task with its numbers. The loss wherever there is a gain near
+    sr(W) that can be lost, a dose only where it is shown; all of them are in the table."""
     name = _name(t, several)
-    if not t.loss.known:
+    if not t.loss.known or t.reason == UNLEARNT:
         return f"{name}: {t.answer}, {t.reason}."
-    parts = [
-        f"{name}: {t.answer}, {t.reason}; the metric loses {t.loss:.3f} of a gain of "
-        f"{t.gain:.3f} near sr(W)"
-    ]
-    if t.answer != "contradicted":
-        parts.append(f"half of the gain at {_share(t, t.half)} of sr(W)")
+    parts = [f"{name}: {t.answer}, {t.reason}"]
+    if not t.reason.startswith(PREMISE_FAILS):
+        parts = [f"{parts[0]}; the metric loses {t.loss:.3f} of a gain of {t.gain:.3f} near sr(W)"]
     if t.answer == "supported":
+        parts.append(f"half of the gain at {_share(t, t.half)} of sr(W)")
         parts.append(f"s* = {_plain(t.stable_rank, '.1f')}")
         parts.append(f"{100 * t.first_share:.0f} % of it at {_share(t, t.first)}")
     if t.premise.known:
