@@ -124,3 +124,14 @@ def test_a_summary_holds_the_singular_values_of_its_one_decomposition() -> None:
     assert found.singular_values is not None
     torch.testing.assert_close(found.singular_values, la.singular_values(la.LowRank(B=B, A=A)))
     assert la.summary(gaussian(60, 50)).singular_values is None
+
+
+def test_a_stable_rank_is_as_narrow_as_asked_though_sigma_1_stands_in_it_squared() -> None:
+    """Flat spectra stop with bounds that are just narrow enough: (1 + rtol / 2)^2 is not."""
+    for seed in range(60):
+        start = torch.Generator().manual_seed(seed)
+        M = torch.randn(60 + seed, 110 - seed // 2, generator=start, dtype=torch.float64)
+        for rtol in (0.3, 0.1, 0.01):
+            found = la.stable_rank(M, rtol, generator=start)
+            assert found.met
+            assert found.upper <= found.lower * (1 + rtol) * (1 + 1e-14)

@@ -73,7 +73,9 @@ def largest(group: ScaledGroup, options: SigmaOptions) -> Sigma:
     if side > EXACT:
         return _by_lanczos(group, options, steps=lanczos.STEPS)
     found = _by_lanczos(group, options, steps=PATIENCE)
-    wide = (group.norm > 0) & ~(found.upper <= found.lower * (1 + options.rtol))
+    # a stable rank is as wide as twice both errors
+    room = options.rtol - 2 * group.error
+    wide = (group.norm > 0) & ~(found.upper <= found.lower * (1 + room))
     return _exactly(group, found, wide)
 
 

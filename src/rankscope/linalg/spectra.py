@@ -58,7 +58,9 @@ def stable_rank(
     """
     op = as_operator(M)
     start, seed = _start(generator)
-    found = norms(op, SigmaOptions(rtol / 2, certify, confidence, start, warm, slack=rtol / 24))
+    found = norms(
+        op, SigmaOptions(_sigma_width(rtol), certify, confidence, start, warm, slack=rtol / 24)
+    )
     return shaped(_stable_rank(found, op, rtol, seed), op.batch_shape)
 
 
@@ -150,7 +152,8 @@ def summary(
     op = as_operator(M)
     wanted = isinstance(op, LowRank) if effective_rank is None else effective_rank
     start, seed = _start(generator)
-    found = norms(op, SigmaOptions(rtol / 2, certify, confidence, start, warm, all=wanted or exact))
+    width = _sigma_width(rtol)
+    found = norms(op, SigmaOptions(width, certify, confidence, start, warm, all=wanted or exact))
     batch = op.batch_shape
     if not wanted:
         rank = torch.full_like(found.frobenius, torch.nan)
@@ -184,6 +187,14 @@ def _start(generator: torch.Generator | None) -> tuple[torch.Generator, int | No
 
 def _used(sigma: Sigma, seed: int | None) -> int | None:
     return seed if sigma.products else None
+
+
+def _sigma_width(rtol: float) -> float:
+    """sqrt(1 + rtol) - 1: bounds on sigma_1 that lie as near to each other give a stable rank, in
+    which it stands squared, to `rtol`."""
+    if not 0 < rtol < 1:
+        raise ValueError(f"rtol must lie in (0, 1); got {rtol}.")
+    return rtol / (1 + (1 + rtol) ** 0.5)
 
 
 def _met(lower: Tensor, upper: Tensor, rtol: float) -> Tensor:
