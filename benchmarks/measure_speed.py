@@ -24,9 +24,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 SIZES, WIDTH, R = (24, 224, 2000), 1024, 16
-LARGE = (
-    ((4096, 4096),) * 4 + ((11008, 4096),) * 2 + ((4096, 11008),)
-)  # a 7B model's layer: q, k, v, o, gate, up, down
+# a 7B model's layer: q, k, v, o, gate, up, down
+LARGE = ((4096, 4096),) * 4 + ((11008, 4096),) * 2 + ((4096, 11008),)
 MEASURED = """
 import re, sys, time
 start = time.perf_counter()

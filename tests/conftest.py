@@ -144,8 +144,8 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def seed(pytestconfig: pytest.Config) -> int:
-    """For a test that draws its own cases: 0 in the suite, fresh in each round of
-    `make fuzz` (mark it `fuzz`)."""
+    """For a test that draws its own cases: 0 in the suite, fresh in each round of `make fuzz` (mark
+    it `fuzz`)."""
     return int(pytestconfig.getoption("--hypothesis-seed") or 0)
 
 

@@ -1,5 +1,5 @@
-"""Tiny classifiers of the families of transformers, from configuration, and
-what a study adapts in each."""
+"""Tiny classifiers of the families of transformers, from configuration, and what a study adapts in
+each."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ TRIAL_FILES = (
 
 @dataclass(frozen=True)
 class Harm:
-    """``do`` harms the store in ``place``; ``other`` is a finished
-    store of another study's data."""
+    """``do`` harms the store in ``place``; ``other`` is a finished store of another study's
+    data."""
 
     name: str
     do: Callable[[Path, Path], None]

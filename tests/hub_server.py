@@ -1,7 +1,7 @@
 """A hub on this machine: the routes that models and data sets are downloaded by, over a folder.
 
-``<root>/models/<org>/<name>/...`` and ``<root>/datasets/<org>/<name>/...``
-are repositories of one commit.
+``<root>/models/<org>/<name>/...`` and ``<root>/datasets/<org>/<name>/...`` are repositories of one
+commit.
 """
 
 from __future__ import annotations

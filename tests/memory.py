@@ -1,5 +1,5 @@
-"""Bytes of tensors alive while a block runs, counted at every operation: no
-allocator, no page, no noise."""
+"""Bytes of tensors alive while a block runs, counted at every operation: no allocator, no page, no
+noise."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A small study, and a training that trains nothing: for tests of the store
-and of those who write it."""
+"""A small study, and a training that trains nothing: for tests of the store and of those who write
+it."""
 
 from __future__ import annotations
 

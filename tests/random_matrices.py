@@ -3,8 +3,8 @@ of each against float64 SVD.
 
     python tests/random_matrices.py --count 3000 --seed 0
 
-prints how many bounds were missed, by kind. tests/linalg/test_random_matrices.py
-runs a part of it in the suite.
+prints how many bounds were missed, by kind. tests/linalg/test_random_matrices.py runs a part of it
+in the suite.
 
 Letters: m rows, n columns, p = min(m, n), r rank, c matrices of a batch.
 """
@@ -63,8 +63,8 @@ class Drawn:
 
 @dataclass
 class Tally:
-    """What was checked: estimates, misses of certain bounds, of probable ones, and
-    widths neither met nor flagged."""
+    """What was checked: estimates, misses of certain bounds, of probable ones, and widths neither
+    met nor flagged."""
 
     matrices: int = 0
     certain: Counter[str] = field(default_factory=Counter)
@@ -97,8 +97,8 @@ def spectrum(source: np.random.Generator, name: str, p: int) -> np.ndarray:
 
 
 def matrix(source: np.random.Generator, name: str, m: int, n: int) -> np.ndarray:
-    """(m, n) float64 of the spectrum `name`, of entries near 1 / sqrt(m
-    n) times sqrt(p) or below."""
+    """(m, n) float64 of the spectrum `name`, of entries near 1 / sqrt(m n) times sqrt(p) or
+    below."""
     if name == "gaussian":
         return source.standard_normal((m, n)) / (m + n) ** 0.5
     if name == "constant":
@@ -172,8 +172,8 @@ def draw(source: np.random.Generator, largest: int) -> Drawn:
 
 
 def exponent(source: np.random.Generator, size: str, dtype: torch.dtype) -> int:
-    """Of the power of two by which the entries are multiplied: 1e-30 to 1e30, or
-    to the bottom of the dtype."""
+    """Of the power of two by which the entries are multiplied: 1e-30 to 1e30, or to the bottom of
+    the dtype."""
     if size == "ordinary":
         return 0
     if size == "denormal":
@@ -255,8 +255,8 @@ def tallied(seed: int, count: int, largest: int = 200) -> Tally:
 
 
 def allowed(trials: int, rate: float) -> int:
-    """The number of failures that is exceeded with probability 1e-4 at
-    most, at `rate` per trial."""
+    """The number of failures that is exceeded with probability 1e-4 at most, at `rate` per
+    trial."""
     terms = (comb(trials, k) * rate**k * (1 - rate) ** (trials - k) for k in itertools.count())
     sums: Iterator[float] = itertools.accumulate(terms)
     return next(k for k, total in enumerate(sums) if total >= 1 - 1e-4)

@@ -17,8 +17,8 @@ LAYERS = tuple(
 
 @dataclass(frozen=True)
 class Truth:
-    """What a simulated study is made of. ``direction`` -1: sr(W + dW) falls;
-    ``threshold`` None: no decline.
+    """What a simulated study is made of. ``direction`` -1: sr(W + dW) falls; ``threshold`` None: no
+    decline.
 
     ``threshold`` and ``reach`` are log drifts; ``reach`` is the drift of the largest rate at
     the end. ``varying`` is the standard deviation of the logarithm of a trial's own threshold.
@@ -135,9 +135,8 @@ def _curves(truth, rng, trials, fastest, evaluations, steps):
     own = rng.normal(0, 0.15, (len(trials), 1))
     # rho = sigma_1(dW) / sigma_1(W) grows with the way travelled; the stable
     # rank moves once rho exceeds 1.
-    rho = (
-        np.exp(truth.reach / 2) * (rate * at / steps * np.exp(own)) ** 0.7
-    )  # (trials, evaluations)
+    # (trials, evaluations)
+    rho = np.exp(truth.reach / 2) * (rate * at / steps * np.exp(own)) ** 0.7
     size = 2 * np.log(np.maximum(1, rho))
     # The norm of an update grows in proportion to the way, and trials scatter
     # about it in their own manner.
@@ -166,8 +165,8 @@ def _curves(truth, rng, trials, fastest, evaluations, steps):
 
 
 def _bounded(truth, rng, value, wobble, rate):
-    """An accuracy on `truth.rows` rows: quieter near the floor, where most models give
-    a constant answer exactly."""
+    """An accuracy on `truth.rows` rows: quieter near the floor, where most models give a constant
+    answer exactly."""
     kept = np.clip((value - truth.floor) / (truth.plateau - truth.floor), 0, 1)
     value = value + np.sqrt(kept) * wobble
     hit = (rng.random(value.shape) < truth.outliers) & (rate > 0.2)
@@ -221,8 +220,8 @@ def _spectra(truth, rng, trials, curves, layers, size):
 
 
 def _comparison(truth, rng, trials, layers, size):
-    """Every LoRA trial at its best rate beside the full fine-tunes of all seeds,
-    and these beside each other."""
+    """Every LoRA trial at its best rate beside the full fine-tunes of all seeds, and these beside
+    each other."""
     keys = ["model", "task"]
     best = chosen(trials)
     full, lora = (best[best["method"].eq(method)] for method in ("full", "lora"))

@@ -213,8 +213,8 @@ def test_a_failed_trial_is_status_3_and_named(
 
 @pytest.mark.slow
 def test_stopped_by_ctrl_c_and_started_again(typed: Typed, study: Path, tmp_path: Path) -> None:
-    """A driver with two workers, stopped while they train: what had finished stays,
-    the rest is trained once."""
+    """A driver with two workers, stopped while they train: what had finished stays, the rest is
+    trained once."""
     study.write_text(study.read_text().replace("steps = 8", "steps = 300"))
     store = tmp_path / "store"
     process = subprocess.Popen(

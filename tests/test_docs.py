@@ -1,5 +1,5 @@
-"""The documents say what is true: commands as --help prints them, README's code
-runs, links lead somewhere."""
+"""The documents say what is true: commands as --help prints them, README's code runs, links lead
+somewhere."""
 
 from __future__ import annotations
 

@@ -80,8 +80,8 @@ def test_imports_only_go_down(path: Path) -> None:
 
 
 def files_imported(path: Path) -> set[Path]:
-    """The files of ours that a file imports by name, wherever in it; a room's own
-    page of names among them."""
+    """The files of ours that a file imports by name, wherever in it; a room's own page of names
+    among them."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

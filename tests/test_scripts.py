@@ -1,5 +1,5 @@
-"""Benchmarks, tools and examples name only what the package has: nothing else would
-notice a renamed function."""
+"""Benchmarks, tools and examples name only what the package has: nothing else would notice a
+renamed function."""
 
 from __future__ import annotations
 

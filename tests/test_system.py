@@ -1,5 +1,5 @@
-"""On a system without Linux's calls the demo's path works: cores, memory, locks,
-signals, the fsync of folders."""
+"""On a system without Linux's calls the demo's path works: cores, memory, locks, signals, the fsync
+of folders."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Tiny models built from configuration, what PEFT makes of them, and the
-slow, obvious stable rank."""
+"""Tiny models built from configuration, what PEFT makes of them, and the slow, obvious stable
+rank."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def mixtral() -> nn.Module:
 
 
 def gpt_oss() -> nn.Module:
-    """Its experts are stacked in checkpoints, too, stored (E, in, out),
-    and ``down_proj`` is square."""
+    """Its experts are stacked in checkpoints, too, stored (E, in, out), and ``down_proj`` is
+    square."""
     config = transformers.GptOssConfig(
         **EXPERTS, intermediate_size=24, num_local_experts=3, head_dim=8
     )
@@ -136,8 +136,8 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Case:
-    """An adapter and its base on disk, and the oracle: base and merged
-    weights by name, in float64."""
+    """An adapter and its base on disk, and the oracle: base and merged weights by name, in
+    float64."""
 
     base: Path
     adapter: Path
@@ -145,8 +145,8 @@ class Case:
     after: dict[str, Tensor]
 
     def changed(self) -> list[str]:
-        """The layers whose weight matrix PEFT's merge changes, the
-        experts of a stack one by one."""
+        """The layers whose weight matrix PEFT's merge changes, the experts of a stack one by
+        one."""
         names: list[str] = []
         for name, W in self.before.items():
             if W.ndim > 1 and not torch.equal(W, self.after[name]):

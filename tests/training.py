@@ -1,5 +1,5 @@
-"""Training one trial alone, by PEFT and torch, and a pack of trials: the two
-sides of the equality tests."""
+"""Training one trial alone, by PEFT and torch, and a pack of trials: the two sides of the equality
+tests."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def peft_model(model: str, adapter: Path, dtype: torch.dtype) -> PeftModel:
 
 
 def alone(model: Any, trial: Trial, train: Encoded) -> Tensor:
-    """The obvious loop: torch's AdamW, Hugging Face's schedule, torch's clipping
-    and dropout. (steps,) losses"""
+    """The obvious loop: torch's AdamW, Hugging Face's schedule, torch's clipping and dropout.
+    (steps,) losses"""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for _, p in named if p.ndim > 1], "weight_decay": trial.weight_decay},

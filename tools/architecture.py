@@ -1,8 +1,7 @@
 """Draws docs/architecture.svg, the floors of the house, from the imports in the source.
 
-``python tools/architecture.py`` writes the picture. A room
-stands one floor above the highest room that it imports; an arrow is an import between rooms, drawn
-unless a longer way down says the same.
+``python tools/architecture.py`` writes the picture. A room stands one floor above the highest room
+that it imports; an arrow is an import between rooms, drawn unless a longer way down says the same.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Which files of ours a command enters, in order: ``python
-tools/files_entered.py measure ADAPTER``.
+"""Which files of ours a command enters, in order: ``python tools/files_entered.py measure
+ADAPTER``.
 
 A file is entered when one of its functions runs; importing it does not count. Only this process is
 followed, so give ``run`` the option ``--workers 1``.

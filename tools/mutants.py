@@ -1,5 +1,5 @@
-"""Mutation testing: breaks one place of a room at a time and asks the
-room's tests whether they see it.
+"""Mutation testing: breaks one place of a room at a time and asks the room's tests whether they see
+it.
 
     python tools/mutants.py linalg --count 80 --log mutants.jsonl    # goes on where it was stopped
     python tools/mutants.py linalg --count 80 --list                 # the same mutants, as text
@@ -88,8 +88,8 @@ class Mutant:
 
 
 class Finder(ast.NodeVisitor):
-    """Collects the mutants of one file. Annotations, decorators, docstrings and
-    messages stay as they are."""
+    """Collects the mutants of one file. Annotations, decorators, docstrings and messages stay as
+    they are."""
 
     def __init__(self, file: str, source: bytes) -> None:
         self.file, self.source, self.found = file, source, list[Mutant]()
@@ -243,8 +243,8 @@ def preload(copy: Path) -> None:
 
 
 def run_tests(copy: Path, tests: list[str], seconds: float) -> tuple[str, float]:
-    """How the tests end in a fork: "passed", the failing test, or "timeout"; and
-    the processor seconds used."""
+    """How the tests end in a fork: "passed", the failing test, or "timeout"; and the processor
+    seconds used."""
     report = copy / "failed.txt"
     report.unlink(missing_ok=True)
     child = os.fork()
@@ -323,8 +323,8 @@ def test_files(copy: Path, rooms: tuple[str, ...]) -> list[str]:
 
 
 def killers(records: list[dict[str, str]]) -> list[str]:
-    """The tests that have killed most, one of each kind: asked first, they
-    end most mutants at once."""
+    """The tests that have killed most, one of each kind: asked first, they end most mutants at
+    once."""
     kills = Counter(record["by"] for record in records if "::" in record["by"])
     kinds = {test.partition("[")[0]: test for test, _ in reversed(kills.most_common())}
     return [test for test, _ in kills.most_common() if test in kinds.values()][:12]

@@ -341,8 +341,8 @@ def _left_out(place: str) -> int:
 
 
 def _say(line: str, status: int) -> int:
-    """One line on standard error, without what a terminal would obey: names
-    come from untrusted files."""
+    """One line on standard error, without what a terminal would obey: names come from untrusted
+    files."""
     text = " ".join(line.split())
     shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
     print(f"rankscope: {shown}", file=sys.stderr)

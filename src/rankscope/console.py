@@ -45,8 +45,8 @@ def bar(
 ) -> Iterator[Callable[[float], None]]:
     """Yields the function that advances the bar. ``total=None``: how much there is, is not known.
 
-    Where standard error is no terminal (a log file, a batch job), a line
-    now and then takes its place.
+    Where standard error is no terminal (a log file, a batch job), a line now and then takes its
+    place.
     """
     console = Console(stderr=True, quiet=quiet)
     if not console.is_terminal:

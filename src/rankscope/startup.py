@@ -1,5 +1,5 @@
-"""Tricks that make a command start and end sooner, each with what it gained
-(docs/log.md). None changes a result.
+"""Tricks that make a command start and end sooner, each with what it gained (docs/log.md). None
+changes a result.
 
 Beside these: ``linalg`` broadcasts shapes without torch's function, whose first call imports
 SymPy (1 s in every worker).

@@ -1,8 +1,8 @@
 """What differs between systems: every call that only some of them have, and what is done
 elsewhere. Imports nothing of ours.
 
-Tested on Linux, and with these calls taken away (tests/test_system.py); macOS
-and Windows have the fallbacks.
+Tested on Linux, and with these calls taken away (tests/test_system.py); macOS and Windows have the
+fallbacks.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ def apart() -> dict[str, Any]:
 
 @functools.cache
 def malloc_trim() -> Callable[[int], int]:
-    """glibc's: gives pages that nothing uses back to the system. Elsewhere a
-    function that does nothing."""
+    """glibc's: gives pages that nothing uses back to the system. Elsewhere a function that does
+    nothing."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):  # musl
             return ctypes.CDLL(None).malloc_trim

@@ -1,5 +1,5 @@
-"""Verdicts: right on what is known, undecided with a reason on what cannot be
-known, and never a crash."""
+"""Verdicts: right on what is known, undecided with a reason on what cannot be known, and never a
+crash."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ TRIALS = pd.DataFrame({"trial": ["a"], "best_step": [10]})
 
 
 def spectra(upper: float = 4.0) -> pd.DataFrame:
-    """W of stable rank 4 and W + dW of 2 in two layers; the second's W has
-    the bounds 4 and `upper`."""
+    """W of stable rank 4 and W + dW of 2 in two layers; the second's W has the bounds 4 and
+    `upper`."""
     rows = [
         (step, layer, matrix, rank, rank, upper if (layer, matrix) == ("y", "W") else rank)
         for step, matrix, rank in ((0, "W", 4.0), (10, "dW", 1.5), (10, "W+dW", 2.0))

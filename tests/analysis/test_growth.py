@@ -35,8 +35,8 @@ def test_exponent_equals_ordinary_least_squares():
 
 
 def test_unbalanced_ranks_need_one_intercept_per_layer():
-    """The hazard: a layer with a high level that was measured at high ranks only.
-    The cure: its own intercept."""
+    """The hazard: a layer with a high level that was measured at high ranks only. The cure: its own
+    intercept."""
     ranks = np.array([1.0, 2, 4, 8, 16, 32, 64])
     low = pd.DataFrame({"layer": "a", "rank": ranks, "stable_rank": ranks**0.2})
     high = pd.DataFrame({"layer": "b", "rank": ranks[4:], "stable_rank": 5 * ranks[4:] ** 0.2})
@@ -133,8 +133,8 @@ def test_band_and_utilisation():
 
 
 def test_a_rank_of_one_and_ranks_that_some_seeds_lack_do_not_bend_the_slope():
-    """The hazard: seed 0 alone has r = 1, where sr = 1, and a rank with another
-    level. The cure: common ranks."""
+    """The hazard: seed 0 alone has r = 1, where sr = 1, and a rank with another level. The cure:
+    common ranks."""
     frames = study(Truth(b=0.5, threshold=None), seeds=3, ranks=(1, 8, 16, 64))
     trials = frames["trials"]
     kept = trials[trials["seed"].eq(0) | trials["rank"].isin([8, 64]) | trials["method"].eq("full")]

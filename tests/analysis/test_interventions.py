@@ -1,5 +1,5 @@
-"""Paired changes, dose along a path and losses at a drift, on edited
-trials whose truth is known."""
+"""Paired changes, dose along a path and losses at a drift, on edited trials whose truth is
+known."""
 
 from __future__ import annotations
 

@@ -64,8 +64,8 @@ def test_written_files_read_back(tmp_path: Path) -> None:
 
 
 def bag_of_words(task: str, *, joint: bool, ngrams: int = 1) -> float:
-    """Validation accuracy of a logistic regression on word counts, of the joined
-    text or of each side apart."""
+    """Validation accuracy of a logistic regression on word counts, of the joined text or of each
+    side apart."""
     text = COLUMNS[task][:-1]
     frames = {split: pd.DataFrame(rows(task, split)) for split in ("train", "validation")}
     sides = [

@@ -1,5 +1,5 @@
-"""Every number against dense float64 SVD, over shapes, dtypes and spectra, and
-invariances that need no oracle."""
+"""Every number against dense float64 SVD, over shapes, dtypes and spectra, and invariances that
+need no oracle."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What rounding may have done is in every certain bound: without it the bound is
-missed, and each test here fails.
+"""What rounding may have done is in every certain bound: without it the bound is missed, and each
+test here fails.
 
 Where the last bit decides there is no slack: sigma_1 of a constant matrix c is c sqrt(m n), a
 number known exactly where m n is a square.
@@ -77,8 +77,8 @@ def cancelling(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("certify", [False, True])
 def test_forming_a_cancelling_sum(certify: bool) -> None:
-    """(W + B A) / 3: what float64 makes of W / 3 and of s = 1/3 stands
-    out where the rest cancels."""
+    """(W + B A) / 3: what float64 makes of W / 3 and of s = 1/3 stands out where the rest
+    cancels."""
     for seed in range(12):
         W, B, A = cancelling(seed)
         op = la.Dense(W / 3) + la.LowRank(B=B, A=A, scale=1 / 3)

@@ -18,8 +18,8 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def failures(confidence: float, rtol: float, trials: int, rounds: int = 10) -> int:
-    """How often the upper bound lies below sigma_1, over random matrices whose
-    sigma_1 stands out a little."""
+    """How often the upper bound lies below sigma_1, over random matrices whose sigma_1 stands out a
+    little."""
     count = 0
     sigma = torch.cat([torch.ones(1), torch.linspace(0.9, 0.1, 49)]).double()
     for seed in range(rounds):
@@ -149,8 +149,8 @@ def test_pivots_against_dense_eigenvalues() -> None:
 
 @pytest.mark.parametrize("rtol", [1e-1, 1e-2, 1e-4])
 def test_forming_in_float32_is_counted_in_the_bounds(rtol: float) -> None:
-    """A sum is formed in float32 where the proved error of that is small
-    beside the wish, only there."""
+    """A sum is formed in float32 where the proved error of that is small beside the wish, only
+    there."""
     W, B, A = draw(120, 90).float(), draw(120, 60, seed=1).float(), draw(60, 90, seed=2).float()
     op = la.Dense(W[None]) + la.LowRank(B=B[None], A=A[None], scale=0.2)
     subject, size = normalized(op, slack=rtol / 24)

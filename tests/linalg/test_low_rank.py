@@ -139,8 +139,8 @@ def test_differences_of_two_updates_stay_factors() -> None:
 
 
 def padded(ranks: list[int], m: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two sites of one trial per rank, padded with zeros to the largest rank: B (2,
-    K, m, r), A (2, K, r, n)."""
+    """Two sites of one trial per rank, padded with zeros to the largest rank: B (2, K, m, r), A (2,
+    K, r, n)."""
     B, A = torch.zeros(2, len(ranks), m, max(ranks)), torch.zeros(2, len(ranks), max(ranks), n)
     for k, r in enumerate(ranks):
         B[:, k, :, :r], A[:, k, :r] = factors(m, n, r, (2,), torch.float32)

@@ -1,5 +1,5 @@
-"""Bounds over random matrices of every kind, against float64 SVD; docs/log.md has
-the outcome of many more."""
+"""Bounds over random matrices of every kind, against float64 SVD; docs/log.md has the outcome of
+many more."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def test_no_bound_is_missed_and_no_width_in_silence(part: int, seed: int) -> Non
 
 
 def test_a_wrong_bound_would_be_seen() -> None:
-    """The comparison itself can fail: a truth outside the bounds, a value outside
-    them, a width in silence."""
+    """The comparison itself can fail: a truth outside the bounds, a value outside them, a width in
+    silence."""
     import numpy as np
 
     from rankscope.linalg import Estimate

@@ -17,8 +17,8 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def rotated(angles: list[float]) -> tuple[Tensor, Tensor]:
-    """Two bases in R^20 with the principal angles given, hidden by a rotation and
-    mixed inside each subspace."""
+    """Two bases in R^20 with the principal angles given, hidden by a rotation and mixed inside each
+    subspace."""
     Q, k = torch.linalg.qr(draw(20, 20)).Q, len(angles)
     theta = torch.tensor(angles, dtype=torch.float64)
     U, V = Q[:, :k], Q[:, :k] * theta.cos() + Q[:, k : 2 * k] * theta.sin()
@@ -70,9 +70,8 @@ def test_intruders_are_counted(shape: tuple[int, int]) -> None:
     k = min(m, n)
     W = U[:, :k] * torch.linspace(1, 0.1, k).double() @ V[:, :k].mT
     assert la.intruder_dimensions(W, torch.zeros_like(W)) == 0
-    mixed = (
-        U[:, :k].sum(1, keepdim=True) / k**0.5
-    )  # cosine 1 / sqrt(k) with every left singular vector
+    # cosine 1 / sqrt(k) with every left singular vector
+    mixed = U[:, :k].sum(1, keepdim=True) / k**0.5
     strong = la.LowRank(B=20 * mixed, A=draw(1, n, seed=2))
     assert la.intruder_dimensions(W, strong, k=1) == 1
     aligned = la.LowRank(B=20 * U[:, :1], A=V[:, :1].mT)

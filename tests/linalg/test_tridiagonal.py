@@ -1,5 +1,5 @@
-"""Bounds from the Lanczos matrix alone, where the start vector has met
-nothing of what is largest."""
+"""Bounds from the Lanczos matrix alone, where the start vector has met nothing of what is
+largest."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A value lies within its bounds, its bounds within the width that was
-asked for; or `met` says no."""
+"""A value lies within its bounds, its bounds within the width that was asked for; or `met` says
+no."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def true_rank(M: Tensor) -> float:
 def test_flat_matrices_of_an_mlp_s_shape(
     shape: tuple[int, int], dtype: torch.dtype, rtol: float
 ) -> None:
-    """Left out, the second orthogonalisation cost a / b of the accuracy
-    in every step: 150 for 60."""
+    """Left out, the second orthogonalisation cost a / b of the accuracy in every step: 150 for
+    60."""
     for M in (gaussian(*shape).to(dtype), 0.02 * gaussian(*shape, seed=1).to(dtype)):
         found = la.stable_rank(M, rtol)
         assert found.lower <= true_rank(M) <= found.upper <= found.lower * (1 + rtol) * (1 + 1e-9)
@@ -40,8 +40,8 @@ def test_w_and_an_update_at_initialisation() -> None:
 
 
 def test_what_lanczos_does_not_reach_is_computed_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps are too few for any of these: each is finished from the
-    eigenvalues of its Gram matrix."""
+    """Two steps are too few for any of these: each is finished from the eigenvalues of its Gram
+    matrix."""
     monkeypatch.setattr("rankscope.linalg.sigma.PATIENCE", 2)
     stack = torch.stack([gaussian(120, 70), gaussian(120, 70, seed=1) * torch.logspace(0, -6, 70)])
     found = la.stable_rank(stack)
@@ -88,8 +88,8 @@ def test_the_size_of_the_entries_plays_no_part(exponent: int) -> None:
 
 @pytest.mark.parametrize(("b", "a"), [(-30, 25), (30, -35), (-20, -19), (18, 18)])
 def test_factors_of_unlike_size_in_a_sum(b: int, a: int) -> None:
-    """Only the product matters, however its size is shared out between the
-    factors, and W beside it."""
+    """Only the product matters, however its size is shared out between the factors, and W beside
+    it."""
     B, A = 10.0**b * gaussian(70, 3), 10.0**a * gaussian(3, 60, seed=1)
     W = (10.0 ** (a + b) * gaussian(70, 60, seed=2).double()).float()
     M = la.Dense(W) + la.LowRank(B=B, A=A, scale=0.5)

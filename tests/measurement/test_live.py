@@ -1,5 +1,5 @@
-"""Live models as trainers wrap, resume and partition them: right values, or
-one line and no exception."""
+"""Live models as trainers wrap, resume and partition them: right values, or one line and no
+exception."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The table that ``measure`` returns: the JSON contract, the frame, the
-summary; no tensor is lost."""
+"""The table that ``measure`` returns: the JSON contract, the frame, the summary; no tensor is
+lost."""
 
 from __future__ import annotations
 
@@ -273,8 +273,8 @@ def test_a_and_a_weight_are_two_layers(tmp_path: Path) -> None:
 
 
 def test_two_spellings_of_one_layer_are_two_rows(tmp_path: Path) -> None:
-    """kohya wrote lora_te_ and lora_te1_ over the years; in one file both lead
-    to one layer of the base."""
+    """kohya wrote lora_te_ and lora_te1_ over the years; in one file both lead to one layer of the
+    base."""
     B, A = torch.ones(6, 2), torch.eye(2, 4)
     spellings = [[f"lora_{te}_q.lora_{way}" for te in ("te", "te1")] for way in ("up", "down")]
     tensors = {

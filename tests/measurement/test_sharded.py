@@ -1,5 +1,5 @@
-"""Sharded models, on two gloo processes: the values of the same model whole, and
-no process waits in vain."""
+"""Sharded models, on two gloo processes: the values of the same model whole, and no process waits
+in vain."""
 
 from __future__ import annotations
 

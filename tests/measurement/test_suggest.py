@@ -83,8 +83,8 @@ def test_peft_builds_what_is_suggested(
 def test_the_settings_survive_in_adapter_config(
     make_case: Callable[..., Case], tmp_path: Path
 ) -> None:
-    """As lines of adapter_config.json, with the keys in PEFT's order: what is
-    read is what was suggested."""
+    """As lines of adapter_config.json, with the keys in PEFT's order: what is read is what was
+    suggested."""
     case = make_case("llama", **SETTINGS)
     table = measure(case.adapter)
     suggested = table.peft_settings(0.95)
@@ -113,8 +113,8 @@ def test_experts_share_the_largest_of_their_ranks() -> None:
 def test_nothing_is_suggested_where_nothing_was_learnt_or_all_is_of_full_rank(
     make_case: Callable[..., Case], tmp_path: Path
 ) -> None:
-    """Nor is a head that was saved in full a matter of rank, and DoRA's
-    updates use no share of one."""
+    """Nor is a head that was saved in full a matter of rank, and DoRA's updates use no share of
+    one."""
     dora = make_case(
         "roberta", target_modules=["query"], r=2, use_dora=True, modules_to_save=["classifier"]
     )
@@ -149,8 +149,8 @@ def test_two_checkpoints_get_a_suggestion_too(
 
 
 def test_matrices_measured_together_are_as_measured_alone() -> None:
-    """Factors of one shape among others, a zero one, one that is not
-    finite, small and dense ones."""
+    """Factors of one shape among others, a zero one, one that is not finite, small and dense
+    ones."""
     generator = torch.Generator().manual_seed(3)
 
     def factors(r: int, scale: float = 2.0) -> LowRank:

@@ -63,8 +63,8 @@ def test_one_row_per_configuration(made):
 
 
 def test_drifts_are_printed_as_percent_of_the_ratio():
-    """sr(W + dW) / sr(W) - 1, from the stored rows by hand: never the logarithm
-    that the analysis works with."""
+    """sr(W + dW) / sr(W) - 1, from the stored rows by hand: never the logarithm that the analysis
+    works with."""
     frames = study(seeds=2)
     spectra, trials = frames["spectra"], frames["trials"].set_index("trial")
     ratio = spectra[spectra["matrix"].eq("W+dW")].set_index(["trial", "step", "layer"])[

@@ -106,8 +106,8 @@ def test_an_heir_elsewhere_finds_the_scratch(
 
 
 def test_killed_between_commit_and_move(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Committed, half copied, dead: the next worker puts the rest in place, and
-    trains nothing of it again."""
+    """Committed, half copied, dead: the next worker puts the rest in place, and trains nothing of
+    it again."""
     store = create(bucket)
     copy, calls = store.storage.fs.copy, []  # type: ignore[attr-defined]
 

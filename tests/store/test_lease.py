@@ -33,8 +33,8 @@ def log(tmp_path: Path) -> Log:
 
 
 def test_one_of_many_gets_a_claim(tmp_path: Path) -> None:
-    """Sixteen workers want the same hundred trials; each trial is claimed
-    once, and the log has no gap."""
+    """Sixteen workers want the same hundred trials; each trial is claimed once, and the log has no
+    gap."""
     won: list[tuple[str, str]] = []
 
     def work(name: str) -> None:
@@ -91,8 +91,8 @@ def test_two_workers_with_the_same_lease_make_one_result(log: Log) -> None:
 
 
 def test_no_wall_clock_decides(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's clock jumps back by years at every look; a worker
-    dies by its heartbeats alone."""
+    """The system's clock jumps back by years at every look; a worker dies by its heartbeats
+    alone."""
     years = iter(range(10**6))
     monkeypatch.setattr(time, "time", lambda: -3e7 * next(years))
     monkeypatch.setattr(time, "gmtime", lambda *_: time.struct_time((2000, 1, 1, 0, 0, 0, 0, 1, 0)))
@@ -233,8 +233,8 @@ def test_two_workers_share_a_store(tmp_path: Path) -> None:
 def test_who_waits_takes_over_from_the_dead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker elsewhere holds a pack and beats no more: after PATIENCE
-    its pack is trained here."""
+    """A worker elsewhere holds a pack and beats no more: after PATIENCE its pack is trained
+    here."""
     monkeypatch.setattr(lease, "BEAT", 0.05)
     monkeypatch.setattr(worker_loop, "POLL", 0.05)
     store = create(tmp_path / "s")

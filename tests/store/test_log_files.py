@@ -1,5 +1,5 @@
-"""What readers find in few files is what the log and the trials say; what can't be
-read changes nothing else."""
+"""What readers find in few files is what the log and the trials say; what can't be read changes
+nothing else."""
 
 from __future__ import annotations
 

@@ -71,8 +71,8 @@ def study(tmp_path: Path) -> Path:
 
 
 def rankscope(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own: the hub's client reads
-    ``HF_ENDPOINT`` when it is imported."""
+    """The command line in a process of its own: the hub's client reads ``HF_ENDPOINT`` when it is
+    imported."""
     command = [sys.executable, "-m", "rankscope.cli", *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}

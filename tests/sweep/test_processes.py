@@ -1,5 +1,5 @@
-"""Worker processes killed at random moments, and their driver too: nothing is
-lost, nothing is done twice."""
+"""Worker processes killed at random moments, and their driver too: nothing is lost, nothing is done
+twice."""
 
 from __future__ import annotations
 
@@ -60,9 +60,8 @@ def test_kill_9(tmp_path: Path, undisturbed: Store) -> None:
     while driver.poll() is None and time.monotonic() < deadline:
         time.sleep(luck.uniform(0.01, 0.3))
         log.refresh()
-        victims = (
-            children(driver) if log.live else []
-        )  # while they train, however long they took to start
+        # while they train, however long they took to start
+        victims = children(driver) if log.live else []
         if kills >= 14 or not victims:
             continue
         kills += 1

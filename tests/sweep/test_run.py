@@ -1,5 +1,5 @@
-"""The main job on tiny models: a study becomes a store, and the store what
-PEFT and an SVD say it is."""
+"""The main job on tiny models: a study becomes a store, and the store what PEFT and an SVD say it
+is."""
 
 from __future__ import annotations
 
@@ -227,8 +227,8 @@ def test_a_pack_goes_on_from_where_its_worker_died(
 def test_a_pack_whose_worker_was_killed_ends_as_an_undisturbed_one(
     tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL in the middle of a pack; another process's successor starts from
-    the checkpoint. Bit for bit."""
+    """SIGKILL in the middle of a pack; another process's successor starts from the checkpoint. Bit
+    for bit."""
     asked = study(tiny_models["roberta"], tiny_data, steps=12)
     undisturbed = run(asked, tmp_path / "undisturbed", quiet=True)
     inputs, store = opened(asked, tmp_path / "s")

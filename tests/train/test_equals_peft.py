@@ -1,5 +1,5 @@
-"""A trial of a pack equals PEFT and plain PyTorch, trained alone with the same
-seed, batches and dropouts."""
+"""A trial of a pack equals PEFT and plain PyTorch, trained alone with the same seed, batches and
+dropouts."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ STEPS = 5
 
 
 def study(family: str, model: str, data: Path) -> Study:
-    """Two ranks, two rates, two scaling rules, of which ``pack`` takes four
-    trials; and a full fine-tune."""
+    """Two ranks, two rates, two scaling rules, of which ``pack`` takes four trials; and a full
+    fine-tune."""
     return Study.parse(
         f"""
         name = "t"
@@ -132,8 +132,8 @@ def test_best_and_last_give_their_numbers_back(trained: Any) -> None:
 
 
 def begun(path: str, trial: Trial) -> Any:
-    """The trial before its first step, by PEFT: heads and factors drawn from its
-    stream by the documented rule."""
+    """The trial before its first step, by PEFT: heads and factors drawn from its stream by the
+    documented rule."""
     base = AutoModelForSequenceClassification.from_pretrained(
         path, num_labels=2, attn_implementation="eager"
     )
@@ -172,8 +172,8 @@ def begun(path: str, trial: Trial) -> Any:
 
 
 def test_a_trial_of_the_pack_equals_peft_alone(trained: Any) -> None:
-    """In its losses: a weight whose gradient is rounding noise may go anywhere,
-    and nothing depends on it."""
+    """In its losses: a weight whose gradient is rounding noise may go anywhere, and nothing depends
+    on it."""
     _, path, inputs, folders = trained
     last = []
     for trial, folder in folders:

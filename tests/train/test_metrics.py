@@ -51,8 +51,8 @@ def test_one_class_guessed_is_no_correlation() -> None:
 
 
 def test_answers_that_differ_by_rounding_alone_are_one_answer() -> None:
-    """A regression that has collapsed: without the check its Pearson correlation
-    is one of the study's best."""
+    """A regression that has collapsed: without the check its Pearson correlation is one of the
+    study's best."""
     generator = torch.Generator().manual_seed(0)
     labels = 5 * torch.rand(200, generator=generator)
     noise = torch.randn(200, generator=generator)

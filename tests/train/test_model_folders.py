@@ -1,5 +1,5 @@
-"""Model folders that can't be trained on: one line that names the folder, soon,
-whatever is wrong with it."""
+"""Model folders that can't be trained on: one line that names the folder, soon, whatever is wrong
+with it."""
 
 from __future__ import annotations
 

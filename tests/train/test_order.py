@@ -1,5 +1,5 @@
-"""Batches of rows of similar length: an epoch is a permutation, seeds
-repeat, padding nearly vanishes."""
+"""Batches of rows of similar length: an epoch is a permutation, seeds repeat, padding nearly
+vanishes."""
 
 from __future__ import annotations
 

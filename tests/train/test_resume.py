@@ -127,8 +127,8 @@ def test_a_resumed_pack_equals_an_undisturbed_one(
 def test_a_pack_goes_on_without_its_dead(
     tiny_models: dict[str, str], train: Encoded, tmp_path: Path
 ) -> None:
-    """The living change by rounding only, since products of fewer rows may add in
-    another order: 1e-6 in float32."""
+    """The living change by rounding only, since products of fewer rows may add in another order:
+    1e-6 in float32."""
     model = tiny_models["roberta"]
     undisturbed, told = trained("lora", model, train, tmp_path / "undisturbed")
     run, _, sizes = watched(poison=3)

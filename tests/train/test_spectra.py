@@ -17,8 +17,8 @@ from training import TASK, encoded, run_of, trials_of
 
 
 class Pack:
-    """Two sites, one trial: one update nearly cancels W, so that rounding
-    leaves no digit of W + dW."""
+    """Two sites, one trial: one update nearly cancels W, so that rounding leaves no digit of W +
+    dW."""
 
     trials: list[Any]
 
@@ -64,8 +64,8 @@ def test_spectra_take_the_scale_of_the_trial_not_its_rounding(tiny_models: dict[
 def test_before_the_first_step_there_is_W_alone(
     tiny_models: dict[str, str], tiny_data: Path
 ) -> None:
-    """For each trial and site: sr(W) by float64 SVD, dW = 0 without a
-    stable rank, and W + dW = W."""
+    """For each trial and site: sr(W) by float64 SVD, dW = 0 without a stable rank, and W + dW =
+    W."""
     model = tiny_models["roberta"]
     trials = trials_of("roberta", model, ranks="[1, 3]", d=16, steps=4)
     run = run_of(trials, model, encoded(model, tiny_data))

@@ -1,5 +1,5 @@
-"""Full checkpoints: one file, shards or torch files; differences, and
-what rounding leaves of them."""
+"""Full checkpoints: one file, shards or torch files; differences, and what rounding leaves of
+them."""
 
 from __future__ import annotations
 
@@ -162,8 +162,8 @@ def test_what_is_reported_of_rounded_checkpoints_is_near_the_truth(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_share_that_rounding_has_is_as_estimated(tmp_path: Path, dtype: torch.dtype) -> None:
-    """The error is drawn here, by storing, and its share of ||dW||_F^2 is what the
-    note says, to its two digits."""
+    """The error is drawn here, by storing, and its share of ||dW||_F^2 is what the note says, to
+    its two digits."""
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(300, 200, generator=generator).to(dtype).double()
     tuned = W + 4 * torch.finfo(dtype).eps * torch.randn(
@@ -249,8 +249,8 @@ def test_a_head_of_other_classes_is_no_vocabulary(tmp_path: Path) -> None:
 
 
 def test_different_dtypes_are_compared_exactly(tmp_path: Path) -> None:
-    """A float32 fine-tune of a bfloat16 or float16 base, and a float64 one: no
-    product in the coarser type."""
+    """A float32 fine-tune of a bfloat16 or float16 base, and a float64 one: no product in the
+    coarser type."""
     W, dW = weights(0), low_rank(1, 1.0)
     for i, (fine, coarse) in enumerate(
         [(torch.float32, torch.bfloat16), (torch.float64, torch.float16)]

@@ -15,8 +15,8 @@ from rankscope.weights.difference import difference_matrices
 def test_the_bounds_hold_the_difference_of_the_stored_numbers(
     seed: int, dtype: torch.dtype
 ) -> None:
-    """W' - W rounded to float32 has another stable rank, by 1e-9 of itself: outside
-    bounds that say "certain"."""
+    """W' - W rounded to float32 has another stable rank, by 1e-9 of itself: outside bounds that say
+    "certain"."""
     source = torch.Generator().manual_seed(seed)
     W = torch.randn(60, 50, generator=source)
     after = (W + torch.randn(60, 50, generator=source) * torch.linspace(0.1, 9, 50)).to(dtype)

@@ -56,8 +56,8 @@ def test_what_is_neither_here_nor_in_the_cache(cache: Path) -> None:
 
 @dataclass
 class Hub:
-    """Serves the folders below ``root``; ``asked``: each repository that was
-    listed, each file downloaded."""
+    """Serves the folders below ``root``; ``asked``: each repository that was listed, each file
+    downloaded."""
 
     root: Path
     asked: list[str] = field(default_factory=list)

@@ -1,5 +1,5 @@
-"""LoRA files of kohya, ComfyUI and diffusers, in all their spellings: dense
-float64 dW, and the right W."""
+"""LoRA files of kohya, ComfyUI and diffusers, in all their spellings: dense float64 dW, and the
+right W."""
 
 from __future__ import annotations
 
@@ -148,8 +148,8 @@ def test_a_pipeline_is_the_base_of_all_its_models(tmp_path: Path, unet: Path) ->
 
 
 def test_two_text_encoders_of_one_architecture_are_told_apart(tmp_path: Path, unet: Path) -> None:
-    """Of SDXL: their layers have the same names inside, so that only
-    te1 and te2 tell them apart."""
+    """Of SDXL: their layers have the same names inside, so that only te1 and te2 tell them
+    apart."""
     (tmp_path / "model_index.json").write_text("{}")
     encoders = {"te1": ("text_encoder", W * 2), "te2": ("text_encoder_2", W * 3)}
     tensors = {}

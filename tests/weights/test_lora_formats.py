@@ -1,5 +1,5 @@
-"""What other writers than PEFT save: each with the right value of a float64 SVD of dW
-and W + dW formed in full."""
+"""What other writers than PEFT save: each with the right value of a float64 SVD of dW and W + dW
+formed in full."""
 
 from __future__ import annotations
 
@@ -268,8 +268,8 @@ class TestLitGpt:
     HEADS, GROUPS, SIZE, R, N = 4, 2, 5, 3, 20
 
     def layout(self, name: str, enabled: tuple[bool, bool, bool]) -> list[int]:
-        """The rows of the layer that B's rows belong to, one projection after the
-        other: written out, slowly."""
+        """The rows of the layer that B's rows belong to, one projection after the other: written
+        out, slowly."""
         rows: dict[str, list[int]] = {"q": [], "k": [], "v": []}
         total = (self.HEADS + 2 * self.GROUPS) * self.SIZE
         for row in range(total):

@@ -53,8 +53,8 @@ def test_a_merged_checkpoint_is_noticed(checkpoint: Path) -> None:
     ("enabled", "fan_in"), [([True, False, True], True), ([True] * 3, True), ([True] * 2, False)]
 )
 def test_fused_projections_are_blocks(tmp_path: Path, enabled: list[bool], fan_in: bool) -> None:
-    """MergedLinear as loralib merges it: a grouped convolution, zeros where a
-    projection isn't adapted."""
+    """MergedLinear as loralib merges it: a grouped convolution, zeros where a projection isn't
+    adapted."""
     g, slots, r, n, o = sum(enabled), len(enabled), 3, 12, 8
     generator = torch.Generator().manual_seed(0)
     A, B = torch.randn(g * r, n, generator=generator), torch.randn(g * o, r, generator=generator)

@@ -1,5 +1,5 @@
-"""Every LoRA variant, on tiny models: the numbers equal float64 SVD of
-what PEFT's own merge makes."""
+"""Every LoRA variant, on tiny models: the numbers equal float64 SVD of what PEFT's own merge
+makes."""
 
 from __future__ import annotations
 
@@ -220,8 +220,8 @@ def test_a_tied_head_is_added_to_the_input_embeddings(make_case: Callable[..., C
 
 
 def test_torchs_own_attention(make_case: Callable[..., Case]) -> None:
-    """q, k and v are one parameter; the output projection is nested inside, and
-    PEFT 0.21 merges it twice."""
+    """q, k and v are one parameter; the output projection is nested inside, and PEFT 0.21 merges it
+    twice."""
     case = make_case("attention", target_modules=["attn"], r=4, lora_alpha=6)
     rows = {
         (row.layer, row.matrix): row
@@ -239,8 +239,8 @@ def test_torchs_own_attention(make_case: Callable[..., Case]) -> None:
 
 
 def test_replicated_layers_share_one_W(tmp_path: Path) -> None:
-    """PEFT can't merge them apart: the oracle is its own dW of each layer, added to
-    the layer they came from."""
+    """PEFT can't merge them apart: the oracle is its own dW of each layer, added to the layer they
+    came from."""
     torch.manual_seed(0)
     base = MODELS["llama"]()
     base.save_pretrained(tmp_path / "base")

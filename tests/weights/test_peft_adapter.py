@@ -57,8 +57,8 @@ def test_the_scale_moves_sr_of_the_sum_only(make_case: Callable[..., Case], tmp_
 def test_square_conv1d_is_transposed_whatever_the_flag_says(
     make_case: Callable[..., Case], tmp_path: Path
 ) -> None:
-    """No shape check sees it and sr(dW) does not change: the hazard, then that
-    the model's type decides."""
+    """No shape check sees it and sr(dW) does not change: the hazard, then that the model's type
+    decides."""
     case = make_case(
         "gpt2", target_modules=["attn.c_proj"], r=4, lora_alpha=32, fan_in_fan_out=True
     )

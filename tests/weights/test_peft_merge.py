@@ -1,5 +1,5 @@
-"""PEFT's other methods: W' - W equals float64 SVD of PEFT's merge; without the base
-they are refused by name."""
+"""PEFT's other methods: W' - W equals float64 SVD of PEFT's merge; without the base they are
+refused by name."""
 
 from __future__ import annotations
 

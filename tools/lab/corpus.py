@@ -31,8 +31,8 @@ _SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["'”’]))\s+(?=["'“�
 
 
 def sentences(path: Path) -> list[str]:
-    """Sentences of an xz-compressed UTF-8 text with one paragraph per line;
-    headings and rules are left out."""
+    """Sentences of an xz-compressed UTF-8 text with one paragraph per line; headings and rules are
+    left out."""
     with lzma.open(path, "rt", encoding="utf-8") as file:
         paragraphs = [
             line.replace("_", "").strip() for line in file if not line.startswith(("#", "---"))
@@ -41,8 +41,8 @@ def sentences(path: Path) -> list[str]:
 
 
 def train_tokenizer(texts: list[str], *, size: int, longest: int) -> RobertaTokenizer:
-    """A RoBERTa tokenizer of `size` tokens; a space is put before the first word, so
-    that a word has one spelling."""
+    """A RoBERTa tokenizer of `size` tokens; a space is put before the first word, so that a word
+    has one spelling."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     bpe.decoder = decoders.ByteLevel()

@@ -68,8 +68,8 @@ def _thinned(row: list[int], generator: np.random.Generator) -> list[int]:
 def judged(
     stream: Stream, *, count: int, near: np.ndarray, generator: np.random.Generator
 ) -> Judged:
-    """`count` sequences, half of them a sentence, half a short sentence and its
-    echo; half are tampered with."""
+    """`count` sequences, half of them a sentence, half a short sentence and its echo; half are
+    tampered with."""
     lengths = np.diff(stream.starts, append=stream.ids.size)
     kinds = [np.flatnonzero((lengths >= 5) & (lengths <= longest)) for longest in (24, 14)]
     rows, labels = [], []

@@ -1,5 +1,5 @@
-"""What the encoder has learnt, on books that it never saw: ``python
-tools/lab/evaluate.py --corpus FOLDER``."""
+"""What the encoder has learnt, on books that it never saw: ``python tools/lab/evaluate.py --corpus
+FOLDER``."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def masked_tokens(model: RobertaForMaskedLM, drawn: list[Masked]) -> tuple[float
 
 
 def most_frequent(drawn: list[Masked]) -> float:
-    """Accuracy of the best single guess: the token that is masked most
-    often, chosen in hindsight."""
+    """Accuracy of the best single guess: the token that is masked most often, chosen in
+    hindsight."""
     targets = Counter(token for masked in drawn for token in masked.targets.tolist())
     return max(targets.values()) / sum(targets.values())
 

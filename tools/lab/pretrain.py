@@ -34,8 +34,8 @@ DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of pretraining: warm-up, plateau, linear decay to 0 over
-    the last share of the steps."""
+    """A part of pretraining: warm-up, plateau, linear decay to 0 over the last share of the
+    steps."""
 
     steps: int
     tokens: int  # of masked-language modelling, per step
@@ -54,8 +54,8 @@ JUDGING = Stretch(steps=3000, tokens=2048, peak=1e-3, warmup=100, decay=0.6, fir
 
 
 def configuration(vocabulary: int = VOCABULARY) -> RobertaConfig:
-    """The encoder's shape; its dropout of 0.1 is for fine-tuning, pretraining sees
-    too little text to need it."""
+    """The encoder's shape; its dropout of 0.1 is for fine-tuning, pretraining sees too little text
+    to need it."""
     return RobertaConfig(
         vocab_size=vocabulary,
         hidden_size=128,
@@ -91,8 +91,8 @@ def train(
     saved: Path,
     every: int = 500,
 ) -> None:
-    """Trains in place. The state goes to `saved` every `every` steps and is read
-    from there when it exists."""
+    """Trains in place. The state goes to `saved` every `every` steps and is read from there when it
+    exists."""
     matrices = [p for p in module.parameters() if p.dim() > 1]
     vectors = [
         p for p in module.parameters() if p.dim() <= 1

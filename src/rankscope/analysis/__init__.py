@@ -1,8 +1,8 @@
-"""From numbers to conclusions with uncertainty: stable ranks and metrics
-in, verdicts on H1 to H5 out.
+"""From numbers to conclusions with uncertainty: stable ranks and metrics in, verdicts on H1 to H5
+out.
 
-Works on pandas frames (`frames.Frames`) and knows nothing of models, files or
-plots. Formulas: docs/analysis.md.
+Works on pandas frames (`frames.Frames`) and knows nothing of models, files or plots. Formulas:
+docs/analysis.md.
 """
 
 from rankscope.analysis.conclusions import Conclusions, conclude

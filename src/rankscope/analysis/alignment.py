@@ -148,8 +148,8 @@ def _contrast(
 
 
 def contrast(lora_full: pd.DataFrame, full_full: pd.DataFrame) -> Interval:
-    """Mean of cos(LoRA_s, FT_s') - mean of cos(FT_s, FT_s') over all s != s',
-    seeds left out one at a time.
+    """Mean of cos(LoRA_s, FT_s') - mean of cos(FT_s, FT_s') over all s != s', seeds left out one at
+    a time.
 
     Rows are pairs of trials and layers (``seed``, ``seed_reference``, ``cosine``). With two seeds
     there is an estimate and no interval: leaving one out leaves no pair.

@@ -50,11 +50,11 @@ def _constant(trials: pd.DataFrame, metrics: pd.DataFrame) -> tuple[float, Sourc
 
 
 def evaluation_noise(metrics: pd.DataFrame, constant: float) -> float:
-    """Standard deviation of one evaluation: the median second difference inside
-    trials, scaled for a normal.
+    """Standard deviation of one evaluation: the median second difference inside trials, scaled for
+    a normal.
 
-    Evaluations at the constant answer have no noise and are left out. NaN
-    where no trial has three others.
+    Evaluations at the constant answer have no noise and are left out. NaN where no trial has three
+    others.
     """
     moving = metrics[metrics["metric_value"].ne(constant)].sort_values(["trial", "step"])
     groups = moving.groupby("trial")["metric_value"]
@@ -63,8 +63,8 @@ def evaluation_noise(metrics: pd.DataFrame, constant: float) -> float:
 
 
 def learnt(trials: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
-    """Configurations (one row each) with ``best``, the best mean over seeds
-    of any rate, and ``learnt``.
+    """Configurations (one row each) with ``best``, the best mean over seeds of any rate, and
+    ``learnt``.
 
     Learnt: best above the constant answer by three standard deviations of an evaluation. Where the
     constant answer is unknown, nothing can be said and the configuration counts as learnt.

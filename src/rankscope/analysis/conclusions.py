@@ -47,8 +47,8 @@ class Conclusions:
 
     @property
     def threshold(self) -> Threshold:
-        """H2's answer where there is one model and one task; ValueError names
-        them where there are several."""
+        """H2's answer where there is one model and one task; ValueError names them where there are
+        several."""
         if len(self.thresholds) != 1:
             pairs = ", ".join(f"{t.model}/{t.task}" for t in self.thresholds) or "none"
             raise ValueError(
@@ -80,8 +80,8 @@ class Conclusions:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Verdicts, counts, caveats and chosen learning rates as JSON
-        values; what is unknown is null."""
+        """Verdicts, counts, caveats and chosen learning rates as JSON values; what is unknown is
+        null."""
         return _plain(
             {
                 "verdicts": [dataclasses.asdict(verdict) for verdict in self.verdicts],

@@ -30,8 +30,8 @@ class Continued:
 
 
 def continued(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000) -> Continued:
-    """Sets every trial of a budget above 1 beside the one with the same
-    configuration, rate and seed."""
+    """Sets every trial of a budget above 1 beside the one with the same configuration, rate and
+    seed."""
     ends = frames.drifts.sort_values("step").groupby("trial")["log_drift"].last()
     columns = [*SAME, "trial", "log_drift", "best", "last"]
     plain, more = (

@@ -16,8 +16,8 @@ WIDTH = 1e-2
 def known(spectra: pd.DataFrame) -> pd.DataFrame:
     """`spectra` with NaN for each stable rank whose bounds lie further apart than `WIDTH`.
 
-    Newer stores hold NaN there already; older ones may hold a number that
-    is nothing but an upper bound.
+    Newer stores hold NaN there already; older ones may hold a number that is nothing but an upper
+    bound.
     """
     if spectra.empty:
         return spectra
@@ -27,8 +27,8 @@ def known(spectra: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_best(trials: pd.DataFrame, spectra: pd.DataFrame, matrix: str) -> pd.DataFrame:
-    """Rows of `spectra` for `matrix` at each trial's best step, else its last
-    measured one, with its labels.
+    """Rows of `spectra` for `matrix` at each trial's best step, else its last measured one, with
+    its labels.
 
     Undefined stable ranks (a zero update) are left out.
     """
@@ -89,8 +89,8 @@ def drift(spectra: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ratio(rows: pd.DataFrame, base: pd.DataFrame, column: str) -> pd.Series:
-    """A column of every row over that of W's row of the same trial and layer,
-    indexed by trial and step."""
+    """A column of every row over that of W's row of the same trial and layer, indexed by trial and
+    step."""
     pairs = rows[["trial", "step", "layer", column]].merge(
         base[["trial", "layer", column]], on=["trial", "layer"], suffixes=("", "_base")
     )
@@ -99,8 +99,8 @@ def _ratio(rows: pd.DataFrame, base: pd.DataFrame, column: str) -> pd.Series:
 
 
 def checkpoints(trials: pd.DataFrame, metrics: pd.DataFrame, drifts: pd.DataFrame) -> pd.DataFrame:
-    """Every evaluation with its drift, size and rho and its trial's labels; what
-    is not finite is left out."""
+    """Every evaluation with its drift, size and rho and its trial's labels; what is not finite is
+    left out."""
     seen = metrics[["trial", "step", "metric_value", "eval_loss"]].merge(
         drifts[["trial", "step", "log_drift", "size", "rho"]], on=["trial", "step"]
     )

@@ -1,5 +1,5 @@
-"""H3: whether drift grows as training goes on, and whether validation
-worsens with it, inside trials.
+"""H3: whether drift grows as training goes on, and whether validation worsens with it, inside
+trials.
 
 The second question is a regression with one intercept per trial (fixed effects), two slopes
 joined at a stated drift, and standard errors clustered by trial (Cameron and Miller 2015, J.
@@ -27,8 +27,8 @@ OUTCOMES = ("metric_value", "eval_loss")
 
 @dataclass(frozen=True)
 class Dynamics:
-    """``tasks`` has one row per model and task whose LoRA configurations learnt
-    anything, ``left_out`` the others.
+    """``tasks`` has one row per model and task whose LoRA configurations learnt anything,
+    ``left_out`` the others.
 
     ``growing`` (``_low``, ``_high``, ``_cluster``, ``_clusters``) is the mean over trials of
     Spearman's correlation of the drift's magnitude with the step. ``metric_before``,
@@ -46,11 +46,11 @@ class Dynamics:
 
 
 def dynamics(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000) -> Dynamics:
-    """Correlate drift with time, and regress both outcomes on drift, inside
-    the LoRA trials of each task.
+    """Correlate drift with time, and regress both outcomes on drift, inside the LoRA trials of each
+    task.
 
-    Trials of a longer budget count among them; ``by_rate``, whose drifts are those
-    at the end, leaves them out.
+    Trials of a longer budget count among them; ``by_rate``, whose drifts are those at the end,
+    leaves them out.
     """
     trials = frames.all_trials
     trials = trials.assign(growing=trials["trial"].map(_growing(frames.drifts)))
@@ -85,8 +85,8 @@ def _growing(drifts: pd.DataFrame) -> pd.Series:
 
 
 def slopes(points: pd.DataFrame) -> dict[str, float]:
-    """Slopes of both outcomes on the magnitude of drift below and beyond the
-    knot, inside trials, per e-fold.
+    """Slopes of both outcomes on the magnitude of drift below and beyond the knot, inside trials,
+    per e-fold.
 
     `points` are `checkpoints`; those that drifted by less than a tenth are left out, since there a
     model is still learning. NaN where fewer than three trials have checkpoints on both sides of the

@@ -28,8 +28,8 @@ NOTHING = Interval(np.nan, np.nan, np.nan, "layer", 0)
 
 @dataclass(frozen=True)
 class Growth:
-    """What the configurations that learnt say, at ranks of 2 and more
-    that every seed of a group has.
+    """What the configurations that learnt say, at ranks of 2 and more that every seed of a group
+    has.
 
     A group is a model, task and scaling rule. ``ratio`` is the mean over layers, seeds and
     groups of sr(dW) at the largest rank over that at the smallest, geometric; ``exponent`` is

@@ -1,8 +1,8 @@
-"""Statistical inference: intervals that resample or leave out whole clusters,
-and p-values of several tests.
+"""Statistical inference: intervals that resample or leave out whole clusters, and p-values of
+several tests.
 
-Observations that depend on each other form a cluster and stay together.
-Letters: R resamples, G clusters.
+Observations that depend on each other form a cluster and stay together. Letters: R resamples, G
+clusters.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Interval:
         return bool(np.isfinite(self.low) and np.isfinite(self.high))
 
     def p(self, value: float) -> float:
-        """Two-sided p-value of "the quantity is `value`", from the same t
-        distribution; NaN without bounds."""
+        """Two-sided p-value of "the quantity is `value`", from the same t distribution; NaN without
+        bounds."""
         if not self.known:
             return np.nan
         degrees = self.clusters - 1
@@ -122,8 +122,8 @@ def percentiles(
 
 
 def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Holm's step-down adjustment (1979, Scandinavian J. Statistics 6, 65-70);
-    NaN where there was no test.
+    """Holm's step-down adjustment (1979, Scandinavian J. Statistics 6, 65-70); NaN where there was
+    no test.
 
     Rejecting what lies at or below 0.05 errs anywhere in the family with probability 0.05 at most,
     however the tests depend on each other.
@@ -137,8 +137,8 @@ def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def cluster_of(rows: pd.DataFrame, otherwise: str) -> tuple[str, pd.Series]:
-    """The column of independent repetitions: seeds when there are at
-    least two, else `otherwise`."""
+    """The column of independent repetitions: seeds when there are at least two, else
+    `otherwise`."""
     name = "seed" if rows["seed"].nunique() >= FEWEST_SEEDS else otherwise
     return name, rows[name]
 
@@ -165,8 +165,8 @@ def mean_intervals(
     rng: np.random.Generator,
     resamples: int,
 ) -> dict[str, Interval]:
-    """Mean of every column, NaN left out. Columns that miss the same clusters share
-    their draws, which is faster."""
+    """Mean of every column, NaN left out. Columns that miss the same clusters share their draws,
+    which is faster."""
     codes, names = pd.factorize(clusters.to_numpy())
     numbers = values.to_numpy(dtype=float)  # (N, M)
     held = np.isfinite(numbers)

@@ -1,5 +1,5 @@
-"""H6, is drift the cause of a loss or its marker? Edited trials against
-themselves, on the same rows.
+"""H6, is drift the cause of a loss or its marker? Edited trials against themselves, on the same
+rows.
 
 docs/analysis.md has the definitions. Letters: T trials, P points of a path, N validation rows, V
 edited variants of all trials, R resamples.
@@ -56,8 +56,8 @@ class Edited:
             )
 
     def values(self, weights: Array | None = None) -> Array:
-        """The metric of every variant, (V, R), with row weights (R, N);
-        without: of the rows as they are."""
+        """The metric of every variant, (V, R), with row weights (R, N); without: of the rows as
+        they are."""
         weights = np.ones((1, len(self.labels))) if weights is None else weights
         return METRICS[self.metric](self.answers, self.labels, weights)
 
@@ -106,16 +106,16 @@ class Resamples:
 
 @dataclass(frozen=True)
 class Groups:
-    """Trials by how much of the gain G they keep: metric above c0 + 0.8 G, and
-    below c0 + 0.2 G, drifted."""
+    """Trials by how much of the gain G they keep: metric above c0 + 0.8 G, and below c0 + 0.2 G,
+    drifted."""
 
     good: list[str]
     collapsed: list[str]
 
 
 def groups(edited: Edited, *, gain: float, near: float) -> Groups:
-    """``gain`` is G of H2, ``near`` the largest |log_drift| that is no drift.
-    Others belong to neither."""
+    """``gain`` is G of H2, ``near`` the largest |log_drift| that is no drift. Others belong to
+    neither."""
     own = _own(edited)
     kept = (edited.values()[own.index, 0] - edited.constant()) / gain
     drifted = own["log_drift"].abs().to_numpy() > near
@@ -164,8 +164,8 @@ def changes(
 def _interval(
     values: Array, redone: Array, drawn: Resamples, there: NDArray[np.bool_] | slice = slice(None)
 ) -> Interval:
-    """Mean of the trials' `values` (T,), for new trials and new rows; `redone`
-    (T, R) has the rows redrawn.
+    """Mean of the trials' `values` (T,), for new trials and new rows; `redone` (T, R) has the rows
+    redrawn.
 
     Two variances are added: that of the mean under redrawn trials, which holds what each trial's
     rows do to it alone, and that of what the rows do to all trials at once (docs/analysis.md).
@@ -185,8 +185,8 @@ def _interval(
 
 @dataclass(frozen=True)
 class Dose:
-    """The drift along the path t dW at which the share q of a trial's gain is
-    lost: u, median over trials.
+    """The drift along the path t dW at which the share q of a trial's gain is lost: u, median over
+    trials.
 
     Infinite where most trials never lose it on their path (right-censored). ``longest``: the
     largest u that a trial's path reaches, beyond which nothing is known.
@@ -206,8 +206,8 @@ def dose(
     rng: np.random.Generator,
     resamples: int = 1000,
 ) -> Dose:
-    """u*_q along the path of growing scales, of these trials; the interval by
-    percentiles, infinity counted."""
+    """u*_q along the path of growing scales, of these trials; the interval by percentiles, infinity
+    counted."""
     own = _own(edited).query("trial in @trials").reset_index()
     drawn = Resamples.draw(own, len(edited.labels), rng=rng, resamples=resamples)
     zero = edited.constant()
@@ -237,11 +237,11 @@ def dose(
 
 
 def _row_error(values: Array, rng: np.random.Generator) -> float:
-    """Standard error of a median over trials that comes of the rows they share;
-    `values` (R, T), rows redrawn.
+    """Standard error of a median over trials that comes of the rows they share; `values` (R, T),
+    rows redrawn.
 
-    As in `_interval`: the variance with one draw of rows for all trials,
-    less that with a draw for each.
+    As in `_interval`: the variance with one draw of rows for all trials, less that with a draw for
+    each.
     """
     T = values.shape[1]
     one = np.ones(T)
@@ -254,8 +254,8 @@ def _row_error(values: Array, rng: np.random.Generator) -> float:
 def loss_at(
     edited: Edited, trials: list[str], u: float, *, rng: np.random.Generator, resamples: int = 1000
 ) -> tuple[Interval, int]:
-    """Mean loss where the path of growing scales reaches the drift u, and
-    how many paths end before it.
+    """Mean loss where the path of growing scales reaches the drift u, and how many paths end before
+    it.
 
     A path that ends before counts with its last value, so that the loss is a lower bound.
     """
@@ -296,8 +296,8 @@ def _paths(edited: Edited, trials: list[str]) -> Iterator[tuple[NDArray[np.int64
 
 
 def _crossing(u: Array, y: Array, zero: float, q: float) -> float:
-    """Where the falling fit of y over u passes zero + (1 - q) (y of t = 1 -
-    zero); infinite if it does not."""
+    """Where the falling fit of y over u passes zero + (1 - q) (y of t = 1 - zero); infinite if it
+    does not."""
     order = np.argsort(u, kind="stable")
     place, fit = u[order], isotonic_regression(y[order], increasing=False).x
     level = zero + (1 - q) * (y[0] - zero)

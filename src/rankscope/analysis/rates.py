@@ -29,8 +29,8 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Curve:
-    """Best metric of one configuration: ``values`` has one row per seed and one
-    column per log rate (the window).
+    """Best metric of one configuration: ``values`` has one row per seed and one column per log rate
+    (the window).
 
     ``edge`` says why there is no top inside the grid, if so; ``window`` is then empty.
     """
@@ -99,8 +99,8 @@ def rates(frames: Frames) -> Rates:
 
 
 def curve(trials: pd.DataFrame, constant: float, noise: float) -> Curve:
-    """The window of one configuration: the rates around the best one that keep half
-    of its gain, three at least.
+    """The window of one configuration: the rates around the best one that keep half of its gain,
+    three at least.
 
     Seeds that lack a rate of the window are left out, unless every seed lacks one.
     """

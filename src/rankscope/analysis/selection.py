@@ -1,5 +1,5 @@
-"""The learning rate of each configuration: the one with the best validation
-metric, seeds averaged first."""
+"""The learning rate of each configuration: the one with the best validation metric, seeds averaged
+first."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ EDGES = ("none", "smallest tried", "largest tried", "only one tried")
 
 
 def best_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
-    """One row per configuration (model, task, method, rank, scaling) with
-    the rate that validates best.
+    """One row per configuration (model, task, method, rank, scaling) with the rate that validates
+    best.
 
     The metric of a rate is the mean over its seeds of each trial's best evaluation, a diverged
     trial with what it reached before; averaging first keeps one lucky seed from choosing. A rate
@@ -68,8 +68,8 @@ def best_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials at the chosen learning rate of their configuration: all
-    seeds, columns as in `trials`."""
+    """The trials at the chosen learning rate of their configuration: all seeds, columns as in
+    `trials`."""
     best = best_learning_rates(trials)[[*CONFIGURATION, "learning_rate"]]
     if best.empty:
         return trials.iloc[:0]

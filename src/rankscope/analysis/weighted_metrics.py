@@ -1,5 +1,5 @@
-"""Metrics of many answers under many sets of row weights at once, as a
-bootstrap over rows needs them.
+"""Metrics of many answers under many sets of row weights at once, as a bootstrap over rows needs
+them.
 
 Each takes answers (V, N), labels (N,) and weights (R, N) and gives (V, R). Letters: V
 variants, N rows, R resamples.

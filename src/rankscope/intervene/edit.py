@@ -107,8 +107,8 @@ def _level(cap: float, base: Tensor) -> float:
 
 
 def _restored(update: LowRank | Dense, base: Tensor) -> LowRank:
-    """Caps the leading singular values of W + dW at the level where the
-    stable rank is W's again."""
+    """Caps the leading singular values of W + dW at the level where the stable rank is W's
+    again."""
     W = base.double()
     sigma_W = torch.linalg.svdvals(W)
     U, sigma, Vh = torch.linalg.svd(W + update.to_dense().double(), full_matrices=False)
@@ -123,8 +123,8 @@ def _restored(update: LowRank | Dense, base: Tensor) -> LowRank:
 
 
 def _level_of(sigma: Tensor, *, target: float) -> float:
-    """The largest tau with sum min(sigma, tau)^2 / tau^2 >= target;
-    sigma_1 where that holds already.
+    """The largest tau with sum min(sigma, tau)^2 / tau^2 >= target; sigma_1 where that holds
+    already.
 
     The quotient falls as tau grows, so bisection finds it.
     """
@@ -160,15 +160,15 @@ def _factors(update: LowRank | Dense) -> tuple[Tensor, Tensor]:
 
 
 def _product(U: Tensor, sigma: Tensor, V: Tensor) -> LowRank:
-    """U diag(sigma) V^T; both factors carry the square root of sigma, as
-    PEFT's own conversions do."""
+    """U diag(sigma) V^T; both factors carry the square root of sigma, as PEFT's own conversions
+    do."""
     root = sigma.sqrt()
     return LowRank(B=U * root, A=(V * root).mT)
 
 
 def _haar(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Orthonormal columns, uniformly distributed (Mezzadri 2007): QR of a
-    Gaussian, signs of R undone."""
+    """Orthonormal columns, uniformly distributed (Mezzadri 2007): QR of a Gaussian, signs of R
+    undone."""
     gaussian = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
     Q, R = torch.linalg.qr(gaussian)
     return Q * R.diagonal().sign()

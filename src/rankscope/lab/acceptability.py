@@ -1,5 +1,5 @@
-"""Sentences that are good English, or almost: one fault of order, agreement,
-determiner, auxiliary or reflexive.
+"""Sentences that are good English, or almost: one fault of order, agreement, determiner, auxiliary
+or reflexive.
 
 No word is a hint by itself. In each kind the fault lies in how two places of the sentence go
 together, and each place takes its values equally often in good and in bad sentences.

@@ -56,8 +56,8 @@ def rows(task: str, split: str, seed: int = 0) -> list[Row]:
 
 
 def write(folder: str | Path, seed: int = 0) -> None:
-    """Writes ``<folder>/<task>/{train,validation}.tsv``: tab separated, one
-    header line, no quoting, UTF-8."""
+    """Writes ``<folder>/<task>/{train,validation}.tsv``: tab separated, one header line, no
+    quoting, UTF-8."""
     for task in TASKS:
         for split in SIZES:
             table = rows(task, split, seed)

@@ -1,5 +1,5 @@
-"""The words that the generated tasks are made of: plain English of the nineteenth
-century, most of them one token."""
+"""The words that the generated tasks are made of: plain English of the nineteenth century, most of
+them one token."""
 
 from __future__ import annotations
 

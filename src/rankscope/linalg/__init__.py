@@ -1,5 +1,5 @@
-"""Matrices -> certified spectral facts. torch only; knows no file and no
-model. Formulas: docs/math.md."""
+"""Matrices -> certified spectral facts. torch only; knows no file and no model. Formulas:
+docs/math.md."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ TOGETHER = 2**20  # entries of the Gram matrices that are factored together
 
 
 def certified_bound(op: Operator, tau: Tensor, *, magnitude: Tensor) -> Tensor:
-    """(N,) float64 CPU: an upper bound on sigma_1, proved, a little above tau;
-    infinity where there is no factor.
+    """(N,) float64 CPU: an upper bound on sigma_1, proved, a little above tau; infinity where there
+    is no factor.
 
     op has a flat batch (N,); tau, magnitude (N,) float64 CPU, the latter the operator's
     `magnitude()`. No random number and no convergence is trusted here: the rounding of every

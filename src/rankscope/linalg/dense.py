@@ -9,8 +9,8 @@ from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, norm, ro
 
 
 class Dense(Operator):
-    """A matrix that is held as it is: W (*batch, m, n), any floating
-    dtype, strided as it may be."""
+    """A matrix that is held as it is: W (*batch, m, n), any floating dtype, strided as it may
+    be."""
 
     def __init__(self, W: Tensor) -> None:
         if not isinstance(W, Tensor) or W.ndim < 2 or W.dtype not in FLOATS:

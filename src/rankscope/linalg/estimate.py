@@ -11,8 +11,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Estimate:
-    """`lower <= value <= upper`; floats for one matrix, float64 CPU tensors of
-    the batch's shape for a batch.
+    """`lower <= value <= upper`; floats for one matrix, float64 CPU tensors of the batch's shape
+    for a batch.
 
     `met` says whether they lie as near to each other as was asked; where it is False, `value` is no
     measurement to that width, and certify=True or a larger rtol may help. `confidence` is the

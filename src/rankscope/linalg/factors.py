@@ -28,8 +28,8 @@ class Spectrum:
 
 
 def spectrum(op: LowRank) -> Spectrum:
-    """From one core: norms and singular values, each to a small multiple
-    of u times the magnitude."""
+    """From one core: norms and singular values, each to a small multiple of u times the
+    magnitude."""
     C, size, magnitude = _core(op)
     frobenius = torch.linalg.matrix_norm(C)
     sigma = torch.linalg.svdvals(torch.nan_to_num(C))

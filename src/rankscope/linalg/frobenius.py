@@ -1,5 +1,5 @@
-"""Passes over an operator in blocks of rows, in float64: norms, row norms,
-products. The matrix is never formed.
+"""Passes over an operator in blocks of rows, in float64: norms, row norms, products. The matrix is
+never formed.
 
 Letters: m rows, n columns, h rows of a block, *batch leading dimensions.
 """
@@ -25,8 +25,8 @@ PANEL = 96  # columns of the Gram matrix that are computed together
 
 
 def row_blocks(op: Operator, entries: int | None = None) -> Iterator[tuple[int, Tensor]]:
-    """(first row, block (*batch, h, n) float64) over all rows; the block's memory
-    is reused by the next one."""
+    """(first row, block (*batch, h, n) float64) over all rows; the block's memory is reused by the
+    next one."""
     m, n = op.shape[-2:]
     height = max(1, min(m, (entries or BLOCK) // (n * max(1, prod(op.batch_shape)))))
     memory = torch.empty(prod(op.batch_shape) * height * n, dtype=torch.float64, device=op.device)
@@ -83,8 +83,8 @@ def row_norms(op: Operator) -> Tensor:
 
 
 def product(op: Operator, x: Tensor, *, transposed: bool = False) -> Tensor:
-    """M x, (*batch, n) -> (*batch, m), or M^T x: every product and sum in float64,
-    factors not multiplied out."""
+    """M x, (*batch, n) -> (*batch, m), or M^T x: every product and sum in float64, factors not
+    multiplied out."""
     match op:
         case Sum():
             return product(op.left, x, transposed=transposed) + product(

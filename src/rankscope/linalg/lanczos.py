@@ -1,12 +1,12 @@
-"""sigma_1 of an operator by Golub-Kahan-Lanczos with full
-reorthogonalisation: docs/math.md, (9) to (15).
+"""sigma_1 of an operator by Golub-Kahan-Lanczos with full reorthogonalisation: docs/math.md, (9) to
+(15).
 
 The bidiagonalisation is run in its Gram form, T_k = V^T M^T M V (tridiagonal, = B_k^T
 B_k): only sigma_1 is asked of it, for which nothing is lost, and a row of M that is in the
 cache serves M v and M^T (M v).
 
-Letters: N matrices of a flat batch, m rows, n columns, k steps, p blocks of
-    h rows that are read at once.
+Letters: N matrices of a flat batch, m rows, n columns, k steps, p blocks of h rows that are read at
+once.
 """
 
 from __future__ import annotations
@@ -29,12 +29,10 @@ SHORT = 3  # steps for which it is not worth while to part from the matrices tha
 FIRST = 4  # steps before the bounds are looked at for the first time
 # share of w^2 outside the span of V below which it is orthogonalised again: docs/math.md, (9)
 TWICE = 0.5
-CACHED = (
-    2**22
-)  # entries up to which a single matrix stays in the last-level cache from one step to the next
-HEIGHT = (
-    2**19
-)  # entries of the blocks of rows of a larger one: from memory once, from a cache the second time
+# entries up to which a single matrix stays in the last-level cache from one step to the next
+CACHED = 2**22
+# entries of the blocks of rows of a larger one: from memory once, from a cache the second time
+HEIGHT = 2**19
 SPLIT = 4  # blocks of a single matrix that are products of one batch, so that every core has some
 
 
@@ -119,8 +117,8 @@ class _Run:
         return len(self.a)
 
     def step(self) -> None:
-        """One step of (9); a_k = v_k^T M^T M v_k is the last coefficient
-        of the orthogonalisation."""
+        """One step of (9); a_k = v_k^T M^T M v_k is the last coefficient of the
+        orthogonalisation."""
         k = self.k + 1
         if k == self.V.shape[1]:
             self.V = torch.cat([self.V, torch.empty_like(self.V)], dim=1)
@@ -207,8 +205,8 @@ def _next_look(k: int, ahead: Tensor) -> int:
 def _start(
     op: Operator, confidence: float, generator: torch.Generator, warm: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Unit start vectors (N, n) and log(||g|| / delta) (N,): docs/math.md,
-    (11), and (15) with a warm start.
+    """Unit start vectors (N, n) and log(||g|| / delta) (N,): docs/math.md, (11), and (15) with a
+    warm start.
 
     One Gaussian g for the whole batch, so that a matrix is measured alike alone and among others.
     """

@@ -3,8 +3,8 @@ batch of any size and scale.
 
 Matrices of one used rank are run together, as many as a cache holds: zero-padded factors (a pack of
 trials of different ranks) are cut to what they hold, so that rank 1 costs as rank 1. Small matrices
-stay together. Names what cannot be measured.
-Letters: N matrices of a flat batch, *batch leading dimensions.
+stay together. Names what cannot be measured. Letters: N matrices of a flat batch, *batch leading
+dimensions.
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ from rankscope.linalg.rounding import gamma
 from rankscope.linalg.scaled_group import normalized
 from rankscope.linalg.sigma import Sigma, SigmaOptions, by_svd, direct, largest
 
-GROUP = (
-    2**22
-)  # entries of the matrices that are run together on a CPU: what its last-level cache holds
-TOGETHER = (
-    2**20
-)  # entries up to which a sum's ranks are no reason to part: calls cost more than their padding
+# entries of the matrices that are run together on a CPU: what its last-level cache holds
+GROUP = 2**22
+# entries up to which a sum's ranks are no reason to part: calls cost more than their padding
+TOGETHER = 2**20
 ACCELERATED = 2**28  # and on an accelerator, whose memory it is that counts
 NOT_FINITE = "has NaN or infinite entries, or overflows float64"
 ZERO = "is exactly zero"
@@ -52,8 +50,8 @@ class Norms:
 
 
 def norms(op: Operator, options: SigmaOptions) -> Norms:
-    """Both norms of every matrix of `op`; what others are in the batch is felt far
-    below the width asked for."""
+    """Both norms of every matrix of `op`; what others are in the batch is felt far below the width
+    asked for."""
     generator = options.generator
     state = generator.get_state()
     warm, n = options.warm, op.shape[-1]

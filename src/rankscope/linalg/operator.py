@@ -42,8 +42,8 @@ class Operator(ABC):
 
     @abstractmethod
     def matvec(self, x: Tensor) -> Tensor:
-        """M x for one vector per matrix: (*batch, n) -> (*batch, m), in x's dtype,
-        which must be the operator's."""
+        """M x for one vector per matrix: (*batch, n) -> (*batch, m), in x's dtype, which must be
+        the operator's."""
 
     @abstractmethod
     def matmul(self, X: Tensor) -> Tensor:
@@ -55,8 +55,8 @@ class Operator(ABC):
 
     @abstractmethod
     def rows_into(self, out: Tensor, start: int, *, add: bool = False) -> None:
-        """Writes (or adds) rows start .. start + h - 1 into out, (*batch, h,
-        n), computed in out's dtype."""
+        """Writes (or adds) rows start .. start + h - 1 into out, (*batch, h, n), computed in out's
+        dtype."""
 
     @abstractmethod
     def cast(self, dtype: torch.dtype) -> Operator:
@@ -208,11 +208,11 @@ class Sum(Operator):
 
 
 def row_products(x: Tensor, W: Tensor) -> Tensor:
-    """W x for one vector per matrix, (*batch, n) -> (*batch, m), with vectors as rows
-    of one GEMM where W is shared.
+    """W x for one vector per matrix, (*batch, n) -> (*batch, m), with vectors as rows of one GEMM
+    where W is shared.
 
-    x W^T with x as a row is several times faster than W x with x as a column in
-    torch's batched product on CPU.
+    x W^T with x as a row is several times faster than W x with x as a column in torch's batched
+    product on CPU.
     """
     if x.ndim == 1:
         return W.reshape(W.shape[-2:]).mv(x)
@@ -228,8 +228,8 @@ def lift(tensor: Tensor, ndim: int, core: int = 2) -> Tensor:
 
 
 def top(tensor: Tensor, *dim: int) -> Tensor:
-    """The largest absolute value over `dim`, NaN where there is one; no array
-    of absolute values is made."""
+    """The largest absolute value over `dim`, NaN where there is one; no array of absolute values is
+    made."""
     return torch.maximum(tensor.amax(dim), -tensor.amin(dim))
 
 
@@ -278,8 +278,8 @@ def select(tensor: Tensor, index: Tensor, batch: torch.Size, core: int = 2) -> T
 
 
 def broadcast(*shapes: tuple[int, ...]) -> torch.Size:
-    """What `torch.broadcast_shapes` gives; but that one's first call imports
-    SymPy, which takes a second.
+    """What `torch.broadcast_shapes` gives; but that one's first call imports SymPy, which takes a
+    second.
 
     RuntimeError where they don't fit.
     """

@@ -1,5 +1,5 @@
-"""How far floating-point arithmetic may be off: unit roundoff, and what
-storage in a narrow dtype adds."""
+"""How far floating-point arithmetic may be off: unit roundoff, and what storage in a narrow dtype
+adds."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def unit_roundoff(dtype: torch.dtype) -> float:
 
 
 def gamma(k: int, dtype: torch.dtype = torch.float64) -> float:
-    """k u / (1 - k u): the error constant of a sum of k products, in any order
-    (Higham 2002, section 3.1)."""
+    """k u / (1 - k u): the error constant of a sum of k products, in any order (Higham 2002,
+    section 3.1)."""
     product = k * unit_roundoff(dtype)
     assert product < 1
     return product / (1 - product)
 
 
 def rounding_floor(W: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """The most that rounding every entry of W to `dtype` (default: W's own) can
-    change it in Frobenius norm.
+    """The most that rounding every entry of W to `dtype` (default: W's own) can change it in
+    Frobenius norm.
 
     (*batch, m, n) -> (*batch) float64. Half a unit in the last place of each entry, added
     in squares; the typical change is 1 / sqrt(3) of it. A difference of two rounded

@@ -9,8 +9,8 @@ from rankscope.linalg.operator import Operator, broadcast, exponent, lift, selec
 
 
 class RowScaled(Operator):
-    """diag(d) M, d (*batch, m): DoRA's W' is
-    RowScaled(Dense(W) + LowRank(...), magnitude / row_norms)."""
+    """diag(d) M, d (*batch, m): DoRA's W' is RowScaled(Dense(W) + LowRank(...), magnitude /
+    row_norms)."""
 
     def __init__(self, M: Operator, d: Tensor) -> None:
         if d.shape[-1] != M.shape[-2]:

@@ -16,12 +16,10 @@ from rankscope.linalg.frobenius import formation_error, formed, frobenius_square
 from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma, unit_roundoff
 
-FORMED = (
-    2**22
-)  # entries up to which a sum is made into a matrix, which is then read alone in each step
-ORDINARY = (
-    2.0**10
-)  # norms from 1 / this to this need no rescaling: their fourth powers are float32 numbers
+# entries up to which a sum is made into a matrix, which is then read alone in each step
+FORMED = 2**22
+# norms from 1 / this to this need no rescaling: their fourth powers are float32 numbers
+ORDINARY = 2.0**10
 MOST = (
     1000  # largest binary exponent that is taken out at once, so that its inverse is a number, too
 )
@@ -52,8 +50,8 @@ class ScaledGroup:
         return formed(self.op, dtype)[0]
 
     def allowance(self, dtype: torch.dtype) -> Tensor:
-        """What rounding in `dtype` may add to sigma_1, the forming of M
-        included: docs/math.md, (13)."""
+        """What rounding in `dtype` may add to sigma_1, the forming of M included: docs/math.md,
+        (13)."""
         products = (2 * max(self.op.shape[-2:]) ** 0.5 + 1) * unit_roundoff(dtype) * self.reach
         return products + formation_error(self.op) * self.magnitude
 
@@ -61,8 +59,8 @@ class ScaledGroup:
 def normalized(
     op: Operator, *, form: bool = True, slack: float = 0.0
 ) -> tuple[ScaledGroup, Tensor]:
-    """The operator brought near 1 in size, and the powers of two (N,) that
-    were taken out of its matrices.
+    """The operator brought near 1 in size, and the powers of two (N,) that were taken out of its
+    matrices.
 
     Float32 is then far from its limits: Lanczos squares sigma_1 twice. A power of two
     changes no entry. ||M||_F is exact to float64's rounding, or, where that is much cheaper,

@@ -29,8 +29,8 @@ PROOF = 24  # and where a proof is wanted, for which that Gram matrix is formed 
 
 @dataclass(frozen=True)
 class SigmaOptions:
-    """What is asked of sigma_1: a relative width, a proof, a confidence; and what
-    is known or drawn for it."""
+    """What is asked of sigma_1: a relative width, a proof, a confidence; and what is known or drawn
+    for it."""
 
     rtol: float
     certify: bool = False

@@ -113,8 +113,8 @@ def singular_values(M: Tensor | Operator) -> Tensor:
 
 
 def effective_rank(M: Tensor | Operator) -> float | Tensor:
-    """exp of the entropy of sigma_i / sum sigma (Roy and Vetterli 2007); NaN where M
-    is zero. docs/math.md, (2)."""
+    """exp of the entropy of sigma_i / sum sigma (Roy and Vetterli 2007); NaN where M is zero.
+    docs/math.md, (2)."""
     sigma = singular_values(M)
     return _shaped(_effective(sigma), sigma.shape[:-1])
 
@@ -204,8 +204,8 @@ def _met(lower: Tensor, upper: Tensor, rtol: float) -> Tensor:
 
 
 def _stable_rank(found: Norms, op: Operator, rtol: float, seed: int | None) -> Estimate:
-    """From both norms, their errors carried along. It is at most the rank, and
-    so at most min(m, n) or r."""
+    """From both norms, their errors carried along. It is at most the rank, and so at most min(m, n)
+    or r."""
     s, F = found.sigma, found.frobenius
     most = float(
         min(*op.shape[-2:], op.A.shape[-2]) if isinstance(op, LowRank) else min(op.shape[-2:])

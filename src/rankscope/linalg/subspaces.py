@@ -1,5 +1,5 @@
-"""How two updates lie to each other: shared singular subspaces, captured
-energy, intruder dimensions.
+"""How two updates lie to each other: shared singular subspaces, captured energy, intruder
+dimensions.
 
 Letters: m rows, n columns, k leading singular vectors, *batch leading dimensions.
 """
@@ -17,8 +17,8 @@ from rankscope.linalg.operator import Operator
 
 
 def singular_subspaces(M: Tensor | Operator, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """U (*batch, m, k), sigma (*batch, k), V (*batch, n, k), float64: the
-    k leading singular triplets.
+    """U (*batch, m, k), sigma (*batch, k), V (*batch, n, k), float64: the k leading singular
+    triplets.
 
     A LowRank's come from its factors, where k may not exceed min(m, n, r); anything else is formed.
     """

@@ -15,15 +15,14 @@ import torch
 from torch import Tensor
 
 GRID = 64  # trial values per refinement: two rounds find t - theta to 1 % of itself
-FLOOR = (
-    -35.0
-)  # log of the smallest (t - theta) / (||M||_F^2 - theta) tried: below float64's rounding
+# log of the smallest (t - theta) / (||M||_F^2 - theta) tried: below float64's rounding
+FLOOR = -35.0
 
 
 @dataclass(frozen=True)
 class Tridiagonal:
-    """T_k of N matrices, and what the bounds need to know beside it.
-    All tensors float64 on the CPU.
+    """T_k of N matrices, and what the bounds need to know beside it. All tensors float64 on the
+    CPU.
 
     frobenius, allowance, log_target (N,): a bound on ||M||_F; what rounding may add to
     sigma_1; log(||g|| / delta) of (12).
@@ -68,8 +67,8 @@ class Tridiagonal:
         return (certain | self._likely(growth))[:, 0] & ~tight, tight, ahead
 
     def upper(self, rtol: float) -> tuple[Tensor, Tensor]:
-        """Upper bounds on sigma_1 (N,), rounding allowed for, and
-        whether each is certain (N,) bool.
+        """Upper bounds on sigma_1 (N,), rounding allowed for, and whether each is certain (N,)
+        bool.
 
         The certain bound is taken where it meets `rtol` or is the smaller one;
         ||M||_F where there is no better.
@@ -84,9 +83,8 @@ class Tridiagonal:
             grid = torch.lerp(
                 low[..., None], high[..., None], torch.linspace(0, 1, GRID, dtype=torch.float64)
             )
-            t = (
-                theta[:, None] + span[:, None] * grid.flatten(1).exp()
-            )  # (N, 2 G): one half for each bound
+            # (N, 2 G): one half for each bound
+            t = theta[:, None] + span[:, None] * grid.flatten(1).exp()
             certain, growth = self._holds(t)
             holds = torch.stack(
                 [certain[:, :GRID], self._likely(growth)[:, GRID:]], dim=1

@@ -94,8 +94,8 @@ class StableRankCallback(TrainerCallback):
         self._said: set[str] = set()
 
     def attach(self, trainer: Any) -> Self:
-        """Puts the callback first in the Trainer's list; the weights of its
-        model become the reference."""
+        """Puts the callback first in the Trainer's list; the weights of its model become the
+        reference."""
         callbacks = trainer.callback_handler.callbacks
         callbacks[:] = [self, *(other for other in callbacks if other is not self)]
         self._attached = True
@@ -180,8 +180,8 @@ class StableRankCallback(TrainerCallback):
             )
 
     def _measure(self, model: nn.Module, state: TrainerState, *wanted: str) -> tuple[Row, ...]:
-        """The rows of the ``wanted`` matrices; none on processes that
-        only take part in gathering."""
+        """The rows of the ``wanted`` matrices; none on processes that only take part in
+        gathering."""
         here = state.is_world_process_zero
         try:
             if adapted_layers(model):

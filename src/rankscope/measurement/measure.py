@@ -45,8 +45,8 @@ def measure(
         base_revision: the same of ``base``; if not given, what the adapter's configuration says.
 
     Returns a Table: ``.rows``, ``.skipped``, ``.to_dict()``, ``.to_pandas()``, ``.summary()``,
-    ``.peft_settings()``.
-    Raises ``ValueError``, one line, where a file is missing, malformed, or no low-rank update.
+    ``.peft_settings()``. Raises ``ValueError``, one line, where a file is missing, malformed, or no
+    low-rank update.
 
         >>> measure("adapter", base="model").to_pandas()[["layer", "matrix"]]  # doctest: +SKIP
     """

@@ -59,8 +59,8 @@ def probe(
 
 
 def opened(reference: Reference) -> BaseModel:
-    """The pretrained weights, from memory or from files. ``ValueError``, one
-    line, where there are none."""
+    """The pretrained weights, from memory or from files. ``ValueError``, one line, where there are
+    none."""
     return open_base_model(reference) if isinstance(reference, (str, Path)) else state_of(reference)
 
 

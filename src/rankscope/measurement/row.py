@@ -25,8 +25,8 @@ FACTORED = "factors"
 
 @dataclass(frozen=True)
 class Row:
-    """One matrix, measured: ``shape`` (m, n); what is undefined or
-    untrusted is None: ``note`` says why.
+    """One matrix, measured: ``shape`` (m, n); what is undefined or untrusted is None: ``note`` says
+    why.
 
     ``lower`` and ``upper`` bound ``stable_rank``. Where the layer's W was measured, too, ``drift``
     is sr(W + dW) / sr(W) - 1 (rows of W+dW), and ``rho`` is sigma_1(dW) / sigma_1(W) (rows of dW
@@ -85,8 +85,8 @@ def measured_together(
     certify: bool,
     spectra: dict[str, tuple[int, ...]] | None = None,
 ) -> list[Row]:
-    """The rows of ``matrices``, those of one shape in one pass: each as
-    ``measured`` has it, to rounding."""
+    """The rows of ``matrices``, those of one shape in one pass: each as ``measured`` has it, to
+    rounding."""
     groups: dict[object, list[int]] = {}
     for place, matrix in enumerate(matrices):
         groups.setdefault(_alike(matrix, place), []).append(place)
@@ -108,8 +108,8 @@ def measured_together(
 
 
 def _alike(matrix: Matrix, place: int) -> object:
-    """What the matrices of one pass share: of factors the shapes, of a
-    small dense matrix its own."""
+    """What the matrices of one pass share: of factors the shapes, of a small dense matrix its
+    own."""
     op = matrix.operator
     if type(op) is LowRank and not op.batch_shape:
         return (

@@ -1,5 +1,5 @@
-"""Which ranks would have been enough: the energy ranks of each update, and PEFT's
-settings for training with them."""
+"""Which ranks would have been enough: the energy ranks of each update, and PEFT's settings for
+training with them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def effective_rank(sigma: Tensor) -> float:
 
 
 def peft_settings(ranks: Mapping[str, int], scales: Mapping[str, float]) -> dict[str, Any]:
-    """LoraConfig's ``r``, ``lora_alpha``, ``rank_pattern`` and
-    ``alpha_pattern`` for a rank per layer.
+    """LoraConfig's ``r``, ``lora_alpha``, ``rank_pattern`` and ``alpha_pattern`` for a rank per
+    layer.
 
     The commonest rank is ``r``, the other layers have patterns. ``lora_alpha`` is s r, so
     that each layer keeps the scale s that it was trained with. All experts of one parameter

@@ -19,9 +19,8 @@ from rankscope.weights.tensors import one_line
 if TYPE_CHECKING:
     import pandas as pd
 
-TOGETHER = (
-    2**25
-)  # bytes of matrices that wait for others of their shape; a larger one is measured at once
+# bytes of matrices that wait for others of their shape; a larger one is measured at once
+TOGETHER = 2**25
 COUNT = 1024  # of them
 
 
@@ -51,8 +50,8 @@ class Table:
         }
 
     def to_pandas(self) -> pd.DataFrame:
-        """One line per row; the shape as ``m`` and ``n``, undefined numbers as
-        NaN, missing ranks as NA."""
+        """One line per row; the shape as ``m`` and ``n``, undefined numbers as NaN, missing ranks
+        as NA."""
         import pandas as pd
 
         names = [name for name in Row.__dataclass_fields__ if name != "shape"]

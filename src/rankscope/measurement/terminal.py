@@ -90,8 +90,8 @@ def as_csv(table: Table) -> str:
 
 
 def settings_of(table: Table, share: float) -> dict[str, Any]:
-    """Of ``--suggest``. ``ValueError`` where there is no update that
-    ranks could be suggested for."""
+    """Of ``--suggest``. ``ValueError`` where there is no update that ranks could be suggested
+    for."""
     found = table.peft_settings(share)
     if not found:
         zero = [row for row in table.rows if row.matrix == "dW" and row.frobenius_norm == 0]
@@ -103,8 +103,8 @@ def settings_of(table: Table, share: float) -> dict[str, Any]:
 
 
 def _rows(table: Table) -> tuple[Grid, list[str]]:
-    """The layers, without the columns that would be empty, and the notes
-    that they refer to by number."""
+    """The layers, without the columns that would be empty, and the notes that they refer to by
+    number."""
     notes = list(dict.fromkeys(row.note for row in table.rows[:SHOWN] if row.note))
     numbers = {note: number for number, note in enumerate(notes, start=1)}
     lines = [_cells(row, table, numbers) for row in table.rows[:SHOWN]]
@@ -147,8 +147,8 @@ def _cells(row: Row, table: Table, notes: dict[str, int]) -> dict[str, str]:
 
 
 def _suggest(table: Table, out: Console) -> None:
-    """Ranks that would have been enough, as PEFT takes them: LoraConfig(**...), or
-    lines of adapter_config.json."""
+    """Ranks that would have been enough, as PEFT takes them: LoraConfig(**...), or lines of
+    adapter_config.json."""
     for share in SHARES:
         if settings := table.peft_settings(share):
             out.print(

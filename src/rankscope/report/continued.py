@@ -1,5 +1,5 @@
-"""The figure of continued training: the same configurations with the study's
-budget and with a longer one."""
+"""The figure of continued training: the same configurations with the study's budget and with a
+longer one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Figures over the nominal rank: growth of the stable rank, performance,
-alignment with full fine-tuning."""
+"""Figures over the nominal rank: growth of the stable rank, performance, alignment with full
+fine-tuning."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def _growth_rows(frames: Frames, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def dodged(rows: pd.DataFrame, by: list[str]) -> pd.Series:
-    """Ranks moved a little to the side, one place per series, so that
-    bars do not hide each other."""
+    """Ranks moved a little to the side, one place per series, so that bars do not hide each
+    other."""
     series = rows.groupby(by, dropna=False).ngroup()
     return rows["rank"].astype(float) * 1.05 ** (series - series.max() / 2)
 
@@ -174,8 +174,8 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
 
 
 def alignment_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
-    """How near the LoRA update is to the full one, against rank; pairs of one
-    seed, which every study has."""
+    """How near the LoRA update is to the full one, against rank; pairs of one seed, which every
+    study has."""
     rows = conclusions.alignment.by_rank
     rows = rows[rows["same_seed"].astype(bool)]
     rows = rows[rows["measure"].isin(SHOWN) & rows["mean"].notna()]

@@ -1,5 +1,5 @@
-"""Figures of the drift of W + dW: against performance, with the threshold, and
-over the steps of training."""
+"""Figures of the drift of W + dW: against performance, with the threshold, and over the steps of
+training."""
 
 from __future__ import annotations
 
@@ -214,8 +214,8 @@ def steps_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
 def thinned(
     moved: pd.DataFrame, keys: list[str], most_rows: int = MOST_ROWS
 ) -> tuple[pd.DataFrame, str]:
-    """At most `MOST_LINES` lines and `most_rows` points: ranks are dropped
-    from the middle, then steps."""
+    """At most `MOST_LINES` lines and `most_rows` points: ranks are dropped from the middle, then
+    steps."""
     note = ""
     ranks = sorted(moved["rank"].dropna().unique())
     while len(ranks) > 2 and moved.groupby(keys, dropna=False).ngroups > MOST_LINES:

@@ -38,8 +38,8 @@ def _in_order(parts: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def kept(folder: Path) -> Frames:
-    """The tables that a report keeps of its study (``data/``), from which
-    the same conclusions follow."""
+    """The tables that a report keeps of its study (``data/``), from which the same conclusions
+    follow."""
     return Frames(**{name: pd.read_parquet(folder / f"{name}.parquet") for name in KEPT})
 
 
@@ -68,8 +68,8 @@ def analyze(
 
 
 def text(conclusions: Conclusions) -> str:
-    """The verdicts as ``rankscope analyze`` prints them: hypothesis, answer, the
-    sentences that say why, caveats."""
+    """The verdicts as ``rankscope analyze`` prints them: hypothesis, answer, the sentences that say
+    why, caveats."""
     lines: list[str] = []
     for verdict in conclusions.verdicts:
         lines += [f"{verdict.hypothesis}  {verdict.question}  {verdict.verdict.upper()}"]

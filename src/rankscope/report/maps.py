@@ -28,8 +28,8 @@ FULL = "full"
 
 
 def rates_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
-    """Best performance for every learning rate and rank, as the distance
-    from the best of the panel."""
+    """Best performance for every learning rate and rank, as the distance from the best of the
+    panel."""
     trials = frames.trials
     if not trials["best"].notna().any():
         return None
@@ -164,8 +164,8 @@ def _rank_names(rows: pd.DataFrame) -> pd.Series:
 
 
 def _by_rule(rows: pd.DataFrame) -> pd.DataFrame:
-    """One panel per scaling rule where there are several; full fine-tuning
-    has none and stands in each."""
+    """One panel per scaling rule where there are several; full fine-tuning has none and stands in
+    each."""
     rows = rows.assign(
         method=[series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)]
     )

@@ -105,8 +105,8 @@ def embedded(value: Any) -> Markup:
 
 
 def filters(frames: Frames) -> list[dict[str, Any]]:
-    """What readers may filter by, with a label and (value, text) options;
-    only where there is a choice."""
+    """What readers may filter by, with a label and (value, text) options; only where there is a
+    choice."""
     trials = frames.trials
     methods = sorted(
         {series_name(m, s) for m, s in zip(trials["method"], trials["scaling"], strict=True)}

@@ -36,8 +36,8 @@ LATEX = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column: the key in the frame, the heading, and how a value is shown
-    (a format, or a function)."""
+    """A column: the key in the frame, the heading, and how a value is shown (a format, or a
+    function)."""
 
     key: str
     heading: str
@@ -68,8 +68,8 @@ class Table:
     rows: pd.DataFrame
 
     def cells(self, most: int | None = None) -> list[list[tuple[str, Any]]]:
-        """Per row, each cell's text and its value for sorting (None where
-        unknown); the first `most` rows."""
+        """Per row, each cell's text and its value for sorting (None where unknown); the first
+        `most` rows."""
         kept = self.rows if most is None else self.rows.iloc[:most]
         lists = [
             [(column.text(v), _sortable(v)) for v in kept[column.key]] for column in self.columns

@@ -26,8 +26,8 @@ PANEL_WIDTH, PANEL_HEIGHT, PANELS_PER_ROW = 235, 210, 3
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its file name, title, the sentence under it, and the words
-    for those who do not see it."""
+    """A chart with its file name, title, the sentence under it, and the words for those who do not
+    see it."""
 
     name: str
     title: str
@@ -53,8 +53,8 @@ def _short(value: Any) -> Any:
 
 
 def panels(rows: pd.DataFrame, metric: pd.Series | None = None) -> pd.DataFrame:
-    """`rows` with a column ``panel``: the task, the model if there are several,
-    the metric if it is plotted."""
+    """`rows` with a column ``panel``: the task, the model if there are several, the metric if it is
+    plotted."""
     name = rows["task"].astype(str)
     if rows["model"].nunique() > 1:
         name = name + " · " + rows["model"].astype(str)
@@ -72,8 +72,8 @@ def faceted(
     height: int = PANEL_HEIGHT,
     overhead: int = 78,
 ) -> dict[str, Any]:
-    """The Vega-Lite specification of `layers` over `rows`, one panel per ``panel``,
-    in `order` or the alphabet's.
+    """The Vega-Lite specification of `layers` over `rows`, one panel per ``panel``, in `order` or
+    the alphabet's.
 
     Layers pick their own rows by transforms. Panels have `own_scales` ("x", "y") where one
     for all would hide differences. The page filters the rows of the data set ``rows``, and
@@ -159,8 +159,8 @@ def named_colours(names: pd.Series, title: str, field: str) -> alt.Color:
 
 
 def named_shapes(names: pd.Series, title: str, field: str) -> alt.Shape:
-    """One shape per name beside its colour: for readers who don't tell the colours
-    apart, and for grey prints."""
+    """One shape per name beside its colour: for readers who don't tell the colours apart, and for
+    grey prints."""
     domain = sorted(names.dropna().unique())
     shapes = [SHAPES[place % len(SHAPES)] for place in range(len(domain))]
     return alt.Shape(f"{field}:N", title=title, scale=alt.Scale(domain=domain, range=shapes))

@@ -1,5 +1,5 @@
-"""JSON as rankscope writes it: with a format number and a seal, and refused
-where it is damaged or newer."""
+"""JSON as rankscope writes it: with a format number and a seal, and refused where it is damaged or
+newer."""
 
 from __future__ import annotations
 

@@ -91,8 +91,8 @@ class FsspecStorage:
         return True
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
-        """An object is whole or absent, and safe when the call returns,
-        whatever ``durable`` says."""
+        """An object is whole or absent, and safe when the call returns, whatever ``durable``
+        says."""
         self.fs.pipe_file(self._at(name), data)
 
     def remove(self, name: str) -> None:
@@ -121,8 +121,8 @@ class FsspecStorage:
             shutil.copytree(self.root / source, self.root / target, dirs_exist_ok=True)
 
     def move(self, source: str, target: str) -> bool:
-        """Copies file by file, ``done.json`` last. Anybody may go on with it
-        halfway, or do it beside another."""
+        """Copies file by file, ``done.json`` last. Anybody may go on with it halfway, or do it
+        beside another."""
         if self.exists(f"{target}/done.json"):
             return False
         names = [name.removeprefix(f"{source}/") for name in self._below(source)]
@@ -143,8 +143,8 @@ class FsspecStorage:
         self.remove(source)
 
     def fetch(self, names: Sequence[str], *, again: bool = False) -> None:
-        """Brings these files into the mirror, as far as they exist and aren't
-        there yet (``again``: or are)."""
+        """Brings these files into the mirror, as far as they exist and aren't there yet (``again``:
+        or are)."""
         if again:
             for name in names:
                 self._local.remove(name)

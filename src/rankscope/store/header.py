@@ -1,8 +1,8 @@
-"""store.json: the study that a store holds, and what tells its data and models
-from others of the same name.
+"""store.json: the study that a store holds, and what tells its data and models from others of the
+same name.
 
-A copy lies in cache/; where store.json is missing or damaged, the copy is read, and
-the next run writes it back.
+A copy lies in cache/; where store.json is missing or damaged, the copy is read, and the next run
+writes it back.
 """
 
 from __future__ import annotations

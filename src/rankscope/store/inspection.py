@@ -103,8 +103,8 @@ def _fault_without_digests(
 
 
 def _unknown(storage: Storage, log: Log, id: str, found: Inspection) -> None:
-    """A folder that no commit speaks of: a result in stores of older
-    versions, whose logs say less."""
+    """A folder that no commit speaks of: a result in stores of older versions, whose logs say
+    less."""
     fault: Any = "no commit in the log speaks of it"
     if not log.store_id and log.holder(id) is None:
         storage.fetch_below(f"trials/{id}")

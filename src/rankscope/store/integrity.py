@@ -1,5 +1,5 @@
-"""Whether a trial's files are what its worker wrote: sizes always, digests
-once for each version of a file.
+"""Whether a trial's files are what its worker wrote: sizes always, digests once for each version of
+a file.
 
 Commits say size, time of the last change and SHA-256 of every file. A file of that size
 and time is whole; one of another time (a copied store, an edited file) is read, and what
@@ -102,8 +102,8 @@ def own_record(folder: Path) -> tuple[dict[str, Any], dict[str, list[Any]]] | st
 
 
 class Verified:
-    """The trials whose files have been read and found whole, by a digest
-    of these files' versions."""
+    """The trials whose files have been read and found whole, by a digest of these files'
+    versions."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,5 +1,5 @@
-"""How a worker shows that it lives, and how others tell that it doesn't. No clock that
-can be set is ever compared.
+"""How a worker shows that it lives, and how others tell that it doesn't. No clock that can be set
+is ever compared.
 
 On one machine the kernel knows: a worker holds a lock on a file in the temporary folder, and loses
 it when it dies, however it dies. Across machines a worker counts its heartbeats, and whoever sees
@@ -56,8 +56,8 @@ def forget(worker: str) -> None:
 
 
 def is_gone(claim: Claim) -> bool | None:
-    """Whether the kernel says that this claim's worker is dead; None: it worked
-    elsewhere, or cannot be found."""
+    """Whether the kernel says that this claim's worker is dead; None: it worked elsewhere, or
+    cannot be found."""
     if claim.boot != boot() or not claim.worker.isalnum():
         return None
     locked = system.is_locked(_lock_file(claim.worker))
@@ -66,8 +66,8 @@ def is_gone(claim: Claim) -> bool | None:
 
 @functools.cache
 def boot() -> str:
-    """``system.boot``; a name that nobody else has where it is unknown: then
-    only the heartbeat counts."""
+    """``system.boot``; a name that nobody else has where it is unknown: then only the heartbeat
+    counts."""
     return system.boot() or uuid.uuid4().hex
 
 
@@ -129,11 +129,11 @@ class Lease:
 
     @contextlib.contextmanager
     def beating(self, each: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Heartbeats from a thread of their own, so that a long step or
-        evaluation is not taken for death.
+        """Heartbeats from a thread of their own, so that a long step or evaluation is not taken for
+        death.
 
-        ``each`` is called with every one of them. At each the log is read,
-        so a revocation is known soon.
+        ``each`` is called with every one of them. At each the log is read, so a revocation is known
+        soon.
         """
         thread = threading.Thread(target=self._beat, args=(each,), name="heartbeat", daemon=True)
         thread.start()

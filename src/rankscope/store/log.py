@@ -106,8 +106,8 @@ class Log:
                 self._take(data)
 
     def append(self, decide: Callable[[], dict[str, Any] | None]) -> int | None:
-        """Adds the entry that ``decide`` returns, and asks it again
-        whenever another worker was first.
+        """Adds the entry that ``decide`` returns, and asks it again whenever another worker was
+        first.
 
         -> the entry's number; None when ``decide`` returns None: nothing is to be decided any more
         """

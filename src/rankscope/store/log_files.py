@@ -1,5 +1,5 @@
-"""The files of the log: one per entry, and a snapshot of its beginning, so that
-readers need not open thousands.
+"""The files of the log: one per entry, and a snapshot of its beginning, so that readers need not
+open thousands.
 
 An entry says its number and its store, and is sealed (files.py). One that can't be read, or says
 something else, is lost: readers go on without it. Entries are immutable: a stale snapshot is
@@ -33,8 +33,8 @@ def entry_numbers(storage: Storage) -> list[int]:
 
 
 def read_entry(storage: Storage, number: int, store_id: str, data: bytes) -> dict[str, Any]:
-    """The entry in these bytes. ``DamagedFile`` when it is not this
-    store's entry of that number."""
+    """The entry in these bytes. ``DamagedFile`` when it is not this store's entry of that
+    number."""
     name = entry_name(number)
     entry = loads(data, f"{storage}/{name}")
     if (entry.get("number", number), entry.get("store", store_id)) != (number, store_id):

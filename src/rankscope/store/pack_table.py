@@ -28,8 +28,8 @@ def table_name(claim: int) -> str:
 
 
 def record(folder: TrialDir) -> dict[str, Any]:
-    """What a trial's small files say: ``trial``, ``versions``,
-    ``machine``, ``result``, ``metrics``."""
+    """What a trial's small files say: ``trial``, ``versions``, ``machine``, ``result``,
+    ``metrics``."""
     said = read_json(folder.path / TRIAL)
     kept = {key: said[key] for key in ("trial", "versions", "machine") if key in said}
     return kept | {"result": folder.result(), "metrics": folder.metrics()}

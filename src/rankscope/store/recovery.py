@@ -34,10 +34,10 @@ def place(storage: Storage, log: Log, claim: int) -> None:
 
 
 def recover(storage: Storage, log: Log, *, thorough: bool) -> list[str]:
-    """Puts trials in their place where a worker died between its commit and that; takes up
-    whole trials whose commit is lost; sets aside what is harmed, so that it is trained
-    again. ``thorough``: reads every file that changed since its commit, weights
-    too. -> what was done, a line each
+    """Puts trials in their place where a worker died between its commit and that; takes up whole
+    trials whose commit is lost; sets aside what is harmed, so that it is trained again.
+    ``thorough``: reads every file that changed since its commit, weights too. -> what was done, a
+    line each
     """
     log.refresh()
     for name in storage.names("work"):
@@ -48,8 +48,8 @@ def recover(storage: Storage, log: Log, *, thorough: bool) -> list[str]:
 
 
 def clean(storage: Storage, log: Log) -> list[str]:
-    """Recovers, and removes what ended claims have left behind: for when
-    nothing is left to train."""
+    """Recovers, and removes what ended claims have left behind: for when nothing is left to
+    train."""
     lines = recover(storage, log, thorough=False)
     for name in storage.names("work"):
         if name.isdigit() and int(name) <= log.length and int(name) not in log.live:

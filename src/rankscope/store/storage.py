@@ -29,8 +29,8 @@ class Version(NamedTuple):
 
 
 class Storage(Protocol):
-    """Where a store lies. ``root`` is a local folder: the store itself, or a copy
-    of what was fetched of it."""
+    """Where a store lies. ``root`` is a local folder: the store itself, or a copy of what was
+    fetched of it."""
 
     root: Path
 
@@ -51,8 +51,8 @@ class Storage(Protocol):
 
 
 class LocalStorage:
-    """A folder on a disk that all workers see. Needs hard links, as every file
-    system for Unix has them."""
+    """A folder on a disk that all workers see. Needs hard links, as every file system for Unix has
+    them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -115,8 +115,8 @@ class LocalStorage:
         return True
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
-        """Makes or replaces that file: after a crash it is the old one
-        or the new one, never half."""
+        """Makes or replaces that file: after a crash it is the old one or the new one, never
+        half."""
         path = self.root / name
         draft = self._draft(path, data, durable=durable)
         try:
@@ -136,16 +136,16 @@ class LocalStorage:
             path.unlink(missing_ok=True)
 
     def claim_dir(self, name: str) -> Path:
-        """A local folder to write in, new and empty; ``flush`` makes what is written
-        there part of the storage."""
+        """A local folder to write in, new and empty; ``flush`` makes what is written there part of
+        the storage."""
         path = self.root / name
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path
 
     def take_over(self, source: str, target: str) -> None:
-        """Moves a folder to a name that is new. A previous owner that is still
-        writing loses those writes."""
+        """Moves a folder to a name that is new. A previous owner that is still writing loses those
+        writes."""
         if (self.root / source).is_dir():
             shutil.rmtree(self.root / target, ignore_errors=True)
             os.rename(self.root / source, self.root / target)
@@ -178,8 +178,8 @@ class LocalStorage:
         return True
 
     def set_aside(self, source: str, target: str) -> None:
-        """Moves a file or a folder to a name that is free; nothing happens if
-        another process was first."""
+        """Moves a file or a folder to a name that is free; nothing happens if another process was
+        first."""
         path = self.root / target
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):

@@ -42,8 +42,8 @@ COMPARISON, COMPARISON_OF = "comparison.parquet", "comparison.json"
 
 
 class Store:
-    """Results in a folder. ``Store(path)`` opens one that is there;
-    ``Store.create`` also begins one."""
+    """Results in a folder. ``Store(path)`` opens one that is there; ``Store.create`` also begins
+    one."""
 
     def __init__(self, place: str | Path) -> None:
         self.storage = storage_at(place)
@@ -132,8 +132,8 @@ class Store:
 
     @property
     def id(self) -> str:
-        """By which its trials and the log's entries know it; empty where
-        an older version began it."""
+        """By which its trials and the log's entries know it; empty where an older version began
+        it."""
         return self._header.get("id", "")
 
     def inspect(self) -> Inspection:
@@ -177,9 +177,9 @@ class Store:
         return {id: said.get("machine", {}) for id, said in self._records().items()}
 
     def trials(self) -> pd.DataFrame:
-        """One row per finished trial: configuration, status, best and last value of
-        its task's metric; ``budget`` is 2 where it trained for twice as long as the
-        study says (``[[arm]]``)."""
+        """One row per finished trial: configuration, status, best and last value of its task's
+        metric; ``budget`` is 2 where it trained for twice as long as the study says
+        (``[[arm]]``)."""
         frame = trial_tables.trials(self._records())
         budgets: dict[str, float] = {}
         for study in self._studies():
@@ -201,8 +201,8 @@ class Store:
         )
 
     def spectra_parts(self) -> Iterator[pd.DataFrame]:
-        """The same in parts of whole trials, each read when it is asked for;
-        together they are in no order."""
+        """The same in parts of whole trials, each read when it is asked for; together they are in
+        no order."""
         for table in self._tables(self.done_ids()).spectra():
             yield trial_tables.spectra([table])
 
@@ -260,8 +260,8 @@ class Store:
 
     @contextlib.contextmanager
     def claim_dir(self, claim: int, trials: Sequence[str]) -> Iterator[Path]:
-        """The local folder of a claim: ``trials/`` to be filled, and ``scratch/`` as
-        the claim before left it."""
+        """The local folder of a claim: ``trials/`` to be filled, and ``scratch/`` as the claim
+        before left it."""
         path = self.storage.claim_dir(f"work/{claim}")
         for before in self.log.ended.get(
             frozenset(trials), []
@@ -276,8 +276,8 @@ class Store:
         self.storage.flush(f"work/{claim}/trials")
 
     def write_table(self, claim: int, folders: Sequence[TrialDir]) -> list[Any]:
-        """Keeps the tables of a claim's trials in one file for
-        readers. -> what its commit says of it"""
+        """Keeps the tables of a claim's trials in one file for readers. -> what its commit says of
+        it"""
         data = pack_table(folders)
         with contextlib.suppress(OSError):  # the trials say the same
             self.storage.write(table_name(claim), data, durable=False)

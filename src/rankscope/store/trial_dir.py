@@ -28,8 +28,8 @@ def result_in(done: dict[str, Any]) -> dict[str, Any]:
 
 
 def digests(folder: Path) -> dict[str, list[Any]]:
-    """Name of each file below that folder -> size, time of the last
-    change in nanoseconds, SHA-256."""
+    """Name of each file below that folder -> size, time of the last change in nanoseconds,
+    SHA-256."""
     found: dict[str, list[Any]] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.name.startswith("."):

@@ -15,8 +15,8 @@ from rankscope.study.study_file import Trial
 
 @dataclass(frozen=True)
 class Site:
-    """One adapted matrix, m x n: whether its input carries a gradient, and whether it
-    sees one token of a row only."""
+    """One adapted matrix, m x n: whether its input carries a gradient, and whether it sees one
+    token of a row only."""
 
     m: int
     n: int
@@ -79,8 +79,8 @@ def operations(trial: Trial, shape: Shape, rows: Rows, *, together: int = 1) -> 
 
 @dataclass(frozen=True)
 class Widths:
-    """Bytes of what the backward pass holds: of outputs of matrix products, and of
-    what norms and softmax keep."""
+    """Bytes of what the backward pass holds: of outputs of matrix products, and of what norms and
+    softmax keep."""
 
     products: int = 4
     norms: int = 4
@@ -118,8 +118,8 @@ def memory(trial: Trial, shape: Shape, rows: Rows, widths: Widths = Widths()) ->
 
 
 def base_memory(trial: Trial, shape: Shape, rows: Rows, widths: Widths = Widths()) -> float:
-    """Bytes that a pack takes whatever its trials: the frozen weights, and the
-    dropout masks that all share."""
+    """Bytes that a pack takes whatever its trials: the frozen weights, and the dropout masks that
+    all share."""
     masks = shape.layers * (2 * shape.width + shape.heads * rows.longest)
     frozen = 0 if trial.method == "full" else 4 * shape.all + _rounded(shape.matrices, widths)
     return frozen + widths.products * trial.batch_size * rows.longest * masks

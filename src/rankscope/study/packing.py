@@ -27,8 +27,8 @@ def no_share(trial: Trial) -> float:
 def packs(
     trials: Iterable[Trial], *, size: int, share: Callable[[Trial], float] = no_share
 ) -> list[list[Trial]]:
-    """Trials that may train together, at most ``size`` at once, ranks side by
-    side so that padding is short.
+    """Trials that may train together, at most ``size`` at once, ranks side by side so that padding
+    is short.
 
     Members share model, task, seed, batches and budget; rank, scaling and learning rate differ.
     Full fine-tunes train alone: they share no frozen weight. ``share`` is the part of the memory
@@ -47,8 +47,8 @@ def packs(
 
 
 def _cut(group: list[Trial], size: int, shares: list[float]) -> list[list[Trial]]:
-    """As few parts as do: of nearly equal length if that fits (9 trials are 5 + 4, not
-    8 + 1), else filled in turn."""
+    """As few parts as do: of nearly equal length if that fits (9 trials are 5 + 4, not 8 + 1), else
+    filled in turn."""
 
     def fits(part: slice) -> bool:
         length = part.stop - part.start

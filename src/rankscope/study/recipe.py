@@ -1,5 +1,5 @@
-"""Hu et al. 2021 on RoBERTa: batch, epochs, alpha and sequence length per model size
-and GLUE task, by two names.
+"""Hu et al. 2021 on RoBERTa: batch, epochs, alpha and sequence length per model size and GLUE task,
+by two names.
 
 "paper" is Table 9 of arXiv 2106.09685, appendix D.1, main rows. "scripts" is what the released
 scripts of microsoft/LoRA run: the same batch on each of 8 GPUs (CoLA on RoBERTa-base: of 2), alpha
@@ -48,8 +48,8 @@ _GPUS = {("base", "CoLA"): 2}  # else 8
 
 
 def recipe_for(*, model: str, task: str, name: Name = "paper") -> Recipe:
-    """The recipe of that row; RoBERTa-base's for models that are not "...-large",
-    16 x 30 for unlisted tasks."""
+    """The recipe of that row; RoBERTa-base's for models that are not "...-large", 16 x 30 for
+    unlisted tasks."""
     large = model.rstrip("/").endswith("-large") and task in _LARGE
     table = _SCRIPTS_LARGE if name == "scripts" else _LARGE
     batch, epochs, length = table[task] if large else (*_BASE.get(task, (16, 30)), 512)

@@ -108,8 +108,8 @@ class Budget(BaseModel):
 
 
 class Fixed(Budget):
-    """The same in every trial. What is left out is Hu et al. 2021's: per model
-    and task where they differ."""
+    """The same in every trial. What is left out is Hu et al. 2021's: per model and task where they
+    differ."""
 
     model_config = STRICT
 
@@ -168,8 +168,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 
 
 class Study(BaseModel):
-    """A validated study file. ``Study.load`` takes its path or the name of a
-    built-in one ("lab", "paper")."""
+    """A validated study file. ``Study.load`` takes its path or the name of a built-in one ("lab",
+    "paper")."""
 
     model_config = STRICT
 
@@ -184,8 +184,8 @@ class Study(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _inherited(cls, table: Any) -> Any:
-        """Arms with the study's lists in their gaps; what is no table is left
-        to the fields' own checks."""
+        """Arms with the study's lists in their gaps; what is no table is left to the fields' own
+        checks."""
         own, arms = [table.get(key, {}) for key in ("scientific", "nuisance")], table.get("arm", [])
         if not all(isinstance(part, dict) for part in own) or not isinstance(arms, list):
             return table
@@ -254,8 +254,8 @@ class Study(BaseModel):
         return list(trials.values())
 
     def budgets(self, largest_rank: Mapping[str, int]) -> dict[str, float]:
-        """Trial id -> how many times as long as the study's own trials it
-        trains, where that is not once."""
+        """Trial id -> how many times as long as the study's own trials it trains, where that is not
+        once."""
         arms = [arm for arm in self.arm if arm.budget != 1]
         return {trial.id: arm.budget for arm in arms for trial in self._product(arm, largest_rank)}
 

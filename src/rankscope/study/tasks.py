@@ -1,5 +1,5 @@
-"""The tasks: which columns they read, how many labels they have, and the metric
-that chooses among trials."""
+"""The tasks: which columns they read, how many labels they have, and the metric that chooses among
+trials."""
 
 from __future__ import annotations
 

@@ -61,9 +61,9 @@ class Trial(BaseModel):
         return digest(self.canonical())
 
     def canonical(self, **others: Any) -> str:
-        """The configuration as JSON, with ``others`` in the place of its own values.
-        What is younger than the first stores is left out where it has its default:
-        their trials keep their ids."""
+        """The configuration as JSON, with ``others`` in the place of its own values. What is
+        younger than the first stores is left out where it has its default: their trials keep their
+        ids."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         if self.precision is None:
             del values["precision"]
@@ -71,8 +71,8 @@ class Trial(BaseModel):
 
     @property
     def scale(self) -> float:
-        """s of dW = s B A: alpha/r, alpha/sqrt(r) (rank-stabilised;
-        Kalajdzievski 2023), or alpha itself."""
+        """s of dW = s B A: alpha/r, alpha/sqrt(r) (rank-stabilised; Kalajdzievski 2023), or alpha
+        itself."""
         assert self.rank is not None
         assert self.lora_alpha is not None
         divisor = {"alpha/r": self.rank, "alpha/sqrt(r)": math.sqrt(self.rank), "alpha": 1.0}

@@ -1,5 +1,5 @@
-"""LoRA against full fine-tuning: how far apart the two updates are, layer by
-layer (H4; docs/math.md)."""
+"""LoRA against full fine-tuning: how far apart the two updates are, layer by layer (H4;
+docs/math.md)."""
 
 from __future__ import annotations
 

@@ -138,8 +138,8 @@ class StudyInputs:
         return store.packs(size=found.most, share=self.share(found.memory, self.device.type))
 
     def share(self, room: float, device: str) -> Callable[[Trial], float]:
-        """What part of ``room`` bytes a trial takes on a device, beside the
-        base that its pack shares."""
+        """What part of ``room`` bytes a trial takes on a device, beside the base that its pack
+        shares."""
         known: dict[tuple[Any, ...], float] = {}
 
         def share(trial: Trial) -> float:
@@ -155,8 +155,8 @@ class StudyInputs:
         return share
 
     def why_apart(self, trial: Trial) -> str | None:
-        """Why LoRA trials of this model must train one at a time, as far as that can
-        be known before they train."""
+        """Why LoRA trials of this model must train one at a time, as far as that can be known
+        before they train."""
         if trial.model not in self._apart:
             skeleton, found = self._skeletons[trial.model], None
             if not is_patchable(
@@ -235,8 +235,8 @@ class StudyInputs:
 
 
 def model_path(study: Study, name: str) -> str:
-    """What ``from_pretrained`` takes: "lab" is ours, a folder may be relative to the
-    study file, else a hub id."""
+    """What ``from_pretrained`` takes: "lab" is ours, a folder may be relative to the study file,
+    else a hub id."""
     if name == "lab":
         return str(lab.ENCODER)
     local = study.folder / name

@@ -55,8 +55,8 @@ def left_by_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> float:
 
 
 def default_workers() -> int:
-    """How many workers this machine trains fastest with: one per GPU, or
-    one per core (docs/log.md)."""
+    """How many workers this machine trains fastest with: one per GPU, or one per core
+    (docs/log.md)."""
     return torch.cuda.device_count() or system.cores()
 
 

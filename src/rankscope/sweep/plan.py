@@ -52,8 +52,8 @@ def forecast(
     gpus: int | None = None,
     device: str | Device | None = None,
 ) -> str:
-    """A table, one line per model, task and method, and the sums below it. Packs are
-    those that ``sweep`` would train.
+    """A table, one line per model, task and method, and the sums below it. Packs are those that
+    ``sweep`` would train.
 
     For this machine, or for ``gpus`` (default 1) of the ``device`` named. ``ValueError``
     for a device that isn't known.
@@ -129,8 +129,8 @@ class Group:
         self.largest = base + max(sum(map(self.memory, pack)) for pack in together)
 
     def seconds(self, rate: float, floor: float) -> float:
-        """Of one worker, at ``rate`` operations a second and no step faster than
-        ``floor`` seconds a block."""
+        """Of one worker, at ``rate`` operations a second and no step faster than ``floor`` seconds
+        a block."""
         steps = self.packs * self.inputs.steps(self.trials[0])
         return max(self.flops / rate, steps * self.shape.layers * floor)
 
@@ -222,8 +222,8 @@ def _rate(
 
 
 def rate_here(peak: float, kind: str, workers: int) -> tuple[float, str, float]:
-    """The same for a machine whose matrix product was measured: a GPU's is each
-    worker's own, a CPU's is shared."""
+    """The same for a machine whose matrix product was measured: a GPU's is each worker's own, a
+    CPU's is shared."""
     measured = "the matrix product measured now"
     if kind == "cuda":
         assumed = f"{_SHARE:.0%} of {_flops(peak)} each, {measured}, and {_LAUNCHES}"
@@ -234,8 +234,8 @@ def rate_here(peak: float, kind: str, workers: int) -> tuple[float, str, float]:
 def _measured(
     groups: Sequence[Group], store: Store | None, gpu: str | None
 ) -> tuple[float, int] | None:
-    """Operations a second of one worker, over a sample of the finished trials
-    that ran on such a device."""
+    """Operations a second of one worker, over a sample of the finished trials that ran on such a
+    device."""
     if store is None:
         return None
     seconds = store.trials().set_index("trial")["seconds"]
@@ -278,8 +278,8 @@ def _opened(store: str | Path | None) -> Store | None:
 
 
 def matrix_rate(device: torch.device, *, seconds: float = 0.25) -> float:
-    """Operations a second of a float32 matrix product of 1024 x 1024,
-    measured for about ``seconds``."""
+    """Operations a second of a float32 matrix product of 1024 x 1024, measured for about
+    ``seconds``."""
     a = torch.ones(1024, 1024, device=device)
     (a @ a).sum().item()
     started, count = time.perf_counter(), 0

@@ -32,8 +32,8 @@ def run_processes(
     tick: Callable[[], bool],
     say: Callable[[str], None],
 ) -> None:
-    """Runs one process per environment until all have ended by themselves.
-    One that is killed is replaced.
+    """Runs one process per environment until all have ended by themselves. One that is killed is
+    replaced.
 
     ``tick`` is called all the while and says whether anything has moved since it was
     called last. ``OSError`` with the reason when workers could not go on;

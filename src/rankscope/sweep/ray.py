@@ -23,8 +23,8 @@ def run_on_ray(
     ``most`` so many) until one finds nothing left to do. A task whose node or process dies is
     started again, wherever there is room.
 
-    ``OSError`` with the reason when workers could not go on;
-    ``KeyboardInterrupt`` stops them first.
+    ``OSError`` with the reason when workers could not go on; ``KeyboardInterrupt`` stops them
+    first.
     """
     ray = _connected(address)
     try:
@@ -92,8 +92,8 @@ def _connected(address: str) -> Any:
 
 
 def _cancel(ray: Any, running: list[Any]) -> None:
-    """Raises KeyboardInterrupt in the workers that still run, and gives them time
-    to release what they hold."""
+    """Raises KeyboardInterrupt in the workers that still run, and gives them time to release what
+    they hold."""
     for reference in running:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.cancel(reference)

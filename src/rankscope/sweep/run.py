@@ -1,5 +1,5 @@
-"""The main job: a study -> its inputs, checked -> trials trained into a
-store -> the comparison of methods."""
+"""The main job: a study -> its inputs, checked -> trials trained into a store -> the comparison of
+methods."""
 
 from __future__ import annotations
 
@@ -176,8 +176,8 @@ def train(
 
 
 def trainer(inputs: StudyInputs, **settings: Any) -> TrainPack:
-    """What a worker calls for every pack: ``train.loop.train_pack``, with
-    further ``settings`` of it."""
+    """What a worker calls for every pack: ``train.loop.train_pack``, with further ``settings`` of
+    it."""
     said: set[str] = set()
 
     def say(line: str) -> None:

@@ -141,8 +141,8 @@ class Worker:
             yield from ([id] for id in left if id in self.log.failures)
 
     def _claim(self) -> tuple[Lease, list[Trial]] | None:
-        """The first pack that nobody holds; else what is free of one: workers with
-        less memory hold parts of it."""
+        """The first pack that nobody holds; else what is free of one: workers with less memory hold
+        parts of it."""
         trials = {id: trial for pack in self.packs for id, trial in pack.items()}
         for whole in (True, False):
             for ids in self._left():

@@ -1,2 +1,2 @@
-"""K trials, one frozen base: data, packed layers, injection into a Hugging
-Face model, and the loop."""
+"""K trials, one frozen base: data, packed layers, injection into a Hugging Face model, and the
+loop."""

@@ -1,5 +1,5 @@
-"""A pack of LoRA trials: injection into a Hugging Face model, the updates as
-operators, saving in PEFT's format.
+"""A pack of LoRA trials: injection into a Hugging Face model, the updates as operators, saving in
+PEFT's format.
 
 Letters: K trials, S sites of one shape, m out, n in, r rank.
 """
@@ -152,8 +152,8 @@ class AdapterPack:
         return state
 
     def save(self, k: int, buffers: Sequence[Tensor], folder: Path) -> None:
-        """Trial ``k`` with these buffers in place of its rows' values, as a
-        PEFT adapter in ``folder``."""
+        """Trial ``k`` with these buffers in place of its rows' values, as a PEFT adapter in
+        ``folder``."""
         save_adapter(folder, self.state(k, buffers), self.config(k))
 
     def config(self, k: int) -> LoraConfig:
@@ -169,7 +169,7 @@ class AdapterPack:
 
 @torch.no_grad()
 def draw_A(A: Tensor, generator: torch.Generator) -> None:
-    """(r, n): uniform in +-1/sqrt(n), which is Kaiming-uniform with a = sqrt
-    5: PEFT's initialisation."""
+    """(r, n): uniform in +-1/sqrt(n), which is Kaiming-uniform with a = sqrt 5: PEFT's
+    initialisation."""
     bound = 1 / math.sqrt(A.shape[1])
     A.uniform_(-bound, bound, generator=generator)

@@ -22,8 +22,8 @@ class Best:
 
     @torch.no_grad()
     def offer(self, k: int, step: int, metric: float) -> None:
-        """Keeps trial k's current weights if ``metric`` beats all before; a
-        tie keeps the earlier ones."""
+        """Keeps trial k's current weights if ``metric`` beats all before; a tie keeps the earlier
+        ones."""
         best = self.metric[k]
         if math.isnan(metric) or (best is not None and metric <= best):
             return

@@ -21,8 +21,8 @@ FORMAT = "2"  # of the tensors' names; a pack begins again rather than read anot
 
 
 def write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Replaces the folder's checkpoint; a kill at any time leaves the old
-    one or the new one, whole."""
+    """Replaces the folder's checkpoint; a kill at any time leaves the old one or the new one,
+    whole."""
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{NAME}.{os.getpid()}"
     save_file(

@@ -1,5 +1,5 @@
-"""The forward pass of BERT's family (BERT, RoBERTa, MPNet and their kin), in the
-modules of a Hugging Face model.
+"""The forward pass of BERT's family (BERT, RoBERTa, MPNet and their kin), in the modules of a
+Hugging Face model.
 
 Two things that their own forward pass can't know: up to the first adapter all trials of a pack
 share one activation, and a classifier reads the first token only, so the last block computes no
@@ -62,8 +62,8 @@ def before_adapters(name: str, prefix: str) -> bool:
 
 
 def of_one_token(name: str, prefix: str, config: Any) -> bool:
-    """Whether this weight meets one token a row: the last block's, except key
-    and value; and the pooler."""
+    """Whether this weight meets one token a row: the last block's, except key and value; and the
+    pooler."""
     last = f"{prefix}encoder.layer.{config.num_hidden_layers - 1}."
     read_by_all = ("self.key.", "self.value.", "attn.k.", "attn.v.")
     is_read_by_all = name.startswith(tuple(f"{last}attention.{part}" for part in read_by_all))
@@ -140,8 +140,8 @@ class Block(nn.Module):
 
 
 class MPNetBlock(Block):
-    """MPNet's: the output projection stands inside its attention, and scores have a
-    bias for relative positions."""
+    """MPNet's: the output projection stands inside its attention, and scores have a bias for
+    relative positions."""
 
     def forward(  # type: ignore[override]
         self, x: Tensor, attention_mask: Tensor | None, position_bias: Tensor, *_: Any, **__: Any

@@ -1,5 +1,5 @@
-"""Whether trials of a model can train in one pack, found out before its weights are
-read: on a small random copy."""
+"""Whether trials of a model can train in one pack, found out before its weights are read: on a
+small random copy."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ LARGEST = 50_000_000  # parameters of a copy that is still quick to make
 
 
 def why_apart(skeleton: PreTrainedModel, trial: Trial, task: Task) -> str | None:
-    """Why trials like this one must train one at a time. None: no reason was found;
-    every pack is proved anyway.
+    """Why trials like this one must train one at a time. None: no reason was found; every pack is
+    proved anyway.
 
     None also where no small copy can be made of the model, or it can't be run as it stands.
     """

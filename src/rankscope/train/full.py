@@ -1,5 +1,5 @@
-"""A pack of one full fine-tune: every weight of the model is trained. Letters: S sites
-of one shape, m out, n in."""
+"""A pack of one full fine-tune: every weight of the model is trained. Letters: S sites of one
+shape, m out, n in."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from rankscope.train.updates import Updates
 
 
 class FullPack:
-    """K = 1. ``stock``: by the model's own forward pass, even where
-    ``encoder`` has a faster one."""
+    """K = 1. ``stock``: by the model's own forward pass, even where ``encoder`` has a faster
+    one."""
 
     def __init__(
         self,

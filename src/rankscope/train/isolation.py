@@ -1,5 +1,5 @@
-"""Proof, before a pack trains, that its trials do not touch each other
-and compute what PEFT computes.
+"""Proof, before a pack trains, that its trials do not touch each other and compute what PEFT
+computes.
 
 With adapters and heads moved away from their start (B = 0 would prove nothing):
 
@@ -231,8 +231,8 @@ def _equal(ours: Tensor, theirs: Tensor, what: str, scale: float | None = None) 
 
 @contextlib.contextmanager
 def _refused() -> Iterator[None]:
-    """What the packed model can't compute is refused as well; what the
-    machine can't hold is not."""
+    """What the packed model can't compute is refused as well; what the machine can't hold is
+    not."""
     try:
         yield
     except (NotIsolated, torch.OutOfMemoryError):

@@ -1,5 +1,5 @@
-"""Trains one pack into its folders: from a checkpoint where there is one, in
-halves where memory is short."""
+"""Trains one pack into its folders: from a checkpoint where there is one, in halves where memory is
+short."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def train_pack(
     run: type[Run] = Run,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Trains a pack into its folders. Its trials share model, task, seed, batches
-    and budget (``study.packs``).
+    """Trains a pack into its folders. Its trials share model, task, seed, batches and budget
+    (``study.packs``).
 
     A trial whose loss or gradient is no longer finite is frozen, finished as "diverged" and
     dropped; the others go on. Where memory does not do, the pack is split and each half trained

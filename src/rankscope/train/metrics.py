@@ -1,5 +1,5 @@
-"""GLUE's metrics, for all trials of a pack. Higher is better. Letters: K
-trials, N rows, C classes."""
+"""GLUE's metrics, for all trials of a pack. Higher is better. Letters: K trials, N rows, C
+classes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ ROUNDED = 2  # times the rounding, measured, that answers must differ by
 def score(logits: Tensor, labels: Tensor, task: Task) -> list[dict[str, float]]:
     """The task's metric, and for the tasks that have one its second, per trial.
 
-    A constant answer has correlation 0: it says nothing about the rows. NaN
-    where a logit is not finite.
+    A constant answer has correlation 0: it says nothing about the rows. NaN where a logit is not
+    finite.
 
     Args:
         logits: (K, N, C), C = 1 for regression.  labels: (N,).
@@ -43,8 +43,8 @@ def score(logits: Tensor, labels: Tensor, task: Task) -> list[dict[str, float]]:
 
 
 def constant_score(labels: Tensor, task: Task) -> float:
-    """The task's metric of the best constant answer: the commonest class's
-    share, or a correlation of 0."""
+    """The task's metric of the best constant answer: the commonest class's share, or a correlation
+    of 0."""
     if task.metric != "accuracy":
         return 0.0
     return float(labels.unique(return_counts=True)[1].max()) / len(labels)

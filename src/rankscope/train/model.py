@@ -1,5 +1,5 @@
-"""A Hugging Face sequence classifier: loading, the layers that an update
-adapts, those trained in full."""
+"""A Hugging Face sequence classifier: loading, the layers that an update adapts, those trained in
+full."""
 
 from __future__ import annotations
 
@@ -109,11 +109,11 @@ def load_tokenizer(model: str) -> Any:
 
 
 def skeleton(model: str, task: Task) -> PreTrainedModel:
-    """The model without its weights (on the meta device): shapes and names only,
-    gradients as ``load_model`` has them.
+    """The model without its weights (on the meta device): shapes and names only, gradients as
+    ``load_model`` has them.
 
-    A local folder's file is compared with its configuration; of a hub model
-    only the configuration is read.
+    A local folder's file is compared with its configuration; of a hub model only the configuration
+    is read.
     """
     with one_line(model), quiet():
         if Path(model).is_dir():
@@ -239,8 +239,8 @@ def modules_to_save(model: PreTrainedModel) -> list[str]:
     """PEFT's setting for ``trained_in_full``: whole heads by their first name, layers of
     the base by their whole name.
 
-    ``ValueError`` where PEFT, which takes every module whose name ends in one of
-    these, would take another as well.
+    ``ValueError`` where PEFT, which takes every module whose name ends in one of these, would take
+    another as well.
     """
     prefix, trained = model.base_model_prefix + ".", trained_in_full(model)
     names = sorted({name if name.startswith(prefix) else name.split(".")[0] for name in trained})
@@ -270,16 +270,16 @@ def draw_head(model: PreTrainedModel, generator: torch.Generator) -> None:
 
 
 def stream(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A trial's random stream: "init", "order" or "dropout"; independent of each
-    other, equal for equal seeds."""
+    """A trial's random stream: "init", "order" or "dropout"; independent of each other, equal for
+    equal seeds."""
     entropy = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(entropy))
 
 
 @contextlib.contextmanager
 def one_line(model: str) -> Iterator[None]:
-    """Whatever transformers raises on a model, as a ``ValueError`` of one line. Out
-    of memory passes as it is."""
+    """Whatever transformers raises on a model, as a ``ValueError`` of one line. Out of memory
+    passes as it is."""
     try:
         yield
     except Exception as error:

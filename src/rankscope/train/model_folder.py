@@ -1,5 +1,5 @@
-"""A model's configuration, looked at before transformers acts on it. It comes from
-others: sizes are bounded."""
+"""A model's configuration, looked at before transformers acts on it. It comes from others: sizes
+are bounded."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ LARGEST_NUMBER = 2**31
 
 
 def check_folder(model: str) -> None:
-    """``ValueError`` or ``OSError`` for a folder or hub id whose
-    configuration can't be a base model's."""
+    """``ValueError`` or ``OSError`` for a folder or hub id whose configuration can't be a base
+    model's."""
     folder = Path(model)
     if not folder.is_dir():
         check_config(Path(hf_hub_download(model, CONFIG)))
@@ -60,8 +60,8 @@ def _counts_parts(key: str) -> bool:
 
 
 def _whole_numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    """Every whole number in it, with its name. Without recursion: the
-    depth comes from others, too."""
+    """Every whole number in it, with its name. Without recursion: the depth comes from others,
+    too."""
     left = [(key, value)]
     while left:
         key, value = left.pop()

@@ -29,14 +29,14 @@ def longest_input(model: PreTrainedModel) -> int | None:
 
 
 def reads_last(model: PreTrainedModel) -> bool:
-    """Whether the head reads the last position, padding or not (XLNet); other
-    decoders look for the last token."""
+    """Whether the head reads the last position, padding or not (XLNet); other decoders look for the
+    last token."""
     return getattr(model.config, "summary_type", None) == "last" and hasattr(
         model, "sequence_summary"
     )
 
 
 def accepted_inputs(model: PreTrainedModel) -> list[str]:
-    """Names of what its forward pass takes: DistilBERT has no token types, though
-    its tokenizer may make them."""
+    """Names of what its forward pass takes: DistilBERT has no token types, though its tokenizer may
+    make them."""
     return list(inspect.signature(model.forward).parameters)

@@ -1,5 +1,5 @@
-"""One LoRA trial through PEFT's own layers, on the stock model: where trials
-of a pack can't be kept apart.
+"""One LoRA trial through PEFT's own layers, on the stock model: where trials of a pack can't be
+kept apart.
 
 Letters: S sites of one shape, m out, n in, r rank.
 """
@@ -31,8 +31,8 @@ ADAPTER = "default"  # PEFT's name for the only adapter
 
 
 class PeftTrial:
-    """A pack with K = 1. It starts from the weights that the trial starts
-    from in an ``AdapterPack``."""
+    """A pack with K = 1. It starts from the weights that the trial starts from in an
+    ``AdapterPack``."""
 
     repeats = 1
     takes_dropouts = False
@@ -82,8 +82,8 @@ class PeftTrial:
         return torch.stack(found)[:, None]
 
     def save(self, k: int, buffers: Sequence[Tensor], folder: Path) -> None:
-        """The trial with this buffer in place of its row's values, as a
-        PEFT adapter in ``folder``."""
+        """The trial with this buffer in place of its row's values, as a PEFT adapter in
+        ``folder``."""
         assert k == 0
         (group,), (buffer,) = self.rows, buffers
         values = {id(p): v for p, v in zip(group.parameters, group.views(buffer), strict=True)}
@@ -93,8 +93,8 @@ class PeftTrial:
 def adapted(
     model: Any, configs: Sequence[peft.LoraConfig], names: Sequence[str] = (ADAPTER,)
 ) -> Any:
-    """PEFT's model with one adapter per configuration. PEFT writes into
-    configurations, so it gets copies."""
+    """PEFT's model with one adapter per configuration. PEFT writes into configurations, so it gets
+    copies."""
     configs = [copy.deepcopy(config) for config in configs]
     with warnings.catch_warnings():  # PEFT's advice on several adapters in one model
         warnings.simplefilter("ignore")

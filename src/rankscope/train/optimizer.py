@@ -71,8 +71,8 @@ class PackedAdamW:
         return alive
 
     def _update(self, k: int, rate: float, count: Tensor, dead: Tensor) -> None:
-        """Trial k; the kernel leaves all as it was where ``dead`` is 1,
-        which a GPU tells itself."""
+        """Trial k; the kernel leaves all as it was where ``dead`` is 1, which a GPU tells
+        itself."""
         buffers = [
             (group, k - group.slots.start, (group.values, group.gradients, mean, square))
             for group, mean, square in zip(self.rows, self.means, self.squares, strict=True)
@@ -135,8 +135,8 @@ def plain_adamw(
 
 
 def linear_schedule(step: int, *, warmup: int, total: int) -> float:
-    """Share of the peak rate at ``step`` (from 0): up over ``warmup`` steps,
-    then down to 0 at ``total``."""
+    """Share of the peak rate at ``step`` (from 0): up over ``warmup`` steps, then down to 0 at
+    ``total``."""
     if step < warmup:
         return step / max(1, warmup)
     return max(0.0, (total - step) / max(1, total - warmup))

@@ -1,5 +1,5 @@
-"""What a pack is to the training loop, and its forward pass. Letters: K trials, B
-batch, T tokens, C classes."""
+"""What a pack is to the training loop, and its forward pass. Letters: K trials, B batch, T tokens,
+C classes."""
 
 from __future__ import annotations
 

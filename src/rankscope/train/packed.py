@@ -29,8 +29,8 @@ class NotIsolated(RuntimeError):
 
 
 class DropoutMasks(TorchFunctionMode):
-    """The randomness of a pack in training: a stream of its own, and one
-    dropout mask for all trials.
+    """The randomness of a pack in training: a stream of its own, and one dropout mask for all
+    trials.
 
     A pack draws what a single run draws, in the same order. While it is active as a mode, every
     ``torch.nn.functional.dropout`` of a model draws here, also inside the model's own attention.
@@ -45,8 +45,8 @@ class DropoutMasks(TorchFunctionMode):
 
     @contextlib.contextmanager
     def drawing(self) -> Iterator[None]:
-        """Whatever is drawn in here comes from this stream; torch's own
-        generators stay as they were."""
+        """Whatever is drawn in here comes from this stream; torch's own generators stay as they
+        were."""
         with torch.random.fork_rng(self._devices):
             torch.set_rng_state(self.state[0])
             for device, state in zip(self._devices, self.state[1:], strict=True):
@@ -60,8 +60,8 @@ class DropoutMasks(TorchFunctionMode):
         return mask.bernoulli_(1 - p).div_(1 - p)
 
     def drop(self, x: Tensor, p: float) -> Tensor:
-        """Dropout of ``x`` (K*B, ...), or (B, ...) where trials still share it,
-        with one mask for all trials."""
+        """Dropout of ``x`` (K*B, ...), or (B, ...) where trials still share it, with one mask for
+        all trials."""
         if len(x) == self.batch:
             return x * self.mask(x.shape, p, x)
         if not _is_cut_by_trials(x, self):
@@ -104,8 +104,8 @@ class SharedDropout(nn.Module):
 
 
 def buckets(ranks: Sequence[int]) -> list[slice]:
-    """Neighbours that are padded to one rank: all up to 16, and above it those up
-    to the same power of two."""
+    """Neighbours that are padded to one rank: all up to 16, and above it those up to the same power
+    of two."""
     starts = [0]
     keys = [max(16, 1 << (r - 1).bit_length()) for r in ranks]
     starts += [k for k in range(1, len(keys)) if keys[k] != keys[k - 1]]
@@ -119,8 +119,8 @@ class _Updated(torch.autograd.Function):
     def forward(
         ctx: Any, y: Tensor, x: Tensor, scale: Tensor, slots: list[slice], *factors: Tensor
     ) -> Tensor:
-        """y (K or 1, N, m), x (K or 1, N, n), scale (K, 1, 1); factors B (k, m, r), A
-        (k, r, n), bucket by bucket."""
+        """y (K or 1, N, m), x (K or 1, N, n), scale (K, 1, 1); factors B (k, m, r), A (k, r, n),
+        bucket by bucket."""
         K = len(scale)
         out = y.new_empty(K, *y.shape[1:])
         y, x = y.expand(K, -1, -1), x.expand(K, -1, -1)
@@ -151,8 +151,8 @@ class _Updated(torch.autograd.Function):
 
 
 class PackedLoRA(nn.Module):
-    """base(x) + s B A dropout(x), with the factors of K trials. PEFT's
-    ``lora.Linear``, K at a time."""
+    """base(x) + s B A dropout(x), with the factors of K trials. PEFT's ``lora.Linear``, K at a
+    time."""
 
     scale: Tensor
 
@@ -169,8 +169,8 @@ class PackedLoRA(nn.Module):
         self.dropout = SharedDropout(dropout, masks)
 
     def forward(self, x: Tensor, *, tokens: int | None = None) -> Tensor:
-        """x (K*B, T, n), (K*B*T, n), or (K or 1, B, T, n). With ``tokens`` only
-        the first so many are wanted.
+        """x (K*B, T, n), (K*B*T, n), or (K or 1, B, T, n). With ``tokens`` only the first so many
+        are wanted.
 
         ``NotIsolated`` for anything else: its rows can't be given to trials.
         """
@@ -252,8 +252,8 @@ class PackedLayerNorm(nn.Module):
 
 
 def packed_copies(layer: nn.Module, masks: DropoutMasks) -> PackedLinear | PackedLayerNorm:
-    """K copies of a layer that each trial trains in full; ``NotIsolated`` for a
-    kind that has no packed one."""
+    """K copies of a layer that each trial trains in full; ``NotIsolated`` for a kind that has no
+    packed one."""
     if not isinstance(layer, nn.Linear | nn.LayerNorm):
         raise NotIsolated(f"a {type(layer).__name__} in the head has no packed kind")
     weight, bias = (

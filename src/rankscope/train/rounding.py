@@ -45,8 +45,8 @@ def rounded_at_random(model: nn.Module, *, seed: int = 0) -> Iterator[None]:
 
 
 def may_be_rounding(logits: Tensor, deviation: Tensor, *, bfloat16: bool) -> Tensor:
-    """Whether it is worth measuring: answers that differ by a few units in
-    the last place. -> (K,) bool
+    """Whether it is worth measuring: answers that differ by a few units in the last place. -> (K,)
+    bool
 
     Args:
         logits: (K, N, C), from products in bfloat16 or in the logits' own dtype.

@@ -1,9 +1,9 @@
-"""The trained weights of a pack's trials, one row of a matrix per trial,
-and likewise their gradients.
+"""The trained weights of a pack's trials, one row of a matrix per trial, and likewise their
+gradients.
 
-Clipping, AdamW, the best copy and a checkpoint are then a few operations, whatever the
-number of layers. Modules keep their parameters: views into the rows. Letters: K
-trials, P weights of one trial.
+Clipping, AdamW, the best copy and a checkpoint are then a few operations, whatever the number of
+layers. Modules keep their parameters: views into the rows. Letters: K trials, P weights of one
+trial.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Rows:
         ]
 
     def differentiated(self, gradients: Sequence[Tensor | None]) -> None:
-        """Takes the gradients of ``parameters``; None stands for a weight that
-        the loss does not depend on."""
+        """Takes the gradients of ``parameters``; None stands for a weight that the loss does not
+        depend on."""
         K = len(self.values)
         found = [
             (torch.zeros_like(p) if g is None else g).reshape(K, -1)

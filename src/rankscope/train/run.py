@@ -1,5 +1,5 @@
-"""One pack in training: K trials on the same batches, each with its own adapters,
-head, learning rate and fate.
+"""One pack in training: K trials on the same batches, each with its own adapters, head, learning
+rate and fate.
 
 Letters: K trials, N validation rows, B batch, C classes.
 """
@@ -38,8 +38,8 @@ LOOK = 32  # steps between two looks at whether any trial is left: a look waits 
 
 
 class Run:
-    """A pack, its optimiser, and all that is known of its trials so far; ``state``
-    and ``restore`` move that."""
+    """A pack, its optimiser, and all that is known of its trials so far; ``state`` and ``restore``
+    move that."""
 
     def __init__(self, pack: Pack, task: Task, train: Encoded, validation: Encoded) -> None:
         self.pack, self.task, self.train, self.validation = pack, task, train, validation
@@ -153,8 +153,8 @@ class Run:
             self.best.offer(k, step, scores[k][self.task.metric])
 
     def rounding(self, answers: Tensor) -> Tensor | None:
-        """How far rounding moves the answers (K, N, C) of a batch, where that may be
-        all they differ by. -> (K,)"""
+        """How far rounding moves the answers (K, N, C) of a batch, where that may be all they
+        differ by. -> (K,)"""
         if not may_be_rounding(answers, deviation(answers), bfloat16=self.mixed).any():
             return None
         # a training batch: random numbers beside every layer's output take its memory twice
@@ -233,8 +233,8 @@ class Run:
 
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean loss of each trial: cross-entropy, or squared error for
-    regression. (K, N, C), (N,) -> (K,)"""
+    """Mean loss of each trial: cross-entropy, or squared error for regression. (K, N, C), (N,) ->
+    (K,)"""
     K, N, C = logits.shape
     if C == 1:
         return (logits[..., 0] - labels).square().mean(1)
@@ -252,13 +252,13 @@ def rows_of(trial: Trial, train: Encoded, steps: int) -> list[Tensor]:
 
 
 def is_power_of_four(step: int) -> bool:
-    """The early steps at which spectra are recorded, beside the
-    evaluations: growth is fast first."""
+    """The early steps at which spectra are recorded, beside the evaluations: growth is fast
+    first."""
     return step.bit_count() == 1 and step.bit_length() % 2 == 1
 
 
 def evaluation_steps(every: int | str, *, per_epoch: int, total: int) -> set[int]:
-    """The steps after which to validate: each epoch's last or every n-th,
-    and always the very last."""
+    """The steps after which to validate: each epoch's last or every n-th, and always the very
+    last."""
     stride = per_epoch if every == "epoch" else int(every)
     return {*range(stride, total + 1, stride), total}

@@ -1,5 +1,5 @@
-"""Writes a trained LoRA adapter as PEFT does: plain PEFT opens it on the
-same base, heads included."""
+"""Writes a trained LoRA adapter as PEFT does: plain PEFT opens it on the same base, heads
+included."""
 
 from __future__ import annotations
 

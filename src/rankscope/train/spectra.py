@@ -19,9 +19,8 @@ from rankscope.train.updates import Updates
 
 COLUMNS = ("stable_rank", "lower", "upper", "spectral_norm", "frobenius_norm", "effective_rank")
 RTOL = 1e-3  # relative width of the bounds: far below what a plot or a threshold can show
-FEW = (
-    2**23
-)  # entries times the short side up to which singular values cost less than looks at bounds
+# entries times the short side up to which singular values cost less than looks at bounds
+FEW = 2**23
 
 
 class HasUpdates(Protocol):
@@ -65,8 +64,8 @@ class Recorder:
         self.records: list[Record] = []
 
     def record(self, step: int, *, alive: Tensor) -> None:
-        """The spectra of all sites after ``step`` steps; W at step 0 only. Trials that
-        are not alive get no row."""
+        """The spectra of all sites after ``step`` steps; W at step 0 only. Trials that are not
+        alive get no row."""
         living = alive.tolist()
         for _, of_one_shape in itertools.groupby(
             self.pack.updates(), key=lambda update: update.layers

@@ -26,8 +26,8 @@ OTHERS = {"phi": ("q_proj", "v_proj", "fc1", "fc2")}
 
 
 def default_targets(model: PreTrainedModel) -> list[str]:
-    """``target_modules`` for this model; ``ValueError``, one line, where its layers
-    bear none of the known names."""
+    """``target_modules`` for this model; ``ValueError``, one line, where its layers bear none of
+    the known names."""
     prefix = model.base_model_prefix + "."
     linear = {
         name.split(".")[-1]

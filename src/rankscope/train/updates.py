@@ -1,5 +1,5 @@
-"""What a pack has learnt so far, as operators. Letters: S sites of one
-shape, K trials, m out, n in."""
+"""What a pack has learnt so far, as operators. Letters: S sites of one shape, K trials, m out, n
+in."""
 
 from __future__ import annotations
 

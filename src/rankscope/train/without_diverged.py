@@ -1,5 +1,5 @@
-"""Rebuilds a pack without its diverged trials. Letters: K trials, S sites of one
-shape, k of them in a bucket."""
+"""Rebuilds a pack without its diverged trials. Letters: K trials, S sites of one shape, k of them
+in a bucket."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from rankscope.train.spectra import Record
 def without_diverged(run: Run) -> Run:
     """The run of those trials that are alive, where the whole has come to.
 
-    They compute what they would have computed, up to rounding: products of fewer
-    rows may add in another order.
+    They compute what they would have computed, up to rounding: products of fewer rows may add in
+    another order.
     """
     assert isinstance(run.pack, AdapterPack)
     kept = run.alive.nonzero().flatten().tolist()

@@ -1,5 +1,5 @@
-"""The weights that an update was made for, found by the update's own layer
-names and read one at a time."""
+"""The weights that an update was made for, found by the update's own layer names and read one at a
+time."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The base model's tensors. ``model_type`` is that of its config.json,
-    None where there is none."""
+    """The base model's tensors. ``model_type`` is that of its config.json, None where there is
+    none."""
 
     tensors: Tensors
     model_type: str | None = None
@@ -58,8 +58,8 @@ class BaseModel:
         object.__setattr__(self, "flat", _flat(self.tensors))
 
     def name_of(self, layer: str) -> str | None:
-        """The tensor that holds the layer's weight: by its name, less or
-        plus the model's own prefix.
+        """The tensor that holds the layer's weight: by its name, less or plus the model's own
+        prefix.
 
         An adapter on ``transformer.h.0.attn.c_attn`` belongs to ``h.0.attn.c_attn.weight`` of a
         checkpoint that was saved without the head, and the other way round.
@@ -79,8 +79,8 @@ class BaseModel:
         return self.endings.get(f"{layer}.weight") or self.endings.get(layer) or self.tied_to(layer)
 
     def tied_to(self, layer: str) -> str | None:
-        """The input embeddings, for an output layer that a checkpoint leaves out
-        because it is tied to them."""
+        """The input embeddings, for an output layer that a checkpoint leaves out because it is tied
+        to them."""
         if not layer.endswith(OUTPUT_EMBEDDINGS) or f"{layer}.weight" in self.tensors:
             return None
         return next((name for name in self.tensors if INPUT_EMBEDDINGS.fullmatch(name)), None)
@@ -110,8 +110,8 @@ class BaseModel:
         return name if name in self.tensors else self.name_of(name.removesuffix(".weight"))
 
     def weight_of(self, name: str) -> Tensor | Skipped:
-        """What the base holds for the tensor ``name`` of another
-        checkpoint; or why there is nothing."""
+        """What the base holds for the tensor ``name`` of another checkpoint; or why there is
+        nothing."""
         other = self.counterpart(name)
         if other is None or other.endswith(".weight"):  # which may be packed
             return self.weight(self.tensors.layer_of(name))
@@ -161,8 +161,8 @@ class BaseModel:
         return None if name is None else self.tensors.headers[name].shape
 
     def experts(self, parameter: str, count: int) -> Callable[[int], Tensor] | Skipped:
-        """Reads one expert of a stacked weight, also where the checkpoint
-        holds each expert by itself."""
+        """Reads one expert of a stacked weight, also where the checkpoint holds each expert by
+        itself."""
         name = self.name_of(parameter.removesuffix(".weight"))
         if name is not None:
             header = self.tensors.headers[name]
@@ -182,8 +182,8 @@ class BaseModel:
         return self.model_type in TRANSPOSED_EXPERTS
 
     def _single_experts(self, parameter: str, count: int) -> Callable[[int], Tensor] | Skipped:
-        """Transformers stacks what many checkpoints hold one by one: gate_proj
-        and up_proj, or w1 and w3."""
+        """Transformers stacks what many checkpoints hold one by one: gate_proj and up_proj, or w1
+        and w3."""
         module, _, own = parameter.rpartition(".")
         place = re.match(r".*?\.\d+\.", module)
         inside = re.escape(place[0]) if place else ""
@@ -281,8 +281,8 @@ def as_matrix(weight: Tensor) -> Tensor:
 
 
 def matrices(layer: str, weight: Tensor) -> list[tuple[str, Tensor]]:
-    """The matrices of one stored weight: itself, or each expert of a stack
-    (E, m, n) as ``layer[e]``."""
+    """The matrices of one stored weight: itself, or each expert of a stack (E, m, n) as
+    ``layer[e]``."""
     if weight.ndim == 3 and EXPERTS.search(layer):
         return [(f"{layer}[{e}]", weight[e]) for e in range(len(weight))]
     return [(layer, as_matrix(weight))]
@@ -306,8 +306,8 @@ def _tails(tensors: Tensors) -> dict[str, str]:
 
 
 def _flat(tensors: Tensors) -> dict[str, str]:
-    """Layers with underscores for dots, whole or less their first one to four
-    parts -> layer, where it is one."""
+    """Layers with underscores for dots, whole or less their first one to four parts -> layer, where
+    it is one."""
     names: dict[str, set[str]] = {}
     for name in tensors:
         if name.endswith(".weight"):

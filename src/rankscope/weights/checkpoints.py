@@ -1,5 +1,5 @@
-"""Full checkpoints: one file or many shards, safetensors or torch, opened
-without building a model."""
+"""Full checkpoints: one file or many shards, safetensors or torch, opened without building a
+model."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def open_file(path: Path) -> Tensors:
 
 
 def open_place(where: Place) -> Tensors | None:
-    """The checkpoint in a folder or repository, or all of a diffusers pipeline;
-    None where there is none."""
+    """The checkpoint in a folder or repository, or all of a diffusers pipeline; None where there is
+    none."""
     return _open_one(where) or _open_pipeline(where)
 
 

@@ -1,7 +1,7 @@
 """Full fine-tunes: dW = W_FT - W of two stored checkpoints, and what rounding leaves of it.
 
-Letters: m rows, n columns, E the change that storing W_FT in its dtype made,
-    u the dtype's unit roundoff.
+Letters: m rows, n columns, E the change that storing W_FT in its dtype made, u the dtype's unit
+roundoff.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def checkpoint_matrices(
 
 
 def checkpoint_layers(tuned: Tensors, base: BaseModel | None) -> Iterator[Layer]:
-    """Every weight matrix of a checkpoint: W alone; with a base W, dW and
-    W + dW, one layer at a time.
+    """Every weight matrix of a checkpoint: W alone; with a base W, dW and W + dW, one layer at a
+    time.
 
     ``ValueError`` where checkpoint and base have no name in common.
     """
@@ -71,15 +71,15 @@ def _weights(layer: str, name: str, following: str | None, tuned: Tensors) -> Re
 
 
 def resized_vocabulary(layer: str, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-    """Whether the tokens of an embedding or an output layer were added or taken
-    away: rows of one length."""
+    """Whether the tokens of an embedding or an output layer were added or taken away: rows of one
+    length."""
     same_length = len(before) == len(after) == 2 and before[1] == after[1]
     return same_length and VOCABULARY.search(layer) is not None
 
 
 def difference_matrices(layer: str, tuned: Tensor, weight: Tensor) -> Iterator[Matrix]:
-    """W, dW and W + dW from two stored weights (m, n); of two
-    vocabularies the rows that both have."""
+    """W, dW and W + dW from two stored weights (m, n); of two vocabularies the rows that both
+    have."""
     note = None
     if (old := weight.shape[0]) != (new := tuned.shape[0]):
         both = min(old, new)
@@ -119,8 +119,8 @@ def _difference_matrices(layer: str, tuned: Tensor, weight: Tensor) -> Iterator[
 
 
 def rounding_share(tuned: Tensor, weight: Tensor, dW: Tensor) -> float:
-    """The share of ||dW||_F^2 that rounding is expected to have put
-    there: E ||E||_F^2 / ||dW||_F^2.
+    """The share of ||dW||_F^2 that rounding is expected to have put there: E ||E||_F^2 /
+    ||dW||_F^2.
 
     E ||E||_F^2 is a third of the floor's square (an error uniform within half a unit in
     the last place). The base is taken as the truth that training started from, unless its

@@ -18,8 +18,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Fusion:
-    """Which rows of the layer belong to each adapted projection, and
-    how many rows the layer has."""
+    """Which rows of the layer belong to each adapted projection, and how many rows the layer
+    has."""
 
     rows: tuple[Tensor, ...]
     total: int
@@ -46,8 +46,8 @@ def blocks(sizes: Sequence[int], enabled: Sequence[bool]) -> Fusion:
 
 
 def interleaved(heads: int, groups: int, head_size: int, enabled: Sequence[bool]) -> Fusion:
-    """q, k and v by groups of queries: each group has its heads of q,
-    then one of k and one of v."""
+    """q, k and v by groups of queries: each group has its heads of q, then one of k and one of
+    v."""
     queries = heads // groups
     total = (heads + 2 * groups) * head_size
     head = torch.arange(total).div(head_size, rounding_mode="floor") % (queries + 2)

@@ -1,5 +1,5 @@
-"""Where a model lives: a local folder or a repository of the Hugging Face hub,
-asked for one file at a time.
+"""Where a model lives: a local folder or a repository of the Hugging Face hub, asked for one file
+at a time.
 
 Only needed files are downloaded; what is in the cache is used, also offline (``HF_HUB_OFFLINE=1``).
 """
@@ -15,8 +15,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True)
 class Place:
-    """A folder, or a repository of the hub (``folder`` None) and its
-    files' names (None: out of reach).
+    """A folder, or a repository of the hub (``folder`` None) and its files' names (None: out of
+    reach).
 
     ``revision`` and ``subfolder`` are those of a repository.
     """
@@ -58,8 +58,8 @@ class Place:
         return sorted(part[0] for part in parts if len(part) == 2 and part[1] == file)
 
     def last(self, pattern: str) -> Path | None:
-        """Of the files whose whole name the regular expression matches
-        the last in natural order."""
+        """Of the files whose whole name the regular expression matches the last in natural
+        order."""
         if self.folder is not None:
             names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
         else:

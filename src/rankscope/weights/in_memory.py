@@ -58,8 +58,8 @@ def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
 
 
 def adapter_matrices(model: nn.Module, chosen: Chosen = None, *, here: bool = True) -> Reading:
-    """W, dW and W + dW of each PEFT layer with its active adapters;
-    what else is trained as Skipped.
+    """W, dW and W + dW of each PEFT layer with its active adapters; what else is trained as
+    Skipped.
 
     Of a sharded model every process iterates to the end; those with ``here=False`` only take part
     in gathering, and get nothing. Raises ``ValueError`` where the parameters cannot be gathered.
@@ -128,8 +128,8 @@ def state_of(reference: Mapping[str, Tensor]) -> BaseModel:
 def trained_weights(
     model: nn.Module, chosen: Chosen = None, *, here: bool = True
 ) -> dict[str, Tensor]:
-    """Copies in CPU memory of the weight matrices that are trained;
-    collective where they are sharded."""
+    """Copies in CPU memory of the weight matrices that are trained; collective where they are
+    sharded."""
     copies = {}
     for name, parameter in Shards(unwrapped(model)).parameters():
         matrix = parameter.requires_grad and len(whole_shape(parameter)) > 1
@@ -141,8 +141,8 @@ def trained_weights(
 
 
 def _name_in_base(path: str, module: Any) -> str:
-    """Without wrappers, PEFT's prefix, and ``base_layer`` where PEFT
-    wraps a part of what it wraps."""
+    """Without wrappers, PEFT's prefix, and ``base_layer`` where PEFT wraps a part of what it
+    wraps."""
     plain = PEFT_PREFIX.sub(r"\1", plain_name(path), count=1).replace(NESTED, "")
     return f"{plain}.{module.parameter_name}" if hasattr(module, "parameter_name") else plain
 

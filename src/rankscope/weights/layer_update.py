@@ -1,5 +1,5 @@
-"""From what is stored of one layer's update to W, dW and W + dW, laid out
-as the base stores its weight.
+"""From what is stored of one layer's update to W, dW and W + dW, laid out as the base stores its
+weight.
 
 Letters: m rows (out), n columns (in), r rank. B (m, r), A (r, n), dW = s B A (m, n); a layer that
 stores (in, out), such as Conv1D or an embedding, gets dW transposed.
@@ -20,8 +20,8 @@ from rankscope.weights.tensors import finite
 
 @dataclass(frozen=True)
 class LayerUpdate:
-    """One layer's update. ``stored_in_out``: the base stores (in, out). Where ``A``
-    is None, B is dW / s itself.
+    """One layer's update. ``stored_in_out``: the base stores (in, out). Where ``A`` is None, B is
+    dW / s itself.
 
     ``magnitude`` is DoRA's, None for LoRA: one for each row of W + dW (m,), or,
     ``by_column``, for each input (a convolution's column has one kernel's entries). ``note``
@@ -127,8 +127,8 @@ def _lora(update: LayerUpdate, weight: Tensor | Skipped | None) -> Iterator[Matr
 def _dora(
     update: LayerUpdate, weight: Tensor | Skipped | None, hint: str
 ) -> Iterator[Matrix | Skipped]:
-    """W' = m / ||W + s B A||_row * (W + s B A), the norm over each output's
-    row (Liu et al. 2024, eq. 5).
+    """W' = m / ||W + s B A||_row * (W + s B A), the norm over each output's row (Liu et al. 2024,
+    eq. 5).
 
     Some of LyCORIS's have the norm over each input's column instead.
     """

@@ -83,8 +83,8 @@ class LoraConfig:
 def pattern_value(
     pattern: Mapping[str, T], layer: str, default: T, watch: Stopwatch | None = None
 ) -> T:
-    """PEFT's rule: ``(.*\\.)?(key)$``, a regular expression, and the
-    first key that matches wins."""
+    """PEFT's rule: ``(.*\\.)?(key)$``, a regular expression, and the first key that matches
+    wins."""
     for key, value in pattern.items():
         if _matches(key, layer, watch or Stopwatch(PATTERNS_SECONDS)):
             return value
@@ -108,8 +108,8 @@ def _matches(key: str, layer: str, watch: Stopwatch) -> bool:
 
 
 def lora_config(path: Path, content: Mapping[str, Any]) -> LoraConfig:
-    """Checks the content of adapter_config.json. Raises ``ValueError``, one
-    line, where it is malformed."""
+    """Checks the content of adapter_config.json. Raises ``ValueError``, one line, where it is
+    malformed."""
     base_model, revision = content.get("base_model_name_or_path"), content.get("revision")
     start = str(content.get("init_lora_weights", "")).lower()
     return LoraConfig(

@@ -42,8 +42,8 @@ NO_OTHERS = "LyCORIS ({part}): not a low-rank update B A"
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A file of updates, sorted but not read; ``settings`` gives the
-    scale where the file has none."""
+    """A file of updates, sorted but not read; ``settings`` gives the scale where the file has
+    none."""
 
     tensors: Tensors
     names: LoraNames
@@ -142,8 +142,8 @@ def _update(file: LoraFile, site: Site, own: str, factors: Mapping[str, str]) ->
 def _factors(
     tensors: Tensors, site: Site, layer: str, weight: Tensor | Skipped | None
 ) -> tuple[Tensor, Tensor | None, int | None]:
-    """B (m, r) and A (r, n), or dW / s and None; and the rank that alpha is
-    divided by, None where s is 1."""
+    """B (m, r) and A (r, n), or dW / s and None; and the rank that alpha is divided by, None where
+    s is 1."""
     parts = {part: tensors.read(name) for part, name in site.parts.items()}
     try:
         if "hada_w1_a" in parts:

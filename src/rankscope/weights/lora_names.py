@@ -1,5 +1,5 @@
-"""Which tensor is which part of which layer's update, by the names that
-LoRA's many writers give them.
+"""Which tensor is which part of which layer's update, by the names that LoRA's many writers give
+them.
 
 Letters: m rows (out), n columns (in), r rank, k a kernel's side. Of every style A is (r, n) and B
 (m, r), but for MLX, which stores both transposed.
@@ -79,8 +79,8 @@ def lora_styles(tensors: Tensors) -> set[str]:
 
 
 def lora_names(tensors: Tensors) -> LoraNames:
-    """Sorts the tensors by layer. ``ValueError`` where a factor is there
-    twice or without the other."""
+    """Sorts the tensors by layer. ``ValueError`` where a factor is there twice or without the
+    other."""
     sites: dict[str, Site] = {}
     beside: list[tuple[str, str, str]] = []
     others: list[str] = []

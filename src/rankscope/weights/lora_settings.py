@@ -29,8 +29,8 @@ class Settings(Protocol):
     """Of a whole file."""
 
     def scale(self, layer: str, r: int) -> tuple[float, str | None]:
-        """s, and what must be said of it. ``ValueError`` where r is not
-        what the configuration says."""
+        """s, and what must be said of it. ``ValueError`` where r is not what the configuration
+        says."""
 
     def fusion(self, layer: str, g: int, rows: int, total: int | None) -> tuple[Fusion, str | None]:
         """Where the ``rows`` rows of B of ``g`` projections stand in the layer, of ``total`` rows
@@ -95,8 +95,8 @@ class PeftSettings:
 
 @dataclass(frozen=True)
 class AdapterHub:
-    """The adapter_config.json of the ``adapters`` library: ``config`` with
-    r, alpha and attn_matrices."""
+    """The adapter_config.json of the ``adapters`` library: ``config`` with r, alpha and
+    attn_matrices."""
 
     path: Path
     r: int
@@ -145,8 +145,8 @@ class Mlx:
 
 @dataclass(frozen=True)
 class LitGpt:
-    """LitGPT's hyperparameters and model configuration: q, k and v of
-    unequal sizes in one weight."""
+    """LitGPT's hyperparameters and model configuration: q, k and v of unequal sizes in one
+    weight."""
 
     path: Path
     r: int

@@ -1,5 +1,5 @@
-"""LyCORIS's updates as low-rank products: the Hadamard product of two of
-them, or a Kronecker product.
+"""LyCORIS's updates as low-rank products: the Hadamard product of two of them, or a Kronecker
+product.
 
 Letters: m rows (out), n columns (in), r rank. Both are made into one B A where that is smaller than
 dW: (B_1 A_1) o (B_2 A_2) has rows of factors that are products of one row each, rank r^2 at most;
@@ -18,8 +18,8 @@ Factors = tuple[Tensor, Tensor | None]  # B (m, r) and A (r, n); or dW itself an
 
 
 def loha(parts: Mapping[str, Tensor]) -> tuple[Factors, int]:
-    """(B_1 A_1) o (B_2 A_2), and the rank by which alpha is divided.
-    ``ValueError`` where shapes don't fit."""
+    """(B_1 A_1) o (B_2 A_2), and the rank by which alpha is divided. ``ValueError`` where shapes
+    don't fit."""
     a1, b1, a2, b2 = (
         parts[name].double() for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
     )
@@ -36,8 +36,8 @@ def loha(parts: Mapping[str, Tensor]) -> tuple[Factors, int]:
 
 
 def lokr(parts: Mapping[str, Tensor]) -> tuple[Factors, int | None]:
-    """W_1 x W_2 and the rank by which alpha is divided: None where both are
-    stored whole, for s is then 1."""
+    """W_1 x W_2 and the rank by which alpha is divided: None where both are stored whole, for s is
+    then 1."""
     wide = {name: part.double() for name, part in parts.items()}
     r = next((wide[name].shape[0] for name in ("lokr_w2_b", "lokr_w1_b") if name in wide), None)
     first = wide["lokr_w1"] if "lokr_w1" in wide else wide["lokr_w1_a"] @ wide["lokr_w1_b"]

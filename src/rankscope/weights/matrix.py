@@ -90,8 +90,8 @@ def not_chosen(layer: str, pattern: re.Pattern[str]) -> Skipped:
 
 
 def distinct(reading: Reading) -> Reading:
-    """The same with " (2)", " (3)" ... after a layer's name where a matrix
-    of that name came before."""
+    """The same with " (2)", " (3)" ... after a layer's name where a matrix of that name came
+    before."""
     met: Counter[tuple[str, str]] = Counter()
     for one in reading:
         if isinstance(one, Matrix):

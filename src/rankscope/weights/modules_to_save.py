@@ -1,5 +1,5 @@
-"""Whole weights saved beside an adapter (``modules_to_save``, biases): changes
-of full rank outside B A."""
+"""Whole weights saved beside an adapter (``modules_to_save``, biases): changes of full rank outside
+B A."""
 
 from __future__ import annotations
 

@@ -68,8 +68,8 @@ def open_adapter(path: Path, content: Mapping[str, Any], tensors: Tensors) -> Ad
 
 
 def sort_parts(tensors: Tensors, content: Mapping[str, Any], config: LoraConfig) -> Adapter:
-    """Groups the tensors of an adapter by layer; every tensor ends up in
-    ``sites`` or in ``others``."""
+    """Groups the tensors of an adapter by layer; every tensor ends up in ``sites`` or in
+    ``others``."""
     sites: dict[str, dict[str, str]] = {}
     others: dict[str, str] = {}
     frozen: dict[str, str] = {}  # weights as they were before
@@ -168,8 +168,8 @@ def _site_matrices(adapter: Adapter, layer: str, base: BaseModel | None) -> Read
 def _placed(
     adapter: Adapter, layer: str, B: Tensor, A: Tensor, weight: Tensor | Skipped | None
 ) -> tuple[Tensor, Tensor | Skipped | None, str]:
-    """B of PEFT 0.2's ``MergedLinear``, a grouped convolution (rows, r, 1): block
-    by block, as one product's."""
+    """B of PEFT 0.2's ``MergedLinear``, a grouped convolution (rows, r, 1): block by block, as one
+    product's."""
     r = B.shape[1]
     if A.shape[0] % r or r != adapter.config.rank_of(layer):
         _check_fit(adapter, layer, B, A)
@@ -299,8 +299,8 @@ def _stored_in_out(
 ) -> bool:
     """Whether the base stores (in, out): by shape, if square by type, else by ``fan_in_fan_out``.
 
-    PEFT keeps one flag for all layers, and the last layer that was adapted sets it;
-    so the flag comes last here.
+    PEFT keeps one flag for all layers, and the last layer that was adapted sets it; so the flag
+    comes last here.
     """
     if isinstance(weight, Tensor) and weight.ndim > 2:
         return False

@@ -1,5 +1,5 @@
-"""LoRA on the experts of a layer (PEFT's ``target_parameters``): one B A
-per expert of a stacked weight.
+"""LoRA on the experts of a layer (PEFT's ``target_parameters``): one B A per expert of a stacked
+weight.
 
 Letters: E experts, m rows (out), n columns (in), r rank of each expert. ``lora_A.weight`` (E r, n)
 holds the experts one below the other, ``lora_B.weight`` (m, r E) holds them interleaved: column k
@@ -28,8 +28,8 @@ DECLARED = (
 def targeted_parameter(
     targets: Collection[str], sites: Collection[str], layer: str
 ) -> tuple[str, str | None] | None:
-    """The full name of the parameter that the factors of ``layer`` belong to,
-    and why it may be another one.
+    """The full name of the parameter that the factors of ``layer`` belong to, and why it may be
+    another one.
 
     None: they belong to the layer's weight. Several parameters of one module are nested: the first
     that the module declares is wrapped innermost, and its factors stand under

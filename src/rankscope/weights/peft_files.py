@@ -40,8 +40,8 @@ class PeftFiles:
 
 
 def peft_layers(stored: PeftFiles, source: str, base: BaseModel | None) -> Iterator[Layer]:
-    """The layers of an adapter of any method. ``ValueError``, one line,
-    where it can't be measured."""
+    """The layers of an adapter of any method. ``ValueError``, one line, where it can't be
+    measured."""
     peft_type = stored.content.get("peft_type")
     if peft_type == "LORA":
         yield from adapter_layers(open_adapter(stored.path, stored.content, stored.tensors), base)

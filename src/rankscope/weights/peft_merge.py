@@ -1,5 +1,5 @@
-"""PEFT methods whose update is no B A: W' - W, with W' made by PEFT's own
-merge out of the stored weights.
+"""PEFT methods whose update is no B A: W' - W, with W' made by PEFT's own merge out of the stored
+weights.
 
 No model of the base is built, and none of its code is run: bare layers that hold the stored weights
 stand where the model would have them. All adapted layers stay in memory, as methods such as VeRA

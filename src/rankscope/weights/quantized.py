@@ -1,8 +1,8 @@
-"""Quantised base weights: dequantised where a library can, refused by the name of
-their packing where none does.
+"""Quantised base weights: dequantised where a library can, refused by the name of their packing
+where none does.
 
-W is then what the model computed with while its adapter was trained (QLoRA), not
-the weight before quantisation.
+W is then what the model computed with while its adapter was trained (QLoRA), not the weight before
+quantisation.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def dequantised(tensors: Tensors, layer: str, kind: str) -> Tensor | str:
 
 
 def _float8(tensors: Tensors, layer: str) -> Tensor | str:
-    """One scale for the whole matrix, a row or a block: weight_scale_inv (DeepSeek)
-    or weight_scale multiply."""
+    """One scale for the whole matrix, a row or a block: weight_scale_inv (DeepSeek) or weight_scale
+    multiply."""
     weight = tensors.read(f"{layer}.weight").float()
     name = next(
         (f"{layer}.{s}" for s in ("weight_scale_inv", "weight_scale") if f"{layer}.{s}" in tensors),

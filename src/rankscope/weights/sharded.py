@@ -1,5 +1,5 @@
-"""Models as trainers wrap them: names without wrappers, and sharded parameters
-made whole, one layer at a time.
+"""Models as trainers wrap them: names without wrappers, and sharded parameters made whole, one
+layer at a time.
 
 FSDP2 holds DTensors, FSDP1 flat parameters, DeepSpeed ZeRO-3 empty tensors that know their true
 shape. Gathering is collective: every process asks for the same layers in the same order.
@@ -61,8 +61,8 @@ def plain_name(name: str) -> str:
 class Shards:
     """A model's parameters, spread over processes or not, and how to see them whole.
 
-    Raises ``ValueError`` where DeepSpeed has partitioned them and
-    cannot be imported to gather them.
+    Raises ``ValueError`` where DeepSpeed has partitioned them and cannot be imported to gather
+    them.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -87,8 +87,8 @@ class Shards:
 
     @contextmanager
     def whole(self, name: str, module: nn.Module) -> Iterator[None]:
-        """Within it the parameters of ``module``, which the model calls
-        ``name``, are plain and whole."""
+        """Within it the parameters of ``module``, which the model calls ``name``, are plain and
+        whole."""
         self._find_roots()
         around = self._around(name)
         units = [unit for path, unit in self.units.items() if path.startswith(f"{name}.")]
@@ -138,9 +138,8 @@ def whole_tensor(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor.detach()
     device = tensor.device_mesh.device_type
-    there: Any = (
-        tensor if tensor.device.type == device else tensor.to(device)
-    )  # offloaded: brought back
+    # offloaded: brought back
+    there: Any = tensor if tensor.device.type == device else tensor.to(device)
     return there.full_tensor().detach()
 
 
@@ -150,8 +149,8 @@ def whole_shape(parameter: Tensor) -> tuple[int, ...]:
 
 
 def all_called(ranks: list[int], wait: float) -> bool:
-    """Whether every process of ``ranks`` has come here within ``wait``
-    seconds; each gets one answer.
+    """Whether every process of ``ranks`` has come here within ``wait`` seconds; each gets one
+    answer.
 
     The processes meet in the store of the process group, which works while other processes are
     elsewhere: a collective call would hang.

@@ -1,5 +1,5 @@
-"""Any update as people have it -> matrices to measure: finds out what a path
-or hub id is, and reads it."""
+"""Any update as people have it -> matrices to measure: finds out what a path or hub id is, and
+reads it."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ GUESS = "no configuration beside the file: scale 1 (alpha = r) assumed; give alp
 
 @dataclass(frozen=True)
 class Found:
-    """What a path or hub id leads to: its tensors, the adapter_config.json beside
-    them and the folder of both."""
+    """What a path or hub id leads to: its tensors, the adapter_config.json beside them and the
+    folder of both."""
 
     source: str
     tensors: Tensors
@@ -165,8 +165,8 @@ def _checkpoint(found: Found, tensors: Tensors, base: BaseModel | None) -> Itera
 
 
 def _is_peft(content: Mapping[str, Any], styles: Collection[str]) -> bool:
-    """Whether PEFT's own rules hold: torchtune writes the same
-    configuration beside its own names."""
+    """Whether PEFT's own rules hold: torchtune writes the same configuration beside its own
+    names."""
     if _kind(content) != "peft":
         return False
     # Of PEFT's other methods some have LyCORIS's names.

@@ -1,5 +1,5 @@
-"""Files of named tensors: safetensors, torch's, numpy's archives. Nothing
-in them is ever executed."""
+"""Files of named tensors: safetensors, torch's, numpy's archives. Nothing in them is ever
+executed."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ NUMPY = {
 
 
 def open_tensors(path: Path) -> Tensors:
-    """A ``.safetensors`` or ``.npz`` file, or any other file as a dictionary of
-    tensors written by ``torch.save``.
+    """A ``.safetensors`` or ``.npz`` file, or any other file as a dictionary of tensors written by
+    ``torch.save``.
 
-    Raises ``ValueError``, one line, for a file that is cut short, malformed,
-    or holds anything but tensors.
+    Raises ``ValueError``, one line, for a file that is cut short, malformed, or holds anything but
+    tensors.
     """
     kinds = {".safetensors": _open_safetensors, ".npz": _open_numpy}
     tensors = kinds.get(path.suffix, open_torch)(path)
@@ -64,16 +64,16 @@ def open_tensors(path: Path) -> Tensors:
 
 
 class OpenFile:
-    """A file that is opened once and read in parts. A part that was mapped
-    instead would stay in memory."""
+    """A file that is opened once and read in parts. A part that was mapped instead would stay in
+    memory."""
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self.number)
 
     def read(self, start: int, length: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        """The tensor whose numbers stand at ``start``. ``OSError`` where
-        the file is shorter by now."""
+        """The tensor whose numbers stand at ``start``. ``OSError`` where the file is shorter by
+        now."""
         data = torch.empty(length, dtype=torch.uint8)
         view, done = memoryview(data.numpy()), 0  # type: ignore[arg-type]
         while done < length:
@@ -129,8 +129,8 @@ def _reader(
 
 
 def _open_numpy(path: Path) -> Tensors:
-    """An archive of arrays as ``numpy.savez`` and MLX write it; arrays of
-    Python objects are refused."""
+    """An archive of arrays as ``numpy.savez`` and MLX write it; arrays of Python objects are
+    refused."""
     headers, readers = {}, {}
     try:
         with zipfile.ZipFile(path) as archive:

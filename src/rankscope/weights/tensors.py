@@ -1,5 +1,5 @@
-"""Named tensors: what a file or a model holds is known at once, each tensor is
-read when it is asked for."""
+"""Named tensors: what a file or a model holds is known at once, each tensor is read when it is
+asked for."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ PARALLEL = (
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of a tensor before it is read. ``dtype`` is None
-    where torch has no such type."""
+    """What is known of a tensor before it is read. ``dtype`` is None where torch has no such
+    type."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None
@@ -59,8 +59,8 @@ class Tensors:
         return name in self.headers
 
     def layer_of(self, name: str) -> str:
-        """The layer's name: the tensor's less ".weight", or the whole where
-        another tensor has that name."""
+        """The layer's name: the tensor's less ".weight", or the whole where another tensor has that
+        name."""
         plain = name.removesuffix(".weight")
         return name if plain in self.headers else plain
 
@@ -69,8 +69,8 @@ class Tensors:
         return self.readers[name]()
 
     def prefetch(self, name: str) -> None:
-        """Lets the system read the tensor's bytes from the disk while others are
-        measured; no memory of ours."""
+        """Lets the system read the tensor's bytes from the disk while others are measured; no
+        memory of ours."""
         if name not in self.places or not hasattr(os, "posix_fadvise"):
             return
         path, start, length = self.places[name]
@@ -97,8 +97,8 @@ def _constant(tensor: Tensor) -> Callable[[], Tensor]:
 
 
 def unwrapped(tensors: Tensors) -> Tensors:
-    """The same tensors under the names that the model has without the
-    wrappers around it and its parts.
+    """The same tensors under the names that the model has without the wrappers around it and its
+    parts.
 
     ``ValueError`` where two tensors then have one name.
     """
@@ -139,8 +139,8 @@ def check_names(where: object, names: Mapping[str, Any]) -> None:
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names are all different: of twins, readers take
-    now the first, now the last."""
+    """A JSON object whose names are all different: of twins, readers take now the first, now the
+    last."""
     content = dict(pairs)
     if len(content) < len(pairs):
         raise ValueError(

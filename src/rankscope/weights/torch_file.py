@@ -1,10 +1,10 @@
-"""Files of ``torch.save``, read with ``weights_only=True`` after a look at
-what they would make torch do.
+"""Files of ``torch.save``, read with ``weights_only=True`` after a look at what they would make
+torch do.
 
 ``weights_only`` keeps foreign code out; but it still calls ``bytearray(8 * 10**9)``,
 ``torch.Tensor(10**5, 10**5)`` and the hash of a tuple of tuples of tuples, which takes 2^k steps.
-So the pickle is walked first, with nothing
-made: only what a dictionary of tensors needs may be called, and no tuple may be large.
+So the pickle is walked first, with nothing made: only what a dictionary of tensors needs may be
+called, and no tuple may be large.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_old(path: Path) -> None:
-    """torch < 1.6: a magic number, a version, facts of the machine and the
-    dictionary, each a pickle."""
+    """torch < 1.6: a magic number, a version, facts of the machine and the dictionary, each a
+    pickle."""
     with path.open("rb") as file:
         if _walk(file) == MAGIC:
             for _ in range(3):

@@ -1,5 +1,5 @@
-"""The best that is attained near sr(W) against the best attained beyond a
-drift, paired by configuration."""
+"""The best that is attained near sr(W) against the best attained beyond a drift, paired by
+configuration."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ RATIOS = (
 
 
 def attained(found: Evidence) -> pd.DataFrame:
-    """One row per ratio c: ``near``, ``beyond`` (means over configurations),
-    ``loss`` = near - beyond with its Student interval ``low``, ``high`` over
-    ``configurations``, and ``p`` of no loss.
+    """One row per ratio c: ``near``, ``beyond`` (means over configurations), ``loss`` = near -
+    beyond with its Student interval ``low``, ``high`` over ``configurations``, and ``p`` of no
+    loss.
 
     For each configuration and side the rate is chosen by the mean over seeds of the trials' best
     evaluation there. Both sides are best values, so neither has an advantage by selection alone.
@@ -61,8 +61,8 @@ def attained(found: Evidence) -> pd.DataFrame:
 
 
 def _best(points: pd.DataFrame) -> pd.Series:
-    """Per configuration, the best mean over seeds of any rate that no other
-    rate outnumbers in seeds."""
+    """Per configuration, the best mean over seeds of any rate that no other rate outnumbers in
+    seeds."""
     tops = points.groupby(["configuration", "learning_rate", "trial_code"])["y"].max()
     rates = tops.groupby(["configuration", "learning_rate"]).agg(["mean", "size"])
     most = rates.groupby("configuration")["size"].transform("max")

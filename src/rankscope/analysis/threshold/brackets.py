@@ -39,8 +39,8 @@ def brackets(found: Evidence, constant: float, best: float, share: float) -> pd.
 
 
 def tolerated(pairs: pd.DataFrame) -> tuple[Interval, float]:
-    """mu with its 95 % profile-likelihood interval, and omega. Unknown
-    for fewer than three pairs."""
+    """mu with its 95 % profile-likelihood interval, and omega. Unknown for fewer than three
+    pairs."""
     count = len(pairs)
     last, after = pairs["last"].to_numpy(dtype=float), pairs["next"].to_numpy(dtype=float)
     closed = after[np.isfinite(after)]

@@ -33,8 +33,8 @@ class Fits:
     anywhere: Array
 
     def dose(self, lost: Array) -> Array:
-        """The drift at which the line has fallen by `lost` (B,); infinite where
-        it does not fall that far."""
+        """The drift at which the line has fallen by `lost` (B,); infinite where it does not fall
+        that far."""
         held = (self.fall > lost) & (lost > 0)
         share = np.divide(lost, self.fall, out=np.zeros_like(lost), where=held)
         return np.where(held, self.turn + (self.floor - self.turn) * share, np.inf)

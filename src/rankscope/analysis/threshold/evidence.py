@@ -1,5 +1,5 @@
-"""The checkpoints of one model and task, arranged for resampling: references near
-sr(W), and all that drifted.
+"""The checkpoints of one model and task, arranged for resampling: references near sr(W), and all
+that drifted.
 
 Letters: B draws, T trials, L cells (configuration and rate), N checkpoints.
 """
@@ -21,8 +21,8 @@ FLOOR_DEVIATIONS = 3  # below a constant answer, in standard deviations of an ev
 
 @dataclass(frozen=True)
 class Candidates:
-    """One value per trial, from which each configuration's best rate is
-    chosen by the mean over seeds.
+    """One value per trial, from which each configuration's best rate is chosen by the mean over
+    seeds.
 
     ``trial``, ``u``, ``y``, ``cell`` have one entry per trial that offers a value;
     ``configuration`` has one per cell, and ``complete`` says whether no other rate of its
@@ -38,8 +38,8 @@ class Candidates:
     names: Codes
 
     def choose(self, weights: Array) -> Array:
-        """Weights (B, entries) of `weights` (B, T), zero for entries whose rate
-        was not chosen in a draw."""
+        """Weights (B, entries) of `weights` (B, T), zero for entries whose rate was not chosen in a
+        draw."""
         own = weights[:, self.trial]
         cells = np.eye(len(self.configuration))[self.cell]  # (entries, L)
         count, total = own @ cells, (own * self.y) @ cells

@@ -1,5 +1,5 @@
-"""One answer to H2 per model and task: the dose, the loss, the premise,
-brackets and the paired table."""
+"""One answer to H2 per model and task: the dose, the loss, the premise, brackets and the paired
+table."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ class Threshold:
         return -1.0 if self.direction == "falls" else 1.0
 
     def ratio(self, dose: Interval) -> tuple[float, float, float]:
-        """sr(W + dW) / sr(W) at a dose with its interval, in order of size; 0 or
-        infinity where it is open."""
+        """sr(W + dW) / sr(W) at a dose with its interval, in order of size; 0 or infinity where it
+        is open."""
         mid, *ends = (float(np.exp(self.sign * u)) for u in (dose.estimate, dose.low, dose.high))
         return mid, min(ends), max(ends)
 
@@ -91,8 +91,8 @@ class Threshold:
 
     @property
     def identified(self) -> bool:
-        """Whether the place at which half of the gain is lost has an
-        upper bound inside the data."""
+        """Whether the place at which half of the gain is lost has an upper bound inside the
+        data."""
         return bool(np.isfinite(self.half.high))
 
     def to_frame(self) -> pd.DataFrame:
@@ -116,8 +116,8 @@ class Threshold:
 def thresholds(
     frames: Frames, *, rng: np.random.Generator, resamples: int = 1000
 ) -> list[Threshold]:
-    """One `Threshold` per model and task, from LoRA at every learning rate
-    and evaluated checkpoint."""
+    """One `Threshold` per model and task, from LoRA at every learning rate and evaluated
+    checkpoint."""
     bases = frames.spectra[frames.spectra["matrix"].eq("W")].drop_duplicates(["trial", "layer"])
     known = {(row["model"], row["task"]): row for row in frames.baselines.to_dict("records")}
     found = []
@@ -148,8 +148,8 @@ def threshold(
     rng: np.random.Generator,
     resamples: int = 1000,
 ) -> Threshold:
-    """The answer of the `checkpoints` of one model and task; `described`
-    holds its names (model, task)."""
+    """The answer of the `checkpoints` of one model and task; `described` holds its names (model,
+    task)."""
     data = evidence(points, constant, noise)
     known: dict[str, Any] = described | {
         "constant": constant,

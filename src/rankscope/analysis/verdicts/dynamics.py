@@ -25,8 +25,8 @@ from rankscope.analysis.verdicts.verdict import (
 
 
 def dynamics_verdict(found: Dynamics, longer: Continued) -> Verdict:
-    """Per task, supported: drift rises with the step, and the metric falls with
-    drift beyond the knot (Holm).
+    """Per task, supported: drift rises with the step, and the metric falls with drift beyond the
+    knot (Holm).
 
     Contradicted: drift falls with the step, or the metric rises with drift beyond
         the knot. Over tasks as in H2.

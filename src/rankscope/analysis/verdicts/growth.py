@@ -17,8 +17,8 @@ from rankscope.analysis.verdicts.verdict import (
 
 
 def growth_verdict(found: Growth) -> Verdict:
-    """Supported: b lies below one half with its whole interval, and in no
-    group above it (Holm-adjusted).
+    """Supported: b lies below one half with its whole interval, and in no group above it
+    (Holm-adjusted).
 
     Contradicted: b lies above.
     """

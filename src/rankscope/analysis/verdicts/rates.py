@@ -21,8 +21,8 @@ PUBLISHED = (
 
 
 def rates_verdict(found: Rates) -> Verdict:
-    """Supported: the interval of every group's exponent lies inside ±0.25.
-    Contradicted: one lies outside."""
+    """Supported: the interval of every group's exponent lies inside ±0.25. Contradicted: one lies
+    outside."""
     rows = records(found.groups)
     numbers: dict[str, Any] = {"groups": rows, "configurations": records(found.configurations)}
     if not rows:

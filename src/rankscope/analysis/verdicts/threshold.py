@@ -17,8 +17,8 @@ MARKER = "drift marks the loss here and is not shown to cause it"
 
 
 def threshold_verdict(found: Sequence[Threshold]) -> Verdict:
-    """Supported: in at least half of the pairs of model and task, and contradicted
-    in none; and the reverse."""
+    """Supported: in at least half of the pairs of model and task, and contradicted in none; and the
+    reverse."""
     numbers: dict[str, Any] = {"thresholds": [_numbers(t) for t in found]}
     if not found:
         return answer("H2", "undecided", ["There is no LoRA trial to look at."], numbers)

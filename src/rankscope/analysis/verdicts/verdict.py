@@ -1,5 +1,5 @@
-"""An answer to a hypothesis: the word, the sentences, the numbers behind them,
-and what to keep in mind."""
+"""An answer to a hypothesis: the word, the sentences, the numbers behind them, and what to keep in
+mind."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ERROR_RATE = 0.05
 class Verdict:
     """The answer to one hypothesis: ``verdict`` is "supported", "contradicted" or "undecided".
 
-    The first of the ``sentences`` can be quoted alone: a caveat that
-    changes its meaning stands in it.
+    The first of the ``sentences`` can be quoted alone: a caveat that changes its meaning stands in
+    it.
     """
 
     hypothesis: str
