@@ -16,7 +16,7 @@ from rankscope.weights.checkpoints import open_checkpoint, open_file, read_json
 from rankscope.weights.hub import Place, place
 from rankscope.weights.matrix import Skipped
 from rankscope.weights.quantized import dequantised, packing
-from rankscope.weights.tensors import READABLE, Header, Tensors
+from rankscope.weights.tensors import READABLE, Tensors, unreadable
 
 # Layers that Transformers builds as Conv1D, whose weight is stored (in, out).
 CONV1D = {
@@ -38,7 +38,6 @@ OUTPUT_EMBEDDINGS = ("lm_head", "embed_out", "lm_head.decoder", "predictions.dec
 INPUT_EMBEDDINGS = re.compile(r"(.*\.)?(embed_tokens|wte|shared|word_embeddings|embed_in)\.weight")
 T5_OF_FLUX = ("text_encoder_3_", "text_encoder_2")
 NESTED = ".base_layer"  # where PEFT wraps a part of a layer that it wraps, too
-EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 
 
 @dataclass(frozen=True)
@@ -233,19 +232,6 @@ class BaseModel:
         )
 
 
-def original_layer(layer: str, replicated: Sequence[int]) -> str | Skipped:
-    """The layer of the base that a replicated layer shares its weight with:
-    PEFT's ``layer_replication``."""
-    found = re.search(r"(?<![^.])(?:layers|layer|h)\.(\d+)(?=\.)", layer) if replicated else None
-    if found is None:
-        return layer
-    if int(found[1]) >= len(replicated):
-        return Skipped(
-            layer, f"W and W + dW: layer_replication makes {len(replicated)} layers, no more"
-        )
-    return f"{layer[: found.start(1)]}{replicated[int(found[1])]}{layer[found.end(1) :]}"
-
-
 def open_base_model(source: str | Path, *, revision: str | None = None) -> BaseModel:
     """The base model from files: a checkpoint file, a folder or a hub id."""
     path = Path(source).expanduser()
@@ -257,35 +243,6 @@ def open_base_model(source: str | Path, *, revision: str | None = None) -> BaseM
     config = where.find("config.json")
     model_type = read_json(config).get("model_type") if config is not None else None
     return BaseModel(tensors, model_type if isinstance(model_type, str) else None)
-
-
-def unreadable(name: str, header: Header) -> str | None:
-    """Why a tensor can't be measured as one matrix; None where it can."""
-    if header.dtype not in READABLE:
-        kind = (
-            str(header.dtype).removeprefix("torch.")
-            if header.dtype
-            else "of a dtype that torch doesn't know"
-        )
-        return f"{name} is {kind}: a buffer or a packed weight, not a weight matrix"
-    if len(header.shape) < 2:
-        return f"{name} is a vector or a scalar of shape {header.shape}"
-    if 0 in header.shape:
-        return f"{name} is empty: shape {header.shape}"
-    return None
-
-
-def as_matrix(weight: Tensor) -> Tensor:
-    """(out, in) as it is; a convolution (out, in, k, ...) as (out, in k ...)."""
-    return weight.flatten(1)
-
-
-def matrices(layer: str, weight: Tensor) -> list[tuple[str, Tensor]]:
-    """The matrices of one stored weight: itself, or each expert of a stack (E, m, n) as
-    ``layer[e]``."""
-    if weight.ndim == 3 and EXPERTS.search(layer):
-        return [(f"{layer}[{e}]", weight[e]) for e in range(len(weight))]
-    return [(layer, as_matrix(weight))]
 
 
 def _endings(tensors: Tensors) -> dict[str, str]:

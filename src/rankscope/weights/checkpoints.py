@@ -10,7 +10,7 @@ from typing import Any
 from rankscope.weights.hub import Place
 from rankscope.weights.limits import JSON_BYTES
 from rankscope.weights.tensor_files import open_tensors
-from rankscope.weights.tensors import Tensors, check_names, once, one_line, unwrapped
+from rankscope.weights.tensors import Tensors, check_names, once, one_line, without_wrappers
 
 FILES = (
     "model.safetensors",
@@ -45,7 +45,7 @@ def open_file(path: Path) -> Tensors:
     """One file of tensors, or the index of a sharded checkpoint."""
     if path.suffix == ".json":
         return _open_index(Place(str(path), path.parent), path)
-    return unwrapped(open_tensors(path))
+    return without_wrappers(open_tensors(path))
 
 
 def open_place(where: Place) -> Tensors | None:
@@ -58,7 +58,7 @@ def _open_one(where: Place) -> Tensors | None:
     for file, index in zip(FILES, INDEXES, strict=True):
         # The single file first: Transformers prefers it, too, where a folder holds both.
         if (path := where.find(file)) is not None:
-            return unwrapped(open_tensors(path))
+            return without_wrappers(open_tensors(path))
         if (path := where.find(index)) is not None:
             return _open_index(where, path)
     return None
@@ -109,7 +109,7 @@ def _open_index(where: Place, index: Path) -> Tensors:
             n: shards[file].places[n] for n, file in weight_map.items() if n in shards[file].places
         },
     )
-    return unwrapped(tensors)
+    return without_wrappers(tensors)
 
 
 def _shard_name(index: Path, file: object) -> str:

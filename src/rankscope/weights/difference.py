@@ -1,4 +1,5 @@
-"""Full fine-tunes: dW = W_FT - W of two stored checkpoints, and what rounding leaves of it.
+"""dW = W_FT - W of two stored weights, and what rounding leaves of it: of full fine-tunes, and of
+weights saved whole beside an adapter (``modules_to_save``), a change of full rank outside B A.
 
 Letters: m rows, n columns, E the change that storing W_FT in its dtype made, u the dtype's unit
 roundoff.
@@ -7,7 +8,7 @@ roundoff.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 
 from rankscope.linalg import Dense, rounding_floor
-from rankscope.weights.base_model import BaseModel, matrices, unreadable
-from rankscope.weights.matrix import Layer, Matrix, Reading, Skipped, selected, skipped
-from rankscope.weights.tensors import Tensors, finite
+from rankscope.weights.base_model import BaseModel
+from rankscope.weights.lora_names import NO_FACTORS
+from rankscope.weights.matrix import Layer, Matrix, Reading, Skipped, skipped
+from rankscope.weights.tensors import Tensors, finite, matrices, natural, unreadable
 
 # Rounding spreads over all directions, so it hardly moves sigma_1, but adds its share of ||dW||_F^2
 # to the stable rank. Above this share the stable rank is not reported.
@@ -26,13 +28,7 @@ SAID_SHARE = 1e-3
 VOCABULARY = re.compile(
     r"(^|\.)(\w*embed\w*|wte|shared|lm_head|embed_out|decoder|word_embeddings)$"
 )
-
-
-def checkpoint_matrices(
-    tuned: Tensors, base: BaseModel | None, chosen: re.Pattern[str] | None
-) -> Reading:
-    """The matrices of ``checkpoint_layers`` whose layer is ``chosen``."""
-    yield from selected(checkpoint_layers(tuned, base), chosen)
+NEEDS_BASE = "saved in full (modules_to_save), a change of full rank outside B A: it needs the base"
 
 
 def checkpoint_layers(tuned: Tensors, base: BaseModel | None) -> Iterator[Layer]:
@@ -134,11 +130,6 @@ def rounding_share(tuned: Tensor, weight: Tensor, dW: Tensor) -> float:
     return float(floor / 3 / energy) if energy > 0 else 0.0
 
 
-def natural(name: str) -> list[str | int]:
-    """A sorting key with layer.2 before layer.10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
-
-
 def against_base(layer: str, name: str, tuned: Tensors, base: BaseModel) -> Reading:
     """W, dW and W + dW of one tensor of a checkpoint, or why there is no difference."""
     if base.counterpart(name) is None and base.packed(layer) is None:
@@ -182,3 +173,57 @@ def _rounding_note(share: float, tuned: Tensor, weight: Tensor) -> str | None:
         "||dW||_F^2; "
         "use the factors, or checkpoints in float32"
     )
+
+
+def saved_layers(
+    tensors: Tensors, names: Mapping[str, str], base: BaseModel | None, *, whole: bool = False
+) -> Iterator[Layer]:
+    """Each saved weight against the base's own, or why not; ``names``: name in the base -> tensor.
+
+    ``whole``: they are of a whole model's state, in which most weights are as they were.
+    """
+    for name, key in names.items():
+        layer = name if (plain := name.removesuffix(".weight")) in names else plain
+        if layer.endswith(".base_layer"):
+            yield skipped(
+                layer, "a copy of the base's weight, which PEFT saves beside adapted embeddings"
+            )
+        elif ".original_module" in name:
+            yield skipped(layer, "the module's weight before it was trained in full")
+        elif "trainable_tokens" in name:
+            yield skipped(layer, "trained tokens: single rows of the embedding, outside B A")
+        elif (found := NO_FACTORS.fullmatch(name)) is not None:
+            yield skipped(found["layer"], f"LyCORIS ({found['part']}): not a low-rank update B A")
+        elif (why := unreadable(name, tensors.headers[key])) is not None:
+            yield skipped(
+                layer, f"{'not adapted' if whole else 'saved in full, outside B A'}; {why}"
+            )
+        elif base is None:
+            yield skipped(layer, "not adapted: the model's own weight" if whole else NEEDS_BASE)
+        else:
+            yield Layer(layer, partial(_saved_matrices, layer, name, key, tensors, base, whole))
+
+
+def _saved_matrices(
+    layer: str, name: str, key: str, tensors: Tensors, base: BaseModel, whole: bool
+) -> Reading:
+    tuned, weight = tensors.read(key), base.weight_of(name)
+    if isinstance(weight, Skipped):
+        yield Skipped(layer, f"saved in full, outside B A; no dW: {weight.plain}")
+    elif weight.shape != tuned.shape and not resized_vocabulary(layer, weight.shape, tuned.shape):
+        changed = f"from {tuple(weight.shape)} to {tuple(tuned.shape)}"
+        yield Skipped(
+            layer,
+            f"saved in full, outside B A; its shape changed {changed}: there is no difference",
+        )
+    elif whole and _same(tuned, weight):
+        yield Skipped(layer, "not adapted: the base's own weight")
+    else:
+        for (part, after), (_, before) in zip(
+            matrices(layer, tuned), matrices(layer, weight), strict=True
+        ):
+            yield from difference_matrices(part, after, before)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(torch.equal(one, other.to(one.dtype)))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankscope.weights.base_model import NESTED, BaseModel, as_matrix, unreadable
+from rankscope.weights.base_model import NESTED, BaseModel
 from rankscope.weights.difference import against_base
 from rankscope.weights.layer_update import LayerUpdate, update_matrices
 from rankscope.weights.lora_config import CHANGES_BASE
@@ -32,10 +32,20 @@ from rankscope.weights.sharded import (
     whole_shape,
     whole_tensor,
 )
-from rankscope.weights.tensors import READABLE, Header, Tensors, in_memory, one_line
+from rankscope.weights.tensors import (
+    READABLE,
+    Header,
+    Tensors,
+    as_matrix,
+    from_state_dict,
+    one_line,
+    unreadable,
+    without_wrappers,
+)
 
 Chosen = re.Pattern[str] | None
 PEFT_PREFIX = re.compile(r"(^|\.)base_model\.model\.")
+WEIGHTS = ("weight", "in_proj_weight")  # the latter is nn.MultiheadAttention's fused one
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ def full_matrices(
                 if here:
                     assert reference is not None
                     yield from against_base(
-                        layer, name, in_memory("the model", {name: tensor}), reference
+                        layer, name, from_state_dict("the model", {name: tensor}), reference
                     )
             continue
         if here:
@@ -113,16 +123,9 @@ def state_of(reference: Mapping[str, Tensor]) -> BaseModel:
     DTensors in it are gathered as they are read. Raises ``ValueError`` where two names
     are one without their wrappers.
     """
-    plain = {plain_name(name): tensor for name, tensor in reference.items()}
-    if len(plain) < len(reference):
-        raise ValueError(
-            "reference: expected one tensor a name; found names that differ in wrappers alone."
-        )
-    if all(name.startswith("module.") for name in plain):  # DataParallel's own prefix
-        plain = {name.removeprefix("module."): tensor for name, tensor in plain.items()}
-    headers = {name: Header(tuple(tensor.shape), tensor.dtype) for name, tensor in plain.items()}
-    readers = {name: partial(whole_tensor, tensor) for name, tensor in plain.items()}
-    return BaseModel(Tensors("the reference", headers, readers))
+    headers = {name: Header(tuple(one.shape), one.dtype) for name, one in reference.items()}
+    readers = {name: partial(whole_tensor, one) for name, one in reference.items()}
+    return BaseModel(without_wrappers(Tensors("the reference", headers, readers)))
 
 
 def trained_weights(
@@ -163,9 +166,8 @@ def _layer_matrices(layer: str, module: Any, note: str | None) -> Reading:
     parts = [getattr(module, part) for part in module.adapter_layer_names]
     active = [name for name in module.active_adapters if any(name in part for part in parts)]
     base = module.get_base_layer()
-    weight = next(
-        (w for name in _weight_names(module) if (w := getattr(base, name, None)) is not None), None
-    )
+    own = (module.parameter_name,) if hasattr(module, "parameter_name") else WEIGHTS
+    weight = next((w for name in own if (w := getattr(base, name, None)) is not None), None)
     why = None
     if module.merged:
         why = "its adapter is merged into W: call unmerge() first"
@@ -196,15 +198,6 @@ def _layer_matrices(layer: str, module: Any, note: str | None) -> Reading:
         yield from _merged_matrices(layer, module, weight, note)
 
 
-def _weight_names(module: Any) -> tuple[str, ...]:
-    """What the base layer may call its weight; nn.MultiheadAttention has a fused one."""
-    return (
-        (module.parameter_name,)
-        if hasattr(module, "parameter_name")
-        else ("weight", "in_proj_weight")
-    )
-
-
 def _lora_matrices(
     layer: str, module: Any, active: list[str], weight: Tensor | Skipped, note: str | None
 ) -> Reading:
@@ -230,7 +223,7 @@ def _lora_matrices(
 def _parameter_matrices(
     parameter: str, module: Any, active: list[str], weight: Tensor, note: str | None
 ) -> Reading:
-    """Of each expert of a stack, or of one matrix: rankscope.weights.experts has the layout."""
+    """Of each expert of a stack, or of one matrix; ``peft_experts`` has the layout."""
     E = module.num_experts
     for e in range(E):
         B, A, scale = _summed(

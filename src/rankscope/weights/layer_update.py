@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rankscope.linalg import Dense, LowRank, Operator, RowScaled, row_norms, stable_rank
-from rankscope.weights.base_model import as_matrix
 from rankscope.weights.matrix import Matrix, Skipped
-from rankscope.weights.tensors import finite
+from rankscope.weights.tensors import as_matrix, finite
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import regex
 
 from rankscope.weights.limits import LAYERS, PATTERN_SECONDS, PATTERNS_SECONDS, Stopwatch
+from rankscope.weights.matrix import Skipped
 
 T = TypeVar("T")
 
@@ -114,14 +116,14 @@ def lora_config(path: Path, content: Mapping[str, Any]) -> LoraConfig:
     start = str(content.get("init_lora_weights", "")).lower()
     return LoraConfig(
         path=path,
-        r=_rank(path, "r", content.get("r", 8)),
-        lora_alpha=_alpha(path, "lora_alpha", content.get("lora_alpha", 8)),
+        r=whole_number(path, "r", content.get("r", 8)),
+        lora_alpha=number(path, "lora_alpha", content.get("lora_alpha", 8)),
         rank_pattern={
-            key: _rank(path, f"rank_pattern {key}", v)
+            key: whole_number(path, f"rank_pattern {key}", v)
             for key, v in _pattern(path, content, "rank_pattern")
         },
         alpha_pattern={
-            key: _alpha(path, f"alpha_pattern {key}", v)
+            key: number(path, f"alpha_pattern {key}", v)
             for key, v in _pattern(path, content, "alpha_pattern")
         },
         use_rslora=bool(content.get("use_rslora")),
@@ -133,6 +135,19 @@ def lora_config(path: Path, content: Mapping[str, Any]) -> LoraConfig:
         unlike_lora=_unlike_lora(content),
         mergeable=not start.startswith(FOR_ONCE) and not content.get("arrow_config"),
     )
+
+
+def original_layer(layer: str, replicated: Sequence[int]) -> str | Skipped:
+    """The layer of the base that a replicated layer shares its weight with:
+    PEFT's ``layer_replication``."""
+    found = re.search(r"(?<![^.])(?:layers|layer|h)\.(\d+)(?=\.)", layer) if replicated else None
+    if found is None:
+        return layer
+    if int(found[1]) >= len(replicated):
+        return Skipped(
+            layer, f"W and W + dW: layer_replication makes {len(replicated)} layers, no more"
+        )
+    return f"{layer[: found.start(1)]}{replicated[int(found[1])]}{layer[found.end(1) :]}"
 
 
 def not_low_rank(source: str, peft_type: object, why: str) -> ValueError:
@@ -200,7 +215,8 @@ def _names(path: Path, names: object) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _rank(path: Path, name: str, value: object) -> int:
+def whole_number(path: Path, name: str, value: object) -> int:
+    """A rank or a count from 1. ``ValueError``, one line, for anything else."""
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
         raise ValueError(
             f"{path}: expected {name:.80} to be a whole number from 1; found {value!r:.40}."
@@ -208,7 +224,8 @@ def _rank(path: Path, name: str, value: object) -> int:
     return value
 
 
-def _alpha(path: Path, name: str, value: object) -> float:
+def number(path: Path, name: str, value: object) -> float:
+    """A finite number. ``ValueError``, one line, for anything else."""
     try:
         finite = type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
     except OverflowError:  # a whole number of 400 digits

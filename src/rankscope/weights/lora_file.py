@@ -19,16 +19,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rankscope.weights.base_model import BaseModel, as_matrix
-from rankscope.weights.fused import fused_factor
+from rankscope.weights.base_model import BaseModel
+from rankscope.weights.difference import saved_layers
+from rankscope.weights.factor_forms import fused_factor, loha, lokr
 from rankscope.weights.layer_update import LayerUpdate, update_matrices
 from rankscope.weights.lora_config import LoraConfig, lora_config
 from rankscope.weights.lora_names import LoraNames, Site
 from rankscope.weights.lora_settings import UNPLACED, LitGpt, Settings
-from rankscope.weights.lycoris import loha, lokr
 from rankscope.weights.matrix import Layer, Reading, Skipped
-from rankscope.weights.modules_to_save import saved_layers
-from rankscope.weights.tensors import READABLE, Tensors, finite, once
+from rankscope.weights.tensors import READABLE, Tensors, as_matrix, finite, once
 
 METADATA = (
     "lora_adapter_metadata"  # where diffusers keeps the LoraConfig of each of a pipeline's models
@@ -37,7 +36,6 @@ EMBEDDING = re.compile(r"(.*\.)?(\w*embed\w*|wte|wpe|shared)")
 OWN_WEIGHT = (
     "the file holds this layer's own weight, too: saved after .eval(), it contains s B A already"
 )
-NO_OTHERS = "LyCORIS ({part}): not a low-rank update B A"
 
 
 @dataclass(frozen=True)

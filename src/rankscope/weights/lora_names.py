@@ -8,11 +8,10 @@ Letters: m rows (out), n columns (in), r rank, k a kernel's side. Of every style
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from rankscope.weights.difference import natural
-from rankscope.weights.tensors import Tensors
+from rankscope.weights.tensors import READABLE, Tensors, natural
 
 LAYER = r"(?P<layer>.+?)"
 # Style -> what follows the layer's name. diffusers had several ways over the years:
@@ -42,6 +41,10 @@ LETTER = {
     "lora_magnitude_vector": "magnitude", "m": "magnitude", "w_norm": "diff", "b_norm": "diff_b",
 }  # fmt: skip
 NO_FACTORS = re.compile(LAYER + r"\.(?P<part>oft_blocks|oft_diag|on_input|a1|a2|b1|b2|bm)\b.*")
+# What names the two factors of a pair; other names count only where r is small.
+SAID = re.compile(r"lora|adapter|(^|[._])(a|b|down|up|left|right|low|rank)([._]|$)", re.IGNORECASE)
+# times r at most min(m, n), of a pair whose names say nothing: a transformer's MLP has 4 r = m = n
+SMALL = 4
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,29 @@ def is_adapter(tensors: Tensors) -> bool:
     return bool(beside) and all(
         found and LETTER.get(found["part"], found["part"]).startswith("diff") for found in beside
     )
+
+
+def check_no_factors(tensors: Tensors) -> None:
+    """``ValueError`` where more than two thirds of a file's matrices are pairs of factors."""
+    shapes = {
+        name: header.shape
+        for name, header in tensors.headers.items()
+        if header.dtype in READABLE and len(header.shape) == 2
+    }
+    modules: dict[str, list[str]] = {}
+    for name in shapes:
+        modules.setdefault(_module(name), []).append(name)
+    pairs = [names for names in modules.values() if len(names) == 2 and _are_factors(names, shapes)]
+    if 3 * len(pairs) > len(shapes):
+        one, other = pairs[0]
+        raise ValueError(
+            f"{tensors.where}: expected weights, or factors under names of a LoRA format; "
+            "found pairs that look "
+            f"like factors (r, n) and (m, r), such as {one} {shapes[one]} and {other} "
+            f"{shapes[other]}. "
+            "Rename them to LAYER.lora_A and LAYER.lora_B, or give the base that they are "
+            "weights beside: --base MODEL"
+        )
 
 
 def lora_styles(tensors: Tensors) -> set[str]:
@@ -158,3 +184,17 @@ def _incomplete(site: Site) -> Iterator[tuple[str, str]]:
                     for x in ("_a", "_b")
                     if f"{half}{x}" not in parts
                 )
+
+
+def _module(name: str) -> str:
+    return name.removesuffix(".weight").rpartition(".")[0]
+
+
+def _are_factors(names: list[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    for one, other in (names, names[::-1]):
+        (r, n), (m, r2) = shapes[one], shapes[other]
+        if r == r2 and r <= min(m, n):
+            ends = [name.removeprefix(_module(names[0])) for name in names]
+            if all(SAID.search(end) for end in ends) or SMALL * r < min(m, n):
+                return True
+    return False

@@ -17,17 +17,16 @@ from typing import Any
 
 from torch import Tensor
 
-from rankscope.weights.base_model import NESTED, BaseModel, original_layer
-from rankscope.weights.difference import natural
-from rankscope.weights.fused import fused_factor
+from rankscope.weights.base_model import NESTED, BaseModel
+from rankscope.weights.difference import saved_layers
+from rankscope.weights.factor_forms import fused_factor
 from rankscope.weights.layer_update import LayerUpdate, update_matrices
-from rankscope.weights.lora_config import LoraConfig, lora_config
+from rankscope.weights.lora_config import LoraConfig, lora_config, original_layer
 from rankscope.weights.lora_settings import UNPLACED, PeftSettings
 from rankscope.weights.matrix import Layer, Reading, Skipped
-from rankscope.weights.modules_to_save import saved_layers
 from rankscope.weights.peft_experts import expert_matrices, targeted_parameter
 from rankscope.weights.peft_merge import merged_layers
-from rankscope.weights.tensors import READABLE, Tensors, renamed
+from rankscope.weights.tensors import READABLE, Tensors, natural, renamed
 
 # The adapter's name stands between part and suffix in a file that PEFT's own
 # save_pretrained did not write.
@@ -35,6 +34,7 @@ PART = re.compile(
     r"(?P<layer>.+?)\.(?P<part>lora_\w+)(\.(?!weight$|bias$)[^.]+)?(?P<bias>\.bias)?(\.weight)?"
 )
 WRAPPED = re.compile(r"\.(?:modules_to_save\.[^.]+|original_module)(?=\.)")
+OUTER = re.compile(r"^base_model\.(model\.)?")
 PAIRS = (("lora_B", "lora_A"), ("lora_embedding_B", "lora_embedding_A"))
 
 
@@ -47,9 +47,7 @@ class Adapter:
     tensors: Tensors
     sites: dict[str, dict[str, str]]
     others: dict[str, str]  # name in the base -> tensor name
-    own: BaseModel | None = (
-        None  # the base, where the file is a whole model's state that holds it, too
-    )
+    own: BaseModel | None = None  # the base, where the file is a whole model's state with it
 
 
 def open_adapter(path: Path, content: Mapping[str, Any], tensors: Tensors) -> Adapter:
@@ -74,11 +72,7 @@ def sort_parts(tensors: Tensors, content: Mapping[str, Any], config: LoraConfig)
     others: dict[str, str] = {}
     frozen: dict[str, str] = {}  # weights as they were before
     for name in sorted(tensors, key=natural):
-        plain = (
-            name.removeprefix("base_model.").removeprefix("model.")
-            if name.startswith("base_model.")
-            else name
-        )
+        plain = OUTER.sub("", name)
         found = PART.fullmatch(plain)
         if found is None:
             if ".original_module." in plain:
@@ -173,13 +167,9 @@ def _placed(
     r = B.shape[1]
     if A.shape[0] % r or r != adapter.config.rank_of(layer):
         _check_fit(adapter, layer, B, A)
-    total = weight.shape[0] if isinstance(weight, Tensor) else None
-    if (
-        isinstance(weight, Tensor)
-        and weight.shape[0] == A.shape[1]
-        and weight.shape[1] != A.shape[1]
-    ):
-        total = weight.shape[1]
+    total = None
+    if isinstance(weight, Tensor):  # (in, out) where only the first side fits A
+        total = weight.shape[1 if weight.shape[0] == A.shape[1] != weight.shape[1] else 0]
     settings = PeftSettings(adapter.config, adapter.content)
     fusion, doubt = settings.fusion(layer, A.shape[0] // r, B.shape[0], total)
     if doubt == UNPLACED and weight is not None:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from rankscope.linalg import Dense
-from rankscope.weights.base_model import BaseModel, as_matrix
+from rankscope.weights.base_model import BaseModel
 from rankscope.weights.matrix import Layer, Matrix, Reading, Skipped
-from rankscope.weights.tensors import Tensors, finite, one_line
+from rankscope.weights.tensors import Tensors, as_matrix, finite, one_line
 
 PREFIX = "base_model.model."
 # Why there is no one W' - W, or none that files tell.

@@ -13,16 +13,16 @@ from typing import Any
 
 from rankscope.weights.base_model import BaseModel, open_base_model
 from rankscope.weights.checkpoints import FILES, INDEXES, open_file, open_place, read_json
-from rankscope.weights.difference import checkpoint_layers
-from rankscope.weights.factor_pairs import check_no_factors
+from rankscope.weights.difference import checkpoint_layers, saved_layers
 from rankscope.weights.hub import Place, place
-from rankscope.weights.lora_config import lora_config
+from rankscope.weights.lora_config import lora_config, not_low_rank
 from rankscope.weights.lora_file import lora_layers
-from rankscope.weights.lora_names import is_adapter, lora_names, lora_styles
+from rankscope.weights.lora_names import check_no_factors, is_adapter, lora_names, lora_styles
 from rankscope.weights.lora_settings import Given, PeftSettings, Settings, adapterhub, litgpt, mlx
 from rankscope.weights.matrix import Layer, Reading, selected, skipped
-from rankscope.weights.peft_files import PeftFiles, peft_layers
-from rankscope.weights.tensors import Tensors, unwrapped
+from rankscope.weights.peft_adapter import adapter_layers, open_adapter
+from rankscope.weights.peft_merge import NO_DIFFERENCE, adapted_layers, merged_layers
+from rankscope.weights.tensors import Tensors, without_wrappers
 
 CONFIG = "adapter_config.json"
 # PEFT's, torchtune's, AdapterHub's and MLX's; then a whole model's state with the factors in it.
@@ -50,6 +50,19 @@ class Found:
     content: Mapping[str, Any]
     folder: Path | None
     neighbours: tuple[str, ...] = ()  # folders inside with adapters of their own
+
+    @property
+    def base_model(self) -> str:
+        """The base as its configuration names it, quoted for a shell."""
+        name = self.content.get("base_model_name_or_path")
+        return shlex.quote(name) if isinstance(name, str) and name else "MODEL"
+
+    def revision_of(self, base: str | Path) -> str | None:
+        """The revision of ``base`` that the configuration says the adapter was trained on."""
+        revision = self.content.get("revision")
+        named = str(base) == self.content.get("base_model_name_or_path")
+        known = isinstance(revision, str) and revision and not Path(base).is_dir()
+        return revision if named and known else None
 
 
 def read(
@@ -79,12 +92,7 @@ def read(
         found = _place(place(source, revision=revision, subfolder=subfolder))
     pretrained = None
     if base is not None:
-        meant = (
-            None
-            if Path(base).is_dir()
-            else PeftFiles(path, found.content, found.tensors).revision_of(base)
-        )
-        pretrained = open_base_model(base, revision=base_revision or meant)
+        pretrained = open_base_model(base, revision=base_revision or found.revision_of(base))
     return selected(_layers(found, pretrained, alpha), layers)
 
 
@@ -133,11 +141,11 @@ def _place(where: Place) -> Found:
 
 
 def _layers(found: Found, base: BaseModel | None, alpha: float | None) -> Iterator[Layer]:
-    tensors = unwrapped(found.tensors)
+    tensors = without_wrappers(found.tensors)
     styles = lora_styles(tensors)
     if found.config is not None and _is_peft(found.content, styles):
         _refuse_alpha(alpha, found)
-        yield from peft_layers(PeftFiles(found.config, found.content, tensors), found.source, base)
+        yield from _peft(found, found.config, tensors, base)
     elif not is_adapter(tensors):
         yield from _checkpoint(found, tensors, base)
     else:
@@ -154,6 +162,35 @@ def _layers(found: Found, base: BaseModel | None, alpha: float | None) -> Iterat
         yield from lora_layers(tensors, names, settings, base)
     for name in found.neighbours:
         yield skipped(name, f"another adapter in this folder: type --subfolder {shlex.quote(name)}")
+
+
+def _peft(found: Found, config: Path, tensors: Tensors, base: BaseModel | None) -> Iterator[Layer]:
+    """An adapter of any of PEFT's methods. ``ValueError``, one line, where it cannot be
+    measured."""
+    method = str(found.content.get("peft_type"))[:40]
+    if method == "LORA":
+        yield from adapter_layers(open_adapter(config, found.content, tensors), base)
+        return
+    if method in NO_DIFFERENCE or not _known_to_peft(method):
+        why = NO_DIFFERENCE.get(method, "no method that PEFT knows")
+        raise not_low_rank(found.source, method, f": {why}.")
+    if base is None:
+        command = f"rankscope measure {shlex.quote(found.source)} --base {found.base_model}"
+        why = f". With its base the true W' - W can be measured, so type: {command}"
+        raise not_low_rank(found.source, method, why)
+    layers, others = adapted_layers(tensors, base)
+    if layers.keys() == {""}:
+        base.check_same_model([*tensors], found.source, matched=False)
+    yield from merged_layers(found.content, tensors, layers, base)
+    for name in layers[""]:
+        yield skipped(name, "shared by all layers, and part of each W' - W")
+    yield from saved_layers(tensors, others, base)
+
+
+def _known_to_peft(method: str) -> bool:
+    from peft import PeftType
+
+    return method in PeftType.__members__
 
 
 def _checkpoint(found: Found, tensors: Tensors, base: BaseModel | None) -> Iterator[Layer]:

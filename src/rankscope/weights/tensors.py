@@ -26,6 +26,7 @@ WRAPPED = re.compile(
 PARALLEL = (
     "module."  # and what DataParallel, DistributedDataParallel and DeepSpeed put before all of them
 )
+EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,41 @@ def finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor).all())
 
 
-def in_memory(where: str, tensors: Mapping[str, Tensor]) -> Tensors:
+def unreadable(name: str, header: Header) -> str | None:
+    """Why a tensor can't be measured as one matrix; None where it can."""
+    if header.dtype not in READABLE:
+        kind = (
+            str(header.dtype).removeprefix("torch.")
+            if header.dtype
+            else "of a dtype that torch doesn't know"
+        )
+        return f"{name} is {kind}: a buffer or a packed weight, not a weight matrix"
+    if len(header.shape) < 2:
+        return f"{name} is a vector or a scalar of shape {header.shape}"
+    if 0 in header.shape:
+        return f"{name} is empty: shape {header.shape}"
+    return None
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """(out, in) as it is; a convolution (out, in, k, ...) as (out, in k ...)."""
+    return weight.flatten(1)
+
+
+def matrices(layer: str, weight: Tensor) -> list[tuple[str, Tensor]]:
+    """The matrices of one stored weight: itself, or each expert of a stack (E, m, n) as
+    ``layer[e]``."""
+    if weight.ndim == 3 and EXPERTS.search(layer):
+        return [(f"{layer}[{e}]", weight[e]) for e in range(len(weight))]
+    return [(layer, as_matrix(weight))]
+
+
+def natural(name: str) -> list[str | int]:
+    """A sorting key with layer.2 before layer.10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def from_state_dict(where: str, tensors: Mapping[str, Tensor]) -> Tensors:
     """A state dictionary, seen as if it were a file."""
     headers = {name: Header(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     return Tensors(where, headers, {name: _constant(tensor) for name, tensor in tensors.items()})
@@ -96,7 +131,7 @@ def _constant(tensor: Tensor) -> Callable[[], Tensor]:
     return lambda: tensor
 
 
-def unwrapped(tensors: Tensors) -> Tensors:
+def without_wrappers(tensors: Tensors) -> Tensors:
     """The same tensors under the names that the model has without the wrappers around it and its
     parts.
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rankscope.weights.limits import PICKLE_BYTES, TUPLE_SIZE
-from rankscope.weights.tensors import Tensors, in_memory, one_line
+from rankscope.weights.tensors import Tensors, from_state_dict, one_line
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 MAGIC = 0x1950A86A20F9469CFC6C  # the first of the four pickles before the tensors of torch < 1.6
@@ -79,7 +79,7 @@ def open_torch(path: Path) -> Tensors:
             f"{path}: expected a complete file written by torch.save; found {one_line(error)}. "
             "Download or save the file again."
         ) from error
-    return in_memory(str(path), _state_dict(path, loaded))
+    return from_state_dict(str(path), _state_dict(path, loaded))
 
 
 class Unsafe(Exception):
