@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 import torch
 
-from rankscope.study.study_file import Study, Trial
+from rankscope.study.study_file import Study
+from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.one_at_a_time import PeftTrial

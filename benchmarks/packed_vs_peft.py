@@ -48,7 +48,8 @@ from transformers.utils import logging
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.cost import operations
 from rankscope.study.packing import packs
-from rankscope.study.study_file import Study, Trial
+from rankscope.study.study_file import Study
+from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.plan import matrix_rate
 from rankscope.sweep.run import provenance, trainer

@@ -34,7 +34,8 @@ from rankscope.analysis.frames import COMPARISON, LATER
 from rankscope.analysis.selection import chosen
 from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
-from rankscope.study.study_file import Study, Trial
+from rankscope.study.study_file import Study
+from rankscope.study.trial import Trial
 from rankscope.sweep.worker import Worker
 
 WIDTH = {"lab": 128}

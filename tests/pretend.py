@@ -11,7 +11,8 @@ import pandas as pd
 
 from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
-from rankscope.study.study_file import Study, Trial
+from rankscope.study.study_file import Study
+from rankscope.study.trial import Trial
 from rankscope.sweep.worker import Worker
 
 TEXT = """

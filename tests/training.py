@@ -15,8 +15,9 @@ from transformers import AutoModelForSequenceClassification, get_linear_schedule
 
 from conftest import TARGETS
 from rankscope.study.packing import packs
-from rankscope.study.study_file import Study, Trial
+from rankscope.study.study_file import Study
 from rankscope.study.tasks import TASKS
+from rankscope.study.trial import Trial
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded, encode, read_split
 from rankscope.train.full import FullPack

@@ -20,7 +20,7 @@ from rankscope.store.log import Claim, Log
 from rankscope.store.storage import LocalStorage
 from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
-from rankscope.study.study_file import Trial
+from rankscope.study.trial import Trial
 from rankscope.sweep import worker as worker_loop
 from rankscope.sweep.worker import DEATHS, Worker, given_up
 

@@ -16,7 +16,8 @@ from pretend import STUDY, TEXT, TRIALS, WIDTH, create, pretend, run, spectra
 from rankscope.store.files import read_json, write_json
 from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
-from rankscope.study.study_file import Study, Trial
+from rankscope.study.study_file import Study
+from rankscope.study.trial import Trial
 from rankscope.sweep.worker import Worker, missing
 
 

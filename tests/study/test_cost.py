@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from memory import Peak
 from rankscope.study.cost import Rows, Widths, memory, operations, widths
-from rankscope.study.study_file import Study, Trial
+from rankscope.study.study_file import Study
+from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.full import FullPack

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from rankscope.study.packing import packs
-from rankscope.study.recipe import Recipe
-from rankscope.study.study_file import Study, Trial, builtin
+from rankscope.study.study_file import Study, builtin
+from rankscope.study.tasks import Recipe
+from rankscope.study.trial import Trial
 
 TEXT = """
 name = "t"

@@ -17,7 +17,7 @@ from pretend import pretend
 from rankscope.store.lease import FailureDetector
 from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
-from rankscope.study.study_file import Trial
+from rankscope.study.trial import Trial
 from rankscope.sweep.processes import run_processes
 from rankscope.sweep.worker import Worker
 from rankscope.sweep.worker_process import serve

@@ -10,7 +10,8 @@ import pytest
 
 from rankscope.store.store import Store
 from rankscope.study.cost import base_memory, device_named, memory, widths
-from rankscope.study.study_file import Study, Trial
+from rankscope.study.study_file import Study
+from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.machine import (
     PACK_SIZE,

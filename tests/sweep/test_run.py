@@ -23,8 +23,9 @@ from transformers import AutoModelForSequenceClassification
 
 from conftest import TARGETS
 from rankscope.store.store import Store
-from rankscope.study.study_file import Study, Trial
+from rankscope.study.study_file import Study
 from rankscope.study.tasks import TASKS
+from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.run import run, train, worker_job
 from rankscope.sweep.status import status

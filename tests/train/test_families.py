@@ -24,7 +24,8 @@ from transformers.pytorch_utils import Conv1D
 from conftest import save_model
 from families import FAMILIES
 from rankscope.store.trial_dir import TrialDir
-from rankscope.study.study_file import Study, Trial
+from rankscope.study.study_file import Study
+from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.train.loop import train_pack
 from rankscope.train.model import stream

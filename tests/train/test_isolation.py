@@ -31,7 +31,8 @@ from transformers import (
 from conftest import SIZES, save_tiny_model, sizes
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.packing import packs
-from rankscope.study.study_file import Study, Trial
+from rankscope.study.study_file import Study
+from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.plan import forecast
 from rankscope.train.adapters import AdapterPack

@@ -7,8 +7,7 @@ together, and each place takes its values equally often in good and in bad sente
 
 from __future__ import annotations
 
-from rankscope.lab.stable_random import StableRandom
-from rankscope.lab.words import MEN, MOTIONS, NOUNS, WOMEN
+from rankscope.lab.words import MEN, MOTIONS, NOUNS, WOMEN, StableRandom
 
 _ADJECTIVES = (
     "old",

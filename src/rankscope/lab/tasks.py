@@ -12,17 +12,55 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from rankscope.lab import TASKS, acceptability, entailment, paraphrase
-from rankscope.lab.stable_random import StableRandom
+from rankscope.lab import TASKS, acceptability
+from rankscope.lab.words import HOURS, MOTIONS, OPPOSITES, PEOPLE, QUALITIES, StableRandom
 
 SIZES = {"train": 2000, "validation": 500}
 
 Row = dict[str, str | int]
 
+_TIMES = tuple(time for _, times in HOURS for time in times)
+
+
+def paraphrase(random: StableRandom, label: int) -> Row:
+    """Whether two sentences name the same time of day (label 1) in other words.
+
+    No word decides: each way to name a time stands equally often under both labels.
+
+    ``The weary duke walked at dawn.`` and ``The duke walked in the morning.``, or ``in the night``.
+    """
+    when = random.below(2)
+    quality, person = random.pick(random.pick(QUALITIES)), random.pick(random.pick(PEOPLE))
+    verb = random.pick(MOTIONS)[1]
+    echo = HOURS[when if label else 1 - when][0]
+    return {
+        "sentence1": f"The {quality} {person} {verb} {random.pick(HOURS[when][1])}.",
+        "sentence2": f"The {person} {verb} {echo}.",
+        "label": label,
+    }
+
+
+def entailment(random: StableRandom, label: int) -> Row:
+    """Whether the second sentence follows from the first (label 0) or is contradicted by it (1).
+
+    No word decides: the second sentence repeats the first one's state or names its opposite, and
+    both words of each pair of opposites stand equally often on either side under both labels.
+
+    ``The weary duke was awake at dawn.`` and ``The duke was awake.``, or ``asleep``.
+    """
+    states, k = random.pick(OPPOSITES), random.below(2)
+    quality, person = random.pick(random.pick(QUALITIES)), random.pick(random.pick(PEOPLE))
+    return {
+        "sentence1": f"The {quality} {person} was {states[k]} {random.pick(_TIMES)}.",
+        "sentence2": f"The {person} was {states[1 - k if label else k]}.",
+        "label": label,
+    }
+
+
 _GRAMMARS = {
     "acceptability": acceptability.row,
-    "paraphrase": paraphrase.row,
-    "entailment": entailment.row,
+    "paraphrase": paraphrase,
+    "entailment": entailment,
 }
 
 

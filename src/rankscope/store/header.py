@@ -1,7 +1,6 @@
-"""store.json: the study that a store holds, and what tells its data and models from others of the
-same name.
+"""store.json: the study that a store holds, and which study may go on in it.
 
-A copy lies in cache/; where store.json is missing or damaged, the copy is read, and the next run
+A copy lies in cache/. Where store.json is missing or damaged, the copy is read, and the next run
 writes it back.
 """
 
@@ -15,8 +14,8 @@ from typing import Any
 
 from rankscope.store.files import DamagedFile, dumps, loads
 from rankscope.store.log_files import LOG, entry_name, entry_numbers
-from rankscope.store.same_study import check_same_inputs, check_same_study
 from rankscope.store.storage import LocalStorage, Storage
+from rankscope.study.sections import Fixed
 from rankscope.study.study_file import Study
 
 NAME, COPY = "store.json", "cache/store.json"
@@ -138,3 +137,35 @@ def _begun_again(
         "format": 1,
         "id": Counter(e.get("store", "") for e in found).most_common(1)[0][0],
     }
+
+
+def check_same_study(path: str, header: dict[str, Any], study: Study) -> None:
+    old, new = header["study"], study.model_dump(mode="json")
+    if old["name"] != new["name"]:
+        raise ValueError(
+            f"{path}: this store holds study {old['name']!r}; found study {new['name']!r}. "
+            "Name another --store"
+        )
+    # `data` may move to another path: its fingerprint says whether it is the same; retries change
+    # no result and what is said of a task that is new here changes nothing either
+    before, after = ({**Fixed().model_dump(mode="json"), **study["fixed"]} for study in (old, new))
+    for fixed in (before, after):
+        fixed["task"] = {
+            name: own for name, own in fixed["task"].items() if name in old["scientific"]["task"]
+        }
+    changed = [k for k in after if k not in ("data", "retries") and after[k] != before[k]]
+    if changed:
+        key = changed[0]
+        raise ValueError(
+            f"{path}: this store was begun with {key} = {before[key]}; found {after[key]}. "
+            "Fixed parameters are the same in every trial: name another --store"
+        )
+
+
+def check_same_inputs(path: str, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    for key, value in new.items():
+        if old.get(key, value) != value:
+            raise ValueError(
+                f"{path}: {key.replace('/', ' ', 1)} has changed since this store was begun "
+                f"(SHA-256 {old[key][:12]}, now {value[:12]}). Restore it, or name another --store"
+            )

@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from rankscope.store.inspection import Inspection, inspect, is_whole
-from rankscope.store.integrity import own_record
+from rankscope.store.integrity import Inspection, inspect, is_whole, own_record
 from rankscope.store.log import Log
 from rankscope.store.storage import Storage
 from rankscope.store.trial_dir import DONE, result_in

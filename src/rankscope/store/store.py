@@ -15,30 +15,33 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
-from rankscope.store import trial_tables
-from rankscope.store.files import DamagedFile, dumps, loads
+from rankscope.store.files import DamagedFile
 from rankscope.store.header import begin_or_open, read_header
-from rankscope.store.inspection import Inspection, inspect
-from rankscope.store.integrity import mismatch, of_kind
+from rankscope.store.integrity import Inspection, inspect, mismatch, of_kind
 from rankscope.store.log import Log
-from rankscope.store.pack_table import pack_table, table_name
 from rankscope.store.recovery import clean, place, recover
 from rankscope.store.storage import LocalStorage, Storage
-from rankscope.store.tables import Tables
+from rankscope.store.tables import (
+    Tables,
+    metrics_frame,
+    pack_table,
+    read_comparison,
+    spectra_frame,
+    table_name,
+    trials_frame,
+    write_comparison,
+)
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.packing import no_share, packs
-from rankscope.study.study_file import Study, Trial
-
-COMPARISON, COMPARISON_OF = "comparison.parquet", "comparison.json"
+from rankscope.study.study_file import Study
+from rankscope.study.trial import Trial
 
 
 class Store:
@@ -180,7 +183,7 @@ class Store:
         """One row per finished trial: configuration, status, best and last value of its task's
         metric; ``budget`` is 2 where it trained for twice as long as the study says
         (``[[arm]]``)."""
-        frame = trial_tables.trials(self._records())
+        frame = trials_frame(self._records())
         budgets: dict[str, float] = {}
         for study in self._studies():
             budgets |= study.budgets(self._header["largest_rank"])
@@ -189,13 +192,13 @@ class Store:
     def metrics(self) -> pd.DataFrame:
         """One row per evaluation; ``metric_value`` is the task's metric, further metrics
         have columns of their own."""
-        return trial_tables.metrics(self._records())
+        return metrics_frame(self._records())
 
     def spectra(self) -> pd.DataFrame:
         """One row per (trial, step, layer, matrix): stable rank with its bounds, and norms."""
         parts = list(self.spectra_parts())
         if not parts:
-            return trial_tables.spectra([])
+            return spectra_frame([])
         return pd.concat(parts, ignore_index=True).sort_values(
             "trial", kind="stable", ignore_index=True
         )
@@ -204,7 +207,7 @@ class Store:
         """The same in parts of whole trials, each read when it is asked for; together they are in
         no order."""
         for table in self._tables(self.done_ids()).spectra():
-            yield trial_tables.spectra([table])
+            yield spectra_frame([table])
 
     def _records(self) -> dict[str, dict[str, Any]]:
         return self._tables(self.done_ids()).records()
@@ -219,42 +222,15 @@ class Store:
     def comparison(self) -> pd.DataFrame:
         """LoRA against full fine-tuning, per layer; empty when the study has only one of them, or
         where the file is damaged (``comparison_fault``)."""
-        return self._comparison()[0]
+        return read_comparison(self.storage, trials=self.hash)[0]
 
     def comparison_fault(self) -> str | None:
         """Why the comparison must be made again: never was, is damaged, or is of other
         trials than are finished."""
-        return self._comparison()[1]
-
-    def _comparison(self) -> tuple[pd.DataFrame, str | None]:
-        said: dict[str, Any] | None = None
-        try:
-            said = loads(self.storage.read(COMPARISON_OF), COMPARISON_OF)
-            data = self.storage.read(COMPARISON)
-            if hashlib.sha256(data).hexdigest() != said["parquet"]:
-                return pd.DataFrame(), f"{COMPARISON} is damaged"
-            frame = pd.read_parquet(io.BytesIO(data))
-        except FileNotFoundError:
-            if said is not None or not self.storage.exists(COMPARISON):
-                return pd.DataFrame(), f"{COMPARISON} is missing"
-            return self._older_comparison()
-        except (OSError, ValueError, KeyError, pa.ArrowException):
-            return pd.DataFrame(), f"{COMPARISON} or {COMPARISON_OF} is damaged"
-        return frame, None if said["trials"] == self.hash() else f"{COMPARISON} is of other trials"
-
-    def _older_comparison(self) -> tuple[pd.DataFrame, str | None]:
-        """As older versions wrote it, without a word about the trials that it was made of."""
-        try:
-            frame = pd.read_parquet(io.BytesIO(self.storage.read(COMPARISON)))
-        except (OSError, ValueError, pa.ArrowException):
-            return pd.DataFrame(), f"{COMPARISON} is damaged"
-        return frame, None
+        return read_comparison(self.storage, trials=self.hash)[1]
 
     def write_comparison(self, comparison: pd.DataFrame) -> None:
-        data = comparison.to_parquet(index=False)
-        self.storage.write(COMPARISON, data)
-        said = {"parquet": hashlib.sha256(data).hexdigest(), "trials": self.hash()}
-        self.storage.write(COMPARISON_OF, dumps(said))
+        write_comparison(self.storage, comparison, trials=self.hash())
 
     # what workers write
 

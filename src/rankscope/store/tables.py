@@ -1,27 +1,87 @@
-"""All finished trials as tables, read pack by pack."""
+"""Finished trials as tables.
+
+The tables of a pack's trials are written with its commit into one Parquet file, so that readers
+need not open four files a trial: the spectra, and in the metadata what each trial's other files
+say. The commit bears its SHA-256. The trials stay the truth: where a pack's table is missing or is
+not what was committed, its trials are read themselves, and the table is made again.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
+import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from rankscope.store.files import DamagedFile, dumps, loads
+from rankscope.store.files import DamagedFile, dumps, loads, read_json
 from rankscope.store.integrity import versions_digest
 from rankscope.store.log import Log
-from rankscope.store.pack_table import PackTable, pack_table, table_name
 from rankscope.store.storage import LocalStorage, Storage
-from rankscope.store.trial_dir import RECORDS, TrialDir
+from rankscope.store.trial_dir import RECORDS, SPECTRA, TRIAL, TrialDir
 
-# that the spectra are read in: all at once they would take more memory than all else together
+COMPARISON, COMPARISON_OF = "comparison.parquet", "comparison.json"
+# parts that the spectra are read in: all at once they would take more memory than all the rest
 PARTS = 16
+_RECORDS = b"rankscope.records"
 _INDEX = "cache/packs/index.json"
+
+
+def table_name(claim: int) -> str:
+    return f"cache/packs/{claim}.parquet"
+
+
+def record(folder: TrialDir) -> dict[str, Any]:
+    """What a trial's small files say: ``trial``, ``versions``, ``machine``, ``result``,
+    ``metrics``."""
+    said = read_json(folder.path / TRIAL)
+    kept = {key: said[key] for key in ("trial", "versions", "machine") if key in said}
+    return kept | {"result": folder.result(), "metrics": folder.metrics()}
+
+
+def read_spectra(folder: TrialDir) -> pa.Table:
+    """A trial's spectra, with its id in the column "trial"."""
+    table = pq.ParquetFile(folder.path / SPECTRA).read().replace_schema_metadata(None)
+    return table.append_column("trial", pa.repeat(folder.path.name, len(table)))
+
+
+def pack_table(folders: Sequence[TrialDir]) -> bytes:
+    spectra = pa.concat_tables(map(read_spectra, folders), promote_options="default")
+    records = {folder.path.name: record(folder) for folder in folders}
+    metadata = {_RECORDS: json.dumps(records).encode()}
+    buffer = pa.BufferOutputStream()
+    pq.write_table(spectra.replace_schema_metadata(metadata), buffer)
+    return buffer.getvalue().to_pybytes()
+
+
+@dataclass(frozen=True)
+class PackTable:
+    """One that is what its commit says."""
+
+    data: bytes
+
+    @classmethod
+    def checked(cls, data: bytes, committed: Sequence[Any]) -> PackTable | None:
+        size, digest = committed
+        same = len(data) == size and hashlib.sha256(data).hexdigest() == digest
+        return cls(data) if same else None
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Trial -> ``record``."""
+        metadata = pq.read_metadata(pa.BufferReader(self.data)).metadata
+        return json.loads(metadata[_RECORDS])
+
+    def spectra(self) -> pa.Table:
+        return pq.read_table(pa.BufferReader(self.data)).replace_schema_metadata(None)
 
 
 class Tables:
@@ -39,7 +99,7 @@ class Tables:
             self._index = dict(loads((storage.root / _INDEX).read_bytes(), _INDEX)["tables"])
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """Trial -> what its small files say (``pack_table.record``), in the order of the ids."""
+        """Trial -> what its small files say (``record``), in the order of the ids."""
         found: dict[str, dict[str, Any]] = {}
         for claim, table in self._tables(list(self.packs)):
             said = table.records()
@@ -117,3 +177,100 @@ def _write(path: Path, data: bytes) -> bool:
     except OSError:
         return False
     return True
+
+
+# frames, each with the trial's id in the column "trial"
+
+Record = Mapping[str, Any]  # see `record`
+_TRIAL_COLUMNS = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
+_RESULT_COLUMNS = [
+    "status",
+    "metric",
+    "best",
+    "best_step",
+    "last",
+    "steps",
+    "diverged_at",
+    "seconds",
+]
+# the metric of a constant answer; NaN in older stores
+_RESULT_COLUMNS += ["constant"]
+
+
+def trials_frame(records: Mapping[str, Record]) -> pd.DataFrame:
+    """One row per trial."""
+    rows = [
+        {"trial": id, **{c: found["trial"][c] for c in _TRIAL_COLUMNS}, **found["result"]}
+        for id, found in records.items()
+    ]
+    frame = pd.DataFrame(rows, columns=["trial", *_TRIAL_COLUMNS, *_RESULT_COLUMNS])
+    integers = dict.fromkeys(("rank", "diverged_at"), "Int64")
+    numbers = dict.fromkeys(("best", "last", "learning_rate", "seconds", "constant"), "float64")
+    return frame.astype(
+        {**integers, **numbers, **dict.fromkeys(("seed", "steps", "best_step"), "int64")}
+    )
+
+
+def metrics_frame(records: Mapping[str, Record]) -> pd.DataFrame:
+    """One row per evaluation."""
+    rows = []
+    for id, found in records.items():
+        metric = found["result"]["metric"]
+        rows += [
+            {"trial": id, **line, "metric_value": line.get(metric)} for line in found["metrics"]
+        ]
+    first = ["trial", "step", "epoch", "train_loss", "eval_loss", "metric_value"]
+    frame = pd.DataFrame(rows, columns=None if rows else first)
+    numbers = [c for c in frame.columns if c not in ("trial", "step")]
+    frame = frame.astype(dict.fromkeys(numbers, "float64"))
+    return frame[first + [c for c in frame.columns if c not in first]]
+
+
+def spectra_frame(tables: Sequence[pa.Table]) -> pd.DataFrame:
+    """One row per step, layer and matrix."""
+    if not tables:
+        return pd.DataFrame(columns=["trial"])
+    return pa.concat_tables(tables, promote_options="default").to_pandas()
+
+
+# the comparison of LoRA with full fine-tuning, which is one table of all trials
+
+
+def read_comparison(
+    storage: Storage, *, trials: Callable[[], str]
+) -> tuple[pd.DataFrame, str | None]:
+    """-> the comparison (empty where there is none), and why it must be made again, if it must.
+
+    ``trials`` gives the hash of the finished trials (``Store.hash``); it is asked only where the
+    file can be read.
+    """
+    said: dict[str, Any] | None = None
+    try:
+        said = loads(storage.read(COMPARISON_OF), COMPARISON_OF)
+        data = storage.read(COMPARISON)
+        if hashlib.sha256(data).hexdigest() != said["parquet"]:
+            return pd.DataFrame(), f"{COMPARISON} is damaged"
+        frame = pd.read_parquet(io.BytesIO(data))
+    except FileNotFoundError:
+        if said is not None or not storage.exists(COMPARISON):
+            return pd.DataFrame(), f"{COMPARISON} is missing"
+        return _older_comparison(storage)
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        return pd.DataFrame(), f"{COMPARISON} or {COMPARISON_OF} is damaged"
+    return frame, None if said["trials"] == trials() else f"{COMPARISON} is of other trials"
+
+
+def _older_comparison(storage: Storage) -> tuple[pd.DataFrame, str | None]:
+    """As older versions wrote it: it does not say of which trials it is."""
+    try:
+        return pd.read_parquet(io.BytesIO(storage.read(COMPARISON))), None
+    except (OSError, ValueError, pa.ArrowException):
+        return pd.DataFrame(), f"{COMPARISON} is damaged"
+
+
+def write_comparison(storage: Storage, comparison: pd.DataFrame, *, trials: str) -> None:
+    """``trials``: the hash of the finished trials that it was made of."""
+    data = comparison.to_parquet(index=False)
+    storage.write(COMPARISON, data)
+    said = {"parquet": hashlib.sha256(data).hexdigest(), "trials": trials}
+    storage.write(COMPARISON_OF, dumps(said))

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from rankscope.store.files import finite, read_json, write_json
-from rankscope.study.study_file import Trial
+from rankscope.study.trial import Trial
 
 TRIAL, METRICS, SPECTRA, DONE = "trial.json", "metrics.jsonl", "spectra.parquet", "done.json"
 RECORDS = (

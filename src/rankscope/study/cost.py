@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from rankscope.study.study_file import Trial
+from rankscope.study.trial import Trial
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import Any
 
-from rankscope.study.study_file import Trial
+from rankscope.study.trial import Trial
 
 # what the trials of a pack have in common, besides the target modules: a list
 _SHARED = {

@@ -1,9 +1,4 @@
-"""What to run: a study file -> trials.
-
-Three kinds of parameter, in the words of Google's deep-learning tuning playbook: *scientific*
-ones are what the study asks about, *nuisance* ones are tuned away or averaged over, *fixed* ones
-are the same in every trial.
-"""
+"""What to run: a study file -> trials."""
 
 from __future__ import annotations
 
@@ -12,159 +7,21 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from rankscope.study.sections import (
+    SECTIONS,
+    Arm,
+    Budget,
+    Fixed,
+    Nuisance,
+    Scientific,
+    validation_message,
 )
-
-from rankscope.study.recipe import Name as Recipes
-from rankscope.study.recipe import recipe_for
-from rankscope.study.tasks import task_named
-from rankscope.study.trial import GAP, GAP_CODE, STRICT, Method, Precision, Scaling, Trial, digest
-from rankscope.study.validation_message import validation_message
-
-Rank = Annotated[int, Field(ge=1, strict=True)] | Literal["d"]
-
-
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else [value]
-
-
-def _distinct(values: list[Any]) -> list[Any]:
-    if len(set(values)) != len(values):
-        raise ValueError(f"every value once, got {values}")
-    return values
-
-
-class Scientific(BaseModel):
-    """What the study asks about; each value is a list, and the trials are their product."""
-
-    model_config = STRICT
-
-    model: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
-    task: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
-    method: Annotated[list[Method], BeforeValidator(_listed), Field(min_length=1)] = [
-        "lora",
-        "full",
-    ]
-    rank: Annotated[list[Rank], BeforeValidator(_listed)] = [8]
-    scaling: Annotated[list[Scaling], BeforeValidator(_listed), Field(min_length=1)] = ["alpha/r"]
-
-    _once = field_validator("model", "task", "method", "rank", "scaling")(_distinct)
-
-    @field_validator("task")
-    @classmethod
-    def _known(cls, tasks: list[str]) -> list[str]:
-        for task in tasks:
-            task_named(task)
-        return tasks
-
-    @model_validator(mode="after")
-    def _ranks_for_lora(self) -> Scientific:
-        if "lora" in self.method and not self.rank:
-            raise ValueError('rank: method "lora" needs at least one rank; found an empty list')
-        return self
-
-
-class Nuisance(BaseModel):
-    """What every comparison is tuned or averaged over."""
-
-    model_config = STRICT
-
-    learning_rate: Annotated[
-        list[Annotated[float, Field(gt=0)]], BeforeValidator(_listed), Field(min_length=1)
-    ]
-    seed: Annotated[
-        list[Annotated[int, Field(ge=0, strict=True)]],
-        BeforeValidator(_listed),
-        Field(min_length=1),
-    ] = [0]
-
-    _once = field_validator("learning_rate", "seed")(_distinct)
-
-
-class Budget(BaseModel):
-    """``[fixed.task.NAME]``: what differs for one task, as Hu et al.'s budgets do."""
-
-    model_config = STRICT
-
-    batch_size: Annotated[int, Field(ge=1)] | None = None
-    epochs: Annotated[float, Field(gt=0)] | None = None
-    steps: Annotated[int, Field(ge=1)] | None = None  # instead of epochs
-    max_length: Annotated[int, Field(ge=4)] | None = None
-    eval_every: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if self.epochs is not None and self.steps is not None:
-            raise ValueError("epochs and steps: expected one of them, found both")
-        return self
-
-
-class Fixed(Budget):
-    """The same in every trial. What is left out is Hu et al. 2021's: per model and task where they
-    differ."""
-
-    model_config = STRICT
-
-    data: str = "hub"  # "hub", "lab", or a folder of <TASK>/{train,validation}.tsv
-    recipe: Recipes = (
-        "paper"  # whose values fill the gaps below: the paper's table or its released scripts
-    )
-    task: dict[str, Budget] = {}
-    train_rows: Annotated[int, Field(ge=1)] | None = None  # the first n rows only
-    validation_rows: Annotated[int, Field(ge=1)] | None = None
-    eval_every: Annotated[int, Field(ge=1)] | Literal["epoch"] = "epoch"  # or every n steps
-    target_modules: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] = [
-        "query",
-        "value",
-    ]
-    lora_alpha: Annotated[float, Field(gt=0)] | None = None
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.06
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
-        0.9,
-        0.999,
-    )
-    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    precision: Precision | None = (
-        None  # of matrix products; None: bfloat16 on CUDA, float32 elsewhere
-    )
-    retries: Annotated[int, Field(ge=0, strict=True)] = (
-        1  # of a failed trial; no part of what a trial is
-    )
-
-    @field_validator("task")
-    @classmethod
-    def _known(cls, tasks: dict[str, Budget]) -> dict[str, Budget]:
-        for task in tasks:
-            task_named(task)
-        return tasks
-
-
-class Arm(Scientific, Nuisance):
-    """Further trials, a product of their own: lists that an ``[[arm]]`` does not name are the
-    study's. With ``budget`` it trains so many times as long, the schedule stretched: continued
-    training, which H3 asks about."""
-
-    budget: Annotated[float, Field(gt=0)] = 1.0
-
-
-_SECTIONS: dict[str, type[BaseModel]] = {
-    "scientific": Scientific,
-    "nuisance": Nuisance,
-    "fixed": Fixed,
-    "arm": Arm,
-    "fixed.task": Budget,
-}
+from rankscope.study.tasks import recipe_for
+from rankscope.study.trial import GAP, GAP_CODE, STRICT, Trial, digest
 
 
 class Study(BaseModel):
@@ -221,13 +78,13 @@ class Study(BaseModel):
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{label}: not TOML: {error}") from None
-        known = ["name", *(section for section in _SECTIONS if "." not in section)]
+        known = ["name", *(section for section in SECTIONS if "." not in section)]
         for key in sorted(table.keys() - set(known)):
             raise ValueError(f"{label}: {key}: unknown key; expected one of {', '.join(known)}")
         try:
             return cls(**table, source=text, folder=folder or Path.cwd())
         except ValidationError as error:
-            raise ValueError(f"{label}: {validation_message(error, _SECTIONS)}") from None
+            raise ValueError(f"{label}: {validation_message(error)}") from None
 
     @property
     def models(self) -> list[str]:

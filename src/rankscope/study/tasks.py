@@ -1,10 +1,12 @@
-"""The tasks: which columns they read, how many labels they have, and the metric that chooses among
-trials."""
+"""The tasks: which columns they read, how many labels they have, the metric that chooses among
+trials, and the settings that Hu et al. 2021 trained them with.
+"""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,51 @@ def task_named(name: str) -> Task:
     near = difflib.get_close_matches(name.lower(), folded, n=1)
     hint = f"; did you mean {folded[near[0]]!r}?" if near else ""
     raise ValueError(f"task: expected one of {', '.join(TASKS)}; found {name!r}{hint}")
+
+
+Name = Literal["paper", "scripts"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    batch_size: int
+    epochs: float
+    lora_alpha: float
+    max_length: int
+
+
+_BASE = {
+    "MNLI": (16, 30),
+    "SST-2": (16, 60),
+    "MRPC": (16, 30),
+    "CoLA": (32, 80),
+    "QNLI": (32, 25),
+    "QQP": (16, 25),
+    "RTE": (32, 80),
+    "STS-B": (16, 40),
+}
+_LARGE = {
+    "MNLI": (4, 10, 128),
+    "SST-2": (4, 10, 128),
+    "MRPC": (4, 20, 512),
+    "CoLA": (4, 20, 128),
+    "QNLI": (4, 10, 512),
+    "QQP": (4, 20, 512),
+    "RTE": (8, 20, 512),
+    "STS-B": (8, 30, 512),
+}
+_SCRIPTS_LARGE = _LARGE | {"SST-2": (8, 10, 512), "STS-B": (4, 10, 128)}
+_GPUS = {("base", "CoLA"): 2}  # else 8
+
+
+def recipe_for(*, model: str, task: str, name: Name = "paper") -> Recipe:
+    """The recipe of that row; RoBERTa-base's for models that are not "...-large", 16 x 30 for
+    unlisted tasks."""
+    large = model.rstrip("/").endswith("-large") and task in _LARGE
+    table = _SCRIPTS_LARGE if name == "scripts" else _LARGE
+    batch, epochs, length = table[task] if large else (*_BASE.get(task, (16, 30)), 512)
+    if name == "scripts" and task in _LARGE:
+        return Recipe(
+            batch * _GPUS.get(("large" if large else "base", task), 8), epochs, 16, length
+        )
+    return Recipe(batch, epochs, lora_alpha=16 if large else 8, max_length=length)

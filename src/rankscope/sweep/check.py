@@ -11,7 +11,7 @@ from typing import Any
 from rankscope.console import message
 from rankscope.store.files import DamagedFile, dumps
 from rankscope.store.header import NAME, restore_header
-from rankscope.store.inspection import inspect
+from rankscope.store.integrity import inspect
 from rankscope.store.log_files import (
     SNAPSHOT,
     entry_name,

@@ -23,7 +23,7 @@ from rankscope.linalg import (
     singular_subspaces,
 )
 from rankscope.store.store import Store
-from rankscope.study.study_file import Trial
+from rankscope.study.trial import Trial
 from rankscope.weights import Matrix, read
 
 K = 8  # leading singular directions compared; fewer where the rank is smaller

@@ -15,8 +15,9 @@ from rankscope import lab
 from rankscope.console import bar
 from rankscope.store.store import Store
 from rankscope.study.cost import Rows, Shape, base_memory, memory, widths
-from rankscope.study.study_file import Study, Trial
+from rankscope.study.study_file import Study
 from rankscope.study.tasks import task_named
+from rankscope.study.trial import Trial
 from rankscope.sweep.machine import default_workers, free_for_each, room
 from rankscope.train.data import Encoded, encode, read_split
 from rankscope.train.data import fingerprint as data_fingerprint

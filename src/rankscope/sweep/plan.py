@@ -27,7 +27,7 @@ from rankscope.study.cost import (
     widths,
 )
 from rankscope.study.packing import packs
-from rankscope.study.study_file import Trial
+from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.machine import Room, default_workers, room
 from rankscope.sweep.worker import missing

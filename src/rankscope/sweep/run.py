@@ -14,11 +14,12 @@ import transformers
 
 import rankscope
 from rankscope.console import bar
+from rankscope.store.header import check_same_inputs
 from rankscope.store.lease import last_heartbeat
-from rankscope.store.same_study import check_same_inputs
 from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
-from rankscope.study.study_file import Study, Trial
+from rankscope.study.study_file import Study
+from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.machine import default_workers, environments, free_for_each
 from rankscope.sweep.processes import run_processes, worker_command

@@ -23,7 +23,7 @@ from rankscope.store.lease import (
 from rankscope.store.log import Log
 from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
-from rankscope.study.study_file import Trial
+from rankscope.study.trial import Trial
 from rankscope.sweep.stop import stopping_between_steps
 
 DEATHS = (

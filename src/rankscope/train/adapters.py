@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rankscope.linalg import Dense, LowRank
-from rankscope.study.study_file import Trial
 from rankscope.study.tasks import Task
+from rankscope.study.trial import Trial
 from rankscope.train.encoder import is_patchable, patch_encoder
 from rankscope.train.model import (
     draw_head,

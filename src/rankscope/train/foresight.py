@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from rankscope.study.study_file import Trial
 from rankscope.study.tasks import Task
+from rankscope.study.trial import Trial
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded
 from rankscope.train.isolation import prove

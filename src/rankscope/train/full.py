@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from rankscope.linalg import Dense
-from rankscope.study.study_file import Trial
 from rankscope.study.tasks import Task
+from rankscope.study.trial import Trial
 from rankscope.train.encoder import is_patchable, patch_encoder
 from rankscope.train.model import (
     draw_head,

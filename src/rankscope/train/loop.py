@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from rankscope.store.trial_dir import TrialDir
-from rankscope.study.study_file import Trial
 from rankscope.study.tasks import Task
+from rankscope.study.trial import Trial
 from rankscope.train import checkpoint
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rankscope.linalg import Dense, LowRank
-from rankscope.study.study_file import Trial
 from rankscope.study.tasks import Task
+from rankscope.study.trial import Trial
 from rankscope.train.adapters import draw_A
 from rankscope.train.model import draw_head, load_model, modules_to_save, sites, stream, weight_of
 from rankscope.train.packed import DropoutMasks

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from rankscope.study.study_file import Trial
+from rankscope.study.trial import Trial
 from rankscope.train.packed import DropoutMasks
 from rankscope.train.rows import Rows
 from rankscope.train.updates import Updates

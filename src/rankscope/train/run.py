@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rankscope.store.trial_dir import TrialDir
-from rankscope.study.study_file import Trial
 from rankscope.study.tasks import Task
+from rankscope.study.trial import Trial
 from rankscope.system import malloc_trim
 from rankscope.train.best import Best
 from rankscope.train.data import Encoded

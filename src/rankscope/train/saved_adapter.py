@@ -10,7 +10,7 @@ from peft import LoraConfig, TaskType
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rankscope.study.study_file import Trial
+from rankscope.study.trial import Trial
 
 
 def lora_config(

@@ -1,0 +1,186 @@
+"""What each command does: call, print. Results go to standard output, progress to standard error.
+
+Each takes the options that ``cli.parser`` read, and returns the exit status. Imports stand inside
+the functions, so that ``rankscope --help`` loads no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rankscope.startup import without_collection
+
+
+def demo(options: argparse.Namespace) -> int:
+    from rankscope.study.study_file import Study
+
+    status = _train(Study.load("lab"), options.store)
+    analyze(argparse.Namespace(store=options.store, json=False))
+    report(argparse.Namespace(store=options.store, output=None))
+    return status
+
+
+def run(options: argparse.Namespace) -> int:
+    from rankscope.study.study_file import Study
+
+    study = Study.load(options.study)
+    how = {"workers": options.workers, "ray": options.ray, "retry_failed": options.retry_failed}
+    status = _train(study, options.store, **how)
+    print(f"next: rankscope report {options.store}")
+    return status
+
+
+def _train(study: Any, path: str, **how: Any) -> int:
+    with without_collection():
+        from rankscope.sweep import run as sweep
+        from rankscope.sweep import status as overview
+    seen = overview.status(sweep.run(study, path, **{"workers": None, **how}))
+    print(seen.line())
+    return 0 if seen.is_complete else 3
+
+
+def measure(options: argparse.Namespace) -> int:
+    from rankscope.console import bar
+    from rankscope.measurement import measure as measuring
+    from rankscope.measurement.terminal import as_csv, settings_of, show, writable, write_parquet
+
+    if options.parquet:
+        writable(options.parquet)  # said before the work, not after
+    with bar("measuring", total=None):
+        table = measuring.measure(
+            options.source,
+            base=options.base,
+            layers=options.layers,
+            rtol=options.rtol,
+            certify=options.certify,
+            alpha=options.alpha,
+            subfolder=options.subfolder,
+            revision=options.revision,
+            base_revision=options.base_revision,
+        )
+    if options.json:
+        print(json.dumps(table.to_dict(), indent=1, allow_nan=False))
+    elif options.csv:
+        print(as_csv(table), end="")
+    elif options.parquet:
+        write_parquet(table, options.parquet)
+    elif options.suggest:
+        print(json.dumps(settings_of(table, options.suggest / 100), indent=1))
+    else:
+        show(table)
+    return _unmeasured(table, options.rtol)
+
+
+def _unmeasured(table: Any, rtol: float) -> int:
+    """Says in one line what has no value, or bounds wider than asked, if anything."""
+    broken = [row for row in table.rows if row.frobenius_norm is None]
+    if broken:
+        return say(
+            f"{len(broken)} of {len(table.rows)} matrices could not be measured; "
+            f"the first is that of {broken[0].layer}, {broken[0].matrix}: {broken[0].note}",
+            3,
+        )
+    widths = {
+        row: row.upper / row.lower - 1 for row in table.rows if row.lower and row.upper is not None
+    }
+    missed = [row for row, width in widths.items() if width > 1.01 * rtol]
+    if missed:
+        first = missed[0]
+        return say(
+            f"{len(missed)} of {len(table.rows)} bounds are wider than rtol = {rtol:g}; "
+            f"the first is that of {first.layer}, {first.matrix}: {widths[first]:.2g}",
+            3,
+        )
+    return 0
+
+
+@without_collection()
+def plan(options: argparse.Namespace) -> int:
+    from rankscope.study.study_file import Study
+    from rankscope.sweep.inputs import StudyInputs
+    from rankscope.sweep.plan import forecast
+
+    if options.gpus is not None and (options.device is None or options.gpus < 1):
+        raise ValueError(
+            f"--gpus {options.gpus}: expected a number from 1, with --device; plan --device "
+            "h200 --gpus 8"
+        )
+    inputs = StudyInputs(Study.load(options.study), quiet=False)
+    print(forecast(inputs, options.store, gpus=options.gpus, device=options.device))
+    return 0
+
+
+@without_collection()
+def status(options: argparse.Namespace) -> int:
+    from rankscope.store.store import Store
+    from rankscope.sweep import status as overview
+
+    seen = overview.status(Store(options.store))
+    print(seen.text())
+    return 3 if seen.failed or seen.left_out else 0
+
+
+def check(options: argparse.Namespace) -> int:
+    from rankscope.sweep import check as verification
+
+    found = verification.check(options.store, repair=options.repair)
+    print(found.text())
+    return 0 if found.is_whole else 3
+
+
+def analyze(options: argparse.Namespace) -> int:
+    from rankscope.console import bar
+    from rankscope.report import from_store
+
+    with bar("analysing", total=1) as advance:
+        conclusions = from_store.analyze(options.store, progress=advance)
+    print(
+        json.dumps(conclusions.to_dict(), indent=1, allow_nan=False)
+        if options.json
+        else from_store.text(conclusions)
+    )
+    return _left_out(options.store)
+
+
+def report(options: argparse.Namespace) -> int:
+    from rankscope.console import bar
+    from rankscope.report.from_store import write_report
+
+    with bar("writing the report", total=2) as advance:
+        page = write_report(options.store, options.output, progress=advance)[0]
+    print(f"report: {Path(page).resolve()}")
+    return _left_out(options.store)
+
+
+def _left_out(place: str) -> int:
+    """Says in one line which trials of a store its tables do not show, if any."""
+    from rankscope.store.store import Store
+
+    try:
+        store = Store(place)
+    except FileNotFoundError:  # the tables that a report keeps
+        return 0
+    found = store.inspect().left_out
+    lines = [
+        f"{len(found)} trial{'s' * (len(found) > 1)} left out; the first: {id}: {why}"
+        for id, why in list(found.items())[:1]
+    ]
+    damaged = [fault for fault in [store.comparison_fault()] if fault and "damaged" in fault]
+    if not lines and not damaged:
+        return 0
+    return say(
+        "; ".join([*lines, *damaged]) + f". Mend it with: rankscope run STUDY --store {place}", 3
+    )
+
+
+def say(line: str, status: int) -> int:
+    """One line on standard error, without what a terminal would obey: names come from untrusted
+    files."""
+    text = " ".join(line.split())
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    print(f"rankscope: {shown}", file=sys.stderr)
+    return status

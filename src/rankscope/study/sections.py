@@ -1,0 +1,205 @@
+"""The sections of a study file, and what is said of one that is wrong.
+
+Three kinds of parameter, in the words of Google's deep-learning tuning playbook: *scientific* ones
+are what the study asks about, *nuisance* ones are tuned away or averaged over, *fixed* ones are the
+same in every trial.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from rankscope.study.tasks import Name as Recipes
+from rankscope.study.tasks import task_named
+from rankscope.study.trial import STRICT, Method, Precision, Scaling
+
+Rank = Annotated[int, Field(ge=1, strict=True)] | Literal["d"]
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    if len(set(values)) != len(values):
+        raise ValueError(f"every value once, got {values}")
+    return values
+
+
+class Scientific(BaseModel):
+    """What the study asks about; each value is a list, and the trials are their product."""
+
+    model_config = STRICT
+
+    model: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
+    task: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
+    method: Annotated[list[Method], BeforeValidator(_listed), Field(min_length=1)] = [
+        "lora",
+        "full",
+    ]
+    rank: Annotated[list[Rank], BeforeValidator(_listed)] = [8]
+    scaling: Annotated[list[Scaling], BeforeValidator(_listed), Field(min_length=1)] = ["alpha/r"]
+
+    _once = field_validator("model", "task", "method", "rank", "scaling")(_distinct)
+
+    @field_validator("task")
+    @classmethod
+    def _known(cls, tasks: list[str]) -> list[str]:
+        for task in tasks:
+            task_named(task)
+        return tasks
+
+    @model_validator(mode="after")
+    def _ranks_for_lora(self) -> Scientific:
+        if "lora" in self.method and not self.rank:
+            raise ValueError('rank: method "lora" needs at least one rank; found an empty list')
+        return self
+
+
+class Nuisance(BaseModel):
+    """What every comparison is tuned or averaged over."""
+
+    model_config = STRICT
+
+    learning_rate: Annotated[
+        list[Annotated[float, Field(gt=0)]], BeforeValidator(_listed), Field(min_length=1)
+    ]
+    seed: Annotated[
+        list[Annotated[int, Field(ge=0, strict=True)]],
+        BeforeValidator(_listed),
+        Field(min_length=1),
+    ] = [0]
+
+    _once = field_validator("learning_rate", "seed")(_distinct)
+
+
+class Budget(BaseModel):
+    """``[fixed.task.NAME]``: what differs for one task, as Hu et al.'s budgets do."""
+
+    model_config = STRICT
+
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None  # instead of epochs
+    max_length: Annotated[int, Field(ge=4)] | None = None
+    eval_every: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs and steps: expected one of them, found both")
+        return self
+
+
+class Fixed(Budget):
+    """The same in every trial. What is left out is Hu et al. 2021's: per model and task where they
+    differ."""
+
+    model_config = STRICT
+
+    data: str = "hub"  # "hub", "lab", or a folder of <TASK>/{train,validation}.tsv
+    recipe: Recipes = (
+        "paper"  # whose values fill the gaps below: the paper's table or its released scripts
+    )
+    task: dict[str, Budget] = {}
+    train_rows: Annotated[int, Field(ge=1)] | None = None  # the first n rows only
+    validation_rows: Annotated[int, Field(ge=1)] | None = None
+    eval_every: Annotated[int, Field(ge=1)] | Literal["epoch"] = "epoch"  # or every n steps
+    target_modules: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] = [
+        "query",
+        "value",
+    ]
+    lora_alpha: Annotated[float, Field(gt=0)] | None = None
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.06
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.999,
+    )
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    precision: Precision | None = (
+        None  # of matrix products; None: bfloat16 on CUDA, float32 elsewhere
+    )
+    retries: Annotated[int, Field(ge=0, strict=True)] = (
+        1  # of a failed trial; no part of what a trial is
+    )
+
+    @field_validator("task")
+    @classmethod
+    def _known(cls, tasks: dict[str, Budget]) -> dict[str, Budget]:
+        for task in tasks:
+            task_named(task)
+        return tasks
+
+
+class Arm(Scientific, Nuisance):
+    """Further trials, a product of their own: lists that an ``[[arm]]`` does not name are the
+    study's. With ``budget`` it trains so many times as long, the schedule stretched: continued
+    training, which H3 asks about."""
+
+    budget: Annotated[float, Field(gt=0)] = 1.0
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "scientific": Scientific,
+    "nuisance": Nuisance,
+    "fixed": Fixed,
+    "arm": Arm,
+    "fixed.task": Budget,
+}
+
+
+def validation_message(error: ValidationError) -> str:
+    """One line: where, what was expected, what was found, what to type.
+
+    An unknown key comes first, since it often explains a missing one; else pydantic's first.
+    """
+    found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
+    section, *keys = (str(part) for part in found["loc"])
+    name = f"[{section}]"
+    if section == "arm" and keys:  # a list of tables: which one
+        name, keys = f"[[arm]] {int(keys[0]) + 1}", keys[1:]
+    elif section == "fixed" and keys[:1] == ["task"] and len(keys) > 1:  # tables by task
+        name, section, keys = f"[fixed.task.{keys[1]}]", "fixed.task", keys[2:]
+    if section not in SECTIONS:
+        place, key = section, ""
+    else:
+        # pydantic appends the branch of a union ("constrained-int"), which the user did not write
+        key = keys[0] if keys else ""
+        place = f"{name} {key}".rstrip()
+    if found["type"] == "extra_forbidden":
+        known = list(SECTIONS[section].model_fields)
+        near = difflib.get_close_matches(key, known, n=1)
+        return f"{place}: unknown key; " + (
+            f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
+        )
+    if found["type"] == "missing":
+        return f"{place}: expected a value, found none"
+    message = (
+        found["msg"]
+        .removeprefix("Value error, ")
+        .removeprefix(f"{key}: ")
+        .removeprefix("Input should be ")
+    )
+    if found["type"] == "value_error":
+        return f"{place}: {message}"
+    if found["type"] == "string_pattern_mismatch":
+        message = "letters, digits, '.', '_' and '-'"
+    if found["type"] == "list_type" and section == "arm":
+        return f"{place}: expected tables headed [[arm]]; found {found['input']!r}"
+    word = {"rank": "d", "eval_every": "epoch"}.get(key)
+    if word and not isinstance(found["input"], int):
+        message = f"a whole number from 1, or {word!r}"
+    return f"{place}: expected {message}; found {found['input']!r}"
