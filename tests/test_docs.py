@@ -13,7 +13,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+import rankscope
 from rankscope.cli import main, parser
 
 ROOT = Path(__file__).parents[1]
@@ -111,3 +113,8 @@ def test_no_page_bears_a_path_of_one_machine() -> None:
 if __name__ == "__main__":
     os.environ["NO_COLOR"] = "1"
     sys.stdout.write(cli_page())
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == rankscope.__version__
