@@ -146,7 +146,7 @@ def draw(source: np.random.Generator, largest: int) -> Drawn:
             return Drawn(la.Dense(near) - la.Dense(W[0]), wide(near[None]) - wide(W), kind)
         case "scaled":
             d = torch.from_numpy(np.exp(source.standard_normal(m)))
-            return Drawn(la.RowScaled(la.Dense(W[0]), d), wide(d[:, None]) * wide(W), kind)
+            return Drawn(la.Scaled(la.Dense(W[0]), d), wide(d[:, None]) * wide(W), kind)
     r = int(source.integers(1, max(2, min(m, n) // 2)))
     if form == "cancelling sum":  # W - B A, where W is B A, rounded
         B, A = source.standard_normal((m, r)), source.standard_normal((r, n)) / (m * n) ** 0.5

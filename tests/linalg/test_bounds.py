@@ -1,4 +1,4 @@
-"""The bounds themselves: coverage, certainty, proof, warm starts, and what float32 may add."""
+"""The bounds themselves: coverage, certainty, proof, and what float32 may add."""
 
 from __future__ import annotations
 
@@ -79,29 +79,6 @@ def test_when_lanczos_misses_the_proof_falls_back_to_a_dense_svd(
         <= found.upper
         <= found.lower * (1 + 1e-9)
     )
-
-
-def test_a_warm_start_saves_steps_and_a_false_one_does_no_harm() -> None:
-    U, V = (torch.linalg.qr(draw(150, 150, seed=s)).Q for s in (1, 2))
-    sigma = (
-        torch.cat([torch.ones(1), torch.full((149,), 0.8)]).double()
-        * torch.linspace(1, 0.5, 150).double()
-    )
-    M = U * sigma @ V.mT
-    cold = la.stable_rank(M, 1e-2)
-    warm = la.stable_rank(M, 1e-2, warm=V[:, 0])
-    false = la.stable_rank(M, 1e-2, warm=V[:, 140])
-    true = float(sigma.square().sum())
-    assert warm.products <= cold.products
-    for found in (cold, warm, false):
-        assert found.lower <= true <= found.upper <= found.lower * 1.01
-
-
-def test_a_warm_start_for_a_wide_matrix_is_a_right_singular_vector_too() -> None:
-    U, V = torch.linalg.qr(draw(60, 60, seed=1)).Q, torch.linalg.qr(draw(200, 60, seed=2)).Q
-    sigma = torch.linspace(1, 0.7, 60).double()
-    found = la.spectral_norm(U * sigma @ V.mT, 1e-3, warm=V[:, 0])
-    assert found.lower <= 1 <= found.upper
 
 
 def test_a_narrow_wish_is_met_in_float64() -> None:

@@ -29,12 +29,12 @@ def every_kind() -> dict[str, tuple[la.Operator, Tensor]]:
         "sum": (la.Dense(W) + low, W + 1.5 * B @ A),
         "difference": (la.Dense(W) - low, W - 1.5 * B @ A),
         "negative": (-low, -1.5 * B @ A),
-        "rows scaled": (la.RowScaled(la.Dense(W) + low, d), d[:, None] * (W + 1.5 * B @ A)),
-        "columns scaled": (la.RowScaled(low, d).mT, (d[:, None] * (1.5 * B @ A)).mT),
-        "scaled minus dense": (la.RowScaled(low, d) - la.Dense(W), d[:, None] * (1.5 * B @ A) - W),
-        "dense plus scaled": (la.Dense(W) + la.RowScaled(low, d), W + d[:, None] * (1.5 * B @ A)),
+        "rows scaled": (la.Scaled(la.Dense(W) + low, d), d[:, None] * (W + 1.5 * B @ A)),
+        "columns scaled": (la.Scaled(low, d).mT, (d[:, None] * (1.5 * B @ A)).mT),
+        "scaled minus dense": (la.Scaled(low, d) - la.Dense(W), d[:, None] * (1.5 * B @ A) - W),
+        "dense plus scaled": (la.Dense(W) + la.Scaled(low, d), W + d[:, None] * (1.5 * B @ A)),
         "transposed plus": (
-            la.RowScaled(low, d).mT + la.Dense(W).mT,
+            la.Scaled(low, d).mT + la.Dense(W).mT,
             (d[:, None] * (1.5 * B @ A) + W).mT,
         ),
         "shared W": (la.Dense(shared) + la.LowRank(B=Bs, A=As), shared + Bs @ As),
@@ -121,7 +121,7 @@ def test_dora() -> None:
     """W' = m / ||W + sBA||_row (W + sBA), protocol trap 5."""
     W, B, A, magnitude = draw(20, 30), draw(20, 4), draw(4, 30), draw(20).abs() + 1
     merged = la.Dense(W) + la.LowRank(B=B, A=A, scale=2.0)
-    op = la.RowScaled(merged, magnitude / la.row_norms(merged))
+    op = la.Scaled(merged, magnitude / la.row_norms(merged))
     V = W + 2 * B @ A
     assert_close(op.to_dense(), magnitude[:, None] * V / V.norm(dim=1, keepdim=True))
 
@@ -145,7 +145,7 @@ def test_products_keep_the_wider_dtype_and_share_memory() -> None:
         (lambda: la.Dense(torch.ones(3, 3, dtype=torch.long)), "floating"),
         (lambda: la.Dense(torch.empty(0, 3)), "entries"),
         (lambda: la.Dense(draw(4, 5)) + la.Dense(draw(5, 4)), "Conv1D"),
-        (lambda: la.RowScaled(la.Dense(draw(4, 5)), draw(5)), "one scale per row"),
+        (lambda: la.Scaled(la.Dense(draw(4, 5)), draw(5)), "one scale per row"),
         (lambda: la.stable_rank(draw(4, 5), rtol=0.0), "rtol"),
         (lambda: la.stable_rank(draw(4, 5), confidence=1.0), "certify=True"),
         (lambda: la.singular_subspaces(draw(4, 5), 5), "k must lie in 1 .. 4"),

@@ -9,7 +9,7 @@ from rankscope.linalg.frobenius import row_norms
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator, Sum
 from rankscope.linalg.rounding import rounding_floor
-from rankscope.linalg.scaled import ColumnScaled, RowScaled
+from rankscope.linalg.scaled import Scaled
 from rankscope.linalg.spectra import (
     Summary,
     effective_rank,
@@ -28,12 +28,11 @@ from rankscope.linalg.subspaces import (
 )
 
 __all__ = [
-    "ColumnScaled",
     "Dense",
     "Estimate",
     "LowRank",
     "Operator",
-    "RowScaled",
+    "Scaled",
     "Sum",
     "Summary",
     "as_operator",

@@ -17,7 +17,7 @@ from rankscope.linalg.dense import Dense
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator, Sum, row_products
 from rankscope.linalg.rounding import gamma
-from rankscope.linalg.scaled import ColumnScaled, RowScaled
+from rankscope.linalg.scaled import ROWS, Scaled
 
 BLOCK = 2**18  # entries of a float64 block: 2 MiB, which two cores' own caches hold
 PRODUCT = 2**19  # and of one that is a product, or a factor of one: tall enough for full speed
@@ -92,8 +92,8 @@ def product(op: Operator, x: Tensor, *, transposed: bool = False) -> Tensor:
             )
         case LowRank():
             return (op.mT if transposed else op).cast(torch.float64).matvec(x)
-        case RowScaled() | ColumnScaled():
-            before = isinstance(op, RowScaled) == transposed  # d meets x itself, or the product
+        case Scaled():
+            before = (op.dim == ROWS) == transposed  # d meets x itself, or the product
             y = product(op.M, x * op.d if before else x, transposed=transposed)
             return y if before else y * op.d
     if not transposed:

@@ -1,5 +1,5 @@
 """sigma_1 of an operator by Golub-Kahan-Lanczos with full reorthogonalisation: docs/math.md, (9) to
-(15).
+(14).
 
 The bidiagonalisation is run in its Gram form, T_k = V^T M^T M V (tridiagonal, = B_k^T
 B_k): only sigma_1 is asked of it, for which nothing is lost, and a row of M that is in the
@@ -154,16 +154,15 @@ def largest(
     rule: StopRule,
     *,
     generator: torch.Generator,
-    warm: Tensor | None = None,
     steps: int = STEPS,
 ) -> Ritz:
     """Runs until upper <= (1 + rtol) times the Ritz value for every matrix, the Krylov space is all
     there is, or `steps` are taken.
 
-    op has a flat batch (N,), warm (N, n). Where the allowance alone is too much for `rtol`, a run
+    op has a flat batch (N,). Where the allowance alone is too much for `rtol`, a run
     in float32 ends at once, starved, and one in float64 settles for bounds four allowances apart.
     """
-    start, log_target = _start(op, rule.confidence, generator, warm)
+    start, log_target = _start(op, rule.confidence, generator)
     N, limit, look = len(start), min(*op.shape[-2:], steps), FIRST
     least = 4.0 if op.dtype == torch.float64 else 0.0
     run = _Run(op, start)
@@ -202,11 +201,8 @@ def _next_look(k: int, ahead: Tensor) -> int:
     return max(k + 1 + k // 24, int(k * min(1.6, float(ahead.median()))))
 
 
-def _start(
-    op: Operator, confidence: float, generator: torch.Generator, warm: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Unit start vectors (N, n) and log(||g|| / delta) (N,): docs/math.md, (11), and (15) with a
-    warm start.
+def _start(op: Operator, confidence: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Unit start vectors (N, n) and log(||g|| / delta) (N,): docs/math.md, (11).
 
     One Gaussian g for the whole batch, so that a matrix is measured alike alone and among others.
     """
@@ -215,8 +211,6 @@ def _start(
         op.device
     )
     g = g.expand(N, n)
-    if warm is not None:
-        g = g + torch.nn.functional.normalize(warm.to(g), dim=-1) * n**0.5
     size = torch.linalg.vector_norm(g, dim=-1)
     delta = NormalDist().inv_cdf(1 - confidence / 2)
     return (g / size[:, None]).to(op.dtype), size.log().cpu() - log(delta)

@@ -54,14 +54,10 @@ def norms(op: Operator, options: SigmaOptions) -> Norms:
     asked for."""
     generator = options.generator
     state = generator.get_state()
-    warm, n = options.warm, op.shape[-1]
-    if warm is not None:
-        warm = warm.expand(*op.batch_shape, n).reshape(-1, n)
     parts, order = [], []
     for index, group in groups(op):
         generator.set_state(state)
-        own = None if warm is None else warm[index.to(warm.device)]
-        parts.append(_of_group(group, replace(options, warm=own)))
+        parts.append(_of_group(group, options))
         order.append(index)
     return _joined(parts, order)
 

@@ -36,7 +36,6 @@ class SigmaOptions:
     certify: bool = False
     confidence: float = 1 - 1e-3
     generator: torch.Generator = field(default_factory=torch.Generator)
-    warm: Tensor | None = None
     slack: float = 0.0  # relative error that ||M||_F may have
     all: bool = False  # singular values, which then give sigma_1, too
 
@@ -127,9 +126,6 @@ def _by_lanczos(group: ScaledGroup, options: SigmaOptions, *, steps: int) -> Sig
     flip = _lies_flat(group.matrix)
     generator = options.generator
     state = generator.get_state()
-    warm = (
-        options.warm if not flip or options.warm is None else (op @ options.warm[..., None])[..., 0]
-    )
     for dtype in dict.fromkeys((op.dtype, torch.float64)):
         generator.set_state(state)
         room = max(0.98 * options.rtol - 2 * float(group.error[norm > 0].max()), options.rtol / 2)
@@ -138,7 +134,7 @@ def _by_lanczos(group: ScaledGroup, options: SigmaOptions, *, steps: int) -> Sig
         )
         matrix = group.cast(dtype)
         ritz = lanczos.largest(
-            matrix.mT if flip else matrix, rule, generator=generator, warm=warm, steps=steps
+            matrix.mT if flip else matrix, rule, generator=generator, steps=steps
         )
         if not ritz.starved:
             break

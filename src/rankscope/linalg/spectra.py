@@ -43,24 +43,18 @@ def stable_rank(
     certify: bool = False,
     confidence: float = 1 - 1e-3,
     generator: torch.Generator | None = None,
-    warm: Tensor | None = None,
 ) -> Estimate:
     """||M||_F^2 / ||M||_2^2, in [1, rank M]; NaN with a reason where M is zero or
     not finite: docs/math.md, (1).
 
-    The bounds lie within a relative `rtol` of each other, if float64 allows. They hold with
-    probability `confidence` over the random start, or, with `certify=True`, for certain: by
-    a Cholesky factor of tau^2 I
-    - M^T M. A LowRank is exact in any case. `warm` (*batch, n) is a guess
-      of the leading right singular
-    vector: it can only save steps. Without a `generator` the start is drawn afresh, and
-        its seed kept in the Estimate.
+    The bounds lie within a relative `rtol` of each other, or `met` is False. They hold with
+    probability `confidence` over the random start, or, with `certify=True`, for certain, by a
+    Cholesky factor of tau^2 I - M^T M. A LowRank is exact to rounding in any case. Without a
+    `generator` the start is drawn afresh, and its seed kept in the Estimate.
     """
     op = as_operator(M)
     start, seed = _start(generator)
-    found = norms(
-        op, SigmaOptions(_sigma_width(rtol), certify, confidence, start, warm, slack=rtol / 24)
-    )
+    found = norms(op, SigmaOptions(_sigma_width(rtol), certify, confidence, start, slack=rtol / 24))
     return shaped(_stable_rank(found, op, rtol, seed), op.batch_shape)
 
 
@@ -71,13 +65,12 @@ def spectral_norm(
     certify: bool = False,
     confidence: float = 1 - 1e-3,
     generator: torch.Generator | None = None,
-    warm: Tensor | None = None,
 ) -> Estimate:
     """sigma_1 = ||M||_2, with the options of `stable_rank`; 0 for a zero matrix.
     docs/math.md, (9) to (17)."""
     op = as_operator(M)
     start, seed = _start(generator)
-    found = norms(op, SigmaOptions(rtol, certify, confidence, start, warm))
+    found = norms(op, SigmaOptions(rtol, certify, confidence, start))
     s, size = found.sigma, found.size
     reason = tuple(None if r == ZERO else r for r in found.reason)
     met = _met(s.lower, s.upper, rtol)
@@ -139,7 +132,6 @@ def summary(
     certify: bool = False,
     confidence: float = 1 - 1e-3,
     generator: torch.Generator | None = None,
-    warm: Tensor | None = None,
     effective_rank: bool | None = None,
     exact: bool = False,
 ) -> Summary:
@@ -153,7 +145,7 @@ def summary(
     wanted = isinstance(op, LowRank) if effective_rank is None else effective_rank
     start, seed = _start(generator)
     width = _sigma_width(rtol)
-    found = norms(op, SigmaOptions(width, certify, confidence, start, warm, all=wanted or exact))
+    found = norms(op, SigmaOptions(width, certify, confidence, start, all=wanted or exact))
     batch = op.batch_shape
     if not wanted:
         rank = torch.full_like(found.frobenius, torch.nan)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rankscope.linalg import Dense, LowRank, Operator, RowScaled, row_norms, stable_rank
+from rankscope.linalg import Dense, LowRank, Operator, Scaled, row_norms, stable_rank
 from rankscope.weights.matrix import Matrix, Skipped
 from rankscope.weights.tensors import as_matrix, finite
 
@@ -151,7 +151,7 @@ def _dora(
         norms = row_norms(V).reshape(count, -1).square().sum(1).sqrt()
         if (norms > 0).all():
             factor = (update.magnitude.double() / norms).repeat_interleave(V.shape[0] // count)
-            merged = RowScaled(V, factor)
+            merged = Scaled(V, factor)
             merged = merged.mT if lies else merged
             change = merged - base.operator
         else:
