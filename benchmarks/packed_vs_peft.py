@@ -229,7 +229,7 @@ def compare(text: str, name: str, options: argparse.Namespace) -> None:
             pack = AdapterPack([trial], model=inputs.model_path(trial.model),
                                                                 task=inputs.tasks[trial.task],
                                device=torch.device("cpu"))  # fmt: skip
-            pack.save(0, [rows.values for rows in pack.rows], root / "start")
+            pack.save(0, [rows.values for rows in pack.params], root / "start")
             spent, loss = peft_alone(trial, inputs, root / "start", root / "trainer")
             theirs.append(spent)
             differences.append(abs(loss - TrialDir(root / trial.id).metrics()[-1]["eval_loss"]))

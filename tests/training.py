@@ -21,7 +21,8 @@ from rankscope.study.trial import Trial
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded, encode, read_split
 from rankscope.train.full import FullPack
-from rankscope.train.model import load_tokenizer, stream
+from rankscope.train.loading import load_tokenizer
+from rankscope.train.model import stream
 from rankscope.train.run import Run, rows_of
 
 TASK, CPU = TASKS["CoLA"], torch.device("cpu")
@@ -84,7 +85,7 @@ def losses_of(run: Run, *, stop: int | None = None) -> Tensor:
 
 def saved(run: Run, k: int, folder: Path) -> dict[str, Tensor]:
     """What trial k's adapter file would hold now."""
-    run.pack.save(k, [rows.values for rows in run.pack.rows], folder)
+    run.pack.save(k, [rows.values for rows in run.pack.params], folder)
     return load_file(folder / "adapter_model.safetensors")
 
 

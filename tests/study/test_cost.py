@@ -80,7 +80,7 @@ def peak(trials: list[Trial], inputs: StudyInputs) -> int:
     run = run_of(*trials, inputs=inputs)
     rows = run.train.lengths.argsort()[-trials[0].batch_size :]
     moments = [*run.optimizer.means, *run.optimizer.squares]
-    held = sum(2 * group.values.nbytes for group in run.pack.rows)
+    held = sum(2 * group.values.nbytes for group in run.pack.params)
     held += sum(x.nbytes for x in (*run.best.values, *moments))
     with Peak() as used:
         for step in (1, 2):
@@ -113,10 +113,10 @@ def test_a_trained_weight_takes_so_many_words(method: str, words: int) -> None:
     trial = next(t for t in inputs.trials if t.method == method)
     run = run_of(trial, inputs=inputs)
     kept = [
-        *(x for group in run.pack.rows for x in (group.values, group.gradients)),
+        *(x for group in run.pack.params for x in (group.values, group.gradients)),
         *run.optimizer.means, *run.optimizer.squares, *run.best.values,
     ]  # fmt: skip
-    weights = sum(group.values.numel() for group in run.pack.rows)
+    weights = sum(group.values.numel() for group in run.pack.params)
     assert sum(x.nbytes for x in kept) == 5 * 4 * weights
     empty = dataclasses.replace(inputs.rows(trial), longest=0)
     assert memory(trial, inputs.shape(trial), empty) == words * 4 * weights

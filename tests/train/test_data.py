@@ -11,7 +11,7 @@ import torch
 from conftest import sentences, write_tsv
 from rankscope.study.tasks import TASKS
 from rankscope.train.data import encode, fingerprint, read_split
-from rankscope.train.model import load_tokenizer
+from rankscope.train.loading import load_tokenizer
 
 
 def test_batches_are_padded_to_their_own_longest_row(

@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from conftest import TARGETS, save_tiny_model
-from rankscope.train.packed import buckets
+from rankscope.train.packed import rank_buckets
 from training import (
     adapters,
     alone,
@@ -78,7 +78,7 @@ def test_a_full_fine_tune_equals_plain_pytorch(
     path = tiny_models[architecture]
     trials, train = trials_of(architecture, path, method="full"), encoded(path, tiny_data)
     run = run_of(trials, path, train, torch.float64)
-    run.pack.save(0, [rows.values for rows in run.pack.rows], tmp_path)
+    run.pack.save(0, [rows.values for rows in run.pack.params], tmp_path)
     model = plain_model(tmp_path, torch.float64)
     losses = losses_of(run)
     assert_close(losses[:, 0], alone(model, trials[0], train), rtol=0, atol=1e-9)
@@ -93,7 +93,7 @@ def test_neither_the_order_of_slots_nor_the_size_of_the_pack_matters(
     trials, train = trials_of(architecture, path, steps=8), encoded(path, tiny_data)
     together = losses_of(run_of(trials, path, train, torch.float64))
     order = [7, 2, 11, 0, 5, 9, 3, 1, 10, 4, 8, 6]
-    assert len(buckets([trials[k].rank or 0 for k in order])) > 2
+    assert len(rank_buckets([trials[k].rank or 0 for k in order])) > 2
     shuffled = losses_of(run_of([trials[k] for k in order], path, train, torch.float64))
     assert_close(shuffled, together[:, order], rtol=0, atol=1e-12)
     for part in (slice(0, 1), slice(3, 8)):
@@ -141,7 +141,7 @@ def test_padding_of_ranks_stays_zero(models: dict[str, str], tiny_data: Path) ->
     losses_of(run)
     for site in run.pack.sites.values():
         for k, trial in enumerate(trials):
-            bucket, place = site.bucket(k)
+            bucket, place = site.place_of(k)
             assert site.A[bucket].shape[1] in (16, WIDTH)
             assert not site.A[bucket][place, trial.rank :].any()
             assert not site.B[bucket][place, :, trial.rank :].any()
@@ -149,7 +149,7 @@ def test_padding_of_ranks_stays_zero(models: dict[str, str], tiny_data: Path) ->
 
 def test_buckets_pad_small_ranks_together_and_large_ones_by_powers_of_two() -> None:
     ranks = [1, 2, 8, 16, 17, 32, 33, 64, 128, 768]
-    assert [ranks[slot] for slot in buckets(ranks)] == [
+    assert [ranks[slot] for slot in rank_buckets(ranks)] == [
         [1, 2, 8, 16],
         [17, 32],
         [33, 64],

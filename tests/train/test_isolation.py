@@ -39,8 +39,8 @@ from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded
 from rankscope.train.full import FullPack
 from rankscope.train.isolation import prove
+from rankscope.train.loading import load_model
 from rankscope.train.loop import train_pack
-from rankscope.train.model import load_model
 from rankscope.train.one_at_a_time import PeftTrial
 from rankscope.train.packed import NotIsolated
 from rankscope.train.run import Run, rows_of
@@ -161,13 +161,13 @@ def test_the_proof_passes_and_each_trial_then_equals_peft_alone(
     """Dropouts that are functions and soft caps are the model's own, so they are PEFT's, too."""
     path, train = families[name], encoded(families[name], tiny_data)
     pack = pack_of(name, families, dtype)
-    before = [group.values.clone() for group in pack.rows]
+    before = [group.values.clone() for group in pack.params]
     proved(pack, train)
-    for group, values in zip(pack.rows, before, strict=True):
+    for group, values in zip(pack.params, before, strict=True):
         assert torch.equal(group.values, values)
     run = Run(pack, TASK, train, train)
     for k in range(4):
-        pack.save(k, [group.values for group in pack.rows], tmp_path / str(k))
+        pack.save(k, [group.values for group in pack.params], tmp_path / str(k))
     losses = losses_of(run)
     for k, trial in enumerate(pack.trials):
         theirs = alone(peft_model(path, tmp_path / str(k), dtype), trial, train)
@@ -207,7 +207,7 @@ def test_trials_that_train_one_at_a_time_equal_peft_alone(
         assert written["trial"]["rank"] == trial.rank
         assert "which is not 4 trials" in written["one_at_a_time"]
         start = PeftTrial([trial], model=path, task=TASK, device=CPU)
-        start.save(0, [group.values for group in start.rows], tmp_path / f"start{k}")
+        start.save(0, [group.values for group in start.params], tmp_path / f"start{k}")
         model = peft_model(path, tmp_path / f"start{k}", torch.float32)
         losses = alone(model, trial, train)
         (last,) = folder.metrics()[-1:]
@@ -223,7 +223,7 @@ def test_first_weights_are_those_of_the_pack(families: dict[str, str], tmp_path:
     pack = pack_of("mpnet", families)
     for k, trial in enumerate(pack.trials):
         one = PeftTrial([trial], model=families["mpnet"], task=TASK, device=CPU)
-        theirs = pack.state(k, [group.values for group in pack.rows])
+        theirs = pack.state(k, [group.values for group in pack.params])
         assert one.trained.keys() == theirs.keys()
         for name, value in theirs.items():
             assert torch.equal(one.trained[name], value)

@@ -17,18 +17,16 @@ from torch.testing import assert_close
 
 from conftest import TARGETS
 from rankscope.study.tasks import TASKS
+from rankscope.train.loading import load_model, load_tokenizer, skeleton
 from rankscope.train.model import (
     drawn_beside_head,
     largest_rank,
-    load_model,
-    load_tokenizer,
+    longest_input,
     modules_to_save,
     sites,
-    skeleton,
     stream,
     trained_in_full,
 )
-from rankscope.train.model_inputs import longest_input
 
 SITES = {"roberta": (4, 16), "bert": (4, 16), "gpt2": (2, 16), "llama": (4, 8)}
 HEADS = {

@@ -17,7 +17,7 @@ from rankscope.study.tasks import TASKS
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.plan import forecast
 from rankscope.sweep.run import run
-from rankscope.train.model import load_model, load_tokenizer, skeleton
+from rankscope.train.loading import load_model, load_tokenizer, skeleton
 
 
 def settings(**changes: Any) -> Callable[[Path], None]:

@@ -8,8 +8,13 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import get_linear_schedule_with_warmup
 
-from rankscope.train.optimizer import FUSED, PackedAdamW, has_fused_kernel, linear_schedule
-from rankscope.train.rows import Rows
+from rankscope.train.optimizer import (
+    FUSED,
+    FlatParams,
+    PackedAdamW,
+    has_fused_kernel,
+    linear_schedule,
+)
 
 SHAPES = [(3, 4, 5), (3, 7)]
 
@@ -23,9 +28,9 @@ def gradients(step: int) -> list[torch.Tensor]:
 
 
 def packed(parameters: list[nn.Parameter], *, fused: bool | None = None) -> PackedAdamW:
-    rows = Rows(parameters, decays=[True, False], slots=slice(0, 3))
+    params = FlatParams(parameters, decays=[True, False], members=slice(0, 3))
     return PackedAdamW(
-        [rows],
+        [params],
         learning_rates=[1e-3, 1e-2, 1e-1],
         weight_decay=0.1,
         betas=(0.9, 0.98),
@@ -48,7 +53,7 @@ def test_each_trial_steps_as_torch_does_alone(fused: bool) -> None:
     ]  # fmt: skip
     optimizer, alive = packed(parameters, fused=fused), torch.ones(3, dtype=torch.bool)
     for step in range(12):
-        optimizer.rows[0].differentiated(gradients(step))
+        optimizer.params[0].differentiated(gradients(step))
         alive = optimizer.step(schedule=1.0, alive=alive)
         for k in range(3):
             for p, g in zip(alone[k], gradients(step), strict=True):
@@ -75,7 +80,7 @@ def test_a_trial_whose_gradient_is_nan_stands_still_alone(fused: bool) -> None:
     optimizer = packed(parameters, fused=fused)
     broken = gradients(0)
     broken[0][1, 0, 0] = torch.nan
-    optimizer.rows[0].differentiated(broken)
+    optimizer.params[0].differentiated(broken)
     alive = optimizer.step(schedule=1.0, alive=torch.ones(3, dtype=torch.bool))
     assert alive.tolist() == [True, False, True]
     for p, old in zip(parameters, before, strict=True):

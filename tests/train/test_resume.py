@@ -82,7 +82,7 @@ def watched(*, poison: int | None = None) -> tuple[type[Run], list[int], list[in
             losses = super().step(rows, step)
             if step == poison:
                 with torch.no_grad():
-                    self.pack.rows[0].values[[1, self.K - 1]] = torch.nan
+                    self.pack.params[0].values[[1, self.K - 1]] = torch.nan
             return losses
 
     return Watched, taken, sizes

@@ -11,8 +11,7 @@ import torch
 
 from rankscope.linalg import Dense, LowRank
 from rankscope.train.adapters import AdapterPack
-from rankscope.train.spectra import Recorder
-from rankscope.train.updates import Updates
+from rankscope.train.spectra import Recorder, Updates
 from training import TASK, encoded, run_of, trials_of
 
 
@@ -58,7 +57,7 @@ def test_spectra_take_the_scale_of_the_trial_not_its_rounding(tiny_models: dict[
     assert any(s != float(torch.tensor(s)) for s in scales)  # float32 does not hold all of them
     for update in pack.updates():
         assert isinstance(update.dW, LowRank)
-        assert update.dW.scale.expand(update.dW.batch_shape)[0].tolist() == scales[update.slots]
+        assert update.dW.scale.expand(update.dW.batch_shape)[0].tolist() == scales[update.members]
 
 
 def test_before_the_first_step_there_is_W_alone(

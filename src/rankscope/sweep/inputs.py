@@ -22,16 +22,17 @@ from rankscope.sweep.machine import default_workers, free_for_each, room
 from rankscope.train.data import Encoded, encode, read_split
 from rankscope.train.data import fingerprint as data_fingerprint
 from rankscope.train.encoder import is_patchable
+from rankscope.train.loading import fingerprint as model_fingerprint
+from rankscope.train.loading import load_tokenizer, skeleton
 from rankscope.train.model import (
+    accepted_inputs,
+    default_targets,
     drawn_beside_head,
     largest_rank,
-    load_tokenizer,
+    longest_input,
+    reads_last,
     shape_of,
-    skeleton,
 )
-from rankscope.train.model import fingerprint as model_fingerprint
-from rankscope.train.model_inputs import accepted_inputs, longest_input, reads_last
-from rankscope.train.targets import default_targets
 
 
 class StudyInputs:
@@ -163,9 +164,9 @@ class StudyInputs:
             if not is_patchable(
                 skeleton
             ):  # these are proved by the tests, and again before every pack
-                from rankscope.train.foresight import why_apart  # brings PEFT
+                from rankscope.train.packable import why_not_packed  # brings PEFT
 
-                found = why_apart(skeleton, trial, self.tasks[trial.task])
+                found = why_not_packed(skeleton, trial, self.tasks[trial.task])
             self._apart[trial.model] = found
         return self._apart[trial.model]
 

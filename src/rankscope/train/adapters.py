@@ -20,20 +20,19 @@ from rankscope.linalg import Dense, LowRank
 from rankscope.study.tasks import Task
 from rankscope.study.trial import Trial
 from rankscope.train.encoder import is_patchable, patch_encoder
+from rankscope.train.loading import load_model, sharing_weights
 from rankscope.train.model import (
     draw_head,
-    load_model,
     modules_to_save,
-    sharing_weights,
     sites,
     stream,
     trained_in_full,
     weight_of,
 )
-from rankscope.train.packed import DropoutMasks, PackedLoRA, buckets, packed_copies
-from rankscope.train.rows import Rows
+from rankscope.train.optimizer import FlatParams
+from rankscope.train.packed import DropoutMasks, PackedLoRA, packed_copies, rank_buckets
 from rankscope.train.saved_adapter import lora_config, save_adapter
-from rankscope.train.updates import Updates
+from rankscope.train.spectra import Updates
 
 
 class AdapterPack:
@@ -78,17 +77,17 @@ class AdapterPack:
         for name, module in [*self.sites.items(), *self.heads.items()]:
             self.model.set_submodule(name, module)
         self.model.to(device=device, dtype=dtype)
-        self.rows = self._rows()
+        self.params = self._flat_params()
 
     def _adapted(self, base: nn.Module, draws: Sequence[torch.Generator]) -> PackedLoRA:
         """B = 0, and A as ``draw_A`` has it."""
         m, n = weight_of(base).shape
         ranks = [trial.rank or 0 for trial in self.trials]
-        slots = buckets(ranks)
-        largest = [max(ranks[slot]) for slot in slots]
+        cuts = rank_buckets(ranks)
+        largest = [max(ranks[bucket]) for bucket in cuts]
         As = [
-            torch.zeros(slot.stop - slot.start, r, n)
-            for slot, r in zip(slots, largest, strict=True)
+            torch.zeros(bucket.stop - bucket.start, r, n)
+            for bucket, r in zip(cuts, largest, strict=True)
         ]
         padded = [A for As_ in As for A in As_]
         for A, r, generator in zip(padded, ranks, draws, strict=True):
@@ -98,21 +97,23 @@ class AdapterPack:
             B=[torch.zeros(len(A), m, A.shape[1]) for A in As],
             A=As,
             scale=torch.tensor([trial.scale for trial in self.trials], dtype=torch.float64),
-            slots=slots,
+            buckets=cuts,
             dropout=self.trials[0].lora_dropout,
             masks=self.masks,
         )
 
-    def _rows(self) -> list[Rows]:
+    def _flat_params(self) -> list[FlatParams]:
         """The heads of all trials, then the adapters, bucket by bucket. No decay for
         biases, as in the Trainer."""
         trained = [p for head in self.heads.values() for p in head.parameters()]
         result = [
-            Rows(trained, decays=[p.ndim == 3 for p in trained], slots=slice(0, len(self.trials)))
+            FlatParams(
+                trained, decays=[p.ndim == 3 for p in trained], members=slice(0, len(self.trials))
+            )
         ]
-        for i, slot in enumerate(next(iter(self.sites.values())).slots):
+        for i, bucket in enumerate(next(iter(self.sites.values())).buckets):
             factors = [p for site in self.sites.values() for p in (site.A[i], site.B[i])]
-            result.append(Rows(factors, decays=[True] * len(factors), slots=slot))
+            result.append(FlatParams(factors, decays=[True] * len(factors), members=bucket))
         return result
 
     def updates(self) -> Iterator[Updates]:
@@ -121,17 +122,17 @@ class AdapterPack:
         for name, site in self.sites.items():
             shapes.setdefault(weight_of(site.base).shape, []).append(name)
         for names in shapes.values():
-            members = [self.sites[name] for name in names]
-            W = torch.stack([weight_of(site.base) for site in members])  # (S, m, n)
-            for i, slot in enumerate(members[0].slots):
-                B = torch.stack([site.B[i].detach() for site in members])  # (S, k, m, r)
-                A = torch.stack([site.A[i].detach() for site in members])
+            layers = [self.sites[name] for name in names]
+            W = torch.stack([weight_of(site.base) for site in layers])  # (S, m, n)
+            for i, bucket in enumerate(layers[0].buckets):
+                B = torch.stack([site.B[i].detach() for site in layers])  # (S, k, m, r)
+                A = torch.stack([site.A[i].detach() for site in layers])
                 # Of the trials, in float64: the modules' own scales are rounded to their dtype.
                 scale = torch.tensor(
-                    [trial.scale for trial in self.trials[slot]], dtype=torch.float64
+                    [trial.scale for trial in self.trials[bucket]], dtype=torch.float64
                 )
                 dW = LowRank(B=B, A=A, scale=scale.to(B.device))
-                yield Updates(names, slot, W, dW, Dense(W[:, None]) + dW)
+                yield Updates(names, bucket, W, dW, Dense(W[:, None]) + dW)
 
     def state(self, k: int, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
         """Trial ``k``'s adapters and heads by their names in the model, from buffers like its
@@ -139,12 +140,12 @@ class AdapterPack:
         trial = self.trials[k]
         values = {
             id(p): view
-            for group, buffer in zip(self.rows, buffers, strict=True)
+            for group, buffer in zip(self.params, buffers, strict=True)
             for p, view in zip(group.parameters, group.views(buffer), strict=True)
         }
         state: dict[str, Tensor] = {}
         for name, site in self.sites.items():
-            bucket, place = site.bucket(k)
+            bucket, place = site.place_of(k)
             state[f"{name}.lora_A.weight"] = values[id(site.A[bucket])][place, : trial.rank]
             state[f"{name}.lora_B.weight"] = values[id(site.B[bucket])][place, :, : trial.rank]
         for name, head in self.heads.items():

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 NAME = "checkpoint.safetensors"
-FORMAT = "2"  # of the tensors' names; a pack begins again rather than read another one
+FORMAT = "3"  # of the tensors' names; a pack begins again rather than read another one
 
 
 def write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:

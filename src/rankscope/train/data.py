@@ -19,6 +19,8 @@ from torch import Tensor
 from rankscope.study.tasks import Task
 
 GLUE = "nyu-mll/glue"
+# batches whose rows are sorted by length together: padding nearly vanishes, and chance decides
+POOL = 32
 
 
 def read_split(data: str, task: Task, split: str, *, rows: int | None = None) -> pd.DataFrame:
@@ -195,3 +197,23 @@ def encode(
     labels = torch.from_numpy(frame["label"].to_numpy(copy=True))
     beside = int(frame.get("beside", pd.Series()).sum())
     return Encoded(inputs, labels, torch.from_numpy(lengths), beside, left)
+
+
+def length_grouped_batches(
+    lengths: Tensor, *, batch_size: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Row numbers of one batch after another, for ever. An epoch has every row once.
+
+    Each epoch draws a permutation, cuts it into pools, sorts each pool by length, cuts it into
+    batches (the last one is short) and draws the order of the batches. It depends on the lengths
+    (N,), the batch size and the generator alone.
+    """
+    while True:
+        pools = torch.randperm(len(lengths), generator=generator).split(POOL * batch_size)
+        drawn = [
+            batch
+            for pool in pools
+            for batch in pool[lengths[pool].argsort(stable=True)].split(batch_size)
+        ]
+        for i in torch.randperm(len(drawn), generator=generator).tolist():
+            yield drawn[i]

@@ -15,18 +15,11 @@ from rankscope.linalg import Dense
 from rankscope.study.tasks import Task
 from rankscope.study.trial import Trial
 from rankscope.train.encoder import is_patchable, patch_encoder
-from rankscope.train.model import (
-    draw_head,
-    load_model,
-    quiet,
-    sharing_weights,
-    sites,
-    stream,
-    weight_of,
-)
+from rankscope.train.loading import load_model, quiet, sharing_weights
+from rankscope.train.model import draw_head, sites, stream, weight_of
+from rankscope.train.optimizer import FlatParams
 from rankscope.train.packed import DropoutMasks
-from rankscope.train.rows import Rows
-from rankscope.train.updates import Updates
+from rankscope.train.spectra import Updates
 
 
 class FullPack:
@@ -59,7 +52,7 @@ class FullPack:
         self.pretrained = {name: weight_of(site).clone() for name, site in self.sites.items()}
         parameters = list(self.model.parameters())
         decays = [p.ndim > 1 for p in parameters]  # biases and norms are vectors
-        self.rows = [Rows(parameters, decays=decays, slots=slice(0, 1))]
+        self.params = [FlatParams(parameters, decays=decays, members=slice(0, 1))]
 
     def updates(self) -> Iterator[Updates]:
         """W_pre, W_FT - W_pre and W_FT of all sites, those of one shape together."""
@@ -77,7 +70,7 @@ class FullPack:
         """The model with this buffer in place of its row's values, as a Hugging Face
         checkpoint in ``folder``."""
         assert k == 0
-        (group,), (buffer,) = self.rows, buffers
+        (group,), (buffer,) = self.params, buffers
         values = {id(p): v for p, v in zip(group.parameters, group.views(buffer), strict=True)}
         state = self.model.state_dict()
         for name, p in self.model.named_parameters(

@@ -29,11 +29,12 @@ from transformers import PreTrainedModel
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded
 from rankscope.train.full import FullPack
-from rankscope.train.model import sharing_weights, weight_of
+from rankscope.train.loading import sharing_weights
+from rankscope.train.model import weight_of
 from rankscope.train.one_at_a_time import adapted, trained_weights
+from rankscope.train.optimizer import differentiate
 from rankscope.train.pack import Pack, logits
 from rankscope.train.packed import DropoutMasks, NotIsolated
-from rankscope.train.rows import differentiate
 
 _SIZE = 0.3  # of a moved update: ||s B A|| / ||W||
 _ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the largest logit, or gradient
@@ -53,7 +54,7 @@ def prove(pack: Pack, train: Encoded, rows: Tensor) -> None:
 
 def _prove_adapters(pack: AdapterPack, train: Encoded, rows: Tensor) -> None:
     state, training = pack.masks.state, pack.model.training
-    kept = [group.values.clone() for group in pack.rows]
+    kept = [group.values.clone() for group in pack.params]
     try:
         with _refused():
             _move(pack, range(len(pack.trials)), seed=0)
@@ -69,7 +70,7 @@ def _prove_adapters(pack: AdapterPack, train: Encoded, rows: Tensor) -> None:
                 _equal(together, alone.logits(ends, some, training=False), "logits in evaluation")
             _gradients(pack, alone, ends, some)
     finally:
-        for group, values in zip(pack.rows, kept, strict=True):
+        for group, values in zip(pack.params, kept, strict=True):
             group.values.copy_(values)
         pack.masks.state = state
         pack.model.train(training)
@@ -77,10 +78,10 @@ def _prove_adapters(pack: AdapterPack, train: Encoded, rows: Tensor) -> None:
 
 def _prove_full(pack: FullPack, stock: PreTrainedModel, train: Encoded, rows: Tensor) -> None:
     """Logits and gradients of the patched model and of the stock model, over the same weights."""
-    weights = pack.rows[0].parameters
+    weights = pack.params[0].parameters
     ends, _ = train.batch(train.lengths.argsort(stable=True)[[0, -1]])
     plain = copy.copy(pack)
-    plain.model = stock.to(pack.rows[0].values.device)
+    plain.model = stock.to(pack.params[0].values.device)
     with _refused():
         with torch.no_grad():
             first, _ = train.batch(rows)
@@ -101,7 +102,7 @@ class _Alone:
     filled anew for each trial."""
 
     def __init__(self, pack: AdapterPack) -> None:
-        self.pack, first = pack, pack.rows[0].values
+        self.pack, first = pack, pack.params[0].values
         self.configs = [(trial.rank, trial.scaling, trial.lora_alpha) for trial in pack.trials]
         members = list({config: k for k, config in enumerate(self.configs)}.values())
         self.names = {self.configs[k]: f"trial{k}" for k in members}
@@ -115,7 +116,7 @@ class _Alone:
         """Puts trial k's values into its adapter. -> the weights trained, by their names"""
         name, state = (
             self.names[self.configs[k]],
-            self.pack.state(k, [g.values for g in self.pack.rows]),
+            self.pack.state(k, [g.values for g in self.pack.params]),
         )
         weights = self.weights[name]
         if state.keys() != weights.keys():
@@ -131,7 +132,7 @@ class _Alone:
         """(B, C)"""
         self.model.train(training)
         self.masks.state, self.masks.batch = self.pack.masks.state, len(inputs["input_ids"])
-        device = self.pack.rows[0].values.device
+        device = self.pack.params[0].values.device
         with contextlib.ExitStack() as stack:
             if training:
                 stack.enter_context(self.masks.drawing())
@@ -168,10 +169,10 @@ def _isolated(pack: AdapterPack, inputs: dict[str, Tensor]) -> None:
     moved_in = list(itertools.islice(itertools.combinations(range(rounds), rounds // 2), K))
     for number in range(rounds):
         moved = [k for k in range(K) if number in moved_in[k]]
-        kept = [group.values.clone() for group in pack.rows]
+        kept = [group.values.clone() for group in pack.params]
         _move(pack, moved, seed=1 + number)
         after = _logits(pack, inputs)
-        for group, values in zip(pack.rows, kept, strict=True):
+        for group, values in zip(pack.params, kept, strict=True):
             group.values.copy_(values)
         for k in range(K):
             if (k in moved) == torch.equal(after[k], before[k]):
@@ -190,12 +191,12 @@ def _gradients(
     found = _logits(pack, inputs)
     generator = torch.Generator().manual_seed(0)
     c = torch.randn(found.shape[1:], generator=generator, dtype=torch.float64).to(found)
-    differentiate((c * found).sum(), pack.rows)
+    differentiate((c * found).sum(), pack.params)
     for k in trials:
         weights = alone.becomes(k)
         total = (c * alone.one(inputs, training=True)).sum()
         theirs = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
-        ours = pack.state(k, [group.gradients for group in pack.rows])
+        ours = pack.state(k, [group.gradients for group in pack.params])
         largest = max(float(g.abs().max()) for g in theirs if g is not None)
         for name, g in zip(weights, theirs, strict=True):
             expected = torch.zeros_like(ours[name]) if g is None else g
@@ -212,7 +213,7 @@ def _move(pack: AdapterPack, trials: Sequence[int], *, seed: int) -> None:
 
     for k in trials:
         for site in pack.sites.values():
-            bucket, place = site.bucket(k)
+            bucket, place = site.place_of(k)
             B, A = site.B[bucket][place], site.A[bucket][place]
             size = _SIZE * weight_of(site.base).norm() / (site.scale[k, 0, 0] * A.norm())
             B.copy_(noise(B) * (size / math.sqrt(len(B))).to(B))

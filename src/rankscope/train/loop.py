@@ -1,5 +1,5 @@
-"""Trains one pack into its folders: from a checkpoint where there is one, in halves where memory is
-short."""
+"""Trains one pack and writes its trials' folders: resumes from a checkpoint, halves the pack where
+memory runs out."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ from rankscope.train.without_diverged import without_diverged
 
 @dataclass(frozen=True)
 class Pace:
-    """How often a pack is kept in a checkpoint, and looked through for diverged trials."""
+    """How often a pack writes a checkpoint, and looks for diverged trials."""
 
-    every: float = 60.0  # seconds between two checkpoints, at least,
-    share: float = 0.01  # and no more than this part of the time goes into them
-    look: int = LOOK  # steps
-    worth: float = (
-        5.0  # seconds of training that a checkpoint pays for when the process is asked to stop
-    )
+    # seconds between two checkpoints, at least; and the largest share of the time they may take
+    every: float = 60.0
+    share: float = 0.01
+    # steps between two looks for diverged trials
+    look: int = LOOK
+    # seconds of training for which a stopped process still writes a checkpoint
+    worth: float = 5.0
 
 
 def train_pack(
@@ -59,14 +60,14 @@ def train_pack(
     """Trains a pack into its folders. Its trials share model, task, seed, batches and budget
     (``study.packs``).
 
-    A trial whose loss or gradient is no longer finite is frozen, finished as "diverged" and
-    dropped; the others go on. Where memory does not do, the pack is split and each half trained
-    alone. Where ``isolation.prove`` fails, the trials train one at a time through PEFT's own
-    layers, which ``say`` is told and trial.json keeps. ``progress`` is told of every optimiser
-    step, times K; what it raises passes. With ``scratch``, a local folder, a checkpoint is kept
-    there, and training goes on from it.
+    A trial whose loss or gradient is no longer finite is finished as "diverged" and dropped; the
+    others go on. Where memory runs out, the pack is split and each half trained alone. Where
+    ``isolation.prove`` fails, the trials train one at a time through PEFT's own layers; ``say``
+    gets one line about it, and trial.json keeps the reason. ``progress`` is called after every
+    optimiser step with K; its exceptions pass through. With ``scratch``, a local folder,
+    checkpoints are written there, and training resumes from them.
     """
-    taken, full = _Taken(progress), trials[0].method == "full"
+    counter, full = _StepCounter(progress), trials[0].method == "full"
     where: dict[str, Any] = {"model": model, "task": task, "device": device}
 
     def packed(left: Sequence[Trial]) -> Run:
@@ -79,17 +80,17 @@ def train_pack(
         return run(pack, task, train, validation)
 
     try:
-        _train(trials, folders, taken, packed, scratch, pace)
+        _train(trials, folders, counter, packed, scratch, pace)
     except NotIsolated as error:
         say(f"{model}: {ONE_AT_A_TIME}: {error}")
-        taken.steps = 0
+        counter.steps = 0
         for folder in folders:
             folder.amend(one_at_a_time=str(error))
-        _one_at_a_time(trials, folders, taken, stock, scratch, pace)
+        _one_at_a_time(trials, folders, counter, stock, scratch, pace)
 
 
-class _Taken:
-    """Reports steps, but not those that are taken for the second time."""
+class _StepCounter:
+    """Reports each step once, also when a pack begins again after a failure."""
 
     def __init__(self, report: Callable[[int], None]) -> None:
         self.report = report
@@ -105,13 +106,13 @@ class _Taken:
 def _train(
     trials: Sequence[Trial],
     folders: Sequence[TrialDir],
-    taken: _Taken,
+    counter: _StepCounter,
     begin: Callable[[Sequence[Trial]], Run],
     scratch: Path | None,
     pace: Pace,
 ) -> None:
-    """The pack as a whole, or where memory does not do in halves."""
-    before = taken.steps
+    """The whole pack, or one half after the other where memory runs out."""
+    before = counter.steps
     try:
         place = (
             tempfile.TemporaryDirectory()
@@ -120,47 +121,47 @@ def _train(
         )
         with place as folder:
             training = _Training(trials, begin, Path(folder), pace, keeps=scratch is not None)
-            training.run_through(folders, taken)
+            training.run_through(folders, counter)
         return
     except RuntimeError as error:
         if len(trials) == 1 or not _is_out_of_memory(error):
             raise
     if torch.cuda.is_available():  # here the exception, and with it the pack, is gone
         torch.cuda.empty_cache()
-    half, taken.steps = len(trials) // 2, before
+    half, counter.steps = len(trials) // 2, before
     for name, part in (("first", slice(None, half)), ("second", slice(half, None))):
         own = None if scratch is None else scratch / name
-        _train(trials[part], folders[part], taken, begin, own, pace)
+        _train(trials[part], folders[part], counter, begin, own, pace)
 
 
 def _one_at_a_time(
     trials: Sequence[Trial],
     folders: Sequence[TrialDir],
-    taken: _Taken,
+    counter: _StepCounter,
     begin: Callable[[Sequence[Trial]], Run],
     scratch: Path | None,
     pace: Pace,
 ) -> None:
-    """Results wait in the scratch, so that a kill loses none of them."""
+    """Keeps each result in the scratch folder until all are there, so that a kill loses none."""
     for trial, folder in zip(trials, folders, strict=True):
         if scratch is None:
-            _train([trial], [folder], taken, begin, None, pace)
+            _train([trial], [folder], counter, begin, None, pace)
             continue
         result = TrialDir(scratch / trial.id / "result")
         if result.is_done:
-            taken(result.result()["steps"])
+            counter(result.result()["steps"])
         else:
             shutil.rmtree(result.path, ignore_errors=True)
             result.path.mkdir(parents=True)
-            _train([trial], [result], taken, begin, scratch / trial.id, pace)
+            _train([trial], [result], counter, begin, scratch / trial.id, pace)
         shutil.copytree(result.path, folder.path, dirs_exist_ok=True)
 
 
 class _Training:
-    """A pack, from its checkpoint if there is one; the dead leave it on the way.
+    """Trains a pack from its checkpoint, if there is one, and drops trials as they diverge.
 
-    Their results wait in the scratch: who goes on after a kill finds them there, while the
-    trials' folders are empty then.
+    Results of diverged trials wait in the scratch folder until the pack ends: a resumed pack finds
+    them there, while the trials' own folders are emptied before it resumes.
     """
 
     def __init__(
@@ -174,18 +175,16 @@ class _Training:
     ) -> None:
         self.pace = pace
         self.ids, self.scratch, self.keeps = [trial.id for trial in trials], scratch, keeps
-        self.started, self.seconds = (
-            time.perf_counter(),
-            0.0,
-        )  # a trial's part of the time before that
-        self.dead = {id: TrialDir(scratch / "diverged" / id) for id in self.ids}
+        self.started = time.perf_counter()
+        self.seconds = 0.0  # each trial's share of the time before `started`
+        self.diverged = {id: TrialDir(scratch / "diverged" / id) for id in self.ids}
         kept = checkpoint.read(scratch, trials=self.ids)
         if kept is not None and any(
-            id not in kept[1]["living"] and not self.dead[id].is_done for id in self.ids
+            id not in kept[1]["training"] and not self.diverged[id].is_done for id in self.ids
         ):
             kept = None
         self.run = begin(
-            [trial for trial in trials if kept is None or trial.id in kept[1]["living"]]
+            [trial for trial in trials if kept is None or trial.id in kept[1]["training"]]
         )
         if kept is not None:
             self.run.restore(*kept)
@@ -200,28 +199,26 @@ class _Training:
             for _ in self.run.steps():
                 before = time.perf_counter()
                 if self.keeps and before > due:
-                    self.keep()
+                    self.write_checkpoint()
                     due = time.perf_counter() + max(
                         self.pace.every, (time.perf_counter() - before) / self.pace.share
                     )
                     last = time.perf_counter()
                 try:
                     progress(len(self.ids))
-                except (
-                    KeyboardInterrupt
-                ):  # between two steps: what was trained since need not be lost
+                except KeyboardInterrupt:  # between two steps: the state is whole
                     if self.keeps and time.perf_counter() - last > self.pace.worth:
-                        self.keep()
+                        self.write_checkpoint()
                     raise
-                if self.run.done % self.pace.look == 0 and self.has_dead:
+                if self.run.done % self.pace.look == 0 and self.has_diverged:
                     break
             if self.run.done < self.run.total:
-                self.part()
+                self.drop_diverged()
         self.finish(folders)
 
-    def keep(self) -> None:
+    def write_checkpoint(self) -> None:
         tensors, state = self.run.state()
-        more = {"trials": self.ids, "living": state["trials"], "seconds": self.seconds_so_far()}
+        more = {"trials": self.ids, "training": state["trials"], "seconds": self.seconds_so_far()}
         checkpoint.write(self.scratch, tensors, state | more)
 
     def seconds_so_far(self) -> float:
@@ -229,15 +226,15 @@ class _Training:
         return self.seconds + (time.perf_counter() - self.started) / self.run.K
 
     @property
-    def has_dead(self) -> bool:
-        """And living ones beside them."""
+    def has_diverged(self) -> bool:
+        """Whether some trials have diverged, and not all."""
         return bool(self.run.alive.any() & ~self.run.alive.all())
 
-    def part(self) -> None:
-        """Finishes the dead and goes on without them."""
+    def drop_diverged(self) -> None:
+        """Finishes the diverged trials and goes on without them."""
         self.seconds, self.started = self.seconds_so_far(), time.perf_counter()
         for k in (~self.run.alive).nonzero().flatten().tolist():
-            folder = self.dead[self.run.pack.trials[k].id]
+            folder = self.diverged[self.run.pack.trials[k].id]
             shutil.rmtree(folder.path, ignore_errors=True)
             folder.path.mkdir(parents=True)
             self.run.finish(k, folder, seconds=self.seconds)
@@ -252,7 +249,7 @@ class _Training:
             if id in places:
                 self.run.finish(places[id], folder, seconds=seconds)
             else:
-                shutil.copytree(self.dead[id].path, folder.path, dirs_exist_ok=True)
+                shutil.copytree(self.diverged[id].path, folder.path, dirs_exist_ok=True)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -1,150 +1,36 @@
-"""A Hugging Face sequence classifier: loading, the layers that an update adapts, those trained in
-full."""
+"""A Hugging Face sequence classifier: the layers that an update adapts, those trained in full, the
+inputs that it takes."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import hashlib
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+import inspect
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.utils import logging as hub_logging
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import logging as transformers_logging
 
 from rankscope.study.cost import Shape, Site
-from rankscope.study.tasks import Task
 from rankscope.train.encoder import before_adapters, is_patchable, of_one_token
-from rankscope.train.model_folder import check_folder
 
-
-def load_model(model: str, task: Task) -> PreTrainedModel:
-    """The model in float32, with its own eager attention: the one that leaves no argument out.
-
-    What its file lacks is drawn from a fixed seed, the same every time.
-
-    Parameters require a gradient in the layers of ``trained_in_full``, in no other. ``ValueError``,
-    one line, for a folder or hub id that can't be trained on.
-    """
-    with one_line(model), quiet(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        loaded = _from_pretrained(model, task, attn_implementation="eager")
-        if (
-            loaded.config.pad_token_id is None
-        ):  # decoders classify the last token that is not padding
-            loaded.config.pad_token_id = load_tokenizer(model).pad_token_id
-        return loaded
-
-
-def _from_pretrained(model: str, task: Task, **settings: Any) -> PreTrainedModel:
-    """The model, with gradients where ``load_model`` says."""
-    check_folder(model)
-    loaded, report = AutoModelForSequenceClassification.from_pretrained(
-        model, num_labels=task.num_labels, dtype=torch.float32, ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        trust_remote_code=False, **settings,
-    )  # fmt: skip
-    if getattr(loaded, "_hf_peft_config_loaded", False):
-        raise ValueError("found an adapter in it: name the model that the adapter was trained on")
-    prefix = loaded.base_model_prefix + "."
-    wrong = sorted(name for name, *_ in report["mismatched_keys"] if name.startswith(prefix))
-    if wrong:  # a head for another number of labels is no matter: heads are drawn anew
-        raise ValueError(f"its file and its config.json disagree about the shape of {wrong[0]}")
-    absent = sorted(name for name in report["missing_keys"] if name.startswith(prefix))
-    above = _above_blocks(loaded)
-    if lost := [name for name in absent if not name.startswith(above)]:
-        raise ValueError(
-            f"its file lacks {len(lost)} of the model's weights, the first is {lost[0]}"
-        )
-    _require_gradients(loaded, {name.rpartition(".")[0] for name in absent})
-    return loaded
-
-
-def _above_blocks(model: PreTrainedModel) -> tuple[str, ...]:
-    """The parts of the base model that follow its blocks, such as BERT's pooler: a fresh one can be
-    trained with the head. Without an embedding or a block of its own a pretrained model is none."""
-    children = list(model.base_model.named_children())
-    blocks = [
-        i
-        for i, (_, part) in enumerate(children)
-        if any(isinstance(m, nn.ModuleList) for m in part.modules())
-    ]
-    above = children[blocks[-1] + 1 :] if blocks else []
-    return tuple(f"{model.base_model_prefix}.{name}." for name, _ in above)
-
-
-def _require_gradients(model: PreTrainedModel, absent: Collection[str] = ()) -> None:
-    """Of the modules outside the base model, and of those that the file lacks."""
-    model.requires_grad_(False)
-    prefix = model.base_model_prefix
-    for name, module in model.named_modules():
-        if name in absent or not f"{name}.".startswith(f"{prefix}."):
-            for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(True)
-
-
-def sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy whose parameters are those of ``model``; changes of modules leave it as it is."""
-    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
-
-
-def load_tokenizer(model: str) -> Any:
-    with one_line(model), quiet():
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer
-
-
-def skeleton(model: str, task: Task) -> PreTrainedModel:
-    """The model without its weights (on the meta device): shapes and names only, gradients as
-    ``load_model`` has them.
-
-    A local folder's file is compared with its configuration; of a hub model only the configuration
-    is read.
-    """
-    with one_line(model), quiet():
-        if Path(model).is_dir():
-            return _from_pretrained(model, task, device_map="meta")
-        check_folder(model)
-        with torch.device("meta"):
-            config = AutoConfig.from_pretrained(
-                model, num_labels=task.num_labels, trust_remote_code=False
-            )
-            found = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-        _require_gradients(found)
-        return found
-
-
-def fingerprint(model: str) -> str:
-    """SHA-256 of a local folder's configuration and weights; the commit of a hub model."""
-    folder = Path(model)
-    if not folder.is_dir():
-        with one_line(model), quiet():  # the cache keeps a file under snapshots/<commit>/
-            return Path(hf_hub_download(model, "config.json")).parent.name
-    digest = hashlib.sha256()
-    for path in sorted(
-        p
-        for p in folder.iterdir()
-        if p.suffix in (".safetensors", ".bin") or p.name == "config.json"
-    ):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
+# the names that families have for them; all must be there
+QUERY_AND_VALUE = (
+    ("query", "value"),
+    ("q_proj", "v_proj"),
+    ("query_proj", "value_proj"),
+    ("q", "v"),
+    ("q_lin", "v_lin"),
+    ("q_head", "v_head"),
+    ("Wqkv",),
+    ("query_key_value",),
+    ("qkv_proj",),
+    ("c_attn",),
+    ("in_proj",),
+)
+# where PEFT chooses otherwise, by model_type
+OTHERS = {"phi": ("q_proj", "v_proj", "fc1", "fc2")}
 
 
 def sites(model: PreTrainedModel, target_modules: Sequence[str]) -> dict[str, nn.Module]:
@@ -276,42 +162,53 @@ def stream(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch
     return torch.Generator(device).manual_seed(int(entropy))
 
 
-@contextlib.contextmanager
-def one_line(model: str) -> Iterator[None]:
-    """Whatever transformers raises on a model, as a ``ValueError`` of one line. Out of memory
-    passes as it is."""
-    try:
-        yield
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        expected = (
-            "expected a folder with config.json, weights and tokenizer, or a hub id "
-            "that can be reached"
-        )
-        raise ValueError(f"model {model!r}: {expected}; {reason}") from None
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' own bars, and its report on heads that are new: ours always are."""
-    verbosity, bar = (
-        transformers_logging.get_verbosity(),
-        transformers_logging.is_progress_bar_enabled(),
+def default_targets(model: PreTrainedModel) -> list[str]:
+    """``target_modules`` for this model; ``ValueError``, one line, where its layers bear none of
+    the known names."""
+    prefix = model.base_model_prefix + "."
+    linear = {
+        name.split(".")[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and name.startswith(prefix)
+    }
+    for names in (OTHERS.get(model.config.model_type, ()), *QUERY_AND_VALUE):
+        if names and linear.issuperset(names):
+            return list(names)
+    raise ValueError(
+        f"target_modules: no default is known for {type(model).__name__}; "
+        f"expected some of its linear layers: {', '.join(sorted(linear))}"
     )
-    hub_verbosity = hub_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    hub_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        hub_logging.set_verbosity(hub_verbosity)
-        if bar:
-            transformers_logging.enable_progress_bar()
+
+
+def longest_input(model: PreTrainedModel) -> int | None:
+    """Tokens that the model has positions for; None where it has no such bound (T5, XLNet, BLOOM).
+
+    RoBERTa and its kin count positions from padding_idx + 1 on.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None) or getattr(
+        model.config, "max_seq_len", None
+    )
+    if positions is None or positions < 1:  # XLNet says -1
+        return None
+    for name, module in model.named_modules():
+        if (
+            name.endswith("position_embeddings")
+            and isinstance(module, nn.Embedding)
+            and module.padding_idx is not None
+        ):
+            return int(positions) - module.padding_idx - 1
+    return int(positions)
+
+
+def reads_last(model: PreTrainedModel) -> bool:
+    """Whether the head reads the last position, padding or not (XLNet); other decoders look for the
+    last token."""
+    return getattr(model.config, "summary_type", None) == "last" and hasattr(
+        model, "sequence_summary"
+    )
+
+
+def accepted_inputs(model: PreTrainedModel) -> list[str]:
+    """Names of what its forward pass takes: DistilBERT has no token types, though its tokenizer may
+    make them."""
+    return list(inspect.signature(model.forward).parameters)

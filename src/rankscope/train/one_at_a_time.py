@@ -21,11 +21,12 @@ from rankscope.linalg import Dense, LowRank
 from rankscope.study.tasks import Task
 from rankscope.study.trial import Trial
 from rankscope.train.adapters import draw_A
-from rankscope.train.model import draw_head, load_model, modules_to_save, sites, stream, weight_of
+from rankscope.train.loading import load_model
+from rankscope.train.model import draw_head, modules_to_save, sites, stream, weight_of
+from rankscope.train.optimizer import FlatParams
 from rankscope.train.packed import DropoutMasks
-from rankscope.train.rows import Rows
 from rankscope.train.saved_adapter import lora_config, save_adapter
-from rankscope.train.updates import Updates
+from rankscope.train.spectra import Updates
 
 ADAPTER = "default"  # PEFT's name for the only adapter
 
@@ -62,7 +63,9 @@ class PeftTrial:
             nn.init.zeros_(self.trained[f"{name}.lora_B.weight"])
         self.model.to(device=device, dtype=dtype)
         parameters = list(self.trained.values())
-        self.rows = [Rows(parameters, decays=[p.ndim > 1 for p in parameters], slots=slice(0, 1))]
+        self.params = [
+            FlatParams(parameters, decays=[p.ndim > 1 for p in parameters], members=slice(0, 1))
+        ]
 
     def updates(self) -> Iterator[Updates]:
         """W, dW and W + dW of all sites, those of one shape together."""
@@ -85,7 +88,7 @@ class PeftTrial:
         """The trial with this buffer in place of its row's values, as a PEFT adapter in
         ``folder``."""
         assert k == 0
-        (group,), (buffer,) = self.rows, buffers
+        (group,), (buffer,) = self.params, buffers
         values = {id(p): v for p, v in zip(group.parameters, group.views(buffer), strict=True)}
         save_adapter(folder, {name: values[id(p)] for name, p in self.trained.items()}, self.config)
 

@@ -1,9 +1,10 @@
-"""AdamW with one learning rate per trial, and gradient clipping per trial. Letters: K trials.
+"""The trained weights of a pack in flat buffers, and AdamW over them with one learning rate and
+one gradient clipping per trial.
 
 Loshchilov and Hutter 2019 by torch's own kernel (``torch.optim.AdamW(fused=True)``): a pack steps
-as K separate runs would. One pass over a trial's row does it all; single operations would also
-stumble over the zeros and subnormal numbers of the second moments of embeddings (a square root of
-them takes 5 and 35 times as long).
+as K separate runs would. One pass over a trial's row does it all; separate operations would be slow
+on the zeros and subnormal numbers in the second moments of embeddings (a square root of them takes
+5 and 35 times as long). Letters: K trials, P weights of one trial.
 """
 
 from __future__ import annotations
@@ -13,21 +14,79 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rankscope.train.rows import Rows
+
+class FlatParams:
+    """Trained weights as one matrix with a row per trial, and their gradients as another.
+
+    Clipping, AdamW, the best copy and a checkpoint are then a few operations, whatever the number
+    of layers. Modules keep their parameters, as views of the matrix.
+
+    Args:
+        parameters: each (K, ...), or any shape if K = 1; they become views of ``values``.
+        decays: whether weight decay applies, per parameter; those it applies to are
+            the first ``decaying`` columns.
+        members: which trials of the pack these are.
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], *, decays: Sequence[bool], members: slice
+    ) -> None:
+        K, self.members = members.stop - members.start, members
+        pairs = sorted(zip(parameters, decays, strict=True), key=lambda pair: not pair[1])
+        self.parameters = [p for p, _ in pairs]
+        self.decaying = sum(p.numel() for p, decay in pairs if decay) // K
+        first = self.parameters[0]
+        P = sum(p.numel() for p in self.parameters) // K
+        self.values = torch.empty(K, P, dtype=first.dtype, device=first.device)
+        self.gradients = torch.empty_like(self.values)
+        for p, value in zip(self.parameters, self.views(self.values), strict=True):
+            value.copy_(p.detach())
+            p.data = value
+
+    def views(self, buffer: Tensor) -> list[Tensor]:
+        """A buffer like ``values``, seen as the parameters."""
+        widths = [p.numel() // len(buffer) for p in self.parameters]
+        return [
+            part.view(p.shape)
+            for part, p in zip(buffer.split(widths, dim=1), self.parameters, strict=True)
+        ]
+
+    def differentiated(self, gradients: Sequence[Tensor | None]) -> None:
+        """Takes the gradients of ``parameters``; None stands for a weight that the loss does not
+        depend on."""
+        K = len(self.values)
+        found = [
+            (torch.zeros_like(p) if g is None else g).reshape(K, -1)
+            for p, g in zip(self.parameters, gradients, strict=True)
+        ]
+        torch.cat(found, dim=1, out=self.gradients)
+
+
+def differentiate(total: Tensor, params: Sequence[FlatParams]) -> None:
+    """Writes the gradients of ``total`` into ``params``."""
+    gradients = iter(
+        torch.autograd.grad(
+            total, [p for group in params for p in group.parameters], allow_unused=True
+        )
+    )
+    for group in params:
+        group.differentiated([next(gradients) for _ in group.parameters])
 
 
 class PackedAdamW:
-    """Args:
-    rows: every trained weight; its ``gradients`` are read and spent by ``step``.
-    learning_rates: of each trial, the peak rates.
-    fused: by torch's kernel; None: where ``has_fused_kernel``.
+    """AdamW for all trials of a pack.
+
+    Args:
+        params: every trained weight; ``step`` reads its ``gradients`` and overwrites them.
+        learning_rates: the peak rate of each trial.
+        fused: by torch's kernel; None: where ``has_fused_kernel``.
     """
 
     def __init__(
         self,
-        rows: Sequence[Rows],
+        params: Sequence[FlatParams],
         *,
         learning_rates: Sequence[float],
         weight_decay: float,
@@ -36,7 +95,7 @@ class PackedAdamW:
         max_grad_norm: float,
         fused: bool | None = None,
     ) -> None:
-        self.rows = list(rows)
+        self.params = list(params)
         self.learning_rates = list(learning_rates)
         self.weight_decay = weight_decay
         self.betas, self.epsilon, self.max_grad_norm = betas, epsilon, max_grad_norm
@@ -44,8 +103,8 @@ class PackedAdamW:
             torch._fused_adamw_ if fused or (fused is None and has_fused_kernel()) else plain_adamw
         )
         self.steps = 0
-        self.means = [torch.zeros_like(group.values) for group in self.rows]
-        self.squares = [torch.zeros_like(group.values) for group in self.rows]
+        self.means = [torch.zeros_like(group.values) for group in self.params]
+        self.squares = [torch.zeros_like(group.values) for group in self.params]
 
     @torch.no_grad()
     def step(self, *, schedule: float, alive: Tensor) -> Tensor:
@@ -55,28 +114,28 @@ class PackedAdamW:
         parameters. -> (K,) bool: still alive
         """
         squares = torch.zeros(len(alive), dtype=torch.float64, device=alive.device)
-        for group in self.rows:
-            squares[group.slots] += (
+        for group in self.params:
+            squares[group.members] += (
                 torch.linalg.vector_norm(group.gradients, dim=1).double().square()
             )
         norms = squares.sqrt()  # (K,)
         alive = alive & norms.isfinite()
         clip = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)[:, None]
-        for group in self.rows:
-            group.gradients.mul_(clip[group.slots].to(group.gradients.dtype))
+        for group in self.params:
+            group.gradients.mul_(clip[group.members].to(group.gradients.dtype))
         self.steps += 1
-        count, dead = torch.tensor(float(self.steps), device=alive.device), (~alive).float()
+        count, skipped = torch.tensor(float(self.steps), device=alive.device), (~alive).float()
         for k, rate in enumerate(self.learning_rates):
-            self._update(k, rate * schedule, count, dead[k])
+            self._update(k, rate * schedule, count, skipped[k])
         return alive
 
-    def _update(self, k: int, rate: float, count: Tensor, dead: Tensor) -> None:
-        """Trial k; the kernel leaves all as it was where ``dead`` is 1, which a GPU tells
-        itself."""
+    def _update(self, k: int, rate: float, count: Tensor, skipped: Tensor) -> None:
+        """Trial k. The kernel changes nothing where ``skipped`` is 1; on a GPU without waiting for
+        it."""
         buffers = [
-            (group, k - group.slots.start, (group.values, group.gradients, mean, square))
-            for group, mean, square in zip(self.rows, self.means, self.squares, strict=True)
-            if group.slots.start <= k < group.slots.stop
+            (group, k - group.members.start, (group.values, group.gradients, mean, square))
+            for group, mean, square in zip(self.params, self.means, self.squares, strict=True)
+            if group.members.start <= k < group.members.stop
         ]
         for decays in (True, False):
             values, gradients, means, squares = (
@@ -93,7 +152,7 @@ class PackedAdamW:
                 beta1=self.betas[0],
                 beta2=self.betas[1], weight_decay=self.weight_decay if decays else 0.0,
                 eps=self.epsilon,
-                amsgrad=False, maximize=False, grad_scale=None, found_inf=dead,
+                amsgrad=False, maximize=False, grad_scale=None, found_inf=skipped,
             )  # fmt: skip
 
 

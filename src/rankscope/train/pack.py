@@ -11,22 +11,22 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from rankscope.study.trial import Trial
+from rankscope.train.optimizer import FlatParams
 from rankscope.train.packed import DropoutMasks
-from rankscope.train.rows import Rows
-from rankscope.train.updates import Updates
+from rankscope.train.spectra import Updates
 
 
 class Pack(Protocol):
     """K trials that train together: ``AdapterPack``, or with K = 1 ``FullPack`` and ``PeftTrial``.
 
-    ``rows`` are their trained weights. The model takes inputs (B, T), repeated ``repeats`` times;
+    ``params`` are their trained weights. The model takes inputs (B, T), repeated ``repeats`` times;
     where ``takes_dropouts``, its calls of dropout are answered by ``masks``.
     """
 
     trials: list[Trial]
     model: Any
     masks: DropoutMasks
-    rows: list[Rows]
+    params: list[FlatParams]
     repeats: int
     takes_dropouts: bool
 
@@ -39,7 +39,7 @@ def logits(pack: Pack, inputs: dict[str, Tensor]) -> Tensor:
     """All trials on one batch: inputs (B, T), on any device -> (K, B, C)."""
     masks, K = pack.masks, len(pack.trials)
     masks.batch = len(inputs["input_ids"])
-    device = pack.rows[0].values.device
+    device = pack.params[0].values.device
     repeated = {
         name: x.to(device, non_blocking=True).repeat(pack.repeats, 1) for name, x in inputs.items()
     }
@@ -49,4 +49,4 @@ def logits(pack: Pack, inputs: dict[str, Tensor]) -> Tensor:
             if pack.takes_dropouts:
                 stack.enter_context(masks)
         found: Tensor = pack.model(**repeated).logits
-    return found.to(pack.rows[0].values.dtype).unflatten(0, (K, -1))
+    return found.to(pack.params[0].values.dtype).unflatten(0, (K, -1))

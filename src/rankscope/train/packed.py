@@ -103,7 +103,7 @@ class SharedDropout(nn.Module):
         return self.masks.drop(x, self.p) if self.active else x
 
 
-def buckets(ranks: Sequence[int]) -> list[slice]:
+def rank_buckets(ranks: Sequence[int]) -> list[slice]:
     """Neighbours that are padded to one rank: all up to 16, and above it those up to the same power
     of two."""
     starts = [0]
@@ -117,7 +117,7 @@ class _Updated(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, x: Tensor, scale: Tensor, slots: list[slice], *factors: Tensor
+        ctx: Any, y: Tensor, x: Tensor, scale: Tensor, buckets: list[slice], *factors: Tensor
     ) -> Tensor:
         """y (K or 1, N, m), x (K or 1, N, n), scale (K, 1, 1); factors B (k, m, r), A (k, r, n),
         bucket by bucket."""
@@ -125,28 +125,28 @@ class _Updated(torch.autograd.Function):
         out = y.new_empty(K, *y.shape[1:])
         y, x = y.expand(K, -1, -1), x.expand(K, -1, -1)
         inner = []
-        for slot, B, A in zip(slots, factors[::2], factors[1::2], strict=True):
-            h = torch.bmm(x[slot], A.mT).mul_(scale[slot])  # (k, N, r)
-            torch.baddbmm(y[slot], h, B.mT, out=out[slot])
+        for bucket, B, A in zip(buckets, factors[::2], factors[1::2], strict=True):
+            h = torch.bmm(x[bucket], A.mT).mul_(scale[bucket])  # (k, N, r)
+            torch.baddbmm(y[bucket], h, B.mT, out=out[bucket])
             inner.append(h)
         ctx.save_for_backward(x, scale, *factors, *inner)
-        ctx.slots = slots
+        ctx.buckets = buckets
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = gradients  # (K, N, m)
         x, scale, *rest = ctx.saved_tensors
-        slots: list[slice] = ctx.slots
+        buckets: list[slice] = ctx.buckets
         needs_y, needs_x = ctx.needs_input_grad[:2]
-        factors, inner = rest[: 2 * len(slots)], rest[2 * len(slots) :]
+        factors, inner = rest[: 2 * len(buckets)], rest[2 * len(buckets) :]
         dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
         found: list[Tensor] = []
-        for slot, B, A, h in zip(slots, factors[::2], factors[1::2], inner, strict=True):
-            u = torch.bmm(g[slot], B).mul_(scale[slot])  # (k, N, r)
-            found += [torch.bmm(g[slot].mT, h), torch.bmm(u.mT, x[slot])]
+        for bucket, B, A, h in zip(buckets, factors[::2], factors[1::2], inner, strict=True):
+            u = torch.bmm(g[bucket], B).mul_(scale[bucket])  # (k, N, r)
+            found += [torch.bmm(g[bucket].mT, h), torch.bmm(u.mT, x[bucket])]
             if dx is not None:
-                torch.bmm(u, A, out=dx[slot])
+                torch.bmm(u, A, out=dx[bucket])
         return g if needs_y else None, dx, None, None, *found
 
 
@@ -158,11 +158,11 @@ class PackedLoRA(nn.Module):
 
     def __init__(
         self, base: nn.Module, *, B: Sequence[Tensor], A: Sequence[Tensor], scale: Tensor,
-        slots: list[slice],
+        buckets: list[slice],
         dropout: float, masks: DropoutMasks,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.base, self.slots, self.masks = base, slots, masks
+        self.base, self.buckets, self.masks = base, buckets, masks
         self.B = nn.ParameterList(B)  # (k, m, r) each
         self.A = nn.ParameterList(A)  # (k, r, n)
         self.register_buffer("scale", scale[:, None, None])  # (K, 1, 1)
@@ -194,13 +194,13 @@ class PackedLoRA(nn.Module):
         scale = self.scale.to(
             torch.promote_types(y.dtype, torch.float32)
         )  # in bfloat16 s is off by 1e-3
-        out = _Updated.apply(flat_y, flat_x, scale, self.slots, *factors)
+        out = _Updated.apply(flat_y, flat_x, scale, self.buckets, *factors)
         return out.view(*lead, -1)
 
-    def bucket(self, k: int) -> tuple[int, int]:
+    def place_of(self, k: int) -> tuple[int, int]:
         """The bucket of trial k, and its place there."""
-        found = next(i for i, slot in enumerate(self.slots) if k < slot.stop)
-        return found, k - self.slots[found].start
+        found = next(i for i, bucket in enumerate(self.buckets) if k < bucket.stop)
+        return found, k - self.buckets[found].start
 
 
 def _is_cut_by_trials(x: Tensor, masks: DropoutMasks) -> bool:

@@ -1,5 +1,5 @@
-"""One pack in training: K trials on the same batches, each with its own adapters, head, learning
-rate and fate.
+"""One pack in training: K trials on the same batches, each with its own adapters, head and learning
+rate.
 
 Letters: K trials, N validation rows, B batch, C classes.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,37 +20,39 @@ from rankscope.store.trial_dir import TrialDir
 from rankscope.study.tasks import Task
 from rankscope.study.trial import Trial
 from rankscope.system import malloc_trim
-from rankscope.train.best import Best
-from rankscope.train.data import Encoded
+from rankscope.train.data import Encoded, length_grouped_batches
 from rankscope.train.metrics import constant_score, deviation, flattened, is_constant, score
 from rankscope.train.model import stream
-from rankscope.train.optimizer import PackedAdamW, linear_schedule
-from rankscope.train.order import batches
+from rankscope.train.optimizer import (
+    FlatParams,
+    PackedAdamW,
+    differentiate,
+    linear_schedule,
+)
 from rankscope.train.pack import Pack, logits
 from rankscope.train.rounding import may_be_rounding, rounded_at_random
-from rankscope.train.rows import differentiate
 from rankscope.train.spectra import Record, Recorder
 
-_TRIM = (
-    8  # steps between two: batches change their length, and leave the heap in pieces (docs/log.md)
-)
-LOOK = 32  # steps between two looks at whether any trial is left: a look waits for the device
+# steps between two calls of malloc_trim: variable batch lengths fragment the heap (docs/log.md)
+_TRIM = 8
+# steps between two looks at whether any trial is left: a look waits for the device
+LOOK = 32
 
 
 class Run:
-    """A pack, its optimiser, and all that is known of its trials so far; ``state`` and ``restore``
-    move that."""
+    """A pack, its optimiser and the results of its trials so far; ``state`` and ``restore`` carry
+    them through a checkpoint."""
 
     def __init__(self, pack: Pack, task: Task, train: Encoded, validation: Encoded) -> None:
         self.pack, self.task, self.train, self.validation = pack, task, train, validation
-        self.device = pack.rows[0].values.device
+        self.device = pack.params[0].values.device
         self.K, trial = len(pack.trials), pack.trials[0]
         self.total = trial.total_steps(len(train))
         # weights stay in float32, matrix products are in bfloat16
         self.mixed = trial.precision_on(self.device.type) == "bfloat16"
         self.warmup = math.ceil(trial.warmup_ratio * self.total)
         self.optimizer = PackedAdamW(
-            pack.rows,
+            pack.params,
             learning_rates=[t.learning_rate for t in pack.trials],
             weight_decay=trial.weight_decay,
             betas=trial.adam_betas,
@@ -59,14 +61,12 @@ class Run:
         )
         self.done = 0  # steps taken
         self.alive = torch.ones(self.K, dtype=torch.bool, device=self.device)
-        self.diverged_at = torch.zeros(
-            self.K, dtype=torch.int64, device=self.device
-        )  # 0: it did not
-        self.losses = torch.zeros(
-            self.K, dtype=torch.float64, device=self.device
-        )  # since the last evaluation
+        # the step at which a trial diverged; 0: it did not
+        self.diverged_at = torch.zeros(self.K, dtype=torch.int64, device=self.device)
+        # sums of losses since the last evaluation
+        self.losses = torch.zeros(self.K, dtype=torch.float64, device=self.device)
         self.counted = 0
-        self.best = Best(pack.rows, self.K)
+        self.best = Best(pack.params, self.K)
         self.evaluations: list[list[dict[str, float]]] = [[] for _ in pack.trials]
         self.spectra = Recorder(pack)
 
@@ -101,7 +101,7 @@ class Run:
         inputs, labels = self.train.batch(rows)
         losses = loss(self.logits(inputs), labels.to(self.device))
         differentiate(
-            losses.sum(), self.pack.rows
+            losses.sum(), self.pack.params
         )  # each trial's weights see its own mean loss only
         losses = losses.detach()
         schedule = linear_schedule(step - 1, warmup=self.warmup, total=self.total)
@@ -119,11 +119,11 @@ class Run:
 
     @torch.no_grad()
     def evaluate(self, step: int, *, epoch: float) -> None:
-        """Validation of every living trial: kept, with the weights where it is the best so far."""
+        """Validates every trial that has not diverged; keeps the weights of the best evaluation."""
         self.pack.model.eval()
         labels = self.validation.labels
         found = torch.empty(
-            self.K, len(labels), self.task.num_labels, dtype=self.pack.rows[0].values.dtype
+            self.K, len(labels), self.task.num_labels, dtype=self.pack.params[0].values.dtype
         )
         for rows, inputs in self.validation.by_length(2 * self.pack.trials[0].batch_size):
             found[:, rows] = self.logits(inputs).cpu()
@@ -169,7 +169,7 @@ class Run:
             folder.log(**line)
         folder.write_spectra(self.spectra.frame(k))
         self.pack.save(k, self.best.values, folder.path / "best")
-        self.pack.save(k, [group.values for group in self.pack.rows], folder.path / "last")
+        self.pack.save(k, [group.values for group in self.pack.params], folder.path / "last")
         diverged_at = int(self.diverged_at[k]) or None
         folder.finish(
             status="done" if diverged_at is None else "diverged",
@@ -223,13 +223,36 @@ class Run:
             yield from ((f"{name}.{i}", tensor) for i, tensor in enumerate(tensors))
 
     def buffers(self) -> dict[str, list[Tensor]]:
-        """What is kept per trained weight, like the pack's rows."""
+        """What is kept per trained weight, like the pack's parameters."""
         return {
-            "values": [group.values for group in self.pack.rows],
+            "values": [group.values for group in self.pack.params],
             "means": self.optimizer.means,
             "squares": self.optimizer.squares,
             "best": self.best.values,
         }
+
+
+class Best:
+    """Starts as the untrained weights at step 0, so that a trial without any evaluation
+    still has something to keep."""
+
+    def __init__(self, params: Sequence[FlatParams], trials: int) -> None:
+        self._params = list(params)
+        self.values = [group.values.clone() for group in params]
+        self.metric: list[float | None] = [None] * trials
+        self.step = [0] * trials
+
+    @torch.no_grad()
+    def offer(self, k: int, step: int, metric: float) -> None:
+        """Keeps trial k's current weights if ``metric`` beats all before; a tie keeps the earlier
+        ones."""
+        best = self.metric[k]
+        if math.isnan(metric) or (best is not None and metric <= best):
+            return
+        self.metric[k], self.step[k] = metric, step
+        for kept, group in zip(self.values, self._params, strict=True):
+            if group.members.start <= k < group.members.stop:
+                kept[k - group.members.start] = group.values[k - group.members.start]
 
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -245,10 +268,10 @@ def loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def rows_of(trial: Trial, train: Encoded, steps: int) -> list[Tensor]:
     """The training rows of each of a trial's batches."""
-    order = batches(
+    batches = length_grouped_batches(
         train.lengths, batch_size=trial.batch_size, generator=stream(trial.seed, "order")
     )
-    return list(itertools.islice(order, steps))
+    return list(itertools.islice(batches, steps))
 
 
 def is_power_of_four(step: int) -> bool:

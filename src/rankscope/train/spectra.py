@@ -15,12 +15,23 @@ import torch
 from torch import Tensor
 
 from rankscope.linalg import Dense, Operator, summary
-from rankscope.train.updates import Updates
 
 COLUMNS = ("stable_rank", "lower", "upper", "spectral_norm", "frobenius_norm", "effective_rank")
 RTOL = 1e-3  # relative width of the bounds: far below what a plot or a threshold can show
 # entries times the short side up to which singular values cost less than looks at bounds
 FEW = 2**23
+
+
+@dataclass(frozen=True)
+class Updates:
+    """The sites of one shape: ``W`` (S, m, n), and for the trials in ``members`` ``dW`` and
+    ``tuned`` = W + dW, both (S, K, m, n)."""
+
+    layers: list[str]
+    members: slice
+    W: Tensor
+    dW: Operator
+    tuned: Operator
 
 
 class HasUpdates(Protocol):
@@ -66,17 +77,17 @@ class Recorder:
     def record(self, step: int, *, alive: Tensor) -> None:
         """The spectra of all sites after ``step`` steps; W at step 0 only. Trials that are not
         alive get no row."""
-        living = alive.tolist()
+        alive_trials = alive.tolist()
         for _, of_one_shape in itertools.groupby(
             self.pack.updates(), key=lambda update: update.layers
         ):
             updates = list(of_one_shape)
             if step == 0:
-                self._begin(updates, living)
+                self._begin(updates, alive_trials)
                 continue
             for update in updates:
-                self._add(update, step, "dW", update.dW, living)
-                self._add(update, step, "W+dW", update.tuned, living)
+                self._add(update, step, "dW", update.dW, alive_trials)
+                self._add(update, step, "W+dW", update.tuned, alive_trials)
 
     def frame(self, k: int) -> pd.DataFrame:
         """All rows of trial k."""
@@ -84,14 +95,14 @@ class Recorder:
             [record.frame(k) for record in self.records if record.holds(k)], ignore_index=True
         )
 
-    def _begin(self, updates: list[Updates], living: list[bool]) -> None:
+    def _begin(self, updates: list[Updates], alive_trials: list[bool]) -> None:
         """Before the first step dW is zero and W + dW is W."""
         update = dataclasses.replace(
-            updates[0], slots=slice(updates[0].slots.start, updates[-1].slots.stop)
+            updates[0], members=slice(updates[0].members.start, updates[-1].members.stop)
         )
-        if not any(living[update.slots]):
+        if not any(alive_trials[update.members]):
             return
-        self._add(update, 0, "W", Dense(update.W[:, None]), living)
+        self._add(update, 0, "W", Dense(update.W[:, None]), alive_trials)
         start = self.records[-1]
         zero = torch.tensor([torch.nan] * 3 + [0.0] * 2 + [torch.nan], dtype=torch.float64)
         zeros = zero[:, None, None].expand_as(start.numbers)
@@ -99,9 +110,9 @@ class Recorder:
         self.records += [dataclasses.replace(start, matrix="W+dW")]
 
     def _add(
-        self, update: Updates, step: int, matrix: str, operator: Operator, living: list[bool]
+        self, update: Updates, step: int, matrix: str, operator: Operator, alive_trials: list[bool]
     ) -> None:
-        alive = living[update.slots]
+        alive = alive_trials[update.members]
         if not any(alive):
             return
         few = (
@@ -124,5 +135,5 @@ class Recorder:
         )
         m, n = operator.shape[-2:]
         self.records.append(
-            Record(step, matrix, update.layers, m, n, update.slots.start, alive, numbers)
+            Record(step, matrix, update.layers, m, n, update.members.start, alive, numbers)
         )

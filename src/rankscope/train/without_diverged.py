@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from rankscope.train.adapters import AdapterPack
-from rankscope.train.rows import Rows
+from rankscope.train.optimizer import FlatParams
 from rankscope.train.run import Run
 from rankscope.train.spectra import Record
 
 
 @torch.no_grad()
 def without_diverged(run: Run) -> Run:
-    """The run of those trials that are alive, where the whole has come to.
+    """A run of the trials that have not diverged, with their weights, moments and results.
 
-    They compute what they would have computed, up to rounding: products of fewer rows may add in
-    another order.
+    They compute what they would have computed in the whole pack, up to rounding: products of fewer
+    rows may add in another order.
     """
     assert isinstance(run.pack, AdapterPack)
     kept = run.alive.nonzero().flatten().tolist()
@@ -29,12 +29,12 @@ def without_diverged(run: Run) -> Run:
         model=run.pack.base,
         task=run.task,
         device=run.device,
-        dtype=run.pack.rows[0].values.dtype,
+        dtype=run.pack.params[0].values.dtype,
     )
     pack.masks.state = run.pack.masks.state
     new = type(run)(pack, run.task, run.train, run.validation)
     for buffers, olds in zip(new.buffers().values(), run.buffers().values(), strict=True):
-        _carry(pack.rows, buffers, run.pack.rows, olds, kept)
+        _carry(pack.params, buffers, run.pack.params, olds, kept)
     new.losses = run.losses[kept]
     new.done, new.counted, new.optimizer.steps = run.done, run.counted, run.optimizer.steps
     new.best.metric = [run.best.metric[k] for k in kept]
@@ -46,29 +46,29 @@ def without_diverged(run: Run) -> Run:
 
 
 def _carry(
-    rows: Sequence[Rows],
+    params: Sequence[FlatParams],
     buffers: Sequence[Tensor],
-    old_rows: Sequence[Rows],
+    old_params: Sequence[FlatParams],
     old_buffers: Sequence[Tensor],
     kept: Sequence[int],
 ) -> None:
-    """Row by row: heads to heads, adapters to adapters, whose padding may have shrunk and
-    whose bucket may be another."""
-    for i, (group, buffer) in enumerate(zip(rows, buffers, strict=True)):
+    """Copies each trial's weights, heads to heads and adapters to adapters. Buckets of ranks may
+    have changed, and with them the padding."""
+    for i, (group, buffer) in enumerate(zip(params, buffers, strict=True)):
         same_kind = slice(0, 1) if i == 0 else slice(1, None)
-        for new in range(group.slots.start, group.slots.stop):
+        for new in range(group.members.start, group.members.stop):
             source, old_buffer = next(
                 pair
-                for pair in zip(old_rows[same_kind], old_buffers[same_kind], strict=True)
-                if pair[0].slots.start <= kept[new] < pair[0].slots.stop
+                for pair in zip(old_params[same_kind], old_buffers[same_kind], strict=True)
+                if pair[0].members.start <= kept[new] < pair[0].members.stop
             )
             for view, old in zip(group.views(buffer), source.views(old_buffer), strict=True):
-                row = old[kept[new] - source.slots.start]
-                view[new - group.slots.start] = row[tuple(map(slice, view.shape[1:]))]
+                row = old[kept[new] - source.members.start]
+                view[new - group.members.start] = row[tuple(map(slice, view.shape[1:]))]
 
 
 def _part(record: Record, kept: Sequence[int]) -> Record | None:
-    """What a record says of those trials, in their new places."""
+    """The record of the kept trials, in their new places."""
     places = [new for new, k in enumerate(kept) if 0 <= k - record.start < len(record.alive)]
     if not places:
         return None

@@ -14,14 +14,14 @@ from rankscope.study.trial import Trial
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded
 from rankscope.train.isolation import prove
-from rankscope.train.model import quiet
+from rankscope.train.loading import quiet
 from rankscope.train.packed import NotIsolated
 
 BLOCKS, VOCABULARY = 2, 64
 LARGEST = 50_000_000  # parameters of a copy that is still quick to make
 
 
-def why_apart(skeleton: PreTrainedModel, trial: Trial, task: Task) -> str | None:
+def why_not_packed(skeleton: PreTrainedModel, trial: Trial, task: Task) -> str | None:
     """Why trials like this one must train one at a time. None: no reason was found; every pack is
     proved anyway.
 

@@ -9,8 +9,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from families import FAMILIES
-from rankscope.train.model import sites
-from rankscope.train.targets import default_targets
+from rankscope.train.model import default_targets, sites
 
 NOT_ITS_ATTENTION = {"xlnet"}  # whose query and value are no linear layers
 

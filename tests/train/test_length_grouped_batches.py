@@ -7,12 +7,14 @@ import itertools
 
 import torch
 
-from rankscope.train.order import batches
+from rankscope.train.data import length_grouped_batches
 
 
 def epoch(lengths: torch.Tensor, seed: int, *, size: int = 4, skip: int = 0) -> list[torch.Tensor]:
     count = -(-len(lengths) // size)
-    drawn = batches(lengths, batch_size=size, generator=torch.Generator().manual_seed(seed))
+    drawn = length_grouped_batches(
+        lengths, batch_size=size, generator=torch.Generator().manual_seed(seed)
+    )
     return list(itertools.islice(drawn, skip * count, (skip + 1) * count))
 
 
