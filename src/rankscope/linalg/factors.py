@@ -63,17 +63,27 @@ def singular_vectors(op: LowRank) -> tuple[Tensor, Tensor, Tensor]:
 def _core(op: LowRank) -> tuple[Tensor, Tensor, Tensor]:
     """(C, size, magnitude): the singular values of s B A are `size` times those of C, (*batch, p,
     q), whose entries are near 1; so is `magnitude`, |s| ||B||_F ||A||_F / size."""
-    B, size_B = _balanced(op.B)
-    A, size_A = _balanced(op.A)
+    R_B, size_B = _triangle(op.B)  # (*batch, p, r)
+    R_A, size_A = _triangle(op.A.mT)  # (*batch, q, r)
     share, power = torch.frexp(op.scale.abs())
-    magnitude = torch.linalg.matrix_norm(B) * torch.linalg.matrix_norm(A) * share
-    R_B = torch.linalg.qr(B, mode="r").R if B.shape[-2] > B.shape[-1] else B  # (*batch, p, r)
-    R_A = torch.linalg.qr(A.mT, mode="r").R if A.shape[-1] > A.shape[-2] else A.mT  # (*batch, q, r)
+    magnitude = torch.linalg.matrix_norm(R_B) * torch.linalg.matrix_norm(R_A) * share
     return (
         R_B @ R_A.mT * share[..., None, None],
         size_B * size_A * torch.exp2(power.double()),
         magnitude,
     )
+
+
+def _triangle(X: Tensor) -> tuple[Tensor, Tensor]:
+    """R of X = Q R divided by a power of two, with entries near 1, and that power. A wide X is its
+    own R. Narrower dtypes than float64 need no balance before: their squares do not overflow in it.
+
+    ``geqrf`` is what ``torch.linalg.qr`` calls, which then copies all of X for its triangle.
+    """
+    wide, size = _balanced(X) if X.dtype == torch.float64 else (X.double(), None)
+    rows, r = X.shape[-2:]
+    R, own = _balanced(torch.geqrf(wide).a[..., :r, :].triu() if rows > r else wide)
+    return R, own if size is None else own * size
 
 
 def _balanced(X: Tensor) -> tuple[Tensor, Tensor]:

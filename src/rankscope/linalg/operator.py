@@ -224,7 +224,8 @@ def row_products(x: Tensor, W: Tensor) -> Tensor:
 
 
 def lift(tensor: Tensor, ndim: int, core: int = 2) -> Tensor:
-    return tensor.reshape((1,) * (ndim - (tensor.ndim - core)) + tuple(tensor.shape))
+    missing = ndim - (tensor.ndim - core)
+    return tensor.reshape((1,) * missing + tuple(tensor.shape)) if missing else tensor
 
 
 def top(tensor: Tensor, *dim: int) -> Tensor:
@@ -260,9 +261,10 @@ def select(tensor: Tensor, index: Tensor, batch: torch.Size, core: int = 2) -> T
     lead, own = tensor.shape[: tensor.ndim - core], tensor.shape[tensor.ndim - core :]
     if all(size == 1 for size in lead):
         return tensor.reshape(1, *own)
-    places = torch.unravel_index(index, batch)
+    # By hand: the first call of torch.unravel_index imports SymPy, which takes 0.4 s.
     places = tuple(
-        p if size > 1 else torch.zeros_like(p) for p, size in zip(places, lead, strict=True)
+        index // prod(batch[i + 1 :]) % batch[i] if size > 1 else torch.zeros_like(index)
+        for i, size in enumerate(lead)
     )
     strides = [prod(lead[i + 1 :]) for i in range(len(lead))]
     flat = sum(p * stride for p, stride in zip(places, strides, strict=True))
@@ -283,6 +285,8 @@ def broadcast(*shapes: tuple[int, ...]) -> torch.Size:
 
     RuntimeError where they don't fit.
     """
+    if all(shape == shapes[0] for shape in shapes):
+        return torch.Size(shapes[0])
     try:
         return torch.Size(np.broadcast_shapes(*shapes))
     except ValueError as error:

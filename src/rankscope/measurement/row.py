@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from rankscope.linalg import Dense, LowRank, Operator, Summary, summary
 from rankscope.measurement.suggest import energy_ranks
@@ -65,19 +64,6 @@ class Row:
         return self.upper / self.lower - 1 if self.lower and self.upper is not None else None
 
 
-def measured(
-    matrix: Matrix, *, rtol: float, certify: bool, spectra: dict[str, tuple[int, ...]] | None = None
-) -> Row:
-    """The row of ``matrix``; where it can't be measured the numbers are None and ``note`` says why.
-
-    Into ``spectra`` go the energy ranks of dW under the layer's name. They and the
-    effective rank take all singular
-    values: of dW only, not of a dense one with min(m, n) above ``WHOLE_SVD``, and
-        not where ``spectra`` is None.
-    """
-    return measured_together([matrix], rtol=rtol, certify=certify, spectra=spectra)[0]
-
-
 def measured_together(
     matrices: Sequence[Matrix],
     *,
@@ -85,63 +71,51 @@ def measured_together(
     certify: bool,
     spectra: dict[str, tuple[int, ...]] | None = None,
 ) -> list[Row]:
-    """The rows of ``matrices``, those of one shape in one pass: each as ``measured`` has it, to
-    rounding."""
+    """The rows of ``matrices``, those of one shape in one pass; each as alone, to rounding.
+
+    Where a matrix cannot be measured the numbers are None and ``note`` says why. Into ``spectra``
+    go the energy ranks of dW under the layer's name. They and the effective rank take all singular
+    values: of dW alone, not of a dense one with min(m, n) above ``WHOLE_SVD``, and not where
+    ``spectra`` is None.
+    """
     groups: dict[object, list[int]] = {}
     for place, matrix in enumerate(matrices):
         groups.setdefault(_alike(matrix, place), []).append(place)
     rows: dict[int, Row] = {}
     for places in groups.values():
         group = [matrices[place] for place in places]
-        operator = (
-            group[0].operator if len(group) == 1 else _stacked([one.operator for one in group])
-        )
-        found = (
-            None
-            if operator is None
-            else _summary(group[0], operator, rtol, certify, spectra is not None)
-        )
-        for place, one in enumerate(group):
-            facts = None if found is None else _part(found, place if len(group) > 1 else None)
-            rows[places[place]] = _row(one, facts, spectra)
+        facts: Iterable[_Facts | None] = [None]
+        if group[0].operator is not None:
+            operator = _stacked([one.operator for one in group])
+            facts = _facts(_summary(group[0], operator, rtol, certify, spectra is not None))
+        for place, one, found in zip(places, group, facts, strict=True):
+            rows[place] = _row(one, found)
+            if spectra is not None and found is not None and found.energy_ranks is not None:
+                spectra[one.layer] = found.energy_ranks
     return [rows[place] for place in range(len(matrices))]
 
 
 def _alike(matrix: Matrix, place: int) -> object:
-    """What the matrices of one pass share: of factors the shapes, of a small dense matrix its
-    own."""
+    """What the matrices of one pass share; any other matrix is measured alone."""
     op = matrix.operator
     if type(op) is LowRank and not op.batch_shape:
-        return (
-            "factors",
-            matrix.matrix,
-            op.B.shape,
-            op.A.shape,
-            op.B.dtype,
-            op.A.dtype,
-            matrix.trusted,
-        )
-    if type(op) is Dense and not op.batch_shape and math.prod(op.shape) <= STACKED:
-        return (
-            "dense",
-            matrix.matrix,
-            op.shape,
-            op.dtype,
-            op.leaves[0].dtype,
-            matrix.trusted,
-            matrix.read_from,
-        )
-    return place
+        own: tuple[object, ...] = (op.B.shape, op.A.shape, op.B.dtype, op.A.dtype)
+    elif type(op) is Dense and not op.batch_shape and math.prod(op.shape) <= STACKED:
+        own = (op.shape, op.dtype, op.leaves[0].dtype, matrix.read_from)
+    else:
+        return place
+    return type(op), matrix.matrix, matrix.trusted, *own
 
 
 def _stacked(operators: Sequence[Operator | None]) -> Operator:
-    """A batch of operators of one kind and shape."""
+    """A batch of operators of one kind and shape; a single one as it is."""
+    first = operators[0]
+    if len(operators) == 1 and first is not None:
+        return first
     low = [op for op in operators if isinstance(op, LowRank)]
     if low:
-        scale = torch.stack([op.scale for op in low])
-        return LowRank(
-            B=torch.stack([op.B for op in low]), A=torch.stack([op.A for op in low]), scale=scale
-        )
+        B, A, scale = (torch.stack([getattr(op, x) for op in low]) for x in ("B", "A", "scale"))
+        return LowRank(B=B, A=A, scale=scale)
     return Dense(torch.stack([op.leaves[0] for op in operators if op is not None]))
 
 
@@ -158,54 +132,54 @@ def _summary(
 
 @dataclass(frozen=True)
 class _Facts:
-    """Of one matrix; ``sigma`` all its singular values, None where they were not needed."""
+    """The numbers of one matrix; ``energy_ranks`` is None where the singular values were not
+    needed."""
 
     value: float
     lower: float
     upper: float
-    reason: str | None
     spectral_norm: float
     frobenius_norm: float
     effective_rank: float
-    sigma: Tensor | None
     met: bool
+    reason: str | None
+    energy_ranks: tuple[int, ...] | None
 
 
-def _part(found: Summary, place: int | None) -> _Facts:
-    """One matrix of a batch; of a single one ``place`` is None."""
-
-    def one(numbers: float | Tensor) -> float:
-        return (
-            float(numbers[place])
-            if isinstance(numbers, Tensor) and place is not None
-            else float(numbers)
+def _facts(found: Summary) -> Iterator[_Facts]:
+    """Those of each matrix of a batch, or of a single one. Every tensor becomes a list once."""
+    rank = found.stable_rank
+    columns = [
+        torch.as_tensor(numbers, dtype=torch.float64).reshape(-1).tolist()
+        for numbers in (
+            rank.value,
+            rank.lower,
+            rank.upper,
+            found.spectral_norm,
+            found.frobenius_norm,
+            found.effective_rank,
         )
+    ]
+    count = len(columns[0])
+    met = torch.as_tensor(rank.met).reshape(-1).tolist()
+    reasons = rank.reason if isinstance(rank.reason, tuple) else (rank.reason,) * count
+    sigma = found.singular_values
+    energies: list[tuple[int, ...] | None] = [None] * count
+    if sigma is not None:
+        whole = energy_ranks(sigma.reshape(count, -1))
+        energies = [
+            own if math.isfinite(effective) else None
+            for own, effective in zip(whole, columns[-1], strict=True)
+        ]
+    for numbers in zip(*columns, met, reasons, energies, strict=True):
+        yield _Facts(*numbers)
 
-    rank, sigma, reason = found.stable_rank, found.singular_values, found.stable_rank.reason
-    if isinstance(reason, tuple):
-        reason = reason[place or 0]
-    return _Facts(
-        one(rank.value),
-        one(rank.lower),
-        one(rank.upper),
-        reason,
-        one(found.spectral_norm),
-        one(found.frobenius_norm),
-        one(found.effective_rank),
-        sigma if sigma is None or place is None else sigma[place],
-        bool(torch.as_tensor(rank.met if place is None else torch.as_tensor(rank.met)[place])),
-    )
 
-
-def _row(matrix: Matrix, found: _Facts | None, spectra: dict[str, tuple[int, ...]] | None) -> Row:
-    effective = None
-    if found is not None and math.isfinite(found.effective_rank) and found.sigma is not None:
-        effective = found.effective_rank
-        if spectra is not None:
-            spectra[matrix.layer] = energy_ranks(found.sigma)
+def _row(matrix: Matrix, found: _Facts | None) -> Row:
     rank = found if found is not None and matrix.trusted else None
     wide = None if rank is None or rank.met else _wide(rank)
     notes = [note for note in (found and found.reason, wide, matrix.note) if isinstance(note, str)]
+    effective = found.effective_rank if found is not None and found.energy_ranks else None
     return Row(
         layer=matrix.layer,
         matrix=matrix.matrix,

@@ -14,17 +14,14 @@ from torch import Tensor
 SHARES = (0.90, 0.95, 0.99)
 
 
-def energy_ranks(sigma: Tensor) -> tuple[int, ...]:
-    """The smallest k whose k largest sigma_i^2 (r,) hold each of SHARES of
+def energy_ranks(sigma: Tensor) -> list[tuple[int, ...]]:
+    """Of each row of sigma (N, r) the smallest k whose k largest sigma_i^2 hold each of SHARES of
     ||dW||_F^2: docs/math.md, (3)."""
     energy = sigma.double().square()
-    held = energy.cumsum(0) / energy.sum()
-    return tuple(int((held < share * (1 - 1e-14)).sum()) + 1 for share in SHARES)
-
-
-def effective_rank(sigma: Tensor) -> float:
-    """exp of the entropy of sigma_i / sum sigma: docs/math.md, (2)."""
-    return float(torch.special.entr(sigma / sigma.sum()).sum().exp())
+    held = energy.cumsum(-1) / energy.sum(-1, keepdim=True)
+    wanted = torch.tensor(SHARES, dtype=torch.float64) * (1 - 1e-14)
+    below = (held[:, None, :] < wanted[:, None]).sum(-1)  # (N, shares)
+    return [tuple(ranks) for ranks in (below + 1).tolist()]
 
 
 def peft_settings(ranks: Mapping[str, int], scales: Mapping[str, float]) -> dict[str, Any]:

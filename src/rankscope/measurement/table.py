@@ -19,8 +19,8 @@ from rankscope.weights.tensors import one_line
 if TYPE_CHECKING:
     import pandas as pd
 
-# bytes of matrices that wait for others of their shape; a larger one is measured at once
-TOGETHER = 2**25
+# bytes of matrices that wait for others of their shape: about what a processor's caches hold
+TOGETHER = 2**22
 COUNT = 1024  # of them
 
 
