@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rankscope.analysis.alignment import Alignment, alignment
-from rankscope.analysis.continued import Continued, continued
-from rankscope.analysis.dynamics import Dynamics, dynamics
+from rankscope.analysis.dynamics import Continued, Dynamics, continued, dynamics
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.growth import Growth, growth
 from rankscope.analysis.rates import Rates, rates

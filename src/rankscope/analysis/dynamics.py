@@ -3,7 +3,8 @@ trials.
 
 The second question is a regression with one intercept per trial (fixed effects), two slopes
 joined at a stated drift, and standard errors clustered by trial (Cameron and Miller 2015, J.
-Human Resources 50, 317-372).
+Human Resources 50, 317-372). Beside it stands the direct comparison: the same configuration
+trained for longer (`continued`).
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from scipy import stats
 
 from rankscope.analysis.drift import LABELS, checkpoints
 from rankscope.analysis.frames import Frames
-from rankscope.analysis.inference import LEVEL, cluster_of, holm, mean_interval
+from rankscope.analysis.inference import LEVEL, Interval, cluster_of, holm, mean_interval
 from rankscope.analysis.threshold.evidence import NEAR
 
 FEWEST_STEPS = 3
 FEWEST_TRIALS = 3
 KNOT = float(np.log(2))  # a stable rank that has halved
-OUTCOMES = ("metric_value", "eval_loss")
+SAME = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
 
 
 @dataclass(frozen=True)
@@ -173,3 +174,46 @@ def rank_correlation(rows: pd.DataFrame, x: str, y: str) -> pd.Series:
     parts = pd.DataFrame({"ab": a * b, "aa": a * a, "bb": b * b, "n": 1.0}).groupby(names).sum()
     below = (parts["aa"] * parts["bb"]) ** 0.5
     return (parts["ab"] / below.where(below > 0)).where(parts["n"] >= FEWEST_STEPS)
+
+
+@dataclass(frozen=True)
+class Continued:
+    """Pairs of trials that differ in their budget alone, LoRA and full fine-tuning alike.
+
+    ``pairs`` has one row per trial of a longer arm whose twin is there: the configuration,
+    ``budget``, and of both ``trial``, (``_once`` for the twin) ``log_drift`` (at the last step),
+    ``best`` and ``last`` (validation metric). ``drift`` is the mean change of |log_drift|, ``best``
+    and ``last`` those of the metric.
+    """
+
+    drift: Interval
+    best: Interval
+    last: Interval
+    pairs: pd.DataFrame
+
+
+def continued(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000) -> Continued:
+    """Sets every trial of a budget above 1 beside the one with the same configuration, rate and
+    seed."""
+    ends = frames.drifts.sort_values("step").groupby("trial")["log_drift"].last()
+    columns = [*SAME, "trial", "log_drift", "best", "last"]
+    plain, more = (
+        rows.assign(log_drift=rows["trial"].map(ends).astype("float64"))
+        for rows in (frames.trials, frames.continued[frames.continued["budget"].gt(1)])
+    )
+    pairs = more[[*columns, "budget", "metric"]].merge(
+        plain[columns], on=SAME, suffixes=("", "_once")
+    )
+    change = pd.DataFrame(
+        {
+            "drift": pairs["log_drift"].abs() - pairs["log_drift_once"].abs(),
+            "best": pairs["best"] - pairs["best_once"],
+            "last": pairs["last"] - pairs["last_once"],
+        }
+    )
+    cluster, labels = cluster_of(pairs.assign(pair=range(len(pairs))), "pair")
+    drifted, best, last = (
+        mean_interval(change[name], labels, cluster, rng=rng, resamples=resamples)
+        for name in ("drift", "best", "last")
+    )
+    return Continued(drifted, best, last, pairs)

@@ -7,9 +7,14 @@ from functools import cached_property
 
 import pandas as pd
 
-from rankscope.analysis.baseline import baselines, learnt
 from rankscope.analysis.drift import checkpoints, drift, known
-from rankscope.analysis.selection import CONFIGURATION, best_learning_rates, chosen
+from rankscope.analysis.selection import (
+    CONFIGURATION,
+    baselines,
+    best_learning_rates,
+    chosen,
+    learnt,
+)
 
 TRIALS = [
     "trial",

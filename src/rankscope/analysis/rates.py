@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from rankscope.analysis.baseline import DEVIATIONS
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.inference import Interval, jackknife
-from rankscope.analysis.selection import CONFIGURATION
+from rankscope.analysis.selection import CONFIGURATION, DEVIATIONS
 
 FEWEST_RATES = 3
 KEPT = 0.5  # of the gain over a constant answer: rates that lose more are not on the parabola

@@ -25,33 +25,9 @@ from rankscope.report.theme import (
 
 def continued_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     """Metric and drift over the steps, one line per configuration and budget, seeds averaged."""
-    pairs = conclusions.continued.pairs
-    trials = frames.all_trials
-    trials = trials[trials["trial"].isin([*pairs["trial"], *pairs["trial_once"]])]
-    seen = checkpoints(trials, frames.metrics, frames.drifts)
-    if seen.empty:
+    rows, note = _rows(frames, conclusions)
+    if rows.empty:
         return None
-    seen["budget"] = seen["trial"].map(trials.set_index("trial")["budget"]).map("{:g} ×".format)
-    keys = ["model", "task", "method", "scaling", "rank", "learning_rate", "budget"]
-    seen, note = thinned(seen, keys, MOST_ROWS // 2)  # two panels
-    means = seen.groupby([*keys, "step"], dropna=False, as_index=False)[
-        ["metric_value", "log_drift"]
-    ].mean()
-    means["method"] = [
-        series_name(m, s) for m, s in zip(means["method"], means["scaling"], strict=True)
-    ]
-    means["rate"] = means["learning_rate"].map(rate_name)
-    ranks = means["rank"].map(lambda rank: "" if pd.isna(rank) else f", r = {rank}")
-    means["series"] = means["method"] + ranks + ", " + means["rate"]
-    means["line"] = means["series"] + " " + means["budget"]
-    where = means["task"] + (" · " + means["model"] if means["model"].nunique() > 1 else "")
-    metric = means["task"].map(metric_names(frames)).str.replace("_", " ")
-    rows = pd.concat(
-        [
-            means.assign(panel=where + ": " + metric, value=means["metric_value"]),
-            means.assign(panel=where + ": sr(W + ΔW) / sr(W)", value=np.exp(means["log_drift"])),
-        ]
-    ).drop(columns=["metric_value", "log_drift", "learning_rate", "scaling"])
     tips = tooltips(
         ("series", "configuration"),
         ("budget", "budget"),
@@ -84,3 +60,35 @@ def continued_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         faceted(layers, rows, own_scales=("x", "y")),
         ("model", "task", "method", "rank"),
     )
+
+
+def _rows(frames: Frames, conclusions: Conclusions) -> tuple[pd.DataFrame, str]:
+    """One row per point of a line, and what the caption says of lines that are not drawn."""
+    pairs = conclusions.continued.pairs
+    trials = frames.all_trials
+    trials = trials[trials["trial"].isin([*pairs["trial"], *pairs["trial_once"]])]
+    seen = checkpoints(trials, frames.metrics, frames.drifts)
+    if seen.empty:
+        return seen, ""
+    seen["budget"] = seen["trial"].map(trials.set_index("trial")["budget"]).map("{:g} ×".format)
+    keys = ["model", "task", "method", "scaling", "rank", "learning_rate", "budget"]
+    seen, note = thinned(seen, keys, MOST_ROWS // 2)  # two panels
+    means = seen.groupby([*keys, "step"], dropna=False, as_index=False)[
+        ["metric_value", "log_drift"]
+    ].mean()
+    means["method"] = [
+        series_name(m, s) for m, s in zip(means["method"], means["scaling"], strict=True)
+    ]
+    means["rate"] = means["learning_rate"].map(rate_name)
+    ranks = means["rank"].map(lambda rank: "" if pd.isna(rank) else f", r = {rank}")
+    means["series"] = means["method"] + ranks + ", " + means["rate"]
+    means["line"] = means["series"] + " " + means["budget"]
+    where = means["task"] + (" · " + means["model"] if means["model"].nunique() > 1 else "")
+    metric = means["task"].map(metric_names(frames)).str.replace("_", " ")
+    rows = pd.concat(
+        [
+            means.assign(panel=where + ": " + metric, value=means["metric_value"]),
+            means.assign(panel=where + ": sr(W + ΔW) / sr(W)", value=np.exp(means["log_drift"])),
+        ]
+    )
+    return rows.drop(columns=["metric_value", "log_drift", "learning_rate", "scaling"]), note

@@ -40,31 +40,44 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         return None
     total = len(points)
     points = points.iloc[:: -(-total // MOST_POINTS)]
+    drawn = [_checkpoint_rows(points), *map(_threshold_rows, conclusions.thresholds)]
+    rows = panels(pd.concat(drawn, ignore_index=True), metric_names(frames))
+    found = sum(t.answer == "supported" for t in conclusions.thresholds)
+    thinned = (
+        f" {len(points):,} of {total:,} checkpoints are drawn; all are used."
+        if len(points) < total
+        else ""
+    )
+    return Figure(
+        "threshold",
+        "Performance against the drift of the stable rank",
+        "Each point is an evaluated checkpoint of a LoRA trial. 1 is no drift, 0.5 a stable rank "
+        "that has halved. Pale points have drifted by less than a tenth; of them only the "
+        "references enter the fit. Line: the fitted plateau and decline, faint where H2 is not "
+        "supported. Red: the drift at which half of the gain over a constant answer is lost, with "
+        f"its 95 % interval, where H2 is supported ({found} of {len(conclusions.thresholds)})."
+        f"{thinned}",
+        "Scatter plots, one per task: validation metric against relative stable rank on a "
+        "logarithmic axis.",
+        faceted(_threshold_layers(rows, points), rows, own_scales=("x", "y")),
+        ("model", "task", "method", "rank"),
+    )
+
+
+def _checkpoint_rows(points: pd.DataFrame) -> pd.DataFrame:
     near = points["log_drift"].abs().le(NEAR)
     points = points.assign(
         part=np.where(near, "near", "point"),
         ratio=np.exp(points["log_drift"]),
         value=points["metric_value"],
+        rate=points["learning_rate"].map(rate_name),
+        method=[series_name("lora", rule) for rule in points["scaling"]],
     )
-    points["rate"] = points["learning_rate"].map(rate_name)
-    points["method"] = [series_name("lora", rule) for rule in points["scaling"]]
-    kept = [
-        "part",
-        "model",
-        "task",
-        "method",
-        "ratio",
-        "rho",
-        "value",
-        "rate",
-        "rank",
-        "step",
-        "seed",
-    ]
-    rows = pd.concat(
-        [points[kept], *map(_threshold_rows, conclusions.thresholds)], ignore_index=True
-    )
-    rows = panels(rows, metric_names(frames))
+    where = ["part", "model", "task", "method", "ratio", "rho", "value"]
+    return points[[*where, "rate", "rank", "step", "seed"]]
+
+
+def _threshold_layers(rows: pd.DataFrame, points: pd.DataFrame) -> list[alt.Chart]:
     axis = log_axis(rows["ratio"], form=".3~g", grid=False, shown=1)
     x = alt.X(
         "ratio:Q",
@@ -83,7 +96,7 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         for name in ("near", "point", "curve", "threshold")
     }
     colour = rate_colour(points["learning_rate"])
-    layers = [
+    return [
         part["threshold"]
         .mark_rect(color=MARK)
         .encode(x=alt.X("low:Q"), x2="high:Q", opacity=_where_shown(0.18)),
@@ -98,28 +111,6 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         .mark_rule(color=MARK, strokeWidth=1.8)
         .encode(x=x, tooltip=tooltips(("label", "threshold")), opacity=_where_shown(1)),
     ]
-    found = sum(t.answer == "supported" for t in conclusions.thresholds)
-    thinned = (
-        f" {len(points):,} of {total:,} checkpoints are drawn; all are used."
-        if len(points) < total
-        else ""
-    )
-    return Figure(
-        "threshold",
-        "Performance against the drift of the stable rank",
-        "Each point is an evaluated checkpoint of a LoRA trial. 1 is no drift, 0.5 a stable "
-        "rank that has "
-        "halved. Pale points have drifted by less than a tenth; of them only the references "
-        "enter the fit. Line: "
-        "the fitted plateau and decline, faint where H2 is not supported. Red: the drift at "
-        "which half of the gain over a "
-        f"constant answer is lost, with its 95 % interval, where H2 is supported ({found} of "
-        f"{len(conclusions.thresholds)}).{thinned}",
-        "Scatter plots, one per task: validation metric against relative stable rank on a "
-        "logarithmic axis.",
-        faceted(layers, rows, own_scales=("x", "y")),
-        ("model", "task", "method", "rank"),
-    )
 
 
 def _where_shown(opacity: float) -> alt.OpacityValue:

@@ -57,6 +57,16 @@ class Column:
         return format(value, self.shown).replace("-", "−") if self.number else str(value)
 
 
+WHERE = (Column("model", "model"), Column("task", "task"))
+RANK = Column("rank", "r", ".0f")
+
+
+def interval_columns(key: str, heading: str, shown: str) -> tuple[Column, Column, Column]:
+    """An estimate and the ends of its interval."""
+    ends = (Column(f"{key}_low", "from", shown), Column(f"{key}_high", "to", shown))
+    return (Column(key, heading, shown), *ends)
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows with their file name, title and caption, and the columns in the order shown."""

@@ -10,7 +10,14 @@ from rankscope.analysis.conclusions import Conclusions
 from rankscope.analysis.drift import at_best, kind
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.selection import CONFIGURATION
-from rankscope.report.table import Column, Table
+from rankscope.report.drift_tables import (
+    attained_table,
+    continued_table,
+    dynamics_table,
+    slopes_table,
+    thresholds_table,
+)
+from rankscope.report.table import RANK, WHERE, Column, Table, interval_columns
 from rankscope.report.theme import rate_name, series_name
 
 
@@ -30,10 +37,6 @@ def tables(frames: Frames, conclusions: Conclusions) -> list[Table]:
         layers_table(frames),
     )
     return [table for table in made if len(table.rows)]
-
-
-WHERE = (Column("model", "model"), Column("task", "task"))
-RANK = Column("rank", "r", ".0f")
 
 
 def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
@@ -111,12 +114,8 @@ def growth_table(conclusions: Conclusions) -> Table:
             Column("kind", "kind of layer"),
             Column("ranks", "ranks"),
             Column("seeds", "seeds"),
-            Column("ratio", "sr, largest / smallest r", ".3f"),
-            Column("ratio_low", "from", ".3f"),
-            Column("ratio_high", "to", ".3f"),
-            Column("b", "b", ".3f"),
-            Column("b_low", "from", ".3f"),
-            Column("b_high", "to", ".3f"),
+            *interval_columns("ratio", "sr, largest / smallest r", ".3f"),
+            *interval_columns("b", "b", ".3f"),
             Column("p_holm", "p, b = 1/2", ".3g"),
             Column("clusters", "clusters", ".0f"),
             Column("cluster", "of"),
@@ -126,170 +125,6 @@ def growth_table(conclusions: Conclusions) -> Table:
             Column("utilisation_at_highest", "sr / r at largest", ".3f"),
         ),
         conclusions.growth.groups,
-    )
-
-
-def thresholds_table(conclusions: Conclusions) -> Table:
-    """H2 per model and task."""
-    shares = (
-        "half_ratio",
-        "half_ratio_low",
-        "half_ratio_high",
-        "first_ratio",
-        "first_ratio_low",
-        "first_ratio_high",
-    )
-    rows = conclusions.thresholds_frame()
-    for name in (*shares, "premise", "first_share") if len(rows) else ():
-        rows[name] = 100 * rows[name].astype(float)
-    return Table(
-        "thresholds",
-        "The drift at which the gain is lost",
-        "In per cent of sr(W): where half of LoRA's gain over a constant answer is lost, and "
-        "where the smallest share that "
-        "can be told from noise is, with 95 % intervals over resampled trials (0: open). The "
-        "loss is that of the fitted "
-        "line over the drifts that were visited. Premise: the gain of models near sr(W) in per "
-        "cent of the best gain.",
-        (
-            *WHERE,
-            Column("answer", "answer"),
-            Column("reason", "because"),
-            Column("direction", "sr(W + ΔW)"),
-            Column("half_ratio", "half lost at, %", ".1f"),
-            Column("half_ratio_low", "from", ".1f"),
-            Column("half_ratio_high", "to", ".1f"),
-            Column("stable_rank", "s*", ".2f"),
-            Column("base", "sr(W)", ".2f"),
-            Column("first_share", "share, %", ".0f"),
-            Column("first_ratio", "lost at, %", ".1f"),
-            Column("first_ratio_low", "from", ".1f"),
-            Column("first_ratio_high", "to", ".1f"),
-            Column("loss", "loss", ".3f"),
-            Column("loss_low", "from", ".3f"),
-            Column("loss_high", "to", ".3f"),
-            Column("gain", "gain near sr(W)", ".3f"),
-            Column("premise", "premise, %", ".0f"),
-            Column("constant", "constant answer", ".3f"),
-            Column("source", "known from"),
-            Column("trials", "trials", ".0f"),
-            Column("checkpoints", "checkpoints", ".0f"),
-        ),
-        rows,
-    )
-
-
-def attained_table(conclusions: Conclusions) -> Table:
-    """H2: the best attained near sr(W) against the best attained beyond a ratio."""
-    parts = [
-        t.attained.assign(model=t.model, task=t.task)
-        for t in conclusions.thresholds
-        if len(t.attained)
-    ]
-    rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    if len(rows):
-        rows = rows[rows["configurations"].gt(0)]
-    return Table(
-        "attained",
-        "Best attained near sr(W) against beyond a ratio",
-        "Paired by configuration (rank and scaling rule), the rate chosen on each side by the "
-        "mean over seeds; loss = near - "
-        "beyond, with Student's 95 % interval over configurations.",
-        (
-            *WHERE,
-            Column("ratio", "beyond sr(W + ΔW) / sr(W)", ".2f"),
-            Column("configurations", "configurations", ".0f"),
-            Column("near", "near", ".3f"),
-            Column("beyond", "beyond", ".3f"),
-            Column("loss", "loss", "+.3f"),
-            Column("low", "from", "+.3f"),
-            Column("high", "to", "+.3f"),
-            Column("p", "p", ".2g"),
-        ),
-        rows,
-    )
-
-
-def slopes_table(conclusions: Conclusions) -> Table:
-    """H3 per model and task."""
-    columns = []
-    for key, words in (("metric_before", "metric, before"), ("metric_after", "metric, past"),
-                                                             ("loss_before", "loss, before"),
-                       ("loss_after", "loss, past")):  # fmt: skip
-        columns += [
-            Column(key, words, "+.3f"),
-            Column(f"{key}_low", "from", "+.3f"),
-            Column(f"{key}_high", "to", "+.3f"),
-        ]
-    return Table(
-        "slopes",
-        "Validation against drift inside trials",
-        "Change of the metric and of the evaluation loss per e-fold of sr(W + ΔW), before and "
-        "past the knot at half of sr(W); "
-        "one intercept per trial, intervals clustered by trial. Correlation: of the drift's "
-        "size with the step.",
-        (
-            *WHERE,
-            Column("growing", "correlation", "+.2f"),
-            Column("trials", "trials", ".0f"),
-            *columns,
-        ),
-        conclusions.dynamics.tasks,
-    )
-
-
-def dynamics_table(conclusions: Conclusions) -> Table:
-    """H3 per method, learning rate and rank."""
-    rows = conclusions.dynamics.by_rate
-    rows = rows.assign(percent=100 * np.expm1(rows["final"].astype(float)))
-    return Table(
-        "dynamics",
-        "Drift over training",
-        "Median drift at the end, and the mean rank correlation of drift with step inside trials.",
-        (
-            Column("method", "method"),
-            Column("learning_rate", "learning rate", rate_name),
-            RANK,
-            Column("trials", "trials", ".0f"),
-            Column("percent", "final drift, %", "+.1f"),
-            Column("growing", "drift with step", "+.2f"),
-        ),
-        rows,
-    )
-
-
-def continued_table(conclusions: Conclusions) -> Table:
-    """H3: the same configurations with a longer budget, means over seeds."""
-    keys = ["model", "task", "method", "scaling", "rank", "learning_rate", "budget"]
-    rows = conclusions.continued.pairs
-    values = ["log_drift_once", "log_drift", "last_once", "last", "best_once", "best"]
-    rows = rows.groupby(keys, dropna=False, as_index=False).agg(
-        seeds=("seed", "nunique"), **{name: (name, "mean") for name in values}
-    )
-    for name in ("drift_once", "drift"):
-        rows[name] = 100 * np.expm1(rows[f"log_{name}"].astype(float))
-    return Table(
-        "continued",
-        "Continued training",
-        "The same configuration, rate and seed with the study's budget (once) and with a "
-        "longer one, the schedule "
-        "stretched. Means over seeds; intervals of the changes are in the conclusions.",
-        (
-            *WHERE,
-            Column("method", "method"),
-            Column("scaling", "scale"),
-            RANK,
-            Column("learning_rate", "learning rate", rate_name),
-            Column("budget", "budget", "g"),
-            Column("seeds", "seeds", ".0f"),
-            Column("drift_once", "drift, %, once", "+.1f"),
-            Column("drift", "longer", "+.1f"),
-            Column("last_once", "last metric, once", ".3f"),
-            Column("last", "longer", ".3f"),
-            Column("best_once", "best metric, once", ".3f"),
-            Column("best", "longer", ".3f"),
-        ),
-        rows,
     )
 
 

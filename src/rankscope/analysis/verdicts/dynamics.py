@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rankscope.analysis.continued import Continued
-from rankscope.analysis.dynamics import Dynamics
+from rankscope.analysis.dynamics import Continued, Dynamics
 from rankscope.analysis.inference import Interval
 from rankscope.analysis.verdicts.verdict import (
     ERROR_RATE,
