@@ -147,6 +147,11 @@ def _run(run: argparse.ArgumentParser) -> None:
         action="store_true",
         help="try failed trials again, as if they had not been",
     )
+    run.add_argument(
+        "--report",
+        action="store_true",
+        help="then write report.html into the store, as report does",
+    )
 
 
 def _store(command: argparse.ArgumentParser) -> None:

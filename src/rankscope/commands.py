@@ -30,6 +30,8 @@ def run(options: argparse.Namespace) -> int:
     study = Study.load(options.study)
     how = {"workers": options.workers, "ray": options.ray, "retry_failed": options.retry_failed}
     status = _train(study, options.store, **how)
+    if options.report:
+        return max(status, report(argparse.Namespace(store=options.store, output=None)))
     print(f"next: rankscope report {options.store}")
     return status
 

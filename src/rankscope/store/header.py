@@ -15,6 +15,7 @@ from typing import Any
 from rankscope.store.files import DamagedFile, dumps, loads
 from rankscope.store.log_files import LOG, entry_name, entry_numbers
 from rankscope.store.storage import LocalStorage, Storage
+from rankscope.study.own_task import OwnTask
 from rankscope.study.sections import Fixed
 from rankscope.study.study_file import Study
 
@@ -153,6 +154,10 @@ def check_same_study(path: str, header: dict[str, Any], study: Study) -> None:
         fixed["task"] = {
             name: own for name, own in fixed["task"].items() if name in old["scientific"]["task"]
         }
+    for name in old.get("task", {}).keys() & new["task"].keys():
+        before[f"[task.{name}] metric"], after[f"[task.{name}] metric"] = (
+            OwnTask(**side["task"][name]).chosen_metric for side in (old, new)
+        )
     changed = [k for k in after if k not in ("data", "retries") and after[k] != before[k]]
     if changed:
         key = changed[0]

@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from rankscope.study.own_task import OwnTask
 from rankscope.study.tasks import Name as Recipes
-from rankscope.study.tasks import task_named
 from rankscope.study.trial import STRICT, Method, Precision, Scaling
 
 Rank = Annotated[int, Field(ge=1, strict=True)] | Literal["d"]
@@ -51,13 +51,6 @@ class Scientific(BaseModel):
     scaling: Annotated[list[Scaling], BeforeValidator(_listed), Field(min_length=1)] = ["alpha/r"]
 
     _once = field_validator("model", "task", "method", "rank", "scaling")(_distinct)
-
-    @field_validator("task")
-    @classmethod
-    def _known(cls, tasks: list[str]) -> list[str]:
-        for task in tasks:
-            task_named(task)
-        return tasks
 
     @model_validator(mode="after")
     def _ranks_for_lora(self) -> Scientific:
@@ -136,13 +129,6 @@ class Fixed(Budget):
         1  # of a failed trial; no part of what a trial is
     )
 
-    @field_validator("task")
-    @classmethod
-    def _known(cls, tasks: dict[str, Budget]) -> dict[str, Budget]:
-        for task in tasks:
-            task_named(task)
-        return tasks
-
 
 class Arm(Scientific, Nuisance):
     """Further trials, a product of their own: lists that an ``[[arm]]`` does not name are the
@@ -158,7 +144,12 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "fixed": Fixed,
     "arm": Arm,
     "fixed.task": Budget,
+    "task": OwnTask,
 }
+
+
+_SHARE = "a file, a split, or a share of the rows: 0.2 or { fraction = 0.2, seed = 0 }"
+_OF_A_TASK = {"text": "one or two names of columns", "train": _SHARE, "validation": _SHARE}
 
 
 def validation_message(error: ValidationError) -> str:
@@ -167,19 +158,23 @@ def validation_message(error: ValidationError) -> str:
     An unknown key comes first, since it often explains a missing one; else pydantic's first.
     """
     found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
+    if not found["loc"]:  # of the study as a whole
+        return found["msg"].removeprefix("Value error, ")
     section, *keys = (str(part) for part in found["loc"])
     name = f"[{section}]"
     if section == "arm" and keys:  # a list of tables: which one
         name, keys = f"[[arm]] {int(keys[0]) + 1}", keys[1:]
     elif section == "fixed" and keys[:1] == ["task"] and len(keys) > 1:  # tables by task
         name, section, keys = f"[fixed.task.{keys[1]}]", "fixed.task", keys[2:]
+    elif section == "task" and keys:  # tables by name
+        name, keys = f"[task.{keys[0]}]", keys[1:]
     if section not in SECTIONS:
         place, key = section, ""
     else:
         # pydantic appends the branch of a union ("constrained-int"), which the user did not write
         key = keys[0] if keys else ""
         place = f"{name} {key}".rstrip()
-    if found["type"] == "extra_forbidden":
+    if found["type"] == "extra_forbidden" and not (section == "task" and key in _OF_A_TASK):
         known = list(SECTIONS[section].model_fields)
         near = difflib.get_close_matches(key, known, n=1)
         return f"{place}: unknown key; " + (
@@ -187,6 +182,8 @@ def validation_message(error: ValidationError) -> str:
         )
     if found["type"] == "missing":
         return f"{place}: expected a value, found none"
+    if section == "task" and key in _OF_A_TASK and found["type"] not in ("value_error", "missing"):
+        return f"{place}: expected {_OF_A_TASK[key]}; found {found['input']!r}"
     message = (
         found["msg"]
         .removeprefix("Value error, ")

@@ -7,10 +7,11 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from rankscope.study.own_task import OwnTask, check_name
 from rankscope.study.sections import (
     SECTIONS,
     Arm,
@@ -20,7 +21,7 @@ from rankscope.study.sections import (
     Scientific,
     validation_message,
 )
-from rankscope.study.tasks import recipe_for
+from rankscope.study.tasks import check_task, recipe_for
 from rankscope.study.trial import GAP, GAP_CODE, STRICT, Trial, digest
 
 
@@ -35,6 +36,7 @@ class Study(BaseModel):
     nuisance: Nuisance
     fixed: Fixed = Fixed()
     arm: list[Arm] = []
+    task: dict[str, OwnTask] = {}  # the study's own tasks
     source: str = Field(default="", exclude=True)  # the TOML text
     folder: Path = Field(default=Path("."), exclude=True)  # relative paths in the file start here
 
@@ -48,6 +50,14 @@ class Study(BaseModel):
             return table
         inherited = own[0] | own[1]
         return table | {"arm": [inherited | arm if isinstance(arm, dict) else arm for arm in arms]}
+
+    @model_validator(mode="after")
+    def _tasks_known(self) -> Self:
+        for name in self.task:
+            check_name(name)
+        for name in (*self.tasks, *self.fixed.task):
+            check_task(name, self.task)
+        return self
 
     @classmethod
     def load(cls, study: str | Path) -> Study:

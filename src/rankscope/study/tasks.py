@@ -1,17 +1,22 @@
-"""The tasks: which columns they read, how many labels they have, the metric that chooses among
+"""The tasks: which columns they read, which classes they have, the metric that chooses among
 trials, and the settings that Hu et al. 2021 trained them with.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
+
+Metric = Literal["accuracy", "f1_macro", "f1", "matthews_correlation", "pearson", "spearman"]
+REGRESSION = ("pearson", "spearman")  # metrics of numbers; the others are metrics of classes
 
 
 @dataclass(frozen=True)
 class Task:
-    """One sentence-classification task, with the column names of ``nyu-mll/glue``."""
+    """One text-classification or regression task. GLUE's have the column names of
+    ``nyu-mll/glue``."""
 
     name: str
     text: tuple[str, ...]  # one column, or the two sides of a pair
@@ -19,23 +24,41 @@ class Task:
     metric: str  # higher is better; "best" and the chosen learning rate mean this one
     validation: str = "validation"  # the split that is validated on
     beside: str | None = None  # a second one: its metrics are reported, and choose nothing
+    labels: tuple[str, ...] = ()  # the classes' names, in the order of their numbers
+    more: tuple[str, ...] = ()  # metrics that are reported, too
 
     @property
     def config(self) -> str:
         """The task's name in ``nyu-mll/glue``: "SST-2" is "sst2" there."""
         return self.name.lower().replace("-", "")
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Every metric that is reported: accuracy of classes always, both correlations of
+        numbers."""
+        always = REGRESSION if self.num_labels == 1 else ("accuracy",)
+        return tuple(dict.fromkeys((*always, *self.more, self.metric)))
+
 
 _SENTENCE, _PAIR = ("sentence",), ("sentence1", "sentence2")
+_ENTAILED = ("entailment", "not_entailment")
 
+# Classes in the order of nyu-mll/glue; WNLI's is the reverse of RTE's.
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("CoLA", _SENTENCE, 2, "matthews_correlation"),
-        Task("SST-2", _SENTENCE, 2, "accuracy"),
-        Task("MRPC", _PAIR, 2, "accuracy"),
+        Task("CoLA", _SENTENCE, 2, "matthews_correlation", labels=("unacceptable", "acceptable")),
+        Task("SST-2", _SENTENCE, 2, "accuracy", labels=("negative", "positive")),
+        Task("MRPC", _PAIR, 2, "accuracy", labels=("not_equivalent", "equivalent"), more=("f1",)),
         Task("STS-B", _PAIR, 1, "pearson"),
-        Task("QQP", ("question1", "question2"), 2, "accuracy"),
+        Task(
+            "QQP",
+            ("question1", "question2"),
+            2,
+            "accuracy",
+            labels=("not_duplicate", "duplicate"),
+            more=("f1",),
+        ),
         Task(
             "MNLI",
             ("premise", "hypothesis"),
@@ -43,10 +66,11 @@ TASKS: dict[str, Task] = {
             "accuracy",
             "validation_matched",
             "validation_mismatched",
+            labels=("entailment", "neutral", "contradiction"),
         ),
-        Task("QNLI", ("question", "sentence"), 2, "accuracy"),
-        Task("RTE", _PAIR, 2, "accuracy"),
-        Task("WNLI", _PAIR, 2, "accuracy"),
+        Task("QNLI", ("question", "sentence"), 2, "accuracy", labels=_ENTAILED),
+        Task("RTE", _PAIR, 2, "accuracy", labels=_ENTAILED),
+        Task("WNLI", _PAIR, 2, "accuracy", labels=_ENTAILED[::-1]),
         Task("acceptability", _SENTENCE, 2, "accuracy"),
         Task("paraphrase", _PAIR, 2, "accuracy"),
         Task("entailment", _PAIR, 2, "accuracy"),
@@ -55,13 +79,22 @@ TASKS: dict[str, Task] = {
 
 
 def task_named(name: str) -> Task:
-    """The task of that name; ``ValueError`` with the nearest name otherwise."""
-    if name in TASKS:
-        return TASKS[name]
-    folded = {known.lower(): known for known in TASKS}
+    """The built-in task of that name; ``ValueError`` with the nearest name otherwise."""
+    check_task(name)
+    return TASKS[name]
+
+
+def check_task(name: str, own: Collection[str] = ()) -> None:
+    """``ValueError`` unless it is a built-in task or one of the study's ``own``."""
+    known = (*own, *TASKS)
+    if name in known:
+        return
+    folded = {task.lower(): task for task in known}
     near = difflib.get_close_matches(name.lower(), folded, n=1)
     hint = f"; did you mean {folded[near[0]]!r}?" if near else ""
-    raise ValueError(f"task: expected one of {', '.join(TASKS)}; found {name!r}{hint}")
+    raise ValueError(
+        f"task: expected one of {', '.join(known)}, or a table [task.{name}]; found {name!r}{hint}"
+    )
 
 
 Name = Literal["paper", "scripts"]

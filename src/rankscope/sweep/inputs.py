@@ -16,11 +16,12 @@ from rankscope.console import bar
 from rankscope.store.store import Store
 from rankscope.study.cost import Rows, Shape, base_memory, memory, widths
 from rankscope.study.study_file import Study
-from rankscope.study.tasks import task_named
+from rankscope.study.tasks import Task, task_named
 from rankscope.study.trial import Trial
 from rankscope.sweep.machine import default_workers, free_for_each, room
 from rankscope.train.data import Encoded, encode, read_split
 from rankscope.train.data import fingerprint as data_fingerprint
+from rankscope.train.data_summary import summary
 from rankscope.train.encoder import is_patchable
 from rankscope.train.loading import fingerprint as model_fingerprint
 from rankscope.train.loading import load_tokenizer, skeleton
@@ -53,19 +54,21 @@ class StudyInputs:
     ) -> None:
         self.study, self.workers, self._free = study, workers, free
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.tasks = {name: task_named(name) for name in study.tasks}
         models = {name: self.model_path(name) for name in study.models}
         with bar(
-            "reading models and data", total=len(models) + len(self.tasks), quiet=quiet
+            "reading models and data", total=len(models) + len(study.tasks), quiet=quiet
         ) as advance:
+            own = {name: self._own(name) for name in study.tasks if name in study.task}
+            self.tasks = {n: own[n][0] if n in own else task_named(n) for n in study.tasks}
             self._skeletons, self._tokenizers = {}, {}
+            largest = max(self.tasks.values(), key=lambda task: task.num_labels)
             for name, path in models.items():
-                self._skeletons[name] = skeleton(path, next(iter(self.tasks.values())))
+                self._skeletons[name] = skeleton(path, largest)
                 self._tokenizers[name] = load_tokenizer(path)
                 advance(1)
             self._splits = {}
-            for name in self.tasks:
-                self._splits[name] = (self._read(name, "train"), self._read(name, "validation"))
+            for name, task in self.tasks.items():
+                self._splits[name] = own[name][1:] if name in own else self._built_in(task)
                 advance(1)
         self.study = self._with_targets(study)
         self._encoded: dict[tuple[str, str, int], tuple[Encoded, Encoded]] = {}
@@ -113,7 +116,12 @@ class StudyInputs:
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """What tells these inputs from others under the same name (``Store.create``)."""
-        data = {f"data/{name}": data_fingerprint(*splits) for name, splits in self._splits.items()}
+        data = {
+            f"data/{name}": data_fingerprint(
+                *splits, classes=self.tasks[name].labels if name in self.study.task else ()
+            )
+            for name, splits in self._splits.items()
+        }
         return data | {
             f"model/{name}": model_fingerprint(self.model_path(name)) for name in self._skeletons
         }
@@ -216,8 +224,25 @@ class StudyInputs:
                 f"model {name!r}: expected a tokenizer of its {known} tokens; found token {largest}"
             )
 
-    def _read(self, name: str, split: str) -> pd.DataFrame:
+    def summaries(self) -> list[str]:
+        """What the rows of each task are, in lines (``train.data_summary``)."""
+        return [
+            line for name, task in self.tasks.items() for line in summary(task, *self._splits[name])
+        ]
+
+    def _built_in(self, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
+        return self._split(task, "train"), self._split(task, "validation")
+
+    def _own(self, name: str) -> tuple[Task, pd.DataFrame, pd.DataFrame]:
+        """One of the study's own tasks: its classes are known only from its rows."""
+        from rankscope.train.own_data import read_own_task
+
         fixed = self.study.fixed
+        rows = {"train_rows": fixed.train_rows, "validation_rows": fixed.validation_rows}
+        return read_own_task(name, self.study.task[name], self.study.folder, **rows)
+
+    def _split(self, task: Task, split: str) -> pd.DataFrame:
+        name, fixed = task.name, self.study.fixed
         rows = fixed.train_rows if split == "train" else fixed.validation_rows
         if fixed.data == "lab":
             from rankscope.lab.tasks import rows as lab_rows
@@ -233,7 +258,7 @@ class StudyInputs:
             raise ValueError(
                 f'task {name!r}: expected data = "lab" or a folder; found data = "hub"'
             )
-        return read_split(data, self.tasks[name], split, rows=rows)
+        return read_split(data, task, split, rows=rows)
 
 
 def model_path(study: Study, name: str) -> str:

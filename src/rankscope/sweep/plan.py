@@ -84,6 +84,7 @@ def forecast(
         )
         + f" ({source})",
     ]
+    lines += inputs.summaries()
     lines += [f"{name}: {drawn}" for name, drawn in inputs.drawn.items()]
     too_large = [group for group in groups if group.largest > free]
     if too_large:

@@ -155,7 +155,7 @@ class AdapterPack:
     def save(self, k: int, buffers: Sequence[Tensor], folder: Path) -> None:
         """Trial ``k`` with these buffers in place of its rows' values, as a PEFT adapter in
         ``folder``."""
-        save_adapter(folder, self.state(k, buffers), self.config(k))
+        save_adapter(folder, self.state(k, buffers), self.config(k), self.model.config)
 
     def config(self, k: int) -> LoraConfig:
         """What PEFT calls trial ``k``."""

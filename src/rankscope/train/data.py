@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-from collections.abc import Collection, Iterator
+import json
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
 
 from rankscope.study.tasks import Task
+from rankscope.train.glue import find_file, read_glue
 
 GLUE = "nyu-mll/glue"
 # batches whose rows are sorted by length together: padding nearly vanishes, and chance decides
@@ -26,15 +26,15 @@ POOL = 32
 def read_split(data: str, task: Task, split: str, *, rows: int | None = None) -> pd.DataFrame:
     """The text columns and ``label`` of the first ``rows`` rows of a split, checked.
 
-    ``data`` is "hub" (nyu-mll/glue) or a folder of ``<TASK>/{train,validation}.tsv``: tab
-    separated, one header line, no quoting, UTF-8. A task's second validation split (MNLI's
-    mismatched one; in a folder ``validation_mismatched.tsv``, if it is there) follows the first,
-    told apart by the column ``beside``. ``ValueError`` or ``FileNotFoundError``, one line, for
+    ``data`` is "hub" (nyu-mll/glue) or a folder of ``<TASK>/{train,validation}.tsv``, or of GLUE's
+    own files (``train.glue``). A task's second validation split (MNLI's mismatched one; in a folder
+    ``validation_mismatched.tsv``, if it is there) follows the first, told apart by the column
+    ``beside``. ``ValueError`` or ``FileNotFoundError``, one line, for
     whatever can't be trained on.
     """
     if split == "validation" and task.beside is not None:
         parts = [_read(data, task, split, task.validation, rows)]
-        if data == "hub" or (Path(data) / task.name / f"{task.beside}.tsv").is_file():
+        if data == "hub" or find_file(data, task, task.beside).is_file():
             parts.append(_read(data, task, task.beside, task.beside, rows))
         return pd.concat(
             [part.assign(beside=number == 1) for number, part in enumerate(parts)],
@@ -48,13 +48,13 @@ def _read(data: str, task: Task, file: str, split: str, rows: int | None) -> pd.
     if data == "hub":
         frame, where = _from_hub(task, split), f"{GLUE} {task.config} {split}"
     else:
-        path = Path(data) / task.name / f"{file}.tsv"
+        path = find_file(data, task, file)
         if not path.is_file():
             raise FileNotFoundError(
                 f'data: expected {path}; found no such file. data is "hub" or a folder of '
                 f"<TASK>/{{train,validation}}.tsv"
             )
-        frame, where = _from_tsv(path), str(path)
+        frame, where = read_glue(path, task), str(path)
     for column in (*task.text, "label"):
         if column not in frame.columns:
             raise ValueError(
@@ -63,22 +63,6 @@ def _read(data: str, task: Task, file: str, split: str, rows: int | None) -> pd.
             )
     frame = frame[[*task.text, "label"]].head(len(frame) if rows is None else rows)
     return frame.assign(label=_checked_labels(frame["label"], task, where))
-
-
-def _from_tsv(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(
-            path,
-            sep="\t",
-            quoting=csv.QUOTE_NONE,
-            keep_default_na=False,
-            dtype=str,
-            encoding="utf-8",
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: expected tab-separated UTF-8 with one header line; {str(error).strip()}"
-        ) from None
 
 
 def _from_hub(task: Task, split: str) -> pd.DataFrame:
@@ -97,11 +81,13 @@ def _from_hub(task: Task, split: str) -> pd.DataFrame:
 def _checked_labels(labels: pd.Series, task: Task, where: str) -> pd.Series:
     if labels.empty:
         raise ValueError(f"{where}: expected rows; found none")
-    numbers = pd.to_numeric(labels, errors="coerce")
+    numbered = {name: str(number) for number, name in enumerate(task.labels)}
+    numbers = pd.to_numeric(labels.replace(numbered), errors="coerce")
     if numbers.isna().any():
         row = int(numbers.isna().to_numpy().argmax())
+        known = f", which is none of {', '.join(task.labels)}" if task.labels else ""
         raise ValueError(
-            f"{where}: row {row + 1}: expected a number as label; found {labels.iloc[row]!r}"
+            f"{where}: row {row + 1}: expected a number as label; found {labels.iloc[row]!r}{known}"
         )
     if task.num_labels == 1:
         if numbers.nunique() == 1:
@@ -125,9 +111,10 @@ def _checked_labels(labels: pd.Series, task: Task, where: str) -> pd.Series:
     return numbers.astype("int64")
 
 
-def fingerprint(*splits: pd.DataFrame) -> str:
-    """SHA-256 of the rows: the same data at another path has the same fingerprint."""
-    digest = hashlib.sha256()
+def fingerprint(*splits: pd.DataFrame, classes: Sequence[str] = ()) -> str:
+    """SHA-256 of the rows, and of the names of their classes: the same data at another path has the
+    same fingerprint."""
+    digest = hashlib.sha256(json.dumps(list(classes)).encode() if classes else b"")
     for frame in splits:
         digest.update(frame.to_csv(index=False, sep="\t").encode())
     return digest.hexdigest()

@@ -70,6 +70,9 @@ def _from_pretrained(model: str, task: Task, **settings: Any) -> PreTrainedModel
             f"its file lacks {len(lost)} of the model's weights, the first is {lost[0]}"
         )
     _require_gradients(loaded, {name.rpartition(".")[0] for name in absent})
+    if task.labels:
+        loaded.config.id2label = dict(enumerate(task.labels))
+        loaded.config.label2id = {name: number for number, name in enumerate(task.labels)}
     return loaded
 
 

@@ -1,9 +1,10 @@
-"""GLUE's metrics, for all trials of a pack. Higher is better. Letters: K trials, N rows, C
+"""The tasks' metrics, for all trials of a pack. Higher is better. Letters: K trials, N rows, C
 classes."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from scipy import stats
 from sklearn.metrics import f1_score, matthews_corrcoef
 from torch import Tensor
 
-from rankscope.study.tasks import Task
+from rankscope.study.tasks import REGRESSION, Task
 
 SMALL = (
     1e-4  # of the labels' standard deviation, or nats: below it answers do not differ for anybody
@@ -20,7 +21,7 @@ ROUNDED = 2  # times the rounding, measured, that answers must differ by
 
 
 def score(logits: Tensor, labels: Tensor, task: Task) -> list[dict[str, float]]:
-    """The task's metric, and for the tasks that have one its second, per trial.
+    """All of the task's metrics, per trial.
 
     A constant answer has correlation 0: it says nothing about the rows. NaN where a logit is not
     finite.
@@ -31,23 +32,35 @@ def score(logits: Tensor, labels: Tensor, task: Task) -> list[dict[str, float]]:
     truth = labels.numpy()
     if task.num_labels == 1:
         return [_correlations(scores, truth) for scores in logits[..., 0].numpy()]
-    found = []
-    for guess in logits.argmax(-1).numpy():
-        row = {"accuracy": float((guess == truth).mean())}
-        if task.name in ("MRPC", "QQP"):
-            row["f1"] = float(f1_score(truth, guess, zero_division=0.0))
-        if task.metric == "matthews_correlation":
-            row["matthews_correlation"] = float(matthews_corrcoef(truth, guess))
-        found.append(row)
-    return found
+    answers = logits.argmax(-1).numpy()
+    return [
+        {name: _OF_CLASSES[name](truth, answer, task.num_labels) for name in task.metrics}
+        for answer in answers
+    ]
+
+
+def _f1_macro(truth: np.ndarray, answer: np.ndarray, classes: int) -> float:
+    """The mean over all classes; 0 for one that is neither there nor guessed."""
+    labels = range(classes)
+    return float(f1_score(truth, answer, labels=labels, average="macro", zero_division=0.0))
+
+
+_OF_CLASSES: dict[str, Callable[[np.ndarray, np.ndarray, int], float]] = {
+    "accuracy": lambda truth, answer, _: float((answer == truth).mean()),
+    "f1": lambda truth, answer, _: float(f1_score(truth, answer, zero_division=0.0)),
+    "f1_macro": _f1_macro,
+    "matthews_correlation": lambda truth, answer, _: float(matthews_corrcoef(truth, answer)),
+}
 
 
 def constant_score(labels: Tensor, task: Task) -> float:
-    """The task's metric of the best constant answer: the commonest class's share, or a correlation
-    of 0."""
-    if task.metric != "accuracy":
+    """The task's metric of the best constant answer; a correlation of 0."""
+    if task.metric in (*REGRESSION, "matthews_correlation"):
         return 0.0
-    return float(labels.unique(return_counts=True)[1].max()) / len(labels)
+    classes, counts = labels.unique(return_counts=True)
+    commonest = np.full(len(labels), int(classes[counts.argmax()]))
+    answer = np.ones_like(commonest) if task.metric == "f1" else commonest
+    return _OF_CLASSES[task.metric](labels.numpy(), answer, task.num_labels)
 
 
 def is_constant(logits: Tensor, labels: Tensor, *, rounding: Tensor | None = None) -> Tensor:

@@ -90,7 +90,8 @@ class PeftTrial:
         assert k == 0
         (group,), (buffer,) = self.params, buffers
         values = {id(p): v for p, v in zip(group.parameters, group.views(buffer), strict=True)}
-        save_adapter(folder, {name: values[id(p)] for name, p in self.trained.items()}, self.config)
+        state = {name: values[id(p)] for name, p in self.trained.items()}
+        save_adapter(folder, state, self.config, self.model.config)
 
 
 def adapted(

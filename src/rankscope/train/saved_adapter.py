@@ -9,6 +9,7 @@ from pathlib import Path
 from peft import LoraConfig, TaskType
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from rankscope.study.trial import Trial
 
@@ -40,8 +41,11 @@ def lora_config(
     )
 
 
-def save_adapter(folder: Path, state: Mapping[str, Tensor], config: LoraConfig) -> None:
-    """Writes ``adapter_model.safetensors`` and ``adapter_config.json``.
+def save_adapter(
+    folder: Path, state: Mapping[str, Tensor], config: LoraConfig, model: PreTrainedConfig
+) -> None:
+    """Writes ``adapter_model.safetensors`` and ``adapter_config.json``; and where the classes have
+    names the ``config.json`` of a model with such a head, ``model``.
 
     Args:
         state: names in the base model -> tensors: ``<layer>.lora_A.weight`` (r, n),
@@ -61,3 +65,5 @@ def save_adapter(folder: Path, state: Mapping[str, Tensor], config: LoraConfig) 
     ):  # PEFT keeps a set, and would write it in the order of hashes
         config.target_modules = sorted(config.target_modules)
     config.save_pretrained(folder)
+    if set(model.id2label.values()) != {f"LABEL_{i}" for i in range(len(model.id2label))}:
+        model.save_pretrained(folder)

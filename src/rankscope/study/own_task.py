@@ -1,0 +1,113 @@
+"""``[task.NAME]`` in a study file: a task of the user's own, on data of the user's own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+
+from rankscope.study.tasks import REGRESSION, TASKS, Metric
+from rankscope.study.trial import STRICT
+
+Kind = Literal["classification", "regression"]
+_Part = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Fraction(BaseModel):
+    """A share of the rows, drawn at random from ``seed``; of every class the same share."""
+
+    model_config = STRICT
+
+    fraction: _Part
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+
+
+def _fraction(value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return {"fraction": value} if number else value
+
+
+def _text(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Name = Annotated[str, Field(min_length=1)]
+Split = Annotated[Fraction | Name, BeforeValidator(_fraction)]
+
+
+class OwnTask(BaseModel):
+    """Where the rows are, which columns are read, and what is measured.
+
+    ``data`` is a file (CSV, TSV, JSON lines, Parquet), a folder of them or of a saved ``datasets``
+    data set, or a hub id with, where it has several, its ``config``. ``train`` and ``validation``
+    are files, splits, or a share of the rows.
+    """
+
+    model_config = STRICT
+
+    kind: Kind | None = None  # None: what the metric says, else classification
+    data: Name | None = None  # None: train and validation are files
+    config: Name | None = None
+    text: Annotated[list[Name], BeforeValidator(_text), Field(min_length=1, max_length=2)]
+    label: Name = "label"
+    labels: Annotated[list[str | int], Field(min_length=2)] | None = None  # the order of classes
+    train: Split | None = None
+    validation: Split | None = None
+    metric: Metric | None = None
+
+    @property
+    def is_regression(self) -> bool:
+        return self.kind == "regression" or (self.kind is None and self.metric in REGRESSION)
+
+    @property
+    def chosen_metric(self) -> Metric:
+        return self.metric or ("pearson" if self.is_regression else "accuracy")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.is_regression != (self.chosen_metric in REGRESSION):
+            raise ValueError(
+                "metric: expected "
+                + (
+                    f'{" or ".join(REGRESSION)} with kind = "regression"'
+                    if self.is_regression
+                    else "accuracy, f1_macro, f1 or matthews_correlation with kind = "
+                    '"classification"'
+                )
+                + f"; found {self.metric!r}"
+            )
+        if self.is_regression and self.labels:
+            raise ValueError('labels: expected none with kind = "regression"')
+        if self.labels and len({str(label) for label in self.labels}) < len(self.labels):
+            raise ValueError(f"labels: every class once, got {self.labels}")
+        if self.label in self.text or len(set(self.text)) < len(self.text):
+            raise ValueError(
+                f"text and label: expected different columns; found {[*self.text, self.label]}"
+            )
+        if self.data is None and not (
+            isinstance(self.train, str) and isinstance(self.validation, str | Fraction)
+        ):
+            raise ValueError(
+                "data: expected a file, a folder or a hub id, or files as train and validation; "
+                "found none"
+            )
+        self._check_shares()
+        return self
+
+    def _check_shares(self) -> None:
+        shares = [part for part in (self.train, self.validation) if isinstance(part, Fraction)]
+        if sum(share.fraction for share in shares) > 1 + 1e-9:
+            raise ValueError("train and validation: expected shares that add up to 1 at most")
+        if len({share.seed for share in shares}) > 1:
+            raise ValueError("train and validation: expected one seed; found two")
+
+
+def check_name(name: str) -> None:
+    """``ValueError`` for a name that a built-in task has, or that a store can't hold."""
+    if name in TASKS:
+        raise ValueError(
+            f"[task.{name}]: expected another name: {name} is a built-in task, whose data are "
+            "named in [fixed] data"
+        )
+    if not name.strip() or len(name) > 80 or not name.isprintable():
+        raise ValueError(f"[task.{name}]: expected a name of 1 to 80 printable characters")

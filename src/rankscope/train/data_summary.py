@@ -1,0 +1,42 @@
+"""What a task's rows are, in lines for people."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from rankscope.study.tasks import Task
+
+
+def summary(task: Task, train: pd.DataFrame, validation: pd.DataFrame) -> list[str]:
+    """What the rows are, in lines: classes with their numbers of rows, or the range of the labels;
+    and how many rows of validation have a text that stands in train, too."""
+    own = validation.loc[~validation.get("beside", pd.Series(False, validation.index)).astype(bool)]
+    sides = {"train": train, "validation": own}
+    if task.num_labels == 1:
+        shown = ", ".join(
+            f"{name} {len(rows)} rows, labels {rows['label'].min():g} to {rows['label'].max():g}, "
+            f"mean {rows['label'].mean():.4g}"
+            for name, rows in sides.items()
+        )
+        lines = [f"{task.name}: {shown}; metric {task.metric}"]
+    else:
+        counts = [rows["label"].value_counts() for rows in sides.values()]
+        names = task.labels or tuple(map(str, range(task.num_labels)))
+        each = [
+            f"{number} {name} {counts[0].get(number, 0)} + {counts[1].get(number, 0)}"
+            for number, name in enumerate(names)
+        ]
+        few = each if len(each) <= 12 else [*each[:10], "...", each[-1]]
+        positive = f" of {names[1]}" if task.metric == "f1" else ""
+        lines = [
+            f"{task.name}: {len(train)} + {len(own)} rows (train + validation), "
+            f"{task.num_labels} classes: {', '.join(few)}; metric {task.metric}{positive}"
+        ]
+    text = list(task.text)
+    seen = pd.MultiIndex.from_frame(own[text]).isin(pd.MultiIndex.from_frame(train[text]))
+    if seen.any():
+        lines.append(
+            f"{task.name}: {int(seen.sum())} of {len(own)} validation rows have a text that is in "
+            "train, too: their share of the metric is no generalisation"
+        )
+    return lines

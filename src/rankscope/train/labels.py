@@ -1,0 +1,129 @@
+"""A column of labels -> names of classes, and their numbers; or the numbers of a regression."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rankscope.study.own_task import OwnTask
+
+MOST_CLASSES = 10_000
+SELDOM = 50  # classes above which each must have two rows on average: else they are no classes
+_INTEGER = re.compile(r"[+-]?\d{1,18}")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+
+
+def class_names_of(column: pd.Series, known: Sequence[str] | None, where: str) -> pd.Series:
+    """The class of every row by its name: text as it is, whole numbers without a decimal point.
+
+    ``known`` are the names that a ``datasets`` data set has for the numbers 0, 1, and so on.
+    ``ValueError`` for a label that is missing or can't name a class.
+    """
+    found = [_text(value) for value in column]
+    if None in found:
+        row = found.index(None)
+        value = column.iloc[row]
+        is_scalar = value is None or isinstance(value, str | float | np.generic)
+        what = "none" if is_scalar or value is pd.NA else f"a {type(value).__name__}"
+        raise ValueError(f"{where}: row {row + 1}: expected a label; found {what}")
+    labels = [str(label) for label in found]
+    if known is not None:
+        odd = next((i for i, label in enumerate(labels) if not _is_below(label, len(known))), None)
+        if odd is not None:
+            raise ValueError(
+                f"{where}: row {odd + 1}: expected a label from 0 to {len(known) - 1}; found "
+                f"{labels[odd]}"
+            )
+        labels = [known[int(label)] for label in labels]
+    elif all(map(_is_whole, labels)) and not all(map(_INTEGER.fullmatch, labels)):
+        labels = [str(int(float(label))) for label in labels]  # 1.0 and 2.0
+    return pd.Series(labels, index=column.index, dtype=object)
+
+
+def _text(value: Any) -> str | None:
+    """None for a missing value, and for what is neither text nor a number."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, str | int | float) or str(value).strip().lower() in ("", "nan"):
+        return None
+    return str(value)
+
+
+def _is_below(label: str, count: int) -> bool:
+    return _INTEGER.fullmatch(label) is not None and 0 <= int(label) < count
+
+
+def _is_whole(label: str) -> bool:
+    return _NUMBER.fullmatch(label) is not None and float(label).is_integer()
+
+
+def classes_of(
+    labels: pd.Series, own: OwnTask, known: Sequence[str] | None, where: str
+) -> tuple[str, ...]:
+    """The classes in order: as the study gives them, as the data set does, else whole numbers by
+    size and names by their letters. ``ValueError`` where the labels are no classes."""
+    found = set(labels)
+    if own.labels is not None:
+        return tuple(str(label) for label in own.labels)
+    if known is not None:
+        return tuple(known)
+    broken = [label for label in found if not _INTEGER.fullmatch(label)]
+    if broken and all(map(_NUMBER.fullmatch, found)):
+        raise ValueError(
+            f"{where}: expected classes in {own.label!r}; found numbers such as {min(broken)}: say "
+            'kind = "regression"'
+        )
+    if len(found) > MOST_CLASSES or (len(found) > SELDOM and 2 * len(found) > len(labels)):
+        raise ValueError(
+            f"{where}: expected classes in {own.label!r} (at most {MOST_CLASSES}, two rows each on "
+            f"average); found {len(found)} in {len(labels)} rows"
+        )
+    alike = sorted(found, key=lambda label: (label.strip(), label))
+    for one, other in itertools.pairwise(alike):
+        if one.strip() == other.strip():
+            raise ValueError(f"{where}: labels {one!r} and {other!r} differ by blanks alone")
+    return tuple(sorted(found) if broken else sorted(found, key=lambda label: (int(label), label)))
+
+
+def numbered(labels: pd.Series, classes: Sequence[str], where: str) -> pd.Series:
+    """The classes by number (int64). ``ValueError`` for one that is not among them, or where all
+    rows have the same one."""
+    numbers = labels.map({name: number for number, name in enumerate(classes)})
+    odd = numbers.isna().to_numpy()
+    if odd.any():
+        row = int(odd.argmax())
+        raise ValueError(
+            f"{where}: row {labels.index[row]}: expected one of the labels "
+            f"{', '.join(classes)[:200]}; found {labels.iloc[row]!r}"
+        )
+    if numbers.nunique() == 1:
+        raise ValueError(
+            f"{where}: expected at least two classes; all {len(labels)} rows have "
+            f"{labels.iloc[0]!r}"
+        )
+    return numbers.astype("int64")
+
+
+def measured(column: pd.Series, where: str) -> pd.Series:
+    """The numbers of a regression (float32)."""
+    numbers = pd.to_numeric(column, errors="coerce").astype("float32")
+    odd = ~np.isfinite(numbers.to_numpy())
+    if odd.any():
+        row = int(odd.argmax())
+        raise ValueError(
+            f"{where}: row {column.index[row]}: expected a finite number as label; found "
+            f"{str(column.iloc[row])[:40]!r}"
+        )
+    if numbers.nunique() == 1:
+        raise ValueError(
+            f"{where}: expected labels that differ; all {len(numbers)} rows have {numbers.iloc[0]}"
+        )
+    return numbers

@@ -1,0 +1,187 @@
+"""One file of rows -> a table of text columns: CSV, TSV, JSON lines, Parquet.
+
+pandas and pyarrow read; what stands here is what they would guess: "NA" and "007" stay the text
+that they are, a missing value is told from it, and an encoding is taken from the byte order mark.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rankscope.system import free_memory
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+CLASS_NAMES = "class_names"  # in a frame's attrs: column -> names of its whole numbers
+_IN_MEMORY = 8  # bytes for each byte of a file, at most, while it is read
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The rows of a file: text, or what JSON and Parquet have; a missing value is None or NaN.
+
+    ``ValueError`` or ``OSError``, one line, for a file that is none of ``SUFFIXES``, is damaged, or
+    is too large for the memory that is free.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{path}: expected a file named {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a file; found none")
+    size, free = path.stat().st_size, free_memory()
+    if size * _IN_MEMORY > free:
+        raise ValueError(
+            f"{path}: expected a file that fits into memory; found {size / 1e9:.3g} GB, with "
+            f"{free / 1e9:.3g} GB free. Take a part of it"
+        )
+    try:
+        if suffix == ".parquet":
+            return _from_parquet(path)
+        text = _decoded(path)
+        if suffix in (".csv", ".tsv"):
+            frame = from_text(text, separator="," if suffix == ".csv" else "\t")
+        else:
+            frame = _from_json(text)
+    except (pa.ArrowException, ValueError, RecursionError) as error:
+        reason = str(error).removeprefix("Error tokenizing data. C error: ")
+        raise ValueError(f"{path}: {' '.join(reason.split())[:300]}") from None
+    return frame
+
+
+def _decoded(path: Path) -> str:
+    raw = path.read_bytes()
+    encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), "utf-8")
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"expected UTF-8; found {raw[error.start : error.start + 1]!r} at byte {error.start}. "
+            "Save it as UTF-8"
+        ) from None
+    if "\0" in text:
+        raise ValueError(
+            f"expected text; found a zero byte at {text.index(chr(0))} (UTF-16 without a byte "
+            "order mark?). Save it as UTF-8"
+        )
+    if not text.strip():
+        raise ValueError("expected rows below a header; found an empty file")
+    return text
+
+
+def from_text(text: str, *, separator: str, header: bool = True) -> pd.DataFrame:
+    """Comma- or tab-separated text. Every value is text; a row that is too short lacks its last
+    ones."""
+    quoted = separator != "\t" or is_quoted(text)
+    names = _first_record(text, separator, quoted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+        try:
+            frame = pd.read_csv(
+                io.StringIO(text, newline=""),
+                sep=separator,
+                header=0 if header else None,
+                names=list(range(len(names))),
+                quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+                dtype=str,
+                keep_default_na=False,
+                index_col=False,
+            )
+        except pd.errors.ParserWarning:
+            raise ValueError(
+                f"expected {len(names)} columns, as its first line has; found rows with more"
+            ) from None
+    if header:
+        frame.columns = names
+    return frame
+
+
+def _first_record(text: str, separator: str, quoted: bool) -> list[str]:
+    lines = io.StringIO(text, newline="")
+    quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    for record in csv.reader(lines, delimiter=separator, quoting=quoting):
+        if record:  # pandas skips blank lines
+            return record
+    raise ValueError("expected a header; found blank lines")
+
+
+# Fields: quoted ones, in which two marks are one, and plain ones without any.
+_WELL_QUOTED = re.compile(r'(?:(?:"(?:[^"]|"")*+"|[^"\t\r\n]*+)(?:[\t\r\n]|\Z))*+')
+
+
+def is_quoted(text: str) -> bool:
+    """Whether quotation marks in tab-separated text enclose fields, or are characters (GLUE's).
+
+    They enclose fields if every one of them belongs to a whole quoted field: whoever writes quoted
+    text quotes each field that holds a mark, and doubles the mark.
+    """
+    return '"' in text and _WELL_QUOTED.fullmatch(text) is not None
+
+
+def _from_json(text: str) -> pd.DataFrame:
+    """A list of objects, or one object a line."""
+    if text.lstrip().startswith("["):
+        found = json.loads(text, object_pairs_hook=_object)
+        rows = list(enumerate(found, 1))
+        what = "row"
+    else:
+        lines = enumerate(text.split("\n"), 1)
+        rows = [(n, _line(n, line)) for n, line in lines if line.strip()]
+        what = "line"
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{what} {number}: expected a JSON object; found {json.dumps(row)[:40]}"
+            )
+    return pd.DataFrame([row for _, row in rows], dtype=object)
+
+
+def _line(number: int, line: str) -> Any:
+    try:
+        return json.loads(line, object_pairs_hook=_object)
+    except ValueError as error:
+        raise ValueError(f"line {number}: expected a JSON object; {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"expected every name once; found {twice!r} twice")
+    return found
+
+
+def _from_parquet(path: Path) -> pd.DataFrame:
+    with pq.ParquetFile(path) as file:
+        frame = file.read().to_pandas()
+        metadata = file.schema_arrow.metadata or {}
+    described = json.loads(metadata.get(b"huggingface", b"{}"))
+    frame.attrs[CLASS_NAMES] = class_names(described.get("info", {}).get("features", {}))
+    return frame
+
+
+def class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Of the features of a ``datasets`` data set, as JSON has them."""
+    return {
+        name: [str(label) for label in feature["names"]]
+        for name, feature in features.items()
+        if isinstance(feature, dict)
+        and feature.get("_type") == "ClassLabel"
+        and isinstance(feature.get("names"), list)
+    }

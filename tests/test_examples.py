@@ -1,0 +1,72 @@
+"""The examples: from a file of the user's to a report, in one command each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from rankscope import lab
+from rankscope.cli import main
+from rankscope.store.store import Store
+from rankscope.study.study_file import Study
+from rankscope.sweep.inputs import StudyInputs
+from rankscope.train.metrics import score
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def trained(name: str, store: Path, *options: str) -> tuple[StudyInputs, Store]:
+    study = EXAMPLES / name / "study.toml"
+    assert main(["run", str(study), "--store", str(store), "--workers", "1", *options]) == 0
+    return StudyInputs(Study.load(study)), Store(store)
+
+
+def answers_of(folder: Path, inputs: StudyInputs, task: str) -> tuple[torch.Tensor, dict[int, str]]:
+    """Of a saved adapter, by PEFT and transformers alone: (1, N, C), and the names of classes."""
+    named = (folder / "config.json").is_file()
+    config = AutoConfig.from_pretrained(folder if named else lab.ENCODER)
+    if not named:
+        config.num_labels = 1
+    base = AutoModelForSequenceClassification.from_pretrained(lab.ENCODER, config=config)
+    model = peft.PeftModel.from_pretrained(base, folder).eval()
+    rows = inputs.split(task)[1]
+    tokenizer = AutoTokenizer.from_pretrained(lab.ENCODER)
+    columns = [rows[column].tolist() for column in inputs.tasks[task].text]
+    with torch.no_grad():
+        return model(**tokenizer(*columns, padding=True, return_tensors="pt")).logits[None], (
+            config.id2label
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "options", "names"),
+    [
+        ("letters", "letters", ["--report"], ["complaint", "order", "praise", "question"]),
+        ("pairs", "pairs", [], ["follows", "unknown"]),
+        ("reviews", "stars", [], ["LABEL_0"]),
+    ],
+)
+@pytest.mark.slow
+def test_from_a_file_to_a_report(
+    name: str, task: str, options: list[str], names: list[str], tmp_path: Path
+) -> None:
+    inputs, store = trained(name, tmp_path / "store", *options)
+    assert (tmp_path / "store" / "report.html").is_file() == bool(options)
+    trials = store.trials()
+    assert trials["status"].eq("done").all()
+    trial = trials[trials["method"].eq("lora")].sort_values("best").iloc[-1]
+    found, labels = answers_of(store.path / "trials" / trial["trial"] / "best", inputs, task)
+    assert list(labels.values()) == names
+    truth = torch.from_numpy(inputs.split(task)[1]["label"].to_numpy(copy=True))
+    (again,) = score(found, truth, inputs.tasks[task])
+    lines = store.metrics()
+    kept = lines[lines["trial"].eq(trial["trial"]) & lines["step"].eq(trial["best_step"])].iloc[0]
+    assert kept[trial["metric"]] == trial["best"]
+    # not the rank correlation: rounding may swap two neighbours
+    metric = "pearson" if task == "stars" else trial["metric"]
+    assert again[metric] == pytest.approx(kept[metric], abs=1e-5)
+    assert trial["metric"] == inputs.study.task[task].chosen_metric

@@ -1,0 +1,288 @@
+"""Data of the user's own: read as they are written, split, and refused in one line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rankscope.study.own_task import OwnTask
+from rankscope.train.data_summary import summary
+from rankscope.train.own_data import read_own_task
+from rankscope.train.table_file import is_quoted, read_table
+
+ODD = [
+    'a "quoted" word',
+    "comma, and\ttab",
+    "two\r\nlines",
+    "NA",
+    "null",
+    "  blanks  ",
+    "Zürich €",
+    "plain",
+]
+
+
+def read(folder: Path, **settings: Any) -> Any:
+    return read_own_task("mine", OwnTask(**settings), folder)
+
+
+def write(path: Path, frame: pd.DataFrame, encoding: str = "utf-8") -> None:
+    """By the standard library's writers, which quote and escape by their own rules."""
+    if path.suffix == ".parquet":
+        frame.to_parquet(path)
+    elif path.suffix == ".jsonl":
+        lines = [json.dumps(row, ensure_ascii=False) for row in frame.to_dict("records")]
+        path.write_text("\n".join(lines), encoding=encoding)
+    else:
+        out = io.StringIO(newline="")
+        writer = csv.writer(out, delimiter="," if path.suffix == ".csv" else "\t")
+        writer.writerows([frame.columns.tolist(), *frame.to_numpy().tolist()])
+        path.write_bytes(out.getvalue().encode(encoding))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text_is_read_as_it_was_written(tmp_path: Path, suffix: str, encoding: str) -> None:
+    frame = pd.DataFrame({"text": ODD, "label": ["007", "x"] * 4})
+    write(tmp_path / f"a.{suffix}", frame, encoding)
+    found = read_table(tmp_path / f"a.{suffix}")
+    assert found["text"].tolist() == ODD
+    assert found["label"].tolist() == ["007", "x"] * 4
+
+
+def test_quotation_marks_of_a_tsv_are_fields_or_characters(tmp_path: Path) -> None:
+    quoted = 'text\tlabel\n"a ""b"" c"\t1\nplain\t0\n'
+    characters = 'text\tlabel\n"a b\t1\nhe said "no"\t0\n'
+    assert is_quoted(quoted)
+    assert not is_quoted(characters)
+    for content, expected in (
+        (quoted, ['a "b" c', "plain"]),
+        (characters, ['"a b', 'he said "no"']),
+    ):
+        (tmp_path / "a.tsv").write_text(content)
+        assert read_table(tmp_path / "a.tsv")["text"].tolist() == expected
+
+
+def test_classes_are_the_labels_in_order(tmp_path: Path) -> None:
+    names = ["joy", "anger", "fear", "calm"]
+    write(tmp_path / "a.csv", pd.DataFrame({"t": list("abcdefgh"), "y": names * 2}))
+    write(tmp_path / "b.csv", pd.DataFrame({"t": list("ij"), "y": ["fear", "joy"]}))
+    parts = {"text": "t", "label": "y", "train": "a.csv", "validation": "b.csv"}
+    task, train, validation = read(tmp_path, **parts)
+    assert task.labels == ("anger", "calm", "fear", "joy")
+    assert train["label"].tolist() == [3, 0, 2, 1] * 2
+    assert validation["label"].tolist() == [2, 3]
+    assert read(tmp_path, **parts, labels=names)[0].labels == tuple(names)
+    assert read(tmp_path, **parts, labels=names)[1]["label"].tolist() == [0, 1, 2, 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([10, 9, -1], ("-1", "9", "10")),
+        (["10", "9", "-1"], ("-1", "9", "10")),
+        ([10.0, 9.0, -1.0], ("-1", "9", "10")),
+        (["1.0", "0.0", "2.0"], ("0", "1", "2")),
+        (["1.0", "1.1", "beta"], ("1.0", "1.1", "beta")),
+        ([True, False, True], ("false", "true")),
+        (["b", "A", "a"], ("A", "a", "b")),
+    ],
+)
+def test_whole_numbers_are_classes_by_size(
+    tmp_path: Path, labels: list[Any], classes: tuple[str, ...]
+) -> None:
+    write(tmp_path / "a.parquet", pd.DataFrame({"text": list("abcdef"), "label": labels * 2}))
+    part = {"train": "a.parquet", "validation": "a.parquet", "text": "text"}
+    assert read(tmp_path, **part)[0].labels == classes
+
+
+def test_a_share_of_the_rows_is_stratified_and_drawn_from_a_seed(tmp_path: Path) -> None:
+    labels = ["common"] * 80 + ["seldom"] * 20 + ["once"]
+    frame = pd.DataFrame({"text": [f"row {i}" for i in range(101)], "label": labels})
+    write(tmp_path / "a.csv", frame)
+    part = {"data": "a.csv", "text": "text"}
+    task, train, validation = read(tmp_path, **part, validation=0.2)
+    assert task.labels == ("common", "once", "seldom")
+    assert validation["label"].value_counts().to_dict() == {0: 16, 2: 4}
+    assert train["label"].value_counts().to_dict() == {0: 64, 2: 16, 1: 1}
+    assert sorted([*train["text"], *validation["text"]]) == sorted(frame["text"])
+    again = read(tmp_path, **part, validation={"fraction": 0.2, "seed": 0})[2]
+    other = read(tmp_path, **part, validation={"fraction": 0.2, "seed": 1})[2]
+    assert again.equals(validation)
+    assert not other.equals(validation)
+    half, rest = read(tmp_path, **part, train=0.5, validation=0.2)[1:]
+    assert half["label"].value_counts().to_dict() == {0: 40, 2: 10, 1: 1}
+    assert not set(half["text"]) & set(rest["text"])
+    assert rest.equals(validation)
+
+
+def test_a_regression_has_numbers(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"text": list("abcdefghij"), "label": np.linspace(0, 4.5, 10)})
+    write(tmp_path / "a.csv", frame)
+    part = {"data": "a.csv", "text": "text", "validation": 0.3}
+    for settings in ({"kind": "regression"}, {"metric": "spearman"}):
+        task, train, validation = read(tmp_path, **part, **settings)
+        assert task.num_labels == 1
+        assert len(validation) == 3
+        assert sorted([*train["label"], *validation["label"]]) == frame["label"].tolist()
+
+
+@pytest.mark.parametrize("names", [("train.csv", "dev.tsv"), ("train.jsonl", "validation.parquet")])
+def test_a_folder_of_files(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name, text in zip(names, ("ab", "cd"), strict=True):
+        write(tmp_path / name, pd.DataFrame({"text": list(text), "label": ["x", "y"]}))
+    found = read(tmp_path.parent, data=tmp_path.name, text="text")
+    assert [part["text"].tolist() for part in found[1:]] == [["a", "b"], ["c", "d"]]
+
+
+def test_a_saved_data_set_keeps_the_order_of_its_classes(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["pos", "neg"])}
+    )
+    rows = {"text": ["a", "b", "c"], "label": [0, 1, 1]}
+    one = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict({"train": one, "test": one}).save_to_disk(tmp_path / "saved")
+    task, train, _ = read(tmp_path, data="saved", text="text", validation="test")
+    assert task.labels == ("pos", "neg")
+    assert train["label"].tolist() == [0, 1, 1]
+    one.to_parquet(tmp_path / "a.parquet")
+    task = read(tmp_path, train="a.parquet", validation="a.parquet", text="text")[0]
+    assert task.labels == ("pos", "neg")
+    with pytest.raises(ValueError, match="expected a split 'validation'; found train, test"):
+        read(tmp_path, data="saved", text="text")
+
+
+def test_a_pair_is_two_columns(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"q": ["a", "b"], "a": ["", "d"], "label": [0, 1]})
+    write(tmp_path / "a.jsonl", frame)
+    task, train, _ = read(tmp_path, train="a.jsonl", validation="a.jsonl", text=["q", "a"])
+    assert train[list(task.text)].to_numpy().tolist() == [["a", ""], ["b", "d"]]
+
+
+GOOD = "text,label\na,x\nb,y\nc,x\nd,y\n"
+BOMBS = {
+    "columns": ("Text,label\na,x\n", "no column 'text' among 'Text', 'label'"),
+    "columns twice": ("text,text,label\na,b,x\n", "2 columns 'text' among"),
+    "empty": ("", "found an empty file"),
+    "header alone": ("text,label\n", "expected rows; found none"),
+    "one class": ("text,label\na,x\nb,x\n", "expected at least two classes"),
+    "no label": ("text,label\na,x\nb,\n", "row 2: expected a label; found none"),
+    "label nan": ("text,label\na,1\nb,NaN\n", "row 2: expected a label; found none"),
+    "no text": ("text,label\na,x\n  ,y\n", "row 2: expected text in 'text'; found none"),
+    "short row": ("text,label\na,x\nb\n", "row 2: expected a label"),
+    "long row": ("text,label\na,x\nb,y,z\n", "Expected 2 fields in line 3, saw 3"),
+    "long rows": ("text,label\na,x,z\nb,y,z\n", "expected 2 columns"),
+    "open quote": ('text,label\n"a,x\nb,y\n', "EOF inside string"),
+    "numbers": ("text,label\na,0.5\nb,1.5\n", 'say kind = "regression"'),
+    "blanks": ("text,label\na,x\nb,x \n", "labels 'x' and 'x ' differ by blanks alone"),
+    "every row": (
+        "text,label\n" + "".join(f"a,x{i}\n" for i in range(99)),
+        "found 99 in 99 rows",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_what_cannot_be_trained_on_is_one_line(tmp_path: Path, bomb: str) -> None:
+    content, says = BOMBS[bomb]
+    (tmp_path / "good.csv").write_text(GOOD)
+    (tmp_path / "bad.csv").write_text(content)
+    with pytest.raises(ValueError, match=r"\[task\.mine\] .*bad\.csv: ") as error:
+        read(tmp_path, train="bad.csv", validation="good.csv", text="text")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (GOOD.encode("utf-16-le"), "a zero byte at 1 (UTF-16 without a byte order mark?)"),
+        ("text,label\né,x\n".encode("latin-1"), r"expected UTF-8; found b'\xe9' at byte 11"),
+    ],
+)
+def test_other_encodings_are_one_line(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(ValueError, match="Save it as UTF-8") as error:
+        read_table(tmp_path / "a.csv")
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"text": "b", "label": null}', "row 2: expected a label; found none"),
+        ('{"text": null, "label": "x"}', "row 2: expected text in 'text'; found 'None'"),
+        ('{"text": ["b"], "label": "x"}', "row 2: expected text in 'text'; found \"['b']\""),
+        ('{"text": "b", "label": ["x"]}', "row 2: expected a label; found a list"),
+        ('{"text": "b", "text": "c", "label": "x"}', "line 2: expected a JSON object; expected"),
+        ('["b", "x"]', "line 2: expected a JSON object; found"),
+        ('{"text": ', "line 2: expected a JSON object; Expecting value"),
+        ('{"a":' * 10_000, "recursion"),
+    ],
+)
+def test_json_lines_that_are_none(tmp_path: Path, line: str, says: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "a", "label": "y"}}\n{line}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl") as error:
+        read(tmp_path, data="a.jsonl", text="text", validation=0.5)
+    assert says in str(error.value)
+
+
+def test_a_million_classes_and_a_file_beyond_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = pd.DataFrame({"text": "a", "label": np.arange(30_000) % 10_001})
+    write(tmp_path / "a.parquet", frame)
+    with pytest.raises(ValueError, match="found 10001 in 30000 rows"):
+        read(tmp_path, train="a.parquet", validation="a.parquet", text="text")
+    monkeypatch.setattr("rankscope.train.table_file.free_memory", lambda: 1000)
+    with pytest.raises(ValueError, match="expected a file that fits into memory; found"):
+        read_table(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"data": "none.csv", "validation": 0.2}, "found no "),
+        ({"data": "../none", "validation": 0.2}, "found no "),
+        ({"data": "a.xlsx", "validation": 0.2}, "expected a file named .csv, .tsv"),
+        ({"data": "a.csv"}, "validation: expected a file, or a share of the rows of a.csv"),
+        ({"data": "a.csv", "validation": "b.csv"}, "expected shares of the rows of a.csv"),
+        ({"data": "a.csv", "validation": 0.001}, "expected rows to validate on; found none"),
+        ({"train": "a.csv", "validation": "none.csv"}, "expected a file; found none"),
+        (
+            {"train": "a.csv", "validation": "c.csv"},
+            "c.csv: row 1: expected one of the labels x, y; found 'z'",
+        ),
+        ({"train": "a.csv", "validation": "a.csv", "labels": ["x", "z"]}, "labels x, z; found 'y'"),
+        ({"train": "c.csv", "validation": "c.csv", "metric": "f1"}, "found 3: take f1_macro"),
+        ({"train": "a.csv", "validation": "a.csv", "kind": "regression"}, "finite number"),
+    ],
+)
+def test_what_a_task_asks_for_and_is_not_there(
+    tmp_path: Path, settings: dict[str, Any], says: str
+) -> None:
+    (tmp_path / "a.csv").write_text(GOOD)
+    (tmp_path / "a.xlsx").write_text(GOOD)
+    (tmp_path / "c.csv").write_text("text,label\na,z\nb,y\nc,x\n")
+    with pytest.raises((ValueError, FileNotFoundError), match=r"\[task\.mine\] ") as error:
+        read(tmp_path, text="text", **settings)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_rows_that_are_in_both_parts_are_said(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(GOOD)
+    (tmp_path / "b.csv").write_text("text,label\na,x\nnew,y\nd,x\n")
+    lines = summary(*read(tmp_path, train="a.csv", validation="b.csv", text="text"))
+    assert lines[0] == (
+        "mine: 4 + 3 rows (train + validation), 2 classes: 0 x 2 + 2, 1 y 2 + 1; metric accuracy"
+    )
+    assert "2 of 3 validation rows have a text that is in train" in lines[1]
