@@ -15,15 +15,23 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
 API = re.compile(
-    r"/api/(?P<kind>models|datasets)/(?P<id>[^/]+/[^/]+)(/(?P<verb>revision|tree)/(?P<revision>[^/]+))?/?.*"
+    r"/api/(?P<kind>models|datasets)/(?P<id>[^/]+/[^/]+)(/(?P<verb>revision|tree|paths-info)/(?P<revision>[^/]+))?/?(?P<under>.*)"
 )
 FILE = re.compile(
     r"/(?P<kind>datasets/)?(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"
 )
+
+
+def entry(folder: Path, path: Path) -> dict[str, Any]:
+    """One file or folder of a repository, as the hub describes it."""
+    name = str(path.relative_to(folder))
+    if path.is_dir():
+        return {"type": "directory", "path": name, "oid": "0" * 40}
+    return {"type": "file", "path": name, "size": path.stat().st_size, "oid": "0" * 40}
 
 
 @contextmanager
@@ -36,6 +44,12 @@ def serve(root: Path) -> Iterator[tuple[str, list[str]]]:
             self.answer(body=False)
 
         def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def do_POST(self) -> None:
+            """What stands under these paths (``paths-info``)."""
+            length = int(self.headers["Content-Length"])
+            self.asked = parse_qs(self.rfile.read(length).decode())["paths"]
             self.answer(body=True)
 
         def answer(self, *, body: bool) -> None:
@@ -57,16 +71,16 @@ def serve(root: Path) -> Iterator[tuple[str, list[str]]]:
                 "sha": COMMIT,
                 "siblings": [{"rfilename": name} for name in names],
             }
-            if match["verb"] == "tree":
-                answer = [
-                    {
-                        "type": "file",
-                        "path": n,
-                        "size": (folder / n).stat().st_size,
-                        "oid": "0" * 40,
-                    }
-                    for n in names
-                ]
+            if match["verb"] == "paths-info":
+                there = [folder / name for name in self.asked if (folder / name).exists()]
+                answer = [entry(folder, path) for path in there]
+            elif match["verb"] == "tree":
+                under, query = folder / match["under"], parse_qs(urlsplit(self.path).query)
+                if not under.is_dir():
+                    return self.missing("EntryNotFound")
+                is_deep = query.get("recursive") == ["true"] or not match["under"]
+                found = sorted(under.rglob("*") if is_deep else under.iterdir())
+                answer = [entry(folder, path) for path in found]
             return self.send(json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
         def send_file(self, match: re.Match[str], *, body: bool) -> None:

@@ -86,3 +86,40 @@ def test_what_is_wrong_is_said_in_one_line(old: str, new: str, says: str) -> Non
         parsed(old, new)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def study_of(model: str, task: str, fixed: str) -> Study:
+    table = '[task.mine]\ntext = "t"\ndata = "a.csv"\nvalidation = 0.1\n'
+    return Study.parse(
+        f'name = "t"\n[scientific]\nmodel = "{model}"\ntask = "{task}"\n[nuisance]\n'
+        f"learning_rate = 1e-3\n[fixed]\n{fixed}\n{table}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "fixed", "asked"),
+    [
+        ("FacebookAI/roberta-base", "CoLA", "", False),
+        ("FacebookAI/roberta-large", "RTE", "", False),
+        ("FacebookAI/roberta-base", "mine", "", True),
+        ("FacebookAI/roberta-base", "WNLI", 'recipe = "paper"', True),
+        ("minilm", "CoLA", "", True),
+        ("minilm", "CoLA", 'recipe = "paper"', False),
+        ("minilm", "CoLA", "steps = 9", False),
+        ("minilm", "mine", "epochs = 2", False),
+        ("minilm", "mine", "batch_size = 4", False),
+        ("minilm", "mine", "[fixed.task.mine]\nsteps = 4", False),
+    ],
+)
+def test_how_long_to_train_is_asked_where_nobody_says(
+    model: str, task: str, fixed: str, asked: bool
+) -> None:
+    study = study_of(model, task, fixed)
+    if not asked:
+        return study.check_budget({task: 1600})
+    with pytest.raises(ValueError, match=f"how long to train {model} on {task}") as error:
+        study.check_budget({task: 1600})
+    assert "batch_size = 16 and epochs = 20" in str(error.value)  # about 2,000 steps
+    assert ('recipe = "paper"' in str(error.value)) == (task == "CoLA")
+    assert study.trials({model: 8})[0].epochs  # stores that were begun without are read as before
+    return None

@@ -21,8 +21,10 @@ from rankscope.study.sections import (
     Scientific,
     validation_message,
 )
-from rankscope.study.tasks import check_task, recipe_for
+from rankscope.study.tasks import check_task, has_recipe, recipe_for
 from rankscope.study.trial import GAP, GAP_CODE, STRICT, Trial, digest
+
+_PROPOSED_BATCH, _PROPOSED_STEPS = 16, 2000
 
 
 class Study(BaseModel):
@@ -109,6 +111,42 @@ class Study(BaseModel):
         return list(
             dict.fromkeys(name for part in (self.scientific, *self.arm) for name in part.task)
         )
+
+    def check_budget(self, rows: Mapping[str, int], *, begun: Study | None = None) -> None:
+        """``ValueError`` where a model and task have no recipe, and the study says nothing of how
+        long to train: RoBERTa-base's 30 or 60 epochs would be a guess.
+
+        Args:
+            rows: how many each task trains on; the values that are proposed depend on them.
+            begun: the study that a store was begun with, which goes on as it was.
+        """
+        if "recipe" in self.fixed.model_fields_set:
+            unknown = [
+                task for task in self.tasks if not has_recipe(model="roberta-base", task=task)
+            ]
+            pairs = itertools.product(self.models, unknown)
+        else:
+            pairs = itertools.product(self.models, self.tasks)
+        old = set(itertools.product(begun.models, begun.tasks)) if begun else set()
+        for model, task in pairs:
+            if (model, task) in old:
+                continue
+            own = self.fixed.task.get(task, Budget())
+            said = [(own.epochs, own.steps, own.batch_size)]
+            said += [(self.fixed.epochs, self.fixed.steps, self.fixed.batch_size)]
+            if has_recipe(model=model, task=task) or any(value for part in said for value in part):
+                continue
+            epochs = min(30, max(3, round(_PROPOSED_STEPS * _PROPOSED_BATCH / rows[task])))
+            raise ValueError(
+                f"[fixed]: expected how long to train {model} on {task}, which Hu et al. 2021 do "
+                "not say; found none of epochs, steps and batch_size. Add for example: "
+                f"batch_size = {_PROPOSED_BATCH} and epochs = {epochs}"
+                + (
+                    '; or recipe = "paper", RoBERTa\'s'
+                    if has_recipe(model="roberta-base", task=task)
+                    else ""
+                )
+            )
 
     def trials(self, largest_rank: Mapping[str, int]) -> list[Trial]:
         """The product of all lists, then those of the arms; ``largest_rank[model]`` is what "d"

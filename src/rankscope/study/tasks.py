@@ -132,6 +132,11 @@ _SCRIPTS_LARGE = _LARGE | {"SST-2": (8, 10, 512), "STS-B": (4, 10, 128)}
 _GPUS = {("base", "CoLA"): 2}  # else 8
 
 
+def has_recipe(*, model: str, task: str) -> bool:
+    """Whether Hu et al. say how to train this model on this task."""
+    return task in _BASE and model.rstrip("/").lower().endswith(("roberta-base", "roberta-large"))
+
+
 def recipe_for(*, model: str, task: str, name: Name = "paper") -> Recipe:
     """The recipe of that row; RoBERTa-base's for models that are not "...-large", 16 x 30 for
     unlisted tasks."""

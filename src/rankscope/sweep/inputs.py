@@ -224,6 +224,11 @@ class StudyInputs:
                 f"model {name!r}: expected a tokenizer of its {known} tokens; found token {largest}"
             )
 
+    def check_budget(self, store: Store | None) -> None:
+        """See ``Study.check_budget``."""
+        rows = {name: len(train) for name, (train, _) in self._splits.items()}
+        self.study.check_budget(rows, begun=None if store is None else store.study)
+
     def summaries(self) -> list[str]:
         """What the rows of each task are, in lines (``train.data_summary``)."""
         return [

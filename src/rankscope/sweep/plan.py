@@ -59,7 +59,8 @@ def forecast(
     for a device that isn't known.
     """
     named = device_named(device) if isinstance(device, str) else device
-    opened = _opened(store)
+    opened = begun(store)
+    inputs.check_budget(opened)
     todo = {trial.id for trial in missing(opened, inputs.trials)}
     free, workers = (named.memory, gpus or 1) if named else (inputs.free, default_workers())
     kind = "cuda" if named else inputs.device.type
@@ -270,7 +271,7 @@ def _flops(rate: float) -> str:
     return f"{rate / 1e12:.3g} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.3g} GFLOP/s"
 
 
-def _opened(store: str | Path | None) -> Store | None:
+def begun(store: str | Path | None) -> Store | None:
     """The store, if it has been begun."""
     try:
         return None if store is None else Store(store)

@@ -3,6 +3,7 @@ methods."""
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ import transformers
 
 import rankscope
 from rankscope.console import bar
+from rankscope.store.files import DamagedFile
 from rankscope.store.header import check_same_inputs
 from rankscope.store.lease import last_heartbeat
 from rankscope.store.store import Store
@@ -22,6 +24,7 @@ from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.machine import default_workers, environments, free_for_each
+from rankscope.sweep.plan import begun
 from rankscope.sweep.processes import run_processes, worker_command
 from rankscope.sweep.ray import run_on_ray
 from rankscope.sweep.worker import Outcome, TrainPack, Worker
@@ -53,6 +56,8 @@ def run(
     if workers is not None and workers < 1:
         raise ValueError(f"workers: expected a number from 1; found {workers}")
     inputs = StudyInputs(study, workers=workers, quiet=quiet)
+    with contextlib.suppress(DamagedFile):  # then `create` mends it, or says so
+        inputs.check_budget(begun(store))
     steps = {trial.id: inputs.steps(trial) for trial in inputs.trials}
     opened = Store.create(
         store, inputs.study, largest_rank=inputs.largest_rank, fingerprints=inputs.fingerprints
