@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from rankscope.analysis.alignment import contrast
+from rankscope.analysis.drift import checkpoints
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.growth import growth
 from rankscope.analysis.rates import rates
 from rankscope.analysis.threshold import thresholds
+from rankscope.analysis.threshold.evidence import evidence
 from simulate import Truth, study
 
 DATA = Path(__file__).resolve().parents[1] / "docs" / "results" / "minilm-glue" / "data"
@@ -33,11 +36,9 @@ LEARNT = 0.03  # the size ||dW|| / ||W|| at which half of the gain is made
 def simulated(
     rng: np.random.Generator, resamples: int, *, truth: RESULT | None = None, **shape: Any
 ) -> RESULT:
-    """H2 and H1 of a study of tests/simulate.py with a random exponent,
-    threshold, decline and noise."""
+    """H2 of a study of tests/simulate.py with a random threshold, decline and noise."""
     noise = float(np.exp(rng.uniform(np.log(0.005), np.log(0.03))))
     drawn = {
-        "b": float(rng.uniform(0, 1)),
         "direction": int(rng.choice([-1, 1])),
         "noise": noise,
         "trial_noise": noise * float(rng.choice([0.0, 1.0])),
@@ -52,16 +53,28 @@ def simulated(
         "evaluations": int(rng.choice([6, 8])),
         "full": False,
     } | shape
-    frames = Frames(**study(known, seed=int(rng.integers(2**31)), **size))
+    tables = study(known, seed=int(rng.integers(2**31)), **size)
+    frames = Frames(**tables)
     found = thresholds(frames, rng=rng, resamples=resamples)[0]
-    grown = growth(frames, rng=rng, resamples=resamples).exponent
-    loss = 0.0 if known.threshold is None else known.decline * (known.reach - known.threshold)
-    return _threshold(found, known.half, min(loss, known.plateau - known.floor)) | {
-        "b": [grown.estimate, grown.low, grown.high],
-        "true_b": known.b,
+    quiet = tables["metrics"].assign(metric_value=tables["metrics"]["expected"])
+    quiet = checkpoints(frames.trials, quiet, frames.drifts)
+    return _threshold(found, *population(quiet, known.floor, known.mean)) | {
         "noise": known.noise,
         "seeds": size["seeds"],
     }
+
+
+def population(
+    quiet: pd.DataFrame, constant: float, mean: Callable[[Any], Any]
+) -> tuple[float, float]:
+    """The half dose and the loss by their definitions, without noise: `quiet` are checkpoints with
+    the metric that each has on average, `mean` is that of a model that has learnt, by its drift."""
+    data = evidence(quiet, constant, 0.0)
+    near = float(data.near.y[data.near.chosen].mean())
+    grid = np.linspace(0, data.reach, 2000)
+    lost = mean(grid) <= (near + constant) / 2
+    deep = data.far_u[data.far_u >= data.deep]
+    return float(grid[lost.argmax()]) if lost.any() else np.inf, near - float(mean(deep).mean())
 
 
 def _threshold(found: Any, half: float, loss: float) -> RESULT:
@@ -72,7 +85,7 @@ def _threshold(found: Any, half: float, loss: float) -> RESULT:
         "true_loss": loss,
         "answer": found.answer,
         "reason": found.reason,
-        "reach": found.reach,
+        "plateau": [found.plateau.estimate, found.plateau.low, found.plateau.high],
         "tolerated": [found.tolerated.estimate, found.tolerated.low, found.tolerated.high],
     }
 
@@ -107,7 +120,8 @@ def real(
     ends = SHAPES[shape]
     own = np.exp(rng.normal(0, 0.25 if shape == "varying" else 0.0, len(names)))
     kept_share = np.ones(len(u)) if ends is None else 1 - _ramp(u, own[codes], ends)
-    share = kept_share / (1 + (LEARNT / np.maximum(points["size"].to_numpy(), 1e-9)) ** 3)
+    learnt = 1 / (1 + (LEARNT / np.maximum(points["size"].to_numpy(), 1e-9)) ** 3)
+    share = kept_share * learnt
     wobble = rng.normal(0, noise, len(names))[codes] + rng.normal(0, noise, len(u))
     value = constant + gain * share + np.sqrt(np.clip(share, 0.1, 1)) * wobble * (share > 0.02)
     if outliers:
@@ -123,11 +137,16 @@ def real(
         trials, metrics, spectra, pd.DataFrame(), drifts[drifts["trial"].isin(trials["trial"])]
     )
     found = thresholds(frames, rng=rng, resamples=resamples)[0]
-    spread = np.exp(0.25 * rng.normal(size=(2000, 1))) if shape == "varying" else np.ones((1, 1))
-    grid = np.linspace(0, float(u.max()), 1500)
-    lost = np.zeros(len(grid)) if ends is None else _ramp(grid, spread, ends).mean(axis=0)
-    half = float(grid[(lost >= 0.5).argmax()]) if (lost >= 0.5).any() else np.inf
-    return _threshold(found, half, gain * float(lost[-1]))
+    spread = np.exp(norm.ppf((np.arange(199) + 0.5) / 199) * (0.25 if shape == "varying" else 0))
+
+    def mean(drift: Any) -> Any:
+        if ends is None:
+            return np.full(len(drift), constant + gain)
+        return constant + gain * (1 - _ramp(drift, spread[:, None], ends).mean(axis=0))
+
+    quiet = points.assign(metric_value=constant + (mean(u) - constant) * learnt)
+    quiet = checkpoints(trials, quiet[metrics.columns], frames.drifts)
+    return _threshold(found, *population(quiet, constant, mean))
 
 
 def _ramp(u: Any, own: Any, ends: tuple[float, float]) -> Any:
@@ -203,17 +222,27 @@ def best_rates(
     }
 
 
-def uneven_growth(rng: np.random.Generator, resamples: int) -> RESULT:
-    """H1: seed 0 has all ranks, the others only two of them."""
+def exponents(
+    rng: np.random.Generator, resamples: int, *, seeds: int = 3, uneven: bool = False
+) -> RESULT:
+    """H1: with `uneven`, seed 0 has all ranks and the others only two of them."""
     known = Truth(b=float(rng.uniform(0, 1)), threshold=None)
     tables = study(
-        known, seed=int(rng.integers(2**31)), seeds=3, full=False, ranks=(1, 8, 64, 384), size=384
-    )
+        known, seed=int(rng.integers(2**31)), seeds=seeds, full=False, rates=(1e-3,),
+        ranks=(1, 8, 64, 384), size=384,
+    )  # fmt: skip
     trials = tables["trials"]
-    kept = trials[trials["seed"].eq(0) | trials["rank"].isin([8, 384])]
-    frames = Frames(**(tables | {"trials": kept}))
-    grown = growth(frames, rng=rng, resamples=resamples).exponent
-    return {"b": [grown.estimate, grown.low, grown.high], "true_b": known.b, "seeds": 3}
+    if uneven:
+        trials = trials[trials["seed"].eq(0) | trials["rank"].isin([8, 384])]
+    found = growth(Frames(**(tables | {"trials": trials})), rng=rng, resamples=resamples)
+    lowest = 8  # of the ranks above 1
+    return {
+        "b": [found.exponent.estimate, found.exponent.low, found.exponent.high],
+        "true_b": known.b,
+        "ratio": [found.ratio.estimate, found.ratio.low, found.ratio.high],
+        "true_ratio": (384 / lowest) ** known.b,
+        "seeds": seeds,
+    }
 
 
 Scenario = Callable[[np.random.Generator, int], RESULT]
@@ -242,7 +271,9 @@ SCENARIOS: dict[str, Scenario] = {
     **{f"real {task}, {shape}": partial(real, task=task,
                                         shape=shape) for task in REAL for shape in SHAPES},
     "real SST-2, outliers": partial(real, task="SST-2", shape="sharp", outliers=True),
-    "H1, uneven seeds": uneven_growth,
+    "H1, 3 seeds": exponents,
+    "H1, 5 seeds": partial(exponents, seeds=5),
+    "H1, 3 seeds, uneven": partial(exponents, uneven=True),
     "H4, 3 seeds": partial(pairs, seeds=3),
     "H4, 5 seeds": partial(pairs, seeds=5),
     "H4, 5 seeds, uneven": partial(pairs, seeds=5, drop=1),

@@ -53,18 +53,20 @@ class Truth:
     rows: int = 0
     recorded: bool = True
 
+    def mean(self, u: np.ndarray) -> np.ndarray:
+        """The metric at drifts `u` (N,) of models that have learnt, on average over trials."""
+        if self.threshold is None:
+            return np.full(len(u), self.plateau)
+        own = self.threshold * np.exp(self.varying * norm.ppf((np.arange(199) + 0.5) / 199))
+        lost = self.decline * np.maximum(0, np.asarray(u)[:, None] - own)
+        return np.maximum(self.floor, self.plateau - lost).mean(1)
+
     @property
     def half(self) -> float:
         """The drift at which half of the gain is lost on average over trials; infinite
         where it is not in reach."""
-        if self.threshold is None:
-            return np.inf
-        own = self.threshold * np.exp(self.varying * norm.ppf((np.arange(199) + 0.5) / 199))
         u = np.linspace(0, self.reach, 4001)
-        kept = np.maximum(
-            self.floor, self.plateau - self.decline * np.maximum(0, u[:, None] - own)
-        ).mean(1)
-        lost = kept <= (self.plateau + self.floor) / 2
+        lost = self.mean(u) <= (self.plateau + self.floor) / 2
         return float(u[lost.argmax()]) if lost.any() else np.inf
 
 
@@ -147,6 +149,7 @@ def _curves(truth, rng, trials, fastest, evaluations, steps):
     threshold = np.exp(truth.varying * rng.normal(size=(len(trials), 1))) * (truth.threshold or 0.0)
     lost = 0.0 if truth.threshold is None else truth.decline * np.maximum(0, size - threshold)
     value = np.maximum(truth.floor, truth.plateau - lost - behind)
+    expected = np.maximum(truth.floor, truth.mean(size.ravel()) - behind.ravel())
     value = _bounded(truth, rng, value, wobble, rate) if truth.rows else value + wobble
     flat = {name: np.repeat(trials[name].to_numpy(), evaluations) for name in ("trial",)}
     return pd.DataFrame(
@@ -157,6 +160,7 @@ def _curves(truth, rng, trials, fastest, evaluations, steps):
             "train_loss": 1 - value.ravel(),
             "eval_loss": 1.1 - value.ravel(),
             "metric_value": value.ravel(),
+            "expected": expected,  # without noise, with the mean threshold
             "drift": truth.direction * size.ravel(),
             "norm": way.ravel(),
             "rho": rho.ravel(),

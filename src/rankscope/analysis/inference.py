@@ -70,6 +70,23 @@ def draws(clusters: int, resamples: int, rng: np.random.Generator) -> NDArray[np
     return rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples).astype(float)
 
 
+def stratified_draws(
+    strata: NDArray[np.int64], resamples: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Weights of the clusters in each resample (R, G), each stratum (G,) drawn for itself.
+
+    Of n clusters in a stratum n - 1 are drawn and weighted by n / (n - 1), so that the spread of a
+    mean is unbiased however few they are (Rao and Wu 1988, J. American Statistical Association 83,
+    231-241). A cluster alone in its stratum is always there.
+    """
+    weights = np.ones((resamples, len(strata)))
+    for stratum in np.unique(strata):
+        own = np.flatnonzero(strata == stratum)
+        if (n := len(own)) > 1:
+            weights[:, own] = rng.multinomial(n - 1, np.full(n, 1 / n), resamples) * n / (n - 1)
+    return weights
+
+
 def interval(
     estimate: float, replicates: NDArray[np.float64], cluster: str, clusters: int
 ) -> Interval:
@@ -112,12 +129,17 @@ def jackknife(
 def percentiles(
     estimate: float, replicates: NDArray[np.float64], cluster: str, clusters: int
 ) -> Interval:
-    """Percentile interval of bootstrap `replicates` (R,), infinity counted, NaN left out."""
+    """Expanded percentile interval of bootstrap `replicates` (R,), infinity counted, NaN left out.
+
+    With G clusters the plain one is too narrow as Student's t and sqrt(G / (G - 1)) say; the
+    percentiles are moved out by as much (Hesterberg 2015, The American Statistician 69, 371-386).
+    """
     known = replicates[~np.isnan(replicates)]
     if clusters < 2 or len(known) < 2:
         return Interval(float(estimate), np.nan, np.nan, cluster, clusters)
-    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    low, high = np.quantile(known, tails, method="nearest")
+    reach = stats.t.ppf((1 + LEVEL) / 2, clusters - 1) * np.sqrt(clusters / (clusters - 1))
+    tail = float(stats.norm.sf(reach))
+    low, high = np.quantile(known, [tail, 1 - tail], method="nearest")
     return Interval(float(estimate), float(low), float(high), cluster, clusters)
 
 

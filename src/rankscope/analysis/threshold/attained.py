@@ -31,10 +31,10 @@ def attained(found: Evidence) -> pd.DataFrame:
     For each configuration and side the rate is chosen by the mean over seeds of the trials' best
     evaluation there. Both sides are best values, so neither has an advantage by selection alone.
     """
-    near = _best(found.points[found.points["log_drift"].abs().le(NEAR)])
+    near = best_by_configuration(found.points[found.points["log_drift"].abs().le(NEAR)])
     rows = []
     for ratio in RATIOS:
-        beyond = _best(found.points[found.points["u"].gt(-np.log(ratio))])
+        beyond = best_by_configuration(found.points[found.points["u"].gt(-np.log(ratio))])
         both = pd.concat([near, beyond], axis=1, keys=["near", "beyond"]).dropna()
         change = both["near"] - both["beyond"]
         count = len(change)
@@ -60,7 +60,7 @@ def attained(found: Evidence) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _best(points: pd.DataFrame) -> pd.Series:
+def best_by_configuration(points: pd.DataFrame) -> pd.Series:
     """Per configuration, the best mean over seeds of any rate that no other rate outnumbers in
     seeds."""
     tops = points.groupby(["configuration", "learning_rate", "trial_code"])["y"].max()

@@ -21,8 +21,8 @@ GRID = 40  # turns and floors tried over the range of drift
 class Fits:
     """The fitted line of each draw, all (B,): the first draw is the data themselves.
 
-    ``near`` is the mean of the references (P0), ``anywhere`` the best attained (V). NaN or infinite
-    where a draw has no reference.
+    ``near`` is the mean of the references (P0), ``deep`` that of the deepest quarter of the drifted
+    checkpoints. NaN or infinite where a draw has none.
     """
 
     plateau: Array
@@ -30,74 +30,112 @@ class Fits:
     turn: Array
     floor: Array
     near: Array
-    anywhere: Array
+    deep: Array
 
-    def dose(self, lost: Array) -> Array:
-        """The drift at which the line has fallen by `lost` (B,); infinite where it does not fall
-        that far."""
-        held = (self.fall > lost) & (lost > 0)
+    def dose(self, level: Array) -> Array:
+        """The drift at which the line has fallen to `level` (B,): 0 where it begins below, infinite
+        where it ends above."""
+        held = (self.fall > 0) & (self.plateau - self.fall < level)
+        lost = np.maximum(0.0, self.plateau - level)
         share = np.divide(lost, self.fall, out=np.zeros_like(lost), where=held)
-        return np.where(held, self.turn + (self.floor - self.turn) * share, np.inf)
+        inside = np.where(held, self.turn + (self.floor - self.turn) * share, np.inf)
+        return np.where(self.plateau < level, 0.0, inside)
 
 
-def fits(found: Evidence, weights: Array) -> Fits:
+def fits(found: Evidence, weights: Array, excess: float = 0.0) -> Fits:
     """The best line for each row of `weights` (B, T): how often each trial was drawn.
 
-    The references are chosen anew in every draw.
+    The references are those of the rates chosen once, from all trials: a draw that misses the only
+    trial at the best rate would else take a rate that learnt less, as if the grid were poorer. They
+    stand lower by `excess`, which choosing the best has added to them. A coarse grid of turns and
+    floors is searched in every draw, then a finer one around the best of all data.
     """
-    near = found.near.choose(weights)
-    rows = [
-        (found.far_trial, found.far_u, found.far_y, weights),
-        (np.arange(len(found.near.y)), found.near.u, found.near.y, near),
+    chosen = found.near.chosen
+    references = found.near.y[chosen] - excess
+    parts = [
+        _Part.of(weights, found.far_trial, found.far_u, found.far_y),
+        _Part.of(weights, found.near.trial[chosen], found.near.u[chosen], references),
     ]
+    coarse = _search(parts, _coarse(found), len(weights))
+    finer = _finer(found, turn=coarse[2, 0], floor=coarse[3, 0])
+    fine = _search(parts, finer, len(weights)) if finer else coarse
+    _, plateau, turn, floor, fall = np.where(fine[0] < coarse[0], fine, coarse)
+    near = _mean(weights[:, found.near.trial[chosen]], references)
+    deep = _mean(weights[:, found.far_trial] * (found.far_u >= found.deep), found.far_y)
+    return Fits(plateau, fall, turn, floor, near=near, deep=deep)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Checkpoints ``u``, ``y`` (N,), the trial of each as a matrix of ones (T, N), and weights (B,
+    T)."""
+
+    weights: Array
+    member: Array
+    u: Array
+    y: Array
+
+    @classmethod
+    def of(cls, weights: Array, trial: Codes, u: Array, y: Array) -> _Part:
+        return cls(weights, np.equal(np.arange(weights.shape[1])[:, None], trial) * 1.0, u, y)
+
+    def sums(self, column: Array) -> Array:
+        """Weighted sums of `column` (N, F) in each draw: (B, F)."""
+        return self.weights @ (self.member @ column)
+
+
+def _search(parts: list[_Part], grid: list[tuple[float, Array]], draws: int) -> Array:
+    """Least squares over the `grid`: error, plateau, turn, floor, fall of the best line: (5, B)."""
     count, total, squares = (
-        np.sum(
-            [w @ _summed(y[:, None] ** power, trial, w.shape[1]) for trial, _, y, w in rows], axis=0
-        )
-        for power in (0, 1, 2)
+        sum(part.sums(part.y[:, None] ** power) for part in parts) for power in (0, 1, 2)
     )
-    spread = squares - total**2 / np.maximum(count, 1)  # (B, 1)
-    best = np.full(len(weights), np.inf)
-    fitted = np.zeros((4, len(weights)))  # plateau, fall, turn, floor
-    for turn, floors in _grid(found):
-        x, xx, xy = (np.zeros((len(weights), len(floors))) for _ in range(3))
-        for trial, u, y, w in rows:
-            ramp = np.clip((u[:, None] - turn) / (floors - turn), 0, 1)  # (N, F)
-            for into, column in ((x, ramp), (xx, ramp**2), (xy, ramp * y[:, None])):
-                into += w @ _summed(column, trial, w.shape[1])
-        mean = x / np.maximum(count, 1)
-        variance = xx - x * mean
-        known = variance > 1e-9 * np.maximum(count, 1)
-        slope = np.divide(xy - mean * total, variance, out=np.zeros_like(x), where=known)
+    count = np.maximum(count, 1)
+    best = np.full((5, draws), np.inf)
+    row = np.arange(draws)
+    for turn, floors in grid:
+        x, xx, xy = (np.zeros((draws, len(floors))) for _ in range(3))
+        for part in parts:
+            ramp = np.clip((part.u[:, None] - turn) / (floors - turn), 0, 1)  # (N, F)
+            x += part.sums(ramp)
+            xx += part.sums(ramp**2)
+            xy += part.sums(ramp * part.y[:, None])
+        mean = x / count
+        variance, covariance = xx - x * mean, xy - mean * total
+        known = variance > 1e-9 * count
+        slope = np.divide(covariance, variance, out=np.zeros_like(x), where=known)
         slope = np.minimum(slope, 0.0)  # a decline only
-        error = spread - 2 * slope * (xy - mean * total) + slope**2 * variance
+        error = squares - total**2 / count - 2 * slope * covariance + slope**2 * variance
         place = error.argmin(axis=1)
-        draw = np.arange(len(weights))
-        better = error[draw, place] < best
-        best = np.where(better, error[draw, place], best)
-        fall = -slope[draw, place]
-        plateau = (total[:, 0] + fall * x[draw, place]) / np.maximum(count[:, 0], 1)
-        new = np.stack([plateau, fall, np.full(len(weights), turn), floors[place]])
-        fitted = np.where(better, new, fitted)
-    anywhere = found.anywhere.mean(found.anywhere.choose(weights))
-    plateau, fall, at, end = fitted
-    return Fits(plateau, fall, at, end, near=found.near.mean(near), anywhere=anywhere)
+        fall = -slope[row, place]
+        plateau = (total[:, 0] + fall * x[row, place]) / count[:, 0]
+        found = [error[row, place], plateau, np.full(draws, turn), floors[place], fall]
+        best = np.where(found[0] < best[0], np.stack(found), best)
+    return best
 
 
-def _summed(values: Array, trial: Codes, trials: int) -> Array:
-    """Sums of `values` (N, F) over each trial's checkpoints: (T, F)."""
-    sums = np.zeros((trials, values.shape[1]))
-    np.add.at(sums, trial, values)
-    return sums
-
-
-def _grid(found: Evidence) -> list[tuple[float, Array]]:
+def _coarse(found: Evidence) -> list[tuple[float, Array]]:
     """Turns with the floors tried beside each; none lies outside the drifts that were measured."""
     top = found.reach
-    step = top / GRID
     turns = np.linspace(0, top, GRID + 1)[:-2]
-    if len(found.far_u):
-        turns = np.union1d(turns, np.quantile(found.far_u, np.linspace(0.1, 0.9, 9)))
-    floors = np.linspace(0, top, GRID + 1)[1:]
-    pairs = [(float(turn), floors[floors - turn > step]) for turn in turns]
+    turns = np.union1d(turns, np.quantile(found.far_u, np.linspace(0.1, 0.9, 9)))
+    return _pairs(turns, np.linspace(0, top, GRID + 1)[1:], top / GRID)
+
+
+def _finer(found: Evidence, turn: float, floor: float) -> list[tuple[float, Array]]:
+    """The same between the neighbours of one turn and floor, in steps of a sixth."""
+    top = found.reach
+    near = np.linspace(-1, 1, 13) * top / GRID
+    turns, floors = (np.unique(np.clip(at + near, 0, top)) for at in (turn, floor))
+    return _pairs(turns, floors, top / GRID)
+
+
+def _pairs(turns: Array, floors: Array, least: float) -> list[tuple[float, Array]]:
+    """Each turn with the floors further than `least` beyond it."""
+    pairs = [(float(turn), floors[floors - turn > least]) for turn in turns]
     return [(turn, own) for turn, own in pairs if len(own)]
+
+
+def _mean(weights: Array, y: Array) -> Array:
+    """Mean of `y` in each draw: (B,), NaN where a draw has none."""
+    count = weights.sum(axis=1)
+    return np.divide(weights @ y, count, out=np.full_like(count, np.nan), where=count > 0)

@@ -16,6 +16,9 @@ Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
 NEAR = float(np.log(1.1))  # |log drift| up to which a model counts as near sr(W)
+DEEPEST = 0.25  # of the drifted checkpoints: where the loss is read
+FEWEST_REPETITIONS = 4  # degrees of freedom between seeds, to take their spread for the noise
+IMAGINED = 400  # draws of the noise of several means
 FLOOR_DEVIATIONS = 3  # below a constant answer, in standard deviations of an evaluation
 
 
@@ -26,7 +29,7 @@ class Candidates:
 
     ``trial``, ``u``, ``y``, ``cell`` have one entry per trial that offers a value;
     ``configuration`` has one per cell, and ``complete`` says whether no other rate of its
-    configuration has more seeds. ``names`` are the configurations' numbers in the points.
+    configuration has more seeds.
     """
 
     trial: Codes
@@ -35,53 +38,59 @@ class Candidates:
     cell: Codes
     configuration: Codes
     complete: NDArray[np.bool_]
-    names: Codes
 
-    def choose(self, weights: Array) -> Array:
-        """Weights (B, entries) of `weights` (B, T), zero for entries whose rate was not chosen in a
-        draw."""
-        own = weights[:, self.trial]
-        cells = np.eye(len(self.configuration))[self.cell]  # (entries, L)
-        count, total = own @ cells, (own * self.y) @ cells
-        usable = (count > 0) & self.complete
-        mean = np.where(usable, total / np.where(count > 0, count, 1), -np.inf)
-        picked = np.zeros_like(usable)
-        for number in range(self.configuration.max(initial=-1) + 1):
-            columns = np.flatnonzero(self.configuration == number)
-            best = columns[mean[:, columns].argmax(axis=1)]
-            picked[np.arange(len(best)), best] = True
-        return own * (picked & usable)[:, self.cell]
+    @property
+    def chosen(self) -> NDArray[np.bool_]:
+        """Which entries are of their configuration's best rate, by the mean over seeds."""
+        cells = pd.DataFrame({"mean": pd.Series(self.y).groupby(self.cell).mean()})
+        cells = cells[self.complete]
+        best = cells["mean"].groupby(self.configuration[self.complete]).idxmax()
+        return np.isin(self.cell, best)
 
-    def by_configuration(self, trials: int) -> pd.Series:
-        """Mean of each configuration at its chosen rate, from all trials."""
-        held = self.choose(np.ones((1, trials)))[0] > 0
-        names = self.names[self.configuration[self.cell[held]]]
-        return pd.Series(self.y[held]).groupby(names).mean()
+    def excess(self, noise: float) -> float:
+        """How much too high `mean` is expected to be, because each configuration's value is the
+        best of several noisy means (`excess_of_best`).
 
-    def mean(self, chosen: Array) -> Array:
-        """Mean of the chosen values in each draw: (B,), NaN where a draw has none."""
-        count = chosen.sum(axis=1)
-        return np.divide(chosen @ self.y, count, out=np.full_like(count, np.nan), where=count > 0)
+        The noise of a value is the spread between seeds at one rate; where there are too few
+        repetitions it is `noise`, the standard deviation of an evaluation, which knows nothing of
+        what sets one trial apart for good, so that the correction is then too small.
+        """
+        cells = pd.Series(self.y).groupby(self.cell).agg(["mean", "var", "size"])
+        freedom = cells["size"] - 1
+        repeated = freedom.sum() >= FEWEST_REPETITIONS
+        pooled = (freedom * cells["var"].fillna(0)).sum() / max(1, freedom.sum())
+        spread = float(np.sqrt(pooled)) if repeated else float(np.nan_to_num(noise))
+        total = weight = 0.0
+        for _, own in cells[self.complete].groupby(self.configuration[self.complete]):
+            seeds = float(own["size"].iloc[0])
+            total += seeds * excess_of_best(own["mean"].to_numpy(), spread / np.sqrt(seeds))
+            weight += seeds
+        return total / weight if weight else 0.0
 
 
 @dataclass(frozen=True)
 class Evidence:
     """``points``: checkpoints with ``u`` = max(0, sign * log_drift), ``y`` and ``trial_code``.
 
-    ``y`` is the metric, held at three standard deviations below the constant answer: an
-    unstable trial loses all of its gain and no more. ``near`` and ``anywhere`` offer each
-    trial's last evaluation near sr(W) and its best one; ``far_*`` are the checkpoints that
+    ``y`` is the metric, held at three standard deviations below the constant answer: an unstable
+    trial loses all of its gain and no more. ``strata`` are the trials' learning rates, as codes.
+    ``near`` offers each trial's last evaluation near sr(W); ``far_*`` are the checkpoints that
     drifted by more than a tenth.
     """
 
     points: pd.DataFrame
     sign: float
     trials: int
+    strata: Codes
     near: Candidates
-    anywhere: Candidates
     far_trial: Codes
     far_u: Array
     far_y: Array
+
+    @property
+    def deep(self) -> float:
+        """Where the deepest quarter of the drifted checkpoints begins, as a magnitude."""
+        return float(np.quantile(self.far_u, 1 - DEEPEST)) if len(self.far_u) else np.nan
 
     @property
     def reach(self) -> float:
@@ -103,14 +112,13 @@ def evidence(points: pd.DataFrame, constant: float, noise: float) -> Evidence:
         configuration=points.groupby(["rank", "scaling"], dropna=False).ngroup(),
     ).sort_values(["trial_code", "step"])
     near = points[np.abs(points["log_drift"]) <= NEAR].groupby("trial_code").tail(1)
-    best = points.loc[points.groupby("trial_code")["y"].idxmax()]
     far = points[points["u"] > NEAR]
     return Evidence(
         points=points,
         sign=sign,
         trials=int(points["trial_code"].nunique()),
+        strata=pd.factorize(points.drop_duplicates("trial_code")["learning_rate"])[0],
         near=_candidates(near),
-        anywhere=_candidates(best),
         far_trial=far["trial_code"].to_numpy(),
         far_u=far["u"].to_numpy(),
         far_y=far["y"].to_numpy(),
@@ -128,5 +136,21 @@ def _candidates(rows: pd.DataFrame) -> Candidates:
         cell=np.asarray(grouped.ngroup(), dtype=np.int64),
         configuration=pd.factorize(cells["configuration"])[0],
         complete=cells["seeds"].eq(most).to_numpy(),
-        names=cells["configuration"].unique(),
     )
+
+
+def excess_of_best(means: Array, error: float) -> float:
+    """The expected noise of the best of `means`, each with standard error `error`.
+
+    The true means are taken to scatter as much as the observed ones scatter beyond noise
+    (empirical Bayes: drawn in towards their mean); noise is added anew, and the winner's is
+    averaged. About 1.2 `error` for five means that do not differ, 0 for means that differ by far.
+    """
+    if len(means) < 2:
+        return 0.0
+    scatter = float(means.var(ddof=1))
+    kept = max(0.0, 1 - error**2 / scatter) if scatter > 0 else 0.0
+    true = means.mean() + np.sqrt(kept) * (means - means.mean())
+    noise = np.random.default_rng(0).normal(size=(IMAGINED, len(means)))
+    noise = error * (noise - noise.mean(axis=0))
+    return float(noise[np.arange(IMAGINED), (true + noise).argmax(axis=1)].mean())

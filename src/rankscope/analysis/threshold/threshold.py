@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from rankscope.analysis.frames import Frames
-from rankscope.analysis.inference import Interval, draws, jackknife, percentiles
-from rankscope.analysis.threshold.attained import attained
+from rankscope.analysis.inference import Interval, jackknife, percentiles, stratified_draws
+from rankscope.analysis.threshold.attained import attained, best_by_configuration
 from rankscope.analysis.threshold.brackets import brackets, tolerated
 from rankscope.analysis.threshold.dose import fits
-from rankscope.analysis.threshold.evidence import Evidence, evidence
+from rankscope.analysis.threshold.evidence import NEAR, evidence
 
 FEWEST = 6  # trials of one model and task
 HALF, TENTH = 0.5, 0.1  # shares of the gain
@@ -24,6 +24,7 @@ PLATEAU = float(np.log(1.25))  # a threshold leaves the stable rank a range in w
 PREMISE = 0.8  # of the best gain, to be had near sr(W)
 NEGLIGIBLE = 0.1  # of the gain: a smaller loss counts as none
 UNLEARNT = "nothing was learnt"
+GRADUAL = "half the gain is lost, but a decline from the start is not excluded"
 UNKNOWN = Interval(np.nan, np.nan, np.nan, "trial", 0)
 
 Answer = Literal["supported", "contradicted", "undecided"]
@@ -35,12 +36,16 @@ class Threshold:
 
     Drifts are magnitudes u of log(sr(W + dW) / sr(W)) in the dominating ``direction``. ``constant``
     is c0 (its ``source``), ``noise`` the standard deviation of an evaluation, ``near`` the mean of
-    the references P0, ``best`` the best attained anywhere V, ``gain`` P0 - c0, ``premise`` (P0 -
-    c0) / (V - c0). ``half`` is the drift at which half the gain is lost, ``first`` the same for the
-    share ``first_share``: a tenth, or the share that three standard deviations of an evaluation
-    are. ``loss`` is the fall of the fitted line. ``line`` holds its corners (log_drift, value).
-    ``brackets``, ``tolerated`` and ``spread`` are the model of thresholds that vary, ``attained``
-    the paired table. ``answer`` and ``reason`` follow the rules of docs/analysis.md.
+    the references P0, ``excess`` what choosing the best rates was expected to add to it and has
+    been taken off, ``gain`` P0 - c0, ``best`` the best attained anywhere V, ``premise`` the best
+    gain near sr(W) over the best gain anywhere. ``half`` is the drift at which half the gain is
+    lost, ``first`` the same for the share ``first_share``: a tenth, or the share that three
+    standard deviations of an evaluation are. ``plateau`` is the drift at which the fitted line
+    turns down, 0 for a decline from the start. ``loss`` is P0 less the mean metric of the deepest
+    quarter of the drifted checkpoints, which lie beyond ``deep``. ``line`` holds the corners of the
+    fitted line (log_drift, value). ``brackets``, ``tolerated`` and ``spread`` are the model of
+    thresholds that vary, ``attained`` the paired table. ``answer`` and ``reason`` follow the rules
+    of docs/analysis.md.
     """
 
     model: str
@@ -63,7 +68,10 @@ class Threshold:
     half: Interval = UNKNOWN
     first: Interval = UNKNOWN
     first_share: float = np.nan
+    plateau: Interval = UNKNOWN
     loss: Interval = UNKNOWN
+    deep: float = np.nan
+    excess: float = np.nan
     line: pd.DataFrame = field(
         default_factory=lambda: pd.DataFrame(columns=["log_drift", "value"]), repr=False
     )
@@ -163,7 +171,12 @@ def threshold(
     problem = _problem(data.trials, len(data.near.y), len(data.far_u), constant)
     if problem:
         return Threshold(answer="undecided", reason=problem, **known)
-    found = fits(data, np.vstack([np.ones(data.trials), draws(data.trials, resamples, rng)]))
+    excess = data.near.excess(noise)
+    found = fits(
+        data,
+        np.vstack([np.ones(data.trials), stratified_draws(data.strata, resamples, rng)]),
+        excess,
+    )
     gain = found.near - constant
     first = (
         float(np.clip(DEVIATIONS * noise / gain[0], TENTH, 1))
@@ -171,19 +184,25 @@ def threshold(
         else TENTH
     )
     values = {
-        "half": found.dose(HALF * gain),
-        "first": found.dose(first * gain),
-        "loss": np.minimum(found.fall, found.plateau - data.far_y.min()),
+        "half": found.dose(found.near - HALF * gain),
+        "first": found.dose(found.near - first * gain),
+        "plateau": np.where(found.fall > 0, found.turn, np.inf),
+        "loss": found.near - found.deep,
     }
-    known |= {name: percentiles(v[0], v[1:], "trial", data.trials) for name, v in values.items()}
+    drifted = len(np.unique(data.far_trial))
+    known |= {name: percentiles(v[0], v[1:], "trial", drifted) for name, v in values.items()}
+    best = best_by_configuration(data.points)
+    near = best_by_configuration(data.points[data.points["log_drift"].abs().le(NEAR)])
     known |= {
         "near": found.near[0],
-        "best": found.anywhere[0],
+        "best": float(best.mean()),
+        "excess": excess,
         "gain": gain[0],
         "first_share": first,
+        "deep": data.deep,
     }
-    known["premise"] = _premise(data, constant)
-    pairs = brackets(data, constant, float(found.anywhere[0]), HALF)
+    known["premise"] = premise(near, best, constant)
+    pairs = brackets(data, constant, float(best.mean()), HALF)
     known["tolerated"], known["spread"] = tolerated(pairs)
     corners = [0.0, found.turn[0], found.floor[0], data.reach]
     known["line"] = pd.DataFrame(
@@ -196,16 +215,14 @@ def threshold(
     return Threshold(answer=answer, reason=reason, brackets=pairs, attained=attained(data), **known)
 
 
-def _premise(data: Evidence, constant: float) -> Interval:
-    """(P0 - c0) / (V - c0), both as means over configurations, each configuration left out once."""
-    sides = {"near": data.near, "best": data.anywhere}
-    both = pd.DataFrame(
-        {name: side.by_configuration(data.trials) for name, side in sides.items()}
-    ).dropna()
+def premise(near: pd.Series, best: pd.Series, constant: float) -> Interval:
+    """Of the best gain, what is to be had near sr(W); means over configurations, each left out
+    once."""
+    both = pd.DataFrame({"near": near, "best": best}).dropna()
 
     def share(kept: list[Hashable]) -> float:
-        near, best = (both.loc[kept] - constant).mean()[["near", "best"]]
-        return float(near / best) if best > 0 else np.nan
+        at, top = (both.loc[kept] - constant).mean()[["near", "best"]]
+        return float(at / top) if top > 0 else np.nan
 
     return jackknife(list(both.index), share, "configuration")
 
@@ -227,11 +244,11 @@ def _problem(trials: int, near: int, far: int, constant: float) -> str:
 
 def _judged(known: dict[str, Any]) -> tuple[Answer, str]:
     """The rules for one model and task, in the order in which they are asked."""
-    premise, half, first, loss = (known[name] for name in ("premise", "half", "first", "loss"))
+    reached, half, first, loss = (known[name] for name in ("premise", "half", "first", "loss"))
     gain, noise = known["gain"], known["noise"]
     if known["best"] - known["constant"] <= DEVIATIONS * noise:
         return "undecided", UNLEARNT
-    if premise.high < PREMISE:
+    if reached.high < PREMISE:
         return "contradicted", "the premise fails: models near sr(W) do not reach the best values"
     if gain <= DEVIATIONS * noise:
         return "undecided", "the gain near sr(W) is within the noise of an evaluation"
@@ -239,10 +256,10 @@ def _judged(known: dict[str, Any]) -> tuple[Answer, str]:
         return "contradicted", "a loss of a tenth of the gain is excluded"
     if not np.isfinite(half.high):
         return "undecided", "half the gain is not shown to be lost inside the data"
-    if not premise.estimate >= PREMISE:
+    if not reached.estimate >= PREMISE:
         return "undecided", "models near sr(W) are not shown to reach the best values"
     if HALF * gain < DEVIATIONS * noise:
         return "undecided", "half the gain is within the noise of an evaluation"
-    if not first.low > PLATEAU:
-        return "undecided", "a decline from the start is not excluded"
-    return "supported", "half the gain is lost past a drift"
+    if not (first.low > PLATEAU and known["plateau"].low > NEAR):
+        return "undecided", GRADUAL
+    return "supported", "half the gain is lost past a plateau"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rankscope.analysis.inference import Interval
-from rankscope.analysis.threshold.threshold import HALF, UNLEARNT, Threshold
+from rankscope.analysis.threshold.threshold import GRADUAL, HALF, UNLEARNT, Threshold
 from rankscope.analysis.verdicts.verdict import Verdict, answer, named, overall, records
 
 MOST_NAMED = 3
@@ -34,8 +34,6 @@ def threshold_verdict(found: Sequence[Threshold]) -> Verdict:
         "performance is lost, not why.",
         "Intervals resample trials, at all rates and seeds of a task together. Rules: "
         "docs/analysis.md.",
-        "In simulations the loss is too large where there is none, and a decline that is linear "
-        "from the start is called supported as well (docs/log.md).",
         "The metric of a constant answer was not recorded for "
         f"{named(_name(t, several) for t in guessed)}; it is "
         "taken from the value at which many evaluations stand exactly."
@@ -67,8 +65,14 @@ def _headline(found: Sequence[Threshold], several: bool) -> str:
             f"on {_listed(failed, several)} models near sr(W) do not reach the best values, so "
             "there is no such drift"
         )
-    if open_:
-        parts.append(f"no place is shown on {_listed(open_, several)}")
+    gradual = [t for t in open_ if t.reason == GRADUAL]
+    if gradual:
+        parts.append(
+            f"on {_listed(gradual, several)} half is lost, too, but no plateau before it is shown"
+        )
+    silent = [t for t in open_ if t not in gradual]
+    if silent:
+        parts.append(f"no place is shown on {_listed(silent, several)}")
     text = "; ".join([*parts, MARKER] if held else parts)
     return text[0].upper() + text[1:] + "."
 
@@ -93,11 +97,15 @@ def _sentence(t: Threshold, several: bool) -> str:
         return f"{name}: {t.answer}, {t.reason}."
     parts = [f"{name}: {t.answer}, {t.reason}"]
     if not t.reason.startswith(PREMISE_FAILS):
-        parts = [f"{parts[0]}; the metric loses {t.loss:.3f} of a gain of {t.gain:.3f} near sr(W)"]
-    if t.answer == "supported":
-        parts.append(f"half of the gain at {_share(t, t.half)} of sr(W)")
+        parts = [
+            f"{parts[0]}; beyond {_ratio(t, t.deep)} of sr(W) the metric is lower by {t.loss:.3f}, "
+            f"of a gain of {t.gain:.3f} near sr(W)"
+        ]
+    if t.answer == "supported" or t.reason == GRADUAL:
+        parts.append(f"half of the gain is lost at {_share(t, t.half)} of sr(W)")
         parts.append(f"s* = {_plain(t.stable_rank, '.1f')}")
         parts.append(f"{100 * t.first_share:.0f} % of it at {_share(t, t.first)}")
+        parts.append(f"the plateau ends at {_share(t, t.plateau)}")
     if t.premise.known:
         parts.append(
             f"models near sr(W) reach {_plain(_percent(t.premise), '.0f')} % of the best gain"
@@ -107,6 +115,10 @@ def _sentence(t: Threshold, several: bool) -> str:
 
 def _percent(found: Interval) -> tuple[float, float, float]:
     return 100 * found.estimate, 100 * found.low, 100 * found.high
+
+
+def _ratio(t: Threshold, u: float) -> str:
+    return f"{100 * np.exp(t.sign * u):.0f} %"
 
 
 def _share(t: Threshold, dose: Interval) -> str:
