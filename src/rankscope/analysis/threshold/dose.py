@@ -87,7 +87,8 @@ class _Part:
 def _search(parts: list[_Part], grid: list[tuple[float, Array]], draws: int) -> Array:
     """Least squares over the `grid`: error, plateau, turn, floor, fall of the best line: (5, B)."""
     count, total, squares = (
-        sum(part.sums(part.y[:, None] ** power) for part in parts) for power in (0, 1, 2)
+        np.sum([part.sums(part.y[:, None] ** power) for part in parts], axis=0)
+        for power in (0, 1, 2)
     )
     count = np.maximum(count, 1)
     best = np.full((5, draws), np.inf)
