@@ -94,7 +94,8 @@ def _unmeasured(table: Any, rtol: float) -> int:
         first = missed[0]
         return say(
             f"{len(missed)} of {len(table.rows)} bounds are wider than rtol = {rtol:g}; "
-            f"the first is that of {first.layer}, {first.matrix}: {widths[first]:.2g}",
+            f"the first is that of {first.layer}, {first.matrix}: {widths[first]:.2g}. "
+            "Type --certify, which proves them, or a larger --rtol",
             3,
         )
     return 0

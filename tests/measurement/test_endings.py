@@ -99,3 +99,14 @@ def test_a_long_table_says_how_much_it_leaves_out(
     assert "10 more rows: type --json" in out
     assert "l.1999 " in out
     assert "l.2000 " not in out
+
+
+def test_bounds_wider_than_asked_are_status_3_and_name_certify(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    save_file({"x.weight": torch.randn(300, 300, generator=generator)}, tmp_path / "x.safetensors")
+    status, _, err = ending(capsys, tmp_path / "x.safetensors", "--rtol", 1e-15)
+    assert status == 3
+    assert "1 of 1 bounds are wider than rtol = 1e-15; the first is that of x, W:" in err
+    assert "Type --certify" in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -203,3 +204,77 @@ def test_what_is_asked_for_in_vain(tmp_path: Path) -> None:
         assert "alpha: expected a number above 0" in refusal(
             tmp_path / "x.safetensors", alpha=alpha
         )
+
+
+@pytest.mark.parametrize("code", [b"(" * 300_000, b"](" * 150_000 + b"e" * 150_000])
+def test_a_pickle_of_many_steps(tmp_path: Path, code: bytes) -> None:
+    line = refusal(pickled(tmp_path / "steps.bin", code))
+    found = re.search(r"a pickle of more than (\d+) steps", line)
+    assert found is not None
+    assert limits.PICKLE_STEPS <= int(found[1]) < len(code)
+
+
+def test_many_tensors_in_a_torch_file_are_within_its_steps(tmp_path: Path) -> None:
+    tensors = {f"layer.{i}.weight": torch.full((2, 2), 1.0 + i) for i in range(300)}
+    torch.save(tensors, tmp_path / "many.bin")
+    assert len(measure(tmp_path / "many.bin").rows) == 300
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "data.parquet", "weights.bin"])
+def test_other_files_are_called_so(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PAR1" if name.endswith("parquet") else b"a text\n")
+    assert "another kind of file, neither a zip archive nor a pickle" in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "said"),
+    [
+        ({"(q{1000}){1000}": 2}, "counted repeats"),
+        ({"((((q{9}){9}){9}){9})": 2}, "counted repeats"),
+        ({"a|" * 2_000 + "q": 2}, "characters, above"),
+        ({f"l{i}": 2 for i in range(limits.PATTERNS + 1)}, "at most"),
+    ],
+)
+def test_patterns_that_take_gigabytes_to_compile(
+    tmp_path: Path, patterns: dict[str, int], said: str
+) -> None:
+    factors = {"q.lora_A.weight": torch.randn(2, 5), "q.lora_B.weight": torch.randn(6, 2)}
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "rank_pattern": patterns}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    assert said in refusal(tmp_path)
+
+
+def test_a_counted_repeat_of_ordinary_size_is_a_pattern(tmp_path: Path) -> None:
+    factors = {"qq.lora_A.weight": torch.randn(3, 5), "qq.lora_B.weight": torch.randn(6, 3)}
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "rank_pattern": {"q{2}": 3}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    (row,) = measure(tmp_path).rows
+    assert (row.r, row.scale) == (3, 2.0)
+
+
+def test_a_fused_layer_larger_than_any(tmp_path: Path) -> None:
+    factors = {
+        "transformer.h.0.attn.attn.lora_A": torch.randn(6, 8),
+        "transformer.h.0.attn.attn.lora_B": torch.randn(24, 2),
+    }
+    torch.save(factors, tmp_path / "lit_model.pth.lora")
+    (tmp_path / "hyperparameters.yaml").write_text(
+        "lora_r: 2\nlora_query: true\nlora_key: true\nlora_value: true\n"
+    )
+    sizes = "n_head: 1000000000\nn_query_groups: 1\nhead_size: 2000000000\n"
+    (tmp_path / "model_config.yaml").write_text(sizes)
+    assert "3 projections with 24 rows; found 3 with" in refusal(tmp_path)
+
+
+def test_an_enable_lora_that_makes_a_layer_larger_than_any(tmp_path: Path) -> None:
+    factors = {
+        "base_model.model.h.0.qkv.lora_A.weight": torch.randn(4, 8),
+        "base_model.model.h.0.qkv.lora_B.weight": torch.randn(16, 2, 1),
+    }
+    torch.save(factors, tmp_path / "adapter_model.bin")
+    enabled = [True, True] + [False] * 40_000
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "enable_lora": enabled}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    assert f"at most {limits.FUSED_ROWS} rows" in refusal(tmp_path)

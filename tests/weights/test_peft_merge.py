@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rankscope.measurement.measure import measure
+from rankscope.weights import peft_merge
 from tiny import Case, edited, stable_rank
 
 QU: dict[str, Any] = {"target_modules": ["q_proj", "up_proj"]}
@@ -178,3 +179,12 @@ def test_merging_reads_no_global_random_state(make_case: Callable[..., Case]) ->
     state = torch.get_rng_state()
     measure(case.adapter, base=case.base)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_every_method_of_peft_is_known() -> None:
+    """Listed, so that none has to be imported to refuse an adapter: a new PEFT shows here."""
+    from peft import PeftType
+
+    known = {"LORA", *peft_merge.METHODS, *peft_merge.NO_DIFFERENCE}
+    assert known == set(PeftType.__members__)
+    assert not peft_merge.METHODS & peft_merge.NO_DIFFERENCE.keys()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 
@@ -50,8 +49,8 @@ def measure(
 
         >>> measure("adapter", base="model").to_pandas()[["layer", "matrix"]]  # doctest: +SKIP
     """
-    if not (math.isfinite(rtol) and rtol > 0):
-        raise ValueError(f"rtol: expected a number above 0, such as 0.001; found {rtol}.")
+    if not 0 < rtol < 1:
+        raise ValueError(f"rtol: expected a number in (0, 1), such as 0.001; found {rtol}.")
     reading = read(
         source,
         base=base,

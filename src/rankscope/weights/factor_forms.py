@@ -22,6 +22,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from rankscope.weights.limits import FUSED_ROWS
+
 Factors = tuple[Tensor, Tensor | None]  # B (m, r) and A (r, n); or dW itself and None
 
 
@@ -68,7 +70,15 @@ def interleaved(heads: int, groups: int, head_size: int, enabled: Sequence[bool]
 
 
 def fused_factor(B: Tensor, fusion: Fusion) -> Tensor:
-    """B (sum of sizes, r) as (m, g r), so that B A is the layer's whole update."""
+    """B (sum of sizes, r) as (m, g r), so that B A is the layer's whole update.
+
+    ``ValueError`` where the configuration makes the layer larger than any is.
+    """
+    if fusion.total > FUSED_ROWS:
+        raise ValueError(
+            f"expected a fused layer of at most {FUSED_ROWS} rows; its configuration makes "
+            f"{fusion.total} of B's {len(B)}."
+        )
     r = B.shape[1]
     whole = B.new_zeros(fusion.total, len(fusion.rows) * r)
     for i, (rows, part) in enumerate(zip(fusion.rows, B.split(fusion.sizes), strict=True)):

@@ -6,12 +6,21 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import regex
 
-from rankscope.weights.limits import LAYERS, PATTERN_SECONDS, PATTERNS_SECONDS, Stopwatch
+from rankscope.weights.limits import (
+    LAYERS,
+    PATTERN,
+    PATTERN_SECONDS,
+    PATTERNS,
+    PATTERNS_SECONDS,
+    REPEATS,
+    Stopwatch,
+)
 from rankscope.weights.matrix import Skipped
 
 T = TypeVar("T")
@@ -96,7 +105,7 @@ def pattern_value(
 def _matches(key: str, layer: str, watch: Stopwatch) -> bool:
     try:
         with watch:
-            found: object = regex.match(rf"(.*\.)?({key})$", layer, timeout=PATTERN_SECONDS)
+            found: object = _compiled(key).match(layer, timeout=PATTERN_SECONDS)
         if watch.left < 0:
             raise TimeoutError
     except TimeoutError as error:
@@ -107,6 +116,11 @@ def _matches(key: str, layer: str, watch: Stopwatch) -> bool:
             f"together than {PATTERNS_SECONDS:g} s."
         ) from error
     return found is not None
+
+
+@lru_cache(maxsize=2 * PATTERNS)
+def _compiled(key: str) -> regex.Pattern[str]:
+    return regex.compile(rf"(.*\.)?({key})$")
 
 
 def lora_config(path: Path, content: Mapping[str, Any]) -> LoraConfig:
@@ -178,14 +192,30 @@ def _pattern(path: Path, content: Mapping[str, Any], name: str) -> list[tuple[st
     pattern = content.get(name) or {}
     if not isinstance(pattern, dict):
         raise ValueError(f"{path}: expected {name} to be an object; found {pattern!r:.60}.")
+    if len(pattern) > PATTERNS:
+        raise ValueError(
+            f"{path}: expected at most {PATTERNS} keys in {name}; found {len(pattern)}."
+        )
     for key in pattern:
         try:
-            regex.compile(key)
-        except (regex.error, RecursionError, OverflowError) as error:
+            _check_size(key)
+            _compiled(key)
+        except (regex.error, ValueError, RecursionError, OverflowError, MemoryError) as error:
             raise ValueError(
                 f"{path}: expected regular expressions in {name}; found {key!r:.80}: {error}."
             ) from error
     return list(pattern.items())
+
+
+def _check_size(key: str) -> None:
+    """``ValueError`` where compiling the regular expression would take seconds or gigabytes."""
+    if len(key) > PATTERN:
+        raise ValueError(f"{len(key)} characters, above {PATTERN}")
+    repeats = 1
+    for low, high in re.findall(r"\{(\d*)(?:,(\d*))?\}", key):
+        repeats *= max([1, *(int(count[:9]) for count in (low, high) if count)])
+        if repeats > REPEATS:
+            raise ValueError(f"counted repeats of more than {REPEATS} together")
 
 
 def _replicated(path: Path, ranges: object) -> tuple[int, ...]:

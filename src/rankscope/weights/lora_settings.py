@@ -15,7 +15,7 @@ import yaml
 
 from rankscope.weights.checkpoints import read_json
 from rankscope.weights.factor_forms import Fusion, blocks, equal_blocks, interleaved
-from rankscope.weights.limits import YAML_BYTES
+from rankscope.weights.limits import FUSED_ROWS, YAML_BYTES
 from rankscope.weights.lora_config import LoraConfig, number, whole_number
 from rankscope.weights.tensors import one_line
 
@@ -157,17 +157,16 @@ class LitGpt:
         ``attn``, up to LitGPT 0.5, holds them by groups of queries; but where all three are
         adapted, LitGPT adds B's rows in their own order.
         """
-        if layer.endswith(".attn.attn") and not all(self.enabled):
-            found = interleaved(self.heads, self.groups, self.head_size, self.enabled)
-        else:
-            sizes = [self.heads * self.head_size] + [self.groups * self.head_size] * 2
-            found = blocks(sizes, self.enabled)
-        if sum(self.enabled) != g or sum(found.sizes) != rows:
+        sizes = [self.heads * self.head_size] + [self.groups * self.head_size] * 2
+        adapted = sum(size for size, used in zip(sizes, self.enabled, strict=True) if used)
+        if sum(self.enabled) != g or adapted != rows or sum(sizes) > FUSED_ROWS:
             raise ValueError(
                 f"{self.path}: expected the configuration of {layer}, {g} projections with {rows} "
-                f"rows; found {sum(self.enabled)} with {sum(found.sizes)}."
+                f"rows; found {sum(self.enabled)} with {adapted}, of {sum(sizes)} in all."
             )
-        return found, None
+        if layer.endswith(".attn.attn") and not all(self.enabled):
+            return interleaved(self.heads, self.groups, self.head_size, self.enabled), None
+        return blocks(sizes, self.enabled), None
 
 
 def adapterhub(path: Path, content: Mapping[str, Any]) -> AdapterHub:

@@ -21,7 +21,7 @@ from rankscope.weights.lora_names import check_no_factors, is_adapter, lora_name
 from rankscope.weights.lora_settings import Given, PeftSettings, Settings, adapterhub, litgpt, mlx
 from rankscope.weights.matrix import Layer, Reading, selected, skipped
 from rankscope.weights.peft_adapter import adapter_layers, open_adapter
-from rankscope.weights.peft_merge import NO_DIFFERENCE, adapted_layers, merged_layers
+from rankscope.weights.peft_merge import METHODS, NO_DIFFERENCE, adapted_layers, merged_layers
 from rankscope.weights.tensors import Tensors, without_wrappers
 
 CONFIG = "adapter_config.json"
@@ -171,7 +171,7 @@ def _peft(found: Found, config: Path, tensors: Tensors, base: BaseModel | None) 
     if method == "LORA":
         yield from adapter_layers(open_adapter(config, found.content, tensors), base)
         return
-    if method in NO_DIFFERENCE or not _known_to_peft(method):
+    if method in NO_DIFFERENCE or method not in METHODS:
         why = NO_DIFFERENCE.get(method, "no method that PEFT knows")
         raise not_low_rank(found.source, method, f": {why}.")
     if base is None:
@@ -185,12 +185,6 @@ def _peft(found: Found, config: Path, tensors: Tensors, base: BaseModel | None) 
     for name in layers[""]:
         yield skipped(name, "shared by all layers, and part of each W' - W")
     yield from saved_layers(tensors, others, base)
-
-
-def _known_to_peft(method: str) -> bool:
-    from peft import PeftType
-
-    return method in PeftType.__members__
 
 
 def _checkpoint(found: Found, tensors: Tensors, base: BaseModel | None) -> Iterator[Layer]:

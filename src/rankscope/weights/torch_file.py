@@ -21,7 +21,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from rankscope.weights.limits import PICKLE_BYTES, TUPLE_SIZE
+from rankscope.weights.limits import BYTES_A_STEP, PICKLE_BYTES, PICKLE_STEPS, TUPLE_SIZE
 from rankscope.weights.tensors import Tensors, from_state_dict, one_line
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
@@ -58,6 +58,8 @@ def open_torch(path: Path) -> Tensors:
     """A dictionary of tensors. ``ValueError``, one line, for anything else."""
     try:
         zipped = zipfile.is_zipfile(path)
+        if not zipped and not _is_pickle(path):
+            raise ValueError("another kind of file, neither a zip archive nor a pickle")
         _check_archive(path) if zipped else _check_old(path)
         with (
             warnings.catch_warnings()
@@ -103,19 +105,29 @@ def _check_archive(path: Path) -> None:
                 f"one with a data.pkl of {pickles[0].file_size} bytes, above {PICKLE_BYTES}"
             )
         with archive.open(pickles[0]) as file:
-            _walk(file)
+            _walk(file, _steps(path))
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether the file begins as torch's pickles do, with the opcode of protocol 2 and later."""
+    with path.open("rb") as file:
+        return file.read(1) == pickle.PROTO
 
 
 def _check_old(path: Path) -> None:
     """torch < 1.6: a magic number, a version, facts of the machine and the dictionary, each a
     pickle."""
     with path.open("rb") as file:
-        if _walk(file) == MAGIC:
+        if _walk(file, _steps(path)) == MAGIC:
             for _ in range(3):
-                _walk(file)
+                _walk(file, _steps(path))
 
 
-def _walk(file: IO[bytes]) -> object:
+def _steps(path: Path) -> int:
+    return PICKLE_STEPS + path.stat().st_size // BYTES_A_STEP
+
+
+def _walk(file: IO[bytes], steps: int) -> object:
     """Follows a pickle without making anything. Gives the last constant in it.
 
     ``Unsafe`` for a call that no dictionary of tensors needs; ``ValueError`` for a tuple that
@@ -125,8 +137,10 @@ def _walk(file: IO[bytes]) -> object:
     stack: list[tuple[int, str | None] | None] = []  # (size, global); None: a mark
     memo: dict[int, tuple[int, str | None]] = {}
     last: object = None
-    for operation, argument, place in pickletools.genops(file):
+    for step, (operation, argument, place) in enumerate(pickletools.genops(file)):
         name = operation.name
+        if step > steps:
+            raise ValueError(f"a pickle of more than {steps} steps")
         if (place or 0) > PICKLE_BYTES:
             raise ValueError(f"a pickle above {PICKLE_BYTES} bytes")
         if name == "MARK":
