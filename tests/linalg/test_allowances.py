@@ -16,6 +16,7 @@ from torch import Tensor
 
 import rankscope.linalg as la
 from rankscope.linalg.certify import by_eigenvalues, certified_bound
+from rankscope.linalg.scaled_group import normalized
 
 SQUARES = [(side, side) for side in range(50, 66)] + [(100, 64), (147, 75), (98, 50), (64, 144)]
 
@@ -49,10 +50,10 @@ def test_a_proof_just_below_sigma_1_is_still_a_bound_on_it() -> None:
     for m, n in SQUARES:
         M = torch.full((m, n), 1 / 3, dtype=torch.float64)
         sigma = Fraction(1 / 3) * round((m * n) ** 0.5)
-        op = la.Dense(M[None])
+        group, size = normalized(la.Dense(M[None]))
         for below in (1, 2, 4, 8, 16, 32):
             tau = torch.tensor([float(sigma) * (1 - below * 2.0**-53)], dtype=torch.float64)
-            bound = certified_bound(op, tau, magnitude=op.magnitude())
+            bound = certified_bound(group, tau / size) * size
             passed += int(bound.isfinite() and float(tau) < sigma)
             assert float(bound) == float("inf") or Fraction(float(bound)) >= sigma
     assert passed > 0
@@ -61,8 +62,8 @@ def test_a_proof_just_below_sigma_1_is_still_a_bound_on_it() -> None:
 def test_eigenvalues_with_their_error() -> None:
     for m, n in SQUARES:
         M, sigma = constant(m, n, 3.0)
-        op = la.Dense(M.double()[None])
-        value, lower, upper = by_eigenvalues(op, magnitude=op.magnitude())
+        group, size = normalized(la.Dense(M.double()[None]))
+        value, lower, upper = (x * size for x in by_eigenvalues(group))
         assert lower <= sigma <= upper
         assert lower <= value <= upper
 

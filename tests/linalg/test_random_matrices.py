@@ -12,11 +12,13 @@ from random_matrices import allowed, tallied
 @pytest.mark.fuzz
 @pytest.mark.parametrize("part", range(4))
 def test_no_bound_is_missed_and_no_width_in_silence(part: int, seed: int) -> None:
-    """Certain bounds hold always, the others at their rate; a width is met, or `met` is False."""
+    """Certain bounds hold always, the others at their rate; a width is met, or `met` is False, and
+    that only where terms cancel."""
     tally = tallied(4 * seed + part, 120)
     assert tally.missed == []
     assert len(tally.unlucky) <= allowed(tally.likely, 1e-3)
     assert tally.silent == []
+    assert tally.needless == []
     assert (
         sum(tally.certain.values()) + tally.likely > 200
     )  # a draw of zero matrices only would pass as well

@@ -42,9 +42,10 @@ def test_a_certain_bound_counts_what_was_not_seen(unseen: float, steps: int) -> 
         steps=torch.tensor([steps]),
         frobenius=frobenius[None],
         allowance=torch.tensor([1e-12], dtype=torch.float64),
+        below=torch.tensor([1e-12], dtype=torch.float64),
         log_target=torch.tensor([1e9], dtype=torch.float64),  # no probabilistic bound ever holds
     )
-    upper, certain = found.upper(1e-3)
+    upper, certain = found.upper(torch.tensor(1e-3))
     assert bool(certain)
     assert float(found.top[0].sqrt()) <= float(SEEN.max()) * (1 + 1e-12)
     assert unseen <= float(upper) <= float(frobenius) * (1 + 1e-12)
@@ -58,8 +59,9 @@ def test_a_certain_bound_is_narrow_where_all_was_seen() -> None:
         steps=torch.tensor([3]),
         frobenius=SEEN.norm()[None],
         allowance=torch.tensor([1e-12], dtype=torch.float64),
+        below=torch.tensor([1e-12], dtype=torch.float64),
         log_target=torch.tensor([1e9], dtype=torch.float64),
     )
-    upper, certain = found.upper(1e-3)
+    upper, certain = found.upper(torch.tensor(1e-3))
     assert bool(certain)
     assert float(SEEN.max()) <= float(upper) <= 1.05 * float(SEEN.max())

@@ -21,6 +21,7 @@ from rankscope.linalg.scaled import ROWS, Scaled
 
 BLOCK = 2**18  # entries of a float64 block: 2 MiB, which two cores' own caches hold
 PRODUCT = 2**19  # and of one that is a product, or a factor of one: tall enough for full speed
+CHUNK = 2**16  # entries whose squares are added up in one sum
 PANEL = 96  # columns of the Gram matrix that are computed together
 
 
@@ -48,8 +49,22 @@ def frobenius_squared(op: Operator) -> Tensor:
         return factors.frobenius_norm(op).square()
     total = torch.zeros(op.batch_shape, dtype=torch.float64, device=op.device)
     for _, block in row_blocks(op):
-        total += torch.linalg.vector_norm(block, dim=(-2, -1)).square()
+        total += _squares(block)
     return total
+
+
+def _squares(block: Tensor) -> Tensor:
+    """||block||_F^2, (*batch, h, n) -> (*batch), in short sums: see `summation_error`."""
+    parts = block.split(max(1, CHUNK // block.shape[-1]), dim=-2)
+    sums = [torch.linalg.vector_norm(part, dim=(-2, -1)).square() for part in parts]
+    return sum(sums[1:], sums[0])
+
+
+def summation_error(op: Operator) -> float:
+    """Relative error of ||M||_F, the root of `frobenius_squared`, beside that of forming the rows:
+    docs/math.md, (4)."""
+    m, n = op.shape[-2:]
+    return gamma(max(n, min(CHUNK, m * n)) // 2 + m + 8)
 
 
 def formed(
@@ -64,7 +79,7 @@ def formed(
         return Dense(M), frobenius_squared(Dense(M))
     total = torch.zeros(op.batch_shape, dtype=torch.float64, device=op.device)
     for start, block in row_blocks(op, PRODUCT):
-        total += torch.linalg.vector_norm(block, dim=(-2, -1)).square()
+        total += _squares(block)
         M[..., start : start + block.shape[-2], :] = block
     return Dense(M), total
 

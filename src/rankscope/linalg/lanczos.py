@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rankscope.linalg.dense import Dense
 from rankscope.linalg.operator import Operator
+from rankscope.linalg.rounding import unit_roundoff
 from rankscope.linalg.tridiagonal import Tridiagonal
 
 STEPS = (
@@ -29,6 +30,8 @@ SHORT = 3  # steps for which it is not worth while to part from the matrices tha
 FIRST = 4  # steps before the bounds are looked at for the first time
 # share of w^2 outside the span of V below which it is orthogonalised again: docs/math.md, (9)
 TWICE = 0.5
+# units of sqrt(max(m, n)) u theta below which b_k may be rounding alone
+END = 64
 # entries up to which a single matrix stays in the last-level cache from one step to the next
 CACHED = 2**22
 # entries of the blocks of rows of a larger one: from memory once, from a cache the second time
@@ -39,26 +42,28 @@ SPLIT = 4  # blocks of a single matrix that are products of one batch, so that e
 @dataclass(frozen=True)
 class Ritz:
     """The outcome of N runs: unit vectors (N, n) float64, upper bounds (N,) float64 on sigma_1,
-    whether each is certain (N,) bool, the number of products M x and M^T x, and whether `op.dtype`
-    is too narrow for the options."""
+    whether each is certain, whether it is as narrow as the rule asks, and whether more digits are
+    to be had in float64, all (N,) bool; and the number of products M x and M^T x."""
 
     vectors: Tensor
     upper: Tensor
     certain: Tensor
+    reached: Tensor
+    coarse: Tensor
     products: int
-    starved: bool
 
 
 @dataclass(frozen=True)
 class StopRule:
-    """What a run works towards, per matrix (N,) float64 CPU: an upper bound on ||M||_F and what
-    rounding in op.dtype may add to sigma_1; for all a relative width and a confidence; `ignore`
-    (N,) bool: matrices of no interest."""
+    """What a run works towards, per matrix (N,) float64 CPU: an upper bound on ||M||_F, what
+    rounding in op.dtype may add to sigma_1 and what it takes from the lower bound, and a relative
+    width; `ignore` (N,) bool: matrices of no interest; for all a confidence."""
 
     frobenius: Tensor
     allowance: Tensor
+    below: Tensor
+    rtol: Tensor
     ignore: Tensor
-    rtol: float
     confidence: float
 
 
@@ -153,45 +158,67 @@ def largest(
     op: Operator,
     rule: StopRule,
     *,
-    generator: torch.Generator,
+    g: Tensor,
     steps: int = STEPS,
 ) -> Ritz:
-    """Runs until upper <= (1 + rtol) times the Ritz value for every matrix, the Krylov space is all
-    there is, or `steps` are taken.
+    """Runs until upper <= (1 + rtol) times the lower bound for every matrix, the Krylov space is
+    all there is, or `steps` are taken.
 
-    op has a flat batch (N,). Where the allowance alone is too much for `rtol`, a run
-    in float32 ends at once, starved, and one in float64 settles for bounds four allowances apart.
+    op has a flat batch (N,). g (n,) float64 is a normal random vector, drawn independently of it:
+    (11). All matrices start from it, so that each is measured alike alone and among others. Where
+    the allowance alone is too much for `rtol`, a run in float32 ends at once, and one in float64
+    settles for bounds a few allowances apart. Where a Krylov space has ended (few distinct
+    singular values), the allowance is all of the width: float64 has more.
     """
-    start, log_target = _start(op, rule.confidence, generator)
-    N, limit, look = len(start), min(*op.shape[-2:], steps), FIRST
-    least = 4.0 if op.dtype == torch.float64 else 0.0
+    N, size = op.batch_shape[0], torch.linalg.vector_norm(g)
+    start = (g / size).to(op.device, op.dtype).expand(N, -1)
+    delta = NormalDist().inv_cdf(1 - rule.confidence / 2)
+    log_target = torch.full((N,), log(size / delta), dtype=torch.float64)  # (12)
+    limit, look = min(*op.shape[-2:], steps), FIRST
+    wide = op.dtype == torch.float64
+    least = 3.0 if wide else 0.0
+    noise = END * max(op.shape[-2:]) ** 0.5 * unit_roundoff(op.dtype)
     run = _Run(op, start)
     running = torch.arange(N)
     taken = rule.ignore.long()  # by those running; 0: not there yet
     vectors = torch.zeros(N, op.shape[-1], dtype=torch.float64, device=op.device)
-    upper, certain = torch.zeros(N, dtype=torch.float64), torch.zeros(N, dtype=torch.bool)
+    upper = torch.zeros(N, dtype=torch.float64)
+    certain, reached, coarse = (torch.zeros(N, dtype=torch.bool) for _ in range(3))
     while True:
         run.step()
         if run.k < min(look, limit):
             continue
         a, b, now = _host(run.a), _host(run.b), torch.full((len(running),), run.k)
-        known = rule.frobenius[running], rule.allowance[running], log_target[running]
-        inside, tight, ahead = Tridiagonal(a, b, now, *known).within(rule.rtol, least=least)
-        taken = torch.where((taken == 0) & inside, now, taken)
-        starved = op.dtype != torch.float64 and bool((tight & (taken == 0)).any())
-        over = starved or run.k == limit or bool((taken > 0).all())
+        known = [x[running] for x in (rule.frobenius, rule.allowance, rule.below, log_target)]
+        rtol = rule.rtol[running]
+        inside, tight, ahead = Tridiagonal(a, b, now, *known).within(rtol, least=least)
+        starved = tight & (taken == 0) & (not wide)
+        taken = torch.where((taken == 0) & (inside | starved), now, taken)
+        coarse[running] |= starved
+        over = run.k == limit or bool((taken > 0).all())
         done = (taken > 0) | over
         look = run.k if over else _next_look(run.k, ahead[taken == 0])
         if over or (2 * int(done.sum()) >= len(running) and look - run.k >= SHORT):
             T = Tridiagonal(a, b, torch.where(taken > 0, taken, now), *known)
-            found, sure = T.upper(rule.rtol)
+            found, sure = T.upper(rtol)
             x, which = run.vectors(T.top[1]), running[done]
             vectors[which.to(op.device)] = x[done.to(op.device)]
             upper[which], certain[which] = found[done], sure[done]
+            reached[which] = (taken > 0)[done] & ~coarse[which]
+            if not wide:
+                coarse[which] |= _ended(T, found, noise)[done]
             if over:
-                return Ritz(vectors, upper, certain, 2 * run.k, starved)
+                return Ritz(vectors, upper, certain, reached, coarse, 2 * run.k)
             run.keep((~done).nonzero()[:, 0])
             running, taken = running[~done], taken[~done]
+
+
+def _ended(T: Tridiagonal, upper: Tensor, noise: float) -> Tensor:
+    """(N,) bool: has the Krylov space ended, so that all that is left is rounding? Either it is
+    half of the width, or some b_k is no more than that."""
+    width = upper - T.top[0].sqrt()
+    rounding = (width > 0.99 * T.allowance) & (width < 2 * T.allowance)  # less: ||M||_F is nearer
+    return rounding | (T.smallest_coupling <= noise * T.top[0])
 
 
 def _next_look(k: int, ahead: Tensor) -> int:
@@ -199,21 +226,6 @@ def _next_look(k: int, ahead: Tensor) -> int:
     should be there if log p_k goes on to grow as it did, `ahead` (N,) times as many steps. A
     look costs about as much as a step."""
     return max(k + 1 + k // 24, int(k * min(1.6, float(ahead.median()))))
-
-
-def _start(op: Operator, confidence: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Unit start vectors (N, n) and log(||g|| / delta) (N,): docs/math.md, (11).
-
-    One Gaussian g for the whole batch, so that a matrix is measured alike alone and among others.
-    """
-    N, n = op.batch_shape[0], op.shape[-1]
-    g = torch.randn(n, dtype=torch.float64, generator=generator, device=generator.device).to(
-        op.device
-    )
-    g = g.expand(N, n)
-    size = torch.linalg.vector_norm(g, dim=-1)
-    delta = NormalDist().inv_cdf(1 - confidence / 2)
-    return (g / size[:, None]).to(op.dtype), size.log().cpu() - log(delta)
 
 
 def _host(columns: list[Tensor]) -> Tensor:

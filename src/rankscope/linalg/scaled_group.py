@@ -12,9 +12,14 @@ import torch
 from torch import Tensor
 
 from rankscope.linalg.dense import Dense
-from rankscope.linalg.frobenius import formation_error, formed, frobenius_squared
+from rankscope.linalg.frobenius import (
+    formation_error,
+    formed,
+    frobenius_squared,
+    summation_error,
+)
 from rankscope.linalg.operator import Operator
-from rankscope.linalg.rounding import gamma, unit_roundoff
+from rankscope.linalg.rounding import unit_roundoff
 
 # entries up to which a sum is made into a matrix, which is then read alone in each step
 FORMED = 2**22
@@ -39,6 +44,30 @@ class ScaledGroup:
     matrix: Operator
     reach: Tensor
 
+    @property
+    def real(self) -> Tensor:
+        """(N,) bool: neither zero nor without a finite norm."""
+        return (self.norm > 0) & (self.norm < torch.inf)
+
+    @property
+    def formation(self) -> Tensor:
+        """(N,): what forming the rows in float64 may change in Frobenius norm: docs/math.md, 5."""
+        return formation_error(self.op) * self.magnitude
+
+    @property
+    def frobenius(self) -> Tensor:
+        """(N,): an upper bound on ||M||_F, and on that of the rows as float64 forms them."""
+        return self.norm * (1 + self.error) + self.formation
+
+    def select(self, index: Tensor) -> ScaledGroup:
+        """The matrices at `index` (N',)."""
+        batch = self.op.batch_shape
+        norm, magnitude, error, reach = (
+            x[index] for x in (self.norm, self.magnitude, self.error, self.reach)
+        )
+        op, matrix = (x.select(index, batch) for x in (self.op, self.matrix))
+        return ScaledGroup(op, norm, magnitude, error, matrix, reach)
+
     def cast(self, dtype: torch.dtype) -> Operator:
         """What Lanczos multiplies in `dtype`."""
         if (
@@ -53,7 +82,7 @@ class ScaledGroup:
         """What rounding in `dtype` may add to sigma_1, the forming of M included: docs/math.md,
         (13)."""
         products = (2 * max(self.op.shape[-2:]) ** 0.5 + 1) * unit_roundoff(dtype) * self.reach
-        return products + formation_error(self.op) * self.magnitude
+        return products + self.formation
 
 
 def normalized(
@@ -118,6 +147,6 @@ def _with_norm(op: Operator, matrix: Operator, square: Tensor, dtype: torch.dtyp
     norm = square.sqrt().cpu()
     magnitude = norm if isinstance(op, Dense) else op.magnitude().expand(op.batch_shape).cpu()
     magnitude = torch.where(norm > 0, magnitude, 1.0)  # also where it is NaN
-    error = formation_error(op, dtype) * magnitude / norm + gamma(2 * prod(op.shape[-2:]))
+    error = formation_error(op, dtype) * magnitude / norm + summation_error(op)
     whole = isinstance(matrix, Dense) and dtype == torch.float64
     return ScaledGroup(op, norm, magnitude, error, matrix, norm if whole else magnitude)

@@ -5,16 +5,18 @@ Letters: N matrices of a flat batch, m rows, n columns, *batch leading dimension
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 
 import torch
 from torch import Tensor
 
 from rankscope.linalg import lanczos
-from rankscope.linalg.certify import by_eigenvalues, certified_bound
+from rankscope.linalg.certify import by_eigenvalues, certified_bound, largest_tau
 from rankscope.linalg.dense import Dense
-from rankscope.linalg.frobenius import formation_error, product
+from rankscope.linalg.frobenius import product
 from rankscope.linalg.lanczos import CACHED
 from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma
@@ -24,6 +26,7 @@ SMALL = 48  # short sides up to this go to a dense float64 SVD
 # and up to this, where Lanczos is slow, to the eigenvalues of the float64 Gram matrix (docs/log.md)
 EXACT = 1024
 PATIENCE = 128  # steps of Lanczos after which those eigenvalues cost less than further steps
+NEAR = 0.98  # part of the width that Lanczos aims at: its bounds lie on a grid of 1 %
 PROOF = 24  # and where a proof is wanted, for which that Gram matrix is formed in any case
 
 
@@ -65,17 +68,20 @@ def largest(group: ScaledGroup, options: SigmaOptions) -> Sigma:
     """sigma_1 of every matrix of a group; those whose Frobenius norm is 0 or NaN give nonsense."""
     side = min(group.op.shape[-2:])
     if side <= SMALL:
-        values, width = by_svd(group)
-        return direct(values[:, 0], width, "svd")
+        return _by_svd(group)
+    # drawn once, so that one event, (11), is counted on for all that follows
+    n = group.op.shape[-2 if _lies_flat(group.matrix) else -1]
+    source = options.generator
+    g = torch.randn(n, dtype=torch.float64, generator=source, device=source.device)
     if options.certify:
-        return _certified(group, options)
+        return _certified(group, options, g)
     if side > EXACT:
-        return _by_lanczos(group, options, steps=lanczos.STEPS)
-    found = _by_lanczos(group, options, steps=PATIENCE)
-    # a stable rank is as wide as twice both errors
-    room = options.rtol - 2 * group.error
-    wide = (group.norm > 0) & ~(found.upper <= found.lower * (1 + room))
-    return _exactly(group, found, wide)
+        return _by_lanczos(group, options, g, steps=lanczos.STEPS)
+    found = _by_lanczos(group, options, g, steps=PATIENCE)
+    found = _narrowed(found, _wide(found, group, options), group, _by_eigenvalues)
+    # widths near float64's limits: steps of Lanczos round less than a Gram matrix
+    further = partial(_by_lanczos, options=options, g=g, steps=lanczos.STEPS)
+    return _narrowed(found, _wide(found, group, options), group, further)
 
 
 def direct(value: Tensor, width: Tensor, method: str) -> Sigma:
@@ -87,82 +93,111 @@ def direct(value: Tensor, width: Tensor, method: str) -> Sigma:
 
 def by_svd(group: ScaledGroup) -> tuple[Tensor, Tensor]:
     """All singular values (N, min(m, n)), descending, and what each may be off by (N,)."""
-    op = group.op
-    values = torch.linalg.svdvals(torch.nan_to_num(op.to_dense())).cpu()
-    return values, (formation_error(op) + gamma(8 * sum(op.shape[-2:]))) * group.magnitude
+    values = torch.linalg.svdvals(torch.nan_to_num(group.op.to_dense())).cpu()
+    return values, group.formation + gamma(8 * sum(group.op.shape[-2:])) * group.frobenius
 
 
-def _exactly(group: ScaledGroup, found: Sigma, which: Tensor) -> Sigma:
-    """`found`, with those that `which` (N,) names taken from the eigenvalues of their Gram matrix,
-    or, where that is large, from a dense SVD."""
+def _by_svd(group: ScaledGroup) -> Sigma:
+    values, width = by_svd(group)
+    return direct(values[:, 0], width, "svd")
+
+
+def _by_eigenvalues(group: ScaledGroup) -> Sigma:
+    value, lower, upper = by_eigenvalues(group)
+    return Sigma(value, lower, upper, torch.ones_like(value), "gram", 0)
+
+
+def _room(group: ScaledGroup, rtol: float) -> Tensor:
+    """(N,): the relative width of sigma_1 that leaves ||M||_F / sigma_1, whose numerator has its
+    own error, a width of `rtol`; half of rtol at least, where that error alone is too much."""
+    room = (1 + rtol) * (1 - group.error) / (1 + group.error) - 1
+    return torch.where(group.real, room.clamp(min=rtol / 2), rtol)
+
+
+def _wide(found: Sigma, group: ScaledGroup, options: SigmaOptions) -> Tensor:
+    """(N,) bool: wider than asked."""
+    return group.real & ~(found.upper <= found.lower * (1 + _room(group, options.rtol)))
+
+
+def _narrowed(
+    found: Sigma, which: Tensor, group: ScaledGroup, way: Callable[[ScaledGroup], Sigma]
+) -> Sigma:
+    """`found`, with what another way gives for those that `which` (N,) names, where it is
+    narrower. Every lower bound is certain, so the larger one holds; an upper one below it has
+    failed."""
     if not bool(which.any()):
         return found
-    op = group.op
-    if min(op.shape[-2:]) > EXACT:
-        values, width = by_svd(group)
-        exact = direct(values[:, 0], width, "svd")
-        value, lower, upper = exact.value, exact.lower, exact.upper
-    else:
-        index = which.nonzero()[:, 0]
-        some = op.select(index, op.batch_shape)
-        value, lower, upper = (torch.zeros_like(found.value) for _ in range(3))
-        parts = by_eigenvalues(some, magnitude=group.magnitude[index])
-        for whole, part in zip((value, lower, upper), parts, strict=True):
-            whole[index] = part
-    return Sigma(
-        torch.where(which, value, found.value),
-        torch.where(which, lower, found.lower),
-        torch.where(which, upper, found.upper),
-        torch.where(which, 1.0, found.confidence),
-        ("svd" if min(op.shape[-2:]) > EXACT else "gram") if bool(which.all()) else found.method,
-        found.products,
-    )
+    index = which.nonzero()[:, 0]
+    other = way(group if bool(which.all()) else group.select(index))
+    lower = torch.maximum(found.lower[index], other.lower)
+    better = (other.upper < found.upper[index]) | (found.upper[index] < lower)
+    columns = {"lower": lower}
+    for name in ("upper", "value", "confidence"):
+        old, new = getattr(found, name)[index], getattr(other, name)
+        columns[name] = torch.where(better, new, old)
+    columns["value"] = torch.minimum(torch.maximum(columns["value"], lower), columns["upper"])
+    changed = {
+        name: getattr(found, name).index_copy(0, index, new) for name, new in columns.items()
+    }
+    method = other.method if bool(which.all()) and bool(better.all()) else found.method
+    return replace(found, **changed, method=method, products=max(found.products, other.products))
 
 
-def _by_lanczos(group: ScaledGroup, options: SigmaOptions, *, steps: int) -> Sigma:
-    """Float32 products, unless the leaves are float64 or float32's rounding would be felt at
-    `rtol`: docs/math.md, (13)."""
-    op, norm, shape = group.op, group.norm, group.op.shape[-2:]
+def _by_lanczos(group: ScaledGroup, options: SigmaOptions, g: Tensor, *, steps: int) -> Sigma:
+    """Float32 products first, unless the leaves are float64; float64 where their rounding is felt
+    at `rtol` or is all that is left of the width: docs/math.md, (13)."""
+    found, again = _products_in(group.op.dtype, group, options, g, steps)
+
+    def in_float64(some: ScaledGroup) -> Sigma:
+        return _products_in(torch.float64, some, options, g, steps)[0]
+
+    return _narrowed(found, again, group, in_float64)
+
+
+def _products_in(
+    dtype: torch.dtype, group: ScaledGroup, options: SigmaOptions, g: Tensor, steps: int
+) -> tuple[Sigma, Tensor]:
+    """By Lanczos with products in `dtype`, and which matrices (N,) float64 would know better."""
+    op, shape = group.op, group.op.shape[-2:]
     flip = _lies_flat(group.matrix)
-    generator = options.generator
-    state = generator.get_state()
-    for dtype in dict.fromkeys((op.dtype, torch.float64)):
-        generator.set_state(state)
-        room = max(0.98 * options.rtol - 2 * float(group.error[norm > 0].max()), options.rtol / 2)
-        rule = lanczos.StopRule(
-            norm * (1 + group.error), group.allowance(dtype), ~(norm > 0), room, options.confidence
-        )
-        matrix = group.cast(dtype)
-        ritz = lanczos.largest(
-            matrix.mT if flip else matrix, rule, generator=generator, steps=steps
-        )
-        if not ritz.starved:
-            break
+    below = group.formation + gamma(sum(shape) + 8) * group.magnitude
+    rule = lanczos.StopRule(
+        group.frobenius,
+        group.allowance(dtype),
+        below,
+        NEAR * _room(group, options.rtol),
+        ~group.real,
+        options.confidence,
+    )
+    matrix = group.cast(dtype)
+    ritz = lanczos.largest(matrix.mT if flip else matrix, rule, g=g, steps=steps)
     value = torch.linalg.vector_norm(product(op, ritz.vectors, transposed=flip), dim=-1).cpu()
-    lower = value - (formation_error(op) + gamma(max(shape) + 8)) * group.magnitude
-    lower = torch.maximum(lower, norm * (1 - group.error) / min(shape) ** 0.5)
+    lower = torch.maximum(value - below, group.norm * (1 - group.error) / min(shape) ** 0.5)
     value = torch.maximum(value, lower)
     confidence = torch.where(ritz.certain, 1.0, torch.full_like(value, options.confidence))
-    return Sigma(
+    found = Sigma(
         value, lower, torch.maximum(ritz.upper, value), confidence, "lanczos", ritz.products + 1
     )
+    coarse = ritz.coarse | (ritz.reached & _wide(found, group, options))
+    return found, group.real & coarse & (dtype != torch.float64)
 
 
-def _certified(group: ScaledGroup, options: SigmaOptions) -> Sigma:
-    """Lanczos finds, Cholesky proves. Where Lanczos is slow or has not found sigma_1,
-    eigenvalues or a dense SVD do."""
-    steps = lanczos.STEPS if min(group.op.shape[-2:]) > EXACT else PROOF
-    found = _by_lanczos(group, replace(options, rtol=options.rtol / 2, confidence=0.9), steps=steps)
-    real = group.norm > 0
-    near = real & (found.upper <= found.lower * (1 + options.rtol / 2))
+def _certified(group: ScaledGroup, options: SigmaOptions, g: Tensor) -> Sigma:
+    """Lanczos finds, Cholesky proves. Where Lanczos is slow or has not found sigma_1, eigenvalues
+    or a dense SVD do."""
+    side = min(group.op.shape[-2:])
+    rough = replace(options, rtol=options.rtol / 2, confidence=0.9)
+    found = _by_lanczos(group, rough, g, steps=lanczos.STEPS if side > EXACT else PROOF)
+    tau = largest_tau(group, found.lower * (1 + _room(group, options.rtol)))
+    near = group.real & (found.upper <= tau)
+    upper = torch.full_like(tau, torch.inf)
     if bool(near.any()):
-        tau = found.value * (1 + 0.9 * options.rtol)
-        upper = certified_bound(group.op, tau, magnitude=group.magnitude)
-        upper = torch.minimum(upper, group.norm * (1 + group.error))
-        found = replace(found, upper=torch.where(near, upper, torch.inf))
-    proved = near & (found.upper <= found.lower * (1 + options.rtol))
-    found = replace(found, method="cholesky", confidence=torch.ones_like(found.value))
-    return _exactly(group, found, real & ~proved)
+        upper = torch.where(near, certified_bound(group, tau), torch.inf)
+        upper = torch.minimum(upper, torch.where(near, group.frobenius, torch.inf))
+    found = replace(found, upper=upper, method="cholesky", confidence=torch.ones_like(found.value))
+    if side <= EXACT:
+        found = _narrowed(found, _wide(found, group, options), group, _by_eigenvalues)
+    return _narrowed(found, _wide(found, group, options), group, _by_svd)
 
 
 def _lies_flat(op: Operator) -> bool:

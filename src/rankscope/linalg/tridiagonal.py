@@ -24,8 +24,8 @@ class Tridiagonal:
     """T_k of N matrices, and what the bounds need to know beside it. All tensors float64 on the
     CPU.
 
-    frobenius, allowance, log_target (N,): a bound on ||M||_F; what rounding may add to
-    sigma_1; log(||g|| / delta) of (12).
+    frobenius, allowance, below, log_target (N,): a bound on ||M||_F; what rounding may add to
+    sigma_1, and what it takes from the lower bound (10); log(||g|| / delta) of (12).
     """
 
     a: Tensor
@@ -33,6 +33,7 @@ class Tridiagonal:
     steps: Tensor
     frobenius: Tensor
     allowance: Tensor
+    below: Tensor
     log_target: Tensor
 
     @cached_property
@@ -51,12 +52,13 @@ class Tridiagonal:
         values, vectors = self.ritz
         return values[:, -1], vectors[..., -1]
 
-    def within(self, rtol: float, *, least: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(N,) bool: is an upper bound, rounding allowed for, at most (1 + rtol) times the Ritz
-        value? (N,) bool: is the allowance more than half of that room? And (N,): log p_k there is
+    def within(self, rtol: Tensor, *, least: float) -> tuple[Tensor, Tensor, Tensor]:
+        """(N,) bool: is an upper bound, rounding allowed for, at most (1 + rtol) times the lower
+        bound? (N,) bool: is the allowance more than half of that room? And (N,): log p_k there is
         what part of what (12) asks, inverted. Room for `least` allowances is made in any case."""
         theta = self.top[0].sqrt()
-        room = torch.maximum(rtol * theta, least * self.allowance)
+        room = rtol * (theta - self.below) - self.below
+        room = torch.maximum(room, least * self.allowance)
         certain, growth = self._holds(
             (theta + room - self.allowance).clamp(min=0).square()[:, None]
         )
@@ -66,7 +68,7 @@ class Tridiagonal:
         )
         return (certain | self._likely(growth))[:, 0] & ~tight, tight, ahead
 
-    def upper(self, rtol: float) -> tuple[Tensor, Tensor]:
+    def upper(self, rtol: Tensor) -> tuple[Tensor, Tensor]:
         """Upper bounds on sigma_1 (N,), rounding allowed for, and whether each is certain (N,)
         bool.
 
@@ -125,6 +127,11 @@ class Tridiagonal:
     def _used(self) -> Tensor:
         """(N, k) bool: the entries that belong to each matrix."""
         return torch.arange(self.a.shape[1]) < self.steps[:, None]
+
+    @property
+    def smallest_coupling(self) -> Tensor:
+        """The smallest b of each matrix, (N,)."""
+        return torch.where(self._used, self.b, torch.inf).amin(1)
 
     @property
     def _coupling(self) -> Tensor:
