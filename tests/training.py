@@ -4,6 +4,7 @@ tests."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
+from transformers import AutoModelForSequenceClassification, get_scheduler
 
 from conftest import TARGETS
 from rankscope.study.packing import packs
@@ -30,7 +31,7 @@ TASK, CPU = TASKS["CoLA"], torch.device("cpu")
 
 def trials_of(
     architecture: str, model: str, *, method: str = "lora", ranks: str = '[1, 4, 16, "d"]',
-    d: int = 32, steps: int = 30,
+    d: int = 32, steps: int = 30, targets: Sequence[str] = (), fixed: str = "",
 ) -> list[Trial]:  # fmt: skip
     """Mixed ranks, scale rules and rates. The full fine-tune is a pack of one."""
     study = Study.parse(
@@ -49,8 +50,9 @@ def trials_of(
         batch_size = 8
         steps = {steps}
         eval_every = 10
-        target_modules = {TARGETS[architecture]}
+        target_modules = {list(targets) or TARGETS[architecture]}
         lora_dropout = 0.1
+        {fixed}
         """
     )
     trials = study.trials({model: d})
@@ -115,9 +117,8 @@ def alone(model: Any, trial: Trial, train: Encoded) -> Tensor:
         groups, lr=trial.learning_rate, betas=trial.adam_betas, eps=trial.adam_epsilon
     )
     steps = trial.total_steps(len(train))
-    schedule = get_linear_schedule_with_warmup(
-        optimizer, math.ceil(trial.warmup_ratio * steps), steps
-    )
+    warmup = math.ceil(trial.warmup_ratio * steps)
+    schedule = get_scheduler(trial.lr_scheduler_type, optimizer, warmup, steps)
     torch.manual_seed(stream(trial.seed, "dropout").initial_seed())
     model.train()
     losses = []

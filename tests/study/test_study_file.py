@@ -47,6 +47,40 @@ def test_ids_are_pinned() -> None:
     assert parsed().trials({"m": 64})[0].id == "b887d97c5589232d"
 
 
+@pytest.mark.parametrize(
+    "setting", ['lr_scheduler_type = "cosine"', 'init_lora_weights = "gaussian"']
+)
+def test_younger_settings_are_part_of_an_id_only_where_they_are_said(setting: str) -> None:
+    plain, other = (
+        parsed("lora_alpha", f"{extra}lora_alpha").trials({"m": 64})
+        for extra in ("", f"{setting}\n")
+    )
+    assert setting.split()[0] not in plain[0].canonical()
+    changed = {t.method for t, u in zip(plain, other, strict=True) if t.id != u.id}
+    # a full fine-tune has no factors to initialise
+    assert changed == ({"lora"} if "init" in setting else {"lora", "full"})
+    default = setting.split()[0] + (" = true" if "init" in setting else ' = "linear"')
+    assert [t.id for t in parsed("lora_alpha", f"{default}\nlora_alpha").trials({"m": 64})] == [
+        t.id for t in plain
+    ]
+
+
+@pytest.mark.parametrize(("alpha", "times"), [("r", 1), ("2r", 2), ("0.5r", 0.5)])
+def test_alpha_may_be_a_multiple_of_the_rank(alpha: str, times: float) -> None:
+    for trial in parsed("lora_alpha = 16", f'lora_alpha = "{alpha}"').trials({"m": 64}):
+        if trial.rank is None:
+            assert trial.lora_alpha is None
+        else:
+            assert trial.lora_alpha == times * trial.rank
+            root = trial.scaling == "alpha/sqrt(r)"
+            assert trial.scale == pytest.approx(times * (math.sqrt(trial.rank) if root else 1))
+
+
+def test_orthogonal_factors_need_even_ranks() -> None:
+    with pytest.raises(ValueError, match='"orthogonal" needs even ranks; found 1'):
+        parsed("lora_alpha", 'init_lora_weights = "orthogonal"\nlora_alpha').trials({"m": 64})
+
+
 def test_precision_is_part_of_an_id_only_where_it_is_said() -> None:
     trial = parsed().trials({"m": 64})[0]
     assert "precision" not in trial.canonical()
@@ -212,6 +246,10 @@ def test_builtin_studies_load(name: str) -> None:
         ("1e-4", "nan", "[nuisance] learning_rate: expected a finite number; found nan"),
         ("lora_alpha", "epochs = 1\nsteps = 1\nlora_alpha", "expected one of them, found both"),
         ("[nuisance]", "[nuisance", "t.toml: not TOML"),
+        ("= 16", '= "3x"', 'expected a number above 0, or a multiple of the rank such as "r"'),
+        ("= 16", '= "0r"', 'expected a number above 0, or a multiple of the rank such as "r"'),
+        ("= 16", '= "r"\ninit_lora_weights = "eva"', 'expected true, "gaussian" or "orthogonal"'),
+        ("= 16", '= 1\nlr_scheduler_type = "cosin"', "lr_scheduler_type: expected 'linear', "),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(old: str, new: str, says: str) -> None:
@@ -270,3 +308,9 @@ def test_ids_do_not_depend_on_the_process() -> None:
     ).stdout.strip()
     trial = parsed().trials({"m": 64})[5]
     assert trial.id == other == Trial(**trial.model_dump(mode="json")).id
+
+
+def test_a_multiple_of_the_rank_is_no_scale() -> None:
+    """With scaling "alpha" s is alpha itself."""
+    with pytest.raises(ValueError, match=r'lora_alpha: expected a number with scaling = "alpha"'):
+        Study.parse(TEXT.replace('"alpha/sqrt(r)"', '"alpha"').replace("= 16", '= "2r"'))

@@ -7,11 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear
+from torch import nn
 from torch.testing import assert_close
 
 from conftest import TARGETS, save_tiny_model
+from rankscope.study.trial import Init
+from rankscope.train.adapters import draw_factors
+from rankscope.train.isolation import prove
+from rankscope.train.loading import load_model
+from rankscope.train.model import sites
 from rankscope.train.packed import rank_buckets
 from training import (
+    TASK,
     adapters,
     alone,
     encoded,
@@ -156,3 +165,79 @@ def test_buckets_pad_small_ranks_together_and_large_ones_by_powers_of_two() -> N
         [128],
         [768],
     ]
+
+
+SETTINGS = {
+    "cosine": 'lr_scheduler_type = "cosine"\nwarmup_ratio = 0.3',
+    "constant": 'lr_scheduler_type = "constant"\nwarmup_ratio = 0.3',
+    "constant_with_warmup": 'lr_scheduler_type = "constant_with_warmup"\nwarmup_ratio = 0.3',
+    "gaussian": 'init_lora_weights = "gaussian"',
+    "orthogonal": 'init_lora_weights = "orthogonal"',
+    "all-linear": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("setting", "architecture"),
+    [*((name, "roberta") for name in SETTINGS), ("all-linear", "llama"), ("all-linear", "gpt2")],
+)
+def test_other_settings_equal_peft_alone(
+    setting: str, architecture: str, models: dict[str, str], tiny_data: Path, tmp_path: Path
+) -> None:
+    path, targets = models[architecture], ["all-linear"] if setting == "all-linear" else []
+    trials = trials_of(
+        architecture, path, ranks="[2, 6]", steps=8, targets=targets, fixed=SETTINGS[setting]
+    )
+    if setting == "all-linear" and architecture == "roberta":
+        # its last block computes one token a row: adapters there would draw other LoRA dropouts
+        trials = [trial.model_copy(update={"lora_dropout": 0.0}) for trial in trials]
+    train = encoded(path, tiny_data)
+    run = run_of(trials, path, train, torch.float64)
+    for k in range(len(trials)):
+        saved(run, k, tmp_path / str(k))
+    prove(run.pack, train, torch.arange(8))
+    losses = losses_of(run)
+    for k, trial in enumerate(trials):
+        peft = peft_model(path, tmp_path / str(k), torch.float64)
+        assert_close(losses[:, k], alone(peft, trial, train), rtol=0, atol=1e-9)
+        ours, theirs = saved(run, k, tmp_path / "end"), adapters(peft)
+        for name, tensor in theirs.items():
+            assert_close(ours[name], tensor, rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("architecture", TARGETS)
+def test_all_linear_is_every_layer_that_peft_adapts_below_the_head(
+    architecture: str, models: dict[str, str]
+) -> None:
+    model = plain_model(models[architecture], torch.float32)
+    prefix = model.base_model_prefix + "."
+    config = LoraConfig(
+        task_type="SEQ_CLS", target_modules="all-linear", fan_in_fan_out=architecture == "gpt2"
+    )
+    adapted = get_peft_model(
+        plain_model(models[architecture], torch.float32), config
+    ).base_model.model
+    theirs = {name for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
+    loaded = load_model(models[architecture], TASK)
+    found = set(sites(loaded, ["all-linear"]))
+    assert found == {name for name in theirs if name.startswith(prefix)}
+    assert len(found) > len(sites(loaded, TARGETS[architecture]))
+
+
+@pytest.mark.parametrize("init", [True, "gaussian", "orthogonal"])
+def test_factors_are_drawn_as_peft_draws_them(init: Init) -> None:
+    """From the same stream, PEFT's is torch's global one."""
+    site = nn.Linear(24, 16)
+    with torch.random.fork_rng():
+        layer = Linear(site, "default", LoraConfig(init_lora_weights=init), r=6, lora_alpha=1)
+        torch.manual_seed(3)
+        if init == "orthogonal":
+            layer.orthogonal_init("default")
+        else:
+            layer.reset_lora_parameters("default", init)
+    B, A = torch.empty(16, 6), torch.empty(6, 24)
+    draw_factors(B, A, init, torch.Generator().manual_seed(3))
+    assert_close(A, layer.lora_A["default"].weight.detach())
+    assert_close(B, layer.lora_B["default"].weight.detach())
+    assert (B @ A).abs().max() < 1e-6
+    assert (B.abs().max() > 0.01) == (init == "orthogonal")

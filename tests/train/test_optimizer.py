@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from transformers import get_linear_schedule_with_warmup
+from transformers import get_scheduler
 
+from rankscope.study.trial import Schedule
 from rankscope.train.optimizer import (
     FUSED,
     FlatParams,
     PackedAdamW,
     has_fused_kernel,
-    linear_schedule,
+    share_of_peak,
 )
 
 SHAPES = [(3, 4, 5), (3, 7)]
@@ -89,12 +92,12 @@ def test_a_trial_whose_gradient_is_nan_stands_still_alone(fused: bool) -> None:
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(0, 10), (3, 10), (10, 10)])
-def test_schedule_is_hugging_faces(warmup: int, total: int) -> None:
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+def test_schedule_is_hugging_faces(schedule: Schedule, warmup: int, total: int) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    theirs = get_linear_schedule_with_warmup(optimizer, warmup, total)
+    theirs = get_scheduler(schedule, optimizer, warmup, total)
     for step in range(total):
-        assert linear_schedule(step, warmup=warmup, total=total) == pytest.approx(
-            theirs.get_last_lr()[0]
-        )
+        ours = share_of_peak(schedule, step, warmup=warmup, total=total)
+        assert ours == pytest.approx(theirs.get_last_lr()[0])
         optimizer.step()
         theirs.step()

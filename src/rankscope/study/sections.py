@@ -21,8 +21,9 @@ from pydantic import (
 
 from rankscope.study.own_task import OwnTask
 from rankscope.study.tasks import Name as Recipes
-from rankscope.study.trial import STRICT, Method, Precision, Scaling
+from rankscope.study.trial import STRICT, Init, Method, Precision, Scaling, Schedule
 
+TimesRank = Annotated[str, Field(pattern=r"^(\d*\.?\d*[1-9]\d*)?r$")]
 Rank = Annotated[int, Field(ge=1, strict=True)] | Literal["d"]
 
 
@@ -112,8 +113,11 @@ class Fixed(Budget):
         "query",
         "value",
     ]
-    lora_alpha: Annotated[float, Field(gt=0)] | None = None
+    # of the scale; "2r": two times the rank
+    lora_alpha: Annotated[float, Field(gt=0)] | TimesRank | None = None
+    init_lora_weights: Init = True
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    lr_scheduler_type: Schedule = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.06
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -150,6 +154,12 @@ SECTIONS: dict[str, type[BaseModel]] = {
 
 _SHARE = "a file, a split, or a share of the rows: 0.2 or { fraction = 0.2, seed = 0 }"
 _OF_A_TASK = {"text": "one or two names of columns", "train": _SHARE, "validation": _SHARE}
+
+
+_OF_FIXED = {
+    "lora_alpha": 'a number above 0, or a multiple of the rank such as "r" or "2r"',
+    "init_lora_weights": 'true, "gaussian" or "orthogonal"',
+}
 
 
 def validation_message(error: ValidationError) -> str:
@@ -192,6 +202,8 @@ def validation_message(error: ValidationError) -> str:
     )
     if found["type"] == "value_error":
         return f"{place}: {message}"
+    if key in _OF_FIXED and section == "fixed":
+        return f"{place}: expected {_OF_FIXED[key]}; found {found['input']!r}"
     if found["type"] == "string_pattern_mismatch":
         message = "letters, digits, '.', '_' and '-'"
     if found["type"] == "list_type" and section == "arm":

@@ -54,6 +54,16 @@ class Study(BaseModel):
         return table | {"arm": [inherited | arm if isinstance(arm, dict) else arm for arm in arms]}
 
     @model_validator(mode="after")
+    def _alpha_follows_one_rule(self) -> Self:
+        rules = {rule for part in (self.scientific, *self.arm) for rule in part.scaling}
+        if isinstance(self.fixed.lora_alpha, str) and "alpha" in rules:
+            raise ValueError(
+                f'[fixed] lora_alpha: expected a number with scaling = "alpha", where it is the '
+                f"scale itself; found {self.fixed.lora_alpha!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _tasks_known(self) -> Self:
         for name in self.task:
             check_name(name)
@@ -168,7 +178,7 @@ class Study(BaseModel):
         for model, task in itertools.product(arm.model, arm.task):
             for kind in self._kinds(arm, model, largest_rank[model]):
                 same = {"model": model, "task": task, **kind}
-                same |= self._fixed(model, task, kind["method"], arm.budget)
+                same |= self._fixed(model, task, kind["rank"], arm.budget)
                 # encoded once, with two gaps: a plan of 100,000 trials spends most of its time here
                 any_of_them = Trial(learning_rate=1, seed=0, **same)
                 first, second, third = any_of_them.canonical(learning_rate=GAP, seed=GAP).split(
@@ -186,6 +196,14 @@ class Study(BaseModel):
     def _kinds(self, arm: Arm, model: str, limit: int) -> Iterator[dict[str, Any]]:
         if "lora" in arm.method:
             for rank in arm.rank:
+                if (
+                    self.fixed.init_lora_weights == "orthogonal"
+                    and (limit if rank == "d" else rank) % 2
+                ):
+                    raise ValueError(
+                        'init_lora_weights: "orthogonal" needs even ranks; found '
+                        f"{limit if rank == 'd' else rank}"
+                    )
                 if rank != "d" and rank > limit:
                     raise ValueError(
                         f"rank: expected 1 to {limit} for model {model!r} (the smallest "
@@ -202,8 +220,9 @@ class Study(BaseModel):
         if "full" in arm.method:
             yield {"method": "full", "rank": None, "scaling": None}
 
-    def _fixed(self, model: str, task: str, method: str, budget: float) -> dict[str, Any]:
-        """The fixed parameters, with Hu et al.'s in the gaps, for ``budget`` times as long."""
+    def _fixed(self, model: str, task: str, rank: int | None, budget: float) -> dict[str, Any]:
+        """The fixed parameters, with Hu et al.'s in the gaps, for ``budget`` times as long; of
+        LoRA, or of full fine-tuning (``rank`` None)."""
         fixed = self.fixed.model_dump(exclude={"data", "retries", "recipe", "task"})
         own = self.fixed.task.get(task, Budget()).model_dump(exclude_none=True)
         if own.keys() & {"epochs", "steps"}:
@@ -220,8 +239,10 @@ class Study(BaseModel):
                 fixed["epochs"] *= budget
             else:
                 fixed["steps"] = max(1, round(fixed["steps"] * budget))
-        if method == "full":  # a full fine-tune has no adapter to describe
-            fixed |= {"lora_alpha": None, "lora_dropout": 0.0}
+        if rank is None:  # a full fine-tune has no adapter to describe
+            fixed |= {"lora_alpha": None, "lora_dropout": 0.0, "init_lora_weights": True}
+        elif isinstance(fixed["lora_alpha"], str):
+            fixed["lora_alpha"] = float(fixed["lora_alpha"][:-1] or 1) * rank
         return fixed
 
 

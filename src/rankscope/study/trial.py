@@ -16,6 +16,11 @@ Scaling = Literal[
 ]  # the last: s does not depend on r (PEFT: alpha = c r)
 Precision = Literal["float32", "bfloat16"]
 
+ALL_LINEAR = "all-linear"  # PEFT's word for target_modules: every linear layer but the head
+Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+Init = Literal[True, "gaussian", "orthogonal"]
+_YOUNGER = ("precision", "lr_scheduler_type", "init_lora_weights")  # than the first stores
+
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 GAP = "\0"
@@ -54,6 +59,8 @@ class Trial(BaseModel):
     adam_betas: tuple[float, float]
     adam_epsilon: float
     precision: Precision | None = None
+    lr_scheduler_type: Schedule = "linear"
+    init_lora_weights: Init = True
 
     @cached_property
     def id(self) -> str:
@@ -65,8 +72,9 @@ class Trial(BaseModel):
         younger than the first stores is left out where it has its default: their trials keep their
         ids."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
-        if self.precision is None:
-            del values["precision"]
+        for name in _YOUNGER:
+            if values[name] == type(self).model_fields[name].default:
+                del values[name]
         return _CANONICAL.encode(values | others)
 
     @property

@@ -23,7 +23,8 @@ from rankscope.linalg import (
     singular_subspaces,
 )
 from rankscope.store.store import Store
-from rankscope.study.trial import Trial
+from rankscope.store.trial_dir import SPECTRA
+from rankscope.study.trial import ALL_LINEAR, Trial
 from rankscope.weights import Matrix, read
 
 K = 8  # leading singular directions compared; fewer where the rank is smaller
@@ -117,7 +118,11 @@ def updates(
 ) -> tuple[dict[str, Update], dict[str, Tensor]]:
     """dW of each adapted site, from the trial's best weights; and W (m, n) float64 beside it."""
     folder = store.folder(trial_id, weights=True)
-    sites = "|".join(map(re.escape, Trial(**folder.trial()).target_modules))
+    targets = Trial(**folder.trial()).target_modules
+    if targets == [ALL_LINEAR]:
+        layers = pd.read_parquet(folder.path / SPECTRA, columns=["layer"])["layer"]
+        targets = list(layers.unique())
+    sites = "|".join(map(re.escape, targets))
     found: dict[str, Update] = {}
     weights: dict[str, Tensor] = {}
     for one in read(folder.path / "best", base=base, layers=re.compile(rf"(^|\.)({sites})$")):

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rankscope.linalg import Dense, LowRank
 from rankscope.study.tasks import Task
-from rankscope.study.trial import Trial
+from rankscope.study.trial import Init, Trial
 from rankscope.train.encoder import is_patchable, patch_encoder
 from rankscope.train.loading import load_model, sharing_weights
 from rankscope.train.model import (
@@ -80,7 +80,7 @@ class AdapterPack:
         self.params = self._flat_params()
 
     def _adapted(self, base: nn.Module, draws: Sequence[torch.Generator]) -> PackedLoRA:
-        """B = 0, and A as ``draw_A`` has it."""
+        """As ``draw_factors`` has it."""
         m, n = weight_of(base).shape
         ranks = [trial.rank or 0 for trial in self.trials]
         cuts = rank_buckets(ranks)
@@ -89,12 +89,15 @@ class AdapterPack:
             torch.zeros(bucket.stop - bucket.start, r, n)
             for bucket, r in zip(cuts, largest, strict=True)
         ]
-        padded = [A for As_ in As for A in As_]
-        for A, r, generator in zip(padded, ranks, draws, strict=True):
-            draw_A(A[:r], generator)
+        Bs = [torch.zeros(len(A), m, A.shape[1]) for A in As]
+        padded = [
+            pair for Bs_, As_ in zip(Bs, As, strict=True) for pair in zip(Bs_, As_, strict=True)
+        ]
+        for (B, A), trial, generator in zip(padded, self.trials, draws, strict=True):
+            draw_factors(B[:, : trial.rank], A[: trial.rank], trial.init_lora_weights, generator)
         return PackedLoRA(
             base,
-            B=[torch.zeros(len(A), m, A.shape[1]) for A in As],
+            B=Bs,
             A=As,
             scale=torch.tensor([trial.scale for trial in self.trials], dtype=torch.float64),
             buckets=cuts,
@@ -163,14 +166,28 @@ class AdapterPack:
         return lora_config(
             self.trials[k],
             base=self.base,
+            sites=list(self.sites),
             fan_in_fan_out=conv,
             modules_to_save=self.modules_to_save,
         )
 
 
 @torch.no_grad()
-def draw_A(A: Tensor, generator: torch.Generator) -> None:
-    """(r, n): uniform in +-1/sqrt(n), which is Kaiming-uniform with a = sqrt 5: PEFT's
-    initialisation."""
-    bound = 1 / math.sqrt(A.shape[1])
-    A.uniform_(-bound, bound, generator=generator)
+def draw_factors(B: Tensor, A: Tensor, init: Init, generator: torch.Generator) -> None:
+    """PEFT's ``init_lora_weights``, from our own stream, in place: B (m, r), A (r, n).
+
+    True: B = 0 and A uniform in +-1/sqrt(n), which is Kaiming-uniform with a = sqrt 5. "gaussian":
+    B = 0, A from N(0, 1/r^2). "orthogonal": the even and the odd rows of a random orthogonal
+    matrix between two Gaussian ones, so that neither factor is zero and B A is.
+    """
+    r, n = A.shape
+    B.zero_()
+    if init == "gaussian":
+        A.normal_(0.0, 1 / r, generator=generator)
+    elif init == "orthogonal":
+        Q = torch.linalg.qr(torch.randn(r, r, generator=generator))[0]
+        A.copy_((torch.randn(n, r // 2, generator=generator) @ Q[0::2]).mT / 10)
+        B.copy_(torch.randn(r // 2, len(B), generator=generator).mT @ Q[1::2] / 10)
+    else:
+        bound = 1 / math.sqrt(n)
+        A.uniform_(-bound, bound, generator=generator)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rankscope.study.cost import Shape, Site
+from rankscope.study.trial import ALL_LINEAR
 from rankscope.train.encoder import before_adapters, is_patchable, of_one_token
 
 # the names that families have for them; all must be there
@@ -35,7 +36,7 @@ OTHERS = {"phi": ("q_proj", "v_proj", "fc1", "fc2")}
 
 def sites(model: PreTrainedModel, target_modules: Sequence[str]) -> dict[str, nn.Module]:
     """The frozen linear layers of the base model that are called one of ``target_modules`` (PEFT's
-    rule: the whole name or its last parts), in order."""
+    rule: the whole name or its last parts; ["all-linear"]: all of them), in order."""
     trained = trained_in_full(model)
     linear = {
         name: module
@@ -44,6 +45,8 @@ def sites(model: PreTrainedModel, target_modules: Sequence[str]) -> dict[str, nn
         and name.startswith(model.base_model_prefix + ".")
         and name not in trained
     }
+    if list(target_modules) == [ALL_LINEAR]:
+        return linear
     called = {
         target: [name for name in linear if f".{name}".endswith(f".{target}")]
         for target in target_modules

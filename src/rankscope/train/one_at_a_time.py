@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from rankscope.linalg import Dense, LowRank
 from rankscope.study.tasks import Task
 from rankscope.study.trial import Trial
-from rankscope.train.adapters import draw_A
+from rankscope.train.adapters import draw_factors
 from rankscope.train.loading import load_model
 from rankscope.train.model import draw_head, modules_to_save, sites, stream, weight_of
 from rankscope.train.optimizer import FlatParams
@@ -55,12 +55,14 @@ class PeftTrial:
         self.sites: dict[str, nn.Module] = sites(loaded, trial.target_modules)
         conv = any(isinstance(site, Conv1D) for site in self.sites.values())
         saved = modules_to_save(loaded)
-        self.config = lora_config(trial, base=model, fan_in_fan_out=conv, modules_to_save=saved)
+        self.config = lora_config(
+            trial, base=model, sites=list(self.sites), fan_in_fan_out=conv, modules_to_save=saved
+        )
         self.model = adapted(loaded, [self.config])
         self.trained = trained_weights(self.model, ADAPTER)
         for name in self.sites:
-            draw_A(self.trained[f"{name}.lora_A.weight"], generator)
-            nn.init.zeros_(self.trained[f"{name}.lora_B.weight"])
+            B, A = (self.trained[f"{name}.lora_{factor}.weight"] for factor in "BA")
+            draw_factors(B, A, trial.init_lora_weights, generator)
         self.model.to(device=device, dtype=dtype)
         parameters = list(self.trained.values())
         self.params = [

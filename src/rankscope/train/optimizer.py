@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankscope.study.trial import Schedule
+
 
 class FlatParams:
     """Trained weights as one matrix with a row per trial, and their gradients as another.
@@ -193,9 +195,16 @@ def plain_adamw(
         p.addcdiv_(mean, denominator, value=-lr / (1 - beta1**step))
 
 
-def linear_schedule(step: int, *, warmup: int, total: int) -> float:
-    """Share of the peak rate at ``step`` (from 0): up over ``warmup`` steps, then down to 0 at
-    ``total``."""
+def share_of_peak(schedule: Schedule, step: int, *, warmup: int, total: int) -> float:
+    """Share of the peak rate at ``step`` (from 0), as ``transformers.get_scheduler`` has it: up
+    over ``warmup`` steps ("constant" has none), then down to 0 at ``total``, or level."""
+    if schedule == "constant":
+        return 1.0
     if step < warmup:
         return step / max(1, warmup)
-    return max(0.0, (total - step) / max(1, total - warmup))
+    left = (total - step) / max(1, total - warmup)
+    if schedule == "linear":
+        return max(0.0, left)
+    if schedule == "cosine":  # half a period
+        return max(0.0, 0.5 * (1 - math.cos(math.pi * left)))
+    return 1.0

@@ -27,7 +27,7 @@ from rankscope.train.optimizer import (
     FlatParams,
     PackedAdamW,
     differentiate,
-    linear_schedule,
+    share_of_peak,
 )
 from rankscope.train.pack import Pack, logits
 from rankscope.train.rounding import may_be_rounding, rounded_at_random
@@ -104,7 +104,9 @@ class Run:
             losses.sum(), self.pack.params
         )  # each trial's weights see its own mean loss only
         losses = losses.detach()
-        schedule = linear_schedule(step - 1, warmup=self.warmup, total=self.total)
+        schedule = share_of_peak(
+            self.pack.trials[0].lr_scheduler_type, step - 1, warmup=self.warmup, total=self.total
+        )
         alive = self.optimizer.step(schedule=schedule, alive=self.alive & losses.isfinite())
         self.diverged_at = torch.where(self.alive & ~alive, step, self.diverged_at)
         self.alive = alive

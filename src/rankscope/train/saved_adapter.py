@@ -11,16 +11,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from rankscope.study.trial import Trial
+from rankscope.study.trial import ALL_LINEAR, Trial
 
 
 def lora_config(
-    trial: Trial, *, base: str, fan_in_fan_out: bool, modules_to_save: Sequence[str]
+    trial: Trial,
+    *,
+    base: str,
+    sites: Sequence[str],
+    fan_in_fan_out: bool,
+    modules_to_save: Sequence[str],
 ) -> LoraConfig:
     """What PEFT calls this trial.
 
     Args:
         base: what ``from_pretrained`` was called with.
+        sites: names of the adapted layers, which stand for "all-linear": PEFT would also adapt what
+            it finds in some heads.
         fan_in_fan_out: whether adapted layers store (in, out), as GPT-2's Conv1D does.
         modules_to_save: ``train.model.modules_to_save``.
     """
@@ -35,7 +42,9 @@ def lora_config(
         lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
         use_rslora=trial.scaling == "alpha/sqrt(r)",
         lora_dropout=trial.lora_dropout,
-        target_modules=list(trial.target_modules),
+        target_modules=list(
+            sites if trial.target_modules == [ALL_LINEAR] else trial.target_modules
+        ),
         fan_in_fan_out=fan_in_fan_out,
         modules_to_save=list(modules_to_save),
     )
