@@ -7,6 +7,7 @@ some bound was not met; 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -107,6 +108,53 @@ def _measure(measure: argparse.ArgumentParser) -> None:
     )
 
 
+def _resize(resize: argparse.ArgumentParser) -> None:
+    resize.add_argument("source", metavar="ADAPTER", help="a local path or a hub id")
+    _smaller(resize)
+    resize.add_argument(
+        "--subfolder", metavar="NAME", help="one of several adapters in a folder or repository"
+    )
+    resize.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
+
+
+def _smaller(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--to", required=True, metavar="OUT", help="the folder to make; never one that exists"
+    )
+    goal = command.add_mutually_exclusive_group(required=True)
+    goal.add_argument(
+        "--energy",
+        type=float,
+        metavar="X",
+        help="the smallest rank that holds this share of ||dW||_F^2, layer by layer, such as 0.95",
+    )
+    goal.add_argument("--rank", type=int, metavar="K", help="at most this rank in each layer")
+    goal.add_argument(
+        "--error",
+        type=float,
+        metavar="X",
+        help="the smallest rank with ||dW - dW_k||_F / ||dW||_F of at most this, layer by layer",
+    )
+    goal.add_argument(
+        "--budget",
+        type=_bytes,
+        metavar="BYTES",
+        help="the size of the file of tensors, such as 3000000 or 3MB: one threshold on the "
+        "singular values of all layers",
+    )
+    command.add_argument("--json", action="store_true", help="print resize.json")
+
+
+def _bytes(text: str) -> int:
+    """3000000, 3MB, 3MiB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(
+            f"expected bytes, such as 3000000, 3MB or 3MiB; found {text!r:.40}"
+        )
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " kMGT".index(found[2] or " "))
+
+
 def _study(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "study", metavar="STUDY", help='a TOML file, or a built-in study: "lab" or "paper"'
@@ -191,6 +239,7 @@ COMMANDS: tuple[
         "measure the stable rank of an adapter or a checkpoint, layer by layer",
         _measure,
     ),
+    (commands.resize, "a smaller copy of an adapter, with its error proved", _resize),
     (
         commands.plan,
         "trials, packs, what is done already, FLOPs, memory and time it will take",

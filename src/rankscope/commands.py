@@ -101,6 +101,29 @@ def _unmeasured(table: Any, rtol: float) -> int:
     return 0
 
 
+def resize(options: argparse.Namespace) -> int:
+    from rankscope.console import bar
+    from rankscope.measurement.resize import resize as resizing
+    from rankscope.measurement.terminal import show_resized
+
+    with bar("resizing", total=None):
+        result = resizing(
+            options.source,
+            to=options.to,
+            energy=options.energy,
+            rank=options.rank,
+            error=options.error,
+            budget=options.budget,
+            subfolder=options.subfolder,
+            revision=options.revision,
+        )
+    if options.json:
+        print(json.dumps(result.to_dict(), indent=1, allow_nan=False))
+    else:
+        show_resized(result)
+    return 0
+
+
 @without_collection()
 def plan(options: argparse.Namespace) -> int:
     from rankscope.study.study_file import Study

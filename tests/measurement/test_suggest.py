@@ -19,6 +19,7 @@ from rankscope.measurement.measure import measure
 from rankscope.measurement.row import measured_together
 from rankscope.weights import Matrix
 from rankscope.weights.lora_config import pattern_value
+from rankscope.weights.peft_settings import peft_settings
 from tiny import MODELS, Case, edited
 
 SETTINGS = {
@@ -102,7 +103,7 @@ def test_experts_share_the_largest_of_their_ranks() -> None:
         "layers.1.q": 2,
         "layers.10.q": 3,
     }
-    found = suggest.peft_settings(wanted, dict.fromkeys(wanted, 0.5))
+    found = peft_settings(wanted, dict.fromkeys(wanted, 0.5))
     assert found["r"] in (2, 3, 5)
     values = {"layers.0.experts.up": 5, "layers.1.q": 2, "layers.10.q": 3}
     for layer, rank in values.items():

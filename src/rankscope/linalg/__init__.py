@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from rankscope.linalg.dense import Dense, as_operator
 from rankscope.linalg.estimate import Estimate
+from rankscope.linalg.factors import error_of
 from rankscope.linalg.frobenius import row_norms
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator, Sum
@@ -39,6 +40,7 @@ __all__ = [
     "captured_energy",
     "effective_rank",
     "energy_rank",
+    "error_of",
     "frobenius_norm",
     "intruder_dimensions",
     "principal_angles",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import exponent
+from rankscope.linalg.rounding import gamma
 
 
 @dataclass(frozen=True)
@@ -91,3 +92,15 @@ def _balanced(X: Tensor) -> tuple[Tensor, Tensor]:
     and no square can overflow."""
     size = torch.exp2(exponent(X, 2).double())
     return X.double() / size[..., None, None], size
+
+
+def error_of(update: LowRank, other: LowRank) -> tuple[float, float, float]:
+    """||dW - dW'||_F, its spectral norm, and how far rounding may have moved either: of two single
+    updates, from the core of their difference. docs/math.md, (8)."""
+    difference = update + LowRank(B=other.B, A=other.A, scale=-other.scale)
+    assert isinstance(difference, LowRank)
+    found = spectrum(difference)
+    room = gamma(4 * (sum(difference.shape[-2:]) + difference.A.shape[-2])) * found.magnitude
+    values = (found.frobenius, found.sigma[..., 0], room)
+    frobenius, spectral, rounding = (float(x * found.size) for x in values)
+    return frobenius, spectral, rounding

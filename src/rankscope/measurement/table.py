@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rankscope.measurement.row import Row, compared, measured_together
-from rankscope.measurement.suggest import SHARES, peft_settings
+from rankscope.measurement.suggest import SHARES
 from rankscope.weights.matrix import Matrix, Reading, Skipped, distinct
+from rankscope.weights.peft_settings import peft_settings
 from rankscope.weights.tensors import one_line
 
 if TYPE_CHECKING:

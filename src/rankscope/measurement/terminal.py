@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from rankscope.measurement.resize import Resized
 from rankscope.measurement.row import Row
 from rankscope.measurement.suggest import SHARES
 from rankscope.measurement.table import Table
@@ -47,6 +48,40 @@ def show(table: Table, console: Console | None = None) -> None:
             out.print(f"{count - SHOWN} more {what}: type --json")
     if not table.rows:
         out.print("nothing was measured")
+
+
+def show_resized(result: Resized, console: Console | None = None) -> None:
+    """Prints what was cut, layer by layer, and the error of all together."""
+    out = console or Console()
+    if not out.is_terminal:
+        out.width = max(out.width, 150)
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
+    grid.add_column("layer", overflow="fold", min_width=20)
+    for name in ("shape", "r", "rank", "error", "spectral error"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for cut in result.layers[:SHOWN]:
+        cells = (f"{cut.shape[0]} x {cut.shape[1]}", str(cut.r), str(cut.rank))
+        errors = (f"{cut.error:.4g}", f"{cut.spectral_error:.4g}")
+        grid.add_row(*map(plain, (cut.layer, *cells, *errors)))
+    out.print(grid)
+    if len(result.layers) > SHOWN:
+        out.print(f"{len(result.layers) - SHOWN} more layers: type --json")
+    size = f"{result.bytes_before} -> {result.bytes_after} bytes"
+    out.print(
+        plain(
+            f"all layers: error {result.error:.4g}, spectral error "
+            f"{result.spectral_error:.4g}; {size}"
+        )
+    )
+    if result.threshold is not None:
+        out.print(f"kept: singular values from {result.threshold:.4g}")
+    if result.kept:
+        out.print(
+            plain(f"kept as they are: {len(result.kept)} other tensors, such as {result.kept[0]}")
+        )
+    for note in result.notes:
+        out.print(plain(note))
+    out.print(plain(f"written: {result.to}"), soft_wrap=True)
 
 
 def writable(path: str) -> Path:

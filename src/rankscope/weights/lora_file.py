@@ -60,7 +60,7 @@ def lora_layers(
     tensors: Tensors, names: LoraNames, settings: Settings, base: BaseModel | None
 ) -> Iterator[Layer]:
     """dW of each adapted layer; with a base W, dW and W + dW; then what else the file holds."""
-    file = LoraFile(tensors, names, settings, base, _configs(tensors))
+    file = LoraFile(tensors, names, settings, base, header_configs(tensors))
     own = {site.layer: _own_name(site.layer, base) for site in names.sites}
     if base is not None:
         base.check_same_model(list(own.values()), tensors.where)
@@ -110,7 +110,7 @@ def _update(file: LoraFile, site: Site, own: str, factors: Mapping[str, str]) ->
     weight = file.weight(own)
     notes: list[str | None] = [] if file.base is None else [file.base.said_of(own)]
     B, A, r = _factors(tensors, site, own, weight)
-    scale, note = (1.0, None) if r is None else _scale(file, site, r)
+    scale, note = (1.0, None) if r is None else site_scale(file, site, r)
     if "B" in factors and (
         (A is not None and A.shape[0] != B.shape[1]) or isinstance(file.settings, LitGpt)
     ):
@@ -190,7 +190,7 @@ def _factors(
     return B.flatten(1), A.flatten(1), B.shape[1]
 
 
-def _scale(file: LoraFile, site: Site, r: int) -> tuple[float, str | None]:
+def site_scale(file: LoraFile, site: Site, r: int) -> tuple[float, str | None]:
     """s, and what must be said of it: by the file itself, else by what diffusers put into its
     header, else by the configuration beside it, else by the user or a guess."""
     tensors = file.tensors
@@ -255,7 +255,7 @@ def _experts(file: LoraFile, site: Site, own: str) -> Reading:
             f"{file.tensors.where}: expected lora_a (E, r, n) and lora_b (E, m, r) for {own}; "
             f"found {tuple(A.shape)} and {tuple(B.shape)}."
         )
-    scale, note = _scale(file, site, A.shape[1])
+    scale, note = site_scale(file, site, A.shape[1])
     stack = file.weight(own)
     for e in range(len(A)):
         name = f"{own}[{e}]"
@@ -268,7 +268,7 @@ def _experts(file: LoraFile, site: Site, own: str) -> Reading:
         yield from update_matrices(update, weight, hint="")
 
 
-def _configs(tensors: Tensors) -> dict[str, LoraConfig]:
+def header_configs(tensors: Tensors) -> dict[str, LoraConfig]:
     """unet, transformer, text_encoder, ... -> the LoraConfig that diffusers saved with it."""
     if METADATA not in tensors.metadata:
         return {}

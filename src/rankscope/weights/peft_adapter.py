@@ -125,11 +125,11 @@ def adapter_layers(adapter: Adapter, given: BaseModel | None) -> Iterator[Layer]
 
 def _site_matrices(adapter: Adapter, layer: str, base: BaseModel | None) -> Reading:
     config, site = adapter.config, adapter.sites[layer]
-    pair = _pair(adapter, layer)
+    pair = factor_names(adapter, layer)
     for part in site:
         if part.endswith(".bias"):
             yield Skipped(f"{layer}.{part}", "a trained bias (lora_bias): a vector outside B A")
-    why = _beyond_lora(site, pair) or _without_base(config) or _unlike_matrix(adapter, layer, *pair)
+    why = beyond_lora(site, pair) or _without_base(config) or unlike_matrix(adapter, layer, *pair)
     if why is not None:
         yield Skipped(layer, why)
         return
@@ -143,7 +143,7 @@ def _site_matrices(adapter: Adapter, layer: str, base: BaseModel | None) -> Read
         B, weight, placed = _placed(adapter, layer, B, A, weight)
         note = "; ".join(filter(None, (note, placed)))
     else:
-        _check_fit(adapter, layer, B, A)
+        check_fit(adapter, layer, B, A)
     magnitude = site.get("lora_magnitude_vector")
     factors = LayerUpdate(
         layer.replace(NESTED, ""),
@@ -166,7 +166,7 @@ def _placed(
     product's."""
     r = B.shape[1]
     if A.shape[0] % r or r != adapter.config.rank_of(layer):
-        _check_fit(adapter, layer, B, A)
+        check_fit(adapter, layer, B, A)
     total = None
     if isinstance(weight, Tensor):  # (in, out) where only the first side fits A
         total = weight.shape[1 if weight.shape[0] == A.shape[1] != weight.shape[1] else 0]
@@ -184,7 +184,7 @@ def _without_base(config: LoraConfig) -> str | None:
     return f"{config.unlike_lora}: the true one needs the base, so type --base MODEL"
 
 
-def _pair(adapter: Adapter, layer: str) -> tuple[str, str]:
+def factor_names(adapter: Adapter, layer: str) -> tuple[str, str]:
     """The names of B and A among the layer's parts. ``ValueError`` where one of them is missing."""
     site = adapter.sites[layer]
     for B, A in PAIRS:
@@ -202,7 +202,7 @@ def _pair(adapter: Adapter, layer: str) -> tuple[str, str]:
     )
 
 
-def _beyond_lora(site: dict[str, str], pair: tuple[str, str]) -> str | None:
+def beyond_lora(site: dict[str, str], pair: tuple[str, str]) -> str | None:
     """Parts that plain LoRA and DoRA don't have; None where there are none."""
     strange = [
         part
@@ -212,7 +212,7 @@ def _beyond_lora(site: dict[str, str], pair: tuple[str, str]) -> str | None:
     return f"{', '.join(strange)} besides B and A: neither LoRA nor DoRA" if strange else None
 
 
-def _unlike_matrix(adapter: Adapter, layer: str, B: str, A: str) -> str | None:
+def unlike_matrix(adapter: Adapter, layer: str, B: str, A: str) -> str | None:
     """Why the factors don't make one matrix B A; None where they do."""
     site, headers = adapter.sites[layer], adapter.tensors.headers
     parts = (B, A, *(part for part in site if part == "lora_magnitude_vector"))
@@ -233,7 +233,7 @@ def _unlike_matrix(adapter: Adapter, layer: str, B: str, A: str) -> str | None:
     return None
 
 
-def _check_fit(adapter: Adapter, layer: str, B: Tensor, A: Tensor) -> None:
+def check_fit(adapter: Adapter, layer: str, B: Tensor, A: Tensor) -> None:
     if B.shape[1] != A.shape[0]:
         raise ValueError(
             f"{adapter.tensors.where}: expected B (m, r) and A (r, n) with one r for {layer}; "

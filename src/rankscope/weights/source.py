@@ -85,15 +85,19 @@ def read(
     """
     if alpha is not None and not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(f"alpha: expected a number above 0, as in training; found {alpha:g}.")
-    path = Path(source).expanduser()
-    if path.is_file():
-        found = _file(path, str(source))
-    else:
-        found = _place(place(source, revision=revision, subfolder=subfolder))
+    found = find(source, subfolder=subfolder, revision=revision)
     pretrained = None
     if base is not None:
         pretrained = open_base_model(base, revision=base_revision or found.revision_of(base))
     return selected(_layers(found, pretrained, alpha), layers)
+
+
+def find(source: str | Path, *, subfolder: str | None = None, revision: str | None = None) -> Found:
+    """What a path or hub id leads to. ``ValueError``, one line, where it leads to no tensors."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return _file(path, str(source))
+    return _place(place(source, revision=revision, subfolder=subfolder))
 
 
 def _file(path: Path, source: str) -> Found:
@@ -143,7 +147,7 @@ def _place(where: Place) -> Found:
 def _layers(found: Found, base: BaseModel | None, alpha: float | None) -> Iterator[Layer]:
     tensors = without_wrappers(found.tensors)
     styles = lora_styles(tensors)
-    if found.config is not None and _is_peft(found.content, styles):
+    if found.config is not None and is_peft(found.content, styles):
         _refuse_alpha(alpha, found)
         yield from _peft(found, found.config, tensors, base)
     elif not is_adapter(tensors):
@@ -195,7 +199,7 @@ def _checkpoint(found: Found, tensors: Tensors, base: BaseModel | None) -> Itera
     yield from checkpoint_layers(tensors, base)
 
 
-def _is_peft(content: Mapping[str, Any], styles: Collection[str]) -> bool:
+def is_peft(content: Mapping[str, Any], styles: Collection[str]) -> bool:
     """Whether PEFT's own rules hold: torchtune writes the same configuration beside its own
     names."""
     if _kind(content) != "peft":

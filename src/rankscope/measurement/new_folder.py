@@ -1,0 +1,47 @@
+"""A result's folder: made whole or not at all, and never over another."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def new_folder(to: str | Path, source: str | Path) -> Path:
+    """``to``, which must not be there yet. ``ValueError``, one line, where it is, where its parent
+    is no folder, or where it lies inside ``source``."""
+    place = Path(to).expanduser()
+    if os.path.lexists(place):
+        raise ValueError(f"{to}: expected a folder that is not there yet; found one. Name another.")
+    parent = place.absolute().parent
+    if not parent.is_dir():
+        raise ValueError(f"{to}: expected a folder {parent} to make it in; found none.")
+    own = Path(source).expanduser()
+    if own.is_dir() and parent.resolve().is_relative_to(own.resolve()):
+        raise ValueError(f"{to}: expected a folder outside {source}; found one inside.")
+    return place
+
+
+def written_whole(place: Path, write: Callable[[Path], None]) -> None:
+    """Makes the folder ``place`` with all that ``write`` puts into it, or not at all."""
+    parent = place.absolute().parent
+    partial = Path(tempfile.mkdtemp(dir=parent, prefix=f".{place.name[:40]}."))
+    try:
+        write(partial)
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o777 & ~mask)
+        if os.path.lexists(place):
+            raise ValueError(f"{place}: expected no such folder; one appeared meanwhile.")
+        partial.rename(place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """JSON without NaN, which it does not have."""
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
