@@ -22,6 +22,7 @@ import importlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import sys
@@ -33,6 +34,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+DURATIONS = "durations.json"  # seconds of each test file in the last run
 TESTS = {
     "linalg": ("tests/linalg",),
     "analysis": ("tests/analysis", "tests/report"),
@@ -280,10 +282,14 @@ def _run_here(copy: Path, tests: list[str], seconds: float, report: Path) -> int
 
     class Reporter:
         def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+            seconds_of[report.nodeid.partition("::")[0]] += report.duration
             if report.failed:
                 failed.write_text(report.nodeid)
 
-    failed = report
+        def pytest_sessionfinish(self) -> None:
+            (copy / DURATIONS).write_text(json.dumps(seconds_of))
+
+    failed, seconds_of = report, Counter[str]()
     os.setsid()
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
     out = os.open(copy / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -322,6 +328,18 @@ def test_files(copy: Path, rooms: tuple[str, ...]) -> list[str]:
     ]
 
 
+def ordered(copy: Path, tests: list[str], durations: dict[str, float], mutant: Mutant) -> list[str]:
+    """The files that name the mutant's module first, and of these and the rest the quickest: the
+    test that fails is found soon."""
+    module = Path(mutant.file).stem
+
+    def cost(test: str) -> tuple[bool, float]:
+        names = re.search(rf"\b{module}\b", test + (copy / test).read_text()) is not None
+        return not names, durations.get(test, 0.0)
+
+    return sorted(tests, key=cost)
+
+
 def killers(records: list[dict[str, str]]) -> list[str]:
     """The tests that have killed most, one of each kind: asked first, they end most mutants at
     once."""
@@ -358,6 +376,7 @@ def examine(room: str, chosen: list[Mutant], log: Path) -> None:
             )
         print(f"{room}: the tests pass, in {used:.0f} s of processor time", flush=True)
         limit = 3 * used + 10
+        durations = json.loads((copy / DURATIONS).read_text())
         done = {key(record) for record in read(log)}
         for mutant in (m for m in chosen if key(m) not in done):
             path = copy / mutant.file
@@ -366,7 +385,7 @@ def examine(room: str, chosen: list[Mutant], log: Path) -> None:
             first = killers([record for record in read(log) if record["room"] == room])
             by, seconds = run_tests(copy, first, limit) if first else ("passed", 0.0)
             if by == "passed":
-                by, more = run_tests(copy, whole_suite, limit)
+                by, more = run_tests(copy, ordered(copy, whole_suite, durations, mutant), limit)
                 seconds += more
             path.write_bytes(whole)
             entry = dataclasses.asdict(mutant) | {"room": room, "killed": by != "passed", "by": by}
