@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
+from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, get_scheduler
@@ -106,19 +107,13 @@ def peft_model(model: str, adapter: Path, dtype: torch.dtype) -> PeftModel:
 
 
 def alone(model: Any, trial: Trial, train: Encoded) -> Tensor:
-    """The obvious loop: torch's AdamW, Hugging Face's schedule, torch's clipping and dropout.
+    """The obvious loop: torch's optimisers, Hugging Face's schedule, torch's clipping and dropout.
     (steps,) losses"""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for _, p in named if p.ndim > 1], "weight_decay": trial.weight_decay},
-        {"params": [p for _, p in named if p.ndim == 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(
-        groups, lr=trial.learning_rate, betas=trial.adam_betas, eps=trial.adam_epsilon
-    )
+    optimizers = optimizers_of(model, trial)
     steps = trial.total_steps(len(train))
     warmup = math.ceil(trial.warmup_ratio * steps)
-    schedule = get_scheduler(trial.lr_scheduler_type, optimizer, warmup, steps)
+    schedules = [get_scheduler(trial.lr_scheduler_type, o, warmup, steps) for o in optimizers]
     torch.manual_seed(stream(trial.seed, "dropout").initial_seed())
     model.train()
     losses = []
@@ -127,11 +122,45 @@ def alone(model: Any, trial: Trial, train: Encoded) -> Tensor:
         loss = model(**inputs, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for _, p in named], trial.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        for part in (*optimizers, *schedules):
+            part.step()
+        model.zero_grad()
         losses.append(loss.detach())
     return torch.stack(losses)
+
+
+def optimizers_of(model: Any, trial: Trial) -> list[torch.optim.Optimizer]:
+    """torch's and PEFT's own, on weights of PEFT's or Hugging Face's own model."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    adam: dict[str, Any] = {
+        "lr": trial.learning_rate, "betas": trial.adam_betas, "eps": trial.adam_epsilon
+    }  # fmt: skip
+    if trial.lora_plus_ratio is not None:
+        plus = {"loraplus_lr_ratio": trial.lora_plus_ratio}
+        plus["loraplus_weight_decay"] = trial.weight_decay
+        return [create_loraplus_optimizer(model, torch.optim.AdamW, **adam, **plus)]
+    inside = [
+        p
+        for n, p in named
+        if p.ndim == 2
+        and not {"classifier", "score", "modules_to_save"} & {*n.split(".")}
+        and "embed" not in n
+        and ".wte" not in n
+        and ".wpe" not in n
+    ]
+    muon = inside if trial.optimizer == "muon" else []
+    rest = [p for _, p in named if not any(p is q for q in muon)]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": trial.weight_decay},
+        {"params": [p for p in rest if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    if trial.optimizer == "sgd":
+        return [torch.optim.SGD(groups, lr=trial.learning_rate)]
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, **adam)]
+    if muon:
+        settings = {"lr": trial.learning_rate, "weight_decay": trial.weight_decay}
+        found.append(torch.optim.Muon(muon, **settings))
+    return found
 
 
 def adapters(model: PeftModel) -> dict[str, Tensor]:

@@ -48,7 +48,13 @@ def test_ids_are_pinned() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ['lr_scheduler_type = "cosine"', 'init_lora_weights = "gaussian"']
+    "setting",
+    [
+        'lr_scheduler_type = "cosine"',
+        'init_lora_weights = "gaussian"',
+        'optimizer = "muon"',
+        "lora_plus_ratio = 4",
+    ],
 )
 def test_younger_settings_are_part_of_an_id_only_where_they_are_said(setting: str) -> None:
     plain, other = (
@@ -57,9 +63,14 @@ def test_younger_settings_are_part_of_an_id_only_where_they_are_said(setting: st
     )
     assert setting.split()[0] not in plain[0].canonical()
     changed = {t.method for t, u in zip(plain, other, strict=True) if t.id != u.id}
-    # a full fine-tune has no factors to initialise
-    assert changed == ({"lora"} if "init" in setting else {"lora", "full"})
-    default = setting.split()[0] + (" = true" if "init" in setting else ' = "linear"')
+    # a full fine-tune has no factors
+    assert changed == ({"lora"} if "lora" in setting else {"lora", "full"})
+    default = {
+        "lr_scheduler_type": 'lr_scheduler_type = "linear"',
+        "init_lora_weights": "init_lora_weights = true",
+        "optimizer": 'optimizer = "adamw"',
+        "lora_plus_ratio": "lora_dropout = 0.0",
+    }[setting.split()[0]]
     assert [t.id for t in parsed("lora_alpha", f"{default}\nlora_alpha").trials({"m": 64})] == [
         t.id for t in plain
     ]
@@ -249,6 +260,13 @@ def test_builtin_studies_load(name: str) -> None:
         ("= 16", '= "3x"', 'expected a number above 0, or a multiple of the rank such as "r"'),
         ("= 16", '= "0r"', 'expected a number above 0, or a multiple of the rank such as "r"'),
         ("= 16", '= "r"\ninit_lora_weights = "eva"', 'expected true, "gaussian" or "orthogonal"'),
+        ("= 16", '= 1\noptimizer = "adam"', "optimizer: expected 'adamw', 'sgd' or 'muon'"),
+        ("= 16", "= 1\nlora_plus_ratio = 0.5", "expected greater than or equal to 1; found 0.5"),
+        (
+            "= 16",
+            '= 1\nlora_plus_ratio = 2\noptimizer = "sgd"',
+            "lora_plus_ratio: expected optimizer = \"adamw\"; found 'sgd'",
+        ),
         ("= 16", '= 1\nlr_scheduler_type = "cosin"', "lr_scheduler_type: expected 'linear', "),
     ],
 )

@@ -21,7 +21,7 @@ from pydantic import (
 
 from rankscope.study.own_task import OwnTask
 from rankscope.study.tasks import Name as Recipes
-from rankscope.study.trial import STRICT, Init, Method, Precision, Scaling, Schedule
+from rankscope.study.trial import STRICT, Init, Method, Optimizer, Precision, Scaling, Schedule
 
 TimesRank = Annotated[str, Field(pattern=r"^(\d*\.?\d*[1-9]\d*)?r$")]
 Rank = Annotated[int, Field(ge=1, strict=True)] | Literal["d"]
@@ -117,6 +117,8 @@ class Fixed(Budget):
     lora_alpha: Annotated[float, Field(gt=0)] | TimesRank | None = None
     init_lora_weights: Init = True
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    optimizer: Optimizer = "adamw"
+    lora_plus_ratio: Annotated[float, Field(ge=1)] | None = None
     lr_scheduler_type: Schedule = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.06
@@ -132,6 +134,14 @@ class Fixed(Budget):
     retries: Annotated[int, Field(ge=0, strict=True)] = (
         1  # of a failed trial; no part of what a trial is
     )
+
+    @model_validator(mode="after")
+    def _lora_plus_is_adamw(self) -> Self:
+        if self.lora_plus_ratio is not None and self.optimizer != "adamw":
+            raise ValueError(
+                f'lora_plus_ratio: expected optimizer = "adamw"; found {self.optimizer!r}'
+            )
+        return self
 
 
 class Arm(Scientific, Nuisance):

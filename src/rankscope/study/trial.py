@@ -19,7 +19,14 @@ Precision = Literal["float32", "bfloat16"]
 ALL_LINEAR = "all-linear"  # PEFT's word for target_modules: every linear layer but the head
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Init = Literal[True, "gaussian", "orthogonal"]
-_YOUNGER = ("precision", "lr_scheduler_type", "init_lora_weights")  # than the first stores
+Optimizer = Literal["adamw", "sgd", "muon"]
+_YOUNGER = (  # than the first stores
+    "precision",
+    "lr_scheduler_type",
+    "init_lora_weights",
+    "optimizer",
+    "lora_plus_ratio",
+)
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -61,6 +68,8 @@ class Trial(BaseModel):
     precision: Precision | None = None
     lr_scheduler_type: Schedule = "linear"
     init_lora_weights: Init = True
+    optimizer: Optimizer = "adamw"
+    lora_plus_ratio: float | None = None  # how many times B's rate is A's
 
     @cached_property
     def id(self) -> str:

@@ -29,7 +29,7 @@ from rankscope.train.model import (
     trained_in_full,
     weight_of,
 )
-from rankscope.train.optimizer import FlatParams
+from rankscope.train.optimizer import FlatParams, kind_of
 from rankscope.train.packed import DropoutMasks, PackedLoRA, packed_copies, rank_buckets
 from rankscope.train.saved_adapter import lora_config, save_adapter
 from rankscope.train.spectra import Updates
@@ -108,15 +108,21 @@ class AdapterPack:
     def _flat_params(self) -> list[FlatParams]:
         """The heads of all trials, then the adapters, bucket by bucket. No decay for
         biases, as in the Trainer."""
+        first = self.trials[0]
         trained = [p for head in self.heads.values() for p in head.parameters()]
         result = [
             FlatParams(
-                trained, decays=[p.ndim == 3 for p in trained], members=slice(0, len(self.trials))
+                trained,
+                decays=[p.ndim == 3 for p in trained],
+                members=slice(0, len(self.trials)),
+                kinds=[kind_of(first, factor=None, is_vector=p.ndim == 2) for p in trained],
             )
         ]
         for i, bucket in enumerate(next(iter(self.sites.values())).buckets):
             factors = [p for site in self.sites.values() for p in (site.A[i], site.B[i])]
-            result.append(FlatParams(factors, decays=[True] * len(factors), members=bucket))
+            kinds = [kind_of(first, factor=factor) for _ in self.sites for factor in "AB"]
+            decays = [True] * len(factors)
+            result.append(FlatParams(factors, decays=decays, members=bucket, kinds=kinds))
         return result
 
     def updates(self) -> Iterator[Updates]:

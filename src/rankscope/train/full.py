@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from rankscope.linalg import Dense
 from rankscope.study.tasks import Task
@@ -17,7 +18,7 @@ from rankscope.study.trial import Trial
 from rankscope.train.encoder import is_patchable, patch_encoder
 from rankscope.train.loading import load_model, quiet, sharing_weights
 from rankscope.train.model import draw_head, sites, stream, weight_of
-from rankscope.train.optimizer import FlatParams
+from rankscope.train.optimizer import FlatParams, kind_of
 from rankscope.train.packed import DropoutMasks
 from rankscope.train.spectra import Updates
 
@@ -52,7 +53,14 @@ class FullPack:
         self.pretrained = {name: weight_of(site).clone() for name, site in self.sites.items()}
         parameters = list(self.model.parameters())
         decays = [p.ndim > 1 for p in parameters]  # biases and norms are vectors
-        self.params = [FlatParams(parameters, decays=decays, members=slice(0, 1))]
+        inner = {
+            id(module.weight)
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D)
+            and name.startswith(self.model.base_model_prefix + ".")
+        }
+        kinds = [kind_of(trial, factor="W" if id(p) in inner else None) for p in parameters]
+        self.params = [FlatParams(parameters, decays=decays, members=slice(0, 1), kinds=kinds)]
 
     def updates(self) -> Iterator[Updates]:
         """W_pre, W_FT - W_pre and W_FT of all sites, those of one shape together."""

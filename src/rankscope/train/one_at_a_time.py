@@ -23,12 +23,16 @@ from rankscope.study.trial import Trial
 from rankscope.train.adapters import draw_factors
 from rankscope.train.loading import load_model
 from rankscope.train.model import draw_head, modules_to_save, sites, stream, weight_of
-from rankscope.train.optimizer import FlatParams
+from rankscope.train.optimizer import FlatParams, kind_of
 from rankscope.train.packed import DropoutMasks
 from rankscope.train.saved_adapter import lora_config, save_adapter
 from rankscope.train.spectra import Updates
 
 ADAPTER = "default"  # PEFT's name for the only adapter
+
+
+def _factor_of(name: str) -> str | None:
+    return next((factor for factor in "AB" if name.endswith(f".lora_{factor}.weight")), None)
 
 
 class PeftTrial:
@@ -66,7 +70,15 @@ class PeftTrial:
         self.model.to(device=device, dtype=dtype)
         parameters = list(self.trained.values())
         self.params = [
-            FlatParams(parameters, decays=[p.ndim > 1 for p in parameters], members=slice(0, 1))
+            FlatParams(
+                parameters,
+                decays=[p.ndim > 1 for p in parameters],
+                members=slice(0, 1),
+                kinds=[
+                    kind_of(trial, factor=_factor_of(name), is_vector=p.ndim == 1)
+                    for name, p in self.trained.items()
+                ],
+            )
         ]
 
     def updates(self) -> Iterator[Updates]:

@@ -9,14 +9,27 @@ on the zeros and subnormal numbers in the second moments of embeddings (a square
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from rankscope.study.trial import Schedule
+from rankscope.study.trial import Schedule, Trial
+
+# "fast": at ``lora_plus_ratio`` times the rate; "matrix", and LoRA's factor "B": by Muon
+Kind = Literal["plain", "fast", "matrix", "B"]
+
+
+def kind_of(trial: Trial, *, factor: str | None, is_vector: bool = False) -> Kind:
+    """How a trial updates factor "A" or "B", or another weight (None). LoRA+ takes the larger rate
+    for vectors as well, as PEFT's ``create_loraplus_optimizer`` does."""
+    if trial.optimizer == "muon" and factor:
+        return "B" if factor == "B" else "matrix"
+    is_fast = trial.lora_plus_ratio is not None and (factor == "B" or is_vector)
+    return "fast" if is_fast else "plain"
 
 
 class FlatParams:
@@ -27,21 +40,35 @@ class FlatParams:
 
     Args:
         parameters: each (K, ...), or any shape if K = 1; they become views of ``values``.
-        decays: whether weight decay applies, per parameter; those it applies to are
-            the first ``decaying`` columns.
+        decays: whether weight decay applies, per parameter.
         members: which trials of the pack these are.
+        kinds: how each parameter is updated; None: all alike.
     """
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], *, decays: Sequence[bool], members: slice
+        self,
+        parameters: Sequence[nn.Parameter],
+        *,
+        decays: Sequence[bool],
+        members: slice,
+        kinds: Sequence[Kind] | None = None,
     ) -> None:
         K, self.members = members.stop - members.start, members
-        pairs = sorted(zip(parameters, decays, strict=True), key=lambda pair: not pair[1])
-        self.parameters = [p for p, _ in pairs]
-        self.decaying = sum(p.numel() for p, decay in pairs if decay) // K
-        first = self.parameters[0]
+        kinds = ["plain"] * len(parameters) if kinds is None else kinds
+        together = zip(parameters, decays, kinds, strict=True)
+        ordered = sorted(together, key=lambda each: (not each[1], get_args(Kind).index(each[2])))
+        self.parameters = [p for p, *_ in ordered]
+        self.kinds = [kind for *_, kind in ordered]
+        # columns that are updated alike: (whether they decay, kind) -> where
+        self.columns: dict[tuple[bool, Kind], slice] = {}
+        start = 0
+        for p, decay, kind in ordered:
+            first = self.columns.get((decay, kind), slice(start, start)).start
+            start += p.numel() // K
+            self.columns[decay, kind] = slice(first, start)
+        example = self.parameters[0]
         P = sum(p.numel() for p in self.parameters) // K
-        self.values = torch.empty(K, P, dtype=first.dtype, device=first.device)
+        self.values = torch.empty(K, P, dtype=example.dtype, device=example.device)
         self.gradients = torch.empty_like(self.values)
         for p, value in zip(self.parameters, self.views(self.values), strict=True):
             value.copy_(p.detach())
@@ -83,6 +110,8 @@ class PackedAdamW:
     Args:
         params: every trained weight; ``step`` reads its ``gradients`` and overwrites them.
         learning_rates: the peak rate of each trial.
+        ratio: the "fast" parameters' rate over the others' (LoRA+; Hayou et al. 2024).
+        sgd: plain gradient descent instead, ``torch.optim.SGD``.
         fused: by torch's kernel; None: where ``has_fused_kernel``.
     """
 
@@ -95,15 +124,20 @@ class PackedAdamW:
         betas: tuple[float, float],
         epsilon: float,
         max_grad_norm: float,
+        ratio: float = 1.0,
+        sgd: bool = False,
         fused: bool | None = None,
     ) -> None:
         self.params = list(params)
         self.learning_rates = list(learning_rates)
         self.weight_decay = weight_decay
         self.betas, self.epsilon, self.max_grad_norm = betas, epsilon, max_grad_norm
+        self.ratio = ratio
         self._kernel: Callable[..., None] = (
             torch._fused_adamw_ if fused or (fused is None and has_fused_kernel()) else plain_adamw
         )
+        if sgd:
+            self._kernel = plain_sgd
         self.steps = 0
         self.means = [torch.zeros_like(group.values) for group in self.params]
         self.squares = [torch.zeros_like(group.values) for group in self.params]
@@ -139,18 +173,21 @@ class PackedAdamW:
             for group, mean, square in zip(self.params, self.means, self.squares, strict=True)
             if group.members.start <= k < group.members.stop
         ]
-        for decays in (True, False):
+        by_adamw: tuple[Kind, ...] = ("plain", "fast")
+        for decays, kind in itertools.product((True, False), by_adamw):
             values, gradients, means, squares = (
                 [
-                    tensors[i][row, : group.decaying]
-                    if decays
-                    else tensors[i][row, group.decaying :]
+                    tensors[i][row, group.columns[decays, kind]]
                     for group, row, tensors in buffers
+                    if (decays, kind) in group.columns
                 ]
                 for i in range(4)
             )
+            if not values:
+                continue
             self._kernel(
-                values, gradients, means, squares, [], [count] * len(values), lr=rate,
+                values, gradients, means, squares, [], [count] * len(values),
+                lr=rate * (self.ratio if kind == "fast" else 1.0),
                 beta1=self.betas[0],
                 beta2=self.betas[1], weight_decay=self.weight_decay if decays else 0.0,
                 eps=self.epsilon,
@@ -193,6 +230,17 @@ def plain_adamw(
         step = float(count)
         denominator = (square.sqrt() / math.sqrt(1 - beta2**step)).add_(eps)
         p.addcdiv_(mean, denominator, value=-lr / (1 - beta1**step))
+
+
+def plain_sgd(
+    values: Sequence[Tensor], gradients: Sequence[Tensor], *_: Any, lr: float, weight_decay: float,
+    found_inf: Tensor, **__: Any,
+) -> None:  # fmt: skip
+    """``torch.optim.SGD`` without momentum: the decay is part of the gradient."""
+    if bool(found_inf):
+        return
+    for p, g in zip(values, gradients, strict=True):
+        p.add_(g.add(p, alpha=weight_decay), alpha=-lr)
 
 
 def share_of_peak(schedule: Schedule, step: int, *, warmup: int, total: int) -> float:

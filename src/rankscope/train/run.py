@@ -23,6 +23,7 @@ from rankscope.system import malloc_trim
 from rankscope.train.data import Encoded, length_grouped_batches
 from rankscope.train.metrics import constant_score, deviation, flattened, is_constant, score
 from rankscope.train.model import stream
+from rankscope.train.muon import PackedMuon
 from rankscope.train.optimizer import (
     FlatParams,
     PackedAdamW,
@@ -51,14 +52,7 @@ class Run:
         # weights stay in float32, matrix products are in bfloat16
         self.mixed = trial.precision_on(self.device.type) == "bfloat16"
         self.warmup = math.ceil(trial.warmup_ratio * self.total)
-        self.optimizer = PackedAdamW(
-            pack.params,
-            learning_rates=[t.learning_rate for t in pack.trials],
-            weight_decay=trial.weight_decay,
-            betas=trial.adam_betas,
-            epsilon=trial.adam_epsilon,
-            max_grad_norm=trial.max_grad_norm,
-        )
+        self.optimizer = optimizer_of(pack)
         self.done = 0  # steps taken
         self.alive = torch.ones(self.K, dtype=torch.bool, device=self.device)
         # the step at which a trial diverged; 0: it did not
@@ -232,6 +226,25 @@ class Run:
             "squares": self.optimizer.squares,
             "best": self.best.values,
         }
+
+
+def optimizer_of(pack: Pack) -> PackedAdamW:
+    trial = pack.trials[0]
+    settings: dict[str, Any] = {
+        "learning_rates": [t.learning_rate for t in pack.trials],
+        "weight_decay": trial.weight_decay,
+        "betas": trial.adam_betas,
+        "epsilon": trial.adam_epsilon,
+        "max_grad_norm": trial.max_grad_norm,
+    }
+    if trial.optimizer == "muon":
+        return PackedMuon(pack.params, ranks=[t.rank for t in pack.trials], **settings)
+    return PackedAdamW(
+        pack.params,
+        ratio=trial.lora_plus_ratio or 1.0,
+        sgd=trial.optimizer == "sgd",
+        **settings,
+    )
 
 
 class Best:
