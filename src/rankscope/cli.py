@@ -117,6 +117,16 @@ def _resize(resize: argparse.ArgumentParser) -> None:
     resize.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
 
 
+def _extract(extract: argparse.ArgumentParser) -> None:
+    extract.add_argument("source", metavar="TUNED", help="a full fine-tune: a path or a hub id")
+    extract.add_argument(
+        "--base", required=True, metavar="MODEL", help="the model that it was tuned from"
+    )
+    _smaller(extract)
+    extract.add_argument("--revision", metavar="NAME", help="branch, tag or commit of TUNED")
+    extract.add_argument("--base-revision", metavar="NAME", help="the same of the base")
+
+
 def _smaller(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--to", required=True, metavar="OUT", help="the folder to make; never one that exists"
@@ -240,6 +250,11 @@ COMMANDS: tuple[
         _measure,
     ),
     (commands.resize, "a smaller copy of an adapter, with its error proved", _resize),
+    (
+        commands.extract,
+        "a full fine-tune's change as a LoRA adapter, with its error proved",
+        _extract,
+    ),
     (
         commands.plan,
         "trials, packs, what is done already, FLOPs, memory and time it will take",

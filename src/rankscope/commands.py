@@ -104,19 +104,41 @@ def _unmeasured(table: Any, rtol: float) -> int:
 def resize(options: argparse.Namespace) -> int:
     from rankscope.console import bar
     from rankscope.measurement.resize import resize as resizing
-    from rankscope.measurement.terminal import show_resized
 
     with bar("resizing", total=None):
         result = resizing(
             options.source,
             to=options.to,
-            energy=options.energy,
-            rank=options.rank,
-            error=options.error,
-            budget=options.budget,
+            **_goal(options),
             subfolder=options.subfolder,
             revision=options.revision,
         )
+    return _written(result, options)
+
+
+def extract(options: argparse.Namespace) -> int:
+    from rankscope.console import bar
+    from rankscope.measurement.extract import extract as extracting
+
+    with bar("extracting", total=None):
+        result = extracting(
+            options.source,
+            base=options.base,
+            to=options.to,
+            **_goal(options),
+            revision=options.revision,
+            base_revision=options.base_revision,
+        )
+    return _written(result, options)
+
+
+def _goal(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("energy", "rank", "error", "budget")}
+
+
+def _written(result: Any, options: argparse.Namespace) -> int:
+    from rankscope.measurement.terminal import show_resized
+
     if options.json:
         print(json.dumps(result.to_dict(), indent=1, allow_nan=False))
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +86,20 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Lost:
+    """A tensor that changed and that the adapter does not hold. ``share``: ||W' - W||_F / ||W||_F,
+    None where that has no value."""
+
+    name: str
+    why: str
+    share: float | None
+
+
+@dataclass(frozen=True)
 class Resized:
-    """What ``resize`` wrote. ``kept``: the other tensors, unchanged; ``threshold``: the smallest
-    singular value that a budget left, None without one."""
+    """What ``resize`` or ``extract`` wrote. ``kept``: the other tensors, unchanged; ``threshold``:
+    the smallest singular value that a budget left, None without one; ``lost``: of a full
+    fine-tune."""
 
     source: str
     to: str
@@ -99,7 +110,8 @@ class Resized:
     layers: tuple[Cut, ...]
     kept: tuple[str, ...]
     threshold: float | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    lost: tuple[Lost, ...] = ()
 
     @property
     def error(self) -> float:
@@ -120,8 +132,8 @@ class Resized:
         from rankscope import __version__
 
         content = asdict(self) | {"error": self.error, "spectral_error": self.spectral_error}
-        layers, kept = content.pop("layers"), content.pop("kept")
-        return {"rankscope": __version__, **content, "layers": layers, "kept": kept}
+        long = {name: content.pop(name) for name in ("layers", "kept", "lost")}
+        return {"rankscope": __version__, **content, **long}
 
 
 def resize(
@@ -152,7 +164,10 @@ def resize(
     goal = Goal(energy, rank, error, budget)
     place = new_folder(to, source)
     pairs = open_pairs(source, subfolder=subfolder, revision=revision)
-    ranks, threshold = _shared_ranks(pairs, goal)
+    spectra = {}
+    if goal.budget is not None:
+        spectra = {pair.layer: singular_values(pairs.read(pair)) for pair in pairs.pairs}
+    ranks, threshold = shared_ranks(pairs, goal, spectra)
     cuts, factors = [], {}
     for pair in pairs.pairs:
         found, factors[pair.layer] = _cut(pairs, pair, goal, ranks.get(pair.layer))
@@ -167,18 +182,20 @@ def resize(
 
     def write(folder: Path) -> None:
         pairs.write(folder, factors)
-        _check_written(pairs, folder, factors)
+        check_written(pairs, folder, factors)
         write_json(folder / RESULT, result.to_dict())
 
     written_whole(place, write)
     return result
 
 
-def _shared_ranks(pairs: LoraPairs, goal: Goal) -> tuple[dict[str, int], float | None]:
-    """The ranks that a budget gives, and its threshold; none otherwise."""
+def shared_ranks(
+    pairs: LoraPairs, goal: Goal, spectra: Mapping[str, Tensor]
+) -> tuple[dict[str, int], float | None]:
+    """The ranks that a budget gives, and its threshold; none otherwise. ``spectra``: layer -> all
+    singular values, descending."""
     if goal.budget is None:
         return {}, None
-    spectra = {pair.layer: singular_values(pairs.read(pair)).tolist() for pair in pairs.pairs}
     ranks = dict.fromkeys(spectra, 1)
     if (least := pairs.size(ranks)) > goal.budget:
         raise ValueError(
@@ -186,7 +203,12 @@ def _shared_ranks(pairs: LoraPairs, goal: Goal) -> tuple[dict[str, int], float |
             f"layer and the {len(pairs.others)} other tensors take; found {goal.budget}."
         )
     values = sorted(
-        ((sigma, layer) for layer, own in spectra.items() for sigma in own[1:] if sigma > 0),
+        (
+            (sigma, layer)
+            for layer, own in spectra.items()
+            for sigma in own.tolist()[1:]
+            if sigma > 0
+        ),
         key=lambda one: -one[0],
     )
 
@@ -210,7 +232,7 @@ def _cut(pairs: LoraPairs, pair: Pair, goal: Goal, k: int | None) -> tuple[Cut, 
     r = pairs.rank(pair)
     U, sigma, V = singular_subspaces(update, min(*update.shape, r))
     if k is None:
-        k = goal.rank or _smallest(sigma, goal)
+        k = goal.rank or smallest_rank(sigma, goal)
     k = min(k, len(sigma))
     shape = (update.shape[0], update.shape[1])
     note: str | None = None
@@ -239,7 +261,7 @@ def _cut(pairs: LoraPairs, pair: Pair, goal: Goal, k: int | None) -> tuple[Cut, 
     return found, factors
 
 
-def _smallest(sigma: Tensor, goal: Goal) -> int:
+def smallest_rank(sigma: Tensor, goal: Goal) -> int:
     """The smallest k that an energy or an error asks for, by the spectrum alone."""
     share = goal.energy if goal.energy is not None else 1 - (goal.error or 0.0) ** 2
     energy = (sigma / sigma[0].clamp(min=torch.finfo(sigma.dtype).tiny)).square()
@@ -267,7 +289,7 @@ def _errors(
     return frobenius / norm, spectral / top, rounding / top
 
 
-def _check_written(pairs: LoraPairs, folder: Path, factors: Mapping[str, Factors]) -> None:
+def check_written(pairs: LoraPairs, folder: Path, factors: Mapping[str, Factors]) -> None:
     """Reads the new file back: the same factors, ranks and scales, or ``ValueError``."""
     written = open_pairs(folder / pairs.file)
     if [pair.layer for pair in written.pairs] != [pair.layer for pair in pairs.pairs]:

@@ -81,6 +81,12 @@ def show_resized(result: Resized, console: Console | None = None) -> None:
         )
     for note in result.notes:
         out.print(plain(note))
+    reasons: dict[str, list[str]] = {}
+    for one in result.lost:
+        reasons.setdefault(one.why, []).append(one.name)
+    for why, names in reasons.items():
+        more = " ..." if len(names) > 1 else ""
+        out.print(plain(f"changed, but not in the adapter, {len(names)}: {names[0]}{more}: {why}"))
     out.print(plain(f"written: {result.to}"), soft_wrap=True)
 
 
