@@ -183,6 +183,8 @@ BOMBS = {
     "open quote": ('text,label\n"a,x\nb,y\n', "EOF inside string"),
     "numbers": ("text,label\na,0.5\nb,1.5\n", 'say kind = "regression"'),
     "blanks": ("text,label\na,x\nb,x \n", "labels 'x' and 'x ' differ by blanks alone"),
+    "a text as label": (f"text,label\na,x\nb,{'y' * 300}\n", "200 characters at most; found 'yyy"),
+    "a long header": (f"text,{'l' * 200_000}\na,x\n", "field larger than field limit"),
     "every row": (
         "text,label\n" + "".join(f"a,x{i}\n" for i in range(99)),
         "found 99 in 99 rows",
@@ -224,6 +226,7 @@ def test_other_encodings_are_one_line(tmp_path: Path, content: bytes, says: str)
         ('{"text": "b", "label": ["x"]}', "row 2: expected a label; found a list"),
         ('{"text": "b", "text": "c", "label": "x"}', "line 2: expected a JSON object; expected"),
         ('["b", "x"]', "line 2: expected a JSON object; found"),
+        ('{"text": "\\ud800", "label": "x"}', "row 2: expected text in 'text'; found half of a"),
         ('{"text": ', "line 2: expected a JSON object; Expecting value"),
         ('{"a":' * 10_000, "recursion"),
     ],
@@ -242,6 +245,12 @@ def test_a_million_classes_and_a_file_beyond_memory(
     write(tmp_path / "a.parquet", frame)
     with pytest.raises(ValueError, match="found 10001 in 30000 rows"):
         read(tmp_path, train="a.parquet", validation="a.parquet", text="text")
+    write(tmp_path / "b.parquet", pd.DataFrame({"text": ["a"] * 300_000, "label": "x"}))
+    with monkeypatch.context() as scarce:
+        scarce.setattr("rankscope.train.table_file.free_memory", lambda: 10_000_000)
+        assert (tmp_path / "b.parquet").stat().st_size < 100_000
+        with pytest.raises(ValueError, match="fit into memory; found 300000 of 2 columns"):
+            read_table(tmp_path / "b.parquet")
     monkeypatch.setattr("rankscope.train.table_file.free_memory", lambda: 1000)
     with pytest.raises(ValueError, match="expected a file that fits into memory; found"):
         read_table(tmp_path / "a.parquet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
@@ -109,5 +110,8 @@ def check_name(name: str) -> None:
             f"[task.{name}]: expected another name: {name} is a built-in task, whose data are "
             "named in [fixed] data"
         )
-    if not name.strip() or len(name) > 80 or not name.isprintable():
-        raise ValueError(f"[task.{name}]: expected a name of 1 to 80 printable characters")
+    if not re.fullmatch(r"\w[\w .+-]{0,79}", name):
+        raise ValueError(
+            f"[task.{name[:80]!r}]: expected a name of letters, digits, blanks, '.', '_', '+' and "
+            "'-', 80 at most"
+        )

@@ -13,6 +13,7 @@ import pandas as pd
 from rankscope.study.own_task import OwnTask
 
 MOST_CLASSES = 10_000
+LONGEST_NAME = 200
 SELDOM = 50  # classes above which each must have two rows on average: else they are no classes
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
@@ -75,6 +76,12 @@ def classes_of(
         return tuple(str(label) for label in own.labels)
     if known is not None:
         return tuple(known)
+    longest = max(found, key=len)
+    if len(longest) > LONGEST_NAME:
+        raise ValueError(
+            f"{where}: expected names of classes in {own.label!r}, {LONGEST_NAME} characters at "
+            f"most; found {longest[:40]!r} and {len(longest) - 40} more"
+        )
     broken = [label for label in found if not _INTEGER.fullmatch(label)]
     if broken and all(map(_NUMBER.fullmatch, found)):
         raise ValueError(

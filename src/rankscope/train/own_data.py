@@ -137,10 +137,15 @@ def _columns(frame: pd.DataFrame, own: OwnTask, where: str) -> pd.DataFrame:
     for name, column in zip(TEXT, own.text, strict=False):
         values = [_text(value) for value in frame[column]]
         if None in values:
-            row = values.index(None)
+            missing = values.index(None)
             raise ValueError(
-                f"{where}: row {row + 1}: expected text in {column!r}; found "
-                f"{str(frame[column].iloc[row])[:40]!r}"
+                f"{where}: row {missing + 1}: expected text in {column!r}; found "
+                f"{str(frame[column].iloc[missing])[:40]!r}"
+            )
+        if (row := _not_unicode(values)) is not None:
+            raise ValueError(
+                f"{where}: row {row + 1}: expected text in {column!r}; found half of a surrogate "
+                "pair, which is no character"
             )
         result[name] = values
     blank = np.logical_and.reduce([result[name].str.strip().eq("") for name in result])
@@ -164,6 +169,16 @@ def _with_numbers(rows: pd.DataFrame, classes: Sequence[str], where: str) -> pd.
     labels = rows["label"]
     numbers = numbered(labels, classes, where) if classes else measured(labels, where)
     return rows.assign(label=numbers).reset_index(drop=True)
+
+
+def _not_unicode(values: Sequence[str | None]) -> int | None:
+    """The first text that UTF-8 can't hold: JSON may escape half a character."""
+    for row, value in enumerate(values):
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            return row
+    return None
 
 
 def _text(value: Any) -> str | None:

@@ -25,6 +25,7 @@ from rankscope.system import free_memory
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 CLASS_NAMES = "class_names"  # in a frame's attrs: column -> names of its whole numbers
 _IN_MEMORY = 8  # bytes for each byte of a file, at most, while it is read
+_VALUE = 64  # bytes that a value takes beside its own
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -58,7 +59,7 @@ def read_table(path: Path) -> pd.DataFrame:
             frame = from_text(text, separator="," if suffix == ".csv" else "\t")
         else:
             frame = _from_json(text)
-    except (pa.ArrowException, ValueError, RecursionError) as error:
+    except (pa.ArrowException, csv.Error, ValueError, RecursionError) as error:
         reason = str(error).removeprefix("Error tokenizing data. C error: ")
         raise ValueError(f"{path}: {' '.join(reason.split())[:300]}") from None
     return frame
@@ -169,6 +170,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _from_parquet(path: Path) -> pd.DataFrame:
     with pq.ParquetFile(path) as file:
+        held = file.metadata.num_rows * file.metadata.num_columns * _VALUE
+        held += sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+        if held > (free := free_memory()):  # whatever its size on the disk
+            raise ValueError(
+                f"expected rows that fit into memory; found {file.metadata.num_rows} of "
+                f"{file.metadata.num_columns} columns, with {free / 1e9:.3g} GB free"
+            )
         frame = file.read().to_pandas()
         metadata = file.schema_arrow.metadata or {}
     described = json.loads(metadata.get(b"huggingface", b"{}"))
