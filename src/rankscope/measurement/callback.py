@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rankscope.measurement.early_warning import checked_levels, first_process_says
 from rankscope.measurement.measure import pattern
 from rankscope.measurement.probe import Reference, nothing_measured, opened
 from rankscope.measurement.row import Row, compared
@@ -69,6 +70,10 @@ class StableRankCallback(TrainerCallback):
             ``per_layer`` each layer's.
         rtol: relative width of the bounds on the stable rank that is aimed at.
         reference: pretrained weights for full fine-tuning: a state dictionary, a path or a hub id.
+        warn: levels of the median ``"drift"`` (its absolute value) or ``"rho"``, such as
+            ``{"drift": 0.15}``. The first measurement above one is logged as a warning, once in a
+            training. docs/results/early-warning has levels with their false alarms and leads.
+        stop: end the training at that step, on every process, as an early-stopping callback does.
     """
 
     def __init__(
@@ -80,9 +85,12 @@ class StableRankCallback(TrainerCallback):
         widths: bool = False,
         rtol: float = 1e-2,
         reference: Reference | None = None,
+        warn: Mapping[str, float] | None = None,
+        stop: bool = False,
     ) -> None:
         if every < 1:
             raise ValueError(f"StableRankCallback: expected every >= 1 steps; found {every}.")
+        self.levels, self.stop = checked_levels(warn or {}, stop), stop
         self.every, self.per_layer, self.widths, self.rtol = every, per_layer, widths, rtol
         self.chosen = pattern(layers)
         self._given = reference is not None
@@ -92,6 +100,7 @@ class StableRankCallback(TrainerCallback):
         self._W: tuple[Row, ...] = ()
         self._values: dict[str, float] = {}
         self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     def attach(self, trainer: Any) -> Self:
         """Puts the callback first in the Trainer's list; the weights of its model become the
@@ -113,6 +122,7 @@ class StableRankCallback(TrainerCallback):
     ) -> None:
         """Measures W."""
         self._W, self._values = (), {}
+        self._warned = set()
         if getattr(args, "report_to", None) and not self._attached:
             reporters = " and ".join(args.report_to)
             self._say(
@@ -133,6 +143,9 @@ class StableRankCallback(TrainerCallback):
         control.should_log = True  # on every process: the Trainer gathers the loss from all of them
         rows = self._measure(kwargs["model"], state, "dW", "W+dW")
         self._values = self._summarised(compared([*self._W, *rows])) if rows else {}
+        above = self._warn(state)
+        if self.stop and first_process_says(above, args.device):
+            control.should_training_stop = True
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -145,6 +158,25 @@ class StableRankCallback(TrainerCallback):
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1].update(self._values)
         self._values = {}
+
+    def _warn(self, state: TrainerState) -> bool:
+        """Logs each level that is passed, once; whether one was passed now."""
+        above = False
+        for quantity, level in self.levels.items():
+            value = self._values.get(f"stable_rank/{quantity}", math.nan)
+            if abs(value) > level and quantity not in self._warned:
+                above = True
+                self._warned.add(quantity)
+                end = "; training stops here" if self.stop else ""
+                logger.warning(
+                    "StableRankCallback: step %d: the median %s is %.3g, past the level %g%s",
+                    state.global_step,
+                    quantity,
+                    value,
+                    level,
+                    end,
+                )
+        return above
 
     def _keep(self, model: nn.Module | None, state: TrainerState) -> None:
         """Copies the weights of a model that is about to be trained from its start."""
