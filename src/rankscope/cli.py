@@ -1,7 +1,8 @@
 """The command line: its commands and options, and how a command ends.
 
 Exit status: 0 done; 2 the user's mistake, said in one line; 3 finished, but some trial failed or
-some bound was not met; 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
+some bound was not met; 4 judged, and what ``--fail-if`` asks holds; 130 stopped by Ctrl-C, 143 by
+SIGTERM, 129 by SIGHUP.
 """
 
 from __future__ import annotations
@@ -106,6 +107,32 @@ def _measure(measure: argparse.ArgumentParser) -> None:
         help="settings of peft.LoraConfig whose ranks hold that share of each dW's energy, in "
         "per cent",
     )
+
+
+def _judge(judge: argparse.ArgumentParser) -> None:
+    judge.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="adapters or checkpoints, or folders of checkpoint-N",
+    )
+    judge.add_argument(
+        "--base", required=True, metavar="MODEL", help="the pretrained model of all of them"
+    )
+    judge.add_argument(
+        "--against",
+        metavar="STORE",
+        help="a store, or the folder data beside a report; default: the study that is shipped, "
+        "minilm-glue",
+    )
+    judge.add_argument(
+        "--fail-if",
+        metavar="CONDITION",
+        help="exit status 4 where it holds for a source, such as 'rho > 1.5' or "
+        "'drift < -0.5 or rho > 1'",
+    )
+    judge.add_argument("--layers", metavar="REGEX", help="only layers whose name matches")
+    judge.add_argument("--json", action="store_true", help="one JSON object")
 
 
 def _resize(resize: argparse.ArgumentParser) -> None:
@@ -248,6 +275,11 @@ COMMANDS: tuple[
         commands.measure,
         "measure the stable rank of an adapter or a checkpoint, layer by layer",
         _measure,
+    ),
+    (
+        commands.judge,
+        "where finished runs stand: drift, rho and utilisation, beside a study's threshold",
+        _judge,
     ),
     (commands.resize, "a smaller copy of an adapter, with its error proved", _resize),
     (

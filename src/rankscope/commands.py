@@ -101,6 +101,30 @@ def _unmeasured(table: Any, rtol: float) -> int:
     return 0
 
 
+def judge(options: argparse.Namespace) -> int:
+    from rankscope.console import bar
+    from rankscope.measurement.judge import condition, sources
+    from rankscope.measurement.judge import judge as judging
+    from rankscope.report import standing
+
+    asked = condition(options.fail_if) if options.fail_if is not None else None
+    against = standing.shipped() if options.against is None else standing.reference(options.against)
+    places = sources(options.sources)
+    with bar("judging", total=len(places)) as advance:
+        found = []
+        for place in places:
+            found.append(judging(place, base=options.base, layers=options.layers))
+            advance(1)
+    if options.json:
+        print(json.dumps(standing.as_dict(found, options.base, against), indent=1, allow_nan=False))
+    else:
+        standing.show(found, against)
+    failed = [one.source for one in found if asked is not None and asked.holds(one)]
+    if failed:
+        return say(f"{options.fail_if} holds for {len(failed)} of {len(found)}: {failed[0]}", 4)
+    return 0
+
+
 def resize(options: argparse.Namespace) -> int:
     from rankscope.console import bar
     from rankscope.measurement.resize import resize as resizing

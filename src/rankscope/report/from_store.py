@@ -53,17 +53,19 @@ def _keep(found: Frames, folder: Path) -> list[Path]:
     return written
 
 
+def open_frames(place: str | Path) -> Frames:
+    """The tables of a store, or those that a report keeps in its folder ``data``."""
+    if all((Path(place) / f"{name}.parquet").is_file() for name in KEPT):
+        return kept(Path(place))
+    return frames(Store(place))
+
+
 def analyze(
     store: str | Path | Store, *, progress: Callable[[float], None] = lambda share: None
 ) -> Conclusions:
     """H1 to H5 for the trials that have finished, each with its numbers and intervals. ``store``
     may also be the folder ``data`` that a report was written with. ``progress`` adds up to 1."""
-    if isinstance(store, Store):
-        found = frames(store)
-    elif all((Path(store) / f"{name}.parquet").is_file() for name in KEPT):
-        found = kept(Path(store))
-    else:
-        found = frames(Store(store))
+    found = frames(store) if isinstance(store, Store) else open_frames(store)
     return conclude(found, progress=progress)
 
 

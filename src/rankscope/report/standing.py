@@ -1,0 +1,179 @@
+"""Where an update stands beside a study: its thresholds, and the cloud of its trials.
+
+A reference is small data (JSON): of each model and task of a study what H2 found, and the last
+checkpoint of every trial. One ships with the package, of docs/results/minilm-glue.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from rankscope import __version__
+from rankscope.analysis.conclusions import Conclusions, conclude
+from rankscope.analysis.frames import Frames
+from rankscope.report.from_store import open_frames
+
+SHIPPED = "minilm-glue"
+FIELDS = (
+    "model", "task", "answer", "reason", "direction", "half_ratio", "half_ratio_low",
+    "half_ratio_high", "base", "stable_rank", "stable_rank_low", "stable_rank_high", "constant",
+    "gain",
+)  # fmt: skip
+WARNING = (
+    "a threshold holds for its own model and task: beside another one it is an orientation, and "
+    "drift marks a loss there, without being shown to cause it"
+)
+
+
+def reference(store: str | Path) -> dict[str, Any]:
+    """The reference of a store, or of the folder ``data`` beside a report."""
+    found = open_frames(store)
+    return of(str(store), found, conclude(found))
+
+
+def shipped() -> dict[str, Any]:
+    """The reference that comes with the package."""
+    text = resources.files("rankscope.report").joinpath(f"{SHIPPED}.json").read_text("utf-8")
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
+def of(name: str, found: Frames, conclusions: Conclusions) -> dict[str, Any]:
+    """A reference from frames and what was concluded from them."""
+    (H2,) = (v for v in conclusions.to_dict()["verdicts"] if v["hypothesis"] == "H2")
+    thresholds = [{key: one.get(key) for key in FIELDS} for one in H2["numbers"]["thresholds"]]
+    return {"name": name, "thresholds": thresholds, "trials": _trials(found)}
+
+
+def _trials(found: Frames) -> list[dict[str, Any]]:
+    last = found.checkpoints.groupby("trial", sort=True).tail(1)
+    columns = {"log_drift": "drift", "rho": "rho", "metric_value": "metric"}
+    kept = last[["model", "task", *columns]].rename(columns=columns)
+    kept["drift"] = [math.expm1(x) for x in kept["drift"]]
+    lines = kept.round(6).to_dict("records")
+    return [{str(k): None if v != v else v for k, v in line.items()} for line in lines]
+
+
+def standing(
+    drift: float | None, rho: float | None, against: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """For each model and task of the reference: ``place`` ("past", "at", "before" s*, or "no
+    threshold"), ``sentence``, and the shares of trials that moved less: ``drift_share``,
+    ``rho_share``."""
+    lines = []
+    for one in against["thresholds"]:
+        trials = [
+            t for t in against["trials"] if (t["model"], t["task"]) == (one["model"], one["task"])
+        ]
+        place = _place(drift, one)
+        shares = {
+            "drift_share": _share(_moved(drift), [_moved(t["drift"]) for t in trials]),
+            "rho_share": _share(rho, [t["rho"] for t in trials]),
+        }
+        said = {"model": one["model"], "task": one["task"], "place": place, **shares}
+        lines.append(said | {"trials": len(trials), "sentence": _sentence(place, one, shares)})
+    return lines
+
+
+def _place(drift: float | None, one: dict[str, Any]) -> str:
+    """The interval of s* decides: inside it is "at"."""
+    if one["answer"] != "supported" or one["half_ratio"] is None:
+        return "no threshold"
+    if drift is None:
+        return "no drift"
+    ratio, low, high = 1 + drift, one["half_ratio_low"], one["half_ratio_high"]
+    if one["direction"] == "falls":
+        past, before = low is not None and ratio < low, high is not None and ratio > high
+    else:
+        past, before = high is not None and ratio > high, low is not None and ratio < low
+    return "past" if past else "before" if before else "at"
+
+
+def _sentence(place: str, one: dict[str, Any], shares: dict[str, float | None]) -> str:
+    where = f"{one['model']}, {one['task']}"
+    if place == "no threshold":
+        said = f"{where}: no threshold is shown there ({one['reason']})"
+    elif place == "no drift":
+        said = f"{where}: this update has no drift to compare"
+    else:
+        low, high = (
+            "?" if x is None else f"{x:.0%}"
+            for x in (one["half_ratio_low"], one["half_ratio_high"])
+        )
+        said = (
+            f"{where}: {place} s*, {one['half_ratio']:.0%} [{low}, {high}] of sr(W), where half of "
+            "the gain was lost"
+        )
+    share = shares["drift_share"]
+    return said if share is None else f"{said}; further from W than {share:.0%} of its trials"
+
+
+def _moved(drift: float | None) -> float | None:
+    """|log ratio|; None where there is none."""
+    return None if drift is None or drift <= -1 else abs(math.log1p(drift))
+
+
+def _share(value: float | None, others: list[float | None]) -> float | None:
+    known = [x for x in others if x is not None]
+    return None if value is None or not known else sum(x < value for x in known) / len(known)
+
+
+def as_dict(found: Sequence[Any], base: str, against: dict[str, Any]) -> dict[str, Any]:
+    """What ``judge --json`` prints. ``found``: what ``measurement.judge`` returned."""
+    sources = [asdict(one) | {"standing": standing(one.drift, one.rho, against)} for one in found]
+    return {
+        "rankscope": __version__,
+        "base": base,
+        "against": against["name"],
+        "warning": WARNING,
+        "sources": sources,
+    }
+
+
+def show(found: Sequence[Any], against: dict[str, Any]) -> None:
+    """Prints one line a source, then its place beside each threshold."""
+    out = Console()
+    if not out.is_terminal:
+        out.width = max(out.width, 150)
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
+    grid.add_column("source (medians of layers)", overflow="fold", min_width=20)
+    for name in ("layers", "drift", "lowest", "rho", "highest", "sr(dW)", "sr/r"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for one in found:
+        cells = (
+            str(one.layers), _percent(one.drift), _percent(one.lowest_drift), _number(one.rho),
+            _number(one.highest_rho), _number(one.stable_rank), _percent(one.utilisation, "{:.0%}"),
+        )  # fmt: skip
+        grid.add_row(*(Text(visible(cell)) for cell in (one.source, *cells)))
+    out.print(grid)
+    for one in found:
+        if one.undefined or one.skipped:
+            left = f"{one.undefined} layers without a drift, {one.skipped} parts not measured"
+            out.print(Text(visible(f"{one.source}: {left}")))
+        for line in standing(one.drift, one.rho, against):
+            out.print(Text(visible(f"{one.source}: beside {against['name']}, {line['sentence']}")))
+    out.print(Text(f"note: {WARNING}"))
+
+
+def visible(text: str) -> str:
+    """Text with control characters escaped: names come from untrusted files."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _percent(value: float | None, form: str = "{:+.1%}") -> str:
+    return "" if value is None else form.format(value)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
