@@ -16,13 +16,21 @@ SOURCE = Path(rankscope.__file__).parent
 ROOMS = {
     "linalg", "weights", "measurement", "study", "store", "sweep", "train", "analysis", "report",
     "lab",
-    "intervene",
+    "interventions",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "linalg": set(),
     "analysis": set(),
     "lab": set(),
-    "intervene": {"linalg"},
+    "interventions": {
+        "sweep",
+        "train",
+        "store",
+        "study",
+        "weights",
+        "linalg",
+        "console",
+    },
     "console": set(),
     "system": set(),
     "startup": set(),
@@ -44,7 +52,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         "system",
         "startup",
     },
-    "commands": {"sweep", "report", "measurement", "store", "study", "console", "startup"},
+    "commands": {
+        "interventions",
+        "sweep",
+        "report",
+        "measurement",
+        "store",
+        "study",
+        "console",
+        "startup",
+    },
     "cli": {"commands", "sweep", "console", "startup"},
 }
 FILES = sorted(SOURCE.rglob("*.py"))

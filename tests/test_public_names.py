@@ -19,6 +19,7 @@ NAMES = [
     "probe",
     "StableRankCallback",
     "edit",
+    "intervene",
     "Study",
     "Store",
     "run",

@@ -258,6 +258,47 @@ def _analyze(analyze: argparse.ArgumentParser) -> None:
     analyze.add_argument("--json", action="store_true", help="one JSON object")
 
 
+def _intervene(intervene: argparse.ArgumentParser) -> None:
+    intervene.add_argument(
+        "source", metavar="STORE_OR_ADAPTER", help="a store; with --base and --task an adapter or "
+        "a full fine-tune: a local path or a hub id",
+    )  # fmt: skip
+    intervene.add_argument("--base", metavar="MODEL", help="the model that it was trained on")
+    intervene.add_argument("--task", metavar="TASK", help="the task that it was trained for")
+    intervene.add_argument(
+        "--data", default="hub", metavar="DIR", help='the rows of --task: a folder, or "hub" (hub)'
+    )
+    intervene.add_argument(
+        "--study", metavar="STUDY", help="the store's study file, beside which its models and "
+        "data lie; default: they lie here",
+    )  # fmt: skip
+    intervene.add_argument("--trials", nargs="+", metavar="ID", help="only these trials of a store")
+    intervene.add_argument(
+        "--families", nargs="+", metavar="NAME",
+        help="some of scale, cap, restore, top, without_top, flat, random; default: all",
+    )  # fmt: skip
+    intervene.add_argument("--layers", metavar="REGEX", help="edit only layers whose name matches")
+    intervene.add_argument(
+        "--each-layer", action="store_true", help="make every edit also on each layer alone"
+    )
+    intervene.add_argument(
+        "--rows", type=int, default=512, metavar="N", help="validation rows (512)"
+    )
+    intervene.add_argument(
+        "--refit", type=int, default=512, metavar="N",
+        help="training rows for a refitted head; 0: none (512)",
+    )  # fmt: skip
+    intervene.add_argument(
+        "--weights", choices=("last", "best"), default="last",
+        help="which weights of a store's trials are edited (last)",
+    )  # fmt: skip
+    intervene.add_argument(
+        "--precision", choices=("float32", "bfloat16"),
+        help="of matrix products; default: the study's, or float32",
+    )  # fmt: skip
+    intervene.add_argument("--json", action="store_true", help="one JSON object, a row per edit")
+
+
 def _report(report: argparse.ArgumentParser) -> None:
     _store(report)
     report.add_argument(
@@ -298,6 +339,11 @@ COMMANDS: tuple[
         commands.check,
         "verify every file of a store; with --repair, rebuild what can be rebuilt",
         _check,
+    ),
+    (
+        commands.intervene,
+        "edit trained updates and evaluate them again: is drift cause or marker?",
+        _intervene,
     ),
     (
         commands.analyze,

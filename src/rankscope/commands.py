@@ -218,6 +218,36 @@ def analyze(options: argparse.Namespace) -> int:
     return _left_out(options.store)
 
 
+def intervene(options: argparse.Namespace) -> int:
+    from rankscope.interventions import run as interventions
+    from rankscope.interventions.summary import as_json, show
+    from rankscope.study.study_file import Study
+
+    table = interventions.intervene(
+        options.source,
+        base=options.base,
+        task=options.task,
+        data=options.data,
+        study=Study.load(options.study) if options.study else None,
+        trials=options.trials,
+        families=options.families,
+        each_layer=options.each_layer,
+        rows=options.rows,
+        refit=options.refit,
+        layers=options.layers,
+        weights=options.weights,
+        precision=options.precision,
+    )
+    if options.json:
+        print(as_json(table))
+    elif len(table):
+        show(table)
+    skipped = table.attrs.get("skipped")
+    if skipped:
+        return say(f"{len(skipped)} trials could not be edited", 3)
+    return 0 if options.base else _left_out(options.source)
+
+
 def report(options: argparse.Namespace) -> int:
     from rankscope.console import bar
     from rankscope.report.from_store import write_report

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import peft
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +13,7 @@ from torch.testing import assert_close
 
 import rankscope as rs
 from rankscope import edit
+from training import plain_model
 
 SHAPES = [(12, 9, 3), (9, 12, 3), (8, 8, 8), (20, 6, 6), (5, 7, 1)]
 
@@ -124,3 +128,20 @@ def test_refusals(asked: dict[str, object], says: str) -> None:
     _, update, _ = case(12, 9, 3)
     with pytest.raises(ValueError, match=says):
         edit(update, **asked)  # type: ignore[arg-type]
+
+
+def test_an_edited_update_is_saved_as_a_peft_adapter(
+    tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    """And plain PEFT makes of it the model with the dense edit in it."""
+    layer = "roberta.encoder.layer.1.attention.self.value"
+    before = plain_model(tiny_models["roberta"], torch.float32)
+    W = before.get_submodule(layer).weight.detach().clone()
+    draw = torch.Generator().manual_seed(0)
+    update = rs.LowRank(B=torch.randn(16, 3, generator=draw), A=torch.randn(3, 16, generator=draw))
+    found = edit(update, restore=True, base=W)
+    found.save_pretrained(tmp_path, layer=layer, base=tiny_models["roberta"])
+    merged = peft.PeftModel.from_pretrained(before, tmp_path).merge_and_unload()
+    after = merged.get_submodule(layer).weight.detach()
+    assert_close(after, W + found.to_dense().float(), rtol=0, atol=1e-5)
+    assert rs.stable_rank(after).value == pytest.approx(rs.stable_rank(W).value, rel=1e-3)

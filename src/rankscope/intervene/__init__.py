@@ -1,1 +1,0 @@
-"""Trained updates, edited: is a drift of the stable rank the cause of a loss, or its marker?"""

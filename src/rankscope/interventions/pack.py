@@ -1,0 +1,188 @@
+"""K variants of trained updates over one frozen base, evaluated together.
+
+Each edited layer holds K merged weights W + dW, each head K copies; all else is the base's, or, for
+variants of one full fine-tune, that fine-tune's. Letters: K variants, B batch, T tokens, m out, n
+in, C classes, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rankscope.interventions.trained import Trained
+from rankscope.linalg import Dense, LowRank
+from rankscope.train.encoder import is_patchable, patch_encoder
+from rankscope.train.loading import sharing_weights
+from rankscope.train.model import trained_in_full, weight_of
+from rankscope.train.packed import DropoutMasks, NotIsolated, packed_copies
+
+# of the largest logit: the merged weights are the same, only sums are taken in another order
+_ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-10}
+
+
+@dataclass(frozen=True)
+class Edited:
+    """One variant, ready to be evaluated: dW of every changed layer, and whose it is."""
+
+    trained: Trained
+    updates: Mapping[str, LowRank | Dense]
+
+
+class PackedWeights(nn.Module):
+    """K linear layers that share a bias. x (K*B, T, n), (K*B*T, n), or (K or 1, B, T, n)."""
+
+    def __init__(self, layer: nn.Module, masks: DropoutMasks) -> None:
+        super().__init__()
+        bias: Any = layer.bias
+        self.masks, self.bias = masks, bias
+        W = weight_of(layer)
+        self.register_buffer("weight", W.repeat(masks.trials, 1, 1))  # (K, m, n)
+
+    weight: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        K, m, n = self.weight.shape
+        if x.ndim < 4 and x.numel() % (K * self.masks.batch * n):
+            raise NotIsolated(
+                f"an edited layer meets {tuple(x.shape)}, which is not {K} variants x "
+                f"{self.masks.batch} rows"
+            )
+        lead = x.shape[:-1] if x.ndim < 4 else (K, *x.shape[1:-1])
+        shared = x.ndim == 4 and len(x) == 1
+        flat = x.reshape(1 if shared else K, -1, n).expand(K, -1, n)
+        weight = self.weight.to(x.dtype)
+        y = torch.bmm(flat, weight.mT)
+        if self.bias is not None:
+            y = y + self.bias.to(y.dtype)
+        return y.view(*lead, m)
+
+
+class VariantPack:
+    """Args:
+    model: the pretrained model; it is changed.
+    layers: the layers that any variant edits or that training changed.
+    K: variants evaluated together; with K = 1 by the model's own forward pass.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: Sequence[str],
+        *,
+        K: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.K, self.device, self.dtype = K, device, dtype
+        inside = f"{model.base_model_prefix}."
+        outside = [name for name in trained_in_full(model) if not name.startswith(inside)]
+        self.reads_features = outside[0] if outside else None  # the first layer of the head
+        model.to(device=device, dtype=dtype).eval()
+        self.stock = sharing_weights(model).eval()
+        self.base = {name: weight_of(model.get_submodule(name)) for name in layers}
+        self._conv = {n for n in layers if isinstance(model.get_submodule(n), Conv1D)}
+        self.model, self.masks = model, DropoutMasks(K, 0, device)
+        self.patched = is_patchable(model) and K > 1
+        self.heads: dict[str, Any] = {}
+        self.sites: dict[str, PackedWeights] = {}
+        if K > 1:
+            self._pack()
+        self._rest: dict[str, Tensor] = {}  # what the base holds where a fine-tune's stands now
+        self.variants: list[Edited] = []
+        self._only: dict[str, Tensor] = {}  # with K = 1, the variant's weights by their names
+
+    def _pack(self) -> None:
+        heads = trained_in_full(self.model)
+        self.heads = {name: packed_copies(layer, self.masks) for name, layer in heads.items()}
+        self.sites = {
+            name: PackedWeights(self.model.get_submodule(name), self.masks) for name in self.base
+        }
+        if self.patched:
+            patch_encoder(self.model, self.masks)
+        for name, module in [*self.sites.items(), *self.heads.items()]:
+            self.model.set_submodule(name, module)
+        self.model.to(device=self.device, dtype=self.dtype).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def hold(self, variants: Sequence[Edited]) -> None:
+        """Takes up to K variants; all of one full fine-tune, or all with the base's own rest."""
+        rest = variants[0].trained.rest
+        assert 1 <= len(variants) <= self.K
+        assert all(v.trained.rest is rest or not (v.trained.rest or rest) for v in variants)
+        self._exchange(rest)
+        self.variants = list(variants)
+        self._only = self._weights(variants[0]) if self.K == 1 else {}
+        for k in range(self.K if self.K > 1 else 0):  # places that are left repeat the last one
+            one = self.variants[min(k, len(variants) - 1)]
+            for name, site in self.sites.items():
+                site.weight[k].copy_(self.merged(one, name))
+            for name, head in self.heads.items():
+                for key, parameter in head.named_parameters():
+                    parameter[k].copy_(one.trained.head[f"{name}.{key}"])
+
+    def merged(self, variant: Edited, layer: str) -> Tensor:
+        """W + dW (m, n), summed in float64, or on a GPU in the model's precision."""
+        W, update = self.base[layer], variant.updates.get(layer)
+        if update is None:
+            return W
+        return (W.double().cpu() + update.to_dense().double().cpu()).to(W)
+
+    def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """All variants on one batch (B, T) -> (variants, B, C)."""
+        if self.K == 1:
+            return self.alone(self.variants[0], inputs)[None]
+        self.masks.batch = len(inputs["input_ids"])
+        repeats = 1 if self.patched else self.K
+        repeated = {name: x.to(self.device).repeat(repeats, 1) for name, x in inputs.items()}
+        found: Tensor = self.model(**repeated).logits
+        return found.to(self.dtype).unflatten(0, (self.K, -1))[: len(self.variants)]
+
+    def alone(self, variant: Edited, inputs: Mapping[str, Tensor]) -> Tensor:
+        """One variant by the stock model with merged weights. (B, C)"""
+        weights = self._only or self._weights(variant)
+        placed = {name: x.to(self.device) for name, x in inputs.items()}
+        found: Tensor = functional_call(self.stock, weights, (), placed).logits
+        return found.to(self.dtype)
+
+    def _weights(self, variant: Edited) -> dict[str, Tensor]:
+        """What the stock model holds of this variant: merged weights and head, by their names."""
+        merged = {name: self.merged(variant, name) for name in self.base}
+        weights = {f"{n}.weight": W.mT if n in self._conv else W for n, W in merged.items()}
+        return weights | {
+            key: x.to(device=self.device, dtype=self.dtype)
+            for key, x in variant.trained.head.items()
+        }
+
+    @torch.no_grad()
+    def prove(self, inputs: Mapping[str, Tensor]) -> None:
+        """``NotIsolated`` where some variant's logits are not those of the stock model with its
+        weights merged, or not its own alone. With K = 1 there is nothing to prove."""
+        if self.K == 1:
+            return
+        together = self.logits(inputs)
+        for variant, found in zip(self.variants, together, strict=True):
+            wanted = self.alone(variant, inputs)
+            finite = wanted.isfinite()
+            size = float(wanted[finite].abs().max()) if finite.any() else 0.0
+            off = float((found - wanted)[finite].abs().max()) if finite.any() else 0.0
+            if not (found.isfinite().equal(finite) and off <= _ROUNDING[self.dtype] * size + 1e-7):
+                raise NotIsolated(
+                    f"logits differ from the stock model's by {off:.1g} of {size:.1g}"
+                )
+
+    def _exchange(self, rest: Mapping[str, Tensor]) -> None:
+        """The base's own values where they stood before, then a fine-tune's."""
+        parameters = dict(self.stock.named_parameters())
+        for name, value in self._rest.items():
+            parameters[name].copy_(value)
+        self._rest = {name: parameters[name].clone() for name in rest}
+        for name, value in rest.items():
+            parameters[name].copy_(value)

@@ -1,0 +1,293 @@
+"""The main job: trained updates of a store, or one adapter -> tables of their edits.
+
+See ``store.interventions`` for what is kept in a store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+import rankscope
+from rankscope.console import bar
+from rankscope.interventions.bench import PACK, Bench, Settings
+from rankscope.interventions.variants import FAMILIES, Variant, variants
+from rankscope.store import interventions
+from rankscope.store.header import check_same_inputs
+from rankscope.store.store import Store
+from rankscope.study.study_file import Study, Trial
+from rankscope.study.tasks import task_named
+from rankscope.sweep.inputs import StudyInputs
+from rankscope.train.model import sites
+
+TOGETHER = 4  # adapters of one store whose variants share packs
+_KEYS = ["family", "level", "draw", "scope"]
+
+
+def intervene(
+    source: str | Path,
+    *,
+    base: str | None = None,
+    task: str | None = None,
+    data: str = "hub",
+    study: Study | None = None,
+    trials: Sequence[str] | None = None,
+    families: Collection[str] | None = None,
+    each_layer: bool = False,
+    rows: int = 512,
+    refit: int = 512,
+    layers: str | None = None,
+    weights: str = "last",
+    precision: str | None = None,
+    quiet: bool = False,
+) -> pd.DataFrame:
+    """Edits trained updates and evaluates them again: one line for each edit.
+
+    Args:
+        source: a store; or, with ``base`` and ``task``, an adapter or a full fine-tune that
+            anybody trained (folder or hub id).
+        data: where that task's rows are: "hub", or a folder of <TASK>/{train,validation}.tsv.
+        study: the store's study, from whose folder relative models and data are found; None: from
+            here.
+        trials: ids; None: all that have finished.
+        families: names in ``FAMILIES``; None: all of them.
+        each_layer: every edit also on each layer alone.
+        rows: validation rows, the first ones.
+        refit: training rows for a refitted head; 0: no such head.
+        layers: a regular expression: only layers whose name it finds are edited.
+        weights: which of a store's trials are edited, "last" or "best".
+        precision: of products, "float32" or "bfloat16"; None: the study's own, or float32.
+
+    A store keeps the table (``interventions/``): what is there already is not made again, and
+    several processes may share the work; ``attrs["skipped"]`` has the trials that can't be edited,
+    and why. Columns: docs/formats.md. ``ValueError`` or ``OSError``,
+    one line, for what can't be edited or evaluated.
+    """
+    wanted = tuple(FAMILIES) if families is None else tuple(families)
+    variants(wanted)  # said before the work, not after
+    settings = Settings(rows, refit, layers, weights, precision or "float32")
+    if (base is None) != (task is None):
+        raise ValueError("an adapter needs both --base MODEL and --task TASK; a store neither")
+    if base is not None and task is not None:
+        with _reporter(quiet) as say:
+            return _adapter(str(source), base, task, data, wanted, each_layer, settings, say)
+    if not (Path(source) / "store.json").is_file() and "://" not in str(source):
+        raise ValueError(
+            f"{source}: expected a store (a folder with store.json), or an adapter with "
+            "--base MODEL --task TASK; found neither"
+        )
+    plan = plan_of(Store(source), study, trials, wanted, each_layer, settings)
+    if precision is None:
+        own = plan.trials[0].precision_on(plan.inputs.device.type)
+        plan = replace(plan, settings=replace(settings, precision=own))
+    skipped = _edit_store(plan, quiet)
+    table = collected(plan)
+    table.attrs["skipped"] = skipped
+    return table
+
+
+def _adapter(
+    source: str, base: str, task: str, data: str, families: Sequence[str], each_layer: bool,
+    settings: Settings, say: Callable[[str], None],
+) -> pd.DataFrame:  # fmt: skip
+    text: dict[str, Any] = {
+        "name": "intervene",
+        "scientific": {"model": base, "task": task_named(task).name, "rank": 1},
+        "nuisance": {"learning_rate": 1e-3},
+        "fixed": {"data": data},
+    }
+    inputs = StudyInputs(Study(**text, folder=Path.cwd()))
+    bench = _bench(inputs, inputs.trials[0], settings, say, measured=False)
+    trained = bench.open(source)
+    with bar("intervening", total=None) as advance:
+        (table,) = bench.tables(
+            [(trained, _variants(bench, trained, families, each_layer))], progress=advance
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be made of a store's trials."""
+
+    store: Store
+    inputs: StudyInputs
+    trials: Sequence[Trial]
+    families: Sequence[str]
+    each_layer: bool
+    settings: Settings
+
+    @property
+    def key(self) -> str:
+        """Of the folder that it is kept in: equal settings, equal numbers."""
+        text = json.dumps(asdict(self.settings), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def plan_of(
+    store: Store, study: Study | None, trials: Sequence[str] | None, families: Sequence[str],
+    each_layer: bool, settings: Settings,
+) -> Plan:  # fmt: skip
+    """Reads everything, writes nothing."""
+    done = store.done_ids()
+    if not done:
+        raise ValueError(f"{store}: expected finished trials; found none. rankscope status {store}")
+    for id in trials or ():
+        if id not in done:
+            raise ValueError(
+                f"trials: expected ids of finished trials, such as {done[0]}; found {id!r}"
+            )
+    own = store.study if study is None else study
+    inputs = StudyInputs(own.model_copy(update={"fixed": store.study.fixed}))
+    known = {t.id: t for t in store.planned()}
+    chosen = [known[id] for id in (trials or done) if id in known]
+    check_same_inputs(str(store), store.fingerprints, inputs.fingerprints)
+    return Plan(store, inputs, chosen, families, each_layer, settings)
+
+
+def _edit_store(plan: Plan, quiet: bool) -> dict[str, str]:
+    """Makes what is missing, group by group. What another process holds is left to it. -> trials
+    that can't be edited, and why"""
+    left = list(_groups(plan))
+    skipped: dict[str, str] = {}
+    per_trial = len(variants(plan.families))
+    with (
+        bar("intervening", total=per_trial * len(plan.trials), quiet=quiet) as advance,
+        _reporter(quiet) as say,
+    ):
+        bench: Bench | None = None
+        of: tuple[str, str] | None = None
+        for group in left:
+            missing = [t for t in group if not _is_whole(plan, t)]
+            advance(per_trial * (len(group) - len(missing)))
+            if not missing:
+                continue
+            if bench is None or of != (group[0].model, group[0].task):
+                of = (group[0].model, group[0].task)
+                bench = _bench(plan.inputs, group[0], plan.settings, say)
+            _edit_group(plan, bench, missing, advance, skipped)
+    return skipped
+
+
+def _groups(plan: Plan) -> Iterator[list[Trial]]:
+    """Trials whose variants share packs: adapters of one model and task; a full fine-tune alone."""
+    order = {id(t): i for i, t in enumerate(plan.trials)}
+    kinds: dict[tuple[str, str, str], list[Trial]] = {}
+    for trial in sorted(plan.trials, key=lambda t: (t.model, t.task, order[id(t)])):
+        kinds.setdefault((trial.model, trial.task, trial.method), []).append(trial)
+    for (_, _, method), members in kinds.items():
+        size = 1 if method == "full" else TOGETHER
+        yield from (members[i : i + size] for i in range(0, len(members), size))
+
+
+def _edit_group(
+    plan: Plan, bench: Bench, group: Sequence[Trial], advance: Callable[[float], None],
+    skipped: dict[str, str],
+) -> None:  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        mine = [
+            trial
+            for trial in group
+            if stack.enter_context(interventions.claimed(plan.store, plan.key, trial.id))
+        ]
+        work, before, edited = [], [], []
+        for trial in mine:
+            try:
+                folder = plan.store.folder(trial.id, weights=True).path / plan.settings.weights
+                trained = bench.open(folder, trial.id)
+            except ValueError as error:  # this one can't be edited; the others can
+                skipped[trial.id] = str(error)
+                bench.say(f"left out: {error}")
+                continue
+            edited.append(trial)
+            kept = interventions.read(plan.store, plan.key, trial.id)
+            had = _had(kept[0]) if kept else set()
+            wanted = _variants(bench, trained, plan.families, plan.each_layer)
+            work.append((trained, [v for v in wanted if v not in had]))
+            before.append(kept[0] if kept else pd.DataFrame())
+        tables = bench.tables(work, progress=advance)
+        for trial, old, new in zip(edited, before, tables, strict=True):
+            if len(new):
+                table = pd.concat([old, new], ignore_index=True) if len(old) else new
+                about = _about(plan, bench, table)
+                interventions.write(plan.store, plan.key, trial.id, table, about)
+
+
+def _is_whole(plan: Plan, trial: Trial) -> bool:
+    """Whether all is there. Which edits a trial has depends on its rank, so each is asked for and
+    those that were impossible are remembered by their absence from a whole family."""
+    kept = interventions.read(plan.store, plan.key, trial.id)
+    if kept is None or (plan.each_layer and kept[0]["scope"].eq("all").all()):
+        return False
+    return set(plan.families) <= set(kept[1]["families"])
+
+
+def _had(table: pd.DataFrame) -> set[Variant]:
+    return {Variant(*line) for line in table[_KEYS].itertuples(index=False)}
+
+
+def _variants(
+    bench: Bench, trained: Any, families: Sequence[str], each_layer: bool
+) -> list[Variant]:
+    return variants(families, layers=bench.chosen(trained) if each_layer else ())
+
+
+def _about(plan: Plan, bench: Bench, table: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "settings": asdict(plan.settings),
+        "families": sorted({*plan.families, *table["family"]}),
+        "labels": bench.validation.labels.tolist(),
+        "rankscope": rankscope.__version__,
+        "torch": torch.__version__,
+    }
+
+
+def _bench(
+    inputs: StudyInputs, trial: Trial, settings: Settings, say: Callable[[str], None],
+    *, measured: bool = True,
+) -> Bench:  # fmt: skip
+    train, validation = inputs.encoded(trial)
+    task = inputs.tasks[trial.task]
+    bench = Bench(
+        inputs.model_path(trial.model), task, train, validation, settings,
+        device=inputs.device, K=PACK, say=say,
+    )  # fmt: skip
+    if measured:
+        bench.measured = set(sites(bench.model, trial.target_modules))
+    return bench
+
+
+def collected(plan: Plan) -> pd.DataFrame:
+    """What a store holds under these settings, with each trial's configuration."""
+    tables = []
+    for trial in plan.trials:
+        kept = interventions.read(plan.store, plan.key, trial.id)
+        if kept is not None:
+            where = {name: getattr(trial, name) for name in LABELS}
+            tables.append(kept[0].assign(trial=trial.id, **where))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+LABELS = ("model", "task", "method", "rank", "scaling", "learning_rate", "seed")
+
+
+@contextlib.contextmanager
+def _reporter(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Says each line once, on standard error."""
+    said: set[str] = set()
+
+    def say(line: str) -> None:
+        if line not in said and not quiet:
+            print(f"rankscope: {line}", file=sys.stderr)
+        said.add(line)
+
+    yield say

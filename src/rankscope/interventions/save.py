@@ -1,0 +1,36 @@
+"""Writes edited updates as a PEFT adapter: plain PEFT opens it on the same base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from peft import LoraConfig
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from rankscope.linalg import LowRank
+from rankscope.train.saved_adapter import save_adapter
+
+
+def save_edited(
+    folder: str | Path, updates: Mapping[str, LowRank], *, base: str | None = None
+) -> None:
+    """Updates by layer, each with a rank of its own and scale 1, rounded to float32."""
+    ranks = {layer: update.A.shape[-2] for layer, update in updates.items()}
+    most = max(ranks.values())
+    odd = {layer: r for layer, r in ranks.items() if r != most}
+    config = LoraConfig(
+        inference_mode=True,
+        base_model_name_or_path=base,
+        r=most,
+        lora_alpha=most,
+        rank_pattern=dict(odd),
+        alpha_pattern=dict(odd),
+        target_modules=list(updates),
+    )
+    state: dict[str, Tensor] = {}
+    for layer, update in updates.items():
+        state[f"{layer}.lora_A.weight"] = update.A.float()
+        state[f"{layer}.lora_B.weight"] = (update.B.double() * update.scale).float()
+    save_adapter(Path(folder), state, config, PreTrainedConfig())  # no head of its own

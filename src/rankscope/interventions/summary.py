@@ -1,0 +1,78 @@
+"""What edits did, in few lines: means over trials, for a terminal and as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from rankscope.interventions.variants import OWN
+
+_WHERE = ["model", "task", "method", "rank", "scaling", "learning_rate"]
+_HIDDEN = ("answers", "refit_answers")
+SHOWN = 2000  # lines on a terminal
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over draws and trials of one configuration: ``value``, and ``change`` from each trial's
+    own (scale 1); medians of ``ratio`` = sr(W + dW) / sr(W) and ``rho``. One line per
+    configuration, scope, family and level, in the order of the families."""
+    where = [name for name in _WHERE if name in table]
+    trial = table["trial"] if "trial" in table else pd.Series(0, index=table.index)
+    own = table["family"].eq(OWN[0]) & table["level"].eq(OWN[1]) & table["scope"].eq("all")
+    lines = table.assign(trial=trial, ratio=np.exp(table["log_drift"]), order=np.arange(len(table)))
+    for name in ("value", "refit_value"):
+        before = lines[own].set_index("trial")[name].astype(float)
+        change = "change" if name == "value" else "refit_change"
+        lines[change] = lines[name].astype(float) - lines["trial"].map(before)
+    found = lines.groupby([*where, "scope", "family", "level"], dropna=False, as_index=False).agg(
+        trials=("trial", "nunique"), ratio=("ratio", "median"), rho=("rho", "median"),
+        value=("value", "mean"), change=("change", "mean"), loss=("loss", "mean"),
+        refit_value=("refit_value", "mean"), refit_change=("refit_change", "mean"),
+        feature_sd=("feature_sd", "median"), order=("order", "min"),
+    )  # fmt: skip
+    return found.sort_values([*where, "order"], ignore_index=True).drop(columns="order")
+
+
+def show(table: pd.DataFrame) -> None:
+    """Prints the summary. Names come from untrusted files: they are printed as plain text."""
+    lines = summary(table)
+    out = Console()
+    if not out.is_terminal:
+        out.width = 150
+    several = [c for c in _WHERE if c in lines and lines[c].nunique(dropna=False) > 1]
+    scopes = ["scope"] if lines["scope"].nunique() > 1 else []
+    refits = [] if lines["refit_value"].isna().all() else ["refit_value", "refit_change"]
+    columns = [
+        *several, *scopes, "family", "level", "trials", "ratio", "rho", "value", "change", "loss",
+        *refits, "feature_sd",
+    ]  # fmt: skip
+    grid = Grid(*(name.replace("_", " ") for name in columns), box=SIMPLE_HEAD)
+    for line in lines[columns].head(SHOWN).itertuples(index=False):
+        grid.add_row(*(Text(_plain(value)) for value in line))
+    out.print(grid)
+    if len(lines) > SHOWN:
+        out.print(f"{len(lines) - SHOWN} more lines: type --json")
+    base = table["base_feature_sd"].dropna()
+    if len(base):
+        out.print(f"pooled features of the base: standard deviation {base.iloc[0]:.3g}")
+
+
+def as_json(table: pd.DataFrame) -> str:
+    """All lines, without the answers; what is unknown is null."""
+    kept = table.drop(columns=[name for name in _HIDDEN if name in table])
+    rows: list[dict[str, Any]] = json.loads(kept.to_json(orient="records", double_precision=15))
+    return json.dumps({"rows": rows}, indent=1)
+
+
+def _plain(value: Any) -> str:
+    if value is None or pd.isna(value):
+        return "–"
+    text = f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

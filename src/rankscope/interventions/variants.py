@@ -1,0 +1,178 @@
+"""Families of edits, as data: which edits are made of each trained update, and what each measures.
+
+Letters: m rows, n columns, L layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankscope.interventions.edit import Editor
+from rankscope.linalg import Dense, LowRank, stable_rank, summary
+
+ALL = "all"  # the scope of a variant that edits all chosen layers at once
+RTOL = 1e-3  # relative width of the bounds on a stable rank, as in training
+
+# Levels of each family: factors t, shares c of sigma_1(W), numbers of directions k, draws.
+FAMILIES: dict[str, tuple[float, ...]] = {
+    "scale": (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.5, 6.5, 9.0),
+    "cap": (0.25, 0.5, 1.0),
+    "restore": (0.0,),
+    "top": (1, 2, 4),
+    "without_top": (1, 2, 4),
+    "flat": (8,),
+    "random": (0, 1, 2, 3, 4),
+}
+OWN = ("scale", 1.0)  # the variant that changes nothing; every trial has it
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One edit of one trained update. ``level`` is the family's number; of "random" it is 0, and
+    ``draw`` tells its draws apart. ``scope``: "all", or the one layer that is edited while the
+    others stay as trained."""
+
+    family: str
+    level: float = 0.0
+    draw: int = 0
+    scope: str = ALL
+
+
+def variants(
+    families: Collection[str] = tuple(FAMILIES), *, layers: Collection[str] = ()
+) -> list[Variant]:
+    """What is made of every update, its own (scale 1) first; with ``layers`` each edit again on
+    each of them alone.
+
+    ``ValueError`` for an unknown family.
+    """
+    for family in families:
+        if family not in FAMILIES:
+            raise ValueError(f"families: expected some of {', '.join(FAMILIES)}; found {family!r}")
+    found = [Variant(*OWN)]
+    for family in (name for name in FAMILIES if name in families):
+        for level in FAMILIES[family]:
+            one = Variant(family, draw=int(level)) if family == "random" else Variant(family, level)
+            found += [one] if one not in found else []
+    alone = [
+        Variant(one.family, one.level, one.draw, layer) for layer in layers for one in found[1:]
+    ]
+    return found + alone
+
+
+class Edits:
+    """The variants of one trained update. Decompositions of a layer are made once.
+
+    Args:
+        updates: dW (m, n) by layer.  base: W (m, n) of the same layers.
+        chosen: the layers that are edited; the others stay as trained.
+        name: of the trained update, from which random draws start.
+    """
+
+    def __init__(
+        self,
+        updates: Mapping[str, LowRank | Dense],
+        base: Mapping[str, Tensor],
+        *,
+        chosen: Collection[str],
+        name: str,
+    ) -> None:
+        self.updates, self.base, self.chosen, self.name = updates, base, set(chosen), name
+        self._editors = {layer: Editor(updates[layer], base[layer].double()) for layer in updates}
+
+    def possible(self, variant: Variant) -> bool:
+        """Whether each edited layer has as many directions as this edit takes. An edit that would
+        take all of them away, or keep all of them, is no edit."""
+        most = {"top": -1, "without_top": -1, "flat": 0}.get(variant.family)
+        edited = self._edited(variant)
+        if most is None or not edited:
+            return bool(edited)
+        return all(variant.level <= self._editors[layer].p + most for layer in edited)
+
+    def make(self, variant: Variant) -> dict[str, LowRank | Dense]:
+        """dW of every layer under this edit."""
+        edited = self._edited(variant)
+        return {
+            layer: self._edit(layer, variant) if layer in edited else update
+            for layer, update in self.updates.items()
+        }
+
+    def _edited(self, variant: Variant) -> list[str]:
+        return [
+            layer
+            for layer in self.updates
+            if layer in self.chosen and variant.scope in (ALL, layer)
+        ]
+
+    def _edit(self, layer: str, variant: Variant) -> LowRank | Dense:
+        editor, level = self._editors[layer], variant.level
+        if (variant.family, level) == OWN:
+            return self.updates[layer]
+        if variant.family == "restore":
+            return editor.restore()
+        if variant.family == "random":
+            return editor.random(self._generator(layer, variant.draw))
+        if variant.family in ("top", "without_top", "flat"):
+            return getattr(editor, variant.family)(int(level))
+        return getattr(editor, variant.family)(level)
+
+    def _generator(self, layer: str, draw: int) -> torch.Generator:
+        """Draws differ between trials, layers and draws, and are the same whenever they are
+        repeated."""
+        seed = hashlib.sha256(f"{self.name}\n{layer}\n{draw}".encode()).digest()[:8]
+        return torch.Generator().manual_seed(int.from_bytes(seed, "big") >> 1)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Medians over the measured layers: ``log_drift`` of log(sr(W + dW) / sr(W)), ``rho`` of
+    sigma_1(dW) / sigma_1(W), ``size`` of ||dW||_F / ||W||_F. NaN where a bound on a stable rank was
+    not met: ``unmet`` counts these layers."""
+
+    log_drift: float
+    rho: float
+    size: float
+    unmet: int
+
+
+class Measure:
+    """Drifts of edited updates against W, over some layers, as training records them."""
+
+    def __init__(self, base: Mapping[str, Tensor]) -> None:
+        self.base = base
+        self._start = torch.Generator()
+        facts = [
+            summary(Dense(W.double()), rtol=RTOL, generator=self._fresh()) for W in base.values()
+        ]
+        self._W = {
+            layer: (
+                float(f.stable_rank.value) if f.stable_rank.met else torch.nan,
+                float(f.spectral_norm),
+                float(f.frobenius_norm),
+            )
+            for layer, f in zip(base, facts, strict=True)
+        }
+
+    def __call__(self, updates: Mapping[str, LowRank | Dense]) -> Measured:
+        drifts, rhos, sizes, unmet = [], [], [], 0
+        for layer, W in self.base.items():
+            sr, sigma, norm = self._W[layer]
+            dW = updates[layer]
+            own = summary(dW, rtol=RTOL, generator=self._fresh())
+            found = stable_rank(Dense(W.double()) + dW, RTOL, generator=self._fresh())
+            unmet += not bool(found.met)
+            drifts.append(torch.tensor(float(found.value) / sr).log() if found.met else torch.nan)
+            rhos.append(float(own.spectral_norm) / sigma)
+            sizes.append(float(own.frobenius_norm) / norm)
+        drift, rho, size = (
+            float(torch.tensor(x, dtype=torch.float64).quantile(0.5)) for x in (drifts, rhos, sizes)
+        )
+        return Measured(drift, rho, size, unmet)
+
+    def _fresh(self) -> torch.Generator:
+        return self._start.manual_seed(0)
