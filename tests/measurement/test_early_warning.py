@@ -139,3 +139,18 @@ def test_levels_false_alarms_and_leads_of_known_trials(benchmark: ModuleType) ->
     assert cells.split(" | ")[1].startswith("1 of 3: 33%")
     assert cells.split(" | ")[2] == "50%"
     assert benchmark.area([3.0, 4.0], [1.0, 3.0]).startswith("0.88")  # 3.5 of 4 pairs
+
+
+def test_layers_with_wide_bounds_are_nan_counted_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = StableRankCallback(every=4, rtol=1e-16, per_layer=True)
+    with caplog.at_level(logging.WARNING, logger="rankscope"):
+        history = train(callback, tmp_path)
+    logs = [log for log in history if "stable_rank/unmet" in log]
+    assert [log["step"] for log in logs] == [4, 8]
+    for log in logs:
+        layers = [value for name, value in log.items() if name.startswith("stable_rank/dW/")]
+        assert sum(map(math.isnan, layers)) == log["stable_rank/unmet"] > 0
+    assert caplog.text.count("wider than rtol = 1e-16") >= 1
+    assert caplog.text.count("wider than rtol = 1e-16") <= 2  # the same count is said once

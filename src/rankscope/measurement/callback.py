@@ -143,6 +143,12 @@ class StableRankCallback(TrainerCallback):
         control.should_log = True  # on every process: the Trainer gathers the loss from all of them
         rows = self._measure(kwargs["model"], state, "dW", "W+dW")
         self._values = self._summarised(compared([*self._W, *rows])) if rows else {}
+        if unmet := len({row.layer for row in rows if not row.met}):
+            self._say(
+                state,
+                f"the bounds of {unmet} layers are wider than rtol = {self.rtol:g}: they are "
+                "left out of the medians, and NaN with per_layer; a larger rtol takes them in",
+            )
         above = self._warn(state)
         if self.stop and first_process_says(above, args.device):
             control.should_training_stop = True
@@ -261,11 +267,10 @@ class StableRankCallback(TrainerCallback):
             if row.matrix == "W+dW":
                 values[f"stable_rank/drift/{row.layer}"] = row.drift
                 values[f"stable_rank/rho/{row.layer}"] = row.rho
-        return {
-            name: math.nan if "/width/" not in name and name.split("/", 2)[2] in unmet else value
-            for name, value in values.items()
-            if value is not None
-        }
+        for name in values:
+            if "/width/" not in name and name.split("/", 2)[2] in unmet:
+                values[name] = math.nan
+        return {name: value for name, value in values.items() if value is not None}
 
     def _say(self, state: TrainerState, line: str) -> None:
         """One line, once, by the first process."""
