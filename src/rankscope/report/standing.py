@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -20,7 +20,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from rankscope import __version__
-from rankscope.analysis.conclusions import Conclusions, conclude
+from rankscope.analysis.conclusions import conclude
 from rankscope.analysis.frames import Frames
 from rankscope.report.from_store import open_frames
 
@@ -39,7 +39,7 @@ WARNING = (
 def reference(store: str | Path) -> dict[str, Any]:
     """The reference of a store, or of the folder ``data`` beside a report."""
     found = open_frames(store)
-    return of(str(store), found, conclude(found))
+    return of(str(store), found, conclude(found).to_dict())
 
 
 def shipped() -> dict[str, Any]:
@@ -49,9 +49,9 @@ def shipped() -> dict[str, Any]:
     return content
 
 
-def of(name: str, found: Frames, conclusions: Conclusions) -> dict[str, Any]:
-    """A reference from frames and what was concluded from them."""
-    (H2,) = (v for v in conclusions.to_dict()["verdicts"] if v["hypothesis"] == "H2")
+def of(name: str, found: Frames, conclusions: Mapping[str, Any]) -> dict[str, Any]:
+    """A reference from frames and what was concluded from them, as ``analyze --json`` prints it."""
+    (H2,) = (v for v in conclusions["verdicts"] if v["hypothesis"] == "H2")
     thresholds = [{key: one.get(key) for key in FIELDS} for one in H2["numbers"]["thresholds"]]
     return {"name": name, "thresholds": thresholds, "trials": _trials(found)}
 
