@@ -20,7 +20,7 @@ EVERY = 30.0  # seconds between two lines
 
 
 class _Lines:
-    """Says how far it is every half minute, from then on."""
+    """Prints a line every half minute: how far it is, and the time left."""
 
     def __init__(self, what: str, total: float | None, console: Console) -> None:
         self.what, self.total, self.console = what, total, console
@@ -34,22 +34,24 @@ class _Lines:
             self.said = now
             left = (now - self.started) * (self.total / self.done - 1)
             self.console.print(
-                f"{self.what}: {self.done / self.total:.0%}, {left / 60:.1f} min left",
+                f"{self.what}: {self.done / self.total:.0%}, {duration(left)} left",
                 highlight=False,
             )
 
 
 @contextlib.contextmanager
 def bar(
-    what: str, *, total: float | None, quiet: bool = False
+    what: str, *, total: float | None, quiet: bool = False, announce: bool = False
 ) -> Iterator[Callable[[float], None]]:
     """Yields the function that advances the bar. ``total=None``: how much there is, is not known.
 
     Where standard error is no terminal (a log file, a batch job), a line now and then takes its
-    place.
+    place; ``announce``: the first of them at once.
     """
     console = Console(stderr=True, quiet=quiet)
     if not console.is_terminal:
+        if announce:
+            console.print(what, highlight=False)
         yield _Lines(what, total, console)
         return
     with Progress(
@@ -80,7 +82,7 @@ def message(error: BaseException) -> str:
 
 
 def duration(seconds: float) -> str:
-    """3 h 20 min, 4 min 10 s, 12 s."""
+    """3 h 20 min, 4 min 10 s, 12 s; rounded once, so that no part of it reaches 60."""
     whole = round(seconds)
     if whole >= 3600:
         minutes = round(seconds / 60)

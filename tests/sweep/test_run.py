@@ -29,6 +29,7 @@ from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.run import run, train, worker_job
 from rankscope.sweep.status import status
+from rankscope.sweep.stop import Stopped
 from rankscope.train.loop import Pace
 from rankscope.train.metrics import score
 from rankscope.train.run import Run
@@ -222,6 +223,31 @@ def test_a_pack_goes_on_from_where_its_worker_died(
         train(*opened(asked, tmp_path), progress=die, pace=ALWAYS)
     train(*opened(asked, tmp_path), progress=die, pace=ALWAYS)
     assert told[4] >= 3 * told[0]  # the successor begins with the steps that were taken before
+    assert run(asked, tmp_path, quiet=True).hash() == store.hash()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_pack_that_is_asked_to_stop_leaves_a_checkpoint(
+    name: str, store: Store, tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path
+) -> None:
+    """Its claim is given back, and the successor begins after the step that was running."""
+    asked, taken = study(tiny_models["roberta"], tiny_data), list[int]()
+
+    def ask(steps: int) -> None:
+        taken.append(steps)
+        if len(taken) == 2:
+            signal.raise_signal(getattr(signal, name))
+
+    with pytest.raises(Stopped) as stopped:
+        train(*opened(asked, tmp_path), progress=ask, pace=Pace(worth=0.0))
+    assert stopped.value.status == 128 + getattr(signal, name)
+    log = Store(tmp_path).log
+    log.refresh()
+    assert not log.live
+    assert (tmp_path / "work" / "1" / "scratch" / "checkpoint.safetensors").is_file()
+    resumed = list[int]()
+    train(*opened(asked, tmp_path), progress=resumed.append)
+    assert resumed[0] == sum(taken)
     assert run(asked, tmp_path, quiet=True).hash() == store.hash()
 
 

@@ -103,7 +103,10 @@ def make_comparison(store: Store, *, base_of: Callable[[str], str], quiet: bool 
     found = comparisons(store)
     count = sum(len(one.trials) for one in found)
     with bar(
-        f"comparing {count} trials with full fine-tuning", total=count, quiet=quiet
+        f"comparing {count} trials with full fine-tuning",
+        total=count,
+        quiet=quiet,
+        announce=count > 0,
     ) as advance:
         compare(store, found, base_of=base_of, progress=advance)
 

@@ -1,0 +1,41 @@
+"""What is printed of progress and time, where standard error is no terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from rankscope import console
+from rankscope.console import bar, duration
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (3359.7, "56 min 0 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.6, "1 h 0 min"),
+        (7199, "2 h 0 min"),
+        (12_000, "3 h 20 min"),
+    ],
+)
+def test_no_part_of_a_duration_reaches_60(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_lines_in_the_place_of_a_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with bar("comparing 4 trials", total=4, announce=True) as advance:
+        assert capsys.readouterr().err == "comparing 4 trials\n"
+        for now[0] in (20.0, 3360.0):
+            advance(1)
+    assert capsys.readouterr().err == "comparing 4 trials: 50%, 56 min 0 s left\n"
+    with bar("training", total=4, quiet=True, announce=True) as advance:
+        now[0] += 100
+        advance(1)
+    assert capsys.readouterr().err == ""
