@@ -347,7 +347,7 @@ COMMANDS: tuple[
     ),
     (
         commands.analyze,
-        "the conclusions: H1 to H5, each with its numbers and intervals",
+        "the conclusions: H1 to H6, each with its numbers and intervals",
         _analyze,
     ),
     (

@@ -18,6 +18,8 @@ from rankscope.analysis.interventions import (
     groups,
     loss_at,
 )
+from rankscope.analysis.threshold import Threshold
+from rankscope.analysis.verdicts.interventions import interventions_verdict
 from rankscope.analysis.weighted_metrics import METRICS
 
 SCALES = (1.0, 2.0, 3.0, 5.0)
@@ -167,3 +169,60 @@ def test_a_trial_without_its_own_variant_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="expected its own variant, scale 1"):
         changes(lacking, everyone(lacking), rng=np.random.default_rng(0))
+
+
+def collapsed(given: Edited, *, regain: float, seed: int = 1) -> pd.DataFrame:
+    """The table of `given`, and as many trials more that drifted to a sixteenth and answer 1
+    always; restored they are right in 0.5 + ``regain``."""
+    labels = given.labels
+    rng = np.random.default_rng(seed)
+    good = given.table.assign(answers=list(given.answers))
+    bad = good.assign(
+        trial="c" + good["trial"], learning_rate=1e-2, log_drift=good["log_drift"] - math.log(4)
+    )
+    right = [rng.random(len(labels)) < 0.5 + regain for _ in range(len(bad))]
+    restored = [np.where(x, labels, 1 - labels) for x in right]
+    constant = np.ones(len(labels))
+    bad["answers"] = [
+        answers if family == "restore" else constant
+        for answers, family in zip(restored, bad["family"], strict=True)
+    ]
+    table = pd.concat([good, bad], ignore_index=True)
+    return table.assign(
+        scope="all", value=0.5, metric="accuracy", labels=[labels] * len(table), draw=0,
+        refit_answers=table["answers"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("half", "regain", "word"),
+    [(0.4, 0.28, "supported"), (30.0, 0.0, "contradicted"), (0.4, 0.0, "undecided"),
+     (30.0, 0.28, "undecided")],
+)  # fmt: skip
+def test_drift_as_cause(half: float, regain: float, word: str) -> None:
+    """Both must be shown for a cause, both be excluded for none: half of a gain of 0.3."""
+    table = collapsed(edited(half=half), regain=regain)
+    columns = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
+    trials = table.drop_duplicates("trial")[["trial", *columns]]
+    found = Threshold("m", "t", "supported", "", gain=0.3)
+    verdict = interventions_verdict(
+        table.drop(columns=columns), trials, [found], rng=np.random.default_rng(0), resamples=200
+    )
+    assert verdict.verdict == word
+    (numbers,) = verdict.numbers["interventions"]
+    assert (numbers["good"], numbers["collapsed"]) == (12, 12)
+    assert numbers["regain_own"] == pytest.approx(regain, abs=0.03)
+    assert numbers["drift"] == pytest.approx(math.log(4), abs=1e-9)
+
+
+def test_without_collapsed_trials_nothing_is_decided() -> None:
+    table = collapsed(edited(), regain=0.0)
+    table = table[~table["trial"].str.startswith("c")]
+    columns = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
+    trials = table.drop_duplicates("trial")[["trial", *columns]]
+    verdict = interventions_verdict(
+        table.drop(columns=columns), trials, [Threshold("m", "t", "supported", "", gain=0.3)],
+        rng=np.random.default_rng(0), resamples=50,
+    )  # fmt: skip
+    assert verdict.verdict == "undecided"
+    assert "12 good and 0 collapsed" in verdict.sentences[0]

@@ -20,6 +20,7 @@ from rankscope.analysis.threshold import Threshold, thresholds
 from rankscope.analysis.verdicts.alignment import alignment_verdict
 from rankscope.analysis.verdicts.dynamics import dynamics_verdict
 from rankscope.analysis.verdicts.growth import growth_verdict
+from rankscope.analysis.verdicts.interventions import interventions_verdict
 from rankscope.analysis.verdicts.rates import rates_verdict
 from rankscope.analysis.verdicts.threshold import threshold_verdict
 from rankscope.analysis.verdicts.verdict import Verdict
@@ -27,7 +28,8 @@ from rankscope.analysis.verdicts.verdict import Verdict
 
 @dataclass(frozen=True)
 class Conclusions:
-    """Verdicts on H1 to H5, the estimates they rest on, and what to keep in mind with all of them.
+    """Verdicts on H1 to H5, and H6 where trials were edited; the estimates they rest on, and what
+    to keep in mind with all of them.
 
     Every estimate has tables of its own: ``thresholds``, ``growth.groups``, ``dynamics.tasks``,
     ``alignment.contrasts``, ``rates.groups``; `to_frame` has all verdicts.
@@ -98,13 +100,14 @@ def conclude(
     resamples: int = 1000,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Conclusions:
-    """Answer H1 to H5 for the study in `frames`, with bootstrap draws from `seed`.
+    """Answer H1 to H5 for the study in `frames`, and H6 where trials were edited, with bootstrap
+    draws from `seed`.
 
     Never fails on a small or odd study: what cannot be estimated is "undecided", with the reason.
     `progress` is told of each share of the work, 1 in all.
     """
     # One stream per question: an answer does not change when another one is added.
-    streams = [np.random.default_rng([seed, number]) for number in range(5)]
+    streams = [np.random.default_rng([seed, number]) for number in range(6)]
     grown = growth(frames, rng=streams[0], resamples=resamples)
     progress(0.2)
     turned = thresholds(frames, rng=streams[1], resamples=resamples)
@@ -115,13 +118,16 @@ def conclude(
     aligned = alignment(frames, rng=streams[3], resamples=resamples)
     best = rates(frames)
     progress(0.2)
-    answers = (
+    answers: tuple[Verdict, ...] = (
         growth_verdict(grown),
         threshold_verdict(turned),
         dynamics_verdict(moved, longer),
         alignment_verdict(aligned),
         rates_verdict(best),
     )
+    if len(frames.interventions):
+        edited = (frames.interventions, frames.all_trials, turned)
+        answers += (interventions_verdict(*edited, rng=streams[5], resamples=resamples),)
     return Conclusions(
         verdicts=answers,
         learning_rates=frames.learning_rates,

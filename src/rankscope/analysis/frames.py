@@ -91,6 +91,8 @@ class Frames:
     (`rankscope.sweep.compare`). A frame without rows may lack its columns. ``drifts`` is `drift` of
     the spectra; given, if ``spectra`` hold what is `condensed` of them only.
 
+    ``interventions`` holds edited trials, where there are any (docs/formats.md).
+
     What an arm trained for longer or shorter than the study says (``budget``, 1 where a
     frame lacks it) is in ``continued`` and not in ``trials``: it takes no part in any
     choice among configurations.
@@ -103,6 +105,7 @@ class Frames:
     spectra: pd.DataFrame
     comparison: pd.DataFrame
     drifts: pd.DataFrame = field(default_factory=pd.DataFrame)
+    interventions: pd.DataFrame = field(default_factory=pd.DataFrame)
     continued: pd.DataFrame = field(init=False)
 
     def __post_init__(self) -> None:

@@ -10,8 +10,10 @@ import pandas as pd
 from rankscope.analysis.conclusions import Conclusions, conclude
 from rankscope.analysis.drift import condensed, drift
 from rankscope.analysis.frames import Frames
+from rankscope.store import interventions
 from rankscope.store.store import Store
 
+EDITED = "interventions"  # kept only where trials were edited
 KEPT = ("trials", "metrics", "spectra", "drifts", "comparison")
 
 
@@ -25,7 +27,9 @@ def frames(store: Store) -> Frames:
         kept.append(condensed(trials, part))
         moved.append(drift(part))
     spectra, drifts = (_in_order(parts) for parts in (kept, moved))
-    return Frames(trials, store.metrics(), spectra, store.comparison(), drifts)
+    return Frames(
+        trials, store.metrics(), spectra, store.comparison(), drifts, interventions.table(store)
+    )
 
 
 def _in_order(parts: list[pd.DataFrame]) -> pd.DataFrame:
@@ -40,13 +44,15 @@ def _in_order(parts: list[pd.DataFrame]) -> pd.DataFrame:
 def kept(folder: Path) -> Frames:
     """The tables that a report keeps of its study (``data/``), from which the same conclusions
     follow."""
-    return Frames(**{name: pd.read_parquet(folder / f"{name}.parquet") for name in KEPT})
+    names = [*KEPT, *([EDITED] if (folder / f"{EDITED}.parquet").is_file() else [])]
+    return Frames(**{name: pd.read_parquet(folder / f"{name}.parquet") for name in names})
 
 
 def _keep(found: Frames, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name in KEPT:
+    (folder / f"{EDITED}.parquet").unlink(missing_ok=True)
+    for name in [*KEPT, *([EDITED] if len(found.interventions) else [])]:
         written.append(folder / f"{name}.parquet")
         table = found.all_trials if name == "trials" else getattr(found, name)
         table.to_parquet(written[-1], index=False, compression="zstd")

@@ -69,6 +69,18 @@ def everything(store: Store) -> Iterator[tuple[str, str, pd.DataFrame, dict[str,
                 yield key, trial, *found
 
 
+def table(store: Store) -> pd.DataFrame:
+    """All edited trials under the settings that most of them share, each line with its ``trial``
+    and the rows' ``labels``; empty where no trial was edited."""
+    found: dict[str, list[pd.DataFrame]] = {}
+    for key, trial, lines, about in everything(store):
+        labels = [about["labels"]] * len(lines)
+        found.setdefault(key, []).append(lines.assign(trial=trial, labels=labels))
+    if not found:
+        return pd.DataFrame()
+    return pd.concat(max(found.values(), key=len), ignore_index=True)
+
+
 def weights_of(store: Store, trial: str) -> dict[str, str]:
     """SHA-256 of the trial's files of weights, as its commit says; empty for trials of older
     versions, which kept none."""

@@ -17,6 +17,7 @@ QUESTIONS = {
     "H3": "Does the drift grow with training, and does validation worsen with it?",
     "H4": "Is LoRA further from full fine-tuning than full fine-tuning is from itself?",
     "H5": "Is LoRA's best learning rate the same at every rank?",
+    "H6": "Is the drift of the stable rank the cause of the loss?",
 }
 ERROR_RATE = 0.05
 

@@ -1,0 +1,130 @@
+"""What edited trials say about H6: is a drift of the stable rank the cause of a loss?
+
+The rule is that of docs/analysis.md: supported where giving collapsed trials their stable rank back
+regains more than half of the gain and scaling good ones to the collapsed ones' drift loses more
+than half of it; contradicted where the intervals exclude both, with either head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rankscope.analysis.inference import Interval
+from rankscope.analysis.interventions import Edited, changes, dose, groups, loss_at
+from rankscope.analysis.threshold.evidence import NEAR
+from rankscope.analysis.threshold.threshold import HALF, Threshold
+from rankscope.analysis.verdicts.verdict import Verdict, answer, entries, overall, records
+from rankscope.analysis.weighted_metrics import METRICS
+
+HEADS = {"own": "answers", "refitted": "refit_answers"}
+FEWEST = 2  # trials of each group
+
+
+def interventions_verdict(
+    table: pd.DataFrame,
+    trials: pd.DataFrame,
+    found: Sequence[Threshold],
+    *,
+    rng: np.random.Generator,
+    resamples: int,
+) -> Verdict:
+    """``table``: edited trials (docs/formats.md); ``trials``: their configurations."""
+    edited = table[table["scope"].eq("all") & table["value"].notna()]
+    numbers, sentences = [], []
+    gains = {(t.model, t.task): t for t in found}
+    where = trials[["trial", "model", "task", "method", "rank", "scaling", "learning_rate", "seed"]]
+    for (model, task), part in edited.merge(where, on="trial").groupby(["model", "task"]):
+        reference = gains.get((str(model), str(task)))
+        one = _one(part.reset_index(drop=True), reference, rng, resamples)
+        numbers.append({"model": model, "task": task, **one})
+        sentences.append(f"{task}: {one['answer']}, {one['reason']}.")
+    return answer(
+        "H6",
+        overall(one["answer"] for one in numbers),
+        sentences or ["No trial was edited."],
+        {"interventions": numbers},
+        "In this study, of these edits: what an edit does to a trained model need not be what the "
+        "same drift does while it trains.",
+        "Intervals are for new seeds and new validation rows. Edited weights are those at the end "
+        "of training unless interventions/ says otherwise.",
+    )
+
+
+def _one(
+    part: pd.DataFrame, reference: Threshold | None, rng: np.random.Generator, resamples: int
+) -> dict[str, Any]:
+    """Answer, reason and numbers of one model and task."""
+    metric = str(part["metric"].iloc[0])
+    if metric not in METRICS:
+        return _open(f"the metric {metric} has no bootstrap here")
+    if reference is None or not reference.gain > 0:
+        return _open("no gain near sr(W) is known that could be lost")
+    labels = np.asarray(part["labels"].iloc[0], dtype=float)
+    own = Edited(part, _answers(part, "answers"), labels, metric)
+    split = groups(own, gain=reference.gain, near=NEAR)
+    counted = {"good": len(split.good), "collapsed": len(split.collapsed)}
+    if min(counted.values()) < FEWEST:
+        return _open(
+            f"{counted['good']} good and {counted['collapsed']} collapsed trials were edited; "
+            f"{FEWEST} of each are needed",
+            **counted,
+        )
+    unchanged = part[part["family"].eq("scale") & part["level"].eq(1)].set_index("trial")
+    u = float(unchanged.loc[split.collapsed, "log_drift"].abs().median())
+    how: dict[str, Any] = {"rng": rng, "resamples": resamples}
+    numbers: dict[str, Any] = {**counted, "gain": reference.gain, "drift": u, "share": HALF}
+    regains, losses = {}, {}
+    for head, column in HEADS.items():
+        if part[column].isna().any():
+            continue
+        edited = Edited(part, _answers(part, column), labels, metric)
+        changed = changes(edited, split.collapsed, **how)
+        restored = changed[changed["family"].eq("restore")]
+        if restored.empty:
+            return _open("no trial has the edit restore", **numbers)
+        regains[head] = restored["change"].iloc[0]
+        losses[head], short = loss_at(edited, split.good, u, **how)
+        numbers |= entries(f"regain_{head}", regains[head]) | entries(f"loss_{head}", losses[head])
+        numbers |= {f"short_{head}": short}
+        for name, members in (("good", split.good), ("collapsed", split.collapsed)):
+            rows = records(_flat(changes(edited, members, **how)))
+            numbers |= {f"changes_{name}_{head}": rows}
+    half = dose(own, split.good, q=HALF, **how)
+    numbers |= entries("half", half.u) | {"half_censored": half.censored}
+    word = _word(list(regains.values()), list(losses.values()), HALF * reference.gain)
+    reason = (
+        f"{counted['collapsed']} collapsed trials regain {regains['own']:.3f} with sr(W) restored, "
+        f"{counted['good']} good ones lose {losses['own']:.3f} when scaled to the same drift, of a "
+        f"gain of {reference.gain:.3f}"
+    )
+    if "refitted" in regains:
+        reason += f"; with a refitted head {regains['refitted']:.3f} and {losses['refitted']:.3f}"
+    return {"answer": word, "reason": reason, **numbers}
+
+
+def _word(regains: list[Interval], losses: list[Interval], needed: float) -> str:
+    """The first of each is with the trials' own head, which alone can support."""
+    if not all(found.known for found in (*regains, *losses)):
+        return "undecided"
+    if regains[0].low > needed and losses[0].low > needed:
+        return "supported"
+    if all(found.high < needed for found in (*regains, *losses)):
+        return "contradicted"
+    return "undecided"
+
+
+def _open(reason: str, **numbers: Any) -> dict[str, Any]:
+    return {"answer": "undecided", "reason": reason, **numbers}
+
+
+def _answers(part: pd.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.stack([np.asarray(x, dtype=float) for x in part[column]])
+
+
+def _flat(changed: pd.DataFrame) -> pd.DataFrame:
+    bounds = pd.DataFrame([entries("change", found) for found in changed["change"]])
+    return pd.concat([changed.drop(columns="change"), bounds], axis=1)
