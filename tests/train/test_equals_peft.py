@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from conftest import TARGETS, save_tiny_model
+from rankscope.study.study_file import Study
 from rankscope.study.trial import Init
+from rankscope.sweep.inputs import StudyInputs
 from rankscope.train import muon
 from rankscope.train.adapters import draw_factors
 from rankscope.train.isolation import prove
@@ -270,6 +272,25 @@ def test_other_settings_equal_peft_alone(
             assert_close(
                 ours[name], tensor, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
             )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "apart"),
+    [
+        ("roberta", 'target_modules = "all-linear"\nlora_dropout = 0.1', True),
+        ("roberta", 'target_modules = "all-linear"', False),
+        ("gpt2", 'init_lora_weights = "orthogonal"\nlora_dropout = 0.1', False),
+    ],
+)
+def test_what_trains_alone_is_known_before_it_trains(
+    architecture: str, settings: str, apart: bool, models: dict[str, str], tiny_data: Path
+) -> None:
+    study = Study.parse(
+        f'name = "t"\n[scientific]\nmodel = "{models[architecture]}"\ntask = "CoLA"\nrank = 2\n'
+        f'[nuisance]\nlearning_rate = 1e-3\n[fixed]\ndata = "{tiny_data}"\nsteps = 2\n{settings}'
+    )
+    inputs = StudyInputs(study)
+    assert (inputs.why_apart(inputs.trials[0]) is not None) == apart
 
 
 @pytest.mark.parametrize("architecture", TARGETS)

@@ -35,6 +35,8 @@ from rankscope.train.model import (
     shape_of,
 )
 
+_ATTENTION = {"query", "key", "value", "q", "k", "v"}
+
 
 class StudyInputs:
     """A study's inputs. Writes nothing.
@@ -169,9 +171,12 @@ class StudyInputs:
         before they train."""
         if trial.model not in self._apart:
             skeleton, found = self._skeletons[trial.model], None
-            if not is_patchable(
-                skeleton
-            ):  # these are proved by the tests, and again before every pack
+            # BERT's family on its attention's inputs is proved by the tests, and again before
+            # every pack; in its last block other layers' dropouts would be of one token
+            inner = trial.lora_dropout > 0 and not _ATTENTION.issuperset(
+                name.rsplit(".", 1)[-1] for name in trial.target_modules
+            )
+            if inner or not is_patchable(skeleton):
                 from rankscope.train.packable import why_not_packed  # brings PEFT
 
                 found = why_not_packed(skeleton, trial, self.tasks[trial.task])

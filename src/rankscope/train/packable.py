@@ -35,7 +35,8 @@ def why_not_packed(skeleton: PreTrainedModel, trial: Trial, task: Task) -> str |
             small(**tokens.inputs)
     except Exception:  # noqa: BLE001 - whatever a family can't do in small, its own code says how
         return None
-    trials = [trial.model_copy(update={"rank": rank}) for rank in (1, 2, 3)]
+    ranks = (2, 4, 6) if trial.init_lora_weights == "orthogonal" else (1, 2, 3)
+    trials = [trial.model_copy(update={"rank": rank}) for rank in ranks]
     try:
         pack = AdapterPack(trials, model="", task=task, device=torch.device("cpu"), loaded=small)
         prove(pack, tokens, torch.arange(len(tokens)))
