@@ -99,6 +99,12 @@ def test_damaged_files_are_one_line(tmp_path: Path, content: str, says: str) -> 
         read_split(str(tmp_path), TASKS["CoLA"], "train")
 
 
+def test_a_file_in_the_place_of_a_folder_is_told_where_it_belongs(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sentence,label\na,1\n")
+    with pytest.raises(ValueError, match=r"found the file .*\[task.NAME\] with data = \"a.csv\""):
+        read_split(str(tmp_path / "a.csv"), TASKS["CoLA"], "train")
+
+
 def test_fingerprint_is_of_the_rows() -> None:
     assert fingerprint(sentences(5)) == fingerprint(sentences(5).reset_index(drop=True))
     assert fingerprint(sentences(5)) != fingerprint(sentences(6))

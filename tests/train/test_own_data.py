@@ -170,6 +170,7 @@ def test_a_pair_is_two_columns(tmp_path: Path) -> None:
 GOOD = "text,label\na,x\nb,y\nc,x\nd,y\n"
 BOMBS = {
     "columns": ("Text,label\na,x\n", "no column 'text' among 'Text', 'label'"),
+    "semicolons": ("text;label\na;x\n", "among 'text;label': are they separated by ';'?"),
     "columns twice": ("text,text,label\na,b,x\n", "2 columns 'text' among"),
     "empty": ("", "found an empty file"),
     "header alone": ("text,label\n", "expected rows; found none"),

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,10 +50,15 @@ def _read(data: str, task: Task, file: str, split: str, rows: int | None) -> pd.
         frame, where = _from_hub(task, split), f"{GLUE} {task.config} {split}"
     else:
         path = find_file(data, task, file)
+        if Path(data).is_file():
+            raise ValueError(
+                f"[fixed] data: expected a folder of GLUE's tasks; found the file {data}. Name its "
+                f'columns in a table of its own: [task.NAME] with data = "{Path(data).name}"'
+            )
         if not path.is_file():
             raise FileNotFoundError(
                 f'data: expected {path}; found no such file. data is "hub" or a folder of '
-                f"<TASK>/{{train,validation}}.tsv"
+                f"<TASK>/{{train,validation}}.tsv; a table [task.NAME] reads other files"
             )
         frame, where = read_glue(path, task), str(path)
     for column in (*task.text, "label"):

@@ -129,7 +129,7 @@ def _columns(frame: pd.DataFrame, own: OwnTask, where: str) -> pd.DataFrame:
             word = "no column" if column not in found else f"{found.count(column)} columns"
             raise ValueError(
                 f"{where}: expected the columns {', '.join(map(repr, columns))}; found {word} "
-                f"{column!r} among {', '.join(map(repr, found))[:300]}"
+                f"{column!r} among {', '.join(map(repr, found))[:300]}{_hint(found)}"
             )
     if not len(frame):
         raise ValueError(f"{where}: expected rows; found none")
@@ -169,6 +169,16 @@ def _with_numbers(rows: pd.DataFrame, classes: Sequence[str], where: str) -> pd.
     labels = rows["label"]
     numbers = numbered(labels, classes, where) if classes else measured(labels, where)
     return rows.assign(label=numbers).reset_index(drop=True)
+
+
+def _hint(columns: Sequence[str]) -> str:
+    """Where a file seems to be separated by something else than its name says."""
+    if len(columns) != 1:
+        return ""
+    marks = [
+        name for mark, name in ((";", "';'"), ("\t", "tabs"), (",", "','")) if mark in columns[0]
+    ]
+    return f": are they separated by {marks[0]}? .csv has ',', .tsv tabs" if marks else ""
 
 
 def _not_unicode(values: Sequence[str | None]) -> int | None:
