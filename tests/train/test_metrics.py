@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from sklearn import metrics as sk
 
-from rankscope.study.tasks import TASKS
+from rankscope.study.tasks import TASKS, Task
 from rankscope.train.metrics import constant_score, deviation, flattened, is_constant, score
 
 
@@ -102,3 +102,46 @@ def test_the_metric_of_the_best_constant_answer(task: str) -> None:
             logits[..., cls] = 1.0
         found = [score(logits, labels, TASKS[task])[0][TASKS[task].metric] for logits in constants]
     assert constant_score(labels, TASKS[task]) == max(found)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1_macro", "matthews_correlation"])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_metrics_of_any_number_of_classes(metric: str, classes: int) -> None:
+    """Macro F1 is over all classes, those that are never guessed and not there included."""
+    task = Task("mine", ("text",), classes, metric)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 60, classes, generator=generator)
+    logits[1, :, 0] = -9  # never guessed
+    labels = torch.randint(classes - (classes > 2), (60,), generator=generator)  # or never there
+    oracle = {
+        "accuracy": sk.accuracy_score,
+        "f1_macro": lambda truth, guess: (
+            sum(sk.f1_score(truth == c, guess == c, zero_division=0.0) for c in range(classes))
+            / classes
+        ),
+        "matthews_correlation": sk.matthews_corrcoef,
+    }[metric]
+    for k, found in enumerate(score(logits, labels, task)):
+        guess = logits[k].argmax(-1)
+        assert found[metric] == pytest.approx(oracle(labels.numpy(), guess.numpy()))
+        assert found["accuracy"] == pytest.approx(sk.accuracy_score(labels, guess))
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels"),
+    [
+        ("f1", [0, 0, 0, 1]),  # always 1 has an F1, always 0 has none
+        ("f1", [0, 1, 1, 1]),
+        ("f1_macro", [0, 0, 0, 1]),
+        ("f1_macro", [2, 2, 1, 0, 2]),
+        ("accuracy", [2, 2, 1, 0, 2]),
+        ("matthews_correlation", [2, 2, 1, 0, 2]),
+    ],
+)
+def test_the_best_constant_answer_is_the_best_of_all_of_them(
+    metric: str, labels: list[int]
+) -> None:
+    task, truth = Task("mine", ("text",), max(labels) + 1, metric), torch.tensor(labels)
+    every = torch.eye(task.num_labels)[:, None].expand(-1, len(labels), -1)  # (C, N, C)
+    expected = max(found[metric] for found in score(every, truth, task))
+    assert constant_score(truth, task) == pytest.approx(expected)
