@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -107,17 +108,21 @@ def test_the_metric_of_the_best_constant_answer(task: str) -> None:
 @pytest.mark.parametrize("metric", ["accuracy", "f1_macro", "matthews_correlation"])
 @pytest.mark.parametrize("classes", [2, 5])
 def test_metrics_of_any_number_of_classes(metric: str, classes: int) -> None:
-    """Macro F1 is over all classes, those that are never guessed and not there included."""
+    """Macro F1 is over the classes that are there or guessed."""
     task = Task("mine", ("text",), classes, metric)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 60, classes, generator=generator)
-    logits[1, :, 0] = -9  # never guessed
+    logits[1, :, 0] = -9  # there, and never guessed
+    if classes > 2:
+        logits[1, :, -1] = -9  # neither
     labels = torch.randint(classes - (classes > 2), (60,), generator=generator)  # or never there
     oracle = {
         "accuracy": sk.accuracy_score,
-        "f1_macro": lambda truth, guess: (
-            sum(sk.f1_score(truth == c, guess == c, zero_division=0.0) for c in range(classes))
-            / classes
+        "f1_macro": lambda truth, guess: np.mean(
+            [
+                sk.f1_score(truth == c, guess == c, zero_division=0.0)
+                for c in {*truth.tolist(), *guess.tolist()}
+            ]
         ),
         "matthews_correlation": sk.matthews_corrcoef,
     }[metric]

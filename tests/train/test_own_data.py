@@ -117,6 +117,8 @@ def test_a_share_of_the_rows_is_stratified_and_drawn_from_a_seed(tmp_path: Path)
     other = read(tmp_path, **part, validation={"fraction": 0.2, "seed": 1})[2]
     assert again.equals(validation)
     assert not other.equals(validation)
+    most = read(tmp_path, **part, validation=0.6)[1]
+    assert most["label"].value_counts().to_dict() == {0: 32, 2: 8, 1: 1}  # the only one stays
     half, rest = read(tmp_path, **part, train=0.5, validation=0.2)[1:]
     assert half["label"].value_counts().to_dict() == {0: 40, 2: 10, 1: 1}
     assert not set(half["text"]) & set(rest["text"])

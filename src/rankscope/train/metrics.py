@@ -33,23 +33,17 @@ def score(logits: Tensor, labels: Tensor, task: Task) -> list[dict[str, float]]:
     if task.num_labels == 1:
         return [_correlations(scores, truth) for scores in logits[..., 0].numpy()]
     answers = logits.argmax(-1).numpy()
-    return [
-        {name: _OF_CLASSES[name](truth, answer, task.num_labels) for name in task.metrics}
-        for answer in answers
-    ]
+    return [{name: _OF_CLASSES[name](truth, answer) for name in task.metrics} for answer in answers]
 
 
-def _f1_macro(truth: np.ndarray, answer: np.ndarray, classes: int) -> float:
-    """The mean over all classes; 0 for one that is neither there nor guessed."""
-    labels = range(classes)
-    return float(f1_score(truth, answer, labels=labels, average="macro", zero_division=0.0))
-
-
-_OF_CLASSES: dict[str, Callable[[np.ndarray, np.ndarray, int], float]] = {
-    "accuracy": lambda truth, answer, _: float((answer == truth).mean()),
-    "f1": lambda truth, answer, _: float(f1_score(truth, answer, zero_division=0.0)),
-    "f1_macro": _f1_macro,
-    "matthews_correlation": lambda truth, answer, _: float(matthews_corrcoef(truth, answer)),
+_OF_CLASSES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": lambda truth, answer: float((answer == truth).mean()),
+    "f1": lambda truth, answer: float(f1_score(truth, answer, zero_division=0.0)),
+    # over the classes that are there or guessed
+    "f1_macro": lambda truth, answer: float(
+        f1_score(truth, answer, average="macro", zero_division=0.0)
+    ),
+    "matthews_correlation": lambda truth, answer: float(matthews_corrcoef(truth, answer)),
 }
 
 
@@ -60,7 +54,7 @@ def constant_score(labels: Tensor, task: Task) -> float:
     classes, counts = labels.unique(return_counts=True)
     commonest = np.full(len(labels), int(classes[counts.argmax()]))
     answer = np.ones_like(commonest) if task.metric == "f1" else commonest
-    return _OF_CLASSES[task.metric](labels.numpy(), answer, task.num_labels)
+    return _OF_CLASSES[task.metric](labels.numpy(), answer)
 
 
 def is_constant(logits: Tensor, labels: Tensor, *, rounding: Tensor | None = None) -> Tensor:
