@@ -82,6 +82,8 @@ def test_peft_gives_the_nearest_update_back(
     assert found.error == pytest.approx(math.sqrt(square / whole), abs=1e-12)
     assert found.bytes_after == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
     assert any("embed" in name or "wte" in name for name in lost)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["fan_in_fan_out"] is (model == "gpt2")
 
 
 def test_a_budget_and_a_second_cut(tmp_path: Path) -> None:
