@@ -161,6 +161,7 @@ def test_the_fit_is_least_squares():
     )
     assert fit.dose(np.array([0.2]))[0] == np.inf  # below the floor of the line
     assert fit.dose(np.array([0.95]))[0] == 0  # above its plateau
+    assert np.isnan(fit.dose(np.array([np.nan]))[0])  # a draw without references says nothing
 
 
 def test_references_are_the_rate_that_is_best_over_seeds_near_the_base():

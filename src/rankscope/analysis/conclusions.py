@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rankscope.analysis.alignment import Alignment, alignment
+from rankscope.analysis.design import Check, design
 from rankscope.analysis.dynamics import Continued, Dynamics, continued, dynamics
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.growth import Growth, growth
@@ -28,8 +29,8 @@ from rankscope.analysis.verdicts.verdict import Verdict
 
 @dataclass(frozen=True)
 class Conclusions:
-    """Verdicts on H1 to H5, and H6 where trials were edited; the estimates they rest on, and what
-    to keep in mind with all of them.
+    """Verdicts on H1 to H5, and H6 where trials were edited; the estimates they rest on, what the
+    study's design can answer, and what to keep in mind with all of them.
 
     Every estimate has tables of its own: ``thresholds``, ``growth.groups``, ``dynamics.tasks``,
     ``alignment.contrasts``, ``rates.groups``; `to_frame` has all verdicts.
@@ -43,6 +44,7 @@ class Conclusions:
     continued: Continued
     alignment: Alignment
     rates: Rates
+    design: tuple[Check, ...]
     counts: dict[str, int]
     caveats: tuple[str, ...]
 
@@ -89,6 +91,7 @@ class Conclusions:
                 "counts": self.counts,
                 "caveats": self.caveats,
                 "learning_rates": self.learning_rates.to_dict("records"),
+                "design": [dataclasses.asdict(check) for check in self.design],
             }
         )
 
@@ -137,9 +140,19 @@ def conclude(
         continued=longer,
         alignment=aligned,
         rates=best,
+        design=tuple(_design(frames)),
         counts=_counts(frames.trials) | {"continued": len(frames.continued)},
         caveats=tuple(_caveats(frames)),
     )
+
+
+def _design(frames: Frames) -> list[Check]:
+    """What this study's design can answer, with the noise of an evaluation that was found."""
+    often = frames.metrics.groupby("trial").size()
+    trials = frames.trials.merge(
+        frames.baselines[["model", "task", "noise"]], on=["model", "task"], how="left"
+    )
+    return design(trials.assign(evaluations=trials["trial"].map(often).fillna(0)))
 
 
 def _counts(trials: pd.DataFrame) -> dict[str, int]:

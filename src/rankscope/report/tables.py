@@ -35,6 +35,7 @@ def tables(frames: Frames, conclusions: Conclusions) -> list[Table]:
         alignment_table(conclusions),
         rates_table(conclusions),
         layers_table(frames),
+        design_table(conclusions),
     )
     return [table for table in made if len(table.rows)]
 
@@ -262,4 +263,21 @@ def layers_table(frames: Frames) -> Table:
             Column("frobenius_norm", "Frobenius norm", ".3g"),
         ),
         _ordered(table.assign(kind=kind(table["layer"]))),
+    )
+
+
+def design_table(conclusions: Conclusions) -> Table:
+    """What the study's design can answer."""
+    return Table(
+        "design",
+        "What this design can answer",
+        "Per hypothesis and task, whatever the results: the seeds, ranks, rates and evaluations "
+        "that an answer needs, and the power to see a loss (a closed form).",
+        (
+            Column("hypothesis", "hypothesis"),
+            *WHERE,
+            Column("answerable", "answerable"),
+            Column("reason", "because"),
+        ),
+        pd.DataFrame([vars(check) for check in conclusions.design]),
     )

@@ -28,6 +28,7 @@ from rankscope.study.cost import (
 )
 from rankscope.study.packing import packs
 from rankscope.study.trial import Trial
+from rankscope.sweep.design import design_lines
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.machine import Room, default_workers, room
 from rankscope.sweep.worker import missing
@@ -98,7 +99,7 @@ def forecast(
         t.model: why for t in inputs.trials if t.method == "lora" and (why := inputs.why_apart(t))
     }
     lines += [f"{model}: {ONE_AT_A_TIME}: {why}" for model, why in apart.items()]
-    return printed.get() + "\n".join(lines)
+    return printed.get() + "\n".join([*lines, *design_lines(inputs)])
 
 
 @dataclass

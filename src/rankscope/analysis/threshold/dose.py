@@ -34,12 +34,12 @@ class Fits:
 
     def dose(self, level: Array) -> Array:
         """The drift at which the line has fallen to `level` (B,): 0 where it begins below, infinite
-        where it ends above."""
+        where it ends above, NaN for a level that is not known."""
         held = (self.fall > 0) & (self.plateau - self.fall < level)
         lost = np.maximum(0.0, self.plateau - level)
         share = np.divide(lost, self.fall, out=np.zeros_like(lost), where=held)
         inside = np.where(held, self.turn + (self.floor - self.turn) * share, np.inf)
-        return np.where(self.plateau < level, 0.0, inside)
+        return np.where(np.isnan(level), np.nan, np.where(self.plateau < level, 0.0, inside))
 
 
 def fits(found: Evidence, weights: Array, excess: float = 0.0) -> Fits:

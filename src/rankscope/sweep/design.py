@@ -1,0 +1,38 @@
+"""What a study that is about to run can answer, in lines for ``rankscope plan``."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from rankscope.analysis.design import accuracy_noise, design
+from rankscope.study.trial import Trial
+from rankscope.sweep.inputs import StudyInputs
+
+
+def design_lines(inputs: StudyInputs) -> list[str]:
+    """One line per hypothesis and answer, with the tasks that it holds for."""
+    planned = pd.DataFrame([_row(inputs, trial) for trial in inputs.trials])
+    told: dict[tuple[str, str, str], list[str]] = {}
+    several = planned["model"].nunique() > 1
+    for check in design(planned):
+        place = f"{check.task} ({check.model})" if several else check.task
+        told.setdefault((check.hypothesis, check.answerable, check.reason), []).append(place)
+    return [
+        f"{hypothesis} can be answered on {', '.join(places)}: {answerable}. {reason}"
+        for (hypothesis, answerable, reason), places in sorted(told.items())
+    ]
+
+
+def _row(inputs: StudyInputs, trial: Trial) -> dict[str, object]:
+    rows = inputs.rows(trial)
+    every = trial.eval_every
+    if every == "epoch":
+        every = math.ceil(rows.train / trial.batch_size)
+    return trial.model_dump(
+        include={"model", "task", "method", "rank", "scaling", "learning_rate", "seed"}
+    ) | {
+        "evaluations": max(1, inputs.steps(trial) // every),
+        "noise": accuracy_noise(rows.validation),
+    }
