@@ -27,9 +27,8 @@ def design_lines(inputs: StudyInputs) -> list[str]:
 
 def _row(inputs: StudyInputs, trial: Trial) -> dict[str, object]:
     rows = inputs.rows(trial)
-    every = trial.eval_every
-    if every == "epoch":
-        every = math.ceil(rows.train / trial.batch_size)
+    per_epoch = math.ceil(rows.train / trial.batch_size)
+    every = per_epoch if trial.eval_every == "epoch" else trial.eval_every
     return trial.model_dump(
         include={"model", "task", "method", "rank", "scaling", "learning_rate", "seed"}
     ) | {
