@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from rankscope.analysis.drift import at_best
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.selection import best_learning_rates, chosen
-from simulate import study
+from simulate import Truth, study
 
 
 def table(values: dict[tuple[float, int], float | None]) -> pd.DataFrame:
@@ -101,3 +102,15 @@ def test_text_where_a_number_belongs_is_named():
     wrong.loc[0, "metric_value"] = "high"
     with pytest.raises(ValueError, match=r"metrics\['metric_value'\] must hold numbers"):
         Frames(**frames | {"metrics": wrong})
+
+
+def test_a_rate_is_chosen_by_some_rows_and_reported_by_the_others():
+    trials = study(Truth(), seeds=1, rates=(1e-4, 1e-3), ranks=(8,), full=False)["trials"]
+    trials = trials.assign(best=[0.80, 0.90], held_out=[0.85, 0.82])
+    row = best_learning_rates(trials).iloc[0]
+    assert row["learning_rate"] == 1e-3
+    assert row["value"] == 0.82
+    assert row["optimism"] == pytest.approx(0.08)
+    whole = best_learning_rates(trials.drop(columns="held_out")).iloc[0]
+    assert whole["value"] == 0.90
+    assert np.isnan(whole["optimism"])

@@ -30,6 +30,7 @@ from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.run import run, train, worker_job
 from rankscope.sweep.status import status
 from rankscope.sweep.stop import Stopped
+from rankscope.train.data import split_rows
 from rankscope.train.loop import Pace
 from rankscope.train.metrics import score
 from rankscope.train.run import Run
@@ -80,6 +81,35 @@ def test_every_trial_is_done_and_described(store: Store) -> None:
     assert set(trials["rank"].dropna()) == {1, 16}
     assert set(store.metrics()["step"]) == {3, 6}
     assert status(store).line().startswith("6 of 6 trials done")
+
+
+def test_rates_are_chosen_on_some_rows_and_reported_on_the_others(
+    tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path
+) -> None:
+    """The oracle: PEFT loads the best adapter and scores the two halves of the rows."""
+    plain = study(tiny_models["roberta"], tiny_data, ranks="[2]", steps=3)
+    halved = Study.parse(plain.source + "        validation_split = 0.5\n", folder=plain.folder)
+    store = run(halved, tmp_path / "halved", quiet=True)
+    row = store.trials().query("method == 'lora' and learning_rate < 1").iloc[0]
+    inputs = StudyInputs(halved)
+    trial = next(t for t in inputs.trials if t.id == row["trial"])
+    assert "validation_split" not in plain.trials({plain.models[0]: 16})[0].canonical()
+    _, validation = inputs.encoded(trial)
+    choosing, held_out = split_rows(len(validation), 0.5)
+    assert sorted([*choosing.tolist(), *held_out.tolist()]) == list(range(len(validation)))
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_models["roberta"])
+    model = PeftModel.from_pretrained(base, store.folder(trial.id).path / "best").eval()
+    found = torch.empty(1, len(validation), 2)
+    with torch.no_grad():
+        for rows, batch in validation.by_length(8):
+            found[0, rows] = model(**batch).logits
+    task = TASKS["CoLA"]
+    for name, rows in (("best", choosing), ("held_out", held_out)):
+        right = score(found[:, rows], validation.labels[rows], task)[0][task.metric]
+        assert row[name] == pytest.approx(right, abs=1e-6)
+    told = store.metrics().query("trial == @trial.id and step == @row.best_step").iloc[0]
+    assert told["metric_value"] == row["best"]
+    assert told["matthews_correlation_held_out"] == row["held_out"]
 
 
 def test_spectra_at_start_at_powers_of_four_and_at_evaluations(store: Store) -> None:

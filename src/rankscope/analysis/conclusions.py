@@ -202,12 +202,7 @@ def _caveats(frames: Frames) -> list[str]:
             "The classifier head is trained along with the update; its share in the metric is "
             "not separated."
         )
-        said.append(
-            "Rates and checkpoints are chosen on the validation data that they are reported "
-            "on, so best "
-            "values are "
-            "somewhat too high."
-        )
+        said.append(_optimism(found))
     for edge in ("largest tried", "smallest tried", "only one tried"):
         hits = int(found["edge"].eq(edge).sum())
         if hits:
@@ -226,6 +221,21 @@ def _caveats(frames: Frames) -> list[str]:
         "method."
     )
     return said
+
+
+def _optimism(rates: pd.DataFrame) -> str:
+    """How choosing and reporting on the same rows flatters, or by how much it would have."""
+    known = rates["optimism"].dropna()
+    if known.empty:
+        return (
+            "Rates and checkpoints are chosen on the validation data that they are reported on, so "
+            "best values are somewhat too high; validation_split in the study file parts the two."
+        )
+    return (
+        "Rates and checkpoints are chosen on a part of the validation rows and reported on the "
+        f"others: there the best values are lower by {known.mean():.3f}. The curves of H2 and H3 "
+        "are those of the rows that choose."
+    ).replace("-", "−")
 
 
 def _plain(value: Any) -> Any:

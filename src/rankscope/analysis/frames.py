@@ -93,6 +93,9 @@ class Frames:
 
     ``interventions`` holds edited trials, where there are any (docs/formats.md).
 
+    ``held_out`` of a trial is its metric at the best evaluation on validation rows that chose
+    nothing (``validation_split`` in the study file), ``reported`` that, else ``best``.
+
     What an arm trained for longer or shorter than the study says (``budget``, 1 where a
     frame lacks it) is in ``continued`` and not in ``trials``: it takes no part in any
     choice among configurations.
@@ -118,7 +121,9 @@ class Frames:
             object.__setattr__(self, name, _checked(name, getattr(self, name), columns))
         object.__setattr__(self, "spectra", known(self.spectra))
         budget = _typed("trials", self.trials, "budget").fillna(1.0)
-        trials = self.trials.assign(budget=budget)
+        held_out = _typed("trials", self.trials, "held_out")
+        reported = held_out.fillna(self.trials["best"])
+        trials = self.trials.assign(budget=budget, held_out=held_out, reported=reported)
         object.__setattr__(self, "trials", trials[budget.eq(1)])
         object.__setattr__(self, "continued", trials[budget.ne(1)])
         newer = {name: _typed("comparison", self.comparison, name) for name in LATER}

@@ -32,8 +32,10 @@ def best_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
     that misses seeds which another rate of the configuration has can only win if no rate has them
     all. Ties go to the smaller rate.
 
-    Columns: the configuration, ``learning_rate``, ``value`` (mean metric there), ``spread``
-    (standard deviation over seeds, NaN for one), ``seeds``, ``diverged`` (trials at that
+    Columns: the configuration, ``learning_rate``, ``value`` (mean metric there: where the study has
+    a ``validation_split``, on the rows that chose nothing), ``optimism`` (how much higher it is on
+    the rows that chose; NaN without a split), ``spread`` (standard deviation over seeds, NaN for
+    one), ``seeds``, ``diverged`` (trials at that
     rate), ``rates`` (how many were tried), ``lowest``, ``highest`` (of the grid), ``edge``
     (one of `EDGES`), ``metric``.
     """
@@ -41,6 +43,7 @@ def best_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
         *CONFIGURATION,
         "learning_rate",
         "value",
+        "optimism",
         "spread",
         "seeds",
         "diverged",
@@ -50,10 +53,18 @@ def best_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
     columns += ["highest", "edge", "metric"]
     if trials.empty:
         return pd.DataFrame(columns=columns)
-    scored = trials.assign(scored=trials["best"].notna(), broken=trials["status"].eq("diverged"))
+    held_out = trials["held_out"] if "held_out" in trials else pd.Series(np.nan, trials.index)
+    scored = trials.assign(
+        scored=trials["best"].notna(),
+        broken=trials["status"].eq("diverged"),
+        reported=held_out.astype(float).fillna(trials["best"]),
+        optimism=trials["best"] - held_out.astype(float),
+    )
     rates = scored.groupby([*CONFIGURATION, "learning_rate"], dropna=False, as_index=False).agg(
-        value=("best", "mean"),
-        spread=("best", "std"),
+        chosen_by=("best", "mean"),
+        value=("reported", "mean"),
+        optimism=("optimism", "mean"),
+        spread=("reported", "std"),
         seeds=("scored", "sum"),
         diverged=("broken", "sum"),
         metric=("metric", "first"),
@@ -62,9 +73,9 @@ def best_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
     rates["rates"] = by["learning_rate"].transform("nunique")
     rates["lowest"] = by["learning_rate"].transform("min")
     rates["highest"] = by["learning_rate"].transform("max")
-    usable = rates[rates["value"].notna()]
+    usable = rates[rates["chosen_by"].notna()]
     ordered = usable.sort_values(
-        ["seeds", "value", "learning_rate"], ascending=[False, False, True]
+        ["seeds", "chosen_by", "learning_rate"], ascending=[False, False, True]
     )
     best = ordered.drop_duplicates(CONFIGURATION).sort_values(CONFIGURATION, ignore_index=True)
     best["edge"] = np.select(

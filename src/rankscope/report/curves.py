@@ -120,7 +120,10 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
         return None
     keys = ["model", "task", "method", "scaling", "rank"]
     rows = trials.groupby([*keys, "learning_rate"], dropna=False, as_index=False).agg(
-        mean=("best", "mean"), low=("best", "min"), high=("best", "max"), seeds=("seed", "nunique")
+        mean=("reported", "mean"),
+        low=("reported", "min"),
+        high=("reported", "max"),
+        seeds=("seed", "nunique"),
     )
     rows["series"] = [
         series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)

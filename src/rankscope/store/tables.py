@@ -195,6 +195,8 @@ _RESULT_COLUMNS = [
 ]
 # the metric of a constant answer; NaN in older stores
 _RESULT_COLUMNS += ["constant"]
+# the metric at the best evaluation on the rows that chose nothing; NaN without validation_split
+_RESULT_COLUMNS += ["held_out"]
 
 
 def trials_frame(records: Mapping[str, Record]) -> pd.DataFrame:
@@ -205,7 +207,9 @@ def trials_frame(records: Mapping[str, Record]) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(rows, columns=["trial", *_TRIAL_COLUMNS, *_RESULT_COLUMNS])
     integers = dict.fromkeys(("rank", "diverged_at"), "Int64")
-    numbers = dict.fromkeys(("best", "last", "learning_rate", "seconds", "constant"), "float64")
+    numbers = dict.fromkeys(
+        ("best", "last", "learning_rate", "seconds", "constant", "held_out"), "float64"
+    )
     return frame.astype(
         {**integers, **numbers, **dict.fromkeys(("seed", "steps", "best_step"), "int64")}
     )

@@ -108,6 +108,9 @@ class Fixed(Budget):
     task: dict[str, Budget] = {}
     train_rows: Annotated[int, Field(ge=1)] | None = None  # the first n rows only
     validation_rows: Annotated[int, Field(ge=1)] | None = None
+    # the share of the validation rows that rates and checkpoints are chosen on; what they reach is
+    # reported on the others. None: both on all
+    validation_split: Annotated[float, Field(gt=0, lt=1)] | None = None
     eval_every: Annotated[int, Field(ge=1)] | Literal["epoch"] = "epoch"  # or every n steps
     target_modules: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] = [
         "query",

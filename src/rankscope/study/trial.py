@@ -26,6 +26,7 @@ _YOUNGER = (  # than the first stores
     "init_lora_weights",
     "optimizer",
     "lora_plus_ratio",
+    "validation_split",
 )
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))

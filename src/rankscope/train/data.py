@@ -210,3 +210,17 @@ def length_grouped_batches(
         ]
         for i in torch.randperm(len(drawn), generator=generator).tolist():
             yield drawn[i]
+
+
+def split_rows(rows: int, share: float | None) -> tuple[Tensor, Tensor]:
+    """The numbers of the validation rows that choose rates and checkpoints, and of those that
+    report what they reach; all and none where no share is given.
+
+    Drawn once and for all, the same in every trial: a rate that is chosen on one part must be
+    compared on that part.
+    """
+    if share is None:
+        return torch.arange(rows), torch.arange(0)
+    count = min(max(1, round(share * rows)), max(1, rows - 1))
+    drawn = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
+    return drawn[:count].sort().values, drawn[count:].sort().values

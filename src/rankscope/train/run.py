@@ -20,7 +20,7 @@ from rankscope.store.trial_dir import TrialDir
 from rankscope.study.tasks import Task
 from rankscope.study.trial import Trial
 from rankscope.system import malloc_trim
-from rankscope.train.data import Encoded, length_grouped_batches
+from rankscope.train.data import Encoded, length_grouped_batches, split_rows
 from rankscope.train.metrics import constant_score, deviation, flattened, is_constant, score
 from rankscope.train.model import stream
 from rankscope.train.muon import PackedMuon
@@ -36,6 +36,7 @@ from rankscope.train.spectra import Record, Recorder
 
 # steps between two calls of malloc_trim: variable batch lengths fragment the heap (docs/log.md)
 _TRIM = 8
+HELD_OUT = "_held_out"  # ends the name of a metric on the rows that choose nothing
 # steps between two looks at whether any trial is left: a look waits for the device
 LOOK = 32
 
@@ -63,6 +64,9 @@ class Run:
         self.best = Best(pack.params, self.K)
         self.evaluations: list[list[dict[str, float]]] = [[] for _ in pack.trials]
         self.spectra = Recorder(pack)
+        self.choosing, self.held_out = split_rows(
+            len(validation) - validation.beside, trial.validation_split
+        )
 
     def steps(self) -> Iterator[int]:
         """Trains on; yields after every optimiser step, with spectra recorded and
@@ -124,10 +128,16 @@ class Run:
         for rows, inputs in self.validation.by_length(2 * self.pack.trials[0].batch_size):
             found[:, rows] = self.logits(inputs).cpu()
         first = len(labels) - self.validation.beside
-        losses = loss(found[:, :first], labels[:first])
+        losses = loss(found[:, self.choosing], labels[self.choosing])
         constant = is_constant(found, labels, rounding=self.rounding(found))
         found = flattened(found, constant)
-        scores = score(found[:, :first], labels[:first], self.task)
+        scores = score(found[:, self.choosing], labels[self.choosing], self.task)
+        if len(self.held_out):
+            more = score(found[:, self.held_out], labels[self.held_out], self.task)
+            scores = [
+                a | {f"{name}{HELD_OUT}": value for name, value in b.items()}
+                for a, b in zip(scores, more, strict=True)
+            ]
         if self.task.beside and self.validation.beside:
             suffix = self.task.beside.removeprefix("validation")
             more = score(found[:, first:], labels[first:], self.task)
@@ -173,11 +183,21 @@ class Run:
             best=self.best.metric[k],
             best_step=self.best.step[k],
             last=self.evaluations[k][-1][metric] if self.evaluations[k] else None,
-            constant=constant_score(labels[: len(labels) - self.validation.beside], self.task),
+            constant=constant_score(labels[self.choosing], self.task),
             steps=self.total,
             diverged_at=diverged_at,
             seconds=seconds,
+            **self._held_out(k),
         )
+
+    def _held_out(self, k: int) -> dict[str, float | None]:
+        """The metric of trial k's best evaluation on the rows that did not choose it, if any are
+        kept."""
+        if not len(self.held_out):
+            return {}
+        name = f"{self.task.metric}{HELD_OUT}"
+        best = (line[name] for line in self.evaluations[k] if line["step"] == self.best.step[k])
+        return {"held_out": next(best, None)}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs: tensors, and the rest as JSON has it."""
