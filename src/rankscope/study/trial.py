@@ -71,6 +71,7 @@ class Trial(BaseModel):
     init_lora_weights: Init = True
     optimizer: Optimizer = "adamw"
     lora_plus_ratio: float | None = None  # how many times B's rate is A's
+    validation_split: float | None = None
 
     @cached_property
     def id(self) -> str:
