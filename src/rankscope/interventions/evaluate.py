@@ -24,7 +24,7 @@ from rankscope.train.packed import NotIsolated
 from rankscope.train.rounding import may_be_rounding, rounded_at_random
 from rankscope.train.run import loss
 
-BATCH = 64  # rows
+BATCH = 16  # rows: with K = 8 as many sequences as still fit the caches
 CPU = torch.device("cpu")
 
 
