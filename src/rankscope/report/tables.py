@@ -17,6 +17,7 @@ from rankscope.report.drift_tables import (
     slopes_table,
     thresholds_table,
 )
+from rankscope.report.interventions import interventions_table
 from rankscope.report.table import RANK, WHERE, Column, Table, interval_columns
 from rankscope.report.theme import rate_name, series_name
 
@@ -34,6 +35,7 @@ def tables(frames: Frames, conclusions: Conclusions) -> list[Table]:
         contrasts_table(conclusions),
         alignment_table(conclusions),
         rates_table(conclusions),
+        interventions_table(conclusions),
         layers_table(frames),
         design_table(conclusions),
     )
