@@ -3,6 +3,8 @@ exception."""
 
 from __future__ import annotations
 
+import sys
+import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -133,3 +135,50 @@ def test_a_reference_from_files_is_one_from_memory(tmp_path: Path) -> None:
     reference = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     shake(model)
     assert rs.probe(model, tmp_path).rows == rs.probe(model, reference).rows
+
+
+class Gathered:
+    """What ``deepspeed.zero.GatheredParameters`` does to partitioned parameters: within it they
+    hold their values, afterwards nothing."""
+
+    def __init__(self, parameters: Any) -> None:
+        self.parameters = list(parameters)
+
+    def __enter__(self) -> None:
+        for parameter in self.parameters:
+            parameter.data = parameter.kept
+
+    def __exit__(self, *_: object) -> None:
+        for parameter in self.parameters:
+            parameter.data = torch.empty(0)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_parameters_partitioned_by_zero_3_are_gathered(
+    full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model: nn.Module = roberta()
+    reference = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if full:
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    else:
+        config = peft.LoraConfig(target_modules=["query"], r=4, init_lora_weights=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = peft.get_peft_model(model, config)
+    wanted = rs.probe(model, reference if full else None)
+    for parameter in model.parameters():
+        parameter.ds_shape = parameter.shape
+        parameter.kept = parameter.data
+        parameter.data = torch.empty(0)
+    zero = types.SimpleNamespace(GatheredParameters=Gathered)
+    monkeypatch.setitem(sys.modules, "deepspeed", types.SimpleNamespace(zero=zero))
+    found = rs.probe(model, reference if full else None)
+    assert len(found.rows) == len(wanted.rows) > 5
+    for one, other in zip(found.rows, wanted.rows, strict=True):
+        assert (one.layer, one.matrix, one.shape) == (other.layer, other.matrix, other.shape)
+        assert one.stable_rank == pytest.approx(other.stable_rank, rel=1e-3)
+        assert one.frobenius_norm == pytest.approx(other.frobenius_norm, rel=1e-12)
+    assert all(parameter.numel() == 0 for parameter in model.parameters())  # given back
