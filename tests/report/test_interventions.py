@@ -1,14 +1,16 @@
-"""The table of edited trials."""
+"""The table and the figure of edited trials."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
+import vl_convert
 
 from rankscope.analysis.verdicts.verdict import answer
-from rankscope.report.interventions import interventions_table
+from rankscope.report.interventions import interventions_table, paths_figure
 
 LINE = {
     "family": "restore", "level": 0.0, "trials": 3, "ratio": 1.0, "rho": 0.9, "metric": 0.6,
@@ -28,3 +30,30 @@ def test_one_row_for_each_edit_of_each_group(edited: bool) -> None:
             "−0.050", "+0.250",
         ]  # fmt: skip
         assert "restore" in found.to_latex()
+
+
+def test_a_line_for_each_edited_trial_over_the_cloud() -> None:
+    trials = [
+        {"trial": f"t{i}", "model": "m", "task": "T", "method": "lora", "rank": 2,
+         "scaling": "alpha/r", "learning_rate": 10.0**-i, "seed": 0}
+        for i in (2, 3)
+    ]  # fmt: skip
+    labels = pd.DataFrame(trials)
+    cloud = labels.assign(metric_value=[0.5, 0.8], log_drift=[-2.0, -0.1])
+    edited = pd.DataFrame(
+        [
+            {"trial": t, "family": "scale", "scope": "all", "level": level, "value": 0.7,
+             "log_drift": -0.1 * level}
+            for t in ("t2", "t3")
+            for level in (0.5, 1.0, 2.0)
+        ]
+    )  # fmt: skip
+    metrics = labels.assign(metric="accuracy")
+    frames: Any = SimpleNamespace(
+        interventions=edited, all_trials=labels, checkpoints=cloud, trials=metrics
+    )
+    figure = paths_figure(frames, SimpleNamespace())  # type: ignore[arg-type]
+    assert figure is not None
+    assert vl_convert.vegalite_to_svg(figure.spec).startswith("<svg")
+    frames.interventions = edited.iloc[:0]
+    assert paths_figure(frames, SimpleNamespace()) is None  # type: ignore[arg-type]

@@ -7,12 +7,14 @@ from rankscope.analysis.frames import Frames
 from rankscope.report.continued import continued_figure
 from rankscope.report.curves import alignment_figure, growth_figure, performance_figure
 from rankscope.report.drifts import steps_figure, threshold_figure
+from rankscope.report.interventions import paths_figure
 from rankscope.report.maps import layers_figure, rates_figure
 from rankscope.report.theme import Figure
 
 DRAWN = (
     growth_figure,
     threshold_figure,
+    paths_figure,
     steps_figure,
     continued_figure,
     alignment_figure,
