@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 import rankscope.linalg as la
+from rankscope.linalg.scaled_group import normalized
+from rankscope.linalg.sigma import SigmaOptions, _products_in
 
 
 def gaussian(m: int, n: int, seed: int = 0) -> Tensor:
@@ -99,6 +101,21 @@ def test_an_ended_krylov_space_among_others_is_exact_and_leaves_them_alone() -> 
     alone = la.stable_rank(pair[1], generator=start.manual_seed(0))
     assert found[0].lower >= 90 * (1 - 1e-11)
     assert found[1].upper == pytest.approx(alone.upper, rel=1e-6)
+
+
+def test_only_an_ended_krylov_space_is_run_again_in_float64() -> None:
+    """It costs twice a run in float32. A leading value that stands out is found as soon, and needs
+    no more digits than were asked for."""
+    power = torch.linalg.qr(gaussian(120, 80)).Q / torch.arange(1, 81)
+    isometry = torch.linalg.qr(gaussian(120, 80, seed=1)).Q
+    group, _ = normalized(la.Dense(torch.stack([power, isometry, gaussian(120, 80), power * 0])))
+    g = torch.randn(80, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    _, again = _products_in(torch.float32, group, SigmaOptions(1e-2), g, 128)
+    assert again.tolist() == [False, True, False, False]
+    _, again = _products_in(torch.float32, group, SigmaOptions(1e-9), g, 128)
+    assert again.tolist() == [True, True, True, False]
+    _, again = _products_in(torch.float64, group, SigmaOptions(1e-9), g, 128)
+    assert not again.any()
 
 
 @pytest.mark.parametrize("certify", [False, True])

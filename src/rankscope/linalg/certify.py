@@ -30,11 +30,7 @@ def certified_bound(group: ScaledGroup, tau: Tensor) -> Tensor:
         trace.append(diagonal.clamp(min=0).sum(-1).cpu())
         failed.append((torch.linalg.cholesky_ex(H)[1] != 0).cpu())
     m, n = _sides(group.op)
-    square = (
-        tau.square() * (1 + gamma(2))
-        + gamma(n + 2) * torch.cat(trace)
-        + gamma(m + 2) * group.frobenius**2
-    )
+    square = tau.square() + gamma(n + 2) * torch.cat(trace) + gamma(m + 2) * group.frobenius**2
     return torch.where(torch.cat(failed), torch.inf, square.sqrt() + group.formation)
 
 
@@ -57,8 +53,8 @@ def by_eigenvalues(group: ScaledGroup) -> tuple[Tensor, Tensor, Tensor]:
     m, n = _sides(group.op)
     square = torch.cat(tops).clamp(min=0)
     error = gamma(8 * n) * torch.cat(traces) + gamma(m + 2) * group.frobenius**2
-    lower = (square * (1 - gamma(2)) - error).clamp(min=0).sqrt() - group.formation
-    upper = (square * (1 + gamma(2)) + error).sqrt() + group.formation
+    lower = (square - error).clamp(min=0).sqrt() - group.formation
+    upper = (square + error).sqrt() + group.formation
     return square.sqrt(), lower.clamp(min=0), upper
 
 

@@ -206,19 +206,11 @@ def largest(
             upper[which], certain[which] = found[done], sure[done]
             reached[which] = (taken > 0)[done] & ~coarse[which]
             if not wide:
-                coarse[which] |= _ended(T, found, noise)[done]
+                coarse[which] |= (T.smallest_coupling <= noise * T.top[0])[done]
             if over:
                 return Ritz(vectors, upper, certain, reached, coarse, 2 * run.k)
             run.keep((~done).nonzero()[:, 0])
             running, taken = running[~done], taken[~done]
-
-
-def _ended(T: Tridiagonal, upper: Tensor, noise: float) -> Tensor:
-    """(N,) bool: has the Krylov space ended, so that all that is left is rounding? Either it is
-    half of the width, or some b_k is no more than that."""
-    width = upper - T.top[0].sqrt()
-    rounding = (width > 0.99 * T.allowance) & (width < 2 * T.allowance)  # less: ||M||_F is nearer
-    return rounding | (T.smallest_coupling <= noise * T.top[0])
 
 
 def _next_look(k: int, ahead: Tensor) -> int:

@@ -1,0 +1,53 @@
+"""Intervals from few numbers, where an off-by-one is felt."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from rankscope.analysis.inference import interval, jackknife
+from rankscope.analysis.interventions import _median
+from rankscope.analysis.threshold.brackets import tolerated
+
+
+def test_two_replicates_have_a_spread_and_one_has_none() -> None:
+    found = interval(1.0, np.array([0.5, 1.5, np.nan]), "seed", 3)
+    reach = stats.t.ppf(0.975, 2) * np.sqrt(0.5) * np.sqrt(3 / 2)
+    assert found.low == pytest.approx(1 - reach)
+    assert found.high == pytest.approx(1 + reach)
+    for replicates, clusters in (([0.5], 3), ([0.5, 1.5], 1)):
+        assert not interval(1.0, np.array(replicates), "seed", clusters).known
+
+
+@pytest.mark.parametrize("values", [(1.0, 3.0), (1.0, 2.0, 6.0)])
+def test_the_jackknife_of_a_mean_is_its_t_interval(values: tuple[float, ...]) -> None:
+    found = jackknife(range(len(values)), lambda kept: float(np.mean([values[k] for k in kept])))
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert not jackknife([0], lambda kept: float(len(kept))).known
+
+
+def pairs(*rows: tuple[float, float]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["last", "next"])
+
+
+def test_thresholds_between_pairs_are_bounded_on_both_sides() -> None:
+    found, _ = tolerated(pairs((0.3, 0.5), (0.32, 0.6), (0.25, 0.45), (0.35, 0.55)))
+    assert 0.2 < found.low < found.estimate < found.high < 0.7
+    assert 0.3 < found.estimate < 0.5
+
+
+def test_thresholds_that_most_trials_never_met_have_no_upper_end() -> None:
+    found, _ = tolerated(pairs((0.3, 0.5), (0.32, 0.6), *[(0.9, np.inf)] * 8))
+    assert found.high == np.inf
+    assert np.isfinite(found.low)
+
+
+def test_a_weighted_median() -> None:
+    values = np.array([5.0, 1.0, 3.0, 4.0])
+    assert _median(values, np.ones(4)) == 3
+    assert _median(values, np.array([1.0, 0.0, 0.0, 1.0])) == 4
+    assert _median(values, np.array([9.0, 1.0, 1.0, 1.0])) == 5
+    assert _median(np.arange(1, 102.0), np.ones(101)) == 51
