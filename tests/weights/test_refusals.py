@@ -510,6 +510,6 @@ def test_places_inside_a_source(tmp_path: Path, revision: str) -> None:
 
 @pytest.mark.parametrize("rtol", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_tolerance_that_is_none(tmp_path: Path, rtol: float) -> None:
-    assert "rtol: expected a number above 0" in refusal(
+    assert "rtol: expected a number in (0, 1)" in refusal(
         write_adapter(tmp_path / "a", pair()), rtol=rtol
     )
