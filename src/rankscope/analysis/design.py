@@ -1,7 +1,7 @@
 """What a study's design can answer, and what it cannot: before it is run, and beside its results.
 
 Nothing is simulated: the power for a loss is a closed form (normal approximation of the contrast
-that H2's loss is), held against simulated studies by benchmarks/design_power.py.
+that H2's loss is), tested against t intervals of simulated contrasts, not of whole studies.
 """
 
 from __future__ import annotations
