@@ -60,6 +60,11 @@ def linked(path: Path, another: Path) -> None:
     path.symlink_to(another)
 
 
+def foreign(path: Path, another: Path) -> None:
+    """By JSON without a seal, in which a key of ours holds another kind of thing."""
+    path.write_text('{"format": 1, "id": 1e400, "event": "commit", "study": []}\n')
+
+
 def edited(path: Path, another: Path) -> None:
     """A value in it is another one, and the file as good as before."""
     if path.suffix == ".parquet":
@@ -86,7 +91,7 @@ def edited(path: Path, another: Path) -> None:
         path.write_text(new + "\n")
 
 
-WAYS = (emptied, cut, garbled, deleted, replaced, edited, linked)
+WAYS = (emptied, cut, garbled, deleted, replaced, edited, foreign, linked)
 
 
 def trials(place: Path) -> list[Path]:

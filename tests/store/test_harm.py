@@ -86,6 +86,17 @@ def test_it_heals(
     assert_healed(place, Store(whole), trained, harm)
 
 
+@pytest.mark.parametrize("command", ["status", "analyze", "check"])
+def test_a_header_that_is_not_ours(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "store.json").write_text('{"format": 1, "study": {"name": "x"}}')
+    assert main([command, str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/store.json is damaged: text is missing or of another kind" in said
+    assert len(said.splitlines()) == 1
+
+
 def test_harm_is_named_and_left_out(stores: tuple[Path, Path], tmp_path: Path) -> None:
     place = tmp_path / "s"
     shutil.copytree(stores[0], place)

@@ -34,7 +34,7 @@ def test_a_node_dies_and_nothing_is_lost(
     cluster: Any, tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path
 ) -> None:
     doomed, _ = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
-    tiny = study(tiny_models["roberta"], tiny_data, steps=200)
+    tiny = study(tiny_models["roberta"], tiny_data, steps=500)
     killed: list[float] = []
 
     def kill_when_both_train() -> None:

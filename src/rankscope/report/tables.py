@@ -36,8 +36,8 @@ def tables(frames: Frames, conclusions: Conclusions) -> list[Table]:
         alignment_table(conclusions),
         rates_table(conclusions),
         interventions_table(conclusions),
-        layers_table(frames),
         design_table(conclusions),
+        layers_table(frames),  # the last one stands open on the page
     )
     return [table for table in made if len(table.rows)]
 

@@ -20,12 +20,13 @@ from rankscope.study.sections import Fixed
 from rankscope.study.study_file import Study
 
 NAME, COPY = "store.json", "cache/store.json"
+KINDS = {"study": dict, "text": str, "largest_rank": dict, "fingerprints": dict}
 
 
 def read_header(storage: Storage) -> tuple[dict[str, Any], str | None]:
     """-> the header, and what is wrong with store.json where it comes from its copy"""
     try:
-        header = loads(storage.read(NAME), f"{storage}/{NAME}")
+        header = _read(storage, NAME)
         if _owner(storage) in (None, header.get("id", "")):
             return header, None
         fault = f"{storage}/{NAME} is another store's"
@@ -39,8 +40,18 @@ def read_header(storage: Storage) -> tuple[dict[str, Any], str | None]:
     except (DamagedFile, OSError) as error:
         fault = str(error)
     with contextlib.suppress(OSError, DamagedFile):
-        return loads(storage.read(COPY), f"{storage}/{COPY}"), fault
+        return _read(storage, COPY), fault
     raise DamagedFile(f"{fault}. Write it again with: rankscope run STUDY --store {storage}")
+
+
+def _read(storage: Storage, name: str) -> dict[str, Any]:
+    header = loads(storage.read(name), f"{storage}/{name}")
+    for key, kind in KINDS.items():
+        if not isinstance(header.get(key), kind):
+            raise DamagedFile(f"{storage}/{name} is damaged: {key} is missing or of another kind")
+    if not isinstance(header.get("id", ""), str):
+        raise DamagedFile(f"{storage}/{name} is damaged: id is of another kind")
+    return header
 
 
 def _owner(storage: Storage) -> str | None:

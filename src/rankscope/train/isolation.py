@@ -3,14 +3,15 @@ computes.
 
 With adapters and heads moved away from their start (B = 0 would prove nothing):
 
-1. on the pack's first batch, in training mode with dropout, the logits of each trial are those of
-   the stock model with that adapter alone, through PEFT's own layers;
+1. on a batch of the pack's own, in training mode with dropout, the logits of each trial are those
+   of the stock model with that adapter alone, through PEFT's own layers;
 2. moving the adapters and heads of some trials moves no bit of the other trials' logits;
-3. logits in evaluation mode, and gradients, are PEFT's, for one trial
-    of each rank and scaling rule.
+3. logits in evaluation mode, and gradients, are PEFT's, for one trial of each rank and scaling
+   rule.
 
-(2) and (3) take two rows, the shortest and the longest of the training set: other lengths may take
-other paths in a model. All in the precision of the weights, before any rounding to bfloat16.
+(2) takes the two shortest rows of the training set, (3) the shortest and the longest: a model may
+treat long rows and padding in another way. All in the precision of the weights, before any rounding
+to bfloat16. ``benchmarks/cost_of_proof.py`` measures what this costs.
 Letters: K trials, B batch, C classes.
 """
 
@@ -18,9 +19,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ def prove(pack: Pack, train: Encoded, rows: Tensor) -> None:
     """``NotIsolated``, one line, where it fails; afterwards the pack is as it was.
 
     Args:
-        rows: the first batch's rows of ``train``.
+        rows: of ``train``, a batch that the pack will train on; a short one will do.
     """
     if isinstance(pack, AdapterPack):
         _prove_adapters(pack, train, rows)
@@ -57,18 +57,21 @@ def _prove_adapters(pack: AdapterPack, train: Encoded, rows: Tensor) -> None:
     kept = [group.values.clone() for group in pack.params]
     try:
         with _refused():
-            _move(pack, range(len(pack.trials)), seed=0)
-            alone, every = _Alone(pack), range(len(pack.trials))
+            _move(pack, seed=0)
+            reference, every = _PeftReference(pack), range(len(pack.trials))
             first, _ = train.batch(rows)
             with torch.no_grad():
-                _equal(_logits(pack, first), alone.logits(first, every), "logits in training")
-                ends, _ = train.batch(train.lengths.argsort(stable=True)[[0, -1]])
-                _isolated(pack, ends)
-                some = list({config: k for k, config in enumerate(alone.configs)}.values())
+                _equal(_logits(pack, first), reference.logits(first, every), "logits in training")
+                by_length = train.lengths.argsort(stable=True)
+                _independent(pack, train.batch(by_length[:2])[0])
+                ends, _ = train.batch(by_length[[0, -1]])
+                some = list({config: k for k, config in enumerate(reference.configs)}.values())
                 pack.model.eval()
                 together = logits(pack, ends)[some]
-                _equal(together, alone.logits(ends, some, training=False), "logits in evaluation")
-            _gradients(pack, alone, ends, some)
+                _equal(
+                    together, reference.logits(ends, some, training=False), "logits in evaluation"
+                )
+            _gradients(pack, reference, ends, some)
     finally:
         for group, values in zip(pack.params, kept, strict=True):
             group.values.copy_(values)
@@ -97,9 +100,9 @@ def _prove_full(pack: FullPack, stock: PreTrainedModel, train: Encoded, rows: Te
             _equal(logits(pack, ends), logits(plain, ends), "logits in evaluation")
 
 
-class _Alone:
-    """Each trial by PEFT on the stock model: one PEFT adapter per rank and scaling rule,
-    filled anew for each trial."""
+class _PeftReference:
+    """The stock model with PEFT's own layers: one adapter per rank and scaling rule, into which
+    each trial's weights are loaded in turn."""
 
     def __init__(self, pack: AdapterPack) -> None:
         self.pack, first = pack, pack.params[0].values
@@ -108,16 +111,14 @@ class _Alone:
         self.names = {self.configs[k]: f"trial{k}" for k in members}
         names = list(self.names.values())
         model = adapted(sharing_weights(pack.stock), [pack.config(k) for k in members], names)
-        self.model = model.to(device=first.device, dtype=first.dtype)
+        self.model = model.to(device=first.device, dtype=first.dtype).train()
         self.weights = {name: trained_weights(self.model, name) for name in names}
         self.masks = DropoutMasks(1, 0, first.device)
 
-    def becomes(self, k: int) -> dict[str, nn.Parameter]:
+    def load(self, k: int) -> dict[str, nn.Parameter]:
         """Puts trial k's values into its adapter. -> the weights trained, by their names"""
-        name, state = (
-            self.names[self.configs[k]],
-            self.pack.state(k, [g.values for g in self.pack.params]),
-        )
+        name = self.names[self.configs[k]]
+        state = self.pack.state(k, [group.values for group in self.pack.params])
         weights = self.weights[name]
         if state.keys() != weights.keys():
             odd = sorted(state.keys() ^ weights.keys())[0]
@@ -128,9 +129,10 @@ class _Alone:
             self.model.set_adapter(name)
         return weights
 
-    def one(self, inputs: dict[str, Tensor], *, training: bool) -> Tensor:
+    def forward(self, inputs: dict[str, Tensor], *, training: bool) -> Tensor:
         """(B, C)"""
-        self.model.train(training)
+        if self.model.training != training:
+            self.model.train(training)
         self.masks.state, self.masks.batch = self.pack.masks.state, len(inputs["input_ids"])
         device = self.pack.params[0].values.device
         with contextlib.ExitStack() as stack:
@@ -147,45 +149,50 @@ class _Alone:
         """(trials, B, C)"""
         found = []
         for k in trials:
-            self.becomes(k)
-            found.append(self.one(inputs, training=training))
+            self.load(k)
+            found.append(self.forward(inputs, training=training))
         return torch.stack(found)
 
 
 def _logits(pack: Pack, inputs: dict[str, Tensor]) -> Tensor:
     """(K, B, C) in training, always with the same dropouts."""
     state = pack.masks.state
-    pack.model.train()
+    if not pack.model.training:
+        pack.model.train()
     found = logits(pack, inputs)
     pack.masks.state = state
     return found
 
 
-def _isolated(pack: AdapterPack, inputs: dict[str, Tensor]) -> None:
-    """Rounds enough that for any two trials the one is moved in some round and the other is not
-    (Sperner: sets of half of the rounds, none inside another)."""
-    K, before = len(pack.trials), _logits(pack, inputs)
-    rounds = next(n for n in itertools.count(1) if math.comb(n, n // 2) >= K) if K > 1 else 0
-    moved_in = list(itertools.islice(itertools.combinations(range(rounds), rounds // 2), K))
-    for number in range(rounds):
-        moved = [k for k in range(K) if number in moved_in[k]]
-        kept = [group.values.clone() for group in pack.params]
-        _move(pack, moved, seed=1 + number)
-        after = _logits(pack, inputs)
-        for group, values in zip(pack.params, kept, strict=True):
-            group.values.copy_(values)
+def _independent(pack: AdapterPack, inputs: dict[str, Tensor]) -> None:
+    """Moves the trials' weights in turn, and compares each trial's logits bit for bit.
+
+    In round e those trials k are moved whose number k + 1 has bit e - 1; in round 0 none is. These
+    sets are distinct, not empty, and none is another's complement, so for any two trials there are
+    two rounds in which the one has the same weights and the other has not.
+    """
+    K, here = len(pack.trials), [group.values.clone() for group in pack.params]
+    _move(pack, seed=1)
+    there = [group.values.clone() for group in pack.params]
+    at: tuple[dict[int, Tensor], ...] = ({}, {})  # the logits of each trial: not moved, moved
+    for number in range(K.bit_length() + 1):
+        moved = [bool((k + 1) * 2 >> number & 1) for k in range(K)]
+        for group, a, b in zip(pack.params, here, there, strict=True):
+            which = torch.tensor(moved[group.members], device=a.device)
+            torch.where(which[:, None], b, a, out=group.values)
+        found = _logits(pack, inputs)
         for k in range(K):
-            if (k in moved) == torch.equal(after[k], before[k]):
-                reason = (
-                    "does not move with its own weights"
-                    if k in moved
-                    else "moves with its neighbours'"
-                )
-                raise NotIsolated(f"trial {k + 1} of the pack {reason}")
+            if not torch.equal(found[k], at[moved[k]].setdefault(k, found[k])):
+                raise NotIsolated(f"trial {k + 1} of the pack moves with its neighbours'")
+    for k in range(K):
+        if torch.equal(at[0][k], at[1][k]):
+            raise NotIsolated(f"trial {k + 1} of the pack does not move with its own weights")
+    for group, values in zip(pack.params, here, strict=True):
+        group.values.copy_(values)
 
 
 def _gradients(
-    pack: AdapterPack, alone: _Alone, inputs: dict[str, Tensor], trials: Iterable[int]
+    pack: AdapterPack, reference: _PeftReference, inputs: dict[str, Tensor], trials: Iterable[int]
 ) -> None:
     """Of sum(c logits) with the same random c for all trials."""
     found = _logits(pack, inputs)
@@ -193,8 +200,8 @@ def _gradients(
     c = torch.randn(found.shape[1:], generator=generator, dtype=torch.float64).to(found)
     differentiate((c * found).sum(), pack.params)
     for k in trials:
-        weights = alone.becomes(k)
-        total = (c * alone.one(inputs, training=True)).sum()
+        weights = reference.load(k)
+        total = (c * reference.forward(inputs, training=True)).sum()
         theirs = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
         ours = pack.state(k, [group.gradients for group in pack.params])
         largest = max(float(g.abs().max()) for g in theirs if g is not None)
@@ -204,23 +211,24 @@ def _gradients(
 
 
 @torch.no_grad()
-def _move(pack: AdapterPack, trials: Sequence[int], *, seed: int) -> None:
-    """Random B, large enough to matter, and random heads; padding stays zero, since A's is."""
+def _move(pack: AdapterPack, *, seed: int) -> None:
+    """Random B, large enough to matter, and random heads, of all trials. The padding of B may be
+    anything: that of A is zero."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator).to(like)
 
-    for k in trials:
-        for site in pack.sites.values():
-            bucket, place = site.place_of(k)
-            B, A = site.B[bucket][place], site.A[bucket][place]
-            size = _SIZE * weight_of(site.base).norm() / (site.scale[k, 0, 0] * A.norm())
-            B.copy_(noise(B) * (size / math.sqrt(len(B))).to(B))
-        for head in pack.heads.values():
-            for parameter in head.parameters():
-                spread = parameter[k].std() if parameter[k].numel() > 1 else parameter.new_zeros(())
-                parameter[k].add_(noise(parameter[k]) * (0.5 * spread + 0.01))
+    for site in pack.sites.values():
+        W = torch.linalg.vector_norm(weight_of(site.base))
+        for bucket, B, A in zip(site.buckets, site.B, site.A, strict=True):
+            update = site.scale[bucket] * torch.linalg.vector_norm(A, dim=(1, 2), keepdim=True)
+            B.copy_(noise(B) * (_SIZE * W / (update * math.sqrt(B.shape[1]))).to(B))
+    for head in pack.heads.values():
+        for parameter in head.parameters():
+            each = parameter.flatten(1)  # (K, ...)
+            spread = each.std(1, keepdim=True) if each.shape[1] > 1 else torch.zeros_like(each)
+            each.add_(noise(each) * (0.5 * spread + 0.01))
 
 
 def _equal(ours: Tensor, theirs: Tensor, what: str, scale: float | None = None) -> None:
