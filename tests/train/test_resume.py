@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rankscope.store.trial_dir import TrialDir
-from rankscope.train import checkpoint
+from rankscope.train import checkpoint, loop
 from rankscope.train.data import Encoded
 from rankscope.train.loop import Pace, train_pack
+from rankscope.train.packed import NotIsolated
 from rankscope.train.run import Run
 from rankscope.train.without_diverged import without_diverged
 from training import CPU, TASK, encoded, losses_of, run_of, trials_of
@@ -80,7 +81,7 @@ def watched(*, poison: int | None = None) -> tuple[type[Run], list[int], list[in
             taken.append(step)
             sizes.append(self.K)
             losses = super().step(rows, step)
-            if step == poison:
+            if step == poison and self.K > 1:
                 with torch.no_grad():
                     self.pack.params[0].values[[1, self.K - 1]] = torch.nan
             return losses
@@ -122,6 +123,38 @@ def test_a_resumed_pack_equals_an_undisturbed_one(
     assert taken == list(range(8, STEPS + 1))
     assert again == told
     assert_same_results(resumed, undisturbed)
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_what_is_left_of_a_pack_is_proved_again(
+    holds: bool,
+    tiny_models: dict[str, str],
+    train: Encoded,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And where it is not isolated any more, all its trials begin again, one at a time."""
+    proved: list[int] = []
+
+    def prove(pack: Any, *rest: Any) -> None:
+        proved.append(len(pack.trials))
+        if len(pack.trials) < 6 and not holds:
+            raise NotIsolated("four meet each other")
+
+    monkeypatch.setattr(loop, "prove", prove)
+    run, _, sizes = watched(poison=3)
+    found, told = trained(
+        "lora", tiny_models["roberta"], train, tmp_path, run=run, pace=Pace(look=4)
+    )
+    assert proved == [6, 4]
+    assert told == 6 * STEPS
+    assert sizes == [6] * 4 + ([4] * (STEPS - 4) if holds else sizes[4:])
+    assert holds or set(sizes[4:]) == {1}
+    lost = [k for k, folder in enumerate(found) if folder.result()["status"] == "diverged"]
+    assert lost == ([1, 5] if holds else [])
+    if not holds:
+        said = [json.loads((folder.path / "trial.json").read_text()) for folder in found]
+        assert {one["one_at_a_time"] for one in said} == {"four meet each other"}
 
 
 def test_a_pack_goes_on_without_its_dead(

@@ -3,8 +3,8 @@ computes.
 
 With adapters and heads moved away from their start (B = 0 would prove nothing):
 
-1. on a batch of the pack's own, in training mode with dropout, the logits of each trial are those
-   of the stock model with that adapter alone, through PEFT's own layers;
+1. on the pack's first batch, in training mode with dropout, the logits of each trial are those of
+   the stock model with that adapter alone, through PEFT's own layers;
 2. moving the adapters and heads of some trials moves no bit of the other trials' logits;
 3. logits in evaluation mode, and gradients, are PEFT's, for one trial of each rank and scaling
    rule.
@@ -44,7 +44,7 @@ def prove(pack: Pack, train: Encoded, rows: Tensor) -> None:
     """``NotIsolated``, one line, where it fails; afterwards the pack is as it was.
 
     Args:
-        rows: of ``train``, a batch that the pack will train on; a short one will do.
+        rows: the first batch's rows of ``train``.
     """
     if isinstance(pack, AdapterPack):
         _prove_adapters(pack, train, rows)

@@ -25,7 +25,7 @@ from rankscope.train.isolation import prove
 from rankscope.train.one_at_a_time import PeftTrial
 from rankscope.train.pack import Pack
 from rankscope.train.packed import ONE_AT_A_TIME, NotIsolated
-from rankscope.train.run import LOOK, Run, short_batch
+from rankscope.train.run import LOOK, Run, rows_of
 from rankscope.train.without_diverged import without_diverged
 
 
@@ -72,7 +72,7 @@ def train_pack(
 
     def packed(left: Sequence[Trial]) -> Run:
         pack: Pack = FullPack(left, **where) if full else AdapterPack(left, **where)
-        prove(pack, train, short_batch(left[0], train))
+        prove(pack, train, rows_of(left[0], train, 1)[0])
         return run(pack, task, train, validation)
 
     def stock(left: Sequence[Trial]) -> Run:
@@ -239,7 +239,7 @@ class _Training:
             folder.path.mkdir(parents=True)
             self.run.finish(k, folder, seconds=self.seconds)
         self.run = without_diverged(self.run)  # another K, other buckets of ranks: proved again
-        prove(self.run.pack, self.run.train, short_batch(self.run.pack.trials[0], self.run.train))
+        prove(self.run.pack, self.run.train, rows_of(self.run.pack.trials[0], self.run.train, 1)[0])
 
     def finish(self, folders: Sequence[TrialDir]) -> None:
         places, seconds = (

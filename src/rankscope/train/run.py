@@ -309,11 +309,6 @@ def rows_of(trial: Trial, train: Encoded, steps: int) -> list[Tensor]:
     return list(itertools.islice(batches, steps))
 
 
-def short_batch(trial: Trial, train: Encoded) -> Tensor:
-    """The rows of the shortest of a trial's first batches, for ``isolation.prove``."""
-    return min(rows_of(trial, train, 32), key=lambda rows: int(train.lengths[rows].max()))
-
-
 def is_power_of_four(step: int) -> bool:
     """The early steps at which spectra are recorded, beside the evaluations: growth is fast
     first."""
