@@ -62,7 +62,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "console",
         "startup",
     },
-    "cli": {"commands", "sweep", "console", "startup"},
+    "options": set(),
+    "cli": {"commands", "options", "sweep", "console", "startup"},
 }
 FILES = sorted(SOURCE.rglob("*.py"))
 
