@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from markupsafe import escape
 
 from conftest import sentences, write_tsv
 from rankscope.cli import main
@@ -80,10 +82,37 @@ def test_plan_run_status_analyze_report(typed: Typed, study: Path, tmp_path: Pat
     assert "<html" in page
     assert (tmp_path / "out" / "figures").is_dir()
     assert typed("analyze", tmp_path / "out" / "data", "--json")[:2] == (0, concluded)
+    assert_report_again(typed, tmp_path, page, study)
     (tmp_path / "out" / "data" / "drifts.parquet").write_bytes(b"no such thing")
     status, out, err = typed("analyze", tmp_path / "out" / "data")
     assert (status, out) == (2, "")
     assert "Traceback" not in err
+
+
+def assert_report_again(typed: Typed, tmp_path: Path, page: str, study: Path) -> None:
+    """``report data`` writes the same page and tables from the tables alone; without report.json
+    the study's text is that of the file beside the folder."""
+    data, again = tmp_path / "out" / "data", tmp_path / "again"
+    assert typed("report", data, "-o", again / "page.html")[0] == 0
+    assert (again / "page.html").read_text() == page
+    names = sorted(path.name for path in (tmp_path / "out" / "tables").iterdir())
+    assert names == sorted(path.name for path in (again / "tables").iterdir())
+    for name in sorted(path.name for path in data.iterdir()):
+        assert (again / "data" / name).read_bytes() == (data / name).read_bytes(), name
+    (again / "data" / "report.json").unlink()
+    shutil.copy(study, again / "study.toml")
+    before = {path: path.read_bytes() for path in (again / "data").iterdir()}
+    status, out, _ = typed("report", again / "data")
+    assert (status, out) == (0, f"report: {again / 'report.html'}\n")
+    assert before == {path: path.read_bytes() for path in (again / "data").iterdir()}
+    beside = (again / "report.html").read_text()
+    assert str(escape(study.read_text().strip())) in beside
+    assert "the tables of another report" in beside
+    (again / "data" / "report.json").write_text("[]")
+    status, _, err = typed("report", again / "data")
+    assert status == 2
+    assert err.count("\n") == 1
+    assert "study_text" in err
 
 
 def test_measure_prints_the_contract(

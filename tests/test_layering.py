@@ -35,11 +35,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "system": set(),
     "startup": set(),
     "weights": {"linalg"},
-    "measurement": {"weights", "linalg"},
+    "measurement": {"weights", "linalg", "console"},
     "study": set(),
     "store": {"study", "system"},
     "train": {"store", "study", "weights", "linalg", "system"},
-    "report": {"store", "analysis"},
+    "report": {"store", "analysis", "console"},
     "sweep": {
         "train",
         "store",

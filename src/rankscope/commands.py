@@ -282,7 +282,7 @@ def _left_out(place: str) -> int:
 def say(line: str, status: int) -> int:
     """One line on standard error, without what a terminal would obey: names come from untrusted
     files."""
-    text = " ".join(line.split())
-    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-    print(f"rankscope: {shown}", file=sys.stderr)
+    from rankscope.console import visible
+
+    print(f"rankscope: {visible(' '.join(line.split()))}", file=sys.stderr)
     return status

@@ -1,4 +1,5 @@
-"""A progress bar with the time left, on standard error."""
+"""What people see on a terminal: a progress bar with the time left, errors in one line, text that
+cannot command the terminal."""
 
 from __future__ import annotations
 
@@ -79,6 +80,11 @@ def message(error: BaseException) -> str:
     ):  # an object store says its name and no more
         return f"{text or 'a file'}: no such file or object"
     return text
+
+
+def visible(text: str) -> str:
+    """Text with control characters escaped: names come from untrusted files."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def duration(seconds: float) -> str:

@@ -240,7 +240,10 @@ def intervene(command: argparse.ArgumentParser) -> None:
 
 
 def report(command: argparse.ArgumentParser) -> None:
-    store(command)
+    command.add_argument("store", metavar="DIR", help="a store, or the folder data beside a report")
     command.add_argument(
-        "-o", dest="output", metavar="report.html", help="default: report.html in DIR"
+        "-o",
+        dest="output",
+        metavar="report.html",
+        help="default: report.html in DIR, or beside the folder data",
     )

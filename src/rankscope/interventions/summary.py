@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from rankscope.console import visible
 from rankscope.interventions.variants import OWN
 
 _WHERE = ["model", "task", "method", "rank", "scaling", "learning_rate"]
@@ -75,4 +76,4 @@ def _plain(value: Any) -> str:
     if value is None or pd.isna(value):
         return "–"
     text = f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return visible(text)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from rankscope.console import visible
 from rankscope.measurement.resize import Resized
 from rankscope.measurement.row import Row
 from rankscope.measurement.suggest import SHARES
@@ -115,11 +116,6 @@ def write_parquet(table: Table, path: str) -> None:
 def plain(text: str) -> Text:
     """Text without control characters, which a terminal would obey."""
     return Text(visible(text))
-
-
-def visible(text: str) -> str:
-    """The same with control characters escaped."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def as_csv(table: Table) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,6 +17,7 @@ from rankscope.store import interventions
 from rankscope.store.store import Store
 
 EDITED = "interventions"  # kept only where trials were edited
+SAID = "report.json"  # the study and its provenance, beside the tables
 KEPT = ("trials", "metrics", "spectra", "drifts", "comparison")
 
 
@@ -59,9 +63,13 @@ def _keep(found: Frames, folder: Path) -> list[Path]:
     return written
 
 
+def _is_kept(folder: Path) -> bool:
+    return all((folder / f"{name}.parquet").is_file() for name in KEPT)
+
+
 def open_frames(place: str | Path) -> Frames:
     """The tables of a store, or those that a report keeps in its folder ``data``."""
-    if all((Path(place) / f"{name}.parquet").is_file() for name in KEPT):
+    if _is_kept(Path(place)):
         return kept(Path(place))
     return frames(Store(place))
 
@@ -97,25 +105,67 @@ def write_report(
     """One self-contained page (default: report.html in the store), figures, tables and
     data beside it. -> files written
 
-    ``progress`` adds up to 2: the analysis, then the writing.
+    ``store`` may also be the folder ``data`` that a report was written with; the page then stands
+    beside that folder (default). ``progress`` adds up to 2: the analysis, then the writing.
     """
     from rankscope.report.page import write  # heavy, and the conclusions alone need none of it
 
-    opened = store if isinstance(store, Store) else Store(store)
-    found = frames(opened)
+    place = None if isinstance(store, Store) else Path(store)
+    if place is not None and _is_kept(place):
+        found, said, beside = kept(place), _said(place), place.resolve().parent
+    else:
+        opened = store if isinstance(store, Store) else Store(store)
+        found, said, beside = frames(opened), _said_by(opened), opened.path
     conclusions = conclude(found, progress=progress)
-    page = Path(output) if output is not None else opened.path / "report.html"
+    page = Path(output) if output is not None else beside / "report.html"
     written = write(
         found,
         conclusions,
         page,
-        study_text=opened.study_text,
+        study_text=said["study_text"],
         progress=progress,
-        provenance={
-            "study": opened.study.name,
-            "store": opened.hash(),
-            "fingerprints": opened.fingerprints,
-            "trained with": opened.provenance(),
-        },
+        provenance=said["provenance"],
     )
-    return [*written, *_keep(found, page.parent / "data")]
+    data = page.parent / "data"
+    if place is not None and data.resolve() == place.resolve():  # never read and written at once
+        return written
+    return [*written, *_keep(found, data), _write_said(said, data)]
+
+
+def _said_by(store: Store) -> dict[str, Any]:
+    """What a page says of a store beside its tables."""
+    provenance = {
+        "study": store.study.name,
+        "store": store.hash(),
+        "fingerprints": store.fingerprints,
+        "trained with": store.provenance(),
+    }
+    return {"study_text": store.study_text, "provenance": provenance}
+
+
+def _write_said(said: Mapping[str, Any], folder: Path) -> Path:
+    path = folder / SAID
+    path.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _said(folder: Path) -> dict[str, Any]:
+    """The same of the tables in ``data``: as the report kept it; before it did, the study file
+    beside that folder."""
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            found = json.loads((folder / SAID).read_bytes())
+            text, provenance = str(found["study_text"]), dict(found["provenance"])
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{folder / SAID}: expected JSON with study_text and provenance, as rankscope "
+                f"report writes it; found something else. Delete it"
+            ) from None
+        return {"study_text": text, "provenance": provenance}
+    with contextlib.suppress(FileNotFoundError):
+        text = (folder.resolve().parent / "study.toml").read_text(encoding="utf-8")
+        return {"study_text": text, "provenance": {"drawn from": "the tables of another report"}}
+    return {
+        "study_text": "# not kept with these tables",
+        "provenance": {"drawn from": "the tables of another report"},
+    }

@@ -22,6 +22,7 @@ from rich.text import Text
 from rankscope import __version__
 from rankscope.analysis.conclusions import conclude
 from rankscope.analysis.frames import Frames
+from rankscope.console import visible
 from rankscope.report.from_store import open_frames
 
 SHIPPED = "minilm-glue"
@@ -164,11 +165,6 @@ def show(found: Sequence[Any], against: dict[str, Any]) -> None:
         for line in standing(one.drift, one.rho, against):
             out.print(Text(visible(f"{one.source}: beside {against['name']}, {line['sentence']}")))
     out.print(Text(f"note: {WARNING}"))
-
-
-def visible(text: str) -> str:
-    """Text with control characters escaped: names come from untrusted files."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _percent(value: float | None, form: str = "{:+.1%}") -> str:
