@@ -1,6 +1,6 @@
 """One of two gloo processes that measure a sharded model; test_sharded.py starts both and compares.
 
-python sharded.py WRAPPING KIND PORT RANK OUTPUT
+python sharded.py PORT RANK FOLDER
 """
 
 from __future__ import annotations
@@ -139,14 +139,14 @@ def alone(model: nn.Module, full: dict[str, Tensor] | None) -> str:
 
 
 def main() -> None:
-    port, rank, output = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    port, rank, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
     probe.WAIT = 100.0
     found = {}
     for wrapping, kind in CASES:
         found[f"{wrapping} {kind}"] = measured(wrapping, kind, rank)
         dist.barrier()
-    Path(output).write_text(json.dumps(found))
+    (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 

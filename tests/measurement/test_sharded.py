@@ -4,11 +4,6 @@ in vain."""
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +12,13 @@ import torch
 from torch import Tensor
 
 from measurement.sharded import CASES, plain, trained
+from measurement.two_processes import run_both
 from tiny import stable_rank
-
-HERE = Path(__file__).parent
-
-
-def run_both(folder: Path) -> list[dict[str, Any]]:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    outputs = [folder / f"{rank}.json" for rank in (0, 1)]
-    running = [
-        subprocess.Popen(
-            [sys.executable, HERE / "sharded.py", port, str(rank), output],
-            env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True,
-        )
-        for rank, output in enumerate(outputs)
-    ]  # fmt: skip
-    try:
-        said = [process.communicate(timeout=240)[1] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in running] == [0, 0], said
-    return [json.loads(output.read_text()) for output in outputs]
 
 
 @pytest.mark.slow
 def test_a_sharded_model_is_measured_as_if_it_were_whole(tmp_path: Path) -> None:
-    first, second = run_both(tmp_path)
+    first, second = run_both("sharded.py", tmp_path)
     assert list(first) == list(second) == [f"{wrapping} {kind}" for wrapping, kind in CASES]
     for wrapping, kind in CASES:
         as_whole(kind, first[f"{wrapping} {kind}"], second[f"{wrapping} {kind}"])
