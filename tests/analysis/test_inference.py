@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from rankscope.analysis.inference import interval, jackknife
+from rankscope.analysis.inference import interval, jackknife, stratified_draws
 from rankscope.analysis.interventions import _median
 from rankscope.analysis.threshold.brackets import tolerated
 
@@ -51,3 +51,29 @@ def test_a_weighted_median() -> None:
     assert _median(values, np.array([1.0, 0.0, 0.0, 1.0])) == 4
     assert _median(values, np.array([9.0, 1.0, 1.0, 1.0])) == 5
     assert _median(np.arange(1, 102.0), np.ones(101)) == 51
+
+
+@pytest.mark.parametrize(
+    ("strata", "together"),
+    [
+        ([0, 0, 0, 1, 1], [[0, 1, 2], [3, 4]]),
+        ([0, 1, 2, 3], [[0, 1, 2, 3]]),
+        ([0, 0, 1, 2], [[0, 1], [2, 3]]),
+        ([0, 0, 0, 1, 1, 2], [[0, 1, 2], [3, 4, 5]]),
+    ],
+)
+def test_every_cluster_is_drawn_anew_also_one_that_is_alone_in_its_stratum(
+    strata: list[int], together: list[list[int]]
+) -> None:
+    """Each stratum keeps its weight in every draw, and a mean over n clusters the variance s^2/n."""
+    weights = stratified_draws(np.array(strata), 20_000, np.random.default_rng(0))
+    assert (weights.std(axis=0) > 0.3).all()
+    y = np.random.default_rng(1).normal(size=len(strata))
+    for own in together:
+        np.testing.assert_allclose(weights[:, own].sum(axis=1), len(own))
+        mean = weights[:, own] @ y[own] / len(own)
+        assert mean.var() == pytest.approx(y[own].var(ddof=1) / len(own), rel=0.05)
+
+
+def test_a_single_cluster_has_nothing_to_be_drawn_with() -> None:
+    assert (stratified_draws(np.zeros(1, dtype=int), 9, np.random.default_rng(0)) == 1).all()

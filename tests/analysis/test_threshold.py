@@ -247,6 +247,40 @@ def test_the_constant_answer_is_recorded_known_or_guessed_aloud():
     assert matthews.baselines.iloc[0][["constant", "source"]].tolist() == [0.0, "by definition"]
 
 
+def test_where_nothing_was_measured_a_dose_may_lie_anywhere():
+    """No checkpoint between a drift of 0.4, where all is well, and 1.9, where all is lost."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"{rate}-{seed}", rate, seed, -u, (0.9 if u < 1 else 0.5) + 0.003 * rng.normal())
+        for rate in (1e-4, 1e-3, 1e-2)
+        for seed in range(6)
+        for u in (0.02, 0.3 + 0.02 * seed, *((1.9 + 0.02 * seed, 2.2) if rate > 1e-4 else ()))
+    ]
+    t = threshold(points(rows), 0.5, 0.003, {"model": "m", "task": "t"}, rng=rng, resamples=199)
+    for dose in (t.half, t.first):
+        assert dose.low <= 0.4
+        assert dose.high >= 1.9
+        assert dose.low < dose.estimate < dose.high
+    assert t.plateau.low <= 0.4
+    assert t.loss.low > 0.38
+
+
+def test_ends_of_a_dose_are_moved_out_to_checkpoints_and_no_further():
+    rows = [(f"a{k}", 1e-3, k, -u, 0.5) for k, u in enumerate((0.05, 0.2, 0.6, 1.0))]
+    data = evidence(points(rows), 0.5, 0.01)
+    for given, right in (
+        ((0.3, 0.7), (0.2, 1.0)),
+        ((0.2, 0.6), (0.2, 1.0)),  # all may have been held at 0.6, and lost just behind it
+        ((0.1, 1.0), (0.0, 1.0)),
+        ((0.7, np.inf), (0.6, np.inf)),
+        ((np.inf, np.inf), (np.inf, np.inf)),
+    ):
+        moved = data.to_checkpoints(Interval(0.5, *given, "trial", 4))
+        assert (moved.low, moved.high) == pytest.approx(right)
+    unknown = data.to_checkpoints(Interval(0.5, np.nan, np.nan, "trial", 1))
+    assert not unknown.known
+
+
 def test_open_doses_are_said_to_be_open():
     t = found(Truth(threshold=None))
     assert t.ratio(Interval(np.inf, 1.0, np.inf, "trial", 9)) == (

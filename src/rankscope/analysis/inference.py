@@ -77,14 +77,25 @@ def stratified_draws(
 
     Of n clusters in a stratum n - 1 are drawn and weighted by n / (n - 1), so that the spread of a
     mean is unbiased however few they are (Rao and Wu 1988, J. American Statistical Association 83,
-    231-241). A cluster alone in its stratum is always there.
+    231-241). Clusters alone in their strata are drawn together, as one stratum, and a single such
+    one with the smallest other: alone it would be always there, and its spread would count as none
+    (collapsed strata: Cochran 1977, Sampling Techniques, 5A.12; on the safe side).
     """
     weights = np.ones((resamples, len(strata)))
-    for stratum in np.unique(strata):
-        own = np.flatnonzero(strata == stratum)
+    for own in _collapsed(strata):
         if (n := len(own)) > 1:
             weights[:, own] = rng.multinomial(n - 1, np.full(n, 1 / n), resamples) * n / (n - 1)
     return weights
+
+
+def _collapsed(strata: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The places of each stratum, those of a single place put together."""
+    places = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    several = sorted((own for own in places if len(own) > 1), key=len)
+    alone = np.array([own[0] for own in places if len(own) == 1], dtype=np.int64)
+    if len(alone) == 1 and several:
+        return [np.append(several[0], alone), *several[1:]]
+    return [alone, *several] if len(alone) else several
 
 
 def interval(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
-from rankscope.analysis.inference import LEVEL, Interval
+from rankscope.analysis.inference import LEVEL, Interval, stratified_draws
 from rankscope.analysis.weighted_metrics import METRICS
 
 Array = NDArray[np.float64]
@@ -88,20 +88,12 @@ class Resamples:
         cls, trials: pd.DataFrame, rows: int, *, rng: np.random.Generator, resamples: int
     ) -> Resamples:
         """``trials``: one line each, with its configuration."""
-        groups = [
-            np.asarray(g) for g in trials.groupby(CONFIGURATION, dropna=False).indices.values()
-        ]
-        if min(map(len, groups)) < 2:
-            groups = [np.arange(len(trials))]
-        weights = np.ones((resamples, len(trials)))
-        degrees = sum(len(group) - 1 for group in groups)
-        for group in groups:
-            n = len(group)
-            if n > 1:
-                counts = rng.multinomial(n - 1, np.full(n, 1 / n), size=resamples)
-                weights[:, group] = counts * n / (n - 1)
+        strata = trials.groupby(CONFIGURATION, dropna=False).ngroup().to_numpy()
+        if np.bincount(strata).min() < 2:
+            strata = np.zeros_like(strata)
+        weights = stratified_draws(strata, resamples, rng)
         drawn = rng.multinomial(rows, np.full(rows, 1 / rows), size=resamples).astype(float)
-        return cls(drawn, weights, degrees)
+        return cls(drawn, weights, len(strata) - len(np.unique(strata)))
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,13 @@ Letters: B draws, T trials, L cells (configuration and rate), N checkpoints.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from rankscope.analysis.inference import Interval
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -96,6 +98,20 @@ class Evidence:
     def reach(self) -> float:
         """The largest drift, as a magnitude."""
         return float(self.far_u.max(initial=0.0))
+
+    def to_checkpoints(self, dose: Interval) -> Interval:
+        """`dose` with its finite ends moved out to the next drifted checkpoint, or to 0.
+
+        Between two checkpoints nothing was measured: where the line crosses a level there is its
+        shape, which every resample shares, and not data. Left as they are, the ends would meet.
+        """
+        places = np.unique(np.append(0.0, self.far_u))
+        low, high = dose.low, dose.high
+        if np.isfinite(low):
+            low = float(places[max(0, np.searchsorted(places, low, side="right") - 1)])
+        if np.isfinite(high):
+            high = float(places[min(len(places) - 1, np.searchsorted(places, high, side="right"))])
+        return replace(dose, low=low, high=high)
 
 
 def evidence(points: pd.DataFrame, constant: float, noise: float) -> Evidence:

@@ -191,6 +191,7 @@ def threshold(
     }
     drifted = len(np.unique(data.far_trial))
     known |= {name: percentiles(v[0], v[1:], "trial", drifted) for name, v in values.items()}
+    known |= {name: data.to_checkpoints(known[name]) for name in ("half", "first", "plateau")}
     best = best_by_configuration(data.points)
     near = best_by_configuration(data.points[data.points["log_drift"].abs().le(NEAR)])
     known |= {
