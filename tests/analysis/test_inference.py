@@ -65,7 +65,7 @@ def test_a_weighted_median() -> None:
 def test_every_cluster_is_drawn_anew_also_one_that_is_alone_in_its_stratum(
     strata: list[int], together: list[list[int]]
 ) -> None:
-    """Each stratum keeps its weight in every draw, and a mean over n clusters the variance s^2/n."""
+    """Each stratum keeps its weight in every draw, and a mean of n the variance s^2 / n."""
     weights = stratified_draws(np.array(strata), 20_000, np.random.default_rng(0))
     assert (weights.std(axis=0) > 0.3).all()
     y = np.random.default_rng(1).normal(size=len(strata))
