@@ -8,7 +8,7 @@ import pytest
 
 from rankscope.analysis.drift import at_best
 from rankscope.analysis.frames import Frames
-from rankscope.analysis.selection import best_learning_rates, chosen
+from rankscope.analysis.selection import baselines, best_learning_rates, chosen
 from simulate import Truth, study
 
 
@@ -114,3 +114,13 @@ def test_a_rate_is_chosen_by_some_rows_and_reported_by_the_others():
     whole = best_learning_rates(trials.drop(columns="held_out")).iloc[0]
     assert whole["value"] == 0.90
     assert np.isnan(whole["optimism"])
+
+
+def test_a_plateau_of_few_rows_is_not_taken_for_a_constant_answer() -> None:
+    """512 rows and little noise: values on the plateau repeat more often than 0.535."""
+    truth = Truth(rows=512, floor=0.535, recorded=False, noise=0.005, threshold=1.3, decline=0.4)
+    for seed in range(6):
+        tables = study(truth, seed=seed, full=False, seeds=2, evaluations=6)
+        row = baselines(tables["trials"], tables["metrics"]).iloc[0]
+        assert row["source"] == "repeated value"
+        assert row["constant"] == pytest.approx(0.535, abs=1 / 512)

@@ -88,7 +88,7 @@ class Resamples:
         cls, trials: pd.DataFrame, rows: int, *, rng: np.random.Generator, resamples: int
     ) -> Resamples:
         """``trials``: one line each, with its configuration."""
-        strata = trials.groupby(CONFIGURATION, dropna=False).ngroup().to_numpy()
+        strata = np.asarray(trials.groupby(CONFIGURATION, dropna=False).ngroup(), dtype=np.int64)
         if np.bincount(strata).min() < 2:
             strata = np.zeros_like(strata)
         weights = stratified_draws(strata, resamples, rng)

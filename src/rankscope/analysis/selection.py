@@ -18,8 +18,9 @@ EDGES = ("none", "smallest tried", "largest tried", "only one tried")
 Source = Literal["recorded", "by definition", "repeated value", "unknown"]
 
 ZERO = ("matthews_correlation", "pearson", "spearman")  # correlations of a constant answer
-# Trials, and share of the evaluations, at one value, to take it for a constant answer's.
-FEWEST_TRIALS, SMALLEST_SHARE = 3, 0.1
+# Trials, and share of the evaluations, at one value, to take it for a constant answer's; and its
+# share of those within NEARBY: a metric of some hundred rows repeats values near a plateau as well.
+FEWEST_TRIALS, SMALLEST_SHARE, OF_NEARBY, NEARBY = 3, 0.05, 0.5, 0.01
 DEVIATIONS = 3  # above a constant answer, in standard deviations of an evaluation: learnt
 
 
@@ -107,9 +108,9 @@ def baselines(trials: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 
     ``constant`` is the metric of a constant answer: as recorded with the trials (column
     ``constant``), else 0 for correlations, else the value at which many evaluations of several
-    trials stand exactly, because models that learnt nothing or collapsed give that answer. NaN and
-    "unknown" where there is none of these. ``noise`` is the standard deviation of one evaluation,
-    from second differences inside trials.
+    trials, and most of those near it, stand exactly, because models that learnt nothing or
+    collapsed give that answer. NaN and "unknown" where there is none of these. ``noise`` is the
+    standard deviation of one evaluation, from second differences inside trials.
     """
     rows = []
     for (model, task), part in trials.groupby(["model", "task"]):
@@ -127,9 +128,12 @@ def _constant(trials: pd.DataFrame, metrics: pd.DataFrame) -> tuple[float, Sourc
         return 0.0, "by definition"
     seen = metrics.groupby("metric_value")["trial"].agg(["size", "nunique"])
     often = seen[seen["nunique"].ge(FEWEST_TRIALS) & seen["size"].ge(SMALLEST_SHARE * len(metrics))]
-    if often.empty:
-        return np.nan, "unknown"
-    return float(often.sort_values("size").index.to_numpy(dtype=float)[-1]), "repeated value"
+    often = often.sort_values("size", ascending=False)
+    values = metrics["metric_value"].to_numpy(dtype=float)
+    for value, size in zip(often.index.to_numpy(dtype=float), often["size"], strict=True):
+        if size >= OF_NEARBY * (np.abs(values - value) <= NEARBY).sum():
+            return float(value), "repeated value"
+    return np.nan, "unknown"
 
 
 def evaluation_noise(metrics: pd.DataFrame, constant: float) -> float:

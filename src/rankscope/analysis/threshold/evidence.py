@@ -108,9 +108,10 @@ class Evidence:
         places = np.unique(np.append(0.0, self.far_u))
         low, high = dose.low, dose.high
         if np.isfinite(low):
-            low = float(places[max(0, np.searchsorted(places, low, side="right") - 1)])
+            low = float(places[max(0, int(np.searchsorted(places, low, side="right")) - 1)])
         if np.isfinite(high):
-            high = float(places[min(len(places) - 1, np.searchsorted(places, high, side="right"))])
+            beyond = int(np.searchsorted(places, high, side="right"))
+            high = float(places[min(len(places) - 1, beyond)])
         return replace(dose, low=low, high=high)
 
 
