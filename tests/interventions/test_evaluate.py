@@ -16,14 +16,13 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
-from conftest import TARGETS
+from noisy import adapter
 from rankscope.interventions.evaluate import Evaluation
 from rankscope.interventions.pack import Edited
 from rankscope.interventions.trained import read_trained
 from rankscope.interventions.variants import Edits, Variant, variants
 from rankscope.train.loading import load_model
 from rankscope.train.model import weight_of
-from tiny import shake
 from training import TASK, encoded, plain_model
 
 CASES: dict[str, dict[str, Any]] = {
@@ -37,24 +36,6 @@ CASES: dict[str, dict[str, Any]] = {
         "alpha_pattern": {r".*\.1\..*": 5},
     },
 }
-HEADS = {"roberta": "classifier", "bert": "classifier", "gpt2": "score", "llama": "score"}
-
-
-def adapter(model: str, architecture: str, folder: Path, **settings: Any) -> None:
-    """A PEFT adapter full of noise, head included."""
-    config = peft.LoraConfig(
-        task_type="SEQ_CLS",
-        target_modules=TARGETS[architecture],
-        modules_to_save=[HEADS[architecture]],
-        fan_in_fan_out=architecture == "gpt2",
-        **settings,
-    )
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        adapted = peft.get_peft_model(plain_model(model, torch.float32), config)
-        shake(adapted)
-        adapted.save_pretrained(folder)
 
 
 def merged(model: str, folder: Path) -> Any:

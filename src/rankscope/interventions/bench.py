@@ -1,5 +1,8 @@
 """One base model and one task: trained updates are opened, edited, measured and evaluated on it.
 
+What is equal is evaluated once: an edit that changes nothing is the trained update itself, and the
+edits that leave no update are all the base, so that they share all but their heads.
+
 Letters: K variants in a pack, N validation rows, F training rows of a refitted head.
 """
 
@@ -7,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,14 @@ import torch
 from rankscope.interventions.evaluate import Evaluation
 from rankscope.interventions.pack import Edited
 from rankscope.interventions.trained import Trained, read_trained
-from rankscope.interventions.variants import Edits, Measure, Variant
+from rankscope.interventions.variants import ALL, Edits, Measure, Variant
 from rankscope.study.tasks import Task
 from rankscope.train.data import Encoded
 from rankscope.train.loading import load_model
 from rankscope.train.model import weight_of
 
 PACK = 8  # variants evaluated together at most on a CPU, as trials in training
+BASE = ("scale", 0.0, ALL)  # what leaves no update
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Bench:
         self.validation = first_rows(validation, settings.rows)
         self.refit = some_rows(train, settings.refit) if settings.refit else None
         self._evaluations: dict[tuple[str, ...], Evaluation] = {}
+        self._measures: dict[tuple[str, ...], Measure] = {}
         self._base_sd: float | None = None
 
     def open(self, source: str | Path, name: str = "") -> Trained:
@@ -105,6 +110,13 @@ class Bench:
         base = {layer: weight_of(self.model.get_submodule(layer)) for layer in trained.updates}
         return Edits(trained.updates, base, chosen=self.chosen(trained), name=trained.name)
 
+    def measure(self, layers: tuple[str, ...]) -> Measure:
+        """Of drifts over these layers; what it needs of the base is computed once."""
+        if layers not in self._measures:
+            base = {layer: weight_of(self.model.get_submodule(layer)) for layer in layers}
+            self._measures[layers] = Measure(base)
+        return self._measures[layers]
+
     def tables(
         self,
         work: Sequence[tuple[Trained, Sequence[Variant]]],
@@ -113,14 +125,26 @@ class Bench:
     ) -> list[pd.DataFrame]:
         """One table for each trained update, one line for each of its variants. Their variants are
         packed together."""
-        found: list[list[dict[str, Any]]] = [[] for _ in work]
+        found: list[dict[int, dict[str, Any]]] = [{} for _ in work]
+        own: dict[int, dict[str, Any]] = {}  # of trained updates that stayed as they are
+        copies: list[_Job] = []
         for jobs in self._packs(work):
             evaluation = self._evaluation(tuple(jobs[0].edited.updates))
             results = evaluation([job.edited for job in jobs])
             for job, result in zip(jobs, results, strict=True):
-                found[job.place].append({**job.line, **vars(result)})
-            progress(len(jobs))
-        return [pd.DataFrame(lines).assign(base_feature_sd=self._base_sd) for lines in found]
+                found[job.place][job.number] = {**job.line, **vars(result)}
+                if job.is_own:
+                    own[job.place] = vars(result)
+            copies += [copy for job in jobs for copy in job.copies]
+            progress(sum(1 + len(job.copies) for job in jobs))
+        for copy in copies:
+            found[copy.place][copy.number] = {**copy.line, **own[copy.place]}
+        return [
+            pd.DataFrame([lines[number] for number in sorted(lines)]).assign(
+                base_feature_sd=self._base_sd
+            )
+            for lines in found
+        ]
 
     def _packs(self, work: Sequence[tuple[Trained, Sequence[Variant]]]) -> Iterator[list[_Job]]:
         """Up to K variants that one pack can hold: of the same layers, and of adapters, or of one
@@ -135,17 +159,13 @@ class Bench:
             yield held
 
     def _jobs(self, work: Sequence[tuple[Trained, Sequence[Variant]]]) -> Iterator[_Job]:
-        for place, (trained, wanted) in enumerate(work):
-            edits, chosen = self.edits(trained), self.chosen(trained)
-            told = [n for n in chosen if self.measured is None or n in self.measured] or chosen
-            measure = Measure({layer: edits.base[layer] for layer in told})
-            if self._base_sd is None:
-                self._base_sd = self._of_base(trained)
-            for variant in wanted:
-                if edits.possible(variant):
-                    updates = edits.make(variant)
-                    line = {**vars(variant), **vars(measure(updates)), "metric": self.task.metric}
-                    yield _Job(place, Edited(trained, updates), line)
+        """What is evaluated: first the base under each head, then each trained update's edits."""
+        opened = [_Opened(self, trained, wanted) for trained, wanted in work]
+        if self._base_sd is None and work:
+            self._base_sd = self._of_base(work[0][0])
+        for of_base in (True, False):
+            for place, one in enumerate(opened):
+                yield from one.jobs(place, of_base=of_base)
 
     def _of_base(self, trained: Trained) -> float | None:
         """Standard deviation of the pretrained model's own pooled features."""
@@ -169,11 +189,45 @@ class Bench:
         return self._evaluations[layers]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Job:
     place: int  # of its trained update
+    number: int  # of its variant
     edited: Edited
     line: Mapping[str, Any]
+    is_own: bool = False
+    copies: list[_Job] = field(default_factory=list)  # edits that change as little: equal to it
+
+
+class _Opened:
+    """One trained update and the variants wanted of it. Decompositions live as long as it does."""
+
+    def __init__(self, bench: Bench, trained: Trained, wanted: Sequence[Variant]) -> None:
+        self.trained, self.metric = trained, bench.task.metric
+        self.edits, chosen = bench.edits(trained), bench.chosen(trained)
+        told = [n for n in chosen if bench.measured is None or n in bench.measured] or chosen
+        self.measure = bench.measure(tuple(told))
+        self.leaves_base = not trained.rest and set(chosen) == set(trained.updates)
+        self.wanted = [(i, v) for i, v in enumerate(wanted) if self.edits.possible(v)]
+
+    def jobs(self, place: int, *, of_base: bool) -> Iterator[_Job]:
+        """``of_base``: those that leave no update in any layer, or the others."""
+        own = []
+        for number, variant in self.wanted:
+            bare = (variant.family, variant.level, variant.scope) == BASE and self.leaves_base
+            if bare != of_base:
+                continue
+            updates = self.edits.make(variant)
+            line = {**vars(variant), **vars(self.measure(updates)), "metric": self.metric}
+            job = _Job(place, number, Edited(self.trained, updates), line)
+            job.is_own = self.edits.is_own(variant)
+            if job.is_own:
+                own.append(job)
+            else:
+                yield job
+        if own:
+            own[0].copies = own[1:]
+            yield own[0]
 
 
 def _together(one: Edited, other: Edited) -> bool:

@@ -124,6 +124,11 @@ class Editor:
     def restore(self) -> EditedUpdate:
         """Caps the leading singular values of W + dW at the level where the stable rank is W's
         again."""
+        return self._restored[0]
+
+    @cached_property
+    def _restored(self) -> tuple[EditedUpdate, bool]:
+        """What ``restore`` makes, and whether it caps anything."""
         W = self._needed("restore").double()
         target = float((self.base_values / self.base_values[0]).square().sum())
         U, sigma, Vh = torch.linalg.svd(W + self.update.to_dense().double(), full_matrices=False)
@@ -133,7 +138,16 @@ class Editor:
         if k:
             B = torch.cat([B, -U[:, :k] * (sigma[:k] - level)], dim=1)
             A = torch.cat([A, Vh[:k]], dim=0)
-        return EditedUpdate(B=B, A=A)
+        return EditedUpdate(B=B, A=A), k > 0
+
+    def leaves(self, family: str, level: float) -> bool:
+        """Whether this edit leaves dW as it is: scale 1, and caps that no singular value
+        exceeds."""
+        if family == "restore":
+            return not self._restored[1]
+        if family == "cap":
+            return bool(self.svd[1][0] <= level * self.base_values[0])
+        return family == "scale" and level == 1
 
     def top(self, k: int) -> EditedUpdate:
         U, sigma, V = self._leading("top", k)

@@ -144,7 +144,7 @@ class Evaluation:
             if logits is None:
                 logits = found.new_empty(len(found), len(split), found.shape[-1])
             logits[:, rows] = found
-            pooled = _pooled(seen, inputs, self.pack.K)
+            pooled = _pooled(seen, inputs, len(self.pack.variants))
             if pooled is not None:
                 if features is None:
                     features = torch.empty(len(found), len(split), pooled.shape[-1])

@@ -1,8 +1,9 @@
 """K variants of trained updates over one frozen base, evaluated together.
 
-Each edited layer holds K merged weights W + dW, each head K copies; all else is the base's, or, for
-variants of one full fine-tune, that fine-tune's. Letters: K variants, B batch, T tokens, m out, n
-in, C classes, d width.
+Each edited layer holds K merged weights W + dW, or one where all variants have the same; each head
+K copies; all else is the base's, or, for variants of one full fine-tune, that fine-tune's. What
+lies below the first layer whose weights differ is computed once for all of them. Letters: K
+variants, B batch, T tokens, m out, n in, C classes, d width.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -37,39 +39,49 @@ class Edited:
 
 
 class PackedWeights(nn.Module):
-    """K linear layers that share a bias. x (K*B, T, n), (K*B*T, n), or (K or 1, B, T, n)."""
+    """K linear layers that share a bias, and the weight where it is the same for all.
+
+    x (K*B, T, n), (K*B*T, n), or (K or 1, B, T, n), 1 where the variants still share it; the result
+    is shared as long as the weight is.
+    """
 
     def __init__(self, layer: nn.Module, masks: DropoutMasks) -> None:
         super().__init__()
         bias: Any = layer.bias
         self.masks, self.bias = masks, bias
-        W = weight_of(layer)
-        self.register_buffer("weight", W.repeat(masks.trials, 1, 1))  # (K, m, n)
+        self.register_buffer("weight", weight_of(layer)[None].clone())  # (K or 1, m, n)
 
     weight: Tensor
 
+    def hold(self, weights: Sequence[Tensor]) -> None:
+        """Takes one weight (m, n) for each variant; the same object for all is held once."""
+        same = all(W is weights[0] for W in weights)
+        self.weight = weights[0][None] if same else torch.stack(list(weights))
+
     def forward(self, x: Tensor) -> Tensor:
-        K, m, n = self.weight.shape
+        K, n = self.masks.trials, self.weight.shape[-1]
         if x.ndim < 4 and x.numel() % (K * self.masks.batch * n):
             raise NotIsolated(
                 f"an edited layer meets {tuple(x.shape)}, which is not {K} variants x "
                 f"{self.masks.batch} rows"
             )
+        weight = self.weight.to(x.dtype)
+        if len(weight) == 1:
+            return F.linear(x, weight[0], None if self.bias is None else self.bias.to(x.dtype))
         lead = x.shape[:-1] if x.ndim < 4 else (K, *x.shape[1:-1])
         shared = x.ndim == 4 and len(x) == 1
         flat = x.reshape(1 if shared else K, -1, n).expand(K, -1, n)
-        weight = self.weight.to(x.dtype)
         y = torch.bmm(flat, weight.mT)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
-        return y.view(*lead, m)
+        return y.view(*lead, -1)
 
 
 class VariantPack:
     """Args:
     model: the pretrained model; it is changed.
     layers: the layers that any variant edits or that training changed.
-    K: variants evaluated together; with K = 1 by the model's own forward pass.
+    K: variants evaluated together at most; with K = 1 by the model's own forward pass.
     """
 
     def __init__(
@@ -118,20 +130,28 @@ class VariantPack:
         assert 1 <= len(variants) <= self.K
         assert all(v.trained.rest is rest or not (v.trained.rest or rest) for v in variants)
         self._exchange(rest)
-        self.variants = list(variants)
+        self.variants, self.masks.trials = list(variants), len(variants)
         self._only = self._weights(variants[0]) if self.K == 1 else {}
-        for k in range(self.K if self.K > 1 else 0):  # places that are left repeat the last one
-            one = self.variants[min(k, len(variants) - 1)]
-            for name, site in self.sites.items():
-                site.weight[k].copy_(self.merged(one, name))
-            for name, head in self.heads.items():
-                for key, parameter in head.named_parameters():
-                    parameter[k].copy_(one.trained.head[f"{name}.{key}"])
+        for name, site in self.sites.items():
+            site.hold(self._merged_each(name))
+        for name, head in self.heads.items():
+            for key in dict(head.named_parameters()):
+                copies = [v.trained.head[f"{name}.{key}"] for v in variants]
+                stacked = torch.stack(copies).to(device=self.device, dtype=self.dtype)
+                setattr(head, key, nn.Parameter(stacked, requires_grad=False))
+
+    def _merged_each(self, layer: str) -> list[Tensor]:
+        """W + dW for each variant; one object where they have one update."""
+        found: dict[int, Tensor] = {}
+        for one in self.variants:
+            if (key := id(one.updates.get(layer))) not in found:
+                found[key] = self.merged(one, layer)
+        return [found[id(one.updates.get(layer))] for one in self.variants]
 
     def merged(self, variant: Edited, layer: str) -> Tensor:
-        """W + dW (m, n), summed in float64, or on a GPU in the model's precision."""
+        """W + dW (m, n), summed in float64; the base's own W where dW is zero."""
         W, update = self.base[layer], variant.updates.get(layer)
-        if update is None:
+        if update is None or (isinstance(update, LowRank) and not bool(update.B.any())):
             return W
         return (W.double().cpu() + update.to_dense().double().cpu()).to(W)
 
@@ -140,10 +160,11 @@ class VariantPack:
         if self.K == 1:
             return self.alone(self.variants[0], inputs)[None]
         self.masks.batch = len(inputs["input_ids"])
-        repeats = 1 if self.patched else self.K
+        K = self.masks.trials
+        repeats = 1 if self.patched else K
         repeated = {name: x.to(self.device).repeat(repeats, 1) for name, x in inputs.items()}
         found: Tensor = self.model(**repeated).logits
-        return found.to(self.dtype).unflatten(0, (self.K, -1))[: len(self.variants)]
+        return found.to(self.dtype).unflatten(0, (K, -1))
 
     def alone(self, variant: Edited, inputs: Mapping[str, Tensor]) -> Tensor:
         """One variant by the stock model with merged weights. (B, C)"""

@@ -83,7 +83,7 @@ class Edits:
         name: str,
     ) -> None:
         self.updates, self.base, self.chosen, self.name = updates, base, set(chosen), name
-        self._editors = {layer: Editor(updates[layer], base[layer].double()) for layer in updates}
+        self._editors = {layer: Editor(updates[layer], base[layer]) for layer in updates}
 
     def possible(self, variant: Variant) -> bool:
         """Whether each edited layer has as many directions as this edit takes. An edit that would
@@ -94,8 +94,16 @@ class Edits:
             return bool(edited)
         return all(variant.level <= self._editors[layer].p + most for layer in edited)
 
+    def is_own(self, variant: Variant) -> bool:
+        """Whether this edit changes nothing: every update stays as trained."""
+        return all(
+            self._editors[layer].leaves(variant.family, variant.level)
+            for layer in self._edited(variant)
+        )
+
     def make(self, variant: Variant) -> dict[str, LowRank | Dense]:
-        """dW of every layer under this edit."""
+        """dW of every layer under this edit: the trained update itself where it is left as it
+        is."""
         edited = self._edited(variant)
         return {
             layer: self._edit(layer, variant) if layer in edited else update
@@ -111,7 +119,7 @@ class Edits:
 
     def _edit(self, layer: str, variant: Variant) -> LowRank | Dense:
         editor, level = self._editors[layer], variant.level
-        if (variant.family, level) == OWN:
+        if editor.leaves(variant.family, level):
             return self.updates[layer]
         if variant.family == "restore":
             return editor.restore()
