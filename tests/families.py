@@ -133,5 +133,30 @@ FAMILIES = {
         ),
         ("q_proj", "v_proj"),
     ),
+    # reads padding: what stands beside a row in its batch moves its logits
+    "convbert": Family(lambda: hf.ConvBertConfig(**COMMON, embedding_size=16), ("query", "value")),
+    "fnet": Family(  # no attention, so no mask and no heads
+        lambda: hf.FNetConfig(
+            **{k: v for k, v in COMMON.items() if k != "num_attention_heads"},
+            tpu_short_seq_length=40
+        ),
+        ("intermediate.dense", "output.dense"),
+    ),
+    "canine": Family(  # hashes characters: no table of embeddings that a token could lie beyond
+        lambda: hf.CanineConfig(**COMMON, **TOKENS, upsampling_kernel_size=2, downsampling_rate=2,
+            local_transformer_stride=8, num_hash_buckets=16),
+        ("query", "value"),
+    ),
+    "gemma3": Family(  # its sizes stand in the configuration's part for text
+        lambda: hf.Gemma3Config(
+            text_config=hf.Gemma3TextConfig(**DECODER, head_dim=8, sliding_window=4),
+            vision_config={
+                "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                "intermediate_size": 24, "image_size": 28, "patch_size": 14,
+            },
+            mm_tokens_per_image=4, image_token_index=18, boi_token_index=17, eoi_token_index=16,
+        ),
+        ("q_proj", "v_proj"),
+    ),
     "phi": Family(lambda: hf.PhiConfig(**DECODER), ("q_proj", "v_proj", "fc1", "fc2")),
 }  # fmt: skip

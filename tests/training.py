@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, get_scheduler
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_scheduler
 
 from conftest import TARGETS
 from rankscope.study.packing import packs
@@ -165,3 +167,38 @@ def optimizers_of(model: Any, trial: Trial) -> list[torch.optim.Optimizer]:
 
 def adapters(model: PeftModel) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in get_peft_model_state_dict(model).items()}
+
+
+def opened(model: str, trial: Trial, folder: Path) -> Any:
+    """What a trial saved, by plain transformers and PEFT."""
+    if trial.method == "full":
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder, attn_implementation="eager"
+        )
+    base = AutoModelForSequenceClassification.from_pretrained(
+        model, num_labels=2, attn_implementation="eager"
+    )
+    return PeftModel.from_pretrained(base, folder)
+
+
+def numbers(model: Any, path: str, validation: pd.DataFrame) -> dict[str, float]:
+    """Loss and Matthews correlation, over batches of rows of one length: without padding."""
+    tokenizer, names = (
+        AutoTokenizer.from_pretrained(path),
+        ("input_ids", "attention_mask", "token_type_ids"),
+    )
+    found, labels = [], []
+    for _, rows in validation.groupby(
+        [len(tokenizer(text)["input_ids"]) for text in validation["sentence"]]
+    ):
+        inputs = tokenizer(rows["sentence"].tolist(), return_tensors="pt")
+        with torch.no_grad():
+            found.append(model.eval()(**{k: v for k, v in inputs.items() if k in names}).logits)
+        labels += rows["label"].tolist()
+    logits, truth = torch.cat(found).double(), torch.tensor(labels)
+    guess = logits.argmax(1)
+    counts = [[int(((guess == i) & (truth == j)).sum()) for j in (0, 1)] for i in (0, 1)]
+    (tn, fn), (fp, tp) = counts
+    below = math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    mcc = (tp * tn - fp * fn) / below if below else 0.0
+    return {"eval_loss": float(F.cross_entropy(logits, truth)), "matthews_correlation": mcc}

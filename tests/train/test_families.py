@@ -12,13 +12,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import peft
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from conftest import save_model
@@ -29,7 +27,7 @@ from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.train.loop import train_pack
 from rankscope.train.model import stream
-from training import CPU, TASK, alone
+from training import CPU, TASK, alone, numbers, opened
 
 STEPS = 5
 
@@ -81,40 +79,6 @@ def trained(
         )  # fmt: skip
         folders += list(zip(pack, dirs, strict=True))
     return family, model, inputs, folders
-
-
-def opened(model: str, trial: Trial, folder: Path) -> Any:
-    if trial.method == "full":
-        return AutoModelForSequenceClassification.from_pretrained(
-            folder, attn_implementation="eager"
-        )
-    base = AutoModelForSequenceClassification.from_pretrained(
-        model, num_labels=2, attn_implementation="eager"
-    )
-    return peft.PeftModel.from_pretrained(base, folder)
-
-
-def numbers(model: Any, path: str, validation: pd.DataFrame) -> dict[str, float]:
-    """Loss and Matthews correlation, over batches of rows of one length: without padding."""
-    tokenizer, names = (
-        AutoTokenizer.from_pretrained(path),
-        ("input_ids", "attention_mask", "token_type_ids"),
-    )
-    found, labels = [], []
-    for _, rows in validation.groupby(
-        [len(tokenizer(text)["input_ids"]) for text in validation["sentence"]]
-    ):
-        inputs = tokenizer(rows["sentence"].tolist(), return_tensors="pt")
-        with torch.no_grad():
-            found.append(model.eval()(**{k: v for k, v in inputs.items() if k in names}).logits)
-        labels += rows["label"].tolist()
-    logits, truth = torch.cat(found).double(), torch.tensor(labels)
-    guess = logits.argmax(1)
-    counts = [[int(((guess == i) & (truth == j)).sum()) for j in (0, 1)] for i in (0, 1)]
-    (tn, fn), (fp, tp) = counts
-    below = math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    mcc = (tp * tn - fp * fn) / below if below else 0.0
-    return {"eval_loss": float(F.cross_entropy(logits, truth)), "matthews_correlation": mcc}
 
 
 def test_best_and_last_give_their_numbers_back(trained: Any) -> None:

@@ -380,6 +380,9 @@ def test_plan_says_what_the_proof_will_say_and_cuts_packs_alike(
     inputs = StudyInputs(study)
     printed = forecast(inputs, None)
     said = [line for line in printed.splitlines() if "one at a time" in line]
+    gainless = f"{families[name]}: its packs go through the model's own forward pass"
+    assert (gainless in printed) == (name in ("opt", "gemma2"))  # MPNet has the fast path
+    assert gainless not in forecast(inputs, None, device="h100")
     share = inputs.share(1e12, "cpu")
     cut = packs(inputs.trials, size=8, share=share)
     if name in APART:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from rankscope.study.study_file import Study
@@ -18,6 +19,7 @@ from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.plan import forecast
 from rankscope.sweep.run import run
 from rankscope.train.loading import load_model, load_tokenizer, skeleton
+from training import numbers, opened
 
 
 def settings(**changes: Any) -> Callable[[Path], None]:
@@ -131,3 +133,40 @@ def test_a_layer_drawn_with_the_head_is_said(
     (id,) = store.done_ids()
     about = json.loads((store.folder(id).path / "trial.json").read_text())
     assert about["drawn"] == line
+
+
+def test_without_a_pooler_in_the_base_plain_peft_gives_the_metric_back(
+    tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path
+) -> None:
+    """transformers draws another pooler each time it opens such a base; the adapter brings its
+    own."""
+    base = tmp_path / "bert"
+    shutil.copytree(tiny_models["bert"], base)
+    tensors = load_file(base / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "pooler" not in name}
+    save_file(kept, base / "model.safetensors", metadata={"format": "pt"})
+    asked = Study.parse(
+        f"""
+        name = "t"
+        scientific = {{model = "{base}", task = "CoLA", method = "lora", rank = [1, 3]}}
+        nuisance = {{learning_rate = [3e-3, 3e-2]}}
+        fixed = {{data = "{tiny_data}", steps = 12, batch_size = 8, eval_every = 3}}
+        """
+    )
+    store = run(asked, tmp_path / "store", quiet=True)
+    validation = StudyInputs(asked).split("CoLA")[1]
+    trained = {trial.id: trial for trial in StudyInputs(asked).trials}
+    for id in store.done_ids():
+        folder = store.folder(id)
+        lines = {line["step"]: line for line in folder.metrics()}
+        for name, step in {"best": folder.result()["best_step"], "last": 12}.items():
+            torch.manual_seed(step)  # of the pooler that the base lacks
+            model = opened(str(base), trained[id], folder.path / name)
+            found = numbers(model, str(base), validation)
+            assert found == pytest.approx({key: lines[step][key] for key in found}, abs=1e-5)
+    poolers = [
+        load_file(store.folder(id).path / "last" / "adapter_model.safetensors")
+        for id in store.done_ids()
+    ]
+    name = "base_model.model.bert.pooler.dense.weight"
+    assert len({float(found[name].sum()) for found in poolers}) == 4  # each trained its own

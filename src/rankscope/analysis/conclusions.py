@@ -182,6 +182,11 @@ def _caveats(frames: Frames) -> list[str]:
             "standard deviations of an evaluation of a constant answer. H1, H3, H4 and H5 "
             "leave them out."
         )
+    if collapsed := int(frames.one_answer["at_last"].sum()):
+        said.append(
+            f"{collapsed} of {counts['trials']} trials end with one answer for every row, up to "
+            "rounding: what is recorded there is the metric of a constant answer."
+        )
     if counts["seeds"] < 2:
         said.append(
             "With one seed the spread between repetitions is unknown; intervals do not cover it."

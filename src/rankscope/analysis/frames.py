@@ -14,6 +14,7 @@ from rankscope.analysis.selection import (
     best_learning_rates,
     chosen,
     learnt,
+    one_answer,
 )
 
 TRIALS = [
@@ -91,6 +92,9 @@ class Frames:
     (`rankscope.sweep.compare`). A frame without rows may lack its columns. ``drifts`` is `drift` of
     the spectra; given, if ``spectra`` hold what is `condensed` of them only.
 
+    ``is_constant`` of an evaluation: 1 where the model gives every row one answer (NaN in stores
+    before 2026-11-25).
+
     ``interventions`` holds edited trials, where there are any (docs/formats.md).
 
     ``held_out`` of a trial is its metric at the best evaluation on validation rows that chose
@@ -126,6 +130,8 @@ class Frames:
         trials = self.trials.assign(budget=budget, held_out=held_out, reported=reported)
         object.__setattr__(self, "trials", trials[budget.eq(1)])
         object.__setattr__(self, "continued", trials[budget.ne(1)])
+        said = _typed("metrics", self.metrics, "is_constant")
+        object.__setattr__(self, "metrics", self.metrics.assign(is_constant=said))
         newer = {name: _typed("comparison", self.comparison, name) for name in LATER}
         object.__setattr__(self, "comparison", self.comparison.assign(**newer))
         moved = self.drifts
@@ -174,6 +180,11 @@ class Frames:
         known = self.learnt.loc[self.learnt["learnt"], CONFIGURATION]
         known = known.astype({name: self.chosen[name].dtype for name in CONFIGURATION})
         return self.chosen.merge(known, on=CONFIGURATION)
+
+    @cached_property
+    def one_answer(self) -> pd.DataFrame:
+        """Which of ``trials`` give every row the same answer."""
+        return one_answer(self.trials, self.metrics)
 
     @property
     def all_trials(self) -> pd.DataFrame:

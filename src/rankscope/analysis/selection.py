@@ -103,6 +103,23 @@ def chosen(trials: pd.DataFrame) -> pd.DataFrame:
     return trials.merge(best, on=[*CONFIGURATION, "learning_rate"], how="inner")
 
 
+def one_answer(trials: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """Which trials give every row the same answer, up to rounding: ``at_best`` and ``at_last``
+    evaluation, a row per row of ``trials``. False where that was not recorded.
+
+    The metrics of such an evaluation are those of a constant answer (docs/formats.md).
+    """
+    said = metrics[metrics["is_constant"].eq(1)] if "is_constant" in metrics else metrics.iloc[:0]
+    marked = pd.MultiIndex.from_frame(said[["trial", "step"]])
+    last = metrics.groupby("trial")["step"].max().reindex(trials["trial"])
+    steps = {"at_best": trials["best_step"], "at_last": last}
+    places = {name: [trials["trial"], step.to_numpy()] for name, step in steps.items()}
+    return pd.DataFrame(
+        {name: pd.MultiIndex.from_arrays(place).isin(marked) for name, place in places.items()},
+        index=trials.index,
+    )
+
+
 def baselines(trials: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     """One row per model and task: ``constant``, its ``source``, and ``noise``.
 

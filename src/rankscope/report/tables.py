@@ -70,6 +70,10 @@ def configurations_table(frames: Frames, conclusions: Conclusions) -> Table:
     ].median()
     rows = conclusions.learning_rates.merge(medians, on=CONFIGURATION, how="left")
     rows["percent"] = 100 * np.expm1(rows["log_drift"].astype(float))
+    at_rate = [*CONFIGURATION, "learning_rate"]
+    same = frames.trials[at_rate].assign(one_answer=frames.one_answer["at_best"])
+    same = same.groupby(at_rate, dropna=False, as_index=False)["one_answer"].sum()
+    rows = rows.merge(same.astype({n: rows[n].dtype for n in at_rate}), on=at_rate, how="left")
     rows["edge"] = rows["edge"].where(rows["edge"].ne("none"))
     rows["series"] = [
         series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)
@@ -77,9 +81,9 @@ def configurations_table(frames: Frames, conclusions: Conclusions) -> Table:
     return Table(
         "configurations",
         "Every configuration at its best learning rate",
-        "Mean and standard deviation over seeds of the best validation metric; medians over "
-        "layers and "
-        "seeds of the rest.",
+        "Mean and standard deviation over seeds of the best validation metric; medians over layers "
+        "and seeds of the rest. One answer: trials whose best evaluation gives every row the same, "
+        "so that its metric is a constant answer's.",
         (
             *WHERE,
             Column("series", "method"),
@@ -91,6 +95,7 @@ def configurations_table(frames: Frames, conclusions: Conclusions) -> Table:
             Column("spread", "sd", ".3f"),
             Column("seeds", "seeds", ".0f"),
             Column("diverged", "diverged", ".0f"),
+            *([Column("one_answer", "one answer", ".0f")] if rows["one_answer"].any() else []),
             Column("stable_rank", "sr(ΔW)", ".2f"),
             Column("percent", "drift, %", "+.1f"),
             Column("rho", "σ₁(ΔW) / σ₁(W)", ".2f"),

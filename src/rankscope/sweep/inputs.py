@@ -34,6 +34,7 @@ from rankscope.train.model import (
     reads_last,
     shape_of,
 )
+from rankscope.train.packed import BY_ITS_OWN_FORWARD, ONE_AT_A_TIME
 
 _ATTENTION = {"query", "key", "value", "q", "k", "v"}
 
@@ -183,6 +184,15 @@ class StudyInputs:
             self._apart[trial.model] = found
         return self._apart[trial.model]
 
+    def why_slow(self, trial: Trial, device: str) -> str | None:
+        """Why LoRA trials of this model gain little or nothing from a pack, in one line."""
+        if trial.method != "lora":
+            return None
+        if (reason := self.why_apart(trial)) is not None:
+            return f"{ONE_AT_A_TIME}: {reason}"
+        packs_fast = device != "cpu" or is_patchable(self._skeletons[trial.model])
+        return None if packs_fast else BY_ITS_OWN_FORWARD
+
     def shape(self, trial: Trial) -> Shape:
         if trial.model not in self._shapes:
             self._shapes[trial.model] = shape_of(self._skeletons[trial.model], trial.target_modules)
@@ -222,7 +232,13 @@ class StudyInputs:
         return self._encoded[key]
 
     def _check_vocabulary(self, name: str, splits: Sequence[Encoded]) -> None:
-        known = self._skeletons[name].get_input_embeddings().weight.shape[0]
+        try:
+            embeddings = self._skeletons[name].get_input_embeddings()
+        except NotImplementedError:  # CANINE hashes characters: any number is one
+            return
+        if not isinstance(embeddings, torch.nn.Embedding):  # Perceiver's are its latents
+            return
+        known = embeddings.num_embeddings
         largest = max(int(split.inputs["input_ids"].max()) for split in splits)
         if largest >= known:
             raise ValueError(

@@ -32,7 +32,6 @@ from rankscope.sweep.design import design_lines
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.machine import Room, default_workers, room
 from rankscope.sweep.worker import missing
-from rankscope.train.packed import ONE_AT_A_TIME
 
 # of the matrix-product rate that training reaches; measured on the lab study (docs/log.md)
 _SHARE = 0.35
@@ -95,10 +94,8 @@ def forecast(
             f"{free / 1e9:.3g} GB for "
             "each worker. Take fewer workers, a smaller batch_size or a larger machine"
         )
-    apart = {
-        t.model: why for t in inputs.trials if t.method == "lora" and (why := inputs.why_apart(t))
-    }
-    lines += [f"{model}: {ONE_AT_A_TIME}: {why}" for model, why in apart.items()]
+    slow = {t.model: why for t in inputs.trials if (why := inputs.why_slow(t, kind))}
+    lines += [f"{model}: {why}" for model, why in slow.items()]
     return printed.get() + "\n".join([*lines, *design_lines(inputs)])
 
 

@@ -28,6 +28,7 @@ from rankscope.sweep.plan import begun
 from rankscope.sweep.processes import run_processes, worker_command
 from rankscope.sweep.ray import run_on_ray
 from rankscope.sweep.worker import Outcome, TrainPack, Worker
+from rankscope.train.packed import BY_ITS_OWN_FORWARD
 
 
 def run(
@@ -206,6 +207,11 @@ def trainer(inputs: StudyInputs, **settings: Any) -> TrainPack:
         if (drawn := inputs.drawn.get(trials[0].model)) is not None:
             for folder in folders:
                 folder.amend(drawn=drawn)
+        slow = inputs.why_slow(trials[0], inputs.device.type)
+        if slow == BY_ITS_OWN_FORWARD and len(trials) > 1:  # whether trials are apart is proved
+            say(f"{trials[0].model}: {slow}")
+            for folder in folders:
+                folder.amend(without_gain=slow)
         rows, validation = inputs.encoded(trials[0])
         loop.train_pack(
             trials,

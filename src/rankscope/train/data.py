@@ -145,10 +145,16 @@ class Encoded:
         kept = slice(-longest, None) if self.left else slice(longest)
         return {name: tensor[rows, kept] for name, tensor in self.inputs.items()}, self.labels[rows]
 
-    def by_length(self, batch_size: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Every row once, the short ones first: row numbers (B,), inputs (B, T)."""
-        for rows in self.lengths.argsort(stable=True).split(batch_size):
-            yield rows, self.batch(rows)[0]
+    def by_length(
+        self, batch_size: int, *, padded: bool = True
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Every row once, the short ones first: row numbers (B,), inputs (B, T). Those of a batch
+        have one length unless ``padded``."""
+        order = self.lengths.argsort(stable=True)
+        counts = self.lengths[order].unique_consecutive(return_counts=True)[1].tolist()
+        for part in [order] if padded else order.split(counts):
+            for rows in part.split(batch_size):
+                yield rows, self.batch(rows)[0]
 
 
 def encode(

@@ -42,10 +42,9 @@ def load_model(model: str, task: Task) -> PreTrainedModel:
     with one_line(model), quiet(), torch.random.fork_rng():
         torch.manual_seed(0)
         loaded = _from_pretrained(model, task, attn_implementation="eager")
-        if (
-            loaded.config.pad_token_id is None
-        ):  # decoders classify the last token that is not padding
-            loaded.config.pad_token_id = load_tokenizer(model).pad_token_id
+        config = loaded.config.get_text_config()
+        if config.pad_token_id is None:  # decoders classify the last token that is not padding
+            config.pad_token_id = load_tokenizer(model).pad_token_id
         return loaded
 
 

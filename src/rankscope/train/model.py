@@ -75,12 +75,16 @@ def largest_rank(model: PreTrainedModel, target_modules: Sequence[str]) -> int:
 
 def shape_of(model: PreTrainedModel, target_modules: Sequence[str]) -> Shape:
     """What the cost of training this model depends on."""
-    config, prefix = model.config, f"{model.base_model_prefix}."
+    config, prefix = model.config.get_text_config(), f"{model.base_model_prefix}."
     matrices = {
         name: p.numel()
         for name, p in model.named_parameters()
         if name.startswith(prefix) and p.ndim == 2 and "embed" not in name
     }
+    adapted = [weight_of(site).shape for site in sites(model, target_modules).values()]
+    # Perceiver's configuration has neither
+    layers = getattr(config, "num_hidden_layers", len(adapted))
+    width = getattr(config, "hidden_size", max(n for _, n in adapted))
     shared = {name for name in matrices if is_patchable(model) and before_adapters(name, prefix)}
     one_token = {
         name for name in matrices if is_patchable(model) and of_one_token(name, prefix, config)
@@ -88,10 +92,10 @@ def shape_of(model: PreTrainedModel, target_modules: Sequence[str]) -> Shape:
     return Shape(
         matrices=sum(matrices.values()),
         all=sum(p.numel() for p in model.parameters()),
-        layers=config.num_hidden_layers,
-        width=config.hidden_size,
-        feed_forward=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-        heads=config.num_attention_heads,
+        layers=layers,
+        width=width,
+        feed_forward=getattr(config, "intermediate_size", None) or 4 * width,
+        heads=getattr(config, "num_attention_heads", 0),  # FNet has none
         adapted=tuple(
             Site(
                 m=weight_of(site).shape[0],
@@ -177,6 +181,10 @@ def default_targets(model: PreTrainedModel) -> list[str]:
     for names in (OTHERS.get(model.config.model_type, ()), *QUERY_AND_VALUE):
         if names and linear.issuperset(names):
             return list(names)
+    if not linear:
+        raise ValueError(
+            f"{type(model).__name__}: expected linear layers to adapt; found none of torch's own"
+        )
     raise ValueError(
         f"target_modules: no default is known for {type(model).__name__}; "
         f"expected some of its linear layers: {', '.join(sorted(linear))}"
@@ -188,8 +196,9 @@ def longest_input(model: PreTrainedModel) -> int | None:
 
     RoBERTa and its kin count positions from padding_idx + 1 on.
     """
-    positions = getattr(model.config, "max_position_embeddings", None) or getattr(
-        model.config, "max_seq_len", None
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None) or getattr(
+        config, "max_seq_len", None
     )
     if positions is None or positions < 1:  # XLNet says -1
         return None

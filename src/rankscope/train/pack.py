@@ -8,9 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from rankscope.study.trial import Trial
+from rankscope.train.data import Encoded
 from rankscope.train.optimizer import FlatParams
 from rankscope.train.packed import DropoutMasks
 from rankscope.train.spectra import Updates
@@ -50,3 +52,19 @@ def logits(pack: Pack, inputs: dict[str, Tensor]) -> Tensor:
                 stack.enter_context(masks)
         found: Tensor = pack.model(**repeated).logits
     return found.to(pack.params[0].values.dtype).unflatten(0, (K, -1))
+
+
+PADDED = 1e-5  # of the largest logit: beyond rounding in float32
+
+
+@torch.no_grad()
+def reads_padding(pack: Pack, split: Encoded) -> bool:
+    """Whether a short row's logits change when it is padded beside the longest: ConvBERT's
+    convolutions, Funnel's pooling and FNet's transform reach into padding, whatever the mask says.
+    """
+    ends = split.lengths.argsort(stable=True)[[0, -1]]
+    training = pack.model.training
+    pack.model.eval()
+    alone, both = (logits(pack, split.batch(rows)[0]) for rows in (ends[:1], ends))
+    pack.model.train(training)
+    return not bool((both[:, :1] - alone).abs().max() <= PADDED * both.abs().max())

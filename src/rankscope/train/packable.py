@@ -46,7 +46,8 @@ def why_not_packed(skeleton: PreTrainedModel, trial: Trial, task: Task) -> str |
 
 
 def _small(skeleton: PreTrainedModel) -> Any:
-    config = copy.deepcopy(skeleton.config)
+    complete = copy.deepcopy(skeleton.config)
+    config = complete.get_text_config()
     whole = config.num_hidden_layers
     for name, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == whole:  # one entry a block
@@ -56,10 +57,10 @@ def _small(skeleton: PreTrainedModel) -> Any:
     config.num_hidden_layers, config.vocab_size = min(BLOCKS, whole), VOCABULARY
     config.pad_token_id, config.eos_token_id = 0, 2
     with torch.device("meta"):
-        size = AutoModelForSequenceClassification.from_config(config).num_parameters()
+        size = AutoModelForSequenceClassification.from_config(complete).num_parameters()
     if size > LARGEST:
         raise ValueError(f"expected a copy of at most {LARGEST} parameters; found {size}")
-    small = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+    small = AutoModelForSequenceClassification.from_config(complete, attn_implementation="eager")
     names = {name for name, p in skeleton.named_parameters() if p.requires_grad}
     for name, parameter in small.named_parameters():
         parameter.requires_grad_(name in names)

@@ -22,6 +22,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 ONE_AT_A_TIME = "its trials train one at a time, by the model's and PEFT's own layers"
+BY_ITS_OWN_FORWARD = (
+    "its packs go through the model's own forward pass, repeated per trial: on a CPU hardly faster "
+    "than one trial after the other"
+)
 
 
 class NotIsolated(RuntimeError):

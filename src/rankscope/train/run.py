@@ -30,7 +30,7 @@ from rankscope.train.optimizer import (
     differentiate,
     share_of_peak,
 )
-from rankscope.train.pack import Pack, logits
+from rankscope.train.pack import Pack, logits, reads_padding
 from rankscope.train.rounding import may_be_rounding, rounded_at_random
 from rankscope.train.spectra import Record, Recorder
 
@@ -64,6 +64,8 @@ class Run:
         self.best = Best(pack.params, self.K)
         self.evaluations: list[list[dict[str, float]]] = [[] for _ in pack.trials]
         self.spectra = Recorder(pack)
+        # a model that reads padding validates rows of one length together, as it would one by one
+        self.padded = not reads_padding(pack, validation)
         self.choosing, self.held_out = split_rows(
             len(validation) - validation.beside, trial.validation_split
         )
@@ -125,7 +127,7 @@ class Run:
         found = torch.empty(
             self.K, len(labels), self.task.num_labels, dtype=self.pack.params[0].values.dtype
         )
-        for rows, inputs in self.validation.by_length(2 * self.pack.trials[0].batch_size):
+        for rows, inputs in self.batches(2 * self.pack.trials[0].batch_size):
             found[:, rows] = self.logits(inputs).cpu()
         first = len(labels) - self.validation.beside
         losses = loss(found[:, self.choosing], labels[self.choosing])
@@ -158,13 +160,16 @@ class Run:
             self.evaluations[k].append(line | scores[k] | {"is_constant": bool(constant[k])})
             self.best.offer(k, step, scores[k][self.task.metric])
 
+    def batches(self, size: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        return self.validation.by_length(size, padded=self.padded)
+
     def rounding(self, answers: Tensor) -> Tensor | None:
         """How far rounding moves the answers (K, N, C) of a batch, where that may be all they
         differ by. -> (K,)"""
         if not may_be_rounding(answers, deviation(answers), bfloat16=self.mixed).any():
             return None
         # a training batch: random numbers beside every layer's output take its memory twice
-        rows, inputs = next(self.validation.by_length(self.pack.trials[0].batch_size))
+        rows, inputs = next(self.batches(self.pack.trials[0].batch_size))
         with rounded_at_random(self.pack.model):
             return deviation(self.logits(inputs).cpu() - answers[:, rows])
 
