@@ -113,11 +113,11 @@ def one_answer(trials: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     marked = pd.MultiIndex.from_frame(said[["trial", "step"]])
     last = metrics.groupby("trial")["step"].max().reindex(trials["trial"])
     steps = {"at_best": trials["best_step"], "at_last": last}
-    places = {name: [trials["trial"], step.to_numpy()] for name, step in steps.items()}
-    return pd.DataFrame(
-        {name: pd.MultiIndex.from_arrays(place).isin(marked) for name, place in places.items()},
-        index=trials.index,
-    )
+    found = {
+        name: pd.MultiIndex.from_arrays([trials["trial"].array, step.array]).isin(marked)
+        for name, step in steps.items()
+    }
+    return pd.DataFrame(found, index=trials.index)
 
 
 def baselines(trials: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:

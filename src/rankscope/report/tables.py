@@ -71,8 +71,8 @@ def configurations_table(frames: Frames, conclusions: Conclusions) -> Table:
     rows = conclusions.learning_rates.merge(medians, on=CONFIGURATION, how="left")
     rows["percent"] = 100 * np.expm1(rows["log_drift"].astype(float))
     at_rate = [*CONFIGURATION, "learning_rate"]
-    same = frames.trials[at_rate].assign(one_answer=frames.one_answer["at_best"])
-    same = same.groupby(at_rate, dropna=False, as_index=False)["one_answer"].sum()
+    marked = frames.trials[at_rate].assign(one_answer=frames.one_answer["at_best"])
+    same = marked.groupby(at_rate, dropna=False, as_index=False)[["one_answer"]].sum()
     rows = rows.merge(same.astype({n: rows[n].dtype for n in at_rate}), on=at_rate, how="left")
     rows["edge"] = rows["edge"].where(rows["edge"].ne("none"))
     rows["series"] = [
