@@ -32,11 +32,13 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# the reference of the command line, then the site in site/: no network, and a broken link is an error
 docs: setup
 	$(BIN)/python tests/test_docs.py > docs/cli.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 demo: setup
 	$(BIN)/rankscope demo
 
 clean:
-	rm -rf $(VENV) rankscope-demo build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) rankscope-demo build dist site .pytest_cache .mypy_cache .ruff_cache
