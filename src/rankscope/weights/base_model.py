@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rankscope.weights.checkpoints import open_checkpoint, open_file, read_json
+from rankscope.weights.flat_names import flat_names, layer_of_flat
 from rankscope.weights.hub import Place, place
 from rankscope.weights.matrix import Skipped
 from rankscope.weights.quantized import dequantised, packing
@@ -36,17 +38,17 @@ FUSED = {
 # Where a model ties them, a checkpoint holds only one of the two.
 OUTPUT_EMBEDDINGS = ("lm_head", "embed_out", "lm_head.decoder", "predictions.decoder")
 INPUT_EMBEDDINGS = re.compile(r"(.*\.)?(embed_tokens|wte|shared|word_embeddings|embed_in)\.weight")
-T5_OF_FLUX = ("text_encoder_3_", "text_encoder_2")
 NESTED = ".base_layer"  # where PEFT wraps a part of a layer that it wraps, too
 
 
 @dataclass(frozen=True)
 class BaseModel:
     """The base model's tensors. ``model_type`` is that of its config.json, None where there is
-    none."""
+    none; ``quantization`` what MLX says there."""
 
     tensors: Tensors
     model_type: str | None = None
+    quantization: Mapping[str, Any] = field(default_factory=dict)
     endings: dict[str, str] = field(init=False, repr=False)
     tails: dict[str, str] = field(init=False, repr=False)
     flat: dict[str, str] = field(init=False, repr=False)
@@ -54,7 +56,8 @@ class BaseModel:
     def __post_init__(self) -> None:
         object.__setattr__(self, "endings", _endings(self.tensors))
         object.__setattr__(self, "tails", _tails(self.tensors))
-        object.__setattr__(self, "flat", _flat(self.tensors))
+        layers = (n.removesuffix(".weight") for n in self.tensors if n.endswith(".weight"))
+        object.__setattr__(self, "flat", flat_names(layers))
 
     def name_of(self, layer: str) -> str | None:
         """The tensor that holds the layer's weight: by its name, less or plus the model's own
@@ -85,24 +88,9 @@ class BaseModel:
         return next((name for name in self.tensors if INPUT_EMBEDDINGS.fullmatch(name)), None)
 
     def layer_of_flat(self, flat: str) -> str | None:
-        """The layer that kohya calls ``lora_unet_down_blocks_0_...``: underscores for
-        dots, a model's name before.
-
-        None where no layer, or more than one, has such a name.
-        """
-        own = re.sub(r"^lora_te1?_", "lora_text_encoder_", flat)
-        own = re.sub(r"^lora_te(\d)_", r"lora_text_encoder_\1_", own)
-        whole = re.sub(r"^(lora|lycoris)_", "", own)
-        if (found := self.flat.get(whole)) is not None:
-            return found
-        part = re.match(r"text_encoder(_\d)?_|(unet|transformer|prior_unet)_", whole)
-        inner = self.flat.get(whole[part.end() :] if part else whole)
-        other = re.match(r"(text_encoder(_\d)?)\.", inner or "")
-        # Another text encoder than the one named is another model, but for
-        # kohya's third: T5, Flux's second.
-        if other and part and f"{other[1]}_" != part[0] and (part[0], other[1]) != T5_OF_FLUX:
-            return None
-        return inner
+        """The layer that kohya calls ``lora_unet_down_blocks_0_...``; None where no layer, or more
+        than one, has such a name."""
+        return layer_of_flat(self.flat, flat)
 
     def counterpart(self, name: str) -> str | None:
         """The tensor that another checkpoint of the same model calls ``name``."""
@@ -123,7 +111,7 @@ class BaseModel:
         name, kind = self.name_of(layer), self.packed(layer)
         if kind is not None:
             own = layer if name is None else name.removesuffix(".weight")
-            found = dequantised(self.tensors, own, kind)
+            found = dequantised(self.tensors, own, kind, self.quantization)
             return Skipped(layer, f"W and W + dW: {found}") if isinstance(found, str) else found
         if name is None:
             return Skipped(layer, f"W and W + dW: {self._missing(layer)}")
@@ -241,8 +229,13 @@ def open_base_model(source: str | Path, *, revision: str | None = None) -> BaseM
         where = place(source, revision=revision)
         tensors = open_checkpoint(where)
     config = where.find("config.json")
-    model_type = read_json(config).get("model_type") if config is not None else None
-    return BaseModel(tensors, model_type if isinstance(model_type, str) else None)
+    content = read_json(config) if config is not None else {}
+    model_type, packing = content.get("model_type"), content.get("quantization")
+    return BaseModel(
+        tensors,
+        model_type if isinstance(model_type, str) else None,
+        packing if isinstance(packing, dict) else {},
+    )
 
 
 def _endings(tensors: Tensors) -> dict[str, str]:
@@ -260,16 +253,3 @@ def _tails(tensors: Tensors) -> dict[str, str]:
         for cut in range(max(0, len(parts) - 4), len(parts)):
             tails.setdefault(".".join(parts[cut:]), name)
     return tails
-
-
-def _flat(tensors: Tensors) -> dict[str, str]:
-    """Layers with underscores for dots, whole or less their first one to four parts -> layer, where
-    it is one."""
-    names: dict[str, set[str]] = {}
-    for name in tensors:
-        if name.endswith(".weight"):
-            layer = name.removesuffix(".weight")
-            parts = layer.split(".")
-            for cut in range(min(5, len(parts))):
-                names.setdefault("_".join(parts[cut:]), set()).add(layer)
-    return {flat: layers.pop() for flat, layers in names.items() if len(layers) == 1}

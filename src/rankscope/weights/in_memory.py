@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rankscope.weights.base_model import NESTED, BaseModel
 from rankscope.weights.difference import against_base
 from rankscope.weights.layer_update import LayerUpdate, update_matrices
+from rankscope.weights.live_weight import base_weight, onloaded
 from rankscope.weights.lora_config import CHANGES_BASE
 from rankscope.weights.matrix import Reading, Skipped, not_chosen
 from rankscope.weights.peft_experts import expert_factors
@@ -33,7 +34,6 @@ from rankscope.weights.sharded import (
     whole_tensor,
 )
 from rankscope.weights.tensors import (
-    READABLE,
     Header,
     Tensors,
     as_matrix,
@@ -45,7 +45,6 @@ from rankscope.weights.tensors import (
 
 Chosen = re.Pattern[str] | None
 PEFT_PREFIX = re.compile(r"(^|\.)base_model\.model\.")
-WEIGHTS = ("weight", "in_proj_weight")  # the latter is nn.MultiheadAttention's fused one
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def adapter_matrices(model: nn.Module, chosen: Chosen = None, *, here: bool = Tr
             if here:
                 yield not_chosen(layer.name, chosen)
             continue
-        with shards.whole(layer.path, layer.module):
+        with shards.whole(layer.path, layer.module), onloaded(layer.module):
             if here:
                 yield from _layer_matrices(layer.name, layer.module, note)
     if here:
@@ -105,6 +104,8 @@ def full_matrices(
             found = not_chosen(layer, chosen)
         elif (why := unreadable(name, header)) is not None:
             found = Skipped(layer, why)
+        elif parameter.is_meta:
+            found = Skipped(layer, "its numbers are not in memory (device meta)")
         else:
             with gathered(parameter) as tensor:
                 if here:
@@ -166,8 +167,8 @@ def _layer_matrices(layer: str, module: Any, note: str | None) -> Reading:
     parts = [getattr(module, part) for part in module.adapter_layer_names]
     active = [name for name in module.active_adapters if any(name in part for part in parts)]
     base = module.get_base_layer()
-    own = (module.parameter_name,) if hasattr(module, "parameter_name") else WEIGHTS
-    weight = next((w for name in own if (w := getattr(base, name, None)) is not None), None)
+    within = {id(parameter) for parameter in base.parameters()}
+    own = [p for p in module.parameters() if id(p) not in within]
     why = None
     if module.merged:
         why = "its adapter is merged into W: call unmerge() first"
@@ -175,26 +176,26 @@ def _layer_matrices(layer: str, module: Any, note: str | None) -> Reading:
         why = "its adapters are disabled: enable them first"
     elif not active:
         why = "none of its adapters is active"
-    elif any(parameter.is_meta for parameter in module.parameters()):
+    elif any(parameter.is_meta for parameter in own):
         why = "its numbers are not in memory (device meta)"
-    elif not isinstance(weight, Tensor):
-        why = f"its base layer, {type(base).__name__}, has no weight"
     if why is not None:
         yield Skipped(layer, why)
         return
-    assert isinstance(weight, Tensor)
-    weight, lora = weight.detach(), _is_lora(module, active)
-    quantized = weight.dtype not in READABLE
-    if quantized and (not lora or hasattr(module, "parameter_name")):
-        yield Skipped(layer, f"its base weight is {weight.dtype}, quantized: dequantise it first")
-    elif hasattr(module, "parameter_name"):
+    parameter = getattr(module, "parameter_name", None)
+    weight, said = base_weight(layer, base, parameter)
+    note = "; ".join(filter(None, (said, note))) or None
+    lora = _is_lora(module, active)
+    if isinstance(weight, Skipped) and (not lora or parameter is not None):
+        yield Skipped(layer, weight.plain)
+    elif said is not None and (not lora or parameter is not None):
+        yield Skipped(layer, f"{said}, and merging this method would round it: dequantise it first")
+    elif parameter is not None:
+        assert isinstance(weight, Tensor)
         yield from _parameter_matrices(layer, module, active, weight, note)
     elif lora:
-        why = f"W and W + dW: the base weight is {weight.dtype}, quantized: dequantise it first"
-        yield from _lora_matrices(
-            layer, module, active, Skipped(layer, why) if quantized else weight, note
-        )
+        yield from _lora_matrices(layer, module, active, weight, note)
     else:
+        assert isinstance(weight, Tensor)
         yield from _merged_matrices(layer, module, weight, note)
 
 

@@ -9,12 +9,9 @@ is found again among the base's names.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,37 +20,16 @@ from rankscope.weights.base_model import BaseModel
 from rankscope.weights.difference import saved_layers
 from rankscope.weights.factor_forms import fused_factor, loha, lokr
 from rankscope.weights.layer_update import LayerUpdate, update_matrices
-from rankscope.weights.lora_config import LoraConfig, lora_config
 from rankscope.weights.lora_names import LoraNames, Site
+from rankscope.weights.lora_scale import LoraFile, header_configs, site_scale
 from rankscope.weights.lora_settings import UNPLACED, LitGpt, Settings
 from rankscope.weights.matrix import Layer, Reading, Skipped
-from rankscope.weights.tensors import READABLE, Tensors, as_matrix, finite, once
+from rankscope.weights.tensors import READABLE, Tensors, as_matrix
 
-METADATA = (
-    "lora_adapter_metadata"  # where diffusers keeps the LoraConfig of each of a pipeline's models
-)
 EMBEDDING = re.compile(r"(.*\.)?(\w*embed\w*|wte|wpe|shared)")
 OWN_WEIGHT = (
     "the file holds this layer's own weight, too: saved after .eval(), it contains s B A already"
 )
-
-
-@dataclass(frozen=True)
-class LoraFile:
-    """A file of updates, sorted but not read; ``settings`` gives the scale where the file has
-    none."""
-
-    tensors: Tensors
-    names: LoraNames
-    settings: Settings
-    base: BaseModel | None
-    configs: Mapping[
-        str, LoraConfig
-    ]  # unet, transformer, ... -> what diffusers saved in the file's header
-
-    def weight(self, layer: str) -> Tensor | Skipped | None:
-        """W of a layer, or why there is none; None without a base."""
-        return None if self.base is None else self.base.weight(layer)
 
 
 def lora_layers(
@@ -110,7 +86,10 @@ def _update(file: LoraFile, site: Site, own: str, factors: Mapping[str, str]) ->
     weight = file.weight(own)
     notes: list[str | None] = [] if file.base is None else [file.base.said_of(own)]
     B, A, r = _factors(tensors, site, own, weight)
-    scale, note = (1.0, None) if r is None else site_scale(file, site, r)
+    if (kernel := _loralib_kernel(site, B, A, weight)) is not None:
+        (B, A, r), said = kernel
+        notes.append(said)
+    scale, note = site_scale(file, site, r)
     if "B" in factors and (
         (A is not None and A.shape[0] != B.shape[1]) or isinstance(file.settings, LitGpt)
     ):
@@ -121,15 +100,14 @@ def _update(file: LoraFile, site: Site, own: str, factors: Mapping[str, str]) ->
             weight = Skipped(own, f"W and W + dW: {UNPLACED}")
     if site.style == "loralib" and f"{site.layer}.weight" in tensors:
         notes.append(OWN_WEIGHT)
-    magnitude, by_column = _magnitude(
-        tensors, factors, (B.shape[0], (B if A is None else A).shape[1]), own
-    )
+    m, n = B.shape[0], (B if A is None else A).shape[1]
+    magnitude, by_column = _magnitude(tensors, factors, (m, n), own)
     update = LayerUpdate(
         own,
         B=B,
         A=A,
         scale=scale,
-        stored_in_out=bool(file.base is not None and file.base.is_conv1d(own)),
+        stored_in_out=_stored_in_out(file, site, own, (m, n), weight),
         magnitude=magnitude,
         by_column=by_column,
         note="; ".join(filter(None, (*notes, note))) or None,
@@ -190,22 +168,34 @@ def _factors(
     return B.flatten(1), A.flatten(1), B.shape[1]
 
 
-def site_scale(file: LoraFile, site: Site, r: int) -> tuple[float, str | None]:
-    """s, and what must be said of it: by the file itself, else by what diffusers put into its
-    header, else by the configuration beside it, else by the user or a guess."""
-    tensors = file.tensors
-    if "alpha" in site.parts:
-        alpha = tensors.read(site.parts["alpha"])
-        if alpha.numel() != 1 or not finite(alpha):
-            raise ValueError(
-                f"{tensors.where}: expected one number as {site.parts['alpha']}; found "
-                f"{alpha.flatten()[:4].tolist()}."
-            )
-        return float(alpha) / r, None
-    part, _, rest = site.layer.partition(".")
-    if (config := file.configs.get(part)) is not None:
-        return config.scale_of(rest, r), config.doubt_of(rest)
-    return file.settings.scale(site.layer, r)
+def _loralib_kernel(
+    site: Site, B: Tensor, A: Tensor | None, weight: Tensor | Skipped | None
+) -> tuple[tuple[Tensor, Tensor | None, int], str] | None:
+    """loralib's ConvLoRA: B (out k, r k), A (r k, in k), and B A reshaped to (out, in, k, k)."""
+    if site.style != "loralib" or A is None:
+        return None
+    if not isinstance(weight, Tensor) or weight.ndim != 4 or B.shape[0] == weight.shape[0]:
+        guess = weight is None and "conv" in site.layer.lower()
+        said = "taken as a matrix; loralib's own convolutions need their shape: --base MODEL"
+        return ((B, A, B.shape[1]), said) if guess else None
+    k = weight.shape[-1]
+    if B.shape[0] * A.shape[1] != weight.numel() or B.shape[1] % k:
+        return None
+    dW = (B.double() @ A.double()).reshape(weight.shape).flatten(1)
+    return (dW, None, B.shape[1] // k), "loralib's convolution: B A reshaped to the kernel"
+
+
+def _stored_in_out(
+    file: LoraFile, site: Site, own: str, shape: tuple[int, int], weight: Tensor | Skipped | None
+) -> bool:
+    """Whether the base stores (in, out): by its shape; where that is square by its type, and
+    loralib's embeddings by their name."""
+    m, n = shape
+    if isinstance(weight, Tensor) and (weight.ndim != 2 or m != n):
+        return tuple(weight.shape) == (n, m)
+    if site.style == "loralib" and EMBEDDING.fullmatch(own):
+        return True
+    return bool(file.base is not None and file.base.is_conv1d(own))
 
 
 def _placed(
@@ -218,7 +208,8 @@ def _placed(
     g = A.shape[0] // r
     total = None
     if isinstance(weight, Tensor) and weight.ndim == 2:
-        in_out = file.base is not None and file.base.is_conv1d(layer)
+        in_out = weight.shape[0] == A.shape[1] != weight.shape[1]
+        in_out = in_out or bool(file.base is not None and file.base.is_conv1d(layer))
         total = weight.shape[1 if in_out else 0]
     fusion, doubt = file.settings.fusion(layer, g, B.shape[0], total)
     said = f"MergedLinear: {g} fused projections of rank {r}"
@@ -266,18 +257,3 @@ def _experts(file: LoraFile, site: Site, own: str) -> Reading:
             weight = weight[e] if right else Skipped(name, why)
         update = LayerUpdate(name, B=B[e], A=A[e], scale=scale, stored_in_out=False, note=note)
         yield from update_matrices(update, weight, hint="")
-
-
-def header_configs(tensors: Tensors) -> dict[str, LoraConfig]:
-    """unet, transformer, text_encoder, ... -> the LoraConfig that diffusers saved with it."""
-    if METADATA not in tensors.metadata:
-        return {}
-    try:
-        content = json.loads(tensors.metadata[METADATA], object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{tensors.where}: expected JSON as {METADATA}; found {error}.") from error
-    parts: dict[str, dict[str, object]] = {}
-    for key, value in content.items() if isinstance(content, dict) else ():
-        part, _, setting = key.partition(".")
-        parts.setdefault(part, {})[setting] = value
-    return {part: lora_config(Path(tensors.where), settings) for part, settings in parts.items()}

@@ -28,10 +28,11 @@ STYLES = {
 }
 PATTERNS = {style: re.compile(LAYER + ending) for style, ending in STYLES.items()}
 # What stands beside the factors. A file may hold small layers' whole change as
-# .diff, and biases' as .diff_b.
+# .diff, and biases' as .diff_b; A1111's ``scale`` stands for alpha / r, and LyCORIS's ``scalar``
+# multiplies it.
 BESIDE = re.compile(
-    LAYER
-    + r"\.(?P<part>alpha|dora_scale|lora_magnitude_vector|magnitude|m|diff|diff_b|w_norm|b_norm)"
+    LAYER + r"\.(?P<part>alpha|scale|scalar|dora_scale|lora_magnitude_vector|magnitude|m"
+    r"|diff|diff_b|w_norm|b_norm)"
     r"(?:\.default)?(?:\.weight)?"
 )
 WHOLE = ("diff", "w_norm")
@@ -41,6 +42,7 @@ LETTER = {
     "lora_magnitude_vector": "magnitude", "m": "magnitude", "w_norm": "diff", "b_norm": "diff_b",
 }  # fmt: skip
 NO_FACTORS = re.compile(LAYER + r"\.(?P<part>oft_blocks|oft_diag|on_input|a1|a2|b1|b2|bm)\b.*")
+ALONE = ("oft_blocks", "oft_diag", "on_input")  # the others are names that models have, too
 # What names the two factors of a pair; other names count only where r is small.
 SAID = re.compile(r"lora|adapter|(^|[._])(a|b|down|up|left|right|low|rank)([._]|$)", re.IGNORECASE)
 # times r at most min(m, n), of a pair whose names say nothing: a transformer's MLP has 4 r = m = n
@@ -77,7 +79,15 @@ def is_adapter(tensors: Tensors) -> bool:
 
 
 def check_no_factors(tensors: Tensors) -> None:
-    """``ValueError`` where more than two thirds of a file's matrices are pairs of factors."""
+    """``ValueError`` where more than two thirds of a file's matrices are pairs of factors, or where
+    they are LyCORIS's of another kind."""
+    for name in tensors:
+        found = NO_FACTORS.fullmatch(name)
+        if found and (found["part"] in ALONE or _is_glora(tensors, found["layer"])):
+            raise ValueError(
+                f"{tensors.where}: expected weights, or a low-rank update B A; found LyCORIS's "
+                f"({found['part']} of {found['layer']}), whose update is neither."
+            )
     shapes = {
         name: header.shape
         for name, header in tensors.headers.items()
@@ -184,6 +194,10 @@ def _incomplete(site: Site) -> Iterator[tuple[str, str]]:
                     for x in ("_a", "_b")
                     if f"{half}{x}" not in parts
                 )
+
+
+def _is_glora(tensors: Tensors, layer: str) -> bool:
+    return all(f"{layer}.{part}.weight" in tensors for part in ("a1", "a2", "b1", "b2"))
 
 
 def _module(name: str) -> str:

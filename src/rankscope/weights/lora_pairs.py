@@ -21,8 +21,8 @@ from torch import Tensor
 
 from rankscope.linalg import LowRank
 from rankscope.weights.lora_config import not_low_rank
-from rankscope.weights.lora_file import METADATA, LoraFile, header_configs, site_scale
 from rankscope.weights.lora_names import Site, is_adapter, lora_names, lora_styles
+from rankscope.weights.lora_scale import METADATA, LoraFile, header_configs, site_scale
 from rankscope.weights.lora_settings import Given
 from rankscope.weights.peft_adapter import (
     Adapter,

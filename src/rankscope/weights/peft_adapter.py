@@ -34,7 +34,8 @@ PART = re.compile(
     r"(?P<layer>.+?)\.(?P<part>lora_\w+)(\.(?!weight$|bias$)[^.]+)?(?P<bias>\.bias)?(\.weight)?"
 )
 WRAPPED = re.compile(r"\.(?:modules_to_save\.[^.]+|original_module)(?=\.)")
-OUTER = re.compile(r"^base_model\.(model\.)?")
+# PEFT's own prefix, with what a trainer put before it
+OUTER = re.compile(r"^(?:base_model\.(?:model\.)?|.*?\.base_model\.model\.)")
 PAIRS = (("lora_B", "lora_A"), ("lora_embedding_B", "lora_embedding_A"))
 
 

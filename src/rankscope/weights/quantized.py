@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +28,8 @@ REFUSED = {
 }
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 FOUR_BITS = ("nf4", "fp4")
+MLX_BITS = (2, 3, 4, 5, 6, 8)
+ROWS = 256  # unpacked at a time
 
 
 def packing(tensors: Tensors, layer: str) -> str | None:
@@ -37,6 +42,8 @@ def packing(tensors: Tensors, layer: str) -> str | None:
             return "bitsandbytes int8"
         if header.dtype in FLOAT8:
             return "float8"
+        if f"{layer}.scales" in tensors and header.dtype == torch.uint32:
+            return "MLX"
     return next(
         (name for ending, name in REFUSED.items() if joined(layer, ending) in tensors), None
     )
@@ -46,10 +53,14 @@ def joined(layer: str, ending: str) -> str:
     return f"{layer}{ending}" if ending.startswith("_") else f"{layer}.{ending}"
 
 
-def dequantised(tensors: Tensors, layer: str, kind: str) -> Tensor | str:
-    """W, float32; or why it can't be had."""
+def dequantised(
+    tensors: Tensors, layer: str, kind: str, settings: Mapping[str, Any] | None = None
+) -> Tensor | str:
+    """W, float32; or why it can't be had. ``settings``: "quantization" of MLX's config.json."""
     if kind == "float8":
         return _float8(tensors, layer)
+    if kind == "MLX":
+        return _mlx(tensors, layer, settings or {})
     if not kind.startswith("bitsandbytes"):
         return (
             f"the base's weight is packed ({kind}): give an unquantised base, or dequantise "
@@ -105,6 +116,38 @@ def _float8(tensors: Tensors, layer: str) -> Tensor | str:
                 return f"{name} {tuple(scale.shape)} doesn't scale {tuple(weight.shape)}"
         scale = scale.repeat_interleave(blocks, axis).narrow(axis, 0, weight.shape[axis])
     return weight * scale
+
+
+def _mlx(tensors: Tensors, layer: str, settings: Mapping[str, Any]) -> Tensor | str:
+    """scales q + biases, by groups along a row; the q of a row are one stream of bits, the lowest
+    first (mlx.core.quantize's affine mode)."""
+    own = settings.get(layer)
+    given = own if isinstance(own, Mapping) else settings
+    bits, group, mode = given.get("bits"), given.get("group_size"), given.get("mode", "affine")
+    whole = type(bits) is int and type(group) is int
+    if not whole or bits not in MLX_BITS or f"{layer}.biases" not in tensors:
+        return (
+            "the base's weight is packed (MLX): expected its config.json beside it, with "
+            f"quantization of bits {', '.join(map(str, MLX_BITS))}, a group_size and biases; "
+            f"found bits {bits!r:.20}, group_size {group!r:.20}, mode {mode!r:.20}"
+        )
+    packed = tensors.read(f"{layer}.weight")
+    scales, biases = (tensors.read(f"{layer}.{name}").float() for name in ("scales", "biases"))
+    n = packed.shape[-1] * 32 // bits
+    groups = (*packed.shape[:-1], n // group if group > 0 else 0)
+    if packed.ndim != 2 or groups[-1] * group != n or {scales.shape, biases.shape} != {groups}:
+        return (
+            f"the base's weight is packed (MLX): {tuple(packed.shape)} words of {bits} bits in "
+            f"groups of {group} don't fit scales {tuple(scales.shape)}"
+        )
+    parts = []
+    for rows in packed.split(ROWS):
+        stream = np.unpackbits(rows.numpy().view(np.uint8), axis=1, bitorder="little")
+        stream = stream.reshape(len(rows), n, bits)
+        q = np.packbits(stream, axis=2, bitorder="little")[:, :, 0]
+        parts.append(torch.from_numpy(q).float())
+    q = torch.cat(parts).reshape(*groups, group)
+    return (scales[:, :, None] * q + biases[:, :, None]).flatten(1)
 
 
 def _int8(tensors: Tensors, layer: str) -> Tensor:

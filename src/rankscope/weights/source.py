@@ -30,6 +30,7 @@ ADAPTERS = (
     "adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt", "adapter.safetensors",
     "pytorch_adapter.bin", "adapters.safetensors", "adapters.npz",
 )  # fmt: skip
+WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 NUMBERED = r"adapter_\d+\.pt"
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz")
 GUESSES = {
@@ -130,7 +131,7 @@ def _place(where: Place) -> Found:
         ):
             where.find(name)  # downloads it
         return Found(where.source, tensors, None, {}, where.folder)
-    files = (where.find(name) for name in ADAPTERS)
+    files = (where.find(name) for name in (*ADAPTERS, *(f"{a}.index.json" for a in ADAPTERS[:2])))
     file = next((path for path in files if path is not None), None) or where.last(NUMBERED)
     content = read_json(config)
     if file is not None:
@@ -153,13 +154,15 @@ def _layers(found: Found, base: BaseModel | None, alpha: float | None) -> Iterat
     elif not is_adapter(tensors):
         yield from _checkpoint(found, tensors, base)
     else:
-        if found.config is None and "peft" in styles and _of_peft(tensors) and alpha is None:
+        names = lora_names(tensors)
+        unscaled = any("alpha" not in site.parts for site in names.sites)
+        unscaled = unscaled and found.config is None and alpha is None
+        if unscaled and "peft" in styles and _of_peft(tensors):
             raise ValueError(
                 f"{tensors.where}: expected {CONFIG} beside these LoRA factors, with their "
                 "scale; found none. "
                 "Put it there, or give --alpha"
             )
-        names = lora_names(tensors)
         settings = _settings(found, styles, alpha)
         if not isinstance(settings, Given) or any("alpha" in site.parts for site in names.sites):
             _refuse_alpha(alpha, found)
@@ -216,7 +219,7 @@ def _kind(content: Mapping[str, Any]) -> str:
     """Whose adapter_config.json it is."""
     if "peft_type" in content:
         return "peft"
-    if "fine_tune_type" in content or "lora_parameters" in content:
+    if content.keys() & {"fine_tune_type", "lora_parameters", "lora_layers"}:
         return "mlx"
     return "adapterhub" if "config" in content or "architecture" in content else "peft"
 
@@ -252,12 +255,20 @@ def _of_peft(tensors: Tensors) -> bool:
 
 
 def _inside(where: Place, folders: tuple[str, ...]) -> str:
-    """What else to name: one of several adapters in the folder, or its one file of tensors."""
-    if folders:
-        return f" Name one of its adapters: --subfolder {shlex.quote(folders[0])}"
-    files = (
-        []
-        if where.folder is None
-        else sorted(p for p in where.folder.iterdir() if p.suffix in SUFFIXES)
-    )
+    """What else to name or to type: one of several adapters or checkpoints in the folder, its one
+    file of tensors, or what makes a checkpoint of a trainer's shards."""
+    whole = [name for file in WHOLE for name in where.folders_with(file)]
+    if folders or whole:
+        kind, name = ("adapters", folders[0]) if folders else ("checkpoints", whole[0])
+        return f" Name one of its {kind}: --subfolder {shlex.quote(name)}"
+    if where.folder is None:
+        return ""
+    names = {path.name for path in where.folder.iterdir()}
+    names |= {path.name for path in where.folder.glob("*/*.distcp")}
+    if "zero_to_fp32.py" in names or any(name.endswith("_optim_states.pt") for name in names):
+        script = "its own script, python zero_to_fp32.py . OUT,"
+        return f" DeepSpeed's shards: {script} makes a checkpoint of them; measure OUT"
+    if any(name.endswith(".distcp") for name in names):
+        return " FSDP's shards: accelerate merge-weights FOLDER OUT makes a checkpoint of them"
+    files = sorted(path for path in where.folder.iterdir() if path.suffix in SUFFIXES)
     return f" Name its file: {shlex.quote(str(files[0]))}" if len(files) == 1 else ""

@@ -32,6 +32,8 @@ DTYPES = {
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
     "BOOL": torch.bool,
 }
 NUMPY = {
@@ -43,6 +45,7 @@ NUMPY = {
         "int64",
         "int32",
         "int16",
+        "uint32",
         "int8",
         "uint8",
         "bool",

@@ -96,10 +96,10 @@ def unreadable(name: str, header: Header) -> str | None:
             else "of a dtype that torch doesn't know"
         )
         return f"{name} is {kind}: a buffer or a packed weight, not a weight matrix"
-    if len(header.shape) < 2:
-        return f"{name} is a vector or a scalar of shape {header.shape}"
     if 0 in header.shape:
         return f"{name} is empty: shape {header.shape}"
+    if len(header.shape) < 2:
+        return f"{name} is a vector or a scalar of shape {header.shape}"
     return None
 
 

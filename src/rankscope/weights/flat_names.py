@@ -1,0 +1,90 @@
+"""kohya's names of layers, with underscores for dots, and the layers of a base that they mean.
+
+``lora_unet_down_blocks_0_...``: a model's name, then the layer's. Stable Diffusion's U-Net has two
+namings of its blocks, the original one (``input_blocks_4_1_...``, of single files and of kohya's
+SDXL) and that of diffusers (``down_blocks_1_attentions_0_...``): both are one here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+T5_OF_FLUX = ("text_encoder_3_", "text_encoder_2")
+# The text encoders of a pipeline's folders, and of a single file of SDXL.
+TEXT_ENCODER = re.compile(r"(text_encoder(?:_\d)?)\.|conditioner\.embedders\.(\d)\.")
+BLOCK = re.compile(r"(?:input_blocks_(\d+)|middle_block|output_blocks_(\d+))_(\d)_(.+)")
+RESNET = {
+    "in_layers_0": "norm1", "in_layers_2": "conv1", "emb_layers_1": "time_emb_proj",
+    "out_layers_0": "norm2", "out_layers_3": "conv2", "skip_connection": "conv_shortcut",
+}  # fmt: skip
+OUTSIDE = {
+    "input_blocks_0_0": "conv_in", "out_2": "conv_out",
+    "time_embed_0": "time_embedding_linear_1", "time_embed_2": "time_embedding_linear_2",
+    "label_emb_0_0": "add_embedding_linear_1", "label_emb_0_2": "add_embedding_linear_2",
+}  # fmt: skip
+# Stable Diffusion's blocks have two layers each on the way down, three on the way up.
+STEPS = 3
+MIDDLE = ("resnets_0", "attentions_0", "resnets_1")
+
+
+def flat_names(layers: Iterable[str]) -> dict[str, str]:
+    """Layers with underscores for dots, whole or less their first one to four parts -> layer, where
+    it is one."""
+    names: dict[str, set[str]] = {}
+    for layer in layers:
+        parts = layer.split(".")
+        for cut in range(min(5, len(parts))):
+            flat = "_".join(parts[cut:])
+            for name in {flat, as_diffusers(flat)}:
+                names.setdefault(name, set()).add(layer)
+    return {flat: found.pop() for flat, found in names.items() if len(found) == 1}
+
+
+def layer_of_flat(names: dict[str, str], flat: str) -> str | None:
+    """The layer that kohya calls ``flat``, by the ``flat_names`` of a base.
+
+    None where no layer, or more than one, has such a name.
+    """
+    own = re.sub(r"^lora_te1?_", "lora_text_encoder_", flat)
+    own = re.sub(r"^lora_te(\d)_", r"lora_text_encoder_\1_", own)
+    whole = re.sub(r"^(lora|lycoris)_", "", own)
+    if (found := names.get(whole)) is not None:
+        return found
+    part = re.match(r"text_encoder(_\d)?_|(unet|transformer|prior_unet)_", whole)
+    short = whole[part.end() :] if part else whole
+    inner = names.get(short) or names.get(as_diffusers(short))
+    # Another text encoder than the one named is another model, but for
+    # kohya's third: T5, Flux's second.
+    encoder = _text_encoder(inner or "")
+    if encoder and part and f"{encoder}_" != part[0] and (part[0], encoder) != T5_OF_FLUX:
+        return None
+    return inner
+
+
+def as_diffusers(flat: str) -> str:
+    """A flat name of Stable Diffusion's original naming in that of diffusers; any other as it
+    is."""
+    found = BLOCK.fullmatch(flat)
+    if flat in OUTSIDE or found is None:
+        return OUTSIDE.get(flat, flat)
+    down, up, inner, rest = found.groups()
+    kind = "resnets" if inner == "0" else "attentions"
+    rest = RESNET.get(rest, rest)
+    if down is not None:
+        block, layer = divmod(int(down) - 1, STEPS)
+        place = "downsamplers_0" if rest == "op" else f"{kind}_{layer}"
+        return f"down_blocks_{block}_{place}_{'conv' if rest == 'op' else rest}"
+    if up is not None:
+        block, layer = divmod(int(up), STEPS)
+        place = "upsamplers_0" if rest == "conv" else f"{kind}_{layer}"
+        return f"up_blocks_{block}_{place}_{rest}"
+    return f"mid_block_{MIDDLE[min(int(inner), 2)]}_{rest}"
+
+
+def _text_encoder(layer: str) -> str | None:
+    """Which of a pipeline's text encoders a layer belongs to; None where its name does not say."""
+    if (found := TEXT_ENCODER.match(layer)) is None:
+        return None
+    single = {"0": "text_encoder", "1": "text_encoder_2"}
+    return found[1] or single.get(found[2], f"text_encoder_{found[2]}")

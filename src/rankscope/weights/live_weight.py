@@ -1,0 +1,74 @@
+"""The base weight of an adapted layer in memory, as plain numbers: dequantised where bitsandbytes
+packed it, brought back where accelerate put it elsewhere.
+
+W is then what the model computes with (QLoRA), not the weight before quantisation.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from rankscope.weights.matrix import Skipped
+from rankscope.weights.tensors import READABLE, one_line
+
+WEIGHTS = ("weight", "in_proj_weight")  # the latter is nn.MultiheadAttention's fused one
+NAMES = {"Params4bit": "bitsandbytes 4 bits", "Int8Params": "bitsandbytes int8"}
+FAILS = (ImportError, AttributeError, RuntimeError, ValueError, TypeError, NotImplementedError)
+
+
+def base_weight(
+    layer: str, base: nn.Module, own: str | None
+) -> tuple[Tensor | Skipped, str | None]:
+    """The weight of a base layer, and what must be said of it; or why there is none.
+
+    ``own`` names the parameter that is adapted where it is no layer's weight.
+    """
+    names = WEIGHTS if own is None else (own,)
+    weight = next((w for name in names if (w := getattr(base, name, None)) is not None), None)
+    why, note = None, None
+    if not isinstance(weight, Tensor):
+        why = f"its base layer, {type(base).__name__}, has no weight"
+    elif weight.is_meta:
+        why = "its base's numbers are not in memory (device meta)"
+    elif (kind := NAMES.get(type(weight).__name__)) is not None:
+        try:
+            return _dequantised(base, weight), f"W is dequantised from {kind}"
+        except FAILS as error:
+            why = f"the base weight is packed ({kind}) and can't be unpacked: {one_line(error)}"
+    elif weight.dtype not in READABLE:
+        kind = str(weight.dtype).removeprefix("torch.")
+        why = f"the base weight is {kind}, quantized: dequantise it first"
+    else:
+        return weight.detach(), note
+    return Skipped(layer, f"W and W + dW: {why}"), None
+
+
+@contextmanager
+def onloaded(module: nn.Module) -> Iterator[None]:
+    """Within it the parameters that accelerate keeps elsewhere (in memory or on disk) are there."""
+    away = [part for part in module.modules() if hasattr(part, "_hf_hook")]
+    if not away or not any(parameter.is_meta for parameter in module.parameters()):
+        yield
+        return
+    align: Any = importlib.import_module("accelerate.utils").align_module_device
+    with ExitStack() as stack:
+        for part in away:
+            stack.enter_context(align(part))
+        yield
+
+
+def _dequantised(base: Any, weight: Any) -> Tensor:
+    functional: Any = importlib.import_module("bitsandbytes.functional")
+    if type(weight).__name__ == "Params4bit":
+        found = functional.dequantize_4bit(weight.data, weight.quant_state)
+    else:
+        scales = weight.SCB if weight.SCB is not None else base.state.SCB
+        if scales is None or weight.data.dtype != functional.torch.int8:
+            raise ValueError("its scales (SCB) are not there yet")
+        found = functional.int8_vectorwise_dequant(weight.data, scales)
+    return found.detach().float()
