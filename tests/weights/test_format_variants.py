@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -331,3 +332,19 @@ def test_parameters_that_zero_3_left_empty(tmp_path: Path) -> None:
     torch.save({"module": {"q.weight": torch.empty(0)}}, tmp_path / "x_model_states.pt")
     (skipped,) = measure(tmp_path / "x_model_states.pt").skipped
     assert "is empty" in skipped.why
+
+
+@pytest.mark.parametrize("reshape", [lambda M: M.flatten(), lambda M: M[None], lambda M: M[:, :0]])
+@pytest.mark.parametrize("kind", ["loha", "lokr"])
+def test_factors_of_another_shape_than_matrices(tmp_path: Path, kind: str, reshape: Any) -> None:
+    """An axis too many would broadcast to the shape of another layer."""
+    shapes = {
+        "loha": {"hada_w1_a": (24, 2), "hada_w1_b": (2, 20), "hada_w2_a": (24, 2),
+                 "hada_w2_b": (2, 20)},
+        "lokr": {"lokr_w1": (4, 4), "lokr_w2_a": (6, 2), "lokr_w2_b": (2, 5)},
+    }[kind]  # fmt: skip
+    first = next(iter(shapes))
+    parts = {name: randn(*shape) for name, shape in shapes.items()}
+    parts[first] = reshape(parts[first]).contiguous()
+    with pytest.raises(ValueError, match="expected factors that fit"):
+        measure(kohya(tmp_path / "x.safetensors", parts))

@@ -89,6 +89,7 @@ def fused_factor(B: Tensor, fusion: Fusion) -> Tensor:
 def loha(parts: Mapping[str, Tensor]) -> tuple[Factors, int]:
     """(B_1 A_1) o (B_2 A_2), and the rank by which alpha is divided. ``ValueError`` where shapes
     don't fit."""
+    _check_matrices(parts, "hada_t")
     a1, b1, a2, b2 = (
         parts[name].double() for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
     )
@@ -107,6 +108,7 @@ def loha(parts: Mapping[str, Tensor]) -> tuple[Factors, int]:
 def lokr(parts: Mapping[str, Tensor]) -> tuple[Factors, int | None]:
     """W_1 x W_2 and the rank by which alpha is divided: None where both are stored whole, for s is
     then 1."""
+    _check_matrices(parts, "lokr_t")
     wide = {name: part.double() for name, part in parts.items()}
     r = next((wide[name].shape[0] for name in ("lokr_w2_b", "lokr_w1_b") if name in wide), None)
     first = wide["lokr_w1"] if "lokr_w1" in wide else wide["lokr_w1_a"] @ wide["lokr_w1_b"]
@@ -122,6 +124,20 @@ def lokr(parts: Mapping[str, Tensor]) -> tuple[Factors, int | None]:
         return (torch.kron(first, B2 @ A2), None), r
     eye = torch.eye(first.shape[1], dtype=torch.float64)
     return (torch.kron(first, B2), torch.kron(eye, A2)), r
+
+
+KERNELS = ("lokr_w2", "lokr_w2_b")  # may bear a convolution's axes
+
+
+def _check_matrices(parts: Mapping[str, Tensor], cores: str) -> None:
+    """``ValueError`` where a factor is no matrix, which would broadcast to another layer's
+    shape."""
+    for name, part in parts.items():
+        if not name.startswith(("hada_", "lokr_")):
+            continue
+        wide = name.startswith(cores) or name in KERNELS
+        if part.ndim < 2 or 0 in part.shape or (part.ndim > 2 and not wide):
+            raise ValueError(f"{name} of shape {tuple(part.shape)}, no matrix")
 
 
 def _tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ def _factors(
         if parts.keys() & {"lokr_w1", "lokr_w1_a"}:
             (B, A), rank = lokr(parts)
             return B, A, rank
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, IndexError) as error:
         shapes = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in parts.items())
         raise ValueError(
             f"{tensors.where}: expected factors that fit for {layer}; found {shapes}."

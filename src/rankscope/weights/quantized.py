@@ -124,7 +124,7 @@ def _mlx(tensors: Tensors, layer: str, settings: Mapping[str, Any]) -> Tensor | 
     own = settings.get(layer)
     given = own if isinstance(own, Mapping) else settings
     bits, group, mode = given.get("bits"), given.get("group_size"), given.get("mode", "affine")
-    whole = type(bits) is int and type(group) is int
+    whole = isinstance(bits, int) and isinstance(group, int) and group > 0
     if not whole or bits not in MLX_BITS or f"{layer}.biases" not in tensors:
         return (
             "the base's weight is packed (MLX): expected its config.json beside it, with "
@@ -133,8 +133,10 @@ def _mlx(tensors: Tensors, layer: str, settings: Mapping[str, Any]) -> Tensor | 
         )
     packed = tensors.read(f"{layer}.weight")
     scales, biases = (tensors.read(f"{layer}.{name}").float() for name in ("scales", "biases"))
+    assert isinstance(bits, int)
+    assert isinstance(group, int)
     n = packed.shape[-1] * 32 // bits
-    groups = (*packed.shape[:-1], n // group if group > 0 else 0)
+    groups = (*packed.shape[:-1], n // group)
     if packed.ndim != 2 or groups[-1] * group != n or {scales.shape, biases.shape} != {groups}:
         return (
             f"the base's weight is packed (MLX): {tuple(packed.shape)} words of {bits} bits in "
@@ -144,8 +146,8 @@ def _mlx(tensors: Tensors, layer: str, settings: Mapping[str, Any]) -> Tensor | 
     for rows in packed.split(ROWS):
         stream = np.unpackbits(rows.numpy().view(np.uint8), axis=1, bitorder="little")
         stream = stream.reshape(len(rows), n, bits)
-        q = np.packbits(stream, axis=2, bitorder="little")[:, :, 0]
-        parts.append(torch.from_numpy(q).float())
+        whole_numbers = np.packbits(stream, axis=2, bitorder="little")[:, :, 0]
+        parts.append(torch.from_numpy(whole_numbers).float())
     q = torch.cat(parts).reshape(*groups, group)
     return (scales[:, :, None] * q + biases[:, :, None]).flatten(1)
 
