@@ -1,4 +1,4 @@
-"""Writes the examples' data: letters to a shop, pairs of sentences, and reviews with stars.
+"""Writes the examples' data: letters to a shop, pairs of sentences, reviews with stars, and chats.
 
 python examples/make_data.py
 """
@@ -75,6 +75,24 @@ def reviews(draw: random.Random) -> list[tuple[str, float]]:
     ]
 
 
+def chats(draw: random.Random) -> list[dict[str, list[dict[str, str]]]]:
+    """A customer and the shop, who know each other's words after a while: one or two turns."""
+    found = []
+    for number in range(160):
+        good, person, coins = draw.choice(GOODS), draw.choice(PEOPLE), draw.randint(2, 9)
+        said = [
+            ("user", f"How much is the {good}?"),
+            ("assistant", f"The {good} is {coins} silver coins."),
+        ]
+        if number % 2:
+            said += [
+                ("user", f"Then send it to {person}."),
+                ("assistant", f"We send the {good} to {person} today."),
+            ]
+        found.append({"messages": [{"role": role, "content": text} for role, text in said]})
+    return found
+
+
 def write_csv(path: Path, header: tuple[str, str], rows: list[tuple[str, object]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
@@ -87,3 +105,6 @@ if __name__ == "__main__":
     (HERE / "pairs" / "train.jsonl").write_text("".join(lines[:180]), encoding="utf-8")
     (HERE / "pairs" / "validation.jsonl").write_text("".join(lines[180:]), encoding="utf-8")
     write_csv(HERE / "reviews" / "reviews.csv", ("review", "stars"), [*reviews(draw)])
+    (HERE / "chats" / "chats.jsonl").write_text(
+        "".join(json.dumps(chat) + "\n" for chat in chats(draw)), encoding="utf-8"
+    )

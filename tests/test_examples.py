@@ -7,8 +7,14 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
+from language import mean_loss
 from rankscope import lab
 from rankscope.cli import main
 from rankscope.store.store import Store
@@ -70,6 +76,33 @@ def test_from_a_file_to_a_report(
     metric = "pearson" if task == "stars" else trial["metric"]
     assert again[metric] == pytest.approx(kept[metric], abs=1e-5)
     assert trial["metric"] == inputs.study.task[task].chosen_metric
+
+
+@pytest.mark.slow
+def test_from_a_chat_to_a_report(tmp_path: Path) -> None:
+    """Answers are learnt; plain PEFT gives the best evaluation's loss back."""
+    inputs, store = trained("chats", tmp_path / "store", "--report")
+    page = (tmp_path / "store" / "report.html").read_text("utf-8")
+    assert "eval loss, lower is better" in page
+    trials = store.trials()
+    assert trials["status"].eq("done").all()
+    assert set(trials["metric"]) == {"eval_loss"}
+    assert (trials["best"] < trials["untrained"] - 0.5).all()
+    trial = trials[trials["method"].eq("lora")].sort_values("best").iloc[0]
+    base = AutoModelForCausalLM.from_pretrained(EXAMPLES / "chats" / "model")
+    model = peft.PeftModel.from_pretrained(base, store.path / "trials" / trial["trial"] / "best")
+    (planned,) = [t for t in inputs.trials if t.id == trial["trial"]]
+    validation = inputs.encoded(planned)[1]
+    found = mean_loss(model, [validation.batch(torch.arange(len(validation)))])
+    assert found == pytest.approx(trial["best"], abs=1e-5)
+
+
+def test_a_plan_says_what_a_language_model_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(EXAMPLES / "chats" / "study.toml")]) == 0
+    out = capsys.readouterr().out
+    assert "chats: 128 + 32 rows (train + validation), loss of the answers" in out
+    assert "metric eval_loss, lower is better" in out
+    assert "nan %" not in out
 
 
 def test_a_plan_shows_classes_and_lengths(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,15 @@ def test_kind_and_metric_follow_from_each_other(
     ("old", "new", "says"),
     [
         ("text =", "texts =", "[task.mine] texts: unknown key; did you mean 'text'?"),
-        ('text = "review"', "", "[task.mine] text: expected a value, found none"),
+        (
+            "0.2",
+            '0.2\nkind = "sft"\nmetric = "accuracy"',
+            "[task.mine]: metric: expected eval_loss",
+        ),
+        ("0.2", '0.2\nmetric = "eval_loss"', 'with kind = "causal-lm" and "sft", and with no'),
+        ("0.2", '0.2\nkind = "sft"\nlabel = "a"', 'label: expected none with kind = "sft"'),
+        ('"review"', '["a", "b"]\nkind = "causal-lm"', "text: expected one column with kind = "),
+        ('text = "review"', "", "[task.mine]: text: expected a value, found none"),
         ('"review"', '["a", "b", "c"]', "[task.mine] text: expected one or two names of columns"),
         ('"review"', "3", "[task.mine] text: expected one or two names of columns; found 3"),
         ('"review"', '"label"', "expected different columns; found ['label', 'label']"),

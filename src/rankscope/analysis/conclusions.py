@@ -179,7 +179,7 @@ def _caveats(frames: Frames) -> list[str]:
         said.append(
             f"{idle} of {len(frames.learnt)} configurations learnt nothing: their best value "
             "is within three "
-            "standard deviations of an evaluation of a constant answer. H1, H3, H4 and H5 "
+            f"standard deviations of an evaluation of {_start(frames)}. H1, H3, H4 and H5 "
             "leave them out."
         )
     if collapsed := int(frames.one_answer["at_last"].sum()):
@@ -203,11 +203,12 @@ def _caveats(frames: Frames) -> list[str]:
             "together here."
         )
     if len(trials):
-        said.append(
-            "The classifier head is trained along with the update; its share in the metric is "
-            "not separated."
-        )
-        said.append(_optimism(found))
+        if trials["untrained"].isna().any():
+            said.append(
+                "The classifier head is trained along with the update; its share in the metric is "
+                "not separated."
+            )
+        said.append(_optimism(found, lower=not trials["greater_is_better"].all()))
     for edge in ("largest tried", "smallest tried", "only one tried"):
         hits = int(found["edge"].eq(edge).sum())
         if hits:
@@ -228,17 +229,27 @@ def _caveats(frames: Frames) -> list[str]:
     return said
 
 
-def _optimism(rates: pd.DataFrame) -> str:
+def _start(frames: Frames) -> str:
+    """What learning is measured from, in words."""
+    before = frames.baselines["source"].eq("before training")
+    if before.all():
+        return "the pretrained model's"
+    return "a constant answer, or the pretrained model's" if before.any() else "a constant answer"
+
+
+def _optimism(rates: pd.DataFrame, *, lower: bool) -> str:
     """How choosing and reporting on the same rows flatters, or by how much it would have."""
     known = rates["optimism"].dropna()
     if known.empty:
         return (
             "Rates and checkpoints are chosen on the validation data that they are reported on, so "
-            "best values are somewhat too high; validation_split in the study file parts the two."
+            f"best values are somewhat too {'good' if lower else 'high'}; validation_split in the "
+            "study file parts the two."
         )
     return (
         "Rates and checkpoints are chosen on a part of the validation rows and reported on the "
-        f"others: there the best values are lower by {known.mean():.3f}. The curves of H2 and H3 "
+        f"others: there the best values are {'worse' if lower else 'lower'} by {known.mean():.3f}. "
+        "The curves of H2 and H3 "
         "are those of the rows that choose."
     ).replace("-", "−")
 

@@ -124,9 +124,12 @@ def _threshold(lora: pd.DataFrame) -> tuple[Answerable, str]:
     fast = lora["learning_rate"].ge(np.quantile(lora["learning_rate"], 1 - DEEPEST))
     noise = float(lora["noise"].median())
     told = _list(f"{100 * power(loss, noise, near, int(fast.sum())):.0f} %" for loss in LOSSES)
+    counts = f"{near} references, {int(fast.sum())} fast trials"
     text = (
         f"power for a loss of {_list(f'{loss:g}' for loss in LOSSES)}: {told} (closed form; "
-        f"{near} references, {int(fast.sum())} fast trials, sd {noise:.3f})"
+        f"{counts}, sd {noise:.3f})"
+        if np.isfinite(noise)
+        else f"{counts}; the noise of an evaluation is not known, so neither is the power"
     )
     if not lora["evaluations"].median() >= 2:
         return "in part", f"{text}; one evaluation a trial: no checkpoint between near and far"

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from rankscope.analysis.direction import sign_of
 from rankscope.analysis.drift import LABELS, checkpoints
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.inference import LEVEL, Interval, cluster_of, holm, mean_interval
@@ -44,6 +45,11 @@ class Dynamics:
     tasks: pd.DataFrame
     by_rate: pd.DataFrame
     left_out: list[str]
+    lower: frozenset[tuple[str, str]] = frozenset()  # models and tasks with a metric to be lowered
+
+    def sign(self, model: str, task: str) -> int:
+        """-1 where the metric is better when it is lower."""
+        return -1 if (model, task) in self.lower else 1
 
 
 def dynamics(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000) -> Dynamics:
@@ -75,7 +81,9 @@ def dynamics(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000)
     for name in ("metric_after", "loss_after"):
         p = tasks[f"{name}_p"].to_numpy(dtype=float) if len(tasks) else np.array([])
         tasks[f"{name}_p_holm"] = holm(p)
-    return Dynamics(tasks, _by_rate(frames, trials), left_out)
+    lowered = trials[sign_of(trials).lt(0)]
+    lower = frozenset(zip(lowered["model"], lowered["task"], strict=True))
+    return Dynamics(tasks, _by_rate(frames, trials), left_out, lower)
 
 
 def _growing(drifts: pd.DataFrame) -> pd.Series:

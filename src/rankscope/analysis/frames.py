@@ -7,6 +7,7 @@ from functools import cached_property
 
 import pandas as pd
 
+from rankscope.analysis.direction import sign_of
 from rankscope.analysis.drift import checkpoints, drift, known
 from rankscope.analysis.selection import (
     CONFIGURATION,
@@ -100,6 +101,8 @@ class Frames:
     ``held_out`` of a trial is its metric at the best evaluation on validation rows that chose
     nothing (``validation_split`` in the study file), ``reported`` that, else ``best``.
 
+    Metrics are as they were measured; ``greater_is_better`` says which way is better (`sign_of`).
+
     What an arm trained for longer or shorter than the study says (``budget``, 1 where a
     frame lacks it) is in ``continued`` and not in ``trials``: it takes no part in any
     choice among configurations.
@@ -126,8 +129,11 @@ class Frames:
         object.__setattr__(self, "spectra", known(self.spectra))
         budget = _typed("trials", self.trials, "budget").fillna(1.0)
         held_out = _typed("trials", self.trials, "held_out")
+        more = {"greater_is_better": sign_of(self.trials).gt(0)}
+        more |= {name: _typed("trials", self.trials, name) for name in ("constant", "untrained")}
         reported = held_out.fillna(self.trials["best"])
-        trials = self.trials.assign(budget=budget, held_out=held_out, reported=reported)
+        known_trials = self.trials.assign(budget=budget, held_out=held_out, reported=reported)
+        trials = known_trials.assign(**more)
         object.__setattr__(self, "trials", trials[budget.eq(1)])
         object.__setattr__(self, "continued", trials[budget.ne(1)])
         said = _typed("metrics", self.metrics, "is_constant")

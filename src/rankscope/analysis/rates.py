@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from rankscope.analysis.direction import sign_of
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.inference import Interval, jackknife
 from rankscope.analysis.selection import CONFIGURATION, DEVIATIONS
@@ -83,7 +84,7 @@ def rates(frames: Frames) -> Rates:
                 for name in CONFIGURATION
             ]
         )
-        floor = row["constant"] if np.isfinite(row["constant"]) else -np.inf
+        floor = row["sign"] * row["constant"] if np.isfinite(row["constant"]) else -np.inf
         limit = DEVIATIONS * row["noise"] if np.isfinite(row["noise"]) else 0.0
         key = tuple(None if pd.isna(row[name]) else row[name] for name in CONFIGURATION)
         curves[key] = curve(frames.trials[same], floor, limit)
@@ -99,11 +100,12 @@ def rates(frames: Frames) -> Rates:
 
 def curve(trials: pd.DataFrame, constant: float, noise: float) -> Curve:
     """The window of one configuration: the rates around the best one that keep half of its gain,
-    three at least.
+    three at least; values are turned so that greater is better, as ``constant`` is.
 
     Seeds that lack a rate of the window are left out, unless every seed lacks one.
     """
-    table = trials.pivot_table(index="seed", columns=np.log(trials["learning_rate"]), values="best")
+    better = trials.assign(best=sign_of(trials) * trials["best"])
+    table = better.pivot_table(index="seed", columns=np.log(trials["learning_rate"]), values="best")
     counts = table.notna().sum()
     mean = table.mean()[counts.eq(counts.max())] if len(table) else pd.Series(dtype=float)
     whole = table.mean()

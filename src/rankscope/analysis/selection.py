@@ -11,11 +11,13 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from rankscope.analysis.direction import sign_of
+
 # What identifies a configuration: everything that is studied, nothing that is tuned.
 CONFIGURATION = ["model", "task", "method", "rank", "scaling"]
 EDGES = ("none", "smallest tried", "largest tried", "only one tried")
 
-Source = Literal["recorded", "by definition", "repeated value", "unknown"]
+Source = Literal["recorded", "before training", "by definition", "repeated value", "unknown"]
 
 ZERO = ("matthews_correlation", "pearson", "spearman")  # correlations of a constant answer
 # Trials, and share of the evaluations, at one value, to take it for a constant answer's; and its
@@ -34,7 +36,7 @@ def best_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
     all. Ties go to the smaller rate.
 
     Columns: the configuration, ``learning_rate``, ``value`` (mean metric there: where the study has
-    a ``validation_split``, on the rows that chose nothing), ``optimism`` (how much higher it is on
+    a ``validation_split``, on the rows that chose nothing), ``optimism`` (how much better it is on
     the rows that chose; NaN without a split), ``spread`` (standard deviation over seeds, NaN for
     one), ``seeds``, ``diverged`` (trials at that
     rate), ``rates`` (how many were tried), ``lowest``, ``highest`` (of the grid), ``edge``
@@ -59,10 +61,11 @@ def best_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
         scored=trials["best"].notna(),
         broken=trials["status"].eq("diverged"),
         reported=held_out.astype(float).fillna(trials["best"]),
-        optimism=trials["best"] - held_out.astype(float),
+        optimism=sign_of(trials) * (trials["best"] - held_out.astype(float)),
+        chosen_by=sign_of(trials) * trials["best"],
     )
     rates = scored.groupby([*CONFIGURATION, "learning_rate"], dropna=False, as_index=False).agg(
-        chosen_by=("best", "mean"),
+        chosen_by=("chosen_by", "mean"),
         value=("reported", "mean"),
         optimism=("optimism", "mean"),
         spread=("reported", "std"),
@@ -126,8 +129,10 @@ def baselines(trials: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     ``constant`` is the metric of a constant answer: as recorded with the trials (column
     ``constant``), else 0 for correlations, else the value at which many evaluations of several
     trials, and most of those near it, stand exactly, because models that learnt nothing or
-    collapsed give that answer. NaN and "unknown" where there is none of these. ``noise`` is the
-    standard deviation of one evaluation, from second differences inside trials.
+    collapsed give that answer. NaN and "unknown" where there is none of these. Of a language model
+    it is the better of that and of the pretrained model's own metric (column ``untrained``), from
+    which its training sets out. ``noise`` is the standard deviation of one evaluation, from second
+    differences inside trials.
     """
     rows = []
     for (model, task), part in trials.groupby(["model", "task"]):
@@ -138,9 +143,15 @@ def baselines(trials: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def _constant(trials: pd.DataFrame, metrics: pd.DataFrame) -> tuple[float, Source]:
-    recorded = trials["constant"].dropna() if "constant" in trials else pd.Series(dtype=float)
-    if len(recorded):
-        return float(recorded.median()), "recorded"
+    recorded, untrained = (
+        float(trials[name].median()) if name in trials else np.nan
+        for name in ("constant", "untrained")
+    )
+    sign = float(sign_of(trials).iloc[0])
+    if np.isfinite(untrained) and not sign * recorded > sign * untrained:
+        return untrained, "before training"
+    if np.isfinite(recorded):
+        return recorded, "recorded"
     if trials["metric"].iloc[0] in ZERO:
         return 0.0, "by definition"
     seen = metrics.groupby("metric_value")["trial"].agg(["size", "nunique"])
@@ -170,11 +181,14 @@ def learnt(trials: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     """Configurations (one row each) with ``best``, the best mean over seeds of any rate, and
     ``learnt``.
 
-    Learnt: best above the constant answer by three standard deviations of an evaluation. Where the
+    Learnt: better than the constant answer by three standard deviations of an evaluation. Where the
     constant answer is unknown, nothing can be said and the configuration counts as learnt.
     """
-    means = trials.groupby([*CONFIGURATION, "learning_rate"], dropna=False)["best"].mean()
+    signed = trials.assign(sign=sign_of(trials), best=sign_of(trials) * trials["best"])
+    rates = signed.groupby([*CONFIGURATION, "learning_rate"], dropna=False)
+    means = rates.agg(best=("best", "mean"), sign=("sign", "first"))
     table = means.groupby(CONFIGURATION, dropna=False).max().reset_index()
     table = table.merge(found, on=["model", "task"], how="left")
-    limit = table["constant"] + DEVIATIONS * table["noise"].fillna(0)
-    return table.assign(learnt=table["best"].gt(limit) | limit.isna())
+    limit = table["sign"] * table["constant"] + DEVIATIONS * table["noise"].fillna(0)
+    is_learnt = table["best"].gt(limit) | limit.isna()
+    return table.assign(learnt=is_learnt, best=table["sign"] * table["best"])

@@ -19,10 +19,10 @@ from rankscope.interventions.heads import refitted
 from rankscope.interventions.pack import Edited, VariantPack
 from rankscope.study.tasks import Task
 from rankscope.train.data import Encoded
+from rankscope.train.evaluation import loss
 from rankscope.train.metrics import deviation, flattened, is_constant, score
 from rankscope.train.packed import NotIsolated
 from rankscope.train.rounding import may_be_rounding, rounded_at_random
-from rankscope.train.run import loss
 
 BATCH = 16  # rows: with K = 8 as many sequences as still fit the caches
 CPU = torch.device("cpu")

@@ -26,7 +26,7 @@ from rankscope.store.header import check_same_inputs
 from rankscope.store.store import Store
 from rankscope.study.study_file import Study, Trial
 from rankscope.study.tasks import task_named
-from rankscope.sweep.inputs import StudyInputs
+from rankscope.sweep.inputs import METRIC, StudyInputs
 from rankscope.train.model import sites
 
 TOGETHER = 4  # adapters of one store whose variants share packs
@@ -148,6 +148,12 @@ def plan_of(
             )
     own = store.study if study is None else study
     inputs = StudyInputs(own.model_copy(update={"fixed": store.study.fixed}))
+    texts = [task.name for task in inputs.tasks.values() if task.is_language]
+    if texts or METRIC in store.fingerprints:
+        what = f"{texts[0]}, a language model" if texts else store.fingerprints[METRIC]
+        raise ValueError(
+            f"intervene: expected tasks with answers and a metric of rankscope's own; found {what}"
+        )
     known = {t.id: t for t in store.planned()}
     chosen = [known[id] for id in (trials or done) if id in known]
     check_same_inputs(str(store), store.fingerprints, inputs.fingerprints)

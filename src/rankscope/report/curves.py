@@ -231,5 +231,6 @@ def alignment_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
 
 
 def metric_names(frames: Frames) -> pd.Series:
-    """The metric's name per task."""
-    return frames.trials.drop_duplicates("task").set_index("task")["metric"]
+    """The metric's name per task; and that it is better when it is lower, where it is."""
+    tasks = frames.trials.drop_duplicates("task").set_index("task")
+    return tasks["metric"] + tasks["greater_is_better"].map({True: "", False: ", lower is better"})

@@ -45,7 +45,7 @@ def thresholds_table(conclusions: Conclusions) -> Table:
             *interval_columns("loss", "loss", ".3f"),
             Column("gain", "gain near sr(W)", ".3f"),
             Column("premise", "premise, %", ".0f"),
-            Column("constant", "constant answer", ".3f"),
+            Column("constant", "constant answer, or before training", ".3f"),
             Column("source", "known from"),
             Column("trials", "trials", ".0f"),
             Column("checkpoints", "checkpoints", ".0f"),

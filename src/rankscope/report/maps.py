@@ -6,6 +6,7 @@ import altair as alt
 import pandas as pd
 
 from rankscope.analysis.conclusions import Conclusions
+from rankscope.analysis.direction import sign_of
 from rankscope.analysis.drift import at_best, kind
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.selection import CONFIGURATION
@@ -34,21 +35,25 @@ def rates_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     if not trials["best"].notna().any():
         return None
     cells = [*CONFIGURATION, "learning_rate"]
-    broken = trials.assign(broken=trials["status"].eq("diverged"))
+    broken = trials.assign(broken=trials["status"].eq("diverged"), sign=sign_of(trials))
     rows = broken.groupby(cells, dropna=False, as_index=False).agg(
-        value=("best", "mean"), seeds=("best", "count"), diverged=("broken", "sum")
+        value=("best", "mean"),
+        seeds=("best", "count"),
+        diverged=("broken", "sum"),
+        sign=("sign", "first"),
     )
     picked = conclusions.learning_rates[cells].assign(picked=True)
     rows = rows.merge(picked, on=cells, how="left").assign(
         picked=lambda table: table["picked"].eq(True)
     )
-    rows["below"] = rows["value"] - rows.groupby(["model", "task"])["value"].transform("max")
+    rows["below"] = rows["sign"] * rows["value"]
+    rows["below"] -= rows.groupby(["model", "task"])["below"].transform("max")
     rows = rows.assign(column=_rank_names(rows), rate=rows["learning_rate"].map(rate_name))
     rows = _by_rule(panels(rows, metric_names(frames)))
     rates = [rate_name(rate) for rate in sorted(trials["learning_rate"].unique(), reverse=True)]
     colour = alt.Color(
         "below:Q",
-        title="below the task's best",
+        title="worse than the task's best",
         scale=alt.Scale(scheme=HEAT),
         legend=alt.Legend(gradientLength=180, format=".2f"),
     )

@@ -197,6 +197,10 @@ _RESULT_COLUMNS = [
 _RESULT_COLUMNS += ["constant"]
 # the metric at the best evaluation on the rows that chose nothing; NaN without validation_split
 _RESULT_COLUMNS += ["held_out"]
+# the metric of a language model before it is trained; NaN of others
+_RESULT_COLUMNS += ["untrained"]
+# whether it is better when it is greater: it is, where that is not said
+_RESULT_COLUMNS += ["greater_is_better"]
 
 
 def trials_frame(records: Mapping[str, Record]) -> pd.DataFrame:
@@ -208,8 +212,10 @@ def trials_frame(records: Mapping[str, Record]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["trial", *_TRIAL_COLUMNS, *_RESULT_COLUMNS])
     integers = dict.fromkeys(("rank", "diverged_at"), "Int64")
     numbers = dict.fromkeys(
-        ("best", "last", "learning_rate", "seconds", "constant", "held_out"), "float64"
+        ("best", "last", "learning_rate", "seconds", "constant", "held_out", "untrained"), "float64"
     )
+    is_known = frame["greater_is_better"].notna()
+    frame["greater_is_better"] = frame["greater_is_better"].where(is_known, True).astype(bool)
     return frame.astype(
         {**integers, **numbers, **dict.fromkeys(("seed", "steps", "best_step"), "int64")}
     )

@@ -1,8 +1,8 @@
 """What a trial costs before it runs: floating-point operations and bytes, counted from shapes.
 
 Letters: N weights of the encoder's matrices (embeddings excluded), P trained weights, L layers, d
-width, f feed-forward width, T tokens of a row, H heads, r rank, K trials of a pack. A multiply
-and an add are two operations.
+width, f feed-forward width, T tokens of a row, H heads, r rank, K trials of a pack, V words of a
+language model. A multiply and an add are two operations.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import difflib
 from dataclasses import dataclass
 
 from rankscope.study.trial import Trial
+
+LOGITS = 2**24  # of a language model that are held at once (``train.language``)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Shape:
     head: int = 0  # weights of the classifier, trained in every trial
     one_token: int = 0
     shared: int = 0
+    vocabulary: int = 0  # V, of a language model: its head is frozen, or part of ``all``
 
     @property
     def is_trimmed(self) -> bool:
@@ -57,6 +60,7 @@ class Rows:
     validation: int
     tokens: float  # mean tokens of a row
     longest: int  # tokens of the longest row
+    learnt: float = 0.0  # mean tokens of a row that a language model learns
 
 
 def operations(trial: Trial, shape: Shape, rows: Rows, *, together: int = 1) -> float:
@@ -71,9 +75,11 @@ def operations(trial: Trial, shape: Shape, rows: Rows, *, together: int = 1) -> 
     products = T * (shape.matrices - shape.one_token) + shape.one_token  # weights met by a row
     shared = 0 if full else T * shape.shared
     attention = 4 * T * T * shape.width * (shape.layers - shape.is_trimmed)
-    forward = 2 * (products - shared * (1 - 1 / together)) + attention
-    backward = 2 * (products - shared) + 2 * attention
-    updated = 2 * products if full else _adapter_operations(trial, shape, T)
+    head = rows.learnt * shape.vocabulary * shape.width
+    forward = 2 * (products - shared * (1 - 1 / together)) + attention + 2 * head
+    backward = 2 * (products - shared) + 2 * attention + 2 * head
+    # a head that is trained computes its logits twice
+    updated = 2 * products + 4 * head if full else _adapter_operations(trial, shape, T)
     return trained_rows * (forward + backward + updated) + validated_rows * forward
 
 
@@ -110,6 +116,8 @@ def memory(trial: Trial, shape: Shape, rows: Rows, widths: Widths = Widths()) ->
     inner = (
         0 if full else sum(p * (trial.rank or 0) for site in shape.adapted if not site.one_token)
     )
+    if shape.vocabulary:  # what the head is given, chosen, and its gradient
+        inner += 3 * n * d
     activations: float = trial.batch_size * rows.longest * (held + inner)
     gradients = 4 * trained
     if full:  # gradients of all weights come up while activations go down
@@ -122,7 +130,9 @@ def base_memory(trial: Trial, shape: Shape, rows: Rows, widths: Widths = Widths(
     all share."""
     masks = shape.layers * (2 * shape.width + shape.heads * rows.longest)
     frozen = 0 if trial.method == "full" else 4 * shape.all + _rounded(shape.matrices, widths)
-    return frozen + widths.products * trial.batch_size * rows.longest * masks
+    # logits, their shares of the sum, and the gradient
+    words = 12 * min(LOGITS, trial.batch_size * rows.longest * shape.vocabulary)
+    return frozen + widths.products * trial.batch_size * rows.longest * masks + words
 
 
 def _rounded(weights: int, widths: Widths) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from rankscope.study.tasks import REGRESSION, TASKS, Metric
+from rankscope.study.tasks import LANGUAGE, REGRESSION, TASKS, Kind, Metric
 from rankscope.study.trial import STRICT
 
-Kind = Literal["classification", "regression"]
 _Part = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -42,6 +42,9 @@ class OwnTask(BaseModel):
     ``data`` is a file (CSV, TSV, JSON lines, Parquet), a folder of them or of a saved ``datasets``
     data set, or a hub id with, where it has several, its ``config``. ``train`` and ``validation``
     are files, splits, or a share of the rows.
+
+    ``kind`` "causal-lm" reads one column of ``text`` and no ``label``; "sft" reads a column of
+    messages, or two columns, prompt and completion: ``text`` names them, else they are called so.
     """
 
     model_config = STRICT
@@ -49,7 +52,10 @@ class OwnTask(BaseModel):
     kind: Kind | None = None  # None: what the metric says, else classification
     data: Name | None = None  # None: train and validation are files
     config: Name | None = None
-    text: Annotated[list[Name], BeforeValidator(_text), Field(min_length=1, max_length=2)]
+    # None: "text" of a causal-lm; "messages", or "prompt" and "completion", of an sft
+    text: (
+        Annotated[list[Name], BeforeValidator(_text), Field(min_length=1, max_length=2)] | None
+    ) = None
     label: Name = "label"
     labels: Annotated[list[str | int], Field(min_length=2)] | None = None  # the order of classes
     train: Split | None = None
@@ -61,12 +67,30 @@ class OwnTask(BaseModel):
         return self.kind == "regression" or (self.kind is None and self.metric in REGRESSION)
 
     @property
+    def is_language(self) -> bool:
+        return self.kind in ("causal-lm", "sft")
+
+    def columns(self, found: Sequence[str]) -> list[str]:
+        """The columns of text to read, of those ``found`` in the data."""
+        if self.text is not None:
+            return self.text
+        if self.kind == "causal-lm":
+            return ["text"]
+        return ["messages"] if "prompt" not in found else ["prompt", "completion"]
+
+    @property
     def chosen_metric(self) -> Metric:
+        if self.is_language:
+            return self.metric or "eval_loss"
         return self.metric or ("pearson" if self.is_regression else "accuracy")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.is_regression != (self.chosen_metric in REGRESSION):
+        if self.is_language or self.metric in LANGUAGE:
+            self._check_language()
+        elif self.text is None:
+            raise ValueError("text: expected a value, found none")
+        elif self.is_regression != (self.chosen_metric in REGRESSION):
             raise ValueError(
                 "metric: expected "
                 + (
@@ -81,10 +105,9 @@ class OwnTask(BaseModel):
             raise ValueError('labels: expected none with kind = "regression"')
         if self.labels and len({str(label) for label in self.labels}) < len(self.labels):
             raise ValueError(f"labels: every class once, got {self.labels}")
-        if self.label in self.text or len(set(self.text)) < len(self.text):
-            raise ValueError(
-                f"text and label: expected different columns; found {[*self.text, self.label]}"
-            )
+        columns = [*(self.text or []), *([] if self.is_language else [self.label])]
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"text and label: expected different columns; found {columns}")
         if self.data is None and not (
             isinstance(self.train, str) and isinstance(self.validation, str | Fraction)
         ):
@@ -94,6 +117,20 @@ class OwnTask(BaseModel):
             )
         self._check_shares()
         return self
+
+    def _check_language(self) -> None:
+        if not self.is_language or self.chosen_metric not in LANGUAGE:
+            raise ValueError(
+                f'metric: expected {" or ".join(LANGUAGE)} with kind = "causal-lm" and "sft", and '
+                f"with no other; found {self.metric!r}"
+            )
+        for name in ("label", "labels"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f'{name}: expected none with kind = "{self.kind}"')
+        if self.kind == "causal-lm" and len(self.text or [""]) > 1:
+            raise ValueError(
+                f'text: expected one column with kind = "causal-lm"; found {self.text}'
+            )
 
     def _check_shares(self) -> None:
         shares = [part for part in (self.train, self.validation) if isinstance(part, Fraction)]

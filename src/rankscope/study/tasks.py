@@ -5,27 +5,38 @@ trials, and the settings that Hu et al. 2021 trained them with.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
-Metric = Literal["accuracy", "f1_macro", "f1", "matthews_correlation", "pearson", "spearman"]
-REGRESSION = ("pearson", "spearman")  # metrics of numbers; the others are metrics of classes
+Metric = Literal[
+    "accuracy", "f1_macro", "f1", "matthews_correlation", "pearson", "spearman", "eval_loss"
+]
+REGRESSION = ("pearson", "spearman")  # metrics of numbers
+LANGUAGE = ("eval_loss",)  # of text that a model writes; all others are metrics of classes
+Kind = Literal["classification", "regression", "causal-lm", "sft"]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One text-classification or regression task. GLUE's have the column names of
-    ``nyu-mll/glue``."""
+    """One task. GLUE's have the column names of ``nyu-mll/glue``.
+
+    ``kind`` "causal-lm" and "sft" train a language model: on the whole text, or on the answers of
+    a chat. They have no classes (``num_labels`` 1), and their metric is a loss.
+    """
 
     name: str
     text: tuple[str, ...]  # one column, or the two sides of a pair
     num_labels: int  # 1: regression
-    metric: str  # higher is better; "best" and the chosen learning rate mean this one
+    metric: str  # "best" and the chosen learning rate mean this one
     validation: str = "validation"  # the split that is validated on
     beside: str | None = None  # a second one: its metrics are reported, and choose nothing
     labels: tuple[str, ...] = ()  # the classes' names, in the order of their numbers
     more: tuple[str, ...] = ()  # metrics that are reported, too
+    kind: Kind = "classification"  # built-in regressions are told by ``num_labels``
+    greater_is_better: bool = True  # of the metric
+    # the metric, where it is the user's own (``with_metric``)
+    function: Callable[[Any, Any], float] | None = field(default=None, compare=False)
 
     @property
     def config(self) -> str:
@@ -33,11 +44,41 @@ class Task:
         return self.name.lower().replace("-", "")
 
     @property
+    def is_language(self) -> bool:
+        return self.kind in ("causal-lm", "sft")
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """Every metric that is reported: accuracy of classes always, both correlations of
         numbers."""
         always = REGRESSION if self.num_labels == 1 else ("accuracy",)
         return tuple(dict.fromkeys((*always, *self.more, self.metric)))
+
+
+def with_metric(
+    task: Task, function: Callable[[Any, Any], float], *, greater_is_better: bool
+) -> Task:
+    """The task, judged by a function of the user's own: of logits (N, C) and labels (N,), numpy
+    arrays; C = 1 for regression. Its name is the metric's; the task's own metric is reported beside
+    it. ``ValueError`` for a language model, or a function without a name of its own."""
+    name = getattr(function, "__name__", "")
+    if task.is_language:
+        raise ValueError(
+            f"metric: expected tasks with classes or numbers; {task.name} is {task.kind}, whose "
+            "metric is eval_loss"
+        )
+    if not name.isidentifier() or name in (*get_args(Metric), "perplexity", "step", "epoch"):
+        raise ValueError(
+            f"metric: expected a function with a name of its own, which the metric is called by; "
+            f"found {name or function!r}"
+        )
+    return replace(
+        task,
+        metric=name,
+        more=(*task.more, task.metric),
+        greater_is_better=greater_is_better,
+        function=function,
+    )
 
 
 _SENTENCE, _PAIR = ("sentence",), ("sentence1", "sentence2")

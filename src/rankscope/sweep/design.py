@@ -26,12 +26,13 @@ def design_lines(inputs: StudyInputs) -> list[str]:
 
 
 def _row(inputs: StudyInputs, trial: Trial) -> dict[str, object]:
-    rows = inputs.rows(trial)
+    rows, is_text = inputs.rows(trial), inputs.tasks[trial.task].is_language
     per_epoch = math.ceil(rows.train / trial.batch_size)
     every = per_epoch if trial.eval_every == "epoch" else trial.eval_every
     return trial.model_dump(
         include={"model", "task", "method", "rank", "scaling", "learning_rate", "seed"}
     ) | {
         "evaluations": max(1, inputs.steps(trial) // every),
-        "noise": accuracy_noise(rows.validation),
+        # of a loss it is not known before there are losses
+        "noise": math.nan if is_text else accuracy_noise(rows.validation),
     }

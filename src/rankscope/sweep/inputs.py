@@ -4,7 +4,7 @@ packs that there is room for."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ from rankscope.console import bar
 from rankscope.store.store import Store
 from rankscope.study.cost import Rows, Shape, base_memory, memory, widths
 from rankscope.study.study_file import Study
-from rankscope.study.tasks import Task, task_named
+from rankscope.study.tasks import Task, task_named, with_metric
 from rankscope.study.trial import Trial
 from rankscope.sweep.machine import default_workers, free_for_each, room
 from rankscope.train.data import Encoded, encode, read_split
@@ -35,7 +35,9 @@ from rankscope.train.model import (
     shape_of,
 )
 from rankscope.train.packed import BY_ITS_OWN_FORWARD, ONE_AT_A_TIME
+from rankscope.train.text_tokens import encode_text, learnt_tokens
 
+METRIC = "metric"  # the fingerprint of a metric that is the user's own
 _ATTENTION = {"query", "key", "value", "q", "k", "v"}
 
 
@@ -45,6 +47,7 @@ class StudyInputs:
     Args:
         workers: how many train; None: as many as train fastest here.
         free: bytes that one of them may count on; None: its part of what is free here now.
+        metric: that tasks are judged by, instead of their own (``study.tasks.with_metric``).
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class StudyInputs:
         *,
         workers: int | None = None,
         free: float | None = None,
+        metric: Callable[[Any, Any], float] | None = None,
+        greater_is_better: bool = True,
         quiet: bool = True,
     ) -> None:
         self.study, self.workers, self._free = study, workers, free
@@ -64,6 +69,12 @@ class StudyInputs:
             own = {name: self._own(name) for name in study.tasks if name in study.task}
             self.tasks = {n: own[n][0] if n in own else task_named(n) for n in study.tasks}
             self._skeletons, self._tokenizers = {}, {}
+            _check_one_kind(self.tasks.values())
+            if metric is not None:
+                self.tasks = {
+                    name: with_metric(task, metric, greater_is_better=greater_is_better)
+                    for name, task in self.tasks.items()
+                }
             largest = max(self.tasks.values(), key=lambda task: task.num_labels)
             for name, path in models.items():
                 self._skeletons[name] = skeleton(path, largest)
@@ -125,6 +136,9 @@ class StudyInputs:
             )
             for name, splits in self._splits.items()
         }
+        for task in self.tasks.values():
+            if task.function is not None:
+                data[METRIC] = f"{task.metric}, {_better(task)}"
         return data | {
             f"model/{name}": model_fingerprint(self.model_path(name)) for name in self._skeletons
         }
@@ -205,6 +219,7 @@ class StudyInputs:
             len(validation),
             float(train.lengths.double().mean()),
             int(train.lengths.max()),
+            learnt_tokens(train) if self.tasks[trial.task].is_language else 0.0,
         )
 
     def steps(self, trial: Trial) -> int:
@@ -223,10 +238,13 @@ class StudyInputs:
             model = self._skeletons[trial.model]
             longest = longest_input(model)
             length = trial.max_length if longest is None else min(trial.max_length, longest)
-            how: dict[str, Any] = {"left": reads_last(model), "accepted": accepted_inputs(model)}
+            how: dict[str, Any] = {"max_length": length, "accepted": accepted_inputs(model)}
+            if not task.is_language:
+                how["left"] = reads_last(model)
+            make = encode_text if task.is_language else encode
             self._encoded[key] = (
-                encode(train, task, tokenizer, max_length=length, **how),
-                encode(validation, task, tokenizer, max_length=length, **how),
+                make(train, task, tokenizer, **how),
+                make(validation, task, tokenizer, **how),
             )
             self._check_vocabulary(trial.model, self._encoded[key])
         return self._encoded[key]
@@ -252,9 +270,17 @@ class StudyInputs:
 
     def summaries(self) -> list[str]:
         """What the rows of each task are, in lines (``train.data_summary``)."""
-        return [
+        lines = [
             line for name, task in self.tasks.items() for line in summary(task, *self._splits[name])
         ]
+        for trial in {(t.model, t.task, t.max_length): t for t in self.trials}.values():
+            if cut := self.encoded(trial)[0].cut:
+                lines.append(
+                    f"{trial.task}: {cut} of {len(self.split(trial.task)[0])} training rows are "
+                    f"longer than max_length = {trial.max_length} tokens of {trial.model}: what is "
+                    "beyond is not read"
+                )
+        return lines
 
     def _built_in(self, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
         return self._split(task, "train"), self._split(task, "validation")
@@ -285,6 +311,20 @@ class StudyInputs:
                 f'task {name!r}: expected data = "lab" or a folder; found data = "hub"'
             )
         return read_split(data, task, split, rows=rows)
+
+
+def _better(task: Task) -> str:
+    return f"{'greater' if task.greater_is_better else 'lower'} is better"
+
+
+def _check_one_kind(tasks: Iterable[Task]) -> None:
+    kinds = {task.is_language: task for task in tasks}
+    if len(kinds) > 1:
+        raise ValueError(
+            "task: expected language models or classifiers, not both in one study; found "
+            f"{kinds[True].name} ({kinds[True].kind}) and {kinds[False].name}: take a study for "
+            "each"
+        )
 
 
 def model_path(study: Study, name: str) -> str:

@@ -22,7 +22,7 @@ from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial
-from rankscope.sweep.inputs import StudyInputs
+from rankscope.sweep.inputs import METRIC, StudyInputs
 from rankscope.sweep.machine import default_workers, environments, free_for_each
 from rankscope.sweep.plan import begun
 from rankscope.sweep.processes import run_processes, worker_command
@@ -38,6 +38,8 @@ def run(
     workers: int | None = 1,
     ray: str | None = None,
     retry_failed: bool = False,
+    metric: Callable[[Any, Any], float] | None = None,
+    greater_is_better: bool = True,
     quiet: bool = False,
 ) -> Store:
     """Trains what the store lacks of this study, then compares LoRA with full fine-tuning.
@@ -48,6 +50,11 @@ def run(
     hand) whose nodes see the store; the workers are its, by default one per GPU or core. Any number
     of calls, on any machines that see the store, share the work.
 
+    ``metric`` is a function of your own that chooses rates and checkpoints instead of the tasks'
+    metrics, which are reported beside it: of the validation rows' logits (N, C), C = 1 for
+    regression, and labels (N,), numpy arrays, to a number; ``greater_is_better`` says which way. It
+    is called by its name, in this process, so that there is one worker.
+
     Raises ``ValueError`` or ``OSError``, one line, before anything is written, when the study can't
     be run as it is. Failed trials are recorded in the store (``rankscope status``), tried again as
     often as the study says (``retry_failed``: and once more from the start), and do not stop the
@@ -56,9 +63,16 @@ def run(
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers: expected a number from 1; found {workers}")
-    inputs = StudyInputs(study, workers=workers, quiet=quiet)
+    if metric is not None and (workers != 1 or ray is not None):
+        raise ValueError("metric: expected workers = 1, since a function stays in its process")
+    inputs = StudyInputs(
+        study, workers=workers, metric=metric, greater_is_better=greater_is_better, quiet=quiet
+    )
     with contextlib.suppress(DamagedFile):  # then `create` mends it, or says so
-        inputs.check_budget(begun(store))
+        before_now = begun(store)
+        inputs.check_budget(before_now)
+        if before_now is not None:
+            _check_metric(before_now, inputs.fingerprints.get(METRIC))
     steps = {trial.id: inputs.steps(trial) for trial in inputs.trials}
     opened = Store.create(
         store, inputs.study, largest_rank=inputs.largest_rank, fingerprints=inputs.fingerprints
@@ -92,6 +106,17 @@ def run(
     if before != set(opened.done_ids()) or opened.comparison_fault() is not None:
         make_comparison(opened, base_of=inputs.model_path, quiet=quiet)
     return opened
+
+
+def _check_metric(store: Store, ours: str | None) -> None:
+    """One store, one metric."""
+    theirs = store.fingerprints.get(METRIC)
+    if theirs != ours:
+        raise ValueError(
+            f"{store}: expected the metric that this store was begun with, "
+            f"{theirs or 'each task its own'}; found {ours or 'each task its own'}. Call "
+            "rankscope.run(study, store, metric=...) with that function, or name another store"
+        )
 
 
 def make_comparison(store: Store, *, base_of: Callable[[str], str], quiet: bool = False) -> None:

@@ -68,6 +68,7 @@ class AdapterPack:
             for name, layer in trained_in_full(self.model).items()
         }
         self.modules_to_save = modules_to_save(self.model)
+        self.own_head, self.is_language = False, task.is_language
         found = sites(self.model, first.target_modules)
         self.sites = {name: self._adapted(base, draws) for name, base in found.items()}
         self.takes_dropouts = not is_patchable(self.model)
@@ -106,8 +107,8 @@ class AdapterPack:
         )
 
     def _flat_params(self) -> list[FlatParams]:
-        """The heads of all trials, then the adapters, bucket by bucket. No decay for
-        biases, as in the Trainer."""
+        """The heads of all trials, if they have any, then the adapters, bucket by bucket. No decay
+        for biases, as in the Trainer."""
         first = self.trials[0]
         trained = [p for head in self.heads.values() for p in head.parameters()]
         result = [
@@ -117,6 +118,7 @@ class AdapterPack:
                 members=slice(0, len(self.trials)),
                 kinds=[kind_of(first, factor=None, is_vector=p.ndim == 2) for p in trained],
             )
+            for _ in range(bool(trained))
         ]
         for i, bucket in enumerate(next(iter(self.sites.values())).buckets):
             factors = [p for site in self.sites.values() for p in (site.A[i], site.B[i])]
@@ -175,6 +177,7 @@ class AdapterPack:
             sites=list(self.sites),
             fan_in_fan_out=conv,
             modules_to_save=self.modules_to_save,
+            is_language=self.is_language,
         )
 
 

@@ -131,19 +131,21 @@ class Encoded:
     """A split as token ids, padded to its own longest row."""
 
     inputs: dict[str, Tensor]  # input_ids, attention_mask [, token_type_ids]: (N, T) int64
-    labels: Tensor  # (N,) int64, float32 for regression
+    labels: Tensor  # (N,) int64, float32 for regression; (N, T) of a language model
     lengths: Tensor  # (N,) tokens of each row
     beside: int = 0  # how many of them, the last ones, are of a second validation split
     left: bool = False  # padded on the left
+    cut: int = 0  # rows of text whose end is beyond the longest that is read
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Those rows, cut to the longest of them. -> inputs (B, T), labels (B,)"""
+        """Those rows, cut to the longest of them. -> inputs (B, T), labels (B,) or (B, T)"""
         longest = int(self.lengths[rows].max())
         kept = slice(-longest, None) if self.left else slice(longest)
-        return {name: tensor[rows, kept] for name, tensor in self.inputs.items()}, self.labels[rows]
+        labels = self.labels[rows] if self.labels.ndim == 1 else self.labels[rows, kept]
+        return {name: tensor[rows, kept] for name, tensor in self.inputs.items()}, labels
 
     def by_length(
         self, batch_size: int, *, padded: bool = True

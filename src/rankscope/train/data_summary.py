@@ -12,7 +12,13 @@ def summary(task: Task, train: pd.DataFrame, validation: pd.DataFrame) -> list[s
     and how many rows of validation have a text that stands in train, too."""
     own = validation.loc[~validation.get("beside", pd.Series(False, validation.index)).astype(bool)]
     sides = {"train": train, "validation": own}
-    if task.num_labels == 1:
+    if task.is_language:
+        what = "the answers" if task.kind == "sft" else "all tokens"
+        lines = [
+            f"{task.name}: {len(train)} + {len(own)} rows (train + validation), loss of {what}; "
+            f"metric {task.metric}, lower is better"
+        ]
+    elif task.num_labels == 1:
         shown = ", ".join(
             f"{name} {len(rows)} rows, labels {rows['label'].min():g} to {rows['label'].max():g}, "
             f"mean {rows['label'].mean():.4g}"

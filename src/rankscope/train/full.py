@@ -25,7 +25,7 @@ from rankscope.train.spectra import Updates
 
 class FullPack:
     """K = 1. ``stock``: by the model's own forward pass, even where ``encoder`` has a faster
-    one."""
+    one, or ``language`` another head."""
 
     def __init__(
         self,
@@ -41,14 +41,17 @@ class FullPack:
         self.trials = [trial]
         self.masks = DropoutMasks(1, stream(trial.seed, "dropout").initial_seed(), device)
         self.repeats, self.takes_dropouts = 1, False
+        self.own_head = stock and task.is_language
+        self.is_language = task.is_language
         self.model = load_model(model, task)
         draw_head(self.model, stream(trial.seed, "init"))
         self.sites = sites(self.model, trial.target_modules)
         self.model.requires_grad_(True)
         self.stock = None  # the unpatched model over the same weights, for `isolation`
-        if is_patchable(self.model) and not stock:
+        if (is_patchable(self.model) or task.is_language) and not stock:
             self.stock = sharing_weights(self.model)
-            patch_encoder(self.model, self.masks)
+            if not task.is_language:
+                patch_encoder(self.model, self.masks)
         self.model.to(device=device, dtype=dtype)
         self.pretrained = {name: weight_of(site).clone() for name, site in self.sites.items()}
         parameters = list(self.model.parameters())
@@ -89,7 +92,8 @@ class FullPack:
             self.model.save_pretrained(
                 folder, state_dict={name: value.contiguous() for name, value in state.items()}
             )
-        _write_labels(folder / "config.json", self.model.config)
+        if not self.is_language:
+            _write_labels(folder / "config.json", self.model.config)
 
 
 def _write_labels(path: Path, config: PreTrainedConfig) -> None:

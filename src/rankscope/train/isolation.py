@@ -12,7 +12,10 @@ With adapters and heads moved away from their start (B = 0 would prove nothing):
 (2) takes the two shortest rows of the training set, (3) the shortest and the longest: a model may
 treat long rows and padding in another way. All in the precision of the weights, before any rounding
 to bfloat16. ``benchmarks/cost_of_proof.py`` measures what this costs.
-Letters: K trials, B batch, C classes.
+
+Of a language model the losses of all tokens that are learnt stand for the logits: on one side by
+``language`` from hidden states, on the other from the stock model's own logits.
+Letters: K trials, B batch, C classes (or tokens that are learnt, n instead of B, C).
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from transformers import PreTrainedModel
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded
 from rankscope.train.full import FullPack
+from rankscope.train.language import learnt, token_losses
 from rankscope.train.loading import sharing_weights
 from rankscope.train.model import weight_of
 from rankscope.train.one_at_a_time import adapted, trained_weights
@@ -36,6 +40,7 @@ from rankscope.train.optimizer import differentiate
 from rankscope.train.pack import Pack, logits
 from rankscope.train.packed import DropoutMasks, NotIsolated
 
+Batch = tuple[dict[str, Tensor], Tensor]  # inputs, labels
 _SIZE = 0.3  # of a moved update: ||s B A|| / ||W||
 _ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the largest logit, or gradient
 
@@ -59,15 +64,15 @@ def _prove_adapters(pack: AdapterPack, train: Encoded, rows: Tensor) -> None:
         with _refused():
             _move(pack, seed=0)
             reference, every = _PeftReference(pack), range(len(pack.trials))
-            first, _ = train.batch(rows)
+            first = train.batch(rows)
             with torch.no_grad():
                 _equal(_logits(pack, first), reference.logits(first, every), "logits in training")
                 by_length = train.lengths.argsort(stable=True)
-                _independent(pack, train.batch(by_length[:2])[0])
-                ends, _ = train.batch(by_length[[0, -1]])
+                _independent(pack, train.batch(by_length[:2]))
+                ends = train.batch(by_length[[0, -1]])
                 some = list({config: k for k, config in enumerate(reference.configs)}.values())
                 pack.model.eval()
-                together = logits(pack, ends)[some]
+                together = _answers(pack, ends)[some]
                 _equal(
                     together, reference.logits(ends, some, training=False), "logits in evaluation"
                 )
@@ -82,12 +87,12 @@ def _prove_adapters(pack: AdapterPack, train: Encoded, rows: Tensor) -> None:
 def _prove_full(pack: FullPack, stock: PreTrainedModel, train: Encoded, rows: Tensor) -> None:
     """Logits and gradients of the patched model and of the stock model, over the same weights."""
     weights = pack.params[0].parameters
-    ends, _ = train.batch(train.lengths.argsort(stable=True)[[0, -1]])
+    ends = train.batch(train.lengths.argsort(stable=True)[[0, -1]])
     plain = copy.copy(pack)
-    plain.model = stock.to(pack.params[0].values.device)
+    plain.model, plain.own_head = stock.to(pack.params[0].values.device), pack.is_language
     with _refused():
         with torch.no_grad():
-            first, _ = train.batch(rows)
+            first = train.batch(rows)
             _equal(_logits(pack, first), _logits(plain, first), "logits in training")
         ours, theirs = _logits(pack, ends), _logits(plain, ends)
         found, expected = (torch.autograd.grad(y.square().sum(), weights) for y in (ours, theirs))
@@ -97,7 +102,7 @@ def _prove_full(pack: FullPack, stock: PreTrainedModel, train: Encoded, rows: Te
         pack.model.eval()
         stock.eval()
         with torch.no_grad():
-            _equal(logits(pack, ends), logits(plain, ends), "logits in evaluation")
+            _equal(_answers(pack, ends), _answers(plain, ends), "logits in evaluation")
 
 
 class _PeftReference:
@@ -129,8 +134,9 @@ class _PeftReference:
             self.model.set_adapter(name)
         return weights
 
-    def forward(self, inputs: dict[str, Tensor], *, training: bool) -> Tensor:
+    def forward(self, batch: Batch, *, training: bool) -> Tensor:
         """(B, C)"""
+        inputs, labels = batch
         if self.model.training != training:
             self.model.train(training)
         self.masks.state, self.masks.batch = self.pack.masks.state, len(inputs["input_ids"])
@@ -141,30 +147,38 @@ class _PeftReference:
                 if device.type == "cuda":  # torch's fused dropout draws in another order there
                     stack.enter_context(self.masks)
             found: Tensor = self.model(**{name: x.to(device) for name, x in inputs.items()}).logits
-        return found
+        if not self.pack.is_language:
+            return found
+        rows, places = learnt(labels)
+        targets = labels[rows, places + 1].to(device)
+        return nn.functional.cross_entropy(found[rows, places], targets, reduction="none")
 
-    def logits(
-        self, inputs: dict[str, Tensor], trials: Iterable[int], *, training: bool = True
-    ) -> Tensor:
+    def logits(self, batch: Batch, trials: Iterable[int], *, training: bool = True) -> Tensor:
         """(trials, B, C)"""
         found = []
         for k in trials:
             self.load(k)
-            found.append(self.forward(inputs, training=training))
+            found.append(self.forward(batch, training=training))
         return torch.stack(found)
 
 
-def _logits(pack: Pack, inputs: dict[str, Tensor]) -> Tensor:
+def _answers(pack: AdapterPack | FullPack, batch: Batch) -> Tensor:
+    """(K, B, C)"""
+    inputs, labels = batch
+    return token_losses(pack, inputs, labels) if pack.is_language else logits(pack, inputs)
+
+
+def _logits(pack: AdapterPack | FullPack, batch: Batch) -> Tensor:
     """(K, B, C) in training, always with the same dropouts."""
     state = pack.masks.state
     if not pack.model.training:
         pack.model.train()
-    found = logits(pack, inputs)
+    found = _answers(pack, batch)
     pack.masks.state = state
     return found
 
 
-def _independent(pack: AdapterPack, inputs: dict[str, Tensor]) -> None:
+def _independent(pack: AdapterPack, batch: Batch) -> None:
     """Moves the trials' weights in turn, and compares each trial's logits bit for bit.
 
     In round e those trials k are moved whose number k + 1 has bit e - 1; in round 0 none is. These
@@ -180,7 +194,7 @@ def _independent(pack: AdapterPack, inputs: dict[str, Tensor]) -> None:
         for group, a, b in zip(pack.params, here, there, strict=True):
             which = torch.tensor(moved[group.members], device=a.device)
             torch.where(which[:, None], b, a, out=group.values)
-        found = _logits(pack, inputs)
+        found = _logits(pack, batch)
         for k in range(K):
             if not torch.equal(found[k], at[moved[k]].setdefault(k, found[k])):
                 raise NotIsolated(f"trial {k + 1} of the pack moves with its neighbours'")
@@ -192,16 +206,16 @@ def _independent(pack: AdapterPack, inputs: dict[str, Tensor]) -> None:
 
 
 def _gradients(
-    pack: AdapterPack, reference: _PeftReference, inputs: dict[str, Tensor], trials: Iterable[int]
+    pack: AdapterPack, reference: _PeftReference, batch: Batch, trials: Iterable[int]
 ) -> None:
     """Of sum(c logits) with the same random c for all trials."""
-    found = _logits(pack, inputs)
+    found = _logits(pack, batch)
     generator = torch.Generator().manual_seed(0)
     c = torch.randn(found.shape[1:], generator=generator, dtype=torch.float64).to(found)
     differentiate((c * found).sum(), pack.params)
     for k in trials:
         weights = reference.load(k)
-        total = (c * reference.forward(inputs, training=True)).sum()
+        total = (c * reference.forward(batch, training=True)).sum()
         theirs = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
         ours = pack.state(k, [group.gradients for group in pack.params])
         largest = max(float(g.abs().max()) for g in theirs if g is not None)

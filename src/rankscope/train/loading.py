@@ -1,5 +1,5 @@
-"""A Hugging Face sequence classifier from a folder or a hub id: its configuration checked before
-transformers acts on it, the model with or without its weights, tokenizer, fingerprint."""
+"""A Hugging Face classifier or language model from a folder or a hub id: its configuration checked
+before transformers acts on it, the model with or without its weights, tokenizer, fingerprint."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from huggingface_hub.utils import logging as hub_logging
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -51,28 +52,37 @@ def load_model(model: str, task: Task) -> PreTrainedModel:
 def _from_pretrained(model: str, task: Task, **settings: Any) -> PreTrainedModel:
     """The model, with gradients where ``load_model`` says."""
     check_folder(model)
-    loaded, report = AutoModelForSequenceClassification.from_pretrained(
-        model, num_labels=task.num_labels, dtype=torch.float32, ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        trust_remote_code=False, **settings,
+    labels = {} if task.is_language else {"num_labels": task.num_labels}
+    loaded, report = auto_class(task).from_pretrained(
+        model, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True,
+        trust_remote_code=False, **labels, **settings,
     )  # fmt: skip
     if getattr(loaded, "_hf_peft_config_loaded", False):
         raise ValueError("found an adapter in it: name the model that the adapter was trained on")
-    prefix = loaded.base_model_prefix + "."
+    # a classifier's head is drawn anew; a language model's belongs to what was pretrained
+    prefix = "" if task.is_language else loaded.base_model_prefix + "."
     wrong = sorted(name for name, *_ in report["mismatched_keys"] if name.startswith(prefix))
-    if wrong:  # a head for another number of labels is no matter: heads are drawn anew
+    if wrong:  # a head for another number of labels is no matter
         raise ValueError(f"its file and its config.json disagree about the shape of {wrong[0]}")
     absent = sorted(name for name in report["missing_keys"] if name.startswith(prefix))
-    above = _above_blocks(loaded)
+    above = () if task.is_language else _above_blocks(loaded)
     if lost := [name for name in absent if not name.startswith(above)]:
         raise ValueError(
             f"its file lacks {len(lost)} of the model's weights, the first is {lost[0]}"
         )
+    if task.is_language:
+        loaded.requires_grad_(False)
+        return loaded
     _require_gradients(loaded, {name.rpartition(".")[0] for name in absent})
     if task.labels:
         loaded.config.id2label = dict(enumerate(task.labels))
         loaded.config.label2id = {name: number for number, name in enumerate(task.labels)}
     return loaded
+
+
+def auto_class(task: Task) -> Any:
+    """transformers' class for the models of a task."""
+    return AutoModelForCausalLM if task.is_language else AutoModelForSequenceClassification
 
 
 def _above_blocks(model: PreTrainedModel) -> tuple[str, ...]:
@@ -123,11 +133,13 @@ def skeleton(model: str, task: Task) -> PreTrainedModel:
             return _from_pretrained(model, task, device_map="meta")
         check_folder(model)
         with torch.device("meta"):
-            config = AutoConfig.from_pretrained(
-                model, num_labels=task.num_labels, trust_remote_code=False
-            )
-            found = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-        _require_gradients(found)
+            labels = {} if task.is_language else {"num_labels": task.num_labels}
+            config = AutoConfig.from_pretrained(model, trust_remote_code=False, **labels)
+            found = auto_class(task).from_config(config, trust_remote_code=False)
+        if task.is_language:
+            found.requires_grad_(False)
+        else:
+            _require_gradients(found)
         return found
 
 

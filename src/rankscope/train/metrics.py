@@ -1,4 +1,4 @@
-"""The tasks' metrics, for all trials of a pack. Higher is better. Letters: K trials, N rows, C
+"""The tasks' metrics, for all trials of a pack. Letters: K trials, N rows, C
 classes."""
 
 from __future__ import annotations
@@ -31,9 +31,24 @@ def score(logits: Tensor, labels: Tensor, task: Task) -> list[dict[str, float]]:
     """
     truth = labels.numpy()
     if task.num_labels == 1:
-        return [_correlations(scores, truth) for scores in logits[..., 0].numpy()]
-    answers = logits.argmax(-1).numpy()
-    return [{name: _OF_CLASSES[name](truth, answer) for name in task.metrics} for answer in answers]
+        found = [_correlations(scores, truth) for scores in logits[..., 0].numpy()]
+    else:
+        known = [name for name in task.metrics if name in _OF_CLASSES]
+        answers = logits.argmax(-1).numpy()
+        found = [{name: _OF_CLASSES[name](truth, answer) for name in known} for answer in answers]
+    if task.function is not None:
+        for line, own in zip(found, logits.numpy(), strict=True):
+            line[task.metric] = _own(task, own, truth)
+    return found
+
+
+def _own(task: Task, logits: np.ndarray, truth: np.ndarray) -> float:
+    """The user's function of logits (N, C) and labels (N,). ``TypeError`` for what is no number."""
+    assert task.function is not None
+    found = task.function(logits, truth)
+    if not isinstance(found, int | float | np.number) or isinstance(found, bool):
+        raise TypeError(f"metric {task.metric}: expected a number; it returned {found!r:.80}")
+    return float(found)
 
 
 _OF_CLASSES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -51,10 +66,36 @@ def constant_score(labels: Tensor, task: Task) -> float:
     """The task's metric of the best constant answer; a correlation of 0."""
     if task.metric in (*REGRESSION, "matthews_correlation"):
         return 0.0
+    if task.function is not None:
+        return _best_constant(labels, task)
     classes, counts = labels.unique(return_counts=True)
     commonest = np.full(len(labels), int(classes[counts.argmax()]))
     answer = np.ones_like(commonest) if task.metric == "f1" else commonest
     return _OF_CLASSES[task.metric](labels.numpy(), answer)
+
+
+def _best_constant(labels: Tensor, task: Task) -> float:
+    """The user's metric of the best answer that is the same for all rows: each class, or the mean
+    of the numbers. NaN where the function has no value for any."""
+    N, C, truth = len(labels), task.num_labels, labels.numpy()
+    if C == 1:
+        rows = [np.full((N, 1), truth.mean(), dtype=np.float32)]
+    else:
+        rows = [np.eye(C, dtype=np.float32)[[c] * N] for c in np.unique(truth)]
+    sign = 1 if task.greater_is_better else -1
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        found = [value for row in rows if np.isfinite(value := _own(task, row, truth))]
+    return max(found, key=lambda value: sign * value, default=np.nan)
+
+
+def unigram_entropy(labels: Tensor) -> float:
+    """The loss (nats a token) of the best model that gives every token the same probabilities
+    whatever stands before it: the entropy of the tokens that are learnt. labels (N, T)"""
+    targets = labels[:, 1:]
+    counts = targets[targets != -100].unique(return_counts=True)[1].double()
+    share = counts / counts.sum()
+    return float(-(share * share.log()).sum())
 
 
 def is_constant(logits: Tensor, labels: Tensor, *, rounding: Tensor | None = None) -> Tensor:

@@ -1,5 +1,5 @@
-"""A Hugging Face sequence classifier: the layers that an update adapts, those trained in full, the
-inputs that it takes."""
+"""A Hugging Face classifier or language model: the layers that an update adapts, those trained in
+full, the inputs that it takes."""
 
 from __future__ import annotations
 
@@ -76,15 +76,19 @@ def largest_rank(model: PreTrainedModel, target_modules: Sequence[str]) -> int:
 def shape_of(model: PreTrainedModel, target_modules: Sequence[str]) -> Shape:
     """What the cost of training this model depends on."""
     config, prefix = model.config.get_text_config(), f"{model.base_model_prefix}."
+    looked_up = {
+        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Embedding)
+    }
     matrices = {
         name: p.numel()
         for name, p in model.named_parameters()
-        if name.startswith(prefix) and p.ndim == 2 and "embed" not in name
+        if name.startswith(prefix) and p.ndim == 2 and "embed" not in name and name not in looked_up
     }
     adapted = [weight_of(site).shape for site in sites(model, target_modules).values()]
     # Perceiver's configuration has neither
     layers = getattr(config, "num_hidden_layers", len(adapted))
     width = getattr(config, "hidden_size", max(n for _, n in adapted))
+    words = model.get_output_embeddings()
     shared = {name for name in matrices if is_patchable(model) and before_adapters(name, prefix)}
     one_token = {
         name for name in matrices if is_patchable(model) and of_one_token(name, prefix, config)
@@ -108,6 +112,7 @@ def shape_of(model: PreTrainedModel, target_modules: Sequence[str]) -> Shape:
         head=sum(p.numel() for p in model.parameters() if p.requires_grad),
         one_token=sum(matrices[name] for name in one_token),
         shared=sum(matrices[name] for name in shared),
+        vocabulary=0 if words is None else words.weight.shape[0],
     )
 
 

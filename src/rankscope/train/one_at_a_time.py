@@ -40,6 +40,7 @@ class PeftTrial:
     ``AdapterPack``."""
 
     repeats = 1
+    own_head = True
     takes_dropouts = False
 
     def __init__(
@@ -60,7 +61,12 @@ class PeftTrial:
         conv = any(isinstance(site, Conv1D) for site in self.sites.values())
         saved = modules_to_save(loaded)
         self.config = lora_config(
-            trial, base=model, sites=list(self.sites), fan_in_fan_out=conv, modules_to_save=saved
+            trial,
+            base=model,
+            sites=list(self.sites),
+            fan_in_fan_out=conv,
+            modules_to_save=saved,
+            is_language=task.is_language,
         )
         self.model = adapted(loaded, [self.config])
         self.trained = trained_weights(self.model, ADAPTER)
@@ -116,7 +122,12 @@ def adapted(
     configs = [copy.deepcopy(config) for config in configs]
     with warnings.catch_warnings():  # PEFT's advice on several adapters in one model
         warnings.simplefilter("ignore")
-        found = peft.PeftModelForSequenceClassification(model, configs[0], adapter_name=names[0])
+        kind = (
+            peft.PeftModelForCausalLM
+            if configs[0].task_type == peft.TaskType.CAUSAL_LM
+            else peft.PeftModelForSequenceClassification
+        )
+        found = kind(model, configs[0], adapter_name=names[0])
         for name, config in zip(names[1:], configs[1:], strict=True):
             found.add_adapter(name, config)
     return found

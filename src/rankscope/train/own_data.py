@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from rankscope.study.own_task import Fraction, OwnTask
-from rankscope.study.tasks import Task
+from rankscope.study.tasks import Kind, Task
+from rankscope.train.chats import chat_columns
 from rankscope.train.labels import class_names_of, classes_of, measured, numbered
 from rankscope.train.table_file import CLASS_NAMES
 from rankscope.train.table_source import VALIDATION, Source
@@ -30,15 +31,17 @@ def read_own_task(
     """The task with its classes, and the rows to train and to validate on: ``TEXT`` and ``label``.
 
     Classes are those of the training rows: in the order given (``labels``), else in that of a
-    ``datasets`` data set, else whole numbers by size and names by their letters. ``ValueError`` or
+    ``datasets`` data set, else whole numbers by size and names by their letters. Rows of a language
+    model have ``TEXT[0]``, a text or a chat (``train.chats``), and no label. ``ValueError`` or
     ``OSError``, one line, for whatever can't be trained on.
     """
     try:
         (train, where), (validation, place) = _splits(own, Source(own, folder))
         known = train.attrs.get(CLASS_NAMES)
-        classes = () if own.is_regression else classes_of(train["label"], own, known, where)
+        has_classes = not (own.is_regression or own.is_language)
+        classes = classes_of(train["label"], own, known, where) if has_classes else ()
         splits = [
-            _with_numbers(frame.head(len(frame) if rows is None else rows), classes, said)
+            _with_numbers(frame.head(len(frame) if rows is None else rows), own, classes, said)
             for frame, rows, said in (
                 (train, train_rows, where),
                 (validation, validation_rows, place),
@@ -46,9 +49,12 @@ def read_own_task(
         ]
     except (ValueError, OSError) as error:
         raise type(error)(f"[task.{name}] {error}") from None
+    kind: Kind = own.kind or ("regression" if own.is_regression else "classification")
     task = Task(
         name=name,
-        text=TEXT[: len(own.text)],
+        text=tuple(name for name in TEXT if name in splits[0]),
+        kind=kind,
+        greater_is_better=not own.is_language,
         num_labels=len(classes) or 1,
         metric=own.chosen_metric,
         labels=classes,
@@ -105,7 +111,7 @@ def _drawn(
     """Both parts in the order of the rows. Of every class the same share is drawn, and one row at
     least is left to train on; numbers are one class."""
     strata = np.zeros(len(rows), dtype=int)
-    if not own.is_regression:
+    if "label" in rows and not own.is_regression:
         strata = pd.factorize(rows["label"], sort=True)[0]
     generator = np.random.default_rng(seed)
     kept: list[int] = []
@@ -122,8 +128,9 @@ def _drawn(
 def _columns(frame: pd.DataFrame, own: OwnTask, where: str) -> pd.DataFrame:
     """``TEXT`` and ``label`` (the class's name, or what should be a number) of every row, with the
     row's number as index."""
-    columns = [*own.text, own.label]
     found = [str(name) for name in frame.columns]
+    text = own.columns(found)
+    columns = text if own.is_language else [*text, own.label]
     for column in columns:
         if found.count(column) != 1:
             word = "no column" if column not in found else f"{found.count(column)} columns"
@@ -134,7 +141,9 @@ def _columns(frame: pd.DataFrame, own: OwnTask, where: str) -> pd.DataFrame:
     if not len(frame):
         raise ValueError(f"{where}: expected rows; found none")
     result = pd.DataFrame(index=range(1, len(frame) + 1))
-    for name, column in zip(TEXT, own.text, strict=False):
+    if own.kind == "sft":
+        return result.assign(**{TEXT[0]: chat_columns(frame[text], where)})
+    for name, column in zip(TEXT, text, strict=False):
         values = [_text(value) for value in frame[column]]
         if None in values:
             missing = values.index(None)
@@ -152,8 +161,10 @@ def _columns(frame: pd.DataFrame, own: OwnTask, where: str) -> pd.DataFrame:
     if blank.any():
         raise ValueError(
             f"{where}: row {int(blank.argmax()) + 1}: expected text in "
-            f"{' or '.join(map(repr, own.text))}; found none"
+            f"{' or '.join(map(repr, text))}; found none"
         )
+    if own.is_language:
+        return result
     known = frame.attrs.get(CLASS_NAMES, {}).get(own.label)
     labels = frame[own.label].set_axis(result.index)
     if not own.is_regression:
@@ -163,9 +174,13 @@ def _columns(frame: pd.DataFrame, own: OwnTask, where: str) -> pd.DataFrame:
     return result
 
 
-def _with_numbers(rows: pd.DataFrame, classes: Sequence[str], where: str) -> pd.DataFrame:
+def _with_numbers(
+    rows: pd.DataFrame, own: OwnTask, classes: Sequence[str], where: str
+) -> pd.DataFrame:
     if not len(rows):
         raise ValueError(f"{where}: expected rows to validate on; found none: take a larger share")
+    if own.is_language:
+        return rows.reset_index(drop=True)
     labels = rows["label"]
     numbers = numbered(labels, classes, where) if classes else measured(labels, where)
     return rows.assign(label=numbers).reset_index(drop=True)

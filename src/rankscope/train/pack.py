@@ -22,7 +22,8 @@ class Pack(Protocol):
     """K trials that train together: ``AdapterPack``, or with K = 1 ``FullPack`` and ``PeftTrial``.
 
     ``params`` are their trained weights. The model takes inputs (B, T), repeated ``repeats`` times;
-    where ``takes_dropouts``, its calls of dropout are answered by ``masks``.
+    where ``takes_dropouts``, its calls of dropout are answered by ``masks``. Where ``own_head``,
+    the losses of a language model are taken from its own logits (``language``).
     """
 
     trials: list[Trial]
@@ -31,6 +32,7 @@ class Pack(Protocol):
     params: list[FlatParams]
     repeats: int
     takes_dropouts: bool
+    own_head: bool
 
     def updates(self) -> Iterable[Updates]: ...
 
@@ -39,7 +41,14 @@ class Pack(Protocol):
 
 def logits(pack: Pack, inputs: dict[str, Tensor]) -> Tensor:
     """All trials on one batch: inputs (B, T), on any device -> (K, B, C)."""
-    masks, K = pack.masks, len(pack.trials)
+    found = outputs(pack, inputs).to(pack.params[0].values.dtype)
+    return found.unflatten(0, (len(pack.trials), -1))
+
+
+def outputs(pack: Pack, inputs: dict[str, Tensor], *, hidden: bool = False) -> Tensor:
+    """What the model gives for one batch, trial after trial: its logits, or with ``hidden`` what
+    its head is given."""
+    masks = pack.masks
     masks.batch = len(inputs["input_ids"])
     device = pack.params[0].values.device
     repeated = {
@@ -50,8 +59,9 @@ def logits(pack: Pack, inputs: dict[str, Tensor]) -> Tensor:
             stack.enter_context(masks.drawing())
             if pack.takes_dropouts:
                 stack.enter_context(masks)
-        found: Tensor = pack.model(**repeated).logits
-    return found.to(pack.params[0].values.dtype).unflatten(0, (K, -1))
+        model = pack.model
+        found: Tensor = model.base_model(**repeated)[0] if hidden else model(**repeated).logits
+    return found
 
 
 PADDED = 1e-5  # of the largest logit: beyond rounding in float32

@@ -7,15 +7,16 @@ import copy
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rankscope.study.tasks import Task
 from rankscope.study.trial import Trial
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded
 from rankscope.train.isolation import prove
-from rankscope.train.loading import quiet
+from rankscope.train.loading import auto_class, quiet
 from rankscope.train.packed import NotIsolated
+from rankscope.train.text_tokens import IGNORED
 
 BLOCKS, VOCABULARY = 2, 64
 LARGEST = 50_000_000  # parameters of a copy that is still quick to make
@@ -27,11 +28,11 @@ def why_not_packed(skeleton: PreTrainedModel, trial: Trial, task: Task) -> str |
 
     None also where no small copy can be made of the model, or it can't be run as it stands.
     """
-    tokens = _tokens(rows=3)
+    tokens = _tokens(task, rows=3)
     try:
         with quiet(), torch.random.fork_rng():
             torch.manual_seed(0)
-            small = _small(skeleton)
+            small = _small(skeleton, task)
             small(**tokens.inputs)
     except Exception:  # noqa: BLE001 - whatever a family can't do in small, its own code says how
         return None
@@ -45,7 +46,7 @@ def why_not_packed(skeleton: PreTrainedModel, trial: Trial, task: Task) -> str |
     return None
 
 
-def _small(skeleton: PreTrainedModel) -> Any:
+def _small(skeleton: PreTrainedModel, task: Task) -> Any:
     complete = copy.deepcopy(skeleton.config)
     config = complete.get_text_config()
     whole = config.num_hidden_layers
@@ -57,17 +58,17 @@ def _small(skeleton: PreTrainedModel) -> Any:
     config.num_hidden_layers, config.vocab_size = min(BLOCKS, whole), VOCABULARY
     config.pad_token_id, config.eos_token_id = 0, 2
     with torch.device("meta"):
-        size = AutoModelForSequenceClassification.from_config(complete).num_parameters()
+        size = auto_class(task).from_config(complete).num_parameters()
     if size > LARGEST:
         raise ValueError(f"expected a copy of at most {LARGEST} parameters; found {size}")
-    small = AutoModelForSequenceClassification.from_config(complete, attn_implementation="eager")
+    small = auto_class(task).from_config(complete, attn_implementation="eager")
     names = {name for name, p in skeleton.named_parameters() if p.requires_grad}
     for name, parameter in small.named_parameters():
         parameter.requires_grad_(name in names)
     return small.float()
 
 
-def _tokens(*, rows: int) -> Encoded:
+def _tokens(task: Task, *, rows: int) -> Encoded:
     """Rows of different lengths that end in the end token, which BART and T5 look for."""
     lengths = torch.arange(4, 4 + 3 * rows, 3)
     inside = torch.arange(int(lengths.max())) < lengths[:, None]  # (rows, T)
@@ -76,6 +77,6 @@ def _tokens(*, rows: int) -> Encoded:
     ids[torch.arange(rows), lengths - 1] = 2
     return Encoded(
         {"input_ids": ids, "attention_mask": inside.long()},
-        torch.zeros(rows, dtype=torch.long),
+        ids.where(inside, IGNORED) if task.is_language else torch.zeros(rows, dtype=torch.long),
         lengths,
     )

@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.tasks import Task
 from rankscope.study.trial import Trial
 from rankscope.system import malloc_trim
 from rankscope.train.data import Encoded, length_grouped_batches, split_rows
-from rankscope.train.metrics import constant_score, deviation, flattened, is_constant, score
+from rankscope.train.evaluation import HELD_OUT, constant_metric, evaluate, losses_of
 from rankscope.train.model import stream
 from rankscope.train.muon import PackedMuon
 from rankscope.train.optimizer import (
@@ -31,12 +30,10 @@ from rankscope.train.optimizer import (
     share_of_peak,
 )
 from rankscope.train.pack import Pack, logits, reads_padding
-from rankscope.train.rounding import may_be_rounding, rounded_at_random
 from rankscope.train.spectra import Record, Recorder
 
 # steps between two calls of malloc_trim: variable batch lengths fragment the heap (docs/log.md)
 _TRIM = 8
-HELD_OUT = "_held_out"  # ends the name of a metric on the rows that choose nothing
 # steps between two looks at whether any trial is left: a look waits for the device
 LOOK = 32
 
@@ -61,11 +58,12 @@ class Run:
         # sums of losses since the last evaluation
         self.losses = torch.zeros(self.K, dtype=torch.float64, device=self.device)
         self.counted = 0
-        self.best = Best(pack.params, self.K)
+        self.best = Best(pack.params, self.K, greater_is_better=task.greater_is_better)
         self.evaluations: list[list[dict[str, float]]] = [[] for _ in pack.trials]
+        self.untrained: list[float] | None = None  # the metric of a language model as it came
         self.spectra = Recorder(pack)
         # a model that reads padding validates rows of one length together, as it would one by one
-        self.padded = not reads_padding(pack, validation)
+        self.padded = task.is_language or not reads_padding(pack, validation)
         self.choosing, self.held_out = split_rows(
             len(validation) - validation.beside, trial.validation_split
         )
@@ -79,6 +77,9 @@ class Run:
         )
         if self.done == 0:
             self.spectra.record(0, alive=self.alive)
+            if self.task.is_language:
+                with torch.no_grad():
+                    self.untrained = [line[self.task.metric] for line in evaluate(self)]
         left = True
         for rows in rows_of(self.pack.trials[0], self.train, self.total)[self.done :]:
             step = self.done + 1
@@ -99,7 +100,7 @@ class Run:
         """One optimiser step on these training rows. -> (K,) losses before it"""
         self.pack.model.train()
         inputs, labels = self.train.batch(rows)
-        losses = loss(self.logits(inputs), labels.to(self.device))
+        losses = losses_of(self, inputs, labels)
         differentiate(
             losses.sum(), self.pack.params
         )  # each trial's weights see its own mean loss only
@@ -122,60 +123,21 @@ class Run:
     @torch.no_grad()
     def evaluate(self, step: int, *, epoch: float) -> None:
         """Validates every trial that has not diverged; keeps the weights of the best evaluation."""
-        self.pack.model.eval()
-        labels = self.validation.labels
-        found = torch.empty(
-            self.K, len(labels), self.task.num_labels, dtype=self.pack.params[0].values.dtype
-        )
-        for rows, inputs in self.batches(2 * self.pack.trials[0].batch_size):
-            found[:, rows] = self.logits(inputs).cpu()
-        first = len(labels) - self.validation.beside
-        losses = loss(found[:, self.choosing], labels[self.choosing])
-        constant = is_constant(found, labels, rounding=self.rounding(found))
-        found = flattened(found, constant)
-        scores = score(found[:, self.choosing], labels[self.choosing], self.task)
-        if len(self.held_out):
-            more = score(found[:, self.held_out], labels[self.held_out], self.task)
-            scores = [
-                a | {f"{name}{HELD_OUT}": value for name, value in b.items()}
-                for a, b in zip(scores, more, strict=True)
-            ]
-        if self.task.beside and self.validation.beside:
-            suffix = self.task.beside.removeprefix("validation")
-            more = score(found[:, first:], labels[first:], self.task)
-            scores = [
-                a | {f"{name}{suffix}": value for name, value in b.items()}
-                for a, b in zip(scores, more, strict=True)
-            ]
+        found = evaluate(self)
         means = (self.losses / max(1, self.counted)).tolist()
         self.losses.zero_()
         self.counted = 0
         for k in self.alive.nonzero().flatten().tolist():
-            line = {
-                "step": step,
-                "epoch": epoch,
-                "train_loss": means[k],
-                "eval_loss": float(losses[k]),
-            }
-            self.evaluations[k].append(line | scores[k] | {"is_constant": bool(constant[k])})
-            self.best.offer(k, step, scores[k][self.task.metric])
+            line = {"step": step, "epoch": epoch, "train_loss": means[k]}
+            self.evaluations[k].append(line | found[k])
+            self.best.offer(k, step, found[k][self.task.metric])
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         return self.validation.by_length(size, padded=self.padded)
 
-    def rounding(self, answers: Tensor) -> Tensor | None:
-        """How far rounding moves the answers (K, N, C) of a batch, where that may be all they
-        differ by. -> (K,)"""
-        if not may_be_rounding(answers, deviation(answers), bfloat16=self.mixed).any():
-            return None
-        # a training batch: random numbers beside every layer's output take its memory twice
-        rows, inputs = next(self.batches(self.pack.trials[0].batch_size))
-        with rounded_at_random(self.pack.model):
-            return deviation(self.logits(inputs).cpu() - answers[:, rows])
-
     def finish(self, k: int, folder: TrialDir, *, seconds: float) -> None:
         """Writes trial k's metrics, spectra, best and last weights, and only then its result."""
-        metric, labels = self.task.metric, self.validation.labels
+        metric = self.task.metric
         for line in self.evaluations[k]:
             folder.log(**line)
         folder.write_spectra(self.spectra.frame(k))
@@ -188,11 +150,12 @@ class Run:
             best=self.best.metric[k],
             best_step=self.best.step[k],
             last=self.evaluations[k][-1][metric] if self.evaluations[k] else None,
-            constant=constant_score(labels[self.choosing], self.task),
+            constant=constant_metric(self.task, self.validation, self.choosing),
             steps=self.total,
             diverged_at=diverged_at,
             seconds=seconds,
             **self._held_out(k),
+            **self._direction(k),
         )
 
     def _held_out(self, k: int) -> dict[str, float | None]:
@@ -203,6 +166,11 @@ class Run:
         name = f"{self.task.metric}{HELD_OUT}"
         best = (line[name] for line in self.evaluations[k] if line["step"] == self.best.step[k])
         return {"held_out": next(best, None)}
+
+    def _direction(self, k: int) -> dict[str, Any]:
+        """Where less is better, that it is; of a language model its metric before training."""
+        said: dict[str, Any] = {} if self.task.greater_is_better else {"greater_is_better": False}
+        return said if self.untrained is None else said | {"untrained": self.untrained[k]}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs: tensors, and the rest as JSON has it."""
@@ -216,6 +184,7 @@ class Run:
             "counted": self.counted,
             "best": [self.best.metric, self.best.step],
             "evaluations": self.evaluations,
+            "untrained": self.untrained,
             "records": records,
         }
 
@@ -228,7 +197,7 @@ class Run:
         self.done, self.counted = state["done"], state["counted"]
         self.optimizer.steps = self.done
         self.best.metric, self.best.step = state["best"]
-        self.evaluations = state["evaluations"]
+        self.evaluations, self.untrained = state["evaluations"], state.get("untrained")
         self.spectra.records = [
             Record(**record, numbers=tensors[f"spectra.{i}"])
             for i, record in enumerate(state["records"])
@@ -276,7 +245,10 @@ class Best:
     """Starts as the untrained weights at step 0, so that a trial without any evaluation
     still has something to keep."""
 
-    def __init__(self, params: Sequence[FlatParams], trials: int) -> None:
+    def __init__(
+        self, params: Sequence[FlatParams], trials: int, *, greater_is_better: bool = True
+    ) -> None:
+        self._sign = 1 if greater_is_better else -1
         self._params = list(params)
         self.values = [group.values.clone() for group in params]
         self.metric: list[float | None] = [None] * trials
@@ -287,23 +259,12 @@ class Best:
         """Keeps trial k's current weights if ``metric`` beats all before; a tie keeps the earlier
         ones."""
         best = self.metric[k]
-        if math.isnan(metric) or (best is not None and metric <= best):
+        if math.isnan(metric) or (best is not None and self._sign * metric <= self._sign * best):
             return
         self.metric[k], self.step[k] = metric, step
         for kept, group in zip(self.values, self._params, strict=True):
             if group.members.start <= k < group.members.stop:
                 kept[k - group.members.start] = group.values[k - group.members.start]
-
-
-def loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean loss of each trial: cross-entropy, or squared error for regression. (K, N, C), (N,) ->
-    (K,)"""
-    K, N, C = logits.shape
-    if C == 1:
-        return (logits[..., 0] - labels).square().mean(1)
-    return (
-        F.cross_entropy(logits.flatten(0, 1), labels.repeat(K), reduction="none").view(K, N).mean(1)
-    )
 
 
 def rows_of(trial: Trial, train: Encoded, steps: int) -> list[Tensor]:

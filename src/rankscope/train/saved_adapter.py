@@ -21,6 +21,7 @@ def lora_config(
     sites: Sequence[str],
     fan_in_fan_out: bool,
     modules_to_save: Sequence[str],
+    is_language: bool = False,
 ) -> LoraConfig:
     """What PEFT calls this trial.
 
@@ -35,7 +36,7 @@ def lora_config(
     assert trial.lora_alpha is not None
     alpha = trial.lora_alpha * (trial.rank if trial.scaling == "alpha" else 1)  # PEFT divides by r
     return LoraConfig(
-        task_type=TaskType.SEQ_CLS,
+        task_type=TaskType.CAUSAL_LM if is_language else TaskType.SEQ_CLS,
         inference_mode=True,
         base_model_name_or_path=base,
         r=trial.rank,
@@ -46,7 +47,7 @@ def lora_config(
             sites if trial.target_modules == [ALL_LINEAR] else trial.target_modules
         ),
         fan_in_fan_out=fan_in_fan_out,
-        modules_to_save=list(modules_to_save),
+        modules_to_save=list(modules_to_save) or None,
     )
 
 
@@ -74,5 +75,7 @@ def save_adapter(
     ):  # PEFT keeps a set, and would write it in the order of hashes
         config.target_modules = sorted(config.target_modules)
     config.save_pretrained(folder)
-    if set(model.id2label.values()) != {f"LABEL_{i}" for i in range(len(model.id2label))}:
+    if config.task_type == TaskType.SEQ_CLS and set(model.id2label.values()) != {
+        f"LABEL_{i}" for i in range(len(model.id2label))
+    }:
         model.save_pretrained(folder)

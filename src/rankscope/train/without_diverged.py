@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from rankscope.train.adapters import AdapterPack
-from rankscope.train.optimizer import FlatParams
 from rankscope.train.run import Run
 from rankscope.train.spectra import Record
 
@@ -34,36 +33,38 @@ def without_diverged(run: Run) -> Run:
     pack.masks.state = run.pack.masks.state
     new = type(run)(pack, run.task, run.train, run.validation)
     for buffers, olds in zip(new.buffers().values(), run.buffers().values(), strict=True):
-        _carry(pack.params, buffers, run.pack.params, olds, kept)
+        _carry(pack, buffers, run.pack, olds, kept)
     new.losses = run.losses[kept]
     new.done, new.counted, new.optimizer.steps = run.done, run.counted, run.optimizer.steps
     new.best.metric = [run.best.metric[k] for k in kept]
     new.best.step = [run.best.step[k] for k in kept]
     new.evaluations = [run.evaluations[k] for k in kept]
+    new.untrained = None if run.untrained is None else [run.untrained[k] for k in kept]
     found = [_part(record, kept) for record in run.spectra.records]
     new.spectra.records = [record for record in found if record is not None]
     return new
 
 
 def _carry(
-    params: Sequence[FlatParams],
+    pack: AdapterPack,
     buffers: Sequence[Tensor],
-    old_params: Sequence[FlatParams],
+    old: AdapterPack,
     old_buffers: Sequence[Tensor],
     kept: Sequence[int],
 ) -> None:
     """Copies each trial's weights, heads to heads and adapters to adapters. Buckets of ranks may
     have changed, and with them the padding."""
-    for i, (group, buffer) in enumerate(zip(params, buffers, strict=True)):
-        same_kind = slice(0, 1) if i == 0 else slice(1, None)
+    heads = int(bool(pack.heads))  # language models have none
+    for i, (group, buffer) in enumerate(zip(pack.params, buffers, strict=True)):
+        same_kind = slice(0, 1) if i < heads else slice(heads, None)
         for new in range(group.members.start, group.members.stop):
             source, old_buffer = next(
                 pair
-                for pair in zip(old_params[same_kind], old_buffers[same_kind], strict=True)
+                for pair in zip(old.params[same_kind], old_buffers[same_kind], strict=True)
                 if pair[0].members.start <= kept[new] < pair[0].members.stop
             )
-            for view, old in zip(group.views(buffer), source.views(old_buffer), strict=True):
-                row = old[kept[new] - source.members.start]
+            for view, was in zip(group.views(buffer), source.views(old_buffer), strict=True):
+                row = was[kept[new] - source.members.start]
                 view[new - group.members.start] = row[tuple(map(slice, view.shape[1:]))]
 
 

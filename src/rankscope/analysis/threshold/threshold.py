@@ -4,12 +4,13 @@ table."""
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from rankscope.analysis.direction import sign_of
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.inference import Interval, jackknife, percentiles, stratified_draws
 from rankscope.analysis.threshold.attained import attained, best_by_configuration
@@ -45,7 +46,9 @@ class Threshold:
     quarter of the drifted checkpoints, which lie beyond ``deep``. ``line`` holds the corners of the
     fitted line (log_drift, value). ``brackets``, ``tolerated`` and ``spread`` are the model of
     thresholds that vary, ``attained`` the paired table. ``answer`` and ``reason`` follow the rules
-    of docs/analysis.md.
+    of docs/analysis.md. Of a metric that is better when it is lower, ``constant``, ``near``,
+    ``best``, ``line`` and what was attained are as measured; ``gain``, ``loss`` and ``excess`` say
+    how much better or worse, as for all metrics.
     """
 
     model: str
@@ -79,6 +82,7 @@ class Threshold:
     tolerated: Interval = UNKNOWN
     spread: float = np.nan
     attained: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    greater_is_better: bool = True
 
     @property
     def sign(self) -> float:
@@ -109,7 +113,7 @@ class Threshold:
         for name, value in vars(self).items():
             if isinstance(value, Interval):
                 row |= {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
-            elif not isinstance(value, pd.DataFrame):
+            elif not isinstance(value, pd.DataFrame) and (name != "greater_is_better" or not value):
                 row[name] = value
         for name, dose in (
             ("half_ratio", self.half),
@@ -143,8 +147,27 @@ def thresholds(
             "source": source,
             "base": base,
         }
-        found.append(threshold(points, constant, noise, described, rng=rng, resamples=resamples))
+        sign = float(sign_of(own).iloc[0])
+        turned = points.assign(metric_value=sign * points["metric_value"])
+        one = threshold(turned, sign * constant, noise, described, rng=rng, resamples=resamples)
+        found.append(one if sign > 0 else _as_measured(one))
     return found
+
+
+def _as_measured(found: Threshold) -> Threshold:
+    """Values of a metric that is better when it is lower, turned back."""
+    line, attained_ = found.line, found.attained
+    if len(attained_):
+        attained_ = attained_.assign(near=-attained_["near"], beyond=-attained_["beyond"])
+    return replace(
+        found,
+        constant=-found.constant,
+        near=-found.near,
+        best=-found.best,
+        line=line.assign(value=-line["value"].astype(float)),
+        attained=attained_,
+        greater_is_better=False,
+    )
 
 
 def threshold(
@@ -156,8 +179,8 @@ def threshold(
     rng: np.random.Generator,
     resamples: int = 1000,
 ) -> Threshold:
-    """The answer of the `checkpoints` of one model and task; `described` holds its names (model,
-    task)."""
+    """The answer of the `checkpoints` of one model and task, whose metric is better when it is
+    greater; `described` holds its names (model, task)."""
     data = evidence(points, constant, noise)
     known: dict[str, Any] = described | {
         "constant": constant,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,10 @@ from rankscope.analysis.verdicts.verdict import (
 
 
 def dynamics_verdict(found: Dynamics, longer: Continued) -> Verdict:
-    """Per task, supported: drift rises with the step, and the metric falls with drift beyond the
-    knot (Holm).
+    """Per task, supported: drift rises with the step, and the metric worsens with drift beyond the
+    knot (Holm): it falls, or rises if it is better when it is lower.
 
-    Contradicted: drift falls with the step, or the metric rises with drift beyond
+    Contradicted: drift falls with the step, or the metric improves with drift beyond
         the knot. Over tasks as in H2.
     """
     tasks = found.tasks
@@ -49,11 +50,15 @@ def dynamics_verdict(found: Dynamics, longer: Continued) -> Verdict:
             numbers,
             missing,
         )
-    words = [_word(row) for row in records(tasks)]
+    signs = [found.sign(row["model"], row["task"]) for row in records(tasks)]
+    words = [_word(row, sign) for row, sign in zip(records(tasks), signs, strict=True)]
     for row, word in zip(numbers["tasks"], words, strict=True):
         row["answer"] = word
     several = tasks["model"].nunique() > 1
-    sentences = [_headline(tasks, several), *(_sentence(row, several) for row in records(tasks))]
+    sentences = [
+        _headline(tasks, several, signs),
+        *(_sentence(row, several) for row in records(tasks)),
+    ]
     once = tasks["growing_cluster"].ne("seed")
     silent = named(where(row, several) for row in records(tasks[once]))
     return answer(
@@ -69,18 +74,18 @@ def dynamics_verdict(found: Dynamics, longer: Continued) -> Verdict:
     )
 
 
-def _word(row: dict[str, Any]) -> str:
+def _word(row: dict[str, Any], better: int) -> str:
     growing = row["growing_low"] > 0
-    falling, rising = (
-        row["metric_after_p_holm"] <= ERROR_RATE and sign * row["metric_after"] > 0
+    worse, improved = (
+        row["metric_after_p_holm"] <= ERROR_RATE and sign * better * row["metric_after"] > 0
         for sign in (-1, 1)
     )
-    if row["growing_high"] < 0 or rising:
+    if row["growing_high"] < 0 or improved:
         return "contradicted"
-    return "supported" if growing and falling else "undecided"
+    return "supported" if growing and worse else "undecided"
 
 
-def _headline(tasks: pd.DataFrame, several: bool) -> str:
+def _headline(tasks: pd.DataFrame, several: bool, signs: Sequence[int]) -> str:
     rows = records(tasks)
     grows = [row for row in rows if row["growing_low"] > 0]
     falls = [
@@ -109,6 +114,12 @@ def _headline(tasks: pd.DataFrame, several: bool) -> str:
         parts.append(
             f"that the metric falls with it past {share} is not shown on "
             f"{named(where(row, several) for row in other)}"
+        )
+    lowered = [row for row, sign in zip(rows, signs, strict=True) if sign < 0]
+    if lowered:
+        parts.append(
+            f"on {named(where(row, several) for row in lowered)} the metric is a loss: lower is "
+            "better"
         )
     text = "; ".join(parts)
     return text[0].upper() + text[1:] + "."

@@ -13,6 +13,7 @@ from rankscope.analysis.verdicts.verdict import Verdict, answer, named, overall,
 
 MOST_NAMED = 3
 PREMISE_FAILS = "the premise fails"
+BEFORE = "before training"  # a source of c0
 MARKER = "drift marks the loss here and is not shown to cause it"
 
 
@@ -25,6 +26,7 @@ def threshold_verdict(found: Sequence[Threshold]) -> Verdict:
     several = len({t.model for t in found}) > 1
     sentences = [_headline(found, several), *(_sentence(t, several) for t in found)]
     guessed = [t for t in found if t.source == "repeated value"]
+    pretrained = [t for t in found if t.source == BEFORE]
     return answer(
         "H2",
         overall(t.answer for t in found),
@@ -39,6 +41,11 @@ def threshold_verdict(found: Sequence[Threshold]) -> Verdict:
         "taken from the value at which many evaluations stand exactly."
         if guessed
         else "",
+        "Gain means what training adds to the pretrained model on "
+        f"{named(_name(t, several) for t in pretrained)}: what the model loses beyond that is held "
+        "at three standard deviations of an evaluation."
+        if pretrained
+        else "",
     )
 
 
@@ -52,10 +59,10 @@ def _headline(found: Sequence[Threshold], several: bool) -> str:
     if held and len(held) <= MOST_NAMED:
         places = named(f"{_share(t, t.half)} of sr(W) on {_name(t, several)}" for t in held)
         way = "below" if held[0].direction == "falls" else "above"
-        parts.append(f"half of LoRA's gain over a constant answer is lost {way} {places}")
+        parts.append(f"half of LoRA's gain over {_start(held)} is lost {way} {places}")
     elif held:
         parts.append(
-            f"half of LoRA's gain over a constant answer is lost past a drift on {len(held)} "
+            f"half of LoRA's gain over {_start(held)} is lost past a drift on {len(held)} "
             f"of {len(found)} tasks"
         )
     if excluded:
@@ -75,6 +82,15 @@ def _headline(found: Sequence[Threshold], several: bool) -> str:
         parts.append(f"no place is shown on {_listed(silent, several)}")
     text = "; ".join([*parts, MARKER] if held else parts)
     return text[0].upper() + text[1:] + "."
+
+
+def _start(found: Sequence[Threshold]) -> str:
+    """What the gain is measured from."""
+    if all(t.source == BEFORE for t in found):
+        return "the pretrained model"
+    if any(t.source == BEFORE for t in found):
+        return "a constant answer, or the pretrained model,"
+    return "a constant answer"
 
 
 def _listed(found: Sequence[Threshold], several: bool) -> str:
@@ -97,8 +113,9 @@ def _sentence(t: Threshold, several: bool) -> str:
         return f"{name}: {t.answer}, {t.reason}."
     parts = [f"{name}: {t.answer}, {t.reason}"]
     if not t.reason.startswith(PREMISE_FAILS):
+        way = "lower" if t.greater_is_better else "higher, which is worse,"
         parts = [
-            f"{parts[0]}; beyond {_ratio(t, t.deep)} of sr(W) the metric is lower by {t.loss:.3f}, "
+            f"{parts[0]}; beyond {_ratio(t, t.deep)} of sr(W) the metric is {way} by {t.loss:.3f}, "
             f"of a gain of {t.gain:.3f} near sr(W)"
         ]
     if t.answer == "supported" or t.reason == GRADUAL:

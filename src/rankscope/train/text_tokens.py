@@ -1,0 +1,84 @@
+"""Rows of a language model -> token batches whose labels are the tokens that are learnt.
+
+Letters: N rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from rankscope.study.tasks import Task
+from rankscope.train.chats import tokens_of, with_end
+from rankscope.train.data import Encoded
+
+IGNORED = -100  # the label of a token that is read and not learnt
+
+
+def encode_text(
+    frame: pd.DataFrame,
+    task: Task,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    accepted: Collection[str] | None = None,
+) -> Encoded:
+    """Every row's first ``max_length`` tokens, the end token among them.
+
+    Labels are (N, T): of a text all tokens, of a chat those of its answers, else ``IGNORED``; a
+    model predicts each from the tokens before it. ``ValueError``, one line, for rows in which
+    nothing is left to predict.
+    """
+    texts = frame[task.text[0]].tolist()
+    ragged, kept, cut = [], [], 0
+    for row, text in enumerate(texts, 1):
+        if task.kind == "sft":
+            try:
+                ids, learnt = tokens_of(text, tokenizer)
+            except ValueError as error:
+                raise ValueError(f"[task.{task.name}] row {row}: {error}") from None
+        else:
+            ids = tokenizer(with_end(text, tokenizer), verbose=False)["input_ids"]
+            learnt = [True] * len(ids)
+        cut += len(ids) > max_length
+        ragged.append(ids[:max_length])
+        kept.append(learnt[:max_length])
+    _check(kept, task, max_length)
+    lengths = np.array([len(ids) for ids in ragged])
+    inside = np.arange(lengths.max()) < lengths[:, None]
+    padded = np.full(inside.shape, tokenizer.pad_token_id or 0, dtype=np.int64)
+    padded[inside] = np.concatenate(ragged)
+    labels = np.full(inside.shape, IGNORED, dtype=np.int64)
+    labels[inside] = np.where(np.concatenate(kept), padded[inside], IGNORED)
+    inputs = {"input_ids": padded, "attention_mask": inside.astype(np.int64)}
+    return Encoded(
+        {
+            name: torch.from_numpy(x)
+            for name, x in inputs.items()
+            if not accepted or name in accepted
+        },
+        torch.from_numpy(labels),
+        torch.from_numpy(lengths),
+        cut=int(cut),
+    )
+
+
+def learnt_tokens(split: Encoded) -> float:
+    """Mean tokens of a row that are learnt."""
+    return float((split.labels[:, 1:] != IGNORED).sum()) / len(split)
+
+
+def _check(kept: list[list[bool]], task: Task, max_length: int) -> None:
+    empty = [row for row, learnt in enumerate(kept, 1) if not any(learnt[1:])]
+    if not empty:
+        return
+    what = "an answer that begins" if task.kind == "sft" else "two tokens at least"
+    raise ValueError(
+        f"[task.{task.name}] row {empty[0]}: expected {what} within max_length = {max_length} "
+        f"tokens; found none, nor in {len(empty) - 1} of the other {len(kept) - 1} rows. Raise "
+        "max_length, or leave them out"
+    )
