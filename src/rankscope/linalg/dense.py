@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rankscope.linalg.operator import FLOATS, Operator, exponent, lift, norm, row_products, select
+from rankscope.linalg.operator import (
+    FLOATS,
+    Operator,
+    check_has_values,
+    exponent,
+    lift,
+    norm,
+    row_products,
+    select,
+)
 
 
 class Dense(Operator):
@@ -15,7 +24,11 @@ class Dense(Operator):
     def __init__(self, W: Tensor) -> None:
         if not isinstance(W, Tensor) or W.ndim < 2 or W.dtype not in FLOATS:
             found = f"{W.dtype} {tuple(W.shape)}" if isinstance(W, Tensor) else type(W).__name__
-            raise ValueError(f"Dense needs a floating tensor of shape (*batch, m, n); got {found}.")
+            raise ValueError(
+                f"Dense needs a floating tensor of shape (*batch, m, n), of 16 to 64 bits; got "
+                f"{found}."
+            )
+        check_has_values(W)
         if 0 in W.shape:
             raise ValueError(f"Dense needs a matrix with entries; got shape {tuple(W.shape)}.")
         self.W = W.detach()

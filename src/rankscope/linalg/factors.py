@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import exponent
-from rankscope.linalg.rounding import gamma
+from rankscope.linalg.rounding import gamma, sized
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def spectrum(op: LowRank) -> Spectrum:
 def frobenius_norm(op: LowRank) -> Tensor:
     """||s B A||_F, (*batch) float64."""
     C, size, _ = _core(op)
-    return (torch.linalg.matrix_norm(C) * size).expand(op.batch_shape)
+    return sized(torch.linalg.matrix_norm(C), size).expand(op.batch_shape)
 
 
 def singular_vectors(op: LowRank) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,27 +64,29 @@ def singular_vectors(op: LowRank) -> tuple[Tensor, Tensor, Tensor]:
 def _core(op: LowRank) -> tuple[Tensor, Tensor, Tensor]:
     """(C, size, magnitude): the singular values of s B A are `size` times those of C, (*batch, p,
     q), whose entries are near 1; so is `magnitude`, |s| ||B||_F ||A||_F / size."""
-    R_B, size_B = _triangle(op.B)  # (*batch, p, r)
-    R_A, size_A = _triangle(op.A.mT)  # (*batch, q, r)
+    R_B, size_B, own_B = _triangle(op.B)  # (*batch, p, r)
+    R_A, size_A, own_A = _triangle(op.A.mT)  # (*batch, q, r)
     share, power = torch.frexp(op.scale.abs())
     magnitude = torch.linalg.matrix_norm(R_B) * torch.linalg.matrix_norm(R_A) * share
     return (
         R_B @ R_A.mT * share[..., None, None],
-        size_B * size_A * torch.exp2(power.double()),
+        # in this order: a norm of B or A alone may lie outside float64's range
+        (size_B * size_A) * (own_B * own_A) * torch.exp2(power.double()),
         magnitude,
     )
 
 
-def _triangle(X: Tensor) -> tuple[Tensor, Tensor]:
-    """R of X = Q R divided by a power of two, with entries near 1, and that power. A wide X is its
+def _triangle(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """R of X = Q R divided by two powers of two, with entries near 1, and these. A wide X is its
     own R. Narrower dtypes than float64 need no balance before: their squares do not overflow in it.
 
     ``geqrf`` is what ``torch.linalg.qr`` calls, which then copies all of X for its triangle.
     """
-    wide, size = _balanced(X) if X.dtype == torch.float64 else (X.double(), None)
+    one = torch.ones((), dtype=torch.float64, device=X.device)
+    wide, size = _balanced(X) if X.dtype == torch.float64 else (X.double(), one)
     rows, r = X.shape[-2:]
     R, own = _balanced(torch.geqrf(wide).a[..., :r, :].triu() if rows > r else wide)
-    return R, own if size is None else own * size
+    return R, size, own
 
 
 def _balanced(X: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from rankscope.linalg.operator import (
     FLOATS,
     Operator,
     broadcast,
+    check_has_values,
     exponent,
     lift,
     norm,
@@ -49,6 +50,7 @@ class LowRank(Operator):
                 f"LowRank needs r >= 1 and m, n >= 1; got B {tuple(B.shape)} and A "
                 f"{tuple(A.shape)}."
             )
+        check_has_values(B, A)
         scale = torch.as_tensor(scale, dtype=torch.float64, device=B.device).detach()
         batch = broadcast(B.shape[:-2], A.shape[:-2], scale.shape)
         self.B, self.A = lift(B.detach(), len(batch)), lift(A.detach(), len(batch))

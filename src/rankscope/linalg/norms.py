@@ -18,7 +18,7 @@ from torch import Tensor
 from rankscope.linalg import factors
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator
-from rankscope.linalg.rounding import gamma
+from rankscope.linalg.rounding import gamma, sized
 from rankscope.linalg.scaled_group import normalized
 from rankscope.linalg.sigma import Sigma, SigmaOptions, by_svd, direct, largest
 
@@ -70,7 +70,7 @@ def frobenius(op: Operator) -> Tensor:
             value = factors.frobenius_norm(group).cpu()
         else:
             scaled, size = normalized(group, form=False)
-            value = scaled.norm * size
+            value = sized(scaled.norm, size)
         parts.append(torch.where(value.isfinite(), value, torch.nan))
         order.append(index)
     return joined(parts, order)
@@ -82,10 +82,17 @@ def spectrum(op: LowRank) -> Tensor:
     for index, group in groups(op):
         assert isinstance(group, LowRank)
         part = factors.spectrum(group)
-        parts.append((part.sigma * part.size[:, None]).cpu())
+        parts.append(known(part.sigma, part.size).cpu())
         order.append(index)
     found = _spectra(parts, order)
     return torch.nn.functional.pad(found, (0, min(*op.shape[-2:], op.A.shape[-2]) - found.shape[1]))
+
+
+def known(sigma: Tensor, size: Tensor) -> Tensor:
+    """Singular values (*batch, p), descending, times their powers of two (*batch): all NaN where
+    the first lies outside float64's range. Later ones may end in zero."""
+    lost = sized(sigma[..., :1], size[..., None]).isnan()
+    return torch.where(lost, torch.nan, sigma * size[..., None])
 
 
 def groups(op: Operator) -> Iterator[tuple[Tensor, Operator]]:

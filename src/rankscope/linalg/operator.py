@@ -207,6 +207,15 @@ class Sum(Operator):
         return torch.maximum(self.left.exponent(), self.right.exponent()) + 1
 
 
+def check_has_values(*tensors: Tensor) -> None:
+    """``ValueError`` for a tensor on the meta device, and for a sparse one."""
+    for tensor in tensors:
+        if tensor.is_meta:
+            raise ValueError("expected a tensor with values; found one on the meta device")
+        if tensor.layout != torch.strided:
+            raise ValueError(f"expected a dense tensor, .to_dense(); found {tensor.layout}")
+
+
 def row_products(x: Tensor, W: Tensor) -> Tensor:
     """W x for one vector per matrix, (*batch, n) -> (*batch, m), with vectors as rows of one GEMM
     where W is shared.
@@ -235,11 +244,8 @@ def top(tensor: Tensor, *dim: int) -> Tensor:
 
 
 def norm(tensor: Tensor) -> Tensor:
-    """||tensor||_F over the last two dimensions, (*batch) float64, to a few
-    units of the tensor's dtype.
-
-    Squares that leave the dtype's range are avoided by a power of two.
-    """
+    """||tensor||_F over the last two dimensions, (*batch) float64, to a few units of the tensor's
+    dtype. Squares that leave the dtype's range are avoided by a power of two."""
     wide = tensor.dtype if tensor.dtype == torch.float64 else torch.float32
     found = torch.linalg.vector_norm(tensor, dim=(-2, -1), dtype=wide).double()
     least, most = (1e-140, 1e140) if wide == torch.float64 else (1e-12, 1e15)
@@ -250,9 +256,9 @@ def norm(tensor: Tensor) -> Tensor:
 
 
 def exponent(tensor: Tensor, core: int) -> Tensor:
-    """Binary exponent above the largest entry, over the last `core` dimensions."""
+    """Binary exponent at or above the largest entry, over the last `core` dimensions."""
     size = (top(tensor, *range(-core, 0)) if core else tensor.abs()).double()
-    return torch.frexp(torch.where(size > 0, size, 1.0))[1]
+    return torch.frexp(torch.where(size > 0, size, 1.0))[1].clamp(max=1023)  # 2^1024 is infinite
 
 
 def select(tensor: Tensor, index: Tensor, batch: torch.Size, core: int = 2) -> Tensor:

@@ -35,3 +35,10 @@ def rounding_floor(W: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     _, exponent = torch.frexp(entries.clamp(min=info.smallest_normal))
     half_ulp = info.eps / 4 * torch.exp2(exponent.double())
     return torch.linalg.matrix_norm(torch.where(entries == 0, 0.0, half_ulp))
+
+
+def sized(x: Tensor, size: Tensor) -> Tensor:
+    """x >= 0 times its power of two; NaN where float64 holds no such number but infinity or
+    zero."""
+    found = x * size
+    return torch.where((found.isinf() | (found == 0)) & (x > 0), torch.nan, found)

@@ -116,6 +116,7 @@ def _rescaled(op: Operator, size: Tensor, norm: Tensor) -> tuple[Operator, Tenso
     known = (norm > 0) & (norm < torch.inf)
     rough = op.exponent().expand(op.batch_shape).cpu()
     near = torch.where(known, torch.frexp(norm)[1], rough).clamp(-MOST, MOST)
+    near = torch.minimum(near, 1024 - torch.frexp(size)[1])  # 2^1024 is infinite
     power = torch.exp2(near.double())
     power = torch.where(extreme & power.isfinite() & (power > 0), power, 1.0)
     if bool((power == 1).all()):

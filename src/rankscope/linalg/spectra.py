@@ -17,10 +17,13 @@ from torch import Tensor
 from rankscope.linalg.dense import as_operator
 from rankscope.linalg.estimate import Estimate, shaped
 from rankscope.linalg.low_rank import LowRank
-from rankscope.linalg.norms import ZERO, Norms, norms, spectrum
+from rankscope.linalg.norms import ZERO, Norms, known, norms, spectrum
 from rankscope.linalg.norms import frobenius as _frobenius
-from rankscope.linalg.operator import Operator
+from rankscope.linalg.operator import Operator, exponent
+from rankscope.linalg.rounding import sized
 from rankscope.linalg.sigma import Sigma, SigmaOptions
+
+OUT_OF_RANGE = "lies outside float64's range; its stable rank does not"
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,15 @@ def spectral_norm(
     op = as_operator(M)
     start, seed = _start(generator)
     found = norms(op, SigmaOptions(rtol, certify, confidence, start))
-    s, size = found.sigma, found.size
-    reason = tuple(None if r == ZERO else r for r in found.reason)
+    s, value = found.sigma, sized(found.sigma.value, found.size)
+    lost = value.isnan() & ~s.value.isnan()
+    reasons = zip(found.reason, lost.tolist(), strict=True)
+    reason = tuple(OUT_OF_RANGE if out else None if r == ZERO else r for r, out in reasons)
     met = _met(s.lower, s.upper, rtol)
-    value, lower, upper = (x * size for x in (s.value, s.lower, s.upper))
+    lower, upper = (torch.where(lost, torch.nan, x * found.size) for x in (s.lower, s.upper))
+    rounded = (upper > 0) & (upper < torch.finfo(torch.float64).tiny)  # to a multiple of 2^-1074
+    lower = torch.where(rounded, lower.nextafter(torch.zeros_like(lower)), lower)
+    upper = torch.where(rounded, upper.nextafter(torch.ones_like(upper)), upper)
     return shaped(
         Estimate(
             value, lower, upper, s.confidence, s.method, s.products, reason, met, _used(s, seed)
@@ -101,8 +109,11 @@ def singular_values(M: Tensor | Operator) -> Tensor:
         found = spectrum(op)
         return found.reshape(*op.batch_shape, found.shape[-1])
     dense = op.to_dense()
-    sigma = torch.linalg.svdvals(torch.nan_to_num(dense))
-    return torch.where(dense.isfinite().all(-1).all(-1)[..., None], sigma, torch.nan).cpu()
+    finite = dense.isfinite().all(-1).all(-1)[..., None]
+    dense = torch.nan_to_num(dense)
+    size = torch.exp2(exponent(dense, 2).double())
+    sigma = torch.linalg.svdvals(dense / size[..., None, None])
+    return torch.where(finite, known(sigma, size), torch.nan).cpu()
 
 
 def effective_rank(M: Tensor | Operator) -> float | Tensor:
@@ -152,11 +163,11 @@ def summary(
     else:
         assert found.spectrum is not None
         rank = _effective(found.spectrum)
-    sigma = None if found.spectrum is None else found.spectrum * found.size[:, None]
+    sigma = None if found.spectrum is None else known(found.spectrum, found.size)
     return Summary(
         shaped(_stable_rank(found, op, rtol, seed), batch),
-        _shaped(found.sigma.value * found.size, batch),
-        _shaped(found.frobenius * found.size, batch),
+        _shaped(sized(found.sigma.value, found.size), batch),
+        _shaped(sized(found.frobenius, found.size), batch),
         _shaped(rank, batch),
         None if sigma is None else sigma.reshape(*batch, sigma.shape[-1]),
     )
