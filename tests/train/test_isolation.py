@@ -129,10 +129,10 @@ def pack_of(name: str, families: dict[str, str], dtype: torch.dtype = torch.floa
 
 @torch.no_grad()
 def eval_loss(model: Any, split: Encoded) -> float:
-    """In the batches of an evaluation: XLNet's logits depend on padding."""
+    """Without padding, which XLNet's logits depend on."""
     model.eval()
     found = torch.empty(len(split), 2)
-    for rows, inputs in split.by_length(16):
+    for rows, inputs in split.by_length(16, padded=False):
         found[rows] = model(**inputs).logits
     return float(F.cross_entropy(found, split.labels))
 
