@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pretend import pretend
+from rankscope import sweep
+from rankscope.store import lease
 from rankscope.store.lease import FailureDetector
 from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
@@ -39,12 +42,14 @@ def slowly(
 def work(job: dict[str, Any]) -> None:
     years = random.Random(os.getpid())
     time.time = lambda: years.uniform(-1e9, 1e9)  # the clock jumps about; nothing may care
+    if "boot" in job:  # of another machine
+        lease.boot = lambda: job["boot"]  # type: ignore[assignment]
     store = Store(job["store"])
     worker = Worker(store, store.packs(size=2), slowly, retries=0, provenance={})
     if "patience" in job:  # seconds
-        worker.detector = FailureDetector(
-            store.log, patience=job["patience"], every=job["patience"] / 8
-        )
+        every = job["patience"] / 8
+        worker.detector = FailureDetector(store.log, patience=job["patience"], every=every)
+        sweep.worker.Lease = functools.partial(lease.Lease, every=every)  # type: ignore
     worker.run()
 
 

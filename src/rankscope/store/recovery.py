@@ -32,17 +32,18 @@ def place(storage: Storage, log: Log, claim: int) -> None:
     storage.remove(f"work/{claim}")
 
 
-def recover(storage: Storage, log: Log, *, thorough: bool) -> list[str]:
+def recover(storage: Storage, log: Log, *, thorough: bool, again: bool = False) -> list[str]:
     """Puts trials in their place where a worker died between its commit and that; takes up whole
     trials whose commit is lost; sets aside what is harmed, so that it is trained again.
-    ``thorough``: reads every file that changed since its commit, weights too. -> what was done, a
-    line each
+    ``thorough``: reads every file that changed since its commit, weights too; ``again``: every
+    file, changed or not. -> what was done, a line each
     """
     log.refresh()
     for name in storage.names("work"):
         if name.isdigit() and int(name) in log.committed:
             place(storage, log, int(name))
-    found = inspect(storage, log, kinds=("records", "weights") if thorough else ())
+    kinds = ("records", "weights") if thorough else ()
+    found = inspect(storage, log, kinds=kinds, again=again)
     return [*_take_up(storage, log, found), *_set_aside_harmed(storage, log, found)]
 
 

@@ -129,7 +129,8 @@ def _trials(store: Store, found: Checked, *, repair: bool) -> None:
     seen = inspect(store.storage, store.log, kinds=("records", "weights"), again=True)
     found.faults += [f"trial {id}: {why}" for id, why in seen.left_out.items()]
     if repair:
-        found.done += recover(store.storage, store.log, thorough=True)
+        again = bool(seen.harmed)  # an old disk changes bits, and no time
+        found.done += recover(store.storage, store.log, thorough=True, again=again)
         seen = inspect(store.storage, store.log, kinds=("records", "weights"))
     found.whole = len(seen.whole)
     found.missing = len({t.id for t in store.planned()} - set(seen.whole)) if found.faults else 0

@@ -1,16 +1,15 @@
-"""What can happen to a store: each harm to one file or folder of it, and all of them by name."""
+"""Harms to one file of a store."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
+from harms.ways import LOCAL, Harm, replaced, rotten, ways
 
 TRIAL_FILES = (
     "trial.json",
@@ -21,77 +20,6 @@ TRIAL_FILES = (
     "best/adapter_config.json",
     "last/adapter_model.safetensors",
 )
-
-
-@dataclass(frozen=True)
-class Harm:
-    """``do`` harms the store in ``place``; ``other`` is a finished store of another study's
-    data."""
-
-    name: str
-    do: Callable[[Path, Path], None]
-    again: int = 0  # trials that must be trained again, at most: those that were harmed themselves
-    refused: bool = False  # a newer rankscope wrote it: every command says so, and nothing changes
-
-
-def emptied(path: Path, another: Path) -> None:
-    path.write_bytes(b"")
-
-
-def cut(path: Path, another: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def garbled(path: Path, another: Path) -> None:
-    path.write_bytes(random.Random(0).randbytes(path.stat().st_size))
-
-
-def deleted(path: Path, another: Path) -> None:
-    path.unlink()
-
-
-def replaced(path: Path, another: Path) -> None:
-    """By the same file of another trial, entry or store."""
-    path.write_bytes(another.read_bytes())
-
-
-def linked(path: Path, another: Path) -> None:
-    path.unlink()
-    path.symlink_to(another)
-
-
-def foreign(path: Path, another: Path) -> None:
-    """By JSON without a seal, in which a key of ours holds another kind of thing."""
-    path.write_text('{"format": 1, "id": 1e400, "event": "commit", "study": []}\n')
-
-
-def edited(path: Path, another: Path) -> None:
-    """A value in it is another one, and the file as good as before."""
-    if path.suffix == ".parquet":
-        frame = pd.read_parquet(path)
-        column = next(c for c in frame.columns if frame[c].dtype.kind == "f")
-        frame.assign(**{column: frame[column] + 1.0}).to_parquet(path, index=False)
-    elif path.suffix == ".safetensors":
-        data = path.read_bytes()
-        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    else:
-        lines = path.read_text().splitlines()
-        said = json.loads(path.read_text() if path.suffix == ".json" else lines[0])
-        key = next(
-            key
-            for key, value in said.items()
-            if key != "format" and type(value) in (int, float, str)
-        )
-        said[key] = 7.5 if isinstance(said[key], float) else said[key] * 2
-        new = (
-            json.dumps(said, indent=1)
-            if path.suffix == ".json"
-            else "\n".join([json.dumps(said), *lines[1:]])
-        )
-        path.write_text(new + "\n")
-
-
-WAYS = (emptied, cut, garbled, deleted, replaced, edited, foreign, linked)
 
 
 def trials(place: Path) -> list[Path]:
@@ -109,6 +37,7 @@ def entry(place: Path, event: str) -> tuple[Path, Path]:
 
 
 def harms() -> Iterator[Harm]:
+    """All of them, by name."""
     yield from _of_trials()
     yield from _of_header_and_log()
     yield from _of_what_can_be_made_again()
@@ -118,7 +47,7 @@ def harms() -> Iterator[Harm]:
 
 def _of_trials() -> Iterator[Harm]:
     for name in TRIAL_FILES:
-        for way in WAYS:
+        for way in (*ways(name), rotten):
 
             def do(
                 place: Path, other: Path, name: str = name, way: Callable[[Path, Path], None] = way
@@ -126,7 +55,8 @@ def _of_trials() -> Iterator[Harm]:
                 one, another = trials(place)[1:3]
                 way(one / name, another / name)
 
-            yield Harm(f"trial's {name} {way.__name__}", do, again=1)
+            told: dict[str, Any] = {"local": way in LOCAL, "unseen": way is rotten}
+            yield Harm(f"trial's {name} {way.__name__}", do, again=1, **told)
     for name in ("best", "last"):
         yield Harm(
             f"trial's {name}/ deleted",
@@ -154,14 +84,20 @@ def _of_trials() -> Iterator[Harm]:
 
 
 def _of_header_and_log() -> Iterator[Harm]:
-    for way in WAYS:
+    for way in (*ways("store.json"), rotten):
         yield Harm(
-            f"store.json {way.__name__}", lambda p, o, w=way: w(p / "store.json", o / "store.json")
+            f"store.json {way.__name__}",
+            lambda p, o, w=way: w(p / "store.json", o / "store.json"),
+            local=way in LOCAL,
         )
     yield Harm("store.json of a newer format", lambda p, o: _newer(p / "store.json"), refused=True)
     for event in ("claim", "commit"):
-        for way in WAYS:
-            yield Harm(f"log: {event} {way.__name__}", lambda p, o, e=event, w=way: w(*entry(p, e)))
+        for way in (*ways("entry.json"), rotten):
+            yield Harm(
+                f"log: {event} {way.__name__}",
+                lambda p, o, e=event, w=way: w(*entry(p, e)),
+                local=way in LOCAL,
+            )
     yield Harm("log: last entry deleted", lambda p, o: sorted((p / "log").iterdir())[-1].unlink())
     yield Harm(
         "log: another store's entry",
@@ -182,27 +118,53 @@ def _of_header_and_log() -> Iterator[Harm]:
 
 
 def _of_what_can_be_made_again() -> Iterator[Harm]:
-    for way in WAYS:
-        yield Harm(
-            f"comparison.parquet {way.__name__}",
-            lambda p, o, w=way: w(*_both(p, o, "comparison.parquet")),
-        )
-        yield Harm(
-            f"comparison.json {way.__name__}",
-            lambda p, o, w=way: w(*_both(p, o, "comparison.json")),
-        )
-        yield Harm(
-            f"a pack's table {way.__name__}",
-            lambda p, o, w=way: w(*sorted((p / "cache/packs").iterdir())[:2]),
-        )
+    for name, find in MADE_AGAIN.items():
+        for way in (*ways(name), rotten):
+
+            def do(
+                place: Path,
+                other: Path,
+                find: Callable[[Path, Path], tuple[Path, Path]] = find,
+                way: Callable[[Path, Path], None] = way,
+            ) -> None:
+                one, another = find(place, other)
+                if not one.exists():  # caches that only some readers write
+                    one.write_text('{"format": 1, "trials": {}, "tables": {}}\n')
+                if not another.exists():
+                    another = other / "comparison.json"
+                way(one, another)
+
+            yield Harm(f"{name} {way.__name__}", do, local=way in LOCAL)
+    for name, key in (("verified", "trials"), ("packs/index", "tables")):
+        for value in ("5", "[]", '"x"', "null", '{"1": 5}'):
+            yield Harm(
+                f"cache/{name}.json says {value}",
+                lambda p, o, n=name, k=key, v=value: _say(p / f"cache/{n}.json", k, v),
+            )
     yield Harm("cache/ deleted", lambda p, o: shutil.rmtree(p / "cache"))
     yield Harm("cache/ full of nothing", _cache_emptied)
     yield Harm("heartbeats of zero length", _heartbeats)
     yield Harm("work left behind", lambda p, o: (p / "work" / "1" / "trials").mkdir(parents=True))
 
 
-def _both(place: Path, other: Path, name: str) -> tuple[Path, Path]:
-    return place / name, other / name
+def _both(name: str) -> Callable[[Path, Path], tuple[Path, Path]]:
+    return lambda place, other: (place / name, other / name)
+
+
+MADE_AGAIN: dict[str, Callable[[Path, Path], tuple[Path, Path]]] = {
+    **{
+        name: _both(name)
+        for name in (
+            "comparison.parquet", "comparison.json", "cache/store.json", "cache/log.jsonl",
+            "cache/verified.json", "cache/packs/index.json",
+        )
+    },
+    "a pack's table.parquet": lambda p, o: tuple(sorted((p / "cache/packs").glob("*.parquet"))[:2]),
+}  # fmt: skip
+
+
+def _say(path: Path, key: str, value: str) -> None:
+    path.write_text(f'{{"format": 1, "{key}": {value}}}\n')
 
 
 def _trial_linked(place: Path, other: Path) -> None:
