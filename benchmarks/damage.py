@@ -66,7 +66,7 @@ lora_alpha = 16
 """
 
 
-LONGEST = 300  # seconds for one harm and what heals it
+LONGEST = 60  # seconds for one harm and what heals it
 
 
 class Failed(Exception):

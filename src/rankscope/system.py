@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import os
 import signal
+import stat
 import sys
 import tempfile
 import uuid
@@ -121,6 +123,33 @@ def sync(path: Path) -> None:
             os.fsync(descriptor)  # some file systems know no fsync of a folder
     finally:
         os.close(descriptor)
+
+
+class NotAFile(OSError):
+    """Something else has a file's name: a folder, a pipe, a link to itself or to nowhere."""
+
+
+def read_file(path: str | Path) -> bytes:
+    """What is in a regular file. ``NotAFile`` where its name is something else's, which may be a
+    pipe that would keep a reader waiting; ``FileNotFoundError`` where nothing has it."""
+    mode = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        with open(os.open(path, mode), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise NotAFile(f"{path}: expected a file; found a folder or a pipe")
+            return file.read()
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise NotAFile(f"{path}: expected a file; found a link to nothing") from None
+        raise
+    except IsADirectoryError:  # open() of its descriptor
+        raise NotAFile(f"{path}: expected a file; found a folder") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotAFile(f"{path}: expected a file; found a link to itself") from None
+        if error.errno == errno.ENXIO:
+            raise NotAFile(f"{path}: expected a file; found a socket") from None
+        raise
 
 
 def stop_signals() -> list[signal.Signals]:

@@ -6,10 +6,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from rankscope.store.storage import LocalStorage
+from rankscope.system import read_file
 
 FORMAT = 1
 
@@ -33,8 +35,8 @@ def loads(data: bytes, where: str) -> dict[str, Any]:
     Files of older versions have no seal.
     """
     try:
-        content = json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        content = json.loads(data, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
         raise DamagedFile(
             f"{where}: expected JSON that rankscope wrote; found damage ({error})"
         ) from None
@@ -54,6 +56,15 @@ def loads(data: bytes, where: str) -> dict[str, Any]:
     return content
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ``ValueError`` where a key is in it twice, of which readers take either."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"{twice!r} stands in it twice")
+    return found
+
+
 def _seal(content: dict[str, Any]) -> str:
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -66,7 +77,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in that file. See ``loads``."""
-    return loads(path.read_bytes(), str(path))
+    return loads(read_file(path), str(path))
 
 
 def finite(value: Any) -> Any:

@@ -8,8 +8,10 @@ whole is remembered. Trials from before digests were kept are read and judged by
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +20,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rankscope.store.files import DamagedFile, dumps, loads, read_json
+from rankscope.store.files import dumps, loads, read_json
 from rankscope.store.log import Commit, Log
 from rankscope.store.storage import LocalStorage, Storage, Version
 from rankscope.store.trial_dir import DONE, METRICS, RECORDS, SPECTRA, TRIAL, digests, sha256
 from rankscope.study.trial import Trial
+from rankscope.system import read_file
 
 # name in the trial's folder -> [size, time of the last change, SHA-256]
 Files = Mapping[str, Sequence[Any]]
 
 VERIFIED = "cache/verified.json"
+DENIED = os.strerror(errno.EACCES)
 
 
 def misfit(files: Files, versions: Sequence[Version | None]) -> str | None:
@@ -62,6 +66,9 @@ def mismatch(folder: Path, files: Files) -> str | None:
 
 def implausible(folder: Path) -> str | None:
     """What is wrong with a trial of which no digests are known."""
+    for name in RECORDS:
+        if os.path.lexists(folder / name) and not (folder / name).is_file():
+            return f"{name} is no file"
     try:
         name = TRIAL
         if Trial(**read_json(folder / TRIAL)["trial"]).id != folder.name:
@@ -110,8 +117,8 @@ class Verified:
         self._path = path
         self._known: dict[str, str] = {}
         self._changed = False
-        with contextlib.suppress(OSError, DamagedFile, KeyError):
-            self._known = dict(loads(path.read_bytes(), str(path))["trials"])
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it is a cache
+            self._known = dict(loads(read_file(path), str(path))["trials"])
 
     def knows(self, trial: str, kind: str, versions: Sequence[Version | None]) -> bool:
         return self._known.get(f"{kind} {trial}") == versions_digest(versions)

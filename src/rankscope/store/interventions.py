@@ -19,7 +19,7 @@ import pandas as pd
 from rankscope.store.files import DamagedFile, dumps, loads
 from rankscope.store.integrity import of_kind
 from rankscope.store.store import Store
-from rankscope.system import is_locked, lock, private_dir
+from rankscope.system import NotAFile, is_locked, lock, private_dir
 
 FOLDER = "interventions"
 
@@ -42,13 +42,42 @@ def read(store: Store, key: str, trial: str) -> tuple[pd.DataFrame, dict[str, An
     try:
         about = loads(store.storage.read(f"{name}.json"), f"{name}.json")
         data = store.storage.read(f"{name}.parquet")
-    except (FileNotFoundError, DamagedFile):
+    except (FileNotFoundError, NotADirectoryError, NotAFile, DamagedFile):
         return None
-    if hashlib.sha256(data).hexdigest() != about["parquet"]:
-        return None
-    if about["weights"] != weights_of(store, trial):
+    if _fault(about, data) is not None or about["weights"] != weights_of(store, trial):
         return None
     return pd.read_parquet(io.BytesIO(data)), about
+
+
+def _fault(about: Mapping[str, Any], data: bytes) -> str | None:
+    if not {"parquet", "weights", "labels"} <= about.keys():
+        return "its description is another program's"
+    found = hashlib.sha256(data).hexdigest()
+    if found != about["parquet"]:
+        return f"expected SHA-256 {str(about['parquet'])[:12]}; found {found[:12]}"
+    return None
+
+
+def damaged(store: Store) -> dict[str, str]:
+    """Names of the files, without their endings, that are not what was written -> why. They count
+    as absent."""
+    found: dict[str, str] = {}
+    for key in keys(store):
+        names = store.storage.names(f"{FOLDER}/{key}")
+        for trial in sorted({name.rpartition(".")[0] for name in names}):
+            name = f"{FOLDER}/{key}/{trial}"
+            if not names or f"{trial}.json" not in names:  # its table alone: it was never finished
+                continue
+            try:
+                about = loads(store.storage.read(f"{name}.json"), f"{name}.json")
+                fault = _fault(about, store.storage.read(f"{name}.parquet"))
+            except FileNotFoundError:
+                fault = "its table is missing"
+            except (NotAFile, DamagedFile) as error:
+                fault = str(error)
+            if fault is not None:
+                found[name] = fault
+    return found
 
 
 def keys(store: Store) -> list[str]:

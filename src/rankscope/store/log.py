@@ -32,14 +32,15 @@ from typing import Any
 from rankscope.store.files import DamagedFile, dumps
 from rankscope.store.log_files import (
     entry_name,
-    entry_numbers,
     extend_snapshot,
     is_worth_it,
+    last_entry,
     read_entries,
     read_entry,
     read_snapshot,
 )
 from rankscope.store.storage import Storage
+from rankscope.system import NotAFile
 
 _LOOKS = 20  # at a name that exists and can't be read: a network's file systems may be late
 
@@ -100,7 +101,7 @@ class Log:
                     data = self.storage.read(entry_name(self.length + 1))
                 except (FileNotFoundError, NotADirectoryError):
                     return
-                except IsADirectoryError as error:
+                except NotAFile as error:
                     self._lose(str(error))
                     continue
                 self._take(data)
@@ -188,7 +189,7 @@ class Log:
         for entry in read_snapshot(self.storage, self.store_id):
             self._apply(entry)
         self._in_snapshot = self.length
-        numbers = range(self.length + 1, max(entry_numbers(self.storage), default=0) + 1)
+        numbers = range(self.length + 1, last_entry(self.storage) + 1)
         for found in read_entries(self.storage, numbers, self.store_id):
             if isinstance(found, DamagedFile):
                 self._lose(str(found))

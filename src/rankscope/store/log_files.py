@@ -17,9 +17,11 @@ from typing import Any
 
 from rankscope.store.files import DamagedFile, loads
 from rankscope.store.storage import Storage
+from rankscope.system import NotAFile, read_file
 
 SNAPSHOT = "cache/log.jsonl"
 LOG = "log"
+_GAP = 10_000  # entries in a row that may be lost
 _NAME = re.compile(r"(\d{8})\.json")
 
 
@@ -32,12 +34,23 @@ def entry_numbers(storage: Storage) -> list[int]:
     return [int(match[1]) for name in storage.names(LOG) if (match := _NAME.fullmatch(name))]
 
 
+def last_entry(storage: Storage) -> int:
+    """The number of the last; one far ahead of all others is none of this log's."""
+    last = 0
+    for number in sorted(entry_numbers(storage)):
+        if number - last > _GAP:
+            break
+        last = number
+    return last
+
+
 def read_entry(storage: Storage, number: int, store_id: str, data: bytes) -> dict[str, Any]:
     """The entry in these bytes. ``DamagedFile`` when it is not this store's entry of that
     number."""
     name = entry_name(number)
     entry = loads(data, f"{storage}/{name}")
-    if (entry.get("number", number), entry.get("store", store_id)) != (number, store_id):
+    own = (entry.get("number"), entry.get("store"))
+    if own != (number, store_id) and (store_id or own != (None, None)):  # older logs say neither
         raise DamagedFile(
             f"{storage}/{name}: expected entry {number} of this store; found another's"
         )
@@ -65,10 +78,11 @@ def read_entries(
 
 def _read(storage: Storage, number: int, name: str, store_id: str) -> dict[str, Any] | DamagedFile:
     try:
-        with open(f"{storage.root}/{name}", "rb") as file:
-            return read_entry(storage, number, store_id, file.read())
+        return read_entry(storage, number, store_id, read_file(f"{storage.root}/{name}"))
     except DamagedFile as error:
         return error
+    except NotAFile as error:
+        return DamagedFile(str(error))
     except OSError as error:
         return DamagedFile(f"{storage}/{name}: {error.strerror or 'no such file'}")
 

@@ -3,15 +3,16 @@ sets harmed trials aside."""
 
 from __future__ import annotations
 
+import uuid
 from collections import defaultdict
 from typing import Any
 
-from rankscope.store.integrity import Inspection, inspect, is_whole, own_record
+from rankscope.store.integrity import DENIED, Inspection, inspect, is_whole, own_record
 from rankscope.store.log import Log
-from rankscope.store.storage import Storage
+from rankscope.store.storage import HARMED, LocalStorage, Storage, free_name
 from rankscope.store.trial_dir import DONE, result_in
 
-HARMED = "harmed"
+FOLDERS = ("trials", "log", "work", "beats", "cache", "cache/packs", "interventions")
 
 
 def place(storage: Storage, log: Log, claim: int) -> None:
@@ -38,13 +39,33 @@ def recover(storage: Storage, log: Log, *, thorough: bool, again: bool = False) 
     ``thorough``: reads every file that changed since its commit, weights too; ``again``: every
     file, changed or not. -> what was done, a line each
     """
+    lines = clear_folders(storage)
     log.refresh()
     for name in storage.names("work"):
         if name.isdigit() and int(name) in log.committed:
             place(storage, log, int(name))
     kinds = ("records", "weights") if thorough else ()
     found = inspect(storage, log, kinds=kinds, again=again)
-    return [*_take_up(storage, log, found), *_set_aside_harmed(storage, log, found)]
+    return [*lines, *_take_up(storage, log, found), *_set_aside_harmed(storage, log, found)]
+
+
+def not_folders(storage: Storage) -> list[str]:
+    """What has the name of one of the store's folders and is none: a file, a link to nowhere."""
+    if not isinstance(storage, LocalStorage):
+        return []
+    edited = [f"interventions/{key}" for key in storage.names("interventions")]
+    taken = [name for name in (HARMED, *FOLDERS, *edited) if storage.exists(name)]
+    return [name for name in taken if not (storage.root / name).is_dir()]
+
+
+def clear_folders(storage: Storage) -> list[str]:
+    """Sets that aside. -> what was done, a line each"""
+    lines = []
+    for name in not_folders(storage):
+        target = free_name(storage, name) if name != HARMED else f"{HARMED}-{uuid.uuid4().hex[:8]}"
+        storage.set_aside(name, target)
+        lines.append(f"{storage}/{name}: expected a folder; set aside in {storage}/{target}")
+    return lines
 
 
 def clean(storage: Storage, log: Log) -> list[str]:
@@ -84,6 +105,11 @@ def _take_up(storage: Storage, log: Log, found: Inspection) -> list[str]:
 
 def _set_aside_harmed(storage: Storage, log: Log, found: Inspection) -> list[str]:
     lines = []
+    for id, why in found.harmed.items():
+        if why.endswith(DENIED):  # whole or not: it is not ours to say
+            raise PermissionError(
+                f"{storage}/trials/{id}: {why}. Let this user read it, then run again"
+            )
     given = log.forget(
         found.harmed, only={id: log.done[id] for id in found.harmed if id in log.done}
     )
@@ -99,14 +125,10 @@ def set_aside(storage: Storage, log: Log, name: str) -> str | None:
     lies; None: it was not there"""
     if not storage.names(name) and not storage.exists(name):
         return None
-    taken = set(storage.names(HARMED))
-    last = name.rsplit("/", 1)[-1]
-    target = next(f"{last}-{n}" for n in range(1, len(taken) + 2) if f"{last}-{n}" not in taken)
-    storage.set_aside(name, f"{HARMED}/{target}")
+    last, target = name.rsplit("/", 1)[-1], free_name(storage, name)
+    storage.set_aside(name, target)
     log.refresh()
     commit = log.done.get(last) if name.startswith("trials/") else None
-    if commit is not None and is_whole(
-        storage, f"{HARMED}/{target}", commit
-    ):  # trained again just then
-        storage.move(f"{HARMED}/{target}", name)
-    return f"{HARMED}/{target}"
+    if commit is not None and is_whole(storage, target, commit):  # trained again just then
+        storage.move(target, name)
+    return target

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from rankscope.system import sync
+from rankscope.system import read_file, sync
 
 
 class Version(NamedTuple):
@@ -50,6 +50,16 @@ class Storage(Protocol):
     def fetch_below(self, folder: str) -> None: ...
 
 
+HARMED = "harmed"  # what was found in a file's or folder's place, set aside; never read
+
+
+def free_name(storage: Storage, name: str) -> str:
+    """Where that file or folder can be set aside: nothing lies there."""
+    last, taken = name.rsplit("/", 1)[-1], set(storage.names(HARMED))
+    number = next(n for n in range(1, len(taken) + 2) if f"{last}-{n}" not in taken)
+    return f"{HARMED}/{last}-{number}"
+
+
 class LocalStorage:
     """A folder on a disk that all workers see. Needs hard links, as every file system for Unix has
     them."""
@@ -61,10 +71,12 @@ class LocalStorage:
         return str(self.root)
 
     def read(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
+        """``NotAFile`` where something else has that name."""
+        return read_file(self.root / name)
 
     def exists(self, name: str) -> bool:
-        return (self.root / name).exists()
+        """Whether anything has that name, be it a link to nowhere."""
+        return os.path.lexists(self.root / name)
 
     def versions(self, names: Sequence[str]) -> list[Version | None]:
         """Size and time of the last change of these files; None for what is no file."""
@@ -72,6 +84,8 @@ class LocalStorage:
         for name in names:
             try:
                 seen = os.stat(f"{self.root}/{name}")  # text, not paths: there may be very many
+            except PermissionError:  # nobody knows what is there
+                raise
             except OSError:
                 found.append(None)
             else:
@@ -86,6 +100,10 @@ class LocalStorage:
             return sorted(n for n in os.listdir(self.root / folder) if not n.startswith("."))
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return []
+            raise
 
     def create(self, name: str, data: bytes) -> bool:
         """Makes that file, whole and on disk, unless it is there. -> whether this call made it
@@ -100,7 +118,7 @@ class LocalStorage:
             os.link(draft, path)
         except FileExistsError:
             with contextlib.suppress(OSError):  # a folder, a link that leads nowhere
-                return path.read_bytes() == data
+                return read_file(path) == data
             return False
         except OSError as error:
             if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
@@ -120,6 +138,8 @@ class LocalStorage:
         path = self.root / name
         draft = self._draft(path, data, durable=durable)
         try:
+            if path.is_dir() and not path.is_symlink():
+                self.set_aside(name, free_name(self, name))
             draft.replace(path)
         except BaseException:
             draft.unlink(missing_ok=True)

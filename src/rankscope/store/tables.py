@@ -23,11 +23,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rankscope.store.files import DamagedFile, dumps, loads, read_json
+from rankscope.store.files import dumps, loads, read_json
 from rankscope.store.integrity import versions_digest
 from rankscope.store.log import Log
 from rankscope.store.storage import LocalStorage, Storage
 from rankscope.store.trial_dir import RECORDS, SPECTRA, TRIAL, TrialDir
+from rankscope.system import read_file
 
 COMPARISON, COMPARISON_OF = "comparison.parquet", "comparison.json"
 # parts that the spectra are read in: all at once they would take more memory than all the rest
@@ -95,8 +96,9 @@ class Tables:
             self.packs[log.done[trial].claim].append(trial)
         self._index: dict[str, list[Any]] = {}
         self._changed = False
-        with contextlib.suppress(OSError, DamagedFile, KeyError):
-            self._index = dict(loads((storage.root / _INDEX).read_bytes(), _INDEX)["tables"])
+        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):  # it is a cache
+            known = loads(read_file(storage.root / _INDEX), _INDEX)["tables"].items()
+            self._index = {key: said for key, said in known if isinstance(said, list)}
 
     def records(self) -> dict[str, dict[str, Any]]:
         """Trial -> what its small files say (``record``), in the order of the ids."""
@@ -137,14 +139,14 @@ class Tables:
 
     def _kept(self, claim: int) -> PackTable | None:
         with contextlib.suppress(OSError):
-            data = (self.storage.root / table_name(claim)).read_bytes()
+            data = read_file(self.storage.root / table_name(claim))
             if claim in self.log.tables and (
                 found := PackTable.checked(data, self.log.tables[claim])
             ):
                 return found
-            *written, versions = self._index.get(str(claim), [0, "", ""])
-            if versions == self._versions(claim):
-                return PackTable.checked(data, written)
+            written = self._index.get(str(claim), [])
+            if len(written) == 3 and written[2] == self._versions(claim):
+                return PackTable.checked(data, written[:2])
         return None
 
     def _made(self, claim: int) -> PackTable:

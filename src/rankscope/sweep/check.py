@@ -8,18 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rankscope.console import message
+from rankscope.console import message, visible
+from rankscope.store import interventions
 from rankscope.store.files import DamagedFile, dumps
 from rankscope.store.header import NAME, restore_header
 from rankscope.store.integrity import inspect
 from rankscope.store.log_files import (
     SNAPSHOT,
     entry_name,
-    entry_numbers,
+    last_entry,
     read_entries,
     read_snapshot,
 )
-from rankscope.store.recovery import recover, set_aside
+from rankscope.store.recovery import clear_folders, not_folders, recover, set_aside
 from rankscope.store.store import Store
 
 
@@ -50,7 +51,7 @@ class Checked:
             lines.append(
                 f"train {self.missing} trials again with: rankscope run STUDY --store {self.store}"
             )
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
 
 def check(
@@ -64,12 +65,14 @@ def check(
     """
     store = Store(place)
     found = Checked(str(store), repaired=repair)
+    _folders(store, found, repair=repair)
     _header(store, found, repair=repair)
     _log(store, found, repair=repair)
     store = Store(place)
     _trials(store, found, repair=repair)
     _tables(store, found, repair=repair)
     _comparison(store, found, repair=repair, base_of=base_of)
+    _interventions(store, found, repair=repair)
     return found
 
 
@@ -83,11 +86,18 @@ def _header(store: Store, found: Checked, *, repair: bool) -> None:
         found.done.append("store.json is written again from its copy")
 
 
+def _folders(store: Store, found: Checked, *, repair: bool) -> None:
+    for name in not_folders(store.storage):
+        found.faults.append(f"{store}/{name}: expected a folder; found something else")
+    if repair:
+        found.done += clear_folders(store.storage)
+
+
 def _log(store: Store, found: Checked, *, repair: bool) -> None:
     """Entries that are damaged or missing: from the snapshot where it has them, else replaced
     by one that says nothing."""
     storage, id = store.storage, store.id
-    last = max(entry_numbers(storage), default=0)
+    last = last_entry(storage)
     entries = read_entries(storage, range(1, last + 1), id, again=True)
     known = read_snapshot(storage, id)
     if not known and storage.exists(SNAPSHOT) and repair:
@@ -145,6 +155,15 @@ def _tables(store: Store, found: Checked, *, repair: bool) -> None:
             store.storage.remove(name)
         store.trials()  # makes them again
         found.done.append("the tables are made again from the trials")
+
+
+def _interventions(store: Store, found: Checked, *, repair: bool) -> None:
+    for name, fault in interventions.damaged(store).items():
+        found.faults.append(f"{name}: {fault}")
+        if repair:
+            for file in (f"{name}.json", f"{name}.parquet"):
+                set_aside(store.storage, store.log, file)
+            found.done.append(f"{name} is set aside; rankscope intervene makes it again")
 
 
 def _comparison(

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from statistics import fmean
 
-from rankscope.console import duration
+from rankscope.console import duration, visible
 from rankscope.store.lease import is_gone, last_heartbeat
 from rankscope.store.store import Store
 from rankscope.sweep.worker import given_up
@@ -92,7 +92,7 @@ class Status:
         lines += self.notes
         if self.seconds_left is not None and self.done < self.planned:
             lines.append(f"about {duration(self.seconds_left)} left, at the rate so far")
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
 
 def status(store: Store) -> Status:
