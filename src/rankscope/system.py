@@ -145,6 +145,8 @@ def read_file(path: str | Path) -> bytes:
     except IsADirectoryError:  # open() of its descriptor
         raise NotAFile(f"{path}: expected a file; found a folder") from None
     except OSError as error:
+        if error.errno == errno.ELOOP and not os.path.islink(path):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
         if error.errno == errno.ELOOP:
             raise NotAFile(f"{path}: expected a file; found a link to itself") from None
         if error.errno == errno.ENXIO:

@@ -12,6 +12,7 @@ from rankscope.store.store import Store
 from rankscope.study.cost import base_memory, device_named, memory, widths
 from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial
+from rankscope.sweep import machine
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.machine import (
     PACK_SIZE,
@@ -21,10 +22,48 @@ from rankscope.sweep.machine import (
     left_by_cgroup,
     room,
     shared,
+    workers_with_room,
 )
 from rankscope.sweep.plan import forecast, rate_here
+from rankscope.sweep.run import _workers as workers_of
 
 GB = 1e9
+
+
+def test_memory_that_others_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """9 GB are free, and a worker needs 2.4 GB and its program's 0.6: three fit, not four."""
+    monkeypatch.setattr(machine.system, "free_memory", lambda: 9 * GB)
+    monkeypatch.setattr(machine, "left_by_cgroup", lambda: math.inf)
+    count, line = workers_with_room(4, 2.4 * GB)
+    assert (count, line) == (
+        3,
+        "9 GB of memory are free, and a worker of this study needs about 3 GB: there is room for "
+        "3.0 of 4",
+    )
+    assert workers_with_room(3, 2.4 * GB) == (3, None)
+    monkeypatch.setattr(machine, "left_by_cgroup", lambda: 1.5 * GB)  # a container's own limit
+    count, line = workers_with_room(2, 2.4 * GB)
+    assert count == 1
+    assert line is not None
+    assert line.endswith("room for 0.5 of 2")
+
+
+def test_a_run_takes_the_workers_that_fit(
+    lab: StudyInputs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The largest pack decides; what a user asks for is done, and said."""
+    packs = [lab.trials[:1], lab.trials[:8]]
+    need = lab.memory(packs[1]) + machine.PROGRAM
+    assert lab.memory(packs[0]) < lab.memory(packs[1])
+    monkeypatch.setattr(machine.system, "free_memory", lambda: 1.5 * need)
+    monkeypatch.setattr(machine, "left_by_cgroup", lambda: math.inf)
+    monkeypatch.setattr("rankscope.sweep.run.default_workers", lambda: 2)
+    assert workers_of(lab, None, packs) == 1
+    assert "room for 1.5 of 2; taking 1; --workers N decides otherwise" in capsys.readouterr().err
+    assert workers_of(lab, 2, packs) == 2
+    assert "room for 1.5 of 2; 2, as asked" in capsys.readouterr().err
+    assert workers_of(lab, None, packs[:1]) == 1  # no more than packs, and not a word
+    assert capsys.readouterr().err == ""
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,33 @@ from pathlib import Path
 import pytest
 
 from pretend import create, pretend
-from rankscope.store.lease import WorkerLock
+from rankscope.store.files import dumps
+from rankscope.store.lease import WorkerLock, beat
+from rankscope.sweep.run import Meter
 from rankscope.sweep.status import status
 from rankscope.sweep.worker import Worker
 
 ELSEWHERE = {"host": "elsewhere", "boot": "another"}
+
+
+def test_what_is_left_is_told_by_its_cost(tmp_path: Path) -> None:
+    """Two cheap trials are done (10 steps each at 1), two dear ones run (4 steps so far, at 6 and
+    2), four of cost 1 are left: 20 of 140 and then 16 more."""
+    store = create(tmp_path / "s")
+    first, second, *_ = store.packs(size=2)
+    steps = {t.id: 10 for t in store.planned()}
+    costs = dict.fromkeys(steps, 1.0) | {second[0].id: 6.0, second[1].id: 2.0}
+    told: list[float] = []
+    meter = Meter(store, steps, costs, told.append)
+    assert sum(steps[id] * costs[id] for id in steps) == 140
+    Worker(store, [first], pretend, retries=0, provenance={}).run()
+    assert meter.read()
+    number = store.log.claim([t.id for t in second], worker="x", **ELSEWHERE)
+    assert number is not None
+    store.storage.write(beat(number), dumps({"count": 1, "steps": 4}))
+    assert meter.read()
+    assert told == [20.0, 16.0]
+    assert not meter.read()
 
 
 def test_the_time_left_is_shared_by_the_workers_that_live(tmp_path: Path) -> None:

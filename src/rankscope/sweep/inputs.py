@@ -14,7 +14,7 @@ import torch
 from rankscope import lab
 from rankscope.console import bar
 from rankscope.store.store import Store
-from rankscope.study.cost import Rows, Shape, base_memory, memory, widths
+from rankscope.study.cost import Rows, Shape, base_memory, memory, operations, widths
 from rankscope.study.study_file import Study
 from rankscope.study.tasks import Task, task_named, with_metric
 from rankscope.study.trial import Trial
@@ -88,6 +88,7 @@ class StudyInputs:
         self._encoded: dict[tuple[str, str, int], tuple[Encoded, Encoded]] = {}
         self._shapes: dict[str, Shape] = {}
         self._apart: dict[str, str | None] = {}
+        self._costs: dict[tuple[Any, ...], float] = {}
 
     def _with_targets(self, study: Study) -> Study:
         """The study with its models' own ``target_modules``, where it names none."""
@@ -224,6 +225,19 @@ class StudyInputs:
 
     def steps(self, trial: Trial) -> int:
         return trial.total_steps(len(self._splits[trial.task][0]))
+
+    def cost(self, trial: Trial) -> float:
+        """Operations of one of its steps, evaluations included: what the time left is told by."""
+        key = (trial.model, trial.task, trial.method, trial.rank, self.steps(trial))
+        if key not in self._costs:
+            self._costs[key] = operations(trial, self.shape(trial), self.rows(trial)) / key[-1]
+        return self._costs[key]
+
+    def memory(self, pack: Sequence[Trial]) -> float:
+        """Bytes that a pack's tensors take on this machine's device."""
+        first = pack[0]
+        held = (self.shape(first), self.rows(first), widths(first, self.device.type))
+        return base_memory(first, *held) + sum(memory(trial, *held) for trial in pack)
 
     def split(self, task: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The rows of a task: those trained on, those validated on."""

@@ -13,6 +13,7 @@ from rankscope import system
 
 PACK_SIZE = 8  # measured on two CPU cores: larger packs leave the caches (docs/log.md)
 SHARE = 0.8  # of the free memory; the rest is for what the count misses (it is right to 15 %)
+PROGRAM = 0.6e9  # bytes of a worker before it trains: Python, torch, transformers (docs/log.md)
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,22 @@ def default_workers() -> int:
     """How many workers this machine trains fastest with: one per GPU, or one per core
     (docs/log.md)."""
     return torch.cuda.device_count() or system.cores()
+
+
+def workers_with_room(wanted: int, need: float) -> tuple[int, str | None]:
+    """How many of the workers wanted there is memory for now, whoever holds the rest, if each needs
+    ``need`` bytes for tensors; one at least. -> that number, and a line where memory is short.
+    On GPUs each worker has its own, and packs are cut for it."""
+    if torch.cuda.is_available():
+        return wanted, None
+    free, each = min(system.free_memory(), left_by_cgroup()), need + PROGRAM
+    fit = max(1, min(wanted, int(free // each)))
+    if fit == wanted and free >= each:
+        return wanted, None
+    return fit, (
+        f"{free / 1e9:.3g} GB of memory are free, and a worker of this study needs about "
+        f"{each / 1e9:.3g} GB: there is room for {free / each:.1f} of {wanted}"
+    )
 
 
 def environments(workers: int) -> list[dict[str, str]]:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import contextlib
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,7 +24,12 @@ from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import METRIC, StudyInputs
-from rankscope.sweep.machine import default_workers, environments, free_for_each
+from rankscope.sweep.machine import (
+    default_workers,
+    environments,
+    free_for_each,
+    workers_with_room,
+)
 from rankscope.sweep.plan import begun
 from rankscope.sweep.processes import run_processes, worker_command
 from rankscope.sweep.ray import run_on_ray
@@ -87,19 +93,20 @@ def run(
     left = [pack for pack in inputs.packs(opened) if not before.issuperset(t.id for t in pack)]
     todo = steps.keys() - before
     if todo:
+        costs = {trial.id: inputs.cost(trial) for trial in inputs.trials}
         with bar(
             f"training {len(todo)} of {len(steps)} trials",
-            total=sum(steps[id] for id in todo),
+            total=sum(steps[id] * costs[id] for id in todo),
             quiet=quiet,
         ) as advance:
-            meter = Meter(opened, {id: steps[id] for id in todo}, advance)
+            meter = Meter(opened, {id: steps[id] for id in todo}, costs, advance)
             if ray is not None:
                 job = worker_job(inputs, opened, elsewhere=True)
                 run_on_ray(
                     ray, visit, job, workers=workers, most=len(left), tick=meter.read, say=_say
                 )
-            elif (count := min(workers or default_workers(), len(left))) == 1:
-                train(inputs, opened, progress=advance)
+            elif (count := _workers(inputs, workers, left)) == 1:
+                train(inputs, opened, advance=lambda pack, n: advance(n * mean(pack, costs)))
             else:
                 job = worker_job(inputs, opened)
                 run_processes(worker_command(), job, environments(count), tick=meter.read, say=_say)
@@ -117,6 +124,23 @@ def _check_metric(store: Store, ours: str | None) -> None:
             f"{theirs or 'each task its own'}; found {ours or 'each task its own'}. Call "
             "rankscope.run(study, store, metric=...) with that function, or name another store"
         )
+
+
+def _workers(inputs: StudyInputs, asked: int | None, left: Sequence[Sequence[Trial]]) -> int:
+    """As many as were asked for; else as many as train fastest here and find room beside what else
+    runs. Says so where memory is short."""
+    wanted = min(asked or default_workers(), len(left))
+    fit, line = workers_with_room(wanted, max(map(inputs.memory, left)))
+    if line is None:
+        return wanted
+    decided = f"{wanted}, as asked" if asked else f"taking {fit}; --workers N decides otherwise"
+    _say(f"{line}; {decided}")
+    return wanted if asked else fit
+
+
+def mean(pack: Iterable[Trial] | Iterable[str], costs: Mapping[str, float]) -> float:
+    """The cost of one step of a pack's trial, on average over these trials or ids."""
+    return fmean(costs[t if isinstance(t, str) else t.id] for t in pack)
 
 
 def make_comparison(store: Store, *, base_of: Callable[[str], str], quiet: bool = False) -> None:
@@ -165,20 +189,28 @@ def visit(job: Mapping[str, Any], **settings: Any) -> Outcome:
 
 
 class Meter:
-    """Reads off a store how many optimiser steps have been taken, whoever took them."""
+    """Reads off a store what has been trained of these trials, whoever did: optimiser steps, each
+    at its trial's cost."""
 
     def __init__(
-        self, store: Store, steps: Mapping[str, int], advance: Callable[[float], None]
+        self,
+        store: Store,
+        steps: Mapping[str, int],
+        costs: Mapping[str, float],
+        advance: Callable[[float], None],
     ) -> None:
-        self.store, self.steps, self.advance = store, steps, advance
-        self.length, self.taken = 0, 0
+        self.store, self.steps, self.costs, self.advance = store, steps, costs, advance
+        self.length, self.taken = 0, 0.0
 
     def read(self) -> bool:
         """Advances the bar. -> whether anything has moved since the last time"""
         log = self.store.log
         log.refresh()
-        finished = sum(steps for id, steps in self.steps.items() if id in log.done)
-        taken = finished + sum(last_heartbeat(log, number)["steps"] for number in list(log.live))
+        taken = sum(steps * self.costs[id] for id, steps in self.steps.items() if id in log.done)
+        for number, claim in list(log.live.items()):
+            known = [id for id in claim.trials if id in self.costs]
+            if known:  # of this study as it is now
+                taken += last_heartbeat(log, number)["steps"] * mean(known, self.costs)
         moved = (taken, log.length) != (self.taken, self.length)
         if taken > self.taken:  # less, when a worker has died with a part of its pack
             self.advance(taken - self.taken)
@@ -196,16 +228,23 @@ def train(
     store: Store,
     *,
     progress: Callable[[int], None] = lambda steps: None,
+    advance: Callable[[Sequence[Trial], int], None] = lambda pack, steps: None,
     **settings: Any,
 ) -> Outcome:
-    """One worker's visit to the store."""
+    """One worker's visit to the store. ``progress`` is told of steps taken, ``advance`` also of
+    whose."""
+
+    def both(pack: Sequence[Trial], steps: int) -> None:
+        advance(pack, steps)
+        progress(steps)
+
     worker = Worker(
         store,
         inputs.packs(store),
         trainer(inputs, **settings),
         retries=inputs.study.fixed.retries,
         provenance=provenance(),
-        progress=progress,
+        progress=both,
     )
     return worker.run()
 

@@ -90,7 +90,7 @@ class Worker:
         *,
         retries: int,
         provenance: dict[str, Any],
-        progress: Callable[[int], None] = lambda steps: None,
+        progress: Callable[[Sequence[Trial], int], None] = lambda pack, steps: None,
     ) -> None:
         self.store, self.log, self.train_pack = store, store.log, train_pack
         self.retries, self.provenance, self.progress = retries, provenance, progress
@@ -174,7 +174,7 @@ class Worker:
 
             def progress(steps: int) -> None:
                 lease.progress(steps)
-                self.progress(steps)
+                self.progress(pack, steps)
                 stop_if_asked()
 
             try:
