@@ -18,7 +18,7 @@ from rankscope.study.study_file import Study
 from rankscope.sweep.check import check
 
 HARMS = list(harms())
-SOME = HARMS[::7] + [harm for harm in HARMS if harm.name.startswith(("log", "store"))][1::7]
+SOME = HARMS[::11] + [harm for harm in HARMS if harm.name.startswith(("log", "store"))][1::11]
 OTHER = Study(
     **{**STUDY.model_dump(), "scientific": {**STUDY.scientific.model_dump(), "rank": [1, 2, 4, 8]}}
 )
