@@ -3,8 +3,11 @@ it was. ``benchmarks/damage.py`` tries all harms both ways, and the real trainin
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -12,7 +15,7 @@ import pytest
 from harms import Harm, harms
 from pretend import STUDY, create, edit, run, sweep
 from rankscope.cli import main
-from rankscope.store import interventions
+from rankscope.store import integrity, interventions
 from rankscope.store.store import Store
 from rankscope.study.study_file import Study
 from rankscope.sweep.check import check
@@ -101,6 +104,58 @@ def test_a_header_that_is_not_ours(
     said = capsys.readouterr().err
     assert f"{tmp_path}/store.json is damaged: text is missing or of another kind" in said
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["status", "analyze", "check", "report"])
+def test_places_that_are_no_store(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line that says what was found, and no advice to begin a store where none can be."""
+    (loop := tmp_path / "loop").symlink_to("loop")
+    (file := tmp_path / "file").write_text("x")
+    for place, found in (
+        (loop, "found a link to itself or to nothing"),
+        (file, "found a file"),
+        ("a\0b", "'a\\x00b': expected the path of a store; found a NUL in it"),
+    ):
+        assert main([command, str(place)]) == 2
+        said = capsys.readouterr().err
+        assert found in said
+        assert len(said.splitlines()) == 1
+        with pytest.raises((OSError, ValueError), match="found a"):
+            create(place)
+
+
+def test_what_may_not_be_read_is_no_harm(stores: tuple[Path, Path], tmp_path: Path) -> None:
+    """Another user's file: nothing is set aside, and nothing trained again."""
+    place = tmp_path / "s"
+    shutil.copytree(stores[0], place, copy_function=shutil.copyfile)
+    victim = Store(place).done_ids()[0]
+    real = integrity.sha256
+
+    def refused(path: Path) -> str:
+        if path.name == "adapter_config.json" and victim in path.parts:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path)
+
+    named = pytest.raises(PermissionError, match=f"{victim}: best/adapter_config.json: Perm")
+    with mock.patch.object(integrity, "sha256", refused), named:
+        create(place).recover(thorough=True)
+    assert create(place).recover(thorough=True) == []
+    assert not (place / "harmed").exists()
+
+
+def test_an_entry_far_ahead_is_none_of_the_log(stores: tuple[Path, Path], tmp_path: Path) -> None:
+    place = tmp_path / "s"
+    shutil.copytree(stores[0], place)
+    log = Store(place).log
+    log.refresh()
+    for number in ("00010050", "99999999"):
+        (place / "log" / f"{number}.json").write_text("{}")
+        after = Store(place).log
+        after.refresh()
+        assert after.length == log.length
+        assert after.lost == {}
 
 
 def test_harm_is_named_and_left_out(stores: tuple[Path, Path], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ writes it back.
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from collections import Counter
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ KINDS = {"study": dict, "text": str, "largest_rank": dict, "fingerprints": dict}
 
 def read_header(storage: Storage) -> tuple[dict[str, Any], str | None]:
     """-> the header, and what is wrong with store.json where it comes from its copy"""
+    _check_place(storage)
     try:
         header = _read(storage, NAME)
         if _owner(storage) in (None, header.get("id", "")):
@@ -42,6 +44,15 @@ def read_header(storage: Storage) -> tuple[dict[str, Any], str | None]:
     with contextlib.suppress(OSError, DamagedFile):
         return _read(storage, COPY), fault
     raise DamagedFile(f"{fault}. Write it again with: rankscope run STUDY --store {storage}")
+
+
+def _check_place(storage: Storage) -> None:
+    if isinstance(storage, LocalStorage) and os.path.lexists(storage.root):
+        if storage.root.is_dir():
+            return
+        link = os.path.islink(storage.root)
+        what = "a link to itself or to nothing" if link and not storage.root.exists() else "a file"
+        raise NotADirectoryError(f"{storage}: expected a folder for the store; found {what}")
 
 
 def _read(storage: Storage, name: str) -> dict[str, Any]:
@@ -80,12 +91,7 @@ def begin_or_open(
         "id": uuid.uuid4().hex,
     }
     if not storage.exists(NAME) and not storage.names(LOG):
-        if (
-            isinstance(storage, LocalStorage)
-            and storage.root.exists()
-            and not storage.root.is_dir()
-        ):
-            raise NotADirectoryError(f"{storage}: expected a folder for the store; found a file")
+        _check_place(storage)
         if storage.names(""):  # drafts of ours are hidden
             raise ValueError(
                 f"{storage}: expected a store or an empty folder; found other files. Name a "

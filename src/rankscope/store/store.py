@@ -282,6 +282,8 @@ class Store:
 
 def storage_at(place: str | Path) -> Storage:
     """The storage in that folder or at that URL."""
+    if "\0" in str(place):
+        raise ValueError(f"{str(place)!r}: expected the path of a store; found a NUL in it")
     if "://" in str(place) and not str(place).startswith("file://"):
         from rankscope.store.fsspec_storage import FsspecStorage
 
