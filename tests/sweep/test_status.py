@@ -9,7 +9,7 @@ import pytest
 from pretend import create, pretend
 from rankscope.store.files import dumps
 from rankscope.store.lease import WorkerLock, beat
-from rankscope.sweep.run import Meter
+from rankscope.sweep.meter import Meter
 from rankscope.sweep.status import status
 from rankscope.sweep.worker import Worker
 

@@ -6,9 +6,8 @@ from __future__ import annotations
 import contextlib
 import platform
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ import rankscope
 from rankscope.console import bar
 from rankscope.store.files import DamagedFile
 from rankscope.store.header import check_same_inputs
-from rankscope.store.lease import last_heartbeat
 from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Study
@@ -30,6 +28,7 @@ from rankscope.sweep.machine import (
     free_for_each,
     workers_with_room,
 )
+from rankscope.sweep.meter import Meter, mean
 from rankscope.sweep.plan import begun
 from rankscope.sweep.processes import run_processes, worker_command
 from rankscope.sweep.ray import run_on_ray
@@ -138,11 +137,6 @@ def _workers(inputs: StudyInputs, asked: int | None, left: Sequence[Sequence[Tri
     return wanted if asked else fit
 
 
-def mean(pack: Iterable[Trial] | Iterable[str], costs: Mapping[str, float]) -> float:
-    """The cost of one step of a pack's trial, on average over these trials or ids."""
-    return fmean(costs[t if isinstance(t, str) else t.id] for t in pack)
-
-
 def make_comparison(store: Store, *, base_of: Callable[[str], str], quiet: bool = False) -> None:
     """Compares the store's LoRA trials with its full fine-tunes, as it is now."""
     from rankscope.sweep.compare import (
@@ -186,37 +180,6 @@ def visit(job: Mapping[str, Any], **settings: Any) -> Outcome:
     if job["elsewhere"]:
         check_same_inputs(str(store), store.fingerprints, inputs.fingerprints)
     return train(inputs, store, **settings)
-
-
-class Meter:
-    """Reads off a store what has been trained of these trials, whoever did: optimiser steps, each
-    at its trial's cost."""
-
-    def __init__(
-        self,
-        store: Store,
-        steps: Mapping[str, int],
-        costs: Mapping[str, float],
-        advance: Callable[[float], None],
-    ) -> None:
-        self.store, self.steps, self.costs, self.advance = store, steps, costs, advance
-        self.length, self.taken = 0, 0.0
-
-    def read(self) -> bool:
-        """Advances the bar. -> whether anything has moved since the last time"""
-        log = self.store.log
-        log.refresh()
-        taken = sum(steps * self.costs[id] for id, steps in self.steps.items() if id in log.done)
-        for number, claim in list(log.live.items()):
-            known = [id for id in claim.trials if id in self.costs]
-            if known:  # of this study as it is now
-                taken += last_heartbeat(log, number)["steps"] * mean(known, self.costs)
-        moved = (taken, log.length) != (self.taken, self.length)
-        if taken > self.taken:  # less, when a worker has died with a part of its pack
-            self.advance(taken - self.taken)
-            self.taken = taken
-        self.length = log.length
-        return moved
 
 
 def _say(line: str) -> None:
