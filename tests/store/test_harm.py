@@ -21,7 +21,19 @@ from rankscope.study.study_file import Study
 from rankscope.sweep.check import check
 
 HARMS = list(harms())
-SOME = HARMS[::11] + [harm for harm in HARMS if harm.name.startswith(("log", "store"))][1::11]
+MENDED = {
+    "trial's metrics.jsonl rotten", "store.json piped", "store.json made_a_folder",
+    "store.json looped", "log: claim piped", "log: claim foreign", "log/ looped",
+    "log/ made_a_file",
+    "trials/ made_a_file", "an edited trial's .parquet cut", "a folder of interventions looped",
+    "cache/verified.json says 5", "cache/packs/index.json says 5", "beside: a name that is no text",
+    "a claim left by another host",
+}  # fmt: skip
+SOME = (
+    [harm for harm in HARMS if harm.name in MENDED]
+    + HARMS[5::13]
+    + [harm for harm in HARMS if harm.name.startswith(("log", "store"))][1::11]
+)
 OTHER = Study(
     **{**STUDY.model_dump(), "scientific": {**STUDY.scientific.model_dump(), "rank": [1, 2, 4, 8]}}
 )
