@@ -71,6 +71,7 @@ def test_sentences_say_which_way_is_worse(both: tuple[Conclusions, Conclusions])
     assert "the metric is higher, which is worse, by" in losses
     assert "the metric is a loss: lower is better" in losses
     assert "the metric is lower by" not in losses
+    assert "fine−tun" not in plain + losses  # a hyphen is no minus
     assert "too good" in " ".join(both[1].caveats)
 
 

@@ -68,7 +68,10 @@ def _headline(high: list[dict[str, Any]], known: list[dict[str, Any]]) -> str:
             "of one seed cannot be set "
             "against full fine-tunings of different seeds: whether LoRA is further away is open."
         )
-    told = [f"{row['contrast']:+.2f} on {_place(row)}" for row in known[:MOST_NAMED]]
+    told = [
+        f"{row['contrast']:+.2f}".replace("-", "−") + f" on {_place(row)}"
+        for row in known[:MOST_NAMED]
+    ]
     more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
     words = [row["answer"] for row in known]
     shown = (
@@ -77,9 +80,7 @@ def _headline(high: list[dict[str, Any]], known: list[dict[str, Any]]) -> str:
     return (
         "Against full fine-tunings of other seeds, LoRA's update has a cosine that differs "
         "from that of two full "
-        f"fine-tunings by {', '.join(told)}{more}; {shown}.".replace(
-            "-", "−", sum(t.startswith("-") for t in told)
-        )
+        f"fine-tunings by {', '.join(told)}{more}; {shown}."
     )
 
 

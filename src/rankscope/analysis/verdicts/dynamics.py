@@ -110,12 +110,13 @@ def _headline(tasks: pd.DataFrame, several: bool, signs: Sequence[int]) -> str:
             f"past {share} the metric rises with it on "
             f"{named(where(row, several) for row in rises)}"
         )
+    lowered = [row for row, sign in zip(rows, signs, strict=True) if sign < 0]
     if other:
+        word = "worsens" if any(row in lowered for row in other) else "falls"
         parts.append(
-            f"that the metric falls with it past {share} is not shown on "
+            f"that the metric {word} with it past {share} is not shown on "
             f"{named(where(row, several) for row in other)}"
         )
-    lowered = [row for row, sign in zip(rows, signs, strict=True) if sign < 0]
     if lowered:
         parts.append(
             f"on {named(where(row, several) for row in lowered)} the metric is a loss: lower is "
