@@ -32,14 +32,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         "console",
     },
     "console": set(),
+    "spreadsheet": set(),
+    "notebook": set(),
     "system": set(),
     "startup": set(),
     "weights": {"linalg"},
-    "measurement": {"weights", "linalg", "console"},
+    "measurement": {"weights", "linalg", "console", "spreadsheet"},
     "study": set(),
     "store": {"study", "system"},
     "train": {"store", "study", "weights", "linalg", "system"},
-    "report": {"store", "analysis", "console"},
+    "report": {"store", "analysis", "console", "spreadsheet"},
     "sweep": {
         "train",
         "store",
@@ -95,7 +97,8 @@ def imported(path: Path) -> set[str]:
 def test_imports_only_go_down(path: Path) -> None:
     here = place(path)
     if here != "__init__":
-        assert imported(path) - {here} <= MAY_IMPORT[here]
+        # whatever is shown in a notebook may use its tables, which import nothing
+        assert imported(path) - {here, "notebook"} <= MAY_IMPORT[here]
 
 
 def files_imported(path: Path) -> set[Path]:

@@ -29,8 +29,13 @@ NAMES = [
 
 
 def test_the_list() -> None:
-    assert rankscope.__all__ == ["__version__", *NAMES]
-    assert set(NAMES) <= set(dir(rankscope))
+    assert rankscope.__all__ == ["__version__", *NAMES, "plot"]
+    assert {*NAMES, "plot"} <= set(dir(rankscope))
+
+
+def test_the_charts() -> None:
+    assert rankscope.plot.__all__ == ["curves", "growth", "rates", "spectrum", "threshold"]
+    assert all(getattr(rankscope.plot, name).__doc__ for name in rankscope.plot.__all__)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -48,4 +53,4 @@ def test_an_unknown_name_says_what_there_is() -> None:
 def test_no_module_hides_a_public_function() -> None:
     """A submodule at the top would take the place of a public name once it is imported."""
     top = {path.stem for path in Path(rankscope.__file__).parent.iterdir()}
-    assert not top & set(NAMES)
+    assert not top & {*NAMES, "plot"}

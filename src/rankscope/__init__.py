@@ -29,10 +29,16 @@ _HOME = {
     "write_report": "report.from_store",
 }
 
-__all__ = ["__version__", *_HOME]
+_MODULES = {"plot": "report.plot"}
+
+__all__ = ["__version__", *_HOME, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value = importlib.import_module(f"rankscope.{_MODULES[name]}")
+        globals()[name] = value
+        return value
     if name not in _HOME:
         raise AttributeError(
             f"module 'rankscope' has no attribute {name!r}; it has {', '.join(__all__)}"
@@ -43,4 +49,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, *_MODULES})

@@ -115,6 +115,11 @@ COMMANDS: tuple[
         "one self-contained page; figures as SVG and PDF, tables as CSV and LaTeX",
         options.report,
     ),
+    (
+        commands.figures,
+        "figures for a paper: a column's width, its font, text of 8 points",
+        options.figures,
+    ),
 )
 
 if __name__ == "__main__":

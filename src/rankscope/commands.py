@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(table.to_dict(), indent=1, allow_nan=False))
     elif options.csv:
-        print(as_csv(table), end="")
+        print(as_csv(table, raw=options.raw), end="")
     elif options.parquet:
         write_parquet(table, options.parquet)
     elif options.suggest:
@@ -252,9 +252,51 @@ def report(options: argparse.Namespace) -> int:
     from rankscope.console import bar
     from rankscope.report.from_store import write_report
 
+    if not isinstance(options.store, str):
+        if len(options.store) > 1:
+            return _compare(options)
+        (options.store,) = options.store
     with bar("writing the report", total=2) as advance:
         page = write_report(options.store, options.output, progress=advance)[0]
     print(f"report: {Path(page).resolve()}")
+    return _left_out(options.store)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from rankscope.console import bar
+    from rankscope.report.comparison import write_comparison
+
+    with bar("comparing", total=len(options.store)) as advance:
+        page = write_comparison(
+            options.store, options.output or "comparison.html", progress=advance
+        )
+    print(f"comparison: {Path(page).resolve()}")
+    return max(map(_left_out, options.store))
+
+
+def figures(options: argparse.Namespace) -> int:
+    from rankscope.console import bar
+    from rankscope.report import paper
+    from rankscope.report.from_store import write_figures
+
+    width, kinds = paper.inches(options.width), paper.formats(options.kinds)
+    if options.fonts is not None:
+        paper.add_fonts(options.fonts)
+    if options.font is not None and set(kinds) - {"svg"}:
+        paper.check_font(options.font)  # said before the work, not after
+    with bar("drawing", total=2) as advance:
+        written = write_figures(
+            options.store,
+            options.output,
+            width=width,
+            kinds=kinds,
+            label=options.width.replace(" ", ""),
+            font=options.font,
+            names=options.panel,
+            progress=advance,
+        )
+    for path in written:
+        print(path)
     return _left_out(options.store)
 
 

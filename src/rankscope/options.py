@@ -42,6 +42,11 @@ def measure(command: argparse.ArgumentParser) -> None:
     form.add_argument("--json", action="store_true", help="one JSON object")
     form.add_argument("--csv", action="store_true", help="comma-separated rows")
     form.add_argument("--parquet", metavar="FILE", help="rows into a Parquet file")
+    command.add_argument(
+        "--raw",
+        action="store_true",
+        help="with --csv: names as they are, also those that a spreadsheet would run as formulas",
+    )
     form.add_argument(
         "--suggest",
         type=int,
@@ -240,10 +245,50 @@ def intervene(command: argparse.ArgumentParser) -> None:
 
 
 def report(command: argparse.ArgumentParser) -> None:
-    command.add_argument("store", metavar="DIR", help="a store, or the folder data beside a report")
+    command.add_argument(
+        "store",
+        metavar="DIR",
+        nargs="+",
+        help="a store, or the folder data beside a report; several: one page with them side by "
+        "side",
+    )
     command.add_argument(
         "-o",
         dest="output",
         metavar="report.html",
-        help="default: report.html in DIR, or beside the folder data",
+        help="default: report.html in DIR, or beside the folder data; of several comparison.html "
+        "here",
+    )
+
+
+def figures(command: argparse.ArgumentParser) -> None:
+    command.add_argument("store", metavar="DIR", help="a store, or the folder data beside a report")
+    command.add_argument(
+        "--width",
+        default="3.25in",
+        metavar="W",
+        help="of the paper's column, such as 3.25in, 83mm or 234pt (3.25in); text is 8 points",
+    )
+    command.add_argument(
+        "--font", metavar="NAME", help='of all text, installed here, such as "Times New Roman"'
+    )
+    command.add_argument("--fonts", metavar="FOLDER", help="a folder of more font files")
+    command.add_argument(
+        "--format",
+        default="pdf",
+        dest="kinds",
+        metavar="LIST",
+        help="some of pdf,svg,png, with commas (pdf)",
+    )
+    command.add_argument(
+        "--panel",
+        action="append",
+        metavar="NAME",
+        help="only this figure, such as threshold; may be given again; default: all",
+    )
+    command.add_argument(
+        "-o",
+        dest="output",
+        metavar="FOLDER",
+        help="default: figures-3.25in, after the width, in DIR or beside the folder data",
     )

@@ -27,7 +27,8 @@ LAYERS = [
 ]
 FIELDS = [
     "layer", "matrix", "shape", "r", "scale", "stable_rank", "lower", "upper", "spectral_norm",
-    "frobenius_norm", "effective_rank", "read_from", "note", "drift", "rho",
+    "frobenius_norm", "effective_rank", "read_from", "note", "drift", "rho", "r90",
+    "r95", "r99",
 ]  # fmt: skip
 
 

@@ -89,9 +89,7 @@ class Opened:
             self.faults.append(f"request: {request.url}")
 
     def draw(self) -> None:
-        """Scrolls through, as figures are drawn when they come near."""
-        for figure in self.page.query_selector_all("figure"):
-            figure.scroll_into_view_if_needed()
+        """Waits until all are there, without scrolling."""
         drawn = "[...document.querySelectorAll('figure')].every(f => f.querySelector('svg.marks'))"
         self.page.wait_for_function(drawn)
 
@@ -110,8 +108,9 @@ def opened(browser, path):
 
 
 def test_it_opens_without_errors_and_without_a_network(opened):
-    assert opened.page.title().startswith("rankscope")
-    assert len(opened.page.query_selector_all("figure svg.marks")) == 7
+    assert opened.page.title() == "lab · rankscope report"
+    assert len(opened.page.query_selector_all("figure svg.marks")) == 11
+    assert len(opened.page.query_selector_all(".sketch svg")) == 5
     assert opened.faults == []
 
 
@@ -124,7 +123,8 @@ def test_a_filter_reaches_figures_and_tables(opened):
     tasks = (
         "rows => new Set(rows.filter(r => !r.hidden).map(r => r.dataset.task).filter(Boolean)).size"
     )
-    assert page.eval_on_selector_all("#table-layers tbody tr", tasks) == 1
+    assert page.eval_on_selector_all("#table-configurations tbody tr", tasks) == 1
+    assert "in all)" in page.inner_text("#table-trials output")
     page.select_option("[data-filter=kind]", "query")
     page.wait_for_function(
         "!document.querySelector('#figure-layers .chart').textContent.includes('value')"
@@ -134,27 +134,62 @@ def test_a_filter_reaches_figures_and_tables(opened):
     page.select_option("[data-filter=kind]", "")
     page.select_option("[data-filter=task]", "")
     page.wait_for_function(two)
-    assert page.eval_on_selector_all("#table-layers tbody tr", tasks) == 2
+    assert page.eval_on_selector_all("#table-configurations tbody tr", tasks) == 2
 
 
-def test_the_table_of_layers_sorts_both_ways(opened):
+@pytest.mark.parametrize("table", ["configurations", "layers"])
+def test_tables_sort_both_ways(opened, table):
+    """A short one, whose rows are all there, and a long one, which is shown in parts."""
     page = opened.page
+    page.eval_on_selector(f"#table-{table}", "one => { one.open = true; }")
     heading = page.locator(
-        "#table-layers th", has=page.get_by_role("button", name="sr(ΔW)", exact=True)
+        f"#table-{table} th", has=page.get_by_role("button", name="sr(ΔW)", exact=True)
     )
-    values = """() => {
-      const all = selector => [...document.querySelectorAll(`#table-layers ${selector}`)];
+    values = f"""() => {{
+      const all = selector => [...document.querySelectorAll(`#table-{table} ${{selector}}`)];
       const at = all('th').findIndex(h => h.textContent.trim() === 'sr(ΔW)');
-      return all('tbody tr').map(r => Number(r.cells[at].dataset.value));
-    }"""
+      return all('tbody tr').map(r => Number(r.cells[at].dataset.value ?? r.cells[at].textContent));
+    }}"""
     unsorted = page.evaluate(values)
     assert unsorted != sorted(unsorted)
     heading.get_by_role("button").click()
-    assert page.evaluate(values) == sorted(unsorted)
+    rising = page.evaluate(values)
+    assert rising == sorted(rising)
     assert heading.get_attribute("aria-sort") == "ascending"
     heading.get_by_role("button").press("Enter")
-    assert page.evaluate(values) == sorted(unsorted, reverse=True)
+    falling = page.evaluate(values)
+    assert falling == sorted(falling, reverse=True)
+    assert falling[0] > rising[0]
     assert heading.get_attribute("aria-sort") == "descending"
+
+
+def test_all_trials_can_be_searched_and_turned(opened):
+    page = opened.page
+    said = lambda: page.inner_text("#table-trials output")  # noqa: E731
+    total = int(said().split(" of ")[1])
+    assert said() == f"1 to 50 of {total}"
+    page.click("#table-trials [data-turn='1']")
+    assert said().startswith("51 to ")
+    page.fill("#table-trials input", "r=64 task=one rate=1e-2")
+    rows = page.eval_on_selector_all(
+        "#table-trials tbody tr", "rows => rows.map(r => [...r.cells].map(c => c.textContent))"
+    )
+    assert rows
+    assert all({"one", "64", "1e-2"} <= set(row) for row in rows)
+    assert said() == f"1 to {len(rows)} of {len(rows)} ({total} in all)"
+    page.fill("#table-trials input", "no such trial")
+    assert said() == f"none ({total} in all)"
+    page.fill("#table-trials input", "")
+
+
+def test_a_point_leads_to_its_trials(opened):
+    page = opened.page
+    page.locator("#figure-threshold .mark-symbol path").first.click(force=True)
+    page.wait_for_function("!document.querySelector('#table-trials .clear').hidden")
+    assert int(page.inner_text("#table-trials output").split()[2]) == 1  # a point is one trial
+    assert page.evaluate("document.activeElement.className") == "clear"
+    page.keyboard.press("Enter")
+    assert page.locator("#table-trials .clear").is_hidden()
 
 
 def test_the_theme_switches_and_is_remembered(opened):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pandas as pd
 import pytest
 
 from rankscope.analysis import Frames, conclude
+from rankscope.report.contrasts import contrasts_figure
 from rankscope.report.figures import figures
-from rankscope.report.maps import short_names
+from rankscope.report.maps import _cell_words, short_names
 from rankscope.report.theme import MOST_ROWS, inline, ramp, rate_name
 from simulate import Truth, study
 
@@ -36,7 +40,10 @@ def test_threshold_is_marked_inside_its_band(lab):
 
 def test_no_threshold_no_mark():
     frames = study(Truth(threshold=None), seeds=2)
-    assert not rows(drawn(frames)["threshold"], "threshold")["shown"].any()
+    figure = drawn(frames)["threshold"]
+    assert rows(figure, "threshold").empty
+    assert rows(figure, "curve").empty
+    assert "No fitted line is drawn" in figure.caption
 
 
 def test_growth_has_its_diagonal_and_the_full_update(lab):
@@ -48,7 +55,82 @@ def test_growth_has_its_diagonal_and_the_full_update(lab):
 def test_rates_mark_one_choice_per_configuration(lab):
     table = rows(lab["rates"])
     assert table[table["picked"]].groupby(["task", "column"]).size().eq(1).all()
-    assert table["below"].max() == 0
+    assert table["share"].max() == 1
+    best = table.loc[table.groupby("task")["value"].idxmax()]
+    assert best["share"].eq(1).all()
+    assert best["top"].all()
+
+
+def test_rates_are_shares_of_the_gain_over_a_constant_answer():
+    """By hand: (value - constant) / (best - constant), a task each."""
+    frames = study(tasks=("one", "two"), seeds=1, ranks=(1, 8), rates=(1e-3, 1e-2))
+    held = Frames(**frames)
+    table = rows(drawn(frames)["rates"])
+    for task, part in table.groupby("task"):
+        constant = held.baselines.set_index("task").loc[task, "constant"]
+        floor = part["value"].min() if np.isnan(constant) else constant
+        wanted = (part["value"] - floor) / (part["value"].max() - floor)
+        assert np.allclose(part["share"], wanted, atol=2e-4)
+
+
+def test_cells_of_the_map_are_short():
+    assert [_cell_words(x) for x in (0.831, -0.02, 1.0, 12.3, np.nan)] == [
+        ".83",
+        "−.02",
+        "1.00",
+        "12.30",
+        "",
+    ]
+
+
+def test_the_frame_of_growth_shows_the_data(lab):
+    """The diagonal ends with it, a little above the largest stable rank to be seen."""
+    table = rows(lab["growth"])
+    seen = table[table["part"].isin(["lora", "full"])]
+    layer = lab["growth"].spec["spec"]["layer"][0]
+    low, high = layer["encoding"]["y"]["scale"]["domain"]
+    largest = max(2.0, seen["p90"].max(), seen["p50"].max())
+    assert high == pytest.approx(1.15 * largest, rel=1e-3)
+    assert low <= 1
+    assert table.loc[table["part"].eq("diagonal"), "p50"].max() == pytest.approx(
+        min(high, table["rank"].max()), rel=1e-3
+    )
+
+
+def test_brackets_are_those_of_the_conclusions(lab):
+    frames = study(Truth(warmup=0.2), tasks=("one", "two"), seeds=3, seed=1)
+    found = conclude(Frames(**frames), resamples=60).thresholds
+    drawn_ones = rows(lab["threshold"], "bracket")
+    for t in found:
+        closed = t.brackets[np.isfinite(t.brackets["next"])]
+        own = drawn_ones[drawn_ones["task"].eq(t.task)]
+        assert len(own) == len(closed)
+        wanted = np.sort(np.exp(t.sign * closed["next"]))
+        assert np.allclose(np.sort(own["low"]), wanted, rtol=1e-4)
+        values = rows(lab["threshold"])
+        points = values[values["part"].isin(["point", "near"]) & values["task"].eq(t.task)]
+        assert own["value"].max() < points["value"].min()  # below what was measured
+
+
+def test_curves_hold_both_measures_and_mark_the_chosen_rate(lab):
+    table = rows(lab["curves"])
+    assert table.groupby("task")["panel"].nunique().eq(2).all()
+    chosen = table[table["picked"]].groupby(["task", "method", "rank"], dropna=False)["rate"]
+    assert chosen.nunique().eq(1).all()
+
+
+def test_the_optimum_is_that_of_the_table():
+    frames = study(tasks=("one",), seeds=3, rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2))
+    found = conclude(Frames(**frames), resamples=60).rates.configurations
+    table = rows(drawn(frames)["optimum"])
+    inside = table[table["part"].eq("lora")].sort_values("rank")
+    wanted = found[found["method"].eq("lora") & found["best"].notna()].sort_values("rank")
+    assert np.allclose(inside["value"], wanted["best"], rtol=1e-4)
+
+
+def test_single_seeds_are_said(lab):
+    assert "One seed each" in drawn(study(seeds=1))["growth"].caption
+    assert "3 seeds each" in lab["growth"].caption
 
 
 def test_without_full_fine_tuning_there_is_no_alignment():
@@ -97,3 +179,21 @@ def test_rates_have_short_names():
 def test_ramp_gives_one_colour_per_rate():
     for count in (1, 2, 7):
         assert len(set(ramp(count))) == count
+
+
+def test_pairs_of_different_seeds_by_every_measure_that_is_known():
+    """Cosine, barrier and CKA have a panel each; where only two full fine-tunes are known there is
+    nothing to compare, and no panel."""
+    row = {"model": "m", "task": "t", "scaling": "alpha/r", "seeds": 2}
+    row |= {"lora_full": 0.1, "full_full": 0.2, "lora_lora": 0.3}
+    row |= {"barrier_lora_full": 0.5, "barrier_full_full": 0.4, "barrier_lora_lora": np.nan}
+    row |= {"cka_lora_full": np.nan, "cka_full_full": 0.9, "cka_lora_lora": np.nan}
+    wide = pd.DataFrame([row | {"rank": rank} for rank in (8.0, 64.0)])
+    figure = contrasts_figure(None, SimpleNamespace(alignment=SimpleNamespace(contrasts=wide)))
+    table = rows(figure)
+    panels = table.groupby("panel")["value"].apply(lambda v: sorted(set(v))).to_dict()
+    assert panels == {
+        "t: cosine of the updates": [0.1, 0.2, 0.3],
+        "t: loss barrier at the midpoint": [0.4, 0.5],
+    }
+    assert set(table["pair"]) == {"LoRA and full", "two full", "two LoRA"}

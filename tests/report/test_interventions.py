@@ -26,8 +26,8 @@ def test_one_row_for_each_edit_of_each_group(edited: bool) -> None:
     assert len(found.rows) == int(edited)
     if edited:
         assert [text for text, _ in found.cells()[0]] == [
-            "m", "t", "collapsed", "own", "restore", "0", "3", "1.000", "0.90", "0.600", "+0.100",
-            "−0.050", "+0.250",
+            "t", "collapsed", "own", "restore", "0", "3", "1.000", "0.90", "0.600",
+            "+0.100 [−0.050, +0.250]",
         ]  # fmt: skip
         assert "restore" in found.to_latex()
 

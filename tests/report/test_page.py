@@ -6,10 +6,12 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from rankscope.analysis import Frames, conclude
 from rankscope.report.figures import figures
+from rankscope.report.opening import study_name
 from rankscope.report.page import embedded, flattened, render, write
 from rankscope.report.tables import tables
 from simulate import Truth, study
@@ -93,15 +95,20 @@ def test_the_library_is_there_once(page):
 
 
 def test_figures_are_complete_and_answer_to_filters(page):
-    specs = [json.loads(text) for kind, text in page.scripts if kind == "application/json"]
+    data = [json.loads(text) for kind, text in page.scripts if kind == "application/json"]
+    specs = [one for one in data if "datasets" in one]
     figures = [a for tag, a in page.elements if tag == "figure"]
     assert [a["id"].removeprefix("figure-") for a in figures] == [
         "growth",
         "threshold",
+        "loss",
         "steps",
+        "curves",
+        "contrasts",
         "alignment",
         "performance",
         "rates",
+        "optimum",
         "layers",
     ]
     for spec, figure in zip(specs, figures, strict=True):
@@ -116,7 +123,7 @@ def test_figures_are_complete_and_answer_to_filters(page):
 
 def test_tables_have_captions_and_headings(page):
     tags = [tag for tag, _ in page.elements]
-    assert tags.count("caption") == tags.count("table") == 11
+    assert tags.count("caption") == tags.count("table") == 12
     assert all(a.get("scope") == "col" for tag, a in page.elements if tag == "th")
 
 
@@ -124,7 +131,7 @@ def test_verdicts_come_first_and_the_study_last(report):
     text = report[0].read_text(encoding="utf-8")
     order = [
         text.index(word)
-        for word in ("What this study says", ">Figures</h2>", ">Tables</h2>", ">Repeat it</h2>")
+        for word in ('id="H1"', 'id="H5"', ">Figures</h2>", ">Tables</h2>", ">Repeat it</h2>")
     ]
     assert order == sorted(order)
     assert "name = &#34;lab&#34;" in text
@@ -137,10 +144,10 @@ def test_every_figure_and_table_is_a_file_too(report):
         assert path.stat().st_size > 100
         by_suffix.setdefault(path.suffix, []).append(path)
     assert {suffix: len(paths) for suffix, paths in by_suffix.items()} == {
-        ".svg": 7,
-        ".pdf": 7,
-        ".csv": 11,
-        ".tex": 11,
+        ".svg": 11,
+        ".pdf": 11,
+        ".csv": 12,
+        ".tex": 12,
     }
     for path in by_suffix[".svg"]:
         assert path.read_text(encoding="utf-8").startswith("<svg")
@@ -158,7 +165,8 @@ def test_hostile_names_stay_text(tmp_path):
     reader.feed(text)
     assert not [tag for tag, _ in reader.elements if tag == "img"]
     assert "alert(1)</script>" not in text
-    specs = [json.loads(body) for kind, body in reader.scripts if kind == "application/json"]
+    data = [json.loads(body) for kind, body in reader.scripts if kind == "application/json"]
+    specs = [one for one in data if "datasets" in one]
     tasks = {
         row["task"]
         for spec in specs
@@ -167,7 +175,7 @@ def test_hostile_names_stay_text(tmp_path):
         if "task" in row
     }
     assert tasks == set(HOSTILE)
-    assert len(reader.scripts) == len(specs) + 2
+    assert len(reader.scripts) == len(data) + 3
     for path in files:
         if path.suffix == ".svg":
             assert "<script>" not in path.read_text(encoding="utf-8")
@@ -212,3 +220,37 @@ def test_a_study_without_rows_is_written(tmp_path):
     page, *files = written(frames, tmp_path)
     assert "No trial has finished yet." in page.read_text(encoding="utf-8")
     assert not files
+
+
+def test_the_title_is_the_study_and_the_header_counts_the_store(tmp_path):
+    """Arms are said; the date is the one that the environment asks for."""
+    frames = study(seeds=1, ranks=(1, 8), rates=(1e-3, 1e-2))
+    trials = frames["trials"]
+    longer = trials["method"].eq("lora") & trials["rank"].eq(8)
+    frames["trials"] = trials.assign(budget=np.where(longer, 2.0, 1.0))
+    lost = trials["trial"].iloc[0]
+    frames["trials"].loc[trials["trial"].eq(lost), "status"] = "diverged"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOURCE_DATE_EPOCH", "86400")
+        page = written(frames, tmp_path, provenance={"study": "a <b> study"})[0]
+    text = page.read_text(encoding="utf-8")
+    assert "<title>a &lt;b&gt; study · rankscope report</title>" in text
+    assert "<h1>a &lt;b&gt; study</h1>" in text
+    assert "2 January 1970" in text
+    said = f"{len(trials)} trials, {longer.sum()} of them in an arm with 2 times the budget, 1 div"
+    assert said in text
+
+
+def test_a_page_is_equal_when_it_is_written_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    frames = study(seeds=2, ranks=(1, 8), rates=(1e-3, 1e-2))
+    first = written(frames, tmp_path / "a")[0].read_bytes()
+    assert written(frames, tmp_path / "b")[0].read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("provenance", "text", "name"),
+    [({"study": "x"}, 'name = "y"', "x"), ({}, 'name = "y"', "y"), ({}, "[", "a study")],
+)
+def test_the_name_of_a_study(provenance, text, name):
+    assert study_name(text, provenance) == name

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from rankscope.analysis import Frames, conclude
-from rankscope.report.table import Column, Table, latex
+from rankscope.report.latex import latex, to_latex
+from rankscope.report.table import WHERE, Column, Table, interval_columns
 from rankscope.report.tables import tables
 from simulate import study
 
@@ -37,9 +40,54 @@ def test_csv_has_all_digits():
 def test_latex_is_escaped_and_balanced():
     text = TABLE.to_latex()
     assert r"x \& y & $-$1.2 \\" in text
-    assert r"n\_1 & 50 \% \\" in text
-    assert r"\begin{tabular}{lr}" in text
-    assert text.count(r"\begin") == text.count(r"\end") == 2
+    assert r"\begin{tabular}[b]{@{}c@{}}50\\\%\end{tabular}" in text
+    assert r"\begin{tabular}{@{}lr@{}}" in text
+    assert r"\toprule" in text
+    assert text.count(r"\begin") == text.count(r"\end") == 3
+
+
+def wide(letters: int, rows: int = 1) -> str:
+    """Three columns of numbers with so many letters each."""
+    cells = [["1" * letters] * 3] * rows
+    return to_latex("t", "c", ["a", "b", "d"], [True] * 3, cells)
+
+
+def test_latex_says_how_wide_it_is():
+    """Three columns of n letters take 3 n 4.25 pt and four gaps: 234 pt end after 16 letters with
+    6 pt gaps and after 17 with 2.5 pt, 486 pt after 37."""
+    assert r"\begin{table}[tb]" in wide(16)
+    assert "6pt" in wide(16)
+    assert r"\begin{table}[tb]" in wide(17)
+    assert "2.5pt" in wide(17)
+    assert r"\begin{table*}[tb]" in wide(18)
+    assert "resizebox" not in wide(37)
+    assert r"\resizebox{\textwidth}" in wide(38)
+    assert r"\begin{longtable}" in wide(5, rows=46)
+    assert r"\begin{longtable}" not in wide(5, rows=45)
+
+
+def test_intervals_are_one_cell_and_three_columns_of_csv():
+    (column,) = interval_columns("x", "x", "+.2f")
+    frame = pd.DataFrame({"x": [1.0, 2.0, np.nan], "x_low": [-0.5, np.nan, 0], "x_high": [3, 4, 5]})
+    table = Table("t", "t", "c", (column,), frame)
+    assert [row[0][0] for row in table.cells()] == ["+1.00 [−0.50, +3.00]", "+2.00 [–, +4.00]", "–"]
+    assert table.to_csv().splitlines()[0] == "x,x_low,x_high"
+
+
+def test_one_model_and_unknown_numbers_are_said_in_words():
+    frame = pd.DataFrame({"model": ["m", "m"], "task": ["a", "b"], "value": [np.nan, np.nan]})
+    table = Table("t", "t", "c.", (*WHERE, Column("value", "v", ".1f")), frame)
+    assert [column.key for column in table.printed] == ["task"]
+    assert table.said == "c. Model: m. Not known: v."
+    assert table.to_csv().splitlines()[0] == "model,task,value"
+
+
+def test_csv_is_no_formula():
+    bad = ["=1+1", "+cmd|' /C calc'!A0", "@SUM(1)", "-2+3", "\t=1", "plain", "-1.5", "a=b"]
+    table = Table("t", "t", "c", (Column("name", "n"),), pd.DataFrame({"name": bad}))
+    kept = pd.read_csv(io.StringIO(table.to_csv()), dtype=str)["name"].tolist()
+    assert kept == [f"'{text}" for text in bad[:5]] + bad[5:]
+    assert pd.read_csv(io.StringIO(table.to_csv(raw=True)), dtype=str)["name"].tolist() == bad
 
 
 @pytest.mark.parametrize("letter", "\\&%$#_{}~^<>")
@@ -109,5 +157,39 @@ def test_alignment_has_both_rules(made):
 def test_every_table_prints(made):
     for table in made.values():
         assert "nan" not in str(table.cells()).lower().replace("'name'", "")
-        assert table.to_latex().count(r"\\") == len(table.rows) + 1
+        text = table.to_latex()
+        mark = r"\endlastfoot" if "longtable" in text else r"\midrule"
+        body = text.split(mark)[-1].split(r"\bottomrule")[0]
+        assert body.count(r"\\") >= len(table.rows)
         assert len(pd.read_csv(io.StringIO(table.to_csv()))) == len(table.rows)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex with booktabs")
+def test_latex_compiles_and_fits(made, tmp_path):
+    """In a two-column page no table is wider than its column, or than the page where it says
+    table*; long ones on pages of one column."""
+    for columns in (2, 1):
+        chosen = [t for t in made.values() if ("longtable" in t.to_latex()) == (columns == 1)]
+        assert chosen
+        body = "\n\\clearpage\n".join(table.to_latex() for table in chosen)
+        page = [
+            rf"\documentclass[{'twocolumn' if columns == 2 else 'landscape'}]{{article}}",
+            r"\usepackage[textwidth=6.75in, columnsep=0.25in, textheight=9in]{geometry}"
+            if columns == 2
+            else r"\usepackage[letterpaper, landscape, margin=0.5in]{geometry}",
+            r"\usepackage{booktabs, longtable, graphicx}",
+            r"\begin{document}",
+            body,
+            r"\end{document}",
+        ]
+        (tmp_path / "t.tex").write_text("\n".join(page), encoding="utf-8")
+        run = subprocess.run(
+            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+        assert run.returncode == 0, run.stdout[-1500:]
+        assert "Overfull \\hbox" not in run.stdout, run.stdout[-3000:]

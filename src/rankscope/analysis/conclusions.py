@@ -82,6 +82,18 @@ class Conclusions:
             ]
         )
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: one sentence a hypothesis."""
+        from rankscope.notebook import table
+
+        return table(
+            ["", "answer", "in one sentence"],
+            [(v.hypothesis, v.verdict, v.sentences[0]) for v in self.verdicts],
+            numbers=[False] * 3,
+            title=f"{self.counts['trials'] + self.counts['continued']} trials",
+            note="verdicts has all sentences, numbers and caveats; caveats is about all of them.",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Verdicts, counts, caveats and chosen learning rates as JSON values; what is unknown is
         null."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
+from numpy import ndindex
 from torch import Tensor
 
 
@@ -53,6 +54,33 @@ class Estimate:
         met = bool(torch.as_tensor(self.met).expand(shape)[index])
         return Estimate(
             value, lower, upper, confidence, self.method, self.products, reason, met, self.seed
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the value between its bounds, and how sure they are; of a batch
+        the first rows."""
+        from rankscope.notebook import MOST, number, table
+
+        shape = tuple(self.value.shape) if isinstance(self.value, Tensor) else ()
+        single = not isinstance(self.value, Tensor)
+        places = list(ndindex(shape))[:MOST]
+        held = [self if single else self[place] for place in places]
+        rows = [
+            [
+                *([] if single else [", ".join(map(str, place))]),
+                *(number(float(x), ".6g") for x in (one.value, one.lower, one.upper)),
+                "certain" if one.confidence == 1 else number(float(one.confidence)),
+                one.reason or ("" if one.met else "wider than was asked"),
+            ]
+            for place, one in zip(places, held, strict=True)
+        ]
+        names = ["value", "lower", "upper", "confidence", "note"]
+        more = f"{prod(shape) - len(rows)} more" if prod(shape) > len(rows) else ""
+        return table(
+            names if single else ["matrix", *names],
+            rows,
+            numbers=[True] * (4 if single else 5) + [False],
+            note=", ".join(part for part in (f"by {self.method}", more) if part),
         )
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # bytes of matrices that wait for others of their shape: about what a processor's caches hold
 TOGETHER = 2**22
 COUNT = 1024  # of them
+HELD = tuple(f"r{round(100 * share)}" for share in SHARES)
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,15 @@ class Table:
             "rankscope": __version__,
             "source": self.source,
             "base": self.base,
-            "rows": [{**asdict(row), "shape": list(row.shape)} for row in self.rows],
+            "rows": [
+                {**asdict(row), "shape": list(row.shape), **self._held(row)} for row in self.rows
+            ],
             "skipped": [asdict(one) for one in self.skipped],
         }
 
     def to_pandas(self) -> pd.DataFrame:
         """One line per row; the shape as ``m`` and ``n``, undefined numbers as NaN, missing ranks
-        as NA."""
+        as NA. ``r90``, ``r95`` and ``r99`` are the ranks that hold so much of ||dW||_F^2."""
         import pandas as pd
 
         names = [name for name in Row.__dataclass_fields__ if name != "shape"]
@@ -64,6 +67,8 @@ class Table:
         shapes = frame.pop("shape")
         frame.insert(place, "m", shapes.map(lambda shape: shape[0]).astype("int64"))
         frame.insert(place + 1, "n", shapes.map(lambda shape: shape[1]).astype("int64"))
+        for name in HELD:
+            frame[name] = pd.array([self._held(row)[name] for row in self.rows], dtype="Int64")
         text = ("layer", "matrix", "read_from", "note")
         types = {name: "float64" for name in names if name not in (*text, "r")}
         return frame.astype({**types, "r": "Int64", **dict.fromkeys(text, "string")})
@@ -101,18 +106,61 @@ class Table:
         A kind is a layer's name with its numbers replaced by ``*``. Columns: ``kind``, ``matrix``,
         ``m``, ``n``, ``layers`` (how many), ``undefined`` (how many of them have no stable rank),
         the medians ``r``, ``stable_rank``, ``utilisation`` (sr / r), ``relative`` (sr / min(m, n)),
-        ``effective_rank``, ``spectral_norm``, ``frobenius_norm``, the extremes ``lowest`` and
-        ``highest`` of the stable rank, and, where W was measured, too, ``drift`` (of W+dW, by the
-        median of its logarithm) and ``rho``.
+        ``effective_rank``, ``spectral_norm``, ``frobenius_norm``, of updates ``r90``, ``r95`` and
+        ``r99`` (the ranks that hold so much of ||dW||_F^2; NaN elsewhere), the extremes ``lowest``
+        and ``highest`` of the stable rank, and, where W was measured, too, ``drift`` (of W+dW, by
+        the median of its logarithm) and ``rho``.
         """
         import pandas as pd
 
         groups: dict[tuple[str, str, tuple[int, int]], list[Row]] = {}
         for row in self.rows:
             groups.setdefault((kind_of(row.layer), row.matrix, row.shape), []).append(row)
-        lines = [_summary_line(*key, rows) for key, rows in groups.items()]
+        lines = [
+            _summary_line(*key, rows)
+            | {name: middle([self._held(row)[name] for row in rows]) for name in HELD}
+            for key, rows in groups.items()
+        ]
         return pd.DataFrame(
             lines, columns=list(lines[0]) if lines else ["kind", "matrix", "layers", "stable_rank"]
+        )
+
+    def _held(self, row: Row) -> dict[str, int | None]:
+        """The ranks that hold each of `SHARES` of an update's energy; None of other matrices."""
+        ranks = self.energy_ranks.get(row.layer) if row.matrix == "dW" else None
+        return dict(zip(HELD, ranks or (None,) * len(HELD), strict=True))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the medians per kind of layer; `to_pandas` has every layer."""
+        from rankscope.notebook import MOST, number, table
+
+        lines = self.summary().to_dict("records") if self.rows else []
+        kept = ("stable_rank", "lowest", "highest", "utilisation", "drift", "rho")
+        rows = [
+            [
+                line["kind"],
+                line["matrix"],
+                f"{line['m']} x {line['n']}",
+                line["layers"],
+                *(number(line[name]) for name in kept),
+                " | ".join(number(line[name], "g") for name in HELD)
+                if line["matrix"] == "dW"
+                else "",
+            ]
+            for line in lines[:MOST]
+        ]
+        words = [f"{len(self.rows)} matrices"]
+        words += [f"{len(lines) - MOST} more kinds of layer"] if len(lines) > MOST else []
+        words += [f"{len(self.skipped)} not measured (.skipped)"] if self.skipped else []
+        headings = ["kind of layer (medians)", "matrix", "shape", "layers", "stable rank"]
+        headings += ["lowest", "highest", "sr / r", "drift", "rho", "r for 90 | 95 | 99 %"]
+        base = f" on {self.base}" if self.base else ""
+        return table(
+            headings,
+            rows,
+            numbers=[False, False, *[True] * 9],
+            title=f"{self.source}{base}",
+            note="; ".join(words),
         )
 
 

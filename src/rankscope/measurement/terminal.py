@@ -19,6 +19,7 @@ from rankscope.measurement.resize import Resized
 from rankscope.measurement.row import Row
 from rankscope.measurement.suggest import SHARES
 from rankscope.measurement.table import Table
+from rankscope.spreadsheet import defused
 
 SHOWN = 2000  # rows, and reasons to skip, on a terminal: a table of 60,000 takes it a minute
 ALWAYS = ("layer", "matrix", "stable rank")
@@ -118,11 +119,14 @@ def plain(text: str) -> Text:
     return Text(visible(text))
 
 
-def as_csv(table: Table) -> str:
-    """The rows, comma-separated, with control characters in names escaped."""
+def as_csv(table: Table, *, raw: bool = False) -> str:
+    """The rows, comma-separated, with control characters in names escaped; names that a spreadsheet
+    would run as formulas have an apostrophe before them, unless `raw`."""
     frame = table.to_pandas()
     for name in ("layer", "note"):
         frame[name] = frame[name].map(visible, na_action="ignore")
+        if not raw:
+            frame[name] = frame[name].map(defused, na_action="ignore")
     return frame.to_csv(index=False)
 
 

@@ -4,6 +4,7 @@ fine-tuning."""
 from __future__ import annotations
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from rankscope.analysis.alignment import MEASURES
@@ -14,14 +15,17 @@ from rankscope.analysis.growth import band
 from rankscope.report.theme import (
     INK,
     REFERENCE,
-    SERIES,
     Figure,
     faceted,
+    hollow,
+    log_axis,
     named_colours,
+    named_scale,
     named_shapes,
     panels,
     rank_axis,
     rule_name,
+    seeds_words,
     series_name,
     tooltips,
 )
@@ -36,40 +40,40 @@ def growth_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         return None
     rows = panels(_growth_rows(frames, points))
     x = rank_axis(points["rank"])
-    lowest = alt.Undefined if rows["p10"].min() < 1 else 1
-    scale = alt.Scale(type="log", base=2, nice=False, domainMin=lowest)
-    y = alt.Y(
-        "p50:Q", title="stable rank of the update, sr(ΔW)", scale=scale, axis=alt.Axis(format="~g")
-    )
+    reach = [min(1.0, rows["p10"].min()), _reach(rows)]
+    scale = alt.Scale(type="log", base=2, nice=False, domain=reach)
+    ticks = log_axis(pd.Series(reach), form="~g", grid=True)
+    y = alt.Y("p50:Q", title="stable rank of the update, sr(ΔW)", scale=scale, axis=ticks)
     colour = named_colours(rows["kind"], "kind of layer", "kind")
-    dash = (
-        alt.StrokeDash("rule:N", title="scale")
-        if points["scaling"].nunique() > 1
-        else alt.Undefined
-    )
+    several = points["scaling"].nunique() > 1
+    dash = alt.StrokeDash("rule:N", title="scale") if several else alt.Undefined
     part = {
         name: alt.Chart().transform_filter(f"datum.part == '{name}'")
-        for name in ("lora", "full", "diagonal")
+        for name in ("lora", "full", "diagonal", "label")
     }
     lora = part["lora"].encode(x=alt.X("place:Q"), color=colour)
     tips = tooltips(
         ("kind", "layers"), ("rule", "scale"), ("rank", "r", "d"), ("p50", "median sr", ".3~g")
     )
     tips += tooltips(
-        ("p10", "10 %", ".3~g"), ("p90", "90 %", ".3~g"), ("utilisation", "sr / r", ".1%")
-    )
+        ("p10", "10 %", ".3~g"), ("p90", "90 %", ".3~g"), ("utilisation", "sr / r", ".1%"),
+    )  # fmt: skip
+    tips += tooltips(("seeds", "seeds", "d"))
     layers = [
         part["diagonal"].mark_line(strokeDash=[2, 3], color=REFERENCE).encode(x=x, y=y),
-        part["diagonal"]
-        .mark_text(text="sr = r", align="right", dx=-26, dy=4, fontStyle="italic", color=INK)
-        .encode(x=alt.X("max(rank):Q"), y=alt.Y("max(p50):Q")),
+        part["label"]
+        .mark_text(text="sr = r", align="left", dx=5, dy=9, fontStyle="italic", color=INK)
+        .encode(x=alt.X("rank:Q"), y=alt.Y("p50:Q")),
         part["full"]
         .mark_rule(strokeDash=[7, 3], strokeWidth=1.4, color=REFERENCE)
         .encode(y=y, tooltip=tooltips(("p50", "full fine-tuning, median sr", ".3~g"))),
         lora.mark_rule(strokeWidth=3, opacity=0.4).encode(y="p10:Q", y2="p90:Q"),
         lora.mark_line(strokeWidth=1.8).encode(y=y, strokeDash=dash),
-        lora.mark_point(size=44, filled=True, opacity=1).encode(
-            y=y, shape=named_shapes(rows["kind"], "kind of layer", "kind"), tooltip=tips
+        lora.mark_point(size=40, opacity=1, strokeWidth=1.4).encode(
+            y=y,
+            shape=named_shapes(rows["kind"], "kind of layer", "kind"),
+            tooltip=tips,
+            **hollow(rows["kind"], "kind", "kind of layer"),
         ),
     ]
     b, grown = conclusions.growth.exponent, conclusions.growth.ratio
@@ -78,11 +82,11 @@ def growth_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         "growth",
         "The stable rank of the update against its nominal rank",
         "Median over layers and seeds at the best learning rate and checkpoint, both axes "
-        "logarithmic; bars "
-        "span the 10th to "
-        f"the 90th percentile. Dotted: sr = r, full use of the rank.{dashed} In the headline's "
-        "design the largest "
-        f"rank's stable rank is {grown} times the smallest's (b = {b}).",
+        "logarithmic; bars span the 10th to the 90th percentile. Dotted: sr = r, full use of the "
+        "rank, which leaves the frame."
+        f"{dashed} In the headline's design the largest "
+        f"rank's stable rank is {grown} times the smallest's (b = {b})."
+        f"{seeds_words(rows['seeds'])}",
         "Line charts, one per task, both axes logarithmic. In the headline's design it grows "
         f"as r to the power {b}.",
         faceted(layers, rows),
@@ -99,10 +103,23 @@ def _growth_rows(frames: Frames, points: pd.DataFrame) -> pd.DataFrame:
     full = full[full["method"].eq("full")]
     full = full.groupby(["model", "task"], as_index=False).agg(p50=("stable_rank", "median"))
     full = full.assign(part="full", method=series_name("full", None))
+    seeds = points.groupby(["model", "task", "scaling", "kind", "rank"], dropna=False)
+    lora["seeds"] = seeds["seed"].nunique().to_numpy()
     ends = points.groupby(["model", "task"])["rank"].agg(["min", "max"]).reset_index()
     ends = ends.melt(["model", "task"], value_name="rank")
+    # to the frame and no further: Chromium draws only some of a dashed line that is clipped
+    ends["rank"] = ends["rank"].clip(upper=_reach(pd.concat([lora, full])))
     ends = ends.assign(part="diagonal", p50=ends["rank"])
-    return pd.concat([lora, full, ends], ignore_index=True)
+    label = points.groupby(["model", "task"], as_index=False)["rank"].max()
+    label["rank"] = label["rank"].clip(upper=0.7 * _reach(pd.concat([lora, full])))
+    label = label.assign(part="label", p50=label["rank"])
+    return pd.concat([lora, full, ends, label], ignore_index=True)
+
+
+def _reach(rows: pd.DataFrame) -> float:
+    """Where the axis ends: a little above the largest stable rank to be seen."""
+    own = rows[rows["part"].isin(["lora", "full"])]
+    return 1.15 * float(np.nanmax([2.0, own["p90"].max(), own["p50"].max()]))
 
 
 def dodged(rows: pd.DataFrame, by: list[str]) -> pd.Series:
@@ -131,12 +148,7 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
     rows["place"] = dodged(rows, ["series"])
     rows = rows.assign(part=rows["method"], method=rows["series"])
     rows = panels(rows, metric_names(frames))
-    names = sorted(rows["series"].unique(), key=lambda name: (name == "full fine-tuning", name))
-    colours = [
-        REFERENCE if name == "full fine-tuning" else SERIES[i % len(SERIES)]
-        for i, name in enumerate(names)
-    ]
-    colour = alt.Color("series:N", title=None, scale=alt.Scale(domain=names, range=colours))
+    colour = alt.Color("series:N", title=None, scale=named_scale(rows["series"]))
     x = rank_axis(rows["rank"].dropna(), field="place")
     y = alt.Y("mean:Q", title="best validation metric", scale=alt.Scale(zero=False, padding=8))
     tips = tooltips(
@@ -160,14 +172,17 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
         .encode(y=y, color=colour, tooltip=tips),
         lora.mark_rule(strokeWidth=1.4, opacity=0.6).encode(y="low:Q", y2="high:Q"),
         lora.mark_line(strokeWidth=1.8).encode(y=y),
-        lora.mark_point(size=36, filled=True, opacity=1).encode(y=y, tooltip=tips),
+        lora.mark_point(size=36, opacity=1, strokeWidth=1.4).encode(
+            y=y, tooltip=tips, **hollow(rows["series"], "series")
+        ),
+        lora.mark_text(dy=-9, fontSize=9.5).encode(y="high:Q", text="seeds:N"),
     ]
     return Figure(
         "performance",
         "Best performance against rank",
         "Mean over seeds at each configuration's best learning rate; thin bars span the seeds. "
         "Dashed: full "
-        "fine-tuning.",
+        f"fine-tuning. Numbers: seeds.{seeds_words(rows['seeds'])}",
         "Line charts, one per task: best validation metric against LoRA rank, full fine-tuning "
         "as a dashed "
         "line.",

@@ -16,6 +16,7 @@ from rankscope.report.curves import metric_names
 from rankscope.report.theme import (
     INK,
     MOST_ROWS,
+    REFERENCE,
     Figure,
     faceted,
     log_axis,
@@ -33,16 +34,27 @@ RATIO = "sr(W + ΔW) / sr(W)"
 
 
 def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
-    """Performance against drift with the fitted line, the threshold and its band."""
+    """Performance against drift: paths of trials, brackets, and where a threshold is shown its line
+    and interval."""
     points = frames.checkpoints
     points = points[points["method"].eq("lora")]
     if points.empty:
         return None
     total = len(points)
     points = points.iloc[:: -(-total // MOST_POINTS)]
-    drawn = [_checkpoint_rows(points), *map(_threshold_rows, conclusions.thresholds)]
-    rows = panels(pd.concat(drawn, ignore_index=True), metric_names(frames))
-    found = sum(t.answer == "supported" for t in conclusions.thresholds)
+    drawn = [_checkpoint_rows(points)]
+    for found in conclusions.thresholds:
+        drawn += [_bracket_rows(found, drawn[0]), _threshold_rows(found)]
+    rows = pd.concat([part for part in drawn if len(part)], ignore_index=True)
+    rows = panels(rows, metric_names(frames))
+    shown = sum(t.answer == "supported" for t in conclusions.thresholds)
+    line = (
+        "Line: the fitted plateau and decline. Red: the drift at which half of the gain over a "
+        "constant answer is lost, with its 95 % interval. Both are drawn only where H2 is "
+        f"supported ({shown} of {len(conclusions.thresholds)})."
+        if shown
+        else "No fitted line is drawn: H2 is supported on none of these tasks."
+    )
     thinned = (
         f" {len(points):,} of {total:,} checkpoints are drawn; all are used."
         if len(points) < total
@@ -51,12 +63,11 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     return Figure(
         "threshold",
         "Performance against the drift of the stable rank",
-        "Each point is an evaluated checkpoint of a LoRA trial. 1 is no drift, 0.5 a stable rank "
-        "that has halved. Pale points have drifted by less than a tenth; of them only the "
-        "references enter the fit. Line: the fitted plateau and decline, faint where H2 is not "
-        "supported. Red: the drift at which half of the gain over a constant answer is lost, with "
-        f"its 95 % interval, where H2 is supported ({found} of {len(conclusions.thresholds)})."
-        f"{thinned}",
+        "Each point is an evaluated checkpoint of a LoRA trial; thin lines join one trial's. "
+        "1 is no drift, 0.5 a stable rank that has halved. Pale points have drifted by less than a "
+        f"tenth; of them only the references enter the fit. {line} Brackets below: per rank, scale "
+        "and seed the last drift at which half the gain was held, at any rate, and the next that "
+        f"was visited.{thinned}",
         "Scatter plots, one per task: validation metric against relative stable rank on a "
         "logarithmic axis.",
         faceted(_threshold_layers(rows, points), rows, own_scales=("x", "y")),
@@ -73,7 +84,7 @@ def _checkpoint_rows(points: pd.DataFrame) -> pd.DataFrame:
         rate=points["learning_rate"].map(rate_name),
         method=[series_name("lora", rule) for rule in points["scaling"]],
     )
-    where = ["part", "model", "task", "method", "ratio", "rho", "value"]
+    where = ["part", "model", "task", "method", "ratio", "rho", "value", "trial"]
     return points[[*where, "rate", "rank", "step", "seed"]]
 
 
@@ -82,7 +93,7 @@ def _threshold_layers(rows: pd.DataFrame, points: pd.DataFrame) -> list[alt.Char
     x = alt.X(
         "ratio:Q",
         title="stable rank after / before, " + RATIO,
-        scale=_ratio_scale(rows["ratio"]),
+        scale=ratio_scale(rows["ratio"]),
         axis=axis,
     )
     y = alt.Y("value:Q", title="validation metric", scale=alt.Scale(zero=False, padding=8))
@@ -93,58 +104,86 @@ def _threshold_layers(rows: pd.DataFrame, points: pd.DataFrame) -> list[alt.Char
     tips += tooltips(("value", "metric", ".3f"))
     part = {
         name: alt.Chart().transform_filter(f"datum.part == '{name}'")
-        for name in ("near", "point", "curve", "threshold")
+        for name in ("near", "point", "curve", "threshold", "bracket")
     }
+    seen = alt.Chart().transform_filter("datum.part == 'near' || datum.part == 'point'")
     colour = rate_colour(points["learning_rate"])
+    paths = seen.mark_line(strokeWidth=0.7, opacity=0.22).encode(
+        x=x, y=y, color=colour, detail="trial:N", order="step:Q"
+    )
+    few = rows["trial"].nunique() <= MOST_LINES
+    bracket_tips = tooltips(("rank", "r", "d"), ("method", "scale"), ("seed", "seed", "d"))
+    bracket_tips += tooltips(("high", "held at", ".3~g"), ("low", "next visited", ".3~g"))
     return [
-        part["threshold"]
-        .mark_rect(color=MARK)
-        .encode(x=alt.X("low:Q"), x2="high:Q", opacity=_where_shown(0.18)),
+        part["threshold"].mark_rect(color=MARK, opacity=0.18).encode(x=alt.X("low:Q"), x2="high:Q"),
+        *([paths] if few else []),
         part["near"].mark_circle(size=22, opacity=0.3).encode(x=x, y=y, color=colour, tooltip=tips),
         part["point"]
         .mark_circle(size=22, opacity=0.65)
         .encode(x=x, y=y, color=colour, tooltip=tips),
-        part["curve"]
-        .mark_line(color=INK, strokeWidth=1.8)
-        .encode(x=x, y=y, opacity=alt.condition("datum.shown", alt.value(1), alt.value(0.35))),
+        part["bracket"]
+        .mark_rule(color=REFERENCE, strokeWidth=1.6)
+        .encode(x=alt.X("low:Q"), x2="high:Q", y=y, tooltip=bracket_tips),
+        part["bracket"]
+        .mark_tick(color=REFERENCE, thickness=1.4, height=5)
+        .encode(x=alt.X("high:Q"), y=y),
+        part["curve"].mark_line(color=INK, strokeWidth=1.8).encode(x=x, y=y),
         part["threshold"]
         .mark_rule(color=MARK, strokeWidth=1.8)
-        .encode(x=x, tooltip=tooltips(("label", "threshold")), opacity=_where_shown(1)),
+        .encode(x=x, tooltip=tooltips(("label", "threshold"))),
     ]
 
 
-def _where_shown(opacity: float) -> alt.OpacityValue:
-    return alt.condition("datum.shown", alt.value(opacity), alt.value(0))
-
-
-def _ratio_scale(ratios: pd.Series) -> alt.Scale:
+def ratio_scale(ratios: pd.Series) -> alt.Scale:
     """A logarithmic scale that shows 1, which is no drift, on every panel."""
-    ends = {"domainMax": 1} if ratios.max() <= 1 else {"domainMin": 1} if ratios.min() >= 1 else {}
-    return alt.Scale(type="log", nice=False, padding=8, **ends)
+    above = ratios.max() > 1 / ratios.min()
+    return alt.Scale(
+        type="log", nice=False, padding=8, **({"domainMin": 1} if above else {"domainMax": 1})
+    )
+
+
+def _bracket_rows(found: Threshold, points: pd.DataFrame) -> pd.DataFrame:
+    """One bracket a line, stacked below the points; those without a next drift have no right
+    end and are left out."""
+    pairs = found.brackets
+    pairs = pairs[np.isfinite(pairs["next"].astype(float))] if len(pairs) else pairs
+    if not len(pairs):
+        return pd.DataFrame()
+    pairs = pairs.sort_values(["scaling", "rank", "seed"], na_position="last")
+    values = points.loc[
+        points["model"].eq(found.model) & points["task"].eq(found.task), "value"
+    ].astype(float)
+    floor = float(values.min())
+    room = (float(values.max()) - floor) * min(0.25, 0.02 * len(pairs) + 0.03)
+    high, low = (np.exp(found.sign * pairs[name].to_numpy(float)) for name in ("last", "next"))
+    return pd.DataFrame(
+        {
+            "part": "bracket",
+            "model": found.model,
+            "task": found.task,
+            "method": [series_name("lora", rule) for rule in pairs["scaling"]],
+            "rank": pairs["rank"].to_numpy(),
+            "seed": pairs["seed"].to_numpy(),
+            "high": high,
+            "low": low,
+            "value": floor - room * np.linspace(0.25, 1, len(pairs)),
+        }
+    )
 
 
 def _threshold_rows(found: Threshold) -> pd.DataFrame:
-    """The fitted line, and the threshold where there is one.
-
-    Where there is none, a mark of no extent on the line that is not shown: an empty
-    layer has no scale to be on.
-    """
+    """The fitted line, and the threshold with its interval; nothing where H2 is not supported."""
+    if found.answer != "supported":
+        return pd.DataFrame()
     names = {"model": found.model, "task": found.task}
-    shown = found.answer == "supported"
     ratio = np.exp(found.line["log_drift"].astype(float))
-    rows = found.line.assign(part="curve", ratio=ratio, shown=shown, **names).drop(
-        columns="log_drift"
+    rows = found.line.assign(part="curve", ratio=ratio, **names).drop(columns="log_drift")
+    s, low, high = found.stable_rank
+    label = (
+        f"{100 * found.ratio(found.half)[0]:.0f} % of sr(W), s* = {s:.3g} [{low:.3g}, {high:.3g}]"
     )
-    if shown:
-        s, low, high = found.stable_rank
-        label = (
-            f"{100 * found.ratio(found.half)[0]:.0f} % of sr(W), s* = {s:.3g} [{low:.3g}, "
-            f"{high:.3g}]"
-        )
-        ends = dict(zip(("ratio", "low", "high"), found.ratio(found.half), strict=True))
-    else:
-        label, ends = None, dict.fromkeys(("ratio", "low", "high"), 1.0)
-    mark = names | ends | {"part": "threshold", "label": label, "shown": shown}
+    ends = dict(zip(("ratio", "low", "high"), found.ratio(found.half), strict=True))
+    mark = names | ends | {"part": "threshold", "label": label}
     return pd.concat([rows, pd.DataFrame([mark])], ignore_index=True)
 
 
@@ -172,7 +211,7 @@ def steps_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         scale=alt.Scale(type="log", nice=False, padding=6),
         axis=steps,
     )
-    y = alt.Y("ratio:Q", title=RATIO, scale=_ratio_scale(rows["ratio"]), axis=ratios)
+    y = alt.Y("ratio:Q", title=RATIO, scale=ratio_scale(rows["ratio"]), axis=ratios)
     tips = tooltips(
         ("rate", "learning rate"), ("rank", "r", "d"), ("method", "method"), ("step", "step", "d")
     )

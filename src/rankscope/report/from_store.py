@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,46 @@ def write_report(
     if place is not None and data.resolve() == place.resolve():  # never read and written at once
         return written
     return [*written, *_keep(found, data), _write_said(said, data)]
+
+
+def opened(store: str | Path | Store) -> tuple[Frames, dict[str, Any]]:
+    """The tables of a store, or of the folder ``data`` beside a report; and what a page says of it
+    beside them, ``study_text`` and ``provenance``."""
+    if not isinstance(store, Store):
+        if _is_kept(Path(store)):
+            return kept(Path(store)), _said(Path(store))
+        store = Store(store)
+    return frames(store), _said_by(store)
+
+
+def write_figures(
+    store: str | Path | Store,
+    output: str | Path | None = None,
+    *,
+    width: float = 3.25,
+    label: str = "3.25in",
+    font: str | None = None,
+    kinds: Sequence[str] = ("pdf",),
+    names: Sequence[str] | None = None,
+    progress: Callable[[float], None] = lambda share: None,
+) -> list[Path]:
+    """Figures for a paper, `width` inches wide, with text of 8 points in `font`. -> files written
+
+    ``store`` as in `write_report`; ``output`` is a folder (default: figures-`label` in the store,
+    or beside its folder ``data``). ``kinds``: some of pdf, svg, png; ``names``: only these figures.
+    ``progress`` adds up to 2: the analysis, then the drawing.
+    """
+    from rankscope.report import paper  # heavy, as above
+    from rankscope.report.figures import figures
+
+    found, _ = opened(store)
+    beside = store.path if isinstance(store, Store) else Path(store)
+    if not isinstance(store, Store) and _is_kept(beside):
+        beside = beside.resolve().parent
+    folder = Path(output) if output is not None else beside / f"figures-{label}"
+    drawn = paper.chosen(figures(found, conclude(found, progress=progress)), names)
+    how: dict[str, Any] = {"width": width, "font": font, "kinds": kinds, "progress": progress}
+    return list(paper.write(drawn, folder, **how))
 
 
 def _said_by(store: Store) -> dict[str, Any]:

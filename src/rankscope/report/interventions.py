@@ -11,8 +11,17 @@ from rankscope.analysis.drift import LABELS
 from rankscope.analysis.frames import Frames
 from rankscope.report.curves import metric_names
 from rankscope.report.drifts import MOST_POINTS, RATIO
-from rankscope.report.table import WHERE, Column, Table
-from rankscope.report.theme import Figure, faceted, log_axis, panels, rate_colour, rate_name
+from rankscope.report.table import WHERE, Column, Table, interval_columns
+from rankscope.report.theme import (
+    REFERENCE,
+    SERIES,
+    Figure,
+    faceted,
+    log_axis,
+    panels,
+    rate_name,
+    tooltips,
+)
 
 
 def paths_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
@@ -32,8 +41,12 @@ def paths_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         ignore_index=True,
     )
     rows["ratio"], rows["rate"] = np.exp(rows["log_drift"]), rows["learning_rate"].map(rate_name)
-    rows = rows[["part", "model", "task", "trial", "ratio", "value", "rate", "level"]]
-    rows = panels(rows.dropna(subset=["ratio", "value"]), metric_names(frames))
+    kept = ["part", "model", "task", "trial", "rank", "seed", "ratio", "value", "rate", "level"]
+    rows = rows[kept].dropna(subset=["ratio", "value"])
+    rows = rows[
+        rows["task"].isin(paths["task"])
+    ]  # what was edited; other clouds are in H2's figure
+    rows = panels(rows, metric_names(frames))
     x = alt.X(
         "ratio:Q",
         title="stable rank after / before, " + RATIO,
@@ -41,26 +54,39 @@ def paths_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         axis=log_axis(rows["ratio"], form=".3~g", grid=False, shown=1),
     )
     y = alt.Y("value:Q", title="validation metric", scale=alt.Scale(zero=False, padding=8))
-    colour = rate_colour(cloud["learning_rate"])
-    points, lines = (
-        alt.Chart().transform_filter(f"datum.part == '{part}'") for part in ("point", "path")
-    )
+    base = alt.Chart().encode(x=x, y=y, detail="trial:N")
+    points = base.transform_filter("datum.part == 'point'")
+    lines = base.transform_filter("datum.part == 'path'")
+    group = alt.Color("rate:N", title="learning rate", scale=_rate_scale(paths["learning_rate"]))
+    tips = tooltips(("rate", "learning rate"), ("rank", "r", "d"), ("seed", "seed", "d"))
+    tips += tooltips(("level", "t", ".3~g"), ("ratio", "sr after / before", ".3~g"))
+    tips += tooltips(("value", "metric", ".3f"))
     layers = [
-        points.mark_circle(size=14, opacity=0.25).encode(x=x, y=y, color=colour),
-        lines.mark_line(strokeWidth=0.9, opacity=0.8).encode(
-            x=x, y=y, color=colour, detail="trial:N", order="level:Q"
-        ),
+        points.mark_circle(size=16, opacity=0.3, color=REFERENCE).encode(tooltip=tips),
+        lines.mark_line(strokeWidth=1.3, opacity=0.9).encode(color=group, order="level:Q"),
+        lines.mark_circle(size=16, opacity=0.9).encode(color=group, tooltip=tips),
+        lines.transform_filter("datum.level == 1")
+        .mark_point(size=46, filled=True, opacity=1)
+        .encode(color=group, tooltip=tips),
     ]
     return Figure(
         "paths",
         "Edited trials along growing updates",
-        "Points: checkpoints of training. Lines: finished trials whose update is scaled by t = 1 "
-        "and more, one line a trial, evaluated again; where lines stay high at drifts at which "
+        "Grey: checkpoints of training. Lines: finished trials whose update is scaled by t, from "
+        "t = 1 (large points) on, evaluated again; where lines stay high at drifts at which grey "
         "points lie low, the drift alone does not bring the loss.",
         "Line charts over scatter plots, one per task: validation metric against relative stable "
         "rank on a logarithmic axis.",
         faceted(layers, rows, own_scales=("x", "y")),
-        ("model", "task"),
+        ("model", "task", "rank"),
+    )
+
+
+def _rate_scale(rates: pd.Series) -> alt.Scale:
+    """Few rates were edited: the colours of names, which are further apart than those of a ramp."""
+    names = [rate_name(rate) for rate in sorted(rates.unique())]
+    return alt.Scale(
+        domain=names, range=[SERIES[place % len(SERIES)] for place in range(len(names))]
     )
 
 
@@ -93,9 +119,7 @@ def interventions_table(conclusions: Conclusions) -> Table:
             Column("ratio", "sr after / before", ".3f"),
             Column("rho", "σ₁(ΔW) / σ₁(W)", ".2f"),
             Column("metric", "metric", ".3f"),
-            Column("change", "change", "+.3f"),
-            Column("change_low", "from", "+.3f"),
-            Column("change_high", "to", "+.3f"),
+            *interval_columns("change", "change", "+.3f"),
         ),
         pd.DataFrame(rows),
     )

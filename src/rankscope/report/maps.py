@@ -21,19 +21,81 @@ from rankscope.report.theme import (
     panels,
     rate_name,
     rule_name,
+    seeds_words,
     series_name,
     tooltips,
 )
 
 FULL = "full"
+TOP = "#ff4f4f"
+ARROWS = {"largest tried": "↑", "smallest tried": "↓"}
 
 
 def rates_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
-    """Best performance for every learning rate and rank, as the distance from the best of the
-    panel."""
+    """Best performance for every learning rate and rank, as a share of the task's best gain."""
     trials = frames.trials
     if not trials["best"].notna().any():
         return None
+    rows = _rate_cells(frames, conclusions)
+    rows = _by_rule(panels(rows, metric_names(frames)))
+    rates = [rate_name(rate) for rate in sorted(trials["learning_rate"].unique(), reverse=True)]
+    colour = alt.Color(
+        "share:Q",
+        title="share of the task's best gain",
+        scale=alt.Scale(scheme=HEAT, domain=[0, 1], clamp=True),
+        legend=alt.Legend(gradientLength=180, format=".0%", tickCount=3),
+    )
+    tips = tooltips(
+        ("column", "r"),
+        ("rate", "learning rate"),
+        ("value", "mean of best", ".3f"),
+        ("share", "of the best gain", ".0%"),
+        ("seeds", "seeds", "d"),
+    )
+    y = alt.Y("rate:O", title="learning rate", sort=rates)
+    cell = alt.Chart().encode(
+        x=_columns(rows), y=y, tooltip=[*tips, *tooltips(("diverged", "diverged", "d"))]
+    )
+    known = cell.transform_filter("datum.value != null")
+    # dark ink on the light half of the scale
+    ink = alt.condition("datum.share > 0.55", alt.value("#101418"), alt.value("#ffffff"))
+    size = _digits_size(rows["column"].nunique())
+    words = [known.mark_text(fontSize=size).encode(text="words:N", color=ink)] if size else []
+    layers = [
+        known.mark_rect().encode(color=colour),
+        cell.transform_filter("datum.value == null").mark_text(text="×", color=INK),
+        cell.transform_filter("datum.picked")
+        .mark_rect(filled=False, strokeWidth=3.4)
+        .encode(stroke=alt.condition("datum.top", alt.value(TOP), alt.value("#101418"))),
+        cell.transform_filter("datum.picked && !datum.top").mark_rect(
+            filled=False, strokeWidth=1.2, stroke="#ffffff"
+        ),
+        *words,
+    ]
+    none = " Crosses: diverged before the first evaluation." if rows["value"].isna().any() else ""
+    edges = (
+        " Arrows: the chosen rate is the largest or the smallest tried."
+        if rows["edge"].isin(ARROWS).any()
+        else ""
+    )
+    numbers = "Numbers: the metric. " if words else ""
+    return Figure(
+        "rates",
+        "Learning rate and rank",
+        "Best validation metric, seeds averaged. Colour: the share of the task's best gain over a "
+        f"constant answer, 100 % for the best cell. {numbers}Framed: the rate chosen for that "
+        f"rank, in red the best of its panel.{edges}"
+        f"{seeds_words(rows['seeds'], of='a cell')}{none}",
+        "Heat maps, one per task: performance for every learning rate and rank.",
+        faceted(layers, rows.drop(columns=["edge"]), height=max(PANEL_HEIGHT, 30 * len(rates))),
+        ("model", "task", "method"),
+    )
+
+
+def _rate_cells(frames: Frames, conclusions: Conclusions) -> pd.DataFrame:
+    """One row per configuration and rate: mean, seeds, share of the gain, whether chosen, the
+    best of its task, and what is printed in the cell."""
+    trials = frames.trials
     cells = [*CONFIGURATION, "learning_rate"]
     broken = trials.assign(broken=trials["status"].eq("diverged"), sign=sign_of(trials))
     rows = broken.groupby(cells, dropna=False, as_index=False).agg(
@@ -42,49 +104,33 @@ def rates_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         diverged=("broken", "sum"),
         sign=("sign", "first"),
     )
-    picked = conclusions.learning_rates[cells].assign(picked=True)
-    rows = rows.merge(picked, on=cells, how="left").assign(
-        picked=lambda table: table["picked"].eq(True)
-    )
-    rows["below"] = rows["sign"] * rows["value"]
-    rows["below"] -= rows.groupby(["model", "task"])["below"].transform("max")
+    picked = conclusions.learning_rates[[*cells, "edge"]].assign(picked=True)
+    rows = rows.merge(picked, on=cells, how="left")
+    rows["picked"] = rows["picked"].eq(True)
+    rows = rows.merge(frames.baselines[["model", "task", "constant"]], on=["model", "task"])
+    rows["higher"] = rows["sign"] * rows["value"]  # better is higher
+    task = rows.groupby(["model", "task"])["higher"]
+    best, lowest = task.transform("max"), task.transform("min")
+    floor = (rows["sign"] * rows["constant"]).fillna(lowest).clip(upper=best)
+    rows["share"] = ((rows["higher"] - floor) / (best - floor)).where(best.gt(floor), 1.0)
+    rows["top"] = rows["higher"].eq(best) & rows["picked"]
     rows = rows.assign(column=_rank_names(rows), rate=rows["learning_rate"].map(rate_name))
-    rows = _by_rule(panels(rows, metric_names(frames)))
-    rates = [rate_name(rate) for rate in sorted(trials["learning_rate"].unique(), reverse=True)]
-    colour = alt.Color(
-        "below:Q",
-        title="worse than the task's best",
-        scale=alt.Scale(scheme=HEAT),
-        legend=alt.Legend(gradientLength=180, format=".2f"),
-    )
-    tips = tooltips(
-        ("column", "r"),
-        ("rate", "learning rate"),
-        ("value", "mean of best", ".3f"),
-        ("seeds", "seeds", "d"),
-    )
-    y = alt.Y("rate:O", title="learning rate", sort=rates)
-    cell = alt.Chart().encode(
-        x=_columns(rows), y=y, tooltip=[*tips, *tooltips(("diverged", "diverged", "d"))]
-    )
-    dot = {"shape": "circle", "size": 36, "filled": True, "opacity": 1, "color": "white"}
-    layers = [
-        cell.mark_rect().encode(color=colour),
-        cell.transform_filter("datum.value == null").mark_text(text="×", color=INK),
-        cell.transform_filter("datum.picked").mark_point(stroke="black", strokeWidth=1, **dot),
-    ]
-    none = " Crosses: diverged before the first evaluation." if rows["value"].isna().any() else ""
-    return Figure(
-        "rates",
-        "Learning rate and rank",
-        "Best validation metric, seeds averaged, as the distance from the best of the task. "
-        "Dots: the rate "
-        "chosen for that "
-        f"rank.{none}",
-        "Heat maps, one per task: performance for every learning rate and rank.",
-        faceted(layers, rows),
-        ("model", "task", "method"),
-    )
+    arrows = rows["edge"].where(rows["picked"]).map(ARROWS).fillna("")
+    rows["words"] = rows["value"].map(_cell_words) + arrows
+    return rows.drop(columns=["constant", "sign", "higher"])
+
+
+def _cell_words(value: float) -> str:
+    """.83, −.02, 1.00: two digits, without the nought before the point."""
+    if pd.isna(value):
+        return ""
+    text = f"{value:.2f}"
+    return text.replace("0.", ".", 1).replace("-", "−") if abs(value) < 1 else text
+
+
+def _digits_size(columns: int) -> float:
+    """Of the numbers in cells of a panel with so many columns; 0 where they have no room."""
+    return 10 if columns <= 6 else 8.5 if columns <= 9 else 7 if columns <= 12 else 0
 
 
 def layers_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
@@ -177,6 +223,9 @@ def _by_rule(rows: pd.DataFrame) -> pd.DataFrame:
     rules = sorted(rows["scaling"].dropna().unique())
     if len(rules) < 2:
         return rows
-    full = [rows[rows["scaling"].isna()].assign(scaling=rule) for rule in rules]
-    rows = pd.concat([rows[rows["scaling"].notna()], *full], ignore_index=True)
-    return rows.assign(panel=rows["panel"] + ", " + rows["scaling"].map(rule_name))
+    known = rows.dropna(subset="scaling")[["model", "task", "scaling"]].drop_duplicates()
+    full = rows[rows["scaling"].isna()].drop(columns="scaling")
+    full = full.merge(known, on=["model", "task"], how="left")  # what a task lacks has no panel
+    rows = pd.concat([rows[rows["scaling"].notna()], full], ignore_index=True)
+    rule = (", " + rows["scaling"].map(rule_name, na_action="ignore")).fillna("")
+    return rows.assign(panel=rows["panel"] + rule)

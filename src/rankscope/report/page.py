@@ -10,21 +10,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from rankscope import __version__
 from rankscope.analysis.conclusions import Conclusions
 from rankscope.analysis.drift import kind
 from rankscope.analysis.frames import Frames
 from rankscope.report.figures import figures
+from rankscope.report.opening import opening
+from rankscope.report.pdf import to_pdf
 from rankscope.report.table import Table
 from rankscope.report.tables import tables
-from rankscope.report.theme import Figure, rate_name, series_name
-
-MOST_TABLE_ROWS = 2000  # on the page; the CSV has all
-VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+from rankscope.report.theme import VEGA_LITE, Figure, series_name
+from rankscope.report.trials_table import is_long, searched_rows
 
 
 def write(
@@ -48,7 +48,7 @@ def write(
     drawn, listed = figures(frames, conclusions), tables(frames, conclusions)
     page = render(frames, conclusions, drawn, listed, study_text=study_text, provenance=provenance)
     output.parent.mkdir(parents=True, exist_ok=True)
-    _write(output, page)
+    write_whole(output, page)
     written = [output]
     for path in itertools.chain(
         _figure_files(drawn, output.parent / "figures"),
@@ -69,24 +69,37 @@ def render(
     provenance: Mapping[str, Any],
 ) -> str:
     """The page as text."""
-    environment = Environment(
+    return (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            conclusions=conclusions,
+            figures=drawn,
+            tables=listed,
+            opening=opening(frames, conclusions, study_text=study_text, provenance=provenance),
+            filters=filters(frames),
+            version=__version__,
+            study_text=study_text,
+            provenance=list(flattened(provenance)),
+            library=library(),
+        )
+    )
+
+
+def environment() -> Environment:
+    """The templates, which escape what they are given."""
+    found = Environment(
         loader=PackageLoader("rankscope.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters["embedded"] = embedded
-    return environment.get_template("page.html.jinja").render(
-        conclusions=conclusions,
-        figures=drawn,
-        tables=listed,
-        most=MOST_TABLE_ROWS,
-        filters=filters(frames),
-        summary=summary(frames),
-        study_text=study_text,
-        provenance=list(flattened(provenance)),
-        library=library(),
-    )
+    found.filters |= {
+        "embedded": embedded,
+        "is_long": is_long,
+        "searched_rows": searched_rows,
+    }
+    return found
 
 
 @cache
@@ -130,31 +143,6 @@ def filters(frames: Frames) -> list[dict[str, Any]]:
     ]
 
 
-def summary(frames: Frames) -> str:
-    """The study in one line."""
-    trials = frames.trials
-    if trials.empty:
-        return "No trial has finished yet."
-    ranks, rates = trials["rank"].dropna(), trials["learning_rate"]
-    parts = [
-        f"{len(trials):,} trials",
-        _listed("model", trials["model"]),
-        _listed("task", trials["task"]),
-        f"ranks {ranks.min()} to {ranks.max()}" if ranks.nunique() > 1 else "",
-        f"learning rates {rate_name(rates.min())} to {rate_name(rates.max())}"
-        if rates.nunique() > 1
-        else "",
-        "full fine-tuning beside them" if trials["method"].eq("full").any() else "",
-        f"{trials['seed'].nunique()} seed" + "s" * (trials["seed"].nunique() != 1),
-    ]
-    return ", ".join(part for part in parts if part) + "."
-
-
-def _listed(noun: str, names: Any) -> str:
-    names = sorted(set(names))
-    return f"{noun} {names[0]}" if len(names) == 1 else f"{noun}s {', '.join(names)}"
-
-
 def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Nested `values` as (name, text) pairs, names joined by dots."""
     for name, value in values.items():
@@ -176,7 +164,7 @@ def _figure_files(drawn: list[Figure], folder: Path) -> Iterator[Path]:
     for figure in drawn:
         svg = vl_convert.vegalite_to_svg(figure.spec, vl_version=VEGA_LITE)
         (folder / f"{figure.name}.svg").write_text(svg, encoding="utf-8")
-        (folder / f"{figure.name}.pdf").write_bytes(vl_convert.svg_to_pdf(svg))
+        (folder / f"{figure.name}.pdf").write_bytes(to_pdf(svg))
         yield from (folder / f"{figure.name}.svg", folder / f"{figure.name}.pdf")
 
 
@@ -188,7 +176,7 @@ def _table_files(listed: list[Table], folder: Path) -> Iterator[Path]:
         yield from (folder / f"{table.name}.csv", folder / f"{table.name}.tex")
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """The old page or the new one, never half, whatever the disk has left."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -9,48 +9,48 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rankscope.report.latex import to_latex
+from rankscope.spreadsheet import defused
+
 NOTHING = "–"
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "Δ": r"$\Delta$",
-    "–": "--",
-    "−": "$-$",
-    "α": r"$\alpha$",
-    "√": r"$\surd$",
-    "×": r"$\times$",
-    "σ": r"$\sigma$",
-    "·": r"$\cdot$",
-}
+FILTERS = {"task": "task", "model": "model", "method": "series", "rank": "rank", "kind": "kind"}
 
 
 @dataclass(frozen=True)
 class Column:
     """A column: the key in the frame, the heading, and how a value is shown (a format, or a
-    function)."""
+    function).
+
+    ``ends``: the keys of its interval, shown in one cell with it. ``printed``: False where only
+    the CSV has it.
+    """
 
     key: str
     heading: str
     shown: str | Callable[[Any], str] = ""
+    ends: tuple[str, str] | None = None
+    printed: bool = True
 
     @property
     def number(self) -> bool:
         """Whether the column holds numbers."""
         return self.shown != ""
 
-    def text(self, value: Any) -> str:
-        """A value as it is printed; what is unknown is a dash."""
-        if value is None or pd.isna(value):
+    @property
+    def keys(self) -> list[str]:
+        """Its keys in the frame: the value's, and those of its interval."""
+        return [self.key, *(self.ends or ())]
+
+    def text(self, value: Any, low: Any = None, high: Any = None) -> str:
+        """A value as it is printed, with its interval where there is one; what is unknown is a
+        dash."""
+        own = self._one(value)
+        if self.ends is None or own == NOTHING or (unknown(low) and unknown(high)):
+            return own
+        return f"{own} [{self._one(low)}, {self._one(high)}]"
+
+    def _one(self, value: Any) -> str:
+        if unknown(value):
             return NOTHING
         if callable(self.shown):
             return self.shown(value)
@@ -61,42 +61,66 @@ WHERE = (Column("model", "model"), Column("task", "task"))
 RANK = Column("rank", "r", ".0f")
 
 
-def interval_columns(key: str, heading: str, shown: str) -> tuple[Column, Column, Column]:
-    """An estimate and the ends of its interval."""
-    ends = (Column(f"{key}_low", "from", shown), Column(f"{key}_high", "to", shown))
-    return (Column(key, heading, shown), *ends)
+def interval_columns(key: str, heading: str, shown: str) -> tuple[Column]:
+    """An estimate with the ends of its interval, which the frame has as ``_low`` and ``_high``."""
+    return (Column(key, heading, shown, ends=(f"{key}_low", f"{key}_high")),)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with their file name, title and caption, and the columns in the order shown."""
+    """Rows with their file name, title and caption, and the columns in the order shown.
+
+    ``searched``: on the page it has a field to search in, and points of figures lead to it.
+    """
 
     name: str
     title: str
     caption: str
     columns: tuple[Column, ...]
     rows: pd.DataFrame
+    searched: bool = False
+
+    @property
+    def printed(self) -> list[Column]:
+        """The columns of the page and of LaTeX: without those that only the CSV has, without the
+        model where there is only one, and without numbers of which none is known (`said` names
+        them)."""
+        return [c for c in self.columns if c.printed and not self._fixed(c) and self._known(c)]
+
+    @property
+    def said(self) -> str:
+        """The caption, with what `printed` leaves out."""
+        fixed = [c for c in self.columns if self._fixed(c)]
+        words = [
+            f"{c.heading[0].upper()}{c.heading[1:]}: {self.rows[c.key].iloc[0]}." for c in fixed
+        ]
+        missing = [c.heading for c in self.columns if c.printed and not self._known(c)]
+        words += [f"Not known: {'; '.join(missing)}."] if missing else []
+        return " ".join([self.caption, *words])
+
+    def _fixed(self, column: Column) -> bool:
+        return column.key == "model" and self.rows["model"].nunique(dropna=False) == 1
+
+    def _known(self, column: Column) -> bool:
+        return not column.number or self.rows.empty or bool(self.rows[column.key].notna().any())
 
     def cells(self, most: int | None = None) -> list[list[tuple[str, Any]]]:
-        """Per row, each cell's text and its value for sorting (None where unknown); the first
-        `most` rows."""
+        """Per row, each printed cell's text and its value for sorting (None where unknown); the
+        first `most` rows."""
         kept = self.rows if most is None else self.rows.iloc[:most]
         lists = [
-            [(column.text(v), _sortable(v)) for v in kept[column.key]] for column in self.columns
+            [
+                (column.text(*values), sortable(values[0]))
+                for values in zip(*(kept[key] for key in column.keys), strict=True)
+            ]
+            for column in self.printed
         ]
         return [list(row) for row in zip(*lists, strict=True)]
 
     def labels(self, most: int | None = None) -> list[list[tuple[str, str]]]:
         """Per row, what the filters of the page compare: (name, value), where the table has it."""
         kept = self.rows if most is None else self.rows.iloc[:most]
-        names = {
-            "task": "task",
-            "model": "model",
-            "method": "series",
-            "rank": "rank",
-            "kind": "kind",
-        }
-        names = {name: key for name, key in names.items() if key in kept.columns}
+        names = {name: key for name, key in FILTERS.items() if key in kept.columns}
         rows = (
             zip(*(kept[key] for key in names.values()), strict=True) if names else [()] * len(kept)
         )
@@ -109,40 +133,36 @@ class Table:
             for row in rows
         ]
 
-    def to_csv(self) -> str:
-        """Comma-separated, one line of keys, numbers with all their digits, empty where unknown."""
-        return self.rows[[column.key for column in self.columns]].to_csv(
-            index=False, lineterminator="\n"
-        )
+    def to_csv(self, *, raw: bool = False) -> str:
+        """Comma-separated, one line of keys, numbers with all their digits, empty where unknown.
+
+        Text that a spreadsheet would run as a formula has an apostrophe before it, unless `raw`.
+        """
+        frame = self.rows[list(dict.fromkeys(key for c in self.columns for key in c.keys))]
+        if not raw:
+            words = frame.select_dtypes(exclude="number").columns
+            frame = frame.assign(**{name: frame[name].map(defused) for name in words})
+        return frame.to_csv(index=False, lineterminator="\n")
 
     def to_latex(self) -> str:
-        """A booktabs ``tabular`` in a ``table`` with caption and label, every text escaped."""
-        place = "".join("r" if column.number else "l" for column in self.columns)
-        head = " & ".join(latex(column.heading) for column in self.columns)
-        lines = [" & ".join(latex(text) for text, _ in row) + r" \\" for row in self.cells()]
-        parts = [
-            r"% needs \usepackage{booktabs}",
-            r"\begin{table}",
-            rf"\caption{{{latex(self.title)}. {latex(self.caption)}}}",
-            rf"\label{{tab:{self.name}}}",
-            rf"\begin{{tabular}}{{{place}}}",
-            r"\toprule",
-            rf"{head} \\",
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
-        return "\n".join(parts) + "\n"
+        """A booktabs ``tabular`` with caption and label (`latex.to_latex`)."""
+        columns = self.printed
+        return to_latex(
+            self.name,
+            f"{self.title}. {self.said}",
+            [column.heading for column in columns],
+            [column.number for column in columns],
+            [[text for text, _ in row] for row in self.cells()],
+        )
 
 
-def latex(text: str) -> str:
-    """`text` with everything that LaTeX would read as a command escaped."""
-    return "".join(LATEX.get(letter, letter) for letter in text)
+def unknown(value: Any) -> bool:
+    """None, NaN or NA."""
+    return value is None or bool(pd.isna(value))
 
 
-def _sortable(value: Any) -> Any:
-    if value is None or pd.isna(value):
+def sortable(value: Any) -> Any:
+    """A value that JSON and a browser can sort by; None where it is unknown."""
+    if unknown(value):
         return None
     return value.item() if isinstance(value, np.generic) else value

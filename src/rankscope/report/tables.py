@@ -18,8 +18,10 @@ from rankscope.report.drift_tables import (
     thresholds_table,
 )
 from rankscope.report.interventions import interventions_table
+from rankscope.report.maps import short_names
 from rankscope.report.table import RANK, WHERE, Column, Table, interval_columns
 from rankscope.report.theme import rate_name, series_name
+from rankscope.report.trials_table import trials_table
 
 
 def tables(frames: Frames, conclusions: Conclusions) -> list[Table]:
@@ -37,7 +39,8 @@ def tables(frames: Frames, conclusions: Conclusions) -> list[Table]:
         rates_table(conclusions),
         interventions_table(conclusions),
         design_table(conclusions),
-        layers_table(frames),  # the last one stands open on the page
+        layers_table(frames),
+        trials_table(frames),  # the last one stands open on the page
     )
     return [table for table in made if len(table.rows)]
 
@@ -125,8 +128,8 @@ def growth_table(conclusions: Conclusions) -> Table:
             *interval_columns("ratio", "sr, largest / smallest r", ".3f"),
             *interval_columns("b", "b", ".3f"),
             Column("p_holm", "p, b = 1/2", ".3g"),
-            Column("clusters", "clusters", ".0f"),
-            Column("cluster", "of"),
+            Column("clusters", "clusters", ".0f", printed=False),
+            Column("cluster", "of", printed=False),
             Column("p10", "sr, 10 %", ".2f"),
             Column("p50", "50 %", ".2f"),
             Column("p90", "90 %", ".2f"),
@@ -152,13 +155,16 @@ def alignment_table(conclusions: Conclusions) -> Table:
         "alignment",
         "LoRA beside full fine-tuning",
         "Means over layers and pairs of trials. Intervals are in the figure and in the "
-        "conclusions.",
+        "conclusions; the CSV has the angles of the subspaces, too.",
         (
             *WHERE,
             Column("scaling", "scale"),
             RANK,
             Column("pairs", "pairs of"),
-            *(Column(key, words, ".3f") for key, words in MEASURES.items()),
+            *(
+                Column(key, words, ".3f", printed=not ("angle" in key or key == "captured_energy"))
+                for key, words in MEASURES.items()
+            ),
         ),
         rows,
     )
@@ -179,9 +185,7 @@ def contrasts_table(conclusions: Conclusions) -> Table:
             Column("lora_full", "LoRA and full", ".3f"),
             Column("full_full", "two full", ".3f"),
             Column("lora_lora", "two LoRA", ".3f"),
-            Column("contrast", "difference", "+.3f"),
-            Column("low", "from", "+.3f"),
-            Column("high", "to", "+.3f"),
+            Column("contrast", "difference", "+.3f", ends=("low", "high")),
             Column("seeds", "seeds", ".0f"),
             Column("same_seed", "LoRA and full, one seed", ".3f"),
             Column("norm_ratio", "norm ratio", ".2f"),
@@ -209,9 +213,7 @@ def rates_table(conclusions: Conclusions) -> Table:
             *WHERE,
             Column("series", "method"),
             RANK,
-            Column("best", "best rate", rate_name),
-            Column("low", "from", rate_name),
-            Column("high", "to", rate_name),
+            Column("best", "best rate", rate_name, ends=("low", "high")),
             Column("seeds", "seeds", ".0f"),
             Column("edge", "edge of the grid"),
             Column("to_full", "times full", ".1f"),
@@ -251,17 +253,17 @@ def layers_table(frames: Frames) -> Table:
     return Table(
         "layers",
         "Every layer at the best learning rate and checkpoint",
-        "Medians over seeds. The bounds enclose sr(ΔW) as measured; σ₁ is the largest singular "
-        "value of ΔW.",
+        "Medians over seeds; σ₁ is the largest singular value of ΔW. The CSV has sr(ΔW)'s bounds.",
         (
             *WHERE,
             Column("series", "method"),
             RANK,
-            Column("layer", "layer"),
+            Column("name", "layer"),
+            Column("layer", "layer", printed=False),
             Column("base", "sr(W)", ".2f"),
             Column("stable_rank", "sr(ΔW)", ".3f"),
-            Column("lower", "lower", ".3f"),
-            Column("upper", "upper", ".3f"),
+            Column("lower", "lower", ".3f", printed=False),
+            Column("upper", "upper", ".3f", printed=False),
             Column("used", "sr(ΔW) / r", ".3f"),
             Column("effective_rank", "effective rank", ".2f"),
             Column("moved", "sr(W + ΔW)", ".2f"),
@@ -269,7 +271,7 @@ def layers_table(frames: Frames) -> Table:
             Column("spectral_norm", "σ₁(ΔW)", ".3g"),
             Column("frobenius_norm", "Frobenius norm", ".3g"),
         ),
-        _ordered(table.assign(kind=kind(table["layer"]))),
+        _ordered(table.assign(kind=kind(table["layer"]), name=short_names(table["layer"]))),
     )
 
 

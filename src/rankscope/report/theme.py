@@ -9,15 +9,18 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 MOST_ROWS = 5000  # of one figure: beyond this a page gets heavy, so aggregate first
 
-# Distinguishable with the common colour deficiencies; at least 3:1 against white and the dark page.
-SERIES = ["#2b7bba", "#c96a00", "#0b8f6c", "#b2599b", "#7d7d3c", "#6c6fc4"]
+# Apart by 20 and more in CIELAB with each common colour deficiency (tests/report/test_colours.py);
+# at least 3:1 against white and the dark page.
+SERIES = ["#0090fc", "#d87800", "#548460", "#a83c84", "#846024", "#9c84cc"]
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
 REFERENCE = "#808080"
+FULL_NAME = "full fine-tuning"
 # From slow to fast: lightness rises steadily, and both ends stay visible on
 # white and on the dark page.
-RAMP = ["#7560c4", "#a34a9f", "#cb447c", "#de5c4a", "#de7d22", "#cb9a14"]
+RAMP = ["#7e46d0", "#9d58bd", "#f50f7f", "#d9585d", "#c28117", "#96a364"]
 HEAT = "viridis"
 INK = "currentColor"  # in SVG: the text colour of the page, light or dark
 
@@ -71,9 +74,10 @@ def faceted(
     order: list[str] | None = None,
     height: int = PANEL_HEIGHT,
     overhead: int = 78,
+    columns: int | None = None,
 ) -> dict[str, Any]:
     """The Vega-Lite specification of `layers` over `rows`, one panel per ``panel``, in `order` or
-    the alphabet's.
+    the alphabet's; in rows of `columns` where panels belong together.
 
     Layers pick their own rows by transforms. Panels have `own_scales` ("x", "y") where one
     for all would hide differences. The page filters the rows of the data set ``rows``, and
@@ -81,7 +85,8 @@ def faceted(
     pixels that a panel's axis takes.
     """
     names = order or sorted(rows["panel"].unique())
-    columns = 2 if len(names) == 4 else min(PANELS_PER_ROW, len(names))
+    together = columns or 1
+    columns = columns or (2 if len(names) == 4 else min(PANELS_PER_ROW, len(names)))
     header = alt.Header(
         title=None, labelFontSize=12, labelFontWeight=600, labelLimit=PANEL_WIDTH + 80
     )
@@ -99,7 +104,9 @@ def faceted(
     figure = figure.resolve_axis(x="independent", y="independent")
     if own_scales:
         figure = figure.resolve_scale(**dict.fromkeys(own_scales, "independent"))
-    figure = figure.properties(usermeta={"overhead": overhead}).configure(**look())
+    figure = figure.properties(usermeta={"overhead": overhead, "together": together}).configure(
+        **look()
+    )
     # Data last: Altair copies and validates what it holds at every step.
     return figure.to_dict() | {"datasets": {"rows": inline(rows)}}
 
@@ -153,9 +160,19 @@ def rank_axis(ranks: pd.Series, field: str = "rank") -> alt.X:
 
 def named_colours(names: pd.Series, title: str, field: str) -> alt.Color:
     """One colour per name, the same whichever of them are shown."""
-    domain = sorted(names.dropna().unique())
-    colours = [SERIES[place % len(SERIES)] for place in range(len(domain))]
-    return alt.Color(f"{field}:N", title=title, scale=alt.Scale(domain=domain, range=colours))
+    return alt.Color(f"{field}:N", title=title, scale=named_scale(names))
+
+
+def named_scale(names: pd.Series) -> alt.Scale:
+    """Names, in the alphabet's order with full fine-tuning last, and their colours."""
+    domain = sorted(names.dropna().unique(), key=lambda name: (name == FULL_NAME, name))
+    return alt.Scale(
+        domain=domain,
+        range=[
+            REFERENCE if name == FULL_NAME else SERIES[place % len(SERIES)]
+            for place, name in enumerate(domain)
+        ],
+    )
 
 
 def named_shapes(names: pd.Series, title: str, field: str) -> alt.Shape:
@@ -191,7 +208,7 @@ def rate_name(rate: float) -> str:
 def series_name(method: str, scaling: Any) -> str:
     """How a configuration is called in legends, filters and tables."""
     if method == "full":
-        return "full fine-tuning"
+        return FULL_NAME
     return f"LoRA, {rule_name(scaling)}" if pd.notna(scaling) else "LoRA"
 
 
@@ -208,6 +225,32 @@ def tooltips(*fields: tuple[str, str] | tuple[str, str, str]) -> list[alt.Toolti
         else alt.Tooltip(f"{field[0]}:N", title=field[1])
         for field in fields
     ]
+
+
+def hollow(names: pd.Series, field: str, title: str | None = None) -> dict[str, Any]:
+    """The fill of points whose stroke is `named_colours` of the same, with its `title`: none where
+    one seed stands alone (column ``seeds``)."""
+    fill = alt.Fill(f"{field}:N", title=title, scale=named_scale(names))
+    one = "datum.seeds == 1"
+    return {"fill": fill, "fillOpacity": alt.condition(one, alt.value(0), alt.value(1))}
+
+
+def seeds_words(seeds: pd.Series, *, of: str = "") -> str:
+    """What a caption says of the number of seeds: of hollow and filled points, or of a cell or a
+    line (`of`)."""
+    known = seeds.dropna()
+    if known.empty:
+        return ""
+    low, high = int(known.min()), int(known.max())
+    if high == 1:
+        return " One seed each: no spread between repetitions is known."
+    if low == high:
+        return f" {low} seeds each."
+    if of:
+        return f" {low} to {high} seeds {of}; the tooltips say how many."
+    if low == 1:
+        return f" Hollow: one seed; filled: up to {high}."
+    return f" {low} to {high} seeds each."
 
 
 def log_axis(values: pd.Series, *, form: str, grid: bool, shown: float | None = None) -> alt.Axis:

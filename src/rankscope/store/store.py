@@ -116,6 +116,24 @@ class Store:
         trials were trained with."""
         return self._header["fingerprints"]
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: how far each task is."""
+        from rankscope.notebook import table
+
+        done = set(self.done_ids())
+        planned = self.planned()
+        rows = []
+        for model, task in dict.fromkeys((trial.model, trial.task) for trial in planned):
+            own = [trial.id for trial in planned if (trial.model, trial.task) == (model, task)]
+            rows.append((model, task, len(own), len(done.intersection(own))))
+        return table(
+            ["model", "task", "planned", "finished"],
+            rows,
+            numbers=[False, False, True, True],
+            title=f"store {self}: study {self.study.name}",
+            note="trials(), metrics() and spectra() are its tables",
+        )
+
     def folder(self, trial_id: str, *, weights: bool = False) -> TrialDir:
         """A trial's folder. ``weights``: with ``best/`` and ``last/``, which a store behind a URL
         keeps there. ``ValueError`` where they are not what was committed."""
@@ -180,9 +198,15 @@ class Store:
         return {id: said.get("machine", {}) for id, said in self._records().items()}
 
     def trials(self) -> pd.DataFrame:
-        """One row per finished trial: configuration, status, best and last value of its task's
-        metric; ``budget`` is 2 where it trained for twice as long as the study says
-        (``[[arm]]``)."""
+        """One row per finished trial.
+
+        Columns (pandas dtypes): ``trial``, ``model``, ``task``, ``method``, ``scaling``,
+        ``status``, ``metric`` (str); ``rank``, ``diverged_at`` (Int64, NA where there is none);
+        ``seed``, ``best_step``, ``steps`` (int64); ``learning_rate``, ``best``, ``last``,
+        ``seconds``, ``constant``, ``held_out``, ``budget`` (float64). ``best`` and ``last`` are of
+        the task's ``metric``; ``budget`` is 2 where it trained for twice as long as the study says
+        (``[[arm]]``).
+        """
         frame = trials_frame(self._records())
         budgets: dict[str, float] = {}
         for study in self._studies():
@@ -190,12 +214,15 @@ class Store:
         return frame.assign(budget=frame["trial"].map(budgets).astype("float64").fillna(1.0))
 
     def metrics(self) -> pd.DataFrame:
-        """One row per evaluation; ``metric_value`` is the task's metric, further metrics
-        have columns of their own."""
+        """One row per evaluation: ``trial`` (str), ``step`` (int64), ``epoch``, ``train_loss``,
+        ``eval_loss``, ``metric_value`` (float64), which is the task's metric; further metrics have
+        columns of their own."""
         return metrics_frame(self._records())
 
     def spectra(self) -> pd.DataFrame:
-        """One row per (trial, step, layer, matrix): stable rank with its bounds, and norms."""
+        """One row per (trial, step, layer, matrix): ``step``, ``m``, ``n`` (int64); ``layer``,
+        ``matrix``, ``trial`` (str); ``stable_rank`` with its bounds ``lower`` and ``upper``,
+        ``spectral_norm``, ``frobenius_norm``, ``effective_rank`` (float64, NaN where unknown)."""
         parts = list(self.spectra_parts())
         if not parts:
             return spectra_frame([])

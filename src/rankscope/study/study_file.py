@@ -42,6 +42,14 @@ class Study(BaseModel):
     source: str = Field(default="", exclude=True)  # the TOML text
     folder: Path = Field(default=Path("."), exclude=True)  # relative paths in the file start here
 
+    def __init__(self, **sections: Any) -> None:
+        """From its sections, as the TOML file has them. ``ValueError``, one line, says which key is
+        wrong."""
+        try:
+            super().__init__(**sections)
+        except ValidationError as error:
+            raise ValueError(f"study: {validation_message(error)}") from None
+
     @model_validator(mode="before")
     @classmethod
     def _inherited(cls, table: Any) -> Any:
@@ -105,8 +113,20 @@ class Study(BaseModel):
             raise ValueError(f"{label}: {key}: unknown key; expected one of {', '.join(known)}")
         try:
             return cls(**table, source=text, folder=folder or Path.cwd())
-        except ValidationError as error:
-            raise ValueError(f"{label}: {validation_message(error)}") from None
+        except ValueError as error:
+            raise ValueError(f"{label}: {str(error).removeprefix('study: ')}") from None
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the lists whose product is trained."""
+        from rankscope.notebook import table
+
+        own = self.scientific.model_dump() | self.nuisance.model_dump()
+        rows = [(key, _listed(value)) for key, value in own.items()]
+        for number, arm in enumerate(self.arm, start=1):
+            other = {key: value for key, value in arm.model_dump().items() if own.get(key) != value}
+            said = "; ".join(f"{key}: {_listed(value)}" for key, value in other.items())
+            rows.append((f"arm {number}", said))
+        return table(["parameter", "values"], rows, numbers=[False] * 2, title=f"study {self.name}")
 
     @property
     def models(self) -> list[str]:
@@ -245,6 +265,10 @@ class Study(BaseModel):
         elif isinstance(fixed["lora_alpha"], str):
             fixed["lora_alpha"] = float(fixed["lora_alpha"][:-1] or 1) * rank
         return fixed
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def builtin() -> list[str]:

@@ -21,19 +21,22 @@
 
   // Figures: as many panels beside each other as there is room for.
   const NARROWEST = 205;
+  const LEADING = ["rank", "rate", "trial", "seed"];  // a mark that has one of them stands for trials
   const views = new Map();
-  const picks = {};
+  const { picks } = tables;
 
   function wanted(figure, spec) {
     const names = figure.dataset.filters.split(" ").filter((name) => name in picks);
-    return spec.datasets.rows.filter((row) => names.every((name) => row[name] == null || row[name] === picks[name]));
+    return spec.datasets.rows.filter((row) => names.every((name) => row[name] == null || String(row[name]) === picks[name]));
   }
 
   function fitted(spec, rows, width) {
-    const { overhead } = spec.usermeta;
+    const { overhead, together } = spec.usermeta;
     const panels = new Set(rows.map((row) => row.panel)).size;
     const room = Math.max(1, Math.min(panels, Math.floor(width / (NARROWEST + overhead))));
     spec.columns = Math.ceil(panels / Math.ceil(panels / room));  // rows of equal length
+    if (together > 1 && room >= together) spec.columns = room - (room % together);  // panels that belong together
+    spec.columns = Math.min(spec.columns, panels);
     const share = Math.floor(width / spec.columns) - overhead - 12;
     spec.spec.width = Math.max(150, Math.min(share, spec.columns === 1 ? 520 : 400));
     if (width < 500) spec.config.legend.columns = 2;
@@ -53,13 +56,21 @@
       host.textContent = "Nothing to show for this choice.";
       return;
     }
-    const options = { renderer: "svg", actions: { export: true, source: false, compiled: false, editor: false } };
+    const options = {
+      renderer: "svg",
+      actions: { export: true, source: false, compiled: false, editor: false },
+      logLevel: 1,  // errors: Vega warns of layers without rows in some panel (no fitted line), and draws them rightly
+    };
     const result = await vegaEmbed(host, fitted(spec, rows, width), options);
     if (views.get(figure) !== mine) {  // a later choice overtook this one
       result.view.finalize();
       return;
     }
     mine.view = result.view;
+    result.view.addEventListener("click", (event, item) => {
+      const datum = item?.datum;
+      if (datum?.task && LEADING.some((name) => datum[name] != null)) tables.lead(datum);
+    });
     const svg = host.querySelector("svg.marks");
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", host.dataset.label);
@@ -68,14 +79,17 @@
   }
 
   const figures = [...document.querySelectorAll("figure")];
-  const near = new IntersectionObserver((entries) => {
-    for (const { isIntersecting, target } of entries) {
-      if (!isIntersecting) continue;
-      near.unobserve(target);
-      draw(target);
+  (async () => {  // one after the other, and the page answers in between; none waits to be scrolled to
+    try {
+      if (figures.length > 0) await draw(figures[0]);
+    } finally {
+      tables.start();
     }
-  }, { rootMargin: "600px" });
-  figures.forEach((figure) => near.observe(figure));
+    for (const figure of figures.slice(1)) {
+      await new Promise((next) => { setTimeout(next); });
+      await draw(figure);
+    }
+  })();
   let resized = 0;
   addEventListener("resize", () => {
     clearTimeout(resized);
@@ -87,47 +101,13 @@
   });
   addEventListener("beforeprint", () => {
     document.querySelectorAll("details").forEach((details) => { details.open = true; });
-    figures.filter((figure) => !views.has(figure)).forEach((figure) => { near.unobserve(figure); draw(figure); });
   });
 
   document.querySelectorAll("[data-filter]").forEach((select) => {
     select.addEventListener("change", () => {
       const { filter } = select.dataset;
-      if (select.value === "") delete picks[filter];
-      else picks[filter] = filter === "rank" ? Number(select.value) : select.value;
-      figures.filter((figure) => views.has(figure) && figure.dataset.filters.split(" ").includes(filter)).forEach(draw);
-      sift();
+      tables.pick(filter, select.value);
+      figures.filter((figure) => figure.dataset.filters.split(" ").includes(filter)).forEach(draw);
     });
-  });
-
-  // Tables: hide what the filters exclude, sort by a click on a heading.
-  function sift() {
-    const shown = Object.entries(picks).map(([name, value]) => [name, String(value)]);
-    document.querySelectorAll("tbody tr").forEach((row) => {
-      row.hidden = shown.some(([name, value]) => (row.dataset[name] ?? value) !== value);
-    });
-  }
-
-  function sort(heading) {
-    const table = heading.closest("table");
-    const at = heading.cellIndex;
-    const up = heading.getAttribute("aria-sort") !== "ascending";
-    table.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
-    heading.setAttribute("aria-sort", up ? "ascending" : "descending");
-    const numeric = heading.classList.contains("number");
-    const collator = new Intl.Collator("en", { numeric: true });
-    const key = (row) => {
-      const cell = row.cells[at];
-      return numeric ? (cell.dataset.value === "" ? null : Number(cell.dataset.value)) : cell.textContent;
-    };
-    const rows = [...table.tBodies[0].rows].map((row) => [key(row), row]);
-    rows.sort(([a], [b]) => {
-      if (a === null || b === null) return (a === null) - (b === null);  // unknown values stay last
-      return (up ? 1 : -1) * (numeric ? a - b : collator.compare(a, b));
-    });
-    table.tBodies[0].append(...rows.map(([, row]) => row));
-  }
-  document.querySelectorAll("th button").forEach((button) => {
-    button.addEventListener("click", () => sort(button.closest("th")));
   });
 })();

@@ -1,0 +1,258 @@
+"""Figures for a paper: as wide as its column, in its font, with text of eight points."""
+
+from __future__ import annotations
+
+import copy
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import vl_convert
+
+from rankscope.report.pdf import to_pdf
+from rankscope.report.theme import VEGA_LITE, Figure
+
+FORMATS = ("pdf", "svg", "png")
+INCHES = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27, "bp": 1 / 72}  # TeX's units
+PIXELS = 96  # of an inch, in CSS, SVG and Vega
+TEXT = 8 / 72 * PIXELS  # 8 points
+NARROWEST = 76  # pixels of a panel, before there are fewer beside each other
+LETTER = 0.5 * TEXT  # a letter is about so wide
+MOST_COLUMNS = 4
+PNG_DPI = 300
+
+
+def inches(width: str) -> float:
+    """3.25in, 8.3cm, 83mm, 234pt -> inches. ``ValueError``, one line, for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(in|cm|mm|pt|bp)", width.strip())
+    if found is None or not 1.5 <= (value := float(found[1]) * INCHES[found[2]]) <= 30:
+        raise ValueError(
+            f"--width: expected a width between 1.5in and 30in, such as 3.25in, 83mm or 234pt; "
+            f"found {width!r:.40}"
+        )
+    return value
+
+
+def formats(text: str) -> tuple[str, ...]:
+    """pdf,svg,png -> each of them. ``ValueError``, one line, for others."""
+    names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
+    if not names or set(names) - set(FORMATS):
+        raise ValueError(f"--format: expected some of {','.join(FORMATS)}; found {text!r:.40}")
+    return names
+
+
+def chosen(drawn: Sequence[Figure], names: Sequence[str] | None) -> list[Figure]:
+    """The figures with these names; all without. ``ValueError``, one line, for a name that there is
+    not."""
+    if not names:
+        return list(drawn)
+    there = {figure.name: figure for figure in drawn}
+    for name in names:
+        if name not in there:
+            raise ValueError(
+                f"--panel {name}: expected one of this study's figures, {', '.join(there)}"
+            )
+    return [there[name] for name in dict.fromkeys(names)]
+
+
+def add_fonts(folder: str | Path) -> None:
+    """Lets figures use the fonts of a folder. ``FileNotFoundError`` where there is none."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: expected a folder of font files; found none")
+    vl_convert.register_font_directory(str(folder))
+
+
+def check_font(name: str) -> None:
+    """``ValueError``, one line, for a font that is not installed: PDF and PNG would be without
+    text."""
+
+    def drawn(text: str) -> bytes:
+        node = f'<text x="2" y="14" font-family={quoteattr(name)} font-size="12">{text}</text>'
+        frame = '<svg xmlns="http://www.w3.org/2000/svg" width="60" height="20">'
+        return bytes(vl_convert.svg_to_png(f"{frame}{node}</svg>"))
+
+    if drawn("Text") == drawn(""):
+        raise ValueError(
+            f"--font: expected a font that is installed here; found {name!r:.60}, which is not. "
+            "Name its folder with --fonts FOLDER, or type --format svg, which only names it"
+        )
+
+
+def write(
+    drawn: Sequence[Figure],
+    folder: Path,
+    *,
+    width: float,
+    font: str | None = None,
+    kinds: Sequence[str] = ("pdf",),
+    progress: Callable[[float], None] = lambda share: None,
+) -> Iterator[Path]:
+    """Writes each figure `width` inches wide into `folder`, one file a kind. -> files written"""
+    if font is not None and set(kinds) - {"svg"}:  # an SVG names its font, the others hold it
+        check_font(font)
+    folder.mkdir(parents=True, exist_ok=True)
+    for figure in drawn:
+        svg = sized(figure.spec, width, font)
+        for kind in kinds:
+            path = folder / f"{figure.name}.{kind}"
+            if kind == "svg":
+                path.write_text(svg, encoding="utf-8")
+            elif kind == "pdf":
+                path.write_bytes(to_pdf(_in_points(svg)))
+            else:
+                scale = 72 / PIXELS  # of the points that ppi counts
+                path.write_bytes(vl_convert.svg_to_png(_on_white(svg), scale=scale, ppi=PNG_DPI))
+            yield path
+        progress(1 / len(drawn))
+
+
+def sized(spec: dict[str, Any], width: float, font: str | None = None) -> str:
+    """The figure as SVG of `width` inches, all its text 8 points.
+
+    Axes and legends take what they take: panels are made narrower until the whole is as wide as was
+    asked, first with as many beside each other as fit, then with fewer, and legends in fewer
+    columns. Where even one narrow panel is wider, the SVG is drawn to scale.
+    """
+    target = width * PIXELS
+    best = ""
+    for columns in range(_most_columns(spec), 0, -1):
+        for legend in (None, 3, 2, 1):
+            fitted = _fitted(spec, columns, legend, target, font)
+            if fitted is None:
+                continue
+            best, found = fitted
+            if abs(found - target) <= 1:
+                return _exactly(best, target)
+    return _exactly(best or _drawn(spec, 1, 1, NARROWEST, font), target)
+
+
+def _fitted(
+    spec: dict[str, Any], columns: int, legend: int | None, target: float, font: str | None
+) -> tuple[str, float] | None:
+    """The figure with panels of the width at which it is `target` wide, and its width; None where
+    such panels are too narrow."""
+    panel = target / columns - 60
+    slope = float(columns)  # of the whole width over a panel's; less where a title is wider
+    before: tuple[float, float] | None = None
+    for _ in range(5):
+        if panel < NARROWEST:
+            return None
+        svg = _drawn(spec, columns, legend, panel, font)
+        found = _width(svg)
+        if abs(found - target) <= 1:
+            return svg, found
+        if before is not None and panel != before[0]:
+            slope = min(columns, max(0.8, (found - before[1]) / (panel - before[0])))
+        before = panel, found
+        panel -= (found - target) / slope
+    return svg, found
+
+
+def _drawn(
+    spec: dict[str, Any], columns: int, legend: int | None, panel: float, font: str | None
+) -> str:
+    return vl_convert.vegalite_to_svg(
+        restyled(spec, columns=columns, legend=legend, panel=panel, font=font), vl_version=VEGA_LITE
+    )
+
+
+def restyled(
+    spec: dict[str, Any], *, columns: int, legend: int | None, panel: float, font: str | None
+) -> dict[str, Any]:
+    """The specification with text of 8 points in `font`, and panels `panel` pixels wide."""
+    spec = copy.copy(spec)
+    spec["config"] = config = copy.deepcopy(spec["config"])
+    config["axis"] |= {"labelFontSize": TEXT, "titleFontSize": TEXT, "titlePadding": 4}
+    config["legend"] |= {"labelFontSize": TEXT, "titleFontSize": TEXT}
+    if legend is not None:
+        config["legend"]["columns"] = legend
+    config["padding"] = 1
+    if font is not None:
+        config["font"] = font
+    rows = spec["datasets"]["rows"]
+    panels = len({row["panel"] for row in rows})
+    inner = spec["spec"] = copy.deepcopy(spec["spec"])
+    ratio = inner["height"] / inner["width"]
+    inner["width"] = panel
+    # heat maps keep the height of their rows
+    inner["height"] = inner["height"] if ratio > 1 else min(inner["height"], 0.75 * panel + 20)
+    for layer in inner["layer"]:
+        for name, room in (("x", panel), ("y", inner["height"])):
+            _wrap(layer.get("encoding", {}).get(name), room)
+        mark = layer["mark"]
+        if isinstance(mark, dict) and mark.get("type") == "text" and mark.get("fontSize", 11) > 9:
+            mark["fontSize"] = TEXT
+    spec["columns"] = min(columns, panels)
+    spec["bounds"] = "full"
+    spec["spacing"] = {"column": 12, "row": 14}
+    spec["facet"] = copy.deepcopy(spec["facet"])
+    spec["facet"]["header"] |= {
+        "labelFontSize": TEXT,
+        "labelLimit": panel + 30,
+        "labelExpr": _on_two_lines(int((panel + 30) / (1.15 * LETTER))),  # it is bold
+    }
+    return spec
+
+
+def _on_two_lines(letters: int) -> str:
+    """A panel's name, broken before its metric where it is longer."""
+    broken = "replace(replace(datum.label, ' (', '|('), ': ', ':|')"
+    return f"length(datum.label) > {letters} ? split({broken}, '|') : datum.label"
+
+
+def _wrap(encoding: dict[str, Any] | None, room: float) -> None:
+    """Makes the title of an axis fit into `room` pixels: where it is longer, the symbol after its
+    last comma, on as many lines as it takes."""
+    if encoding and isinstance(encoding.get("title"), str):
+        letters = max(8, int(room / LETTER))
+        words = encoding["title"]
+        if len(words) > letters:
+            words = words.rsplit(", ", 1)[-1]
+        encoding["title"] = textwrap.wrap(words, letters)
+
+
+def _in_points(svg: str) -> str:
+    """The frame in points: PDF takes an SVG's pixels for them."""
+    head = re.match(r"(?s).*?<svg[^>]*>", svg)
+    assert head is not None
+
+    def scaled(found: re.Match[str]) -> str:
+        return f' {found[1]}="{float(found[2]) * 72 / PIXELS:.3f}"'
+
+    return re.sub(r'\s(width|height)="([\d.]+)"', scaled, head[0]) + svg[head.end() :]
+
+
+def _on_white(svg: str) -> str:
+    head = re.match(r"(?s).*?<svg[^>]*>", svg)
+    assert head is not None
+    ground = '<rect width="100%" height="100%" fill="white"/>'
+    return head[0] + ground + svg[head.end() :]
+
+
+def _most_columns(spec: dict[str, Any]) -> int:
+    panels = len({row["panel"] for row in spec["datasets"]["rows"]})
+    return min(MOST_COLUMNS, max(1, panels))
+
+
+def _width(svg: str) -> float:
+    found = re.search(r'<svg[^>]*?\swidth="([\d.]+)"', svg)
+    assert found is not None, "an SVG without a width"
+    return float(found[1])
+
+
+def _exactly(svg: str, target: float) -> str:
+    """The drawing at `target` pixels: its frame is fitted, or where it is wider, drawn smaller."""
+    found = _width(svg)
+    height = re.search(r'<svg[^>]*?\sheight="([\d.]+)"', svg)
+    assert height is not None, "an SVG without a height"
+    scale = min(1.0, target / found)
+    head = re.match(r"(?s).*?<svg[^>]*>", svg)
+    assert head is not None
+    frame = f'viewBox="0 0 {target / scale:.2f} {float(height[1]):.2f}"'
+    new = re.sub(r'\swidth="[\d.]+"', f' width="{target:.2f}"', head[0], count=1)
+    new = re.sub(r'\sheight="[\d.]+"', f' height="{float(height[1]) * scale:.2f}"', new, count=1)
+    new = re.sub(r'viewBox="[^"]*"', frame, new, count=1)
+    return new + svg[head.end() :]

@@ -1,0 +1,171 @@
+"""Figures of training: loss and metric over the steps, and the loss against the drift."""
+
+from __future__ import annotations
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from rankscope.analysis.conclusions import Conclusions
+from rankscope.analysis.drift import LABELS
+from rankscope.analysis.frames import Frames
+from rankscope.analysis.selection import CONFIGURATION
+from rankscope.report.curves import metric_names
+from rankscope.report.drifts import MOST_LINES, MOST_POINTS, RATIO, ratio_scale, thinned
+from rankscope.report.theme import (
+    MOST_ROWS,
+    Figure,
+    faceted,
+    log_axis,
+    panels,
+    rate_colour,
+    rate_name,
+    seeds_words,
+    series_name,
+    tooltips,
+)
+
+LINE = ["model", "task", "method", "scaling", "rank", "learning_rate"]
+
+
+def curves_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
+    """Evaluation loss and metric over the steps, a line per rank and rate, seeds averaged; the rate
+    chosen for a rank stands out."""
+    seen = frames.metrics.merge(frames.trials[LABELS], on="trial")
+    seen = seen[seen["step"].gt(0)]
+    if seen.empty or seen["step"].nunique() < 2:
+        return None
+    seen, note = thinned(seen, LINE, MOST_ROWS // 2)  # two panels
+    means = _means(seen, conclusions)
+    rows = _two_panels(means, frames).dropna(subset=["value"])
+    order = list(dict.fromkeys(rows.sort_values("place", kind="stable")["panel"]))
+    rows = rows.drop(columns="place")
+    if rows.empty:
+        return None
+    tips = tooltips(
+        ("method", "method"), ("rank", "r", "d"), ("rate", "learning rate"), ("step", "step", "d")
+    )
+    tips += tooltips(("value", "mean", ".3f"), ("seeds", "seeds", "d"))
+    methods = sorted(rows["method"].unique())
+    dash = (
+        alt.StrokeDash("method:N", title="method", scale=alt.Scale(domain=methods))
+        if len(methods) > 1
+        else alt.Undefined
+    )
+    lines = alt.Chart().encode(
+        x=alt.X("step:Q", title="optimiser step", axis=alt.Axis(grid=False, tickCount=4)),
+        y=alt.Y("value:Q", title="mean over seeds", scale=alt.Scale(zero=False, padding=8)),
+        color=rate_colour(means["learning_rate"]),
+        detail="line:N",
+        tooltip=tips,
+    )
+    layers = [
+        lines.transform_filter("!datum.picked")
+        .mark_line(strokeWidth=1, opacity=0.28)
+        .encode(strokeDash=dash),
+        lines.transform_filter("datum.picked")
+        .mark_line(strokeWidth=1.8, opacity=0.95)
+        .encode(strokeDash=dash),
+        lines.mark_circle(size=30, opacity=0),  # unseen, larger targets for the tooltip
+    ]
+    return Figure(
+        "curves",
+        "Learning curves",
+        "Validation metric and evaluation loss over the steps, a line per rank and learning rate, "
+        "seeds averaged; strong: the rate chosen for its rank. The filters above tell ranks apart."
+        f"{seeds_words(means['seeds'], of='a line')}{note}",
+        "Line charts over optimiser steps, two per task: the validation metric and the evaluation "
+        "loss.",
+        faceted(layers, rows, own_scales=("x", "y"), order=order, columns=2),
+        ("model", "task", "method", "rank"),
+    )
+
+
+def _means(seen: pd.DataFrame, conclusions: Conclusions) -> pd.DataFrame:
+    """Loss and metric per line and step, seeds averaged, and whether a line's rate was chosen."""
+    means = seen.groupby([*LINE, "step"], dropna=False, as_index=False).agg(
+        eval_loss=("eval_loss", "mean"),
+        metric_value=("metric_value", "mean"),
+        seeds=("seed", "nunique"),
+    )
+    picked = conclusions.learning_rates[[*CONFIGURATION, "learning_rate"]].assign(picked=True)
+    picked = picked.astype({name: means[name].dtype for name in LINE})
+    means = means.merge(picked, on=LINE, how="left")
+    means["picked"] = means["picked"].eq(True)
+    means["method"] = [
+        series_name(m, s) for m, s in zip(means["method"], means["scaling"], strict=True)
+    ]
+    means["rate"] = means["learning_rate"].map(rate_name)
+    means["line"] = means["method"] + " " + means["rank"].astype(str) + " " + means["rate"]
+    return means
+
+
+def _two_panels(means: pd.DataFrame, frames: Frames) -> pd.DataFrame:
+    """The same rows twice: with the metric, and with the loss."""
+    where = means["task"] + (" · " + means["model"] if means["model"].nunique() > 1 else "")
+    metric = means["task"].map(metric_names(frames)).str.replace("_", " ")
+    kept = means.drop(columns=["eval_loss", "metric_value", "learning_rate", "scaling"])
+    return pd.concat(
+        [
+            kept.assign(
+                panel=where + ": " + metric, value=means["metric_value"], place=where + " 1"
+            ),
+            kept.assign(
+                panel=where + ": evaluation loss", value=means["eval_loss"], place=where + " 2"
+            ),
+        ],
+        ignore_index=True,
+    )
+
+
+def loss_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
+    """Evaluation loss against the drift, one point a checkpoint, one thin path a trial."""
+    points = frames.checkpoints
+    points = points[points["method"].eq("lora") & np.isfinite(points["eval_loss"].astype(float))]
+    points = points[points["eval_loss"].gt(0)]
+    if points.empty:
+        return None
+    total = len(points)
+    points = points.iloc[:: -(-total // MOST_POINTS)]
+    rows = points.assign(
+        ratio=np.exp(points["log_drift"]),
+        value=points["eval_loss"],
+        rate=points["learning_rate"].map(rate_name),
+        method=[series_name("lora", rule) for rule in points["scaling"]],
+    )
+    kept = ["model", "task", "method", "rank", "rate", "seed", "trial", "step", "ratio", "value"]
+    rows = panels(rows[kept])
+    x = alt.X(
+        "ratio:Q",
+        title="stable rank after / before, " + RATIO,
+        scale=ratio_scale(rows["ratio"]),
+        axis=log_axis(rows["ratio"], form=".3~g", grid=False, shown=1),
+    )
+    y = alt.Y(
+        "value:Q",
+        title="evaluation loss",
+        scale=alt.Scale(type="log", nice=False, padding=8),
+        axis=log_axis(rows["value"], form="~g", grid=True),
+    )
+    tips = tooltips(
+        ("rate", "learning rate"), ("rank", "r", "d"), ("step", "step", "d"), ("seed", "seed", "d")
+    )
+    tips += tooltips(("ratio", "sr after / before", ".3~g"), ("value", "loss", ".3~g"))
+    base = alt.Chart().encode(x=x, y=y, color=rate_colour(points["learning_rate"]))
+    paths = base.mark_line(strokeWidth=0.8, opacity=0.25).encode(detail="trial:N", order="step:Q")
+    lines = [paths] if rows["trial"].nunique() <= MOST_LINES else []
+    drawn = f" {len(rows):,} of {total:,} checkpoints are drawn." if len(rows) < total else ""
+    return Figure(
+        "loss",
+        "Evaluation loss against the drift of the stable rank",
+        "Each point is an evaluated checkpoint of a LoRA trial, thin lines join those of one trial "
+        f"in the order of training; both axes logarithmic.{drawn}",
+        "Scatter plots, one per task: evaluation loss against relative stable rank, both axes "
+        "logarithmic.",
+        faceted(
+            [*lines, base.mark_circle(size=20, opacity=0.65).encode(tooltip=tips)],
+            rows,
+            own_scales=("x", "y"),
+        ),
+        ("model", "task", "method", "rank"),
+    )
