@@ -73,6 +73,16 @@ def test_rates_are_shares_of_the_gain_over_a_constant_answer():
         assert np.allclose(part["share"], wanted, atol=2e-4)
 
 
+def test_the_best_rate_of_a_loss_is_the_lowest():
+    """The same numbers with the direction turned: the share of the gain turns with it."""
+    frames = study(tasks=("one",), seeds=1, ranks=(1, 8), rates=(1e-3, 1e-2))
+    frames["trials"] = frames["trials"].assign(greater_is_better=False)
+    table = rows(drawn(frames)["rates"])
+    assert table.loc[table["value"].idxmin(), "share"] == 1
+    assert table.loc[table["value"].idxmin(), "top"]
+    assert table.loc[table["value"].idxmax(), "share"] < 1
+
+
 def test_cells_of_the_map_are_short():
     assert [_cell_words(x) for x in (0.831, -0.02, 1.0, 12.3, np.nan)] == [
         ".83",

@@ -202,7 +202,8 @@ def test_dtypes_are_those_of_the_docstrings(tmp_path):
         frame = read()
         said: dict[str, str] = {}
         for names, dtype in re.findall(
-            r"((?:``\w+``(?: with its bounds | and |, |,\s+)?)+)\s*\((str|int64|float64|Int64)",
+            r"((?:``\w+``(?: with its bounds | and |, |,\s+)?)+)"
+            r"\s*\((str|int64|float64|Int64|bool)",
             read.__doc__ or "",
         ):
             said |= dict.fromkeys(re.findall(r"``(\w+)``", names), dtype)

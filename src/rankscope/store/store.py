@@ -203,8 +203,9 @@ class Store:
         Columns (pandas dtypes): ``trial``, ``model``, ``task``, ``method``, ``scaling``,
         ``status``, ``metric`` (str); ``rank``, ``diverged_at`` (Int64, NA where there is none);
         ``seed``, ``best_step``, ``steps`` (int64); ``learning_rate``, ``best``, ``last``,
-        ``seconds``, ``constant``, ``held_out``, ``budget`` (float64). ``best`` and ``last`` are of
-        the task's ``metric``; ``budget`` is 2 where it trained for twice as long as the study says
+        ``seconds``, ``constant``, ``held_out``, ``untrained``, ``budget`` (float64);
+        ``greater_is_better`` (bool). ``best`` and ``last`` are of the task's ``metric``;
+        ``budget`` is 2 where it trained for twice as long as the study says
         (``[[arm]]``).
         """
         frame = trials_frame(self._records())
