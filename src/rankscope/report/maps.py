@@ -111,7 +111,8 @@ def _rate_cells(frames: Frames, conclusions: Conclusions) -> pd.DataFrame:
     rows["higher"] = rows["sign"] * rows["value"]  # better is higher
     task = rows.groupby(["model", "task"])["higher"]
     best, lowest = task.transform("max"), task.transform("min")
-    floor = (rows["sign"] * rows["constant"]).fillna(lowest).clip(upper=best)
+    floor = rows["sign"] * rows["constant"]
+    floor = floor.where(floor.lt(best), lowest)  # unknown, or never reached
     rows["share"] = ((rows["higher"] - floor) / (best - floor)).where(best.gt(floor), 1.0)
     rows["top"] = rows["higher"].eq(best) & rows["picked"]
     rows = rows.assign(column=_rank_names(rows), rate=rows["learning_rate"].map(rate_name))
