@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rankscope.system import free_memory
@@ -26,6 +27,7 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 CLASS_NAMES = "class_names"  # in a frame's attrs: column -> names of its whole numbers
 _IN_MEMORY = 8  # bytes for each byte of a file, at most, while it is read
 _VALUE = 64  # bytes that a value takes beside its own
+_LINE = 10_000_000  # characters: an example of a whole book has 2 million
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -82,6 +84,11 @@ def _decoded(path: Path) -> str:
         )
     if not text.strip():
         raise ValueError("expected rows below a header; found an empty file")
+    start = 0
+    while len(text) - start > _LINE:  # looks at one line end in so many characters
+        if (end := text.rfind("\n", start, start + _LINE)) < 0:
+            raise ValueError(f"expected lines of at most {_LINE} characters; found a longer one")
+        start = end + 1
     return text
 
 
@@ -170,6 +177,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _from_parquet(path: Path) -> pd.DataFrame:
     with pq.ParquetFile(path) as file:
+        plain = file.schema_arrow
+    texts = [one.name for one in plain if pa.types.is_string(one.type) or _is_large(one.type)]
+    with pq.ParquetFile(path, read_dictionary=texts) as file:
         held = file.metadata.num_rows * file.metadata.num_columns * _VALUE
         held += sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
         if held > (free := free_memory()):  # whatever its size on the disk
@@ -177,11 +187,34 @@ def _from_parquet(path: Path) -> pd.DataFrame:
                 f"expected rows that fit into memory; found {file.metadata.num_rows} of "
                 f"{file.metadata.num_columns} columns, with {free / 1e9:.3g} GB free"
             )
-        frame = file.read().to_pandas()
+        table = file.read()
+        if (held := sum(_expanded(table[name]) for name in texts)) > (free := free_memory()):
+            raise ValueError(
+                f"expected text that fits into memory; found {held / 1e9:.3g} GB of it, with "
+                f"{free / 1e9:.3g} GB free"
+            )
+        frame = table.cast(plain).to_pandas()
         metadata = file.schema_arrow.metadata or {}
     described = json.loads(metadata.get(b"huggingface", b"{}"))
     frame.attrs[CLASS_NAMES] = class_names(described.get("info", {}).get("features", {}))
     return frame
+
+
+def _is_large(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_large_string(kind))
+
+
+def _expanded(column: pa.ChunkedArray) -> int:
+    """The bytes of a column's text when each value is written out: a dictionary of one long text
+    may stand for millions."""
+    total = 0
+    for chunk in column.chunks:
+        if pa.types.is_dictionary(chunk.type):
+            lengths = pc.binary_length(chunk.dictionary).cast(pa.int64()).take(chunk.indices)
+        else:
+            lengths = pc.binary_length(chunk).cast(pa.int64())
+        total += pc.sum(lengths).as_py() or 0
+    return total
 
 
 def class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
