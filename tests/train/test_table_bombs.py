@@ -23,7 +23,7 @@ def of_one_text(path: Path, text: str, rows: int) -> Path:
 
 def test_a_parquet_file_of_one_long_text_many_times(tmp_path: Path) -> None:
     path = of_one_text(tmp_path / "bomb.parquet", "y" * 2_000_000, 1_000_000)
-    assert path.stat().st_size < 2_000
+    assert path.stat().st_size < 20_000
     with pytest.raises(ValueError, match=r"expected text that fits into memory; found 2e\+03 GB"):
         read_table(path)
 
