@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PerceiverConfig, PerceiverForSequenceClassification
 
+from conftest import save_model
 from rankscope.study.study_file import Study
 from rankscope.study.tasks import TASKS
 from rankscope.sweep.inputs import StudyInputs
@@ -170,3 +172,16 @@ def test_without_a_pooler_in_the_base_plain_peft_gives_the_metric_back(
     ]
     name = "base_model.model.bert.pooler.dense.weight"
     assert len({float(found[name].sum()) for found in poolers}) == 4  # each trained its own
+
+
+def test_a_model_without_a_head_of_its_own_is_refused(tmp_path: Path) -> None:
+    """Perceiver's classifier is a part of its base: no adapter would train it."""
+    config = PerceiverConfig(
+        d_model=16, d_latents=16, num_latents=4, num_self_attends_per_block=1,
+        num_self_attention_heads=2, num_cross_attention_heads=2, vocab_size=20,
+        max_position_embeddings=40,
+    )  # fmt: skip
+    path = save_model(tmp_path / "perceiver", lambda: PerceiverForSequenceClassification(config))
+    for load in (skeleton, load_model):
+        with pytest.raises(ValueError, match="expected a head outside the base model; Perceiver"):
+            load(path, TASKS["CoLA"])

@@ -99,13 +99,18 @@ def _above_blocks(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _require_gradients(model: PreTrainedModel, absent: Collection[str] = ()) -> None:
-    """Of the modules outside the base model, and of those that the file lacks."""
+    """Of the modules outside the base model, and of those that the file lacks. ``ValueError`` where
+    there is none (Perceiver)."""
     model.requires_grad_(False)
     prefix = model.base_model_prefix
     for name, module in model.named_modules():
         if name in absent or not f"{name}.".startswith(f"{prefix}."):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"expected a head outside the base model; {type(model).__name__} has it inside"
+        )
 
 
 def sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
