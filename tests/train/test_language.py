@@ -10,10 +10,22 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from language import MODELS, inputs_of, mean_loss, peft_of, save_language_model, stock, trl_losses
+from conftest import save_model, sizes
+from language import (
+    DECODER,
+    MODELS,
+    inputs_of,
+    mean_loss,
+    peft_of,
+    save_language_model,
+    stock,
+    study_of,
+    trl_losses,
+)
 from rankscope.study.packing import packs
+from rankscope.study.study_file import Study
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.run import run as run_study
 from rankscope.train.adapters import AdapterPack
@@ -230,15 +242,18 @@ def test_what_a_study_saves_gives_its_eval_loss_back(
         )
 
 
-def test_the_rest_of_a_pack_goes_on_without_a_diverged_trial(
-    models: dict[str, str], tmp_path: Path
-) -> None:
-    """A language model's pack has no heads of its own."""
-    inputs = inputs_of(tmp_path / "data", models["llama"])
+def test_the_rest_of_a_pack_goes_on_without_a_diverged_trial(tmp_path: Path) -> None:
+    """A language model's pack has no heads of its own: its first weights are a bucket of ranks, of
+    two here."""
+    config = LlamaConfig(**DECODER | sizes(32), num_key_value_heads=2)
+    wide = save_model(tmp_path / "llama", lambda: LlamaForCausalLM(config))
+    text = study_of(tmp_path / "data", wide).source.replace("[1, 3, 8]", "[1, 3, 32]")
+    inputs = StudyInputs(Study.parse(text, folder=tmp_path / "data"), workers=1)
     whole, run = run_of(inputs), run_of(inputs)
+    assert len(run.pack.params) == 2
     expected = losses_of(whole)
     losses_of(run, stop=7)
-    run.alive[2] = False
-    kept = [0, 1, 3, 4, 5]
+    run.alive[:4] = False  # all of the first bucket
+    kept = [4, 5]
     found = losses_of(without_diverged(run))
     assert_close(found, expected[7:, kept], rtol=0, atol=1e-5)
