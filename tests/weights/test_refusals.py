@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from rankscope.cli import main
 from rankscope.measurement.measure import measure
+from rankscope.measurement.new_folder import new_folder
 from tiny import Case, roberta
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["query"]}
@@ -138,6 +139,15 @@ def test_missing_files(tmp_path: Path) -> None:
     assert "found an empty folder" in refusal(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
     assert "expected adapter_model.safetensors or adapter_model.bin" in refusal(tmp_path)
+
+
+def test_an_empty_name_and_a_name_with_a_zero_byte(tmp_path: Path) -> None:
+    for source in ("", "a\0b"):
+        with pytest.raises(ValueError, match="expected a file, a folder or a hub id"):
+            measure(source)
+    for to in ("", "a\0b"):
+        with pytest.raises(ValueError, match=r"^'.*': expected a folder's name to make"):
+            new_folder(to, tmp_path)
 
 
 def test_a_loop_of_symbolic_links(tmp_path: Path) -> None:

@@ -15,6 +15,10 @@ def new_folder(to: str | Path, source: str | Path) -> Path:
     """``to``, which must not be there yet. ``ValueError``, one line, where it is, where its parent
     is no folder, or where it lies inside ``source``."""
     place = Path(to).expanduser()
+    if not str(to) or "\0" in str(to):
+        raise ValueError(
+            f"{str(to)!r}: expected a folder's name to make; found none that can be one."
+        )
     if os.path.lexists(place):
         raise ValueError(f"{to}: expected a folder that is not there yet; found one. Name another.")
     parent = place.absolute().parent

@@ -96,7 +96,7 @@ def place(
     ``ValueError``, one line, where there is neither.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if str(source) and path.is_dir():  # an empty name is not the folder at hand
         if revision is not None:
             raise ValueError(
                 f"{source}: expected a hub id with revision {revision}; found a folder."
