@@ -17,6 +17,7 @@ ROOMS = {
     "linalg", "weights", "measurement", "study", "store", "sweep", "train", "analysis", "report",
     "lab",
     "interventions",
+    "collect",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "linalg": set(),
@@ -39,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": {"linalg"},
     "measurement": {"weights", "linalg", "console", "spreadsheet"},
     "study": set(),
-    "store": {"study", "system"},
+    "store": {"study", "system", "measurement", "weights"},
     "train": {"store", "study", "weights", "linalg", "system"},
     "report": {"store", "analysis", "console", "spreadsheet"},
     "sweep": {
@@ -54,7 +55,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "system",
         "startup",
     },
+    "collect": {"sweep", "store", "study"},
     "commands": {
+        "collect",
         "interventions",
         "sweep",
         "report",

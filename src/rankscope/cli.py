@@ -106,6 +106,11 @@ COMMANDS: tuple[
         options.intervene,
     ),
     (
+        commands.collect,
+        "runs of other trainers become a store that analyze, report and intervene read",
+        options.collect,
+    ),
+    (
         commands.analyze,
         "the conclusions: H1 to H6, each with its numbers and intervals",
         options.analyze,

@@ -204,6 +204,28 @@ def check(options: argparse.Namespace) -> int:
     return 0 if found.is_whole else 3
 
 
+def collect(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from rankscope.collect.collect import Asked, text
+    from rankscope.collect.collect import collect as collecting
+    from rankscope.console import bar, visible
+
+    asked = Asked(options.base, options.task, options.metric)
+    with bar("collecting", total=None) as advance:
+        found = collecting(
+            options.paths, options.store, asked=asked, mapped=options.map, progress=advance
+        )
+    if options.json:
+        print(json.dumps(asdict(found), indent=1))
+    else:
+        print("\n".join(map(visible, text(found))))
+    if found.left_out:
+        path, why = next(iter(found.left_out.items()))
+        return say(f"{len(found.left_out)} runs left out; the first: {path}: {why}", 3)
+    return 0
+
+
 def analyze(options: argparse.Namespace) -> int:
     from rankscope.console import bar
     from rankscope.report import from_store

@@ -200,6 +200,38 @@ def check(command: argparse.ArgumentParser) -> None:
     )
 
 
+def collect(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="output folders of Trainer, TRL, axolotl, LLaMA-Factory or Unsloth, or folders of "
+        "such",
+    )
+    command.add_argument(
+        "--store", required=True, metavar="DIR", help="the store to make, or to add to"
+    )
+    command.add_argument(
+        "--base", metavar="MODEL", help="the pretrained model of all of them: adds W and W + dW"
+    )
+    command.add_argument(
+        "--map",
+        metavar="FILE.csv",
+        help="a column path and columns of settings (learning_rate, seed, task ...), and of "
+        "metrics, metric, base, step, constant: what it says counts before the runs' own files",
+    )
+    command.add_argument(
+        "--task", metavar="NAME", help="what they were trained for, where nothing else says it"
+    )
+    command.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="the metric that chooses among evaluations and learning rates; default: the one that "
+        "the runs name, their only known one, or the loss",
+    )
+    command.add_argument("--json", action="store_true", help="one JSON object")
+
+
 def analyze(command: argparse.ArgumentParser) -> None:
     command.add_argument("store", metavar="DIR", help="a store, or the folder data beside a report")
     command.add_argument("--json", action="store_true", help="one JSON object")

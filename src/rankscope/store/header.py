@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from collections import Counter
 from collections.abc import Mapping
@@ -90,16 +91,8 @@ def begin_or_open(
         "earlier": [],
         "id": uuid.uuid4().hex,
     }
-    if not storage.exists(NAME) and not storage.names(LOG):
-        _check_place(storage)
-        if storage.names(""):  # drafts of ours are hidden
-            raise ValueError(
-                f"{storage}: expected a store or an empty folder; found other files. Name a "
-                "new --store"
-            )
-        if storage.create(NAME, dumps(header)):
-            _copy(storage, header)
-            return
+    if _begun(storage, header):
+        return
     fault: str | None
     try:
         old, fault = read_header(storage)  # also when another run was just first
@@ -121,6 +114,63 @@ def begin_or_open(
         _copy(storage, header)
     elif not storage.exists(COPY):
         _copy(storage, header)
+
+
+def begin_collected(storage: Storage, name: str) -> None:
+    """Writes the header of a store for trials that were trained elsewhere. ``ValueError`` where
+    another store, or something else, is there."""
+    if not re.fullmatch(r"[\w.-]{1,80}", name):
+        raise ValueError(
+            f"name: expected letters, digits, '.', '_' and '-', 80 at most; found {name!r:.100}"
+        )
+    header = {
+        "study": {"name": name, "collected": True},
+        "text": "",
+        "largest_rank": {},
+        "fingerprints": {},
+        "earlier": [],
+        "id": uuid.uuid4().hex,
+    }
+    if _begun(storage, header):
+        return
+    found = read_header(storage)[0]["study"]
+    if not found.get("collected"):
+        raise ValueError(
+            f"{storage}: this store holds study {found['name']!r}, which rankscope trains; trials "
+            "that were trained elsewhere need a store of their own. Name another --store"
+        )
+    if found["name"] != name:
+        raise ValueError(
+            f"{storage}: this store was begun as {found['name']!r}; found {name!r}. Name another "
+            "--store"
+        )
+
+
+def add_fingerprint(storage: Storage, key: str, value: str) -> None:
+    """Notes the fingerprint of a model that trials were trained on; ``ValueError`` where another
+    one has its name."""
+    header, _ = read_header(storage)
+    check_same_inputs(str(storage), header["fingerprints"], {key: value})
+    if key not in header["fingerprints"]:
+        header.pop("format")
+        header["fingerprints"] = dict(sorted({**header["fingerprints"], key: value}.items()))
+        storage.write(NAME, dumps(header))
+        _copy(storage, header)
+
+
+def _begun(storage: Storage, header: dict[str, Any]) -> bool:
+    """Writes that header where there is no store yet. -> False: one is there"""
+    if storage.exists(NAME) or storage.names(LOG):
+        return False
+    _check_place(storage)
+    if storage.names(""):  # drafts of ours are hidden
+        raise ValueError(
+            f"{storage}: expected a store or an empty folder; found other files. Name a new --store"
+        )
+    if storage.create(NAME, dumps(header)):
+        _copy(storage, header)
+        return True
+    return False
 
 
 def restore_header(storage: Storage) -> bool:
@@ -159,6 +209,11 @@ def _begun_again(
 
 def check_same_study(path: str, header: dict[str, Any], study: Study) -> None:
     old, new = header["study"], study.model_dump(mode="json")
+    if old.get("collected"):
+        raise ValueError(
+            f"{path}: this store holds trials that were trained elsewhere, and none can be trained "
+            "into it. Name another --store"
+        )
     if old["name"] != new["name"]:
         raise ValueError(
             f"{path}: this store holds study {old['name']!r}; found study {new['name']!r}. "

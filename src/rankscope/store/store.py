@@ -23,9 +23,10 @@ from typing import Any
 import pandas as pd
 
 from rankscope.store.files import DamagedFile
-from rankscope.store.header import begin_or_open, read_header
+from rankscope.store.header import begin_collected, begin_or_open, read_header
 from rankscope.store.integrity import Inspection, inspect, mismatch, of_kind
 from rankscope.store.log import Log
+from rankscope.store.planned import budgets, is_collected, packs, study_in
 from rankscope.store.recovery import clean, place, recover
 from rankscope.store.storage import LocalStorage, Storage
 from rankscope.store.tables import (
@@ -39,7 +40,8 @@ from rankscope.store.tables import (
     write_comparison,
 )
 from rankscope.store.trial_dir import TrialDir
-from rankscope.study.packing import no_share, packs
+from rankscope.study.collected import study_of
+from rankscope.study.packing import no_share
 from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial
 
@@ -77,13 +79,75 @@ class Store:
         )
         return cls(place)
 
+    @classmethod
+    def create_empty(cls, place: str | Path, *, name: str = "collected") -> Store:
+        """Begins a store for trials that were trained elsewhere (``add_trial``), or opens one that
+        was begun so under that ``name``. ``ValueError`` where another store or other files are."""
+        begin_collected(storage_at(place), name)
+        return cls(place)
+
+    def add_trial(
+        self,
+        *,
+        adapter: str | Path | Mapping[int, str | Path],
+        metrics: pd.DataFrame,
+        metric: str = "eval_loss",
+        base: str | Path | None = None,
+        greater_is_better: bool | None = None,
+        result: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> str:
+        """Measures a trial that was trained elsewhere and adds it with its weights. -> its id
+
+        Args:
+            adapter: the weights after the last step, or step -> weights: PEFT adapters, or full
+                checkpoints with ``method="full"``. All are measured; the best and the last are
+                copied.
+            metrics: a row per evaluation: ``step``; ``epoch``, ``train_loss``, ``eval_loss`` where
+                known; a column per further metric.
+            metric: the column that chooses among evaluations and learning rates.
+            base: the pretrained model; without it there is dW alone, and no drift.
+            greater_is_better: of the metric; by default of all but losses and perplexities.
+            result: more of ``done.json``: ``status``, ``constant``, ``steps``, ``seconds`` ...
+            about: more of ``trial.json``: ``versions``, ``machine``, ``notes``.
+            settings: of a trial, as docs/formats.md lists them. ``model``, ``task``,
+                ``learning_rate`` and ``seed`` are needed; ``rank``, ``scaling``, ``lora_alpha``,
+                ``lora_dropout`` and ``target_modules`` are read from the adapter's configuration.
+
+        Adding the same trial again changes nothing. ``ValueError``, one line, where a setting is
+        missing or is not the adapter's, where the store holds another trial of these settings, or
+        one of another base under the same name.
+
+            >>> store = rs.Store.create_empty("runs/mine")  # doctest: +SKIP
+            >>> store.add_trial(  # doctest: +SKIP
+            ...     adapter={500: "out/checkpoint-500"}, base="model", metrics=frame,
+            ...     metric="accuracy", task="reviews", learning_rate=1e-4, seed=0)
+        """
+        from rankscope.store.added import add
+        from rankscope.store.given import Added
+
+        given = Added.of(adapter, metrics, metric, greater_is_better, base, result, about, settings)
+        return add(self, given)
+
+    @property
+    def is_collected(self) -> bool:
+        """Whether its trials were trained elsewhere (``create_empty``)."""
+        return is_collected(self._header)
+
     @property
     def study(self) -> Study:
-        """The study as it was last run."""
-        return Study(**self._header["study"], source=self.study_text)
+        """The study as it was last run; of a collected store its name, and lists of what its trials
+        have."""
+        if self.is_collected:
+            return study_of(self._header["study"]["name"], self.planned())
+        return study_in(self._header)
 
     def planned(self) -> list[Trial]:
-        """Every trial of the study, trained or not."""
+        """Every trial of the study, trained or not; of a collected store those that are there."""
+        if self.is_collected:
+            found = self._records().values()
+            return [Trial.model_construct(**record["trial"]) for record in found]
         return self.study.trials(self._header["largest_rank"])
 
     def packs(self, *, size: int, share: Callable[[Trial], float] = no_share) -> list[list[Trial]]:
@@ -92,23 +156,12 @@ class Store:
 
         Where the study has grown, the trials that came with it make packs of their own.
         """
-        wanted = {trial.id for trial in self.planned()}
-        known: set[str] = set()
-        result: list[list[Trial]] = []
-        for study in self._studies():
-            trials = {trial.id: trial for trial in study.trials(self._header["largest_rank"])}
-            added = [trial for id, trial in trials.items() if id in wanted and id not in known]
-            known |= trials.keys()
-            result += packs(added, size=size, share=share)
-        return result
-
-    def _studies(self) -> list[Study]:
-        """What the study was before it grew, and what it is."""
-        return [*(Study(**old) for old in self._header.get("earlier", [])), self.study]
+        return packs(self._header, size=size, share=share)
 
     @property
     def study_text(self) -> str:
-        return self._header["text"]
+        """The study file; of a collected store what its trials have."""
+        return self.study.source if self.is_collected else self._header["text"]
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -209,10 +262,8 @@ class Store:
         (``[[arm]]``).
         """
         frame = trials_frame(self._records())
-        budgets: dict[str, float] = {}
-        for study in self._studies():
-            budgets |= study.budgets(self._header["largest_rank"])
-        return frame.assign(budget=frame["trial"].map(budgets).astype("float64").fillna(1.0))
+        longer = frame["trial"].map(budgets(self._header)).astype("float64")
+        return frame.assign(budget=longer.fillna(1.0))
 
     def metrics(self) -> pd.DataFrame:
         """One row per evaluation: ``trial`` (str), ``step`` (int64), ``epoch``, ``train_loss``,

@@ -172,6 +172,8 @@ def _comparison(
     fault = store.comparison_fault()
     if fault is None or not found.whole:
         return
+    if store.is_collected and "damaged" not in fault:  # made where full fine-tunes are added
+        return
     found.faults.append(fault)
     if not repair:
         return

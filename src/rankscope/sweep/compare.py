@@ -24,7 +24,7 @@ from rankscope.linalg import (
 )
 from rankscope.store.store import Store
 from rankscope.store.trial_dir import SPECTRA
-from rankscope.study.trial import ALL_LINEAR, Trial
+from rankscope.study.trial import ALL_LINEAR
 from rankscope.weights import Matrix, read
 
 K = 8  # leading singular directions compared; fewer where the rank is smaller
@@ -118,7 +118,7 @@ def updates(
 ) -> tuple[dict[str, Update], dict[str, Tensor]]:
     """dW of each adapted site, from the trial's best weights; and W (m, n) float64 beside it."""
     folder = store.folder(trial_id, weights=True)
-    targets = Trial(**folder.trial()).target_modules
+    targets = folder.trial()["target_modules"]
     if targets == [ALL_LINEAR]:
         layers = pd.read_parquet(folder.path / SPECTRA, columns=["layer"])["layer"]
         targets = list(layers.unique())

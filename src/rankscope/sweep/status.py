@@ -107,9 +107,10 @@ def status(store: Store) -> Status:
     }
     seconds = defaultdict(list)
     for trial in done:
-        seconds[trial.task, trial.method].append(results[trial.id]["seconds"])
+        if (took := results[trial.id]["seconds"]) is not None:
+            seconds[trial.task, trial.method].append(took)
     means = {kind: fmean(values) for kind, values in seconds.items()}
-    overall = fmean(itertools.chain(*seconds.values())) if done else 0.0
+    overall = fmean(itertools.chain(*seconds.values())) if seconds else 0.0
     left = [means.get((t.task, t.method), overall) for t in missing if t.id not in failed]
     packs = [
         Running(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rankscope.study.tasks import Task
+from rankscope.weights.fingerprint import of_folder
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 LARGEST_FILE = 2**24  # bytes of a config.json: real ones have thousands
@@ -150,21 +150,10 @@ def skeleton(model: str, task: Task) -> PreTrainedModel:
 
 def fingerprint(model: str) -> str:
     """SHA-256 of a local folder's configuration and weights; the commit of a hub model."""
-    folder = Path(model)
-    if not folder.is_dir():
-        with one_line(model), quiet():  # the cache keeps a file under snapshots/<commit>/
-            return Path(hf_hub_download(model, "config.json")).parent.name
-    digest = hashlib.sha256()
-    for path in sorted(
-        p
-        for p in folder.iterdir()
-        if p.suffix in (".safetensors", ".bin") or p.name == "config.json"
-    ):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
+    if Path(model).is_dir():
+        return of_folder(Path(model))
+    with one_line(model), quiet():  # the cache keeps a file under snapshots/<commit>/
+        return Path(hf_hub_download(model, "config.json")).parent.name
 
 
 @contextlib.contextmanager

@@ -1,0 +1,139 @@
+"""What a run logged, line by line -> one row per evaluation, each value at its own step.
+
+Trainers log losses and evaluations at different steps, and evaluate once more when training has
+ended, perhaps with the best weights loaded back: such a value belongs to no step that was trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+STEPS = ("step", "train_global_step", "global_step", "current_steps", "_step", "iteration")
+# of an evaluation, and no measure of the model
+_NOT_METRICS = (
+    "runtime", "samples_per_second", "steps_per_second", "jit_compilation_time",
+    "model_preparation_time", "num_tokens",
+)  # fmt: skip
+
+
+@dataclass
+class History:
+    """``frame``: a row per evaluation, with ``step``, ``epoch``, ``train_loss`` where it was logged
+    at that step, and the metrics by their names without ``eval_``. ``seconds`` of training."""
+
+    frame: pd.DataFrame
+    losses: int = 0
+    seconds: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def history(entries: Iterable[Mapping[str, Any]], *, best_loaded: bool | None = False) -> History:
+    """Joins the lines that a trainer logged by their steps.
+
+    ``best_loaded``: whether the best weights were loaded back at the end of training, so that what
+    was evaluated afterwards belongs to another step (None: that is not known, and nothing that was
+    evaluated afterwards is taken).
+    """
+    rows: dict[int, dict[str, float]] = {}
+    losses: dict[int, float] = {}
+    found = History(pd.DataFrame(columns=["step"]))
+    ended, after, twice = False, 0, 0
+    for entry in entries:
+        if "train_runtime" in entry:
+            ended, found.seconds = True, number(entry["train_runtime"])
+            continue
+        step = step_of(entry)
+        if step is None:
+            continue
+        metrics = _metrics(entry)
+        if metrics and ended and best_loaded is not False:
+            after += 1
+            continue
+        if metrics:
+            row = rows.setdefault(step, {})
+            twice += sum(name in row and row[name] != value for name, value in metrics.items())
+            rows[step] = metrics | row  # the first counts
+            if (epoch := number(entry.get("epoch"))) is not None:
+                rows[step].setdefault("epoch", epoch)
+        if (loss := _train_loss(entry)) is not None:
+            losses.setdefault(step, loss)
+    if after:
+        found.notes.append(
+            f"{after} evaluation{'s' * (after > 1)} after training left out: the best weights may "
+            "have been loaded back by then"
+        )
+    if twice:
+        found.notes.append(f"{twice} values were logged twice at one step: the first is taken")
+    lines = [{"step": s, "train_loss": losses.get(s), **row} for s, row in sorted(rows.items())]
+    found.losses = len(losses)
+    if lines:
+        found.frame = pd.DataFrame(lines)
+    return found
+
+
+def step_of(entry: Mapping[str, Any]) -> int | None:
+    """The step that a line was logged at."""
+    for name in STEPS:
+        value = number(entry.get(name))
+        if value is not None and value >= 0 and value == int(value):
+            return int(value)
+    return None
+
+
+def number(value: Any) -> float | None:
+    """A finite number, also from text; None for anything else."""
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _metrics(entry: Mapping[str, Any]) -> dict[str, float]:
+    found = {}
+    for key, value in entry.items():
+        name = str(key).replace("/", "_")
+        if not name.startswith("eval_") or name.removeprefix("eval_") in _NOT_METRICS:
+            continue
+        if any(name.endswith(f"_{end}") for end in _NOT_METRICS):
+            continue
+        if (known := number(value)) is not None:
+            short = name if name == "eval_loss" else name.removeprefix("eval_")
+            found[short] = known
+    return found
+
+
+def _train_loss(entry: Mapping[str, Any]) -> float | None:
+    for name in ("loss", "train/loss"):
+        if (value := number(entry.get(name))) is not None:
+            return value
+    return None
+
+
+KNOWN = ("matthews_correlation", "pearson", "spearman", "accuracy", "f1", "f1_macro")
+
+
+def metric_of(frame: pd.DataFrame, asked: str | None, said: str | None) -> str:
+    """The metric that chooses: as asked for, as the run says of itself, the one of ``KNOWN`` that
+    it has, else its loss. ``ValueError`` where it has not the one that was asked for."""
+    names = [str(name) for name in frame.columns if name not in ("step", "epoch", "train_loss")]
+    for name in (asked, said):
+        if name is None:
+            continue
+        short = name.replace("/", "_").removeprefix("eval_")
+        for candidate in (name, short, f"eval_{short}"):
+            if candidate in names:
+                return candidate
+        if name is asked and names:
+            raise ValueError(f"--metric {asked}: expected one of {', '.join(names)}")
+    known = [name for name in KNOWN if name in names]
+    if len(known) == 1:
+        return known[0]
+    return "eval_loss" if "eval_loss" in names or not names else names[0]

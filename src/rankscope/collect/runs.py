@@ -1,0 +1,170 @@
+"""Folders that trainers wrote -> runs: which weights were saved at which step, and the state beside
+them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+STATE, ARGS, ADAPTER = "trainer_state.json", "training_args.bin", "adapter_config.json"
+WEIGHTS = (
+    "adapter_model.safetensors", "adapter_model.bin", "model.safetensors",
+    "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+DEPTH = 4  # folders below a PATH that runs are looked for in
+STATE_BYTES = 2**28
+
+
+@dataclass
+class Run:
+    """One training run. ``weights``: step -> folder; ``state``: of trainer_state.json, the latest;
+    ``args``: the folder of training_args.bin."""
+
+    path: Path
+    weights: dict[int, Path] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    args: Path | None = None
+    unplaced: Path | None = None  # weights of which no file says the step
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_lora(self) -> bool:
+        folders = [*self.weights.values(), *([self.unplaced] if self.unplaced else [])]
+        return any((folder / ADAPTER).is_file() for folder in folders)
+
+
+def runs(paths: Sequence[str | Path]) -> list[Path]:
+    """The folders of runs at or below these paths, each once, in the order of their names.
+    ``ValueError``, one line, where a path leads to none."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        folder = Path(path).expanduser()
+        below = list(_below(folder, DEPTH)) if folder.is_dir() else []
+        if not below:
+            raise ValueError(
+                f"{path}: expected the output folder of a trainer (checkpoint-N, {ADAPTER} or "
+                f"{WEIGHTS[2]}), or one of such folders; found "
+                f"{'none in it' if folder.is_dir() else 'no folder'}"
+            )
+        for one in below:
+            found.setdefault(one.resolve(), one)
+    return list(found.values())
+
+
+def _below(folder: Path, depth: int) -> Iterator[Path]:
+    if has_weights(folder) or any(CHECKPOINT.fullmatch(path.name) for path in _folders(folder)):
+        yield folder
+        return
+    if depth:
+        for path in _folders(folder):
+            yield from _below(path, depth - 1)
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Those inside, links left out: they may lead anywhere."""
+    inside = (p for p in folder.iterdir() if p.is_dir() and not p.is_symlink())
+    return sorted(p for p in inside if not p.name.startswith("."))
+
+
+def has_weights(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in WEIGHTS)
+
+
+def open_run(folder: Path) -> Run:
+    """Which weights it saved, by the steps that its own files say."""
+    run = Run(folder)
+    states = [state(folder)]
+    for path in _folders(folder):
+        if not (match := CHECKPOINT.fullmatch(path.name)):
+            continue
+        own, step = state(path), int(match[1])
+        states.append(own)
+        if not has_weights(path):
+            run.notes.append(f"{path.name}: no weights in it")
+        elif own.get("global_step", step) != step:
+            run.notes.append(f"{path.name}: left out: its {STATE} says step {own['global_step']}")
+        else:
+            run.weights[step] = path
+    run.state = max(states, key=lambda one: (_int(one.get("global_step")), len(_log(one))))
+    places = [folder, *(run.weights[step] for step in sorted(run.weights, reverse=True))]
+    run.args = next((place for place in places if (place / ARGS).is_file()), None)
+    if has_weights(folder):
+        _place_root(run, states[0])
+    run.weights = dict(sorted(run.weights.items()))
+    return run
+
+
+def _place_root(run: Run, own: dict[str, Any]) -> None:
+    """The weights that lie in the output folder itself: those of a checkpoint where they equal
+    them; else those of the step that a state beside them says, unless the best ones were loaded
+    back."""
+    match = CHECKPOINT.fullmatch(run.path.name)
+    if match and own.get("global_step", int(match[1])) == int(match[1]):
+        run.weights[int(match[1])] = run.path
+        return
+    digest = _digest(run.path)
+    if any(_digest(place) == digest for place in run.weights.values()):
+        return
+    run.unplaced = run.path
+
+
+def place(run: Run, step: int | None, *, best_loaded: bool | None) -> None:
+    """Says of which step ``unplaced`` weights are: of ``step``, where it is given; else of the last
+    one that was trained, if the best ones were not loaded back."""
+    if run.unplaced is None:
+        return
+    if step is None and best_loaded is False:
+        step = _int(run.state.get("global_step")) or None
+    if step is None or step in run.weights:
+        run.notes.append(
+            "the weights in the folder itself are left out: no file says of which step they are"
+            if step is None
+            else f"the weights in the folder itself are left out: checkpoint-{step} has others"
+        )
+    else:
+        run.weights = dict(sorted({**run.weights, step: run.unplaced}.items()))
+    run.unplaced = None
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """trainer_state.json; empty where there is none. ``ValueError``, one line, where it is
+    damaged."""
+    path = folder / STATE
+    if not path.is_file():
+        return {}
+    try:
+        if path.stat().st_size > STATE_BYTES:
+            raise ValueError(f"more than {STATE_BYTES} bytes")
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict) or not all(isinstance(x, dict) for x in _log(found)):
+            raise ValueError("another kind of content")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected a Trainer's state; found damage ({error})") from None
+    return found
+
+
+def _log(one: dict[str, Any]) -> list[Any]:
+    found = one.get("log_history", [])
+    if not isinstance(found, list):
+        raise ValueError("log_history is no list")
+    return found
+
+
+def _int(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _digest(folder: Path) -> str:
+    """Of the weights in it."""
+    digest = hashlib.sha256()
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

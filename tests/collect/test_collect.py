@@ -1,0 +1,367 @@
+"""Output folders of real trainers become ordinary stores: settings, values and weights at their own
+steps; what cannot be told is left out and said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import save_model, sizes
+from own_store import assert_alike, own_store
+from rankscope.cli import main
+from rankscope.collect.collect import Asked, collect
+from rankscope.collect.history import history
+from rankscope.collect.trackers import entries_of
+from rankscope.report.from_store import analyze
+from rankscope.store.store import Store
+from trainers import sft_run, trainer_run
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the trainers
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two adapters and a full fine-tune; the second loads its best weights back at the end, saves
+    them in the folder itself and evaluates them once more."""
+    out = tmp_path_factory.mktemp("out")
+    model = tiny_models["roberta"]
+    trainer_run(model, out / "a", rank=2, rate=3e-2)
+    best = trainer_run(
+        model, out / "b", rank=4, rate=1e-1, seed=5, load_best_model_at_end=True,
+        metric_for_best_model="eval_loss", lr_scheduler_type="cosine",
+    )  # fmt: skip
+    best.evaluate()
+    best.save_model()
+    best.save_state()
+    trainer_run(model, out / "full", rank=None, rate=1e-3)
+    return out
+
+
+@pytest.fixture(scope="module")
+def store(
+    runs: Path, tiny_models: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Store:
+    place = tmp_path_factory.mktemp("s") / "store"
+    found = collect(
+        [runs], place, asked=Asked(base=tiny_models["roberta"], task="CoLA", metric="accuracy")
+    )
+    assert found.left_out == {}
+    return Store(place)
+
+
+def trial_of(store: Store, rank: int | None) -> str:
+    trials = store.trials()
+    same = trials["rank"].isna() if rank is None else trials["rank"].eq(rank)
+    return str(trials.loc[same, "trial"].item())
+
+
+def test_settings_are_those_that_it_was_trained_with(store: Store) -> None:
+    said = store.folder(trial_of(store, 4)).trial()
+    wanted = {
+        "method": "lora", "rank": 4, "scaling": "alpha/r", "lora_alpha": 8.0, "seed": 5,
+        "learning_rate": 0.1, "weight_decay": 0.02, "batch_size": 8, "steps": 6, "task": "CoLA",
+        "lr_scheduler_type": "cosine", "target_modules": ["query", "value"], "epochs": None,
+        "adam_betas": [0.9, 0.999], "max_grad_norm": 1.0,
+    }  # fmt: skip
+    assert {name: said[name] for name in wanted} == wanted
+    full = store.folder(trial_of(store, None)).trial()
+    assert (full["method"], full["rank"], full["target_modules"]) == (
+        "full",
+        None,
+        ["query", "value"],
+    )
+
+
+def test_every_value_stands_at_its_own_step(store: Store, runs: Path) -> None:
+    """Losses were logged at 3 and 6, evaluations at 2, 4 and 6; after training one more was made of
+    other weights."""
+    metrics = store.metrics()
+    for name, rank in (("a", 2), ("b", 4)):
+        state = json.loads((runs / name / "checkpoint-6" / "trainer_state.json").read_text())
+        logged = {e["step"]: e for e in state["log_history"] if "eval_loss" in e}
+        losses = {e["step"]: e["loss"] for e in state["log_history"] if "loss" in e}
+        own = metrics[metrics["trial"].eq(trial_of(store, rank))]
+        assert list(own["step"]) == [2, 4, 6] == list(logged)
+        assert list(own["eval_loss"]) == [logged[s]["eval_loss"] for s in (2, 4, 6)]
+        assert list(own["accuracy"]) == [logged[s]["eval_accuracy"] for s in (2, 4, 6)]
+        assert own["train_loss"].isna().tolist() == [True, True, False]
+        assert own["train_loss"].iloc[2] == losses[6]
+        assert set(losses) == {3, 6}
+    after = json.loads((runs / "b" / "trainer_state.json").read_text())["log_history"][-1]
+    assert "eval_loss" in after
+    assert after["step"] == 6
+    folder = store.folder(trial_of(store, 4)).path
+    notes = json.loads((folder / "trial.json").read_text())["collected"]["notes"]
+    assert any("1 evaluation after training left out" in note for note in notes)
+
+
+def test_spectra_are_those_of_the_saved_weights(
+    store: Store, runs: Path, tiny_models: dict[str, str]
+) -> None:
+    """By singular values in float64, at every saved step, of an adapter and of a full fine-tune."""
+    spectra = store.spectra().set_index(["trial", "step", "layer", "matrix"])["stable_rank"]
+    base = load_file(Path(tiny_models["roberta"]) / "model.safetensors")
+    layer = "roberta.encoder.layer.1.attention.self.value"
+    W = base[f"{layer}.weight"].double()
+
+    def rank_of(M: torch.Tensor) -> float:
+        sigma = torch.linalg.svdvals(M)
+        return float((sigma**2).sum() / sigma[0] ** 2)
+
+    for step in (2, 4, 6):
+        saved = load_file(runs / "a" / f"checkpoint-{step}" / "adapter_model.safetensors")
+        prefix = f"base_model.model.{layer}.lora_"
+        dW = 8 / 2 * saved[f"{prefix}B.weight"].double() @ saved[f"{prefix}A.weight"].double()
+        full = load_file(runs / "full" / f"checkpoint-{step}" / "model.safetensors")
+        for trial, update in (
+            (trial_of(store, 2), dW),
+            (trial_of(store, None), full[f"{layer}.weight"].double() - W),
+        ):
+            assert spectra[trial, step, layer, "dW"] == pytest.approx(rank_of(update), rel=1e-6)
+            assert spectra[trial, step, layer, "W+dW"] == pytest.approx(
+                rank_of(W + update), rel=1e-6
+            )
+            assert spectra[trial, 0, layer, "W"] == pytest.approx(rank_of(W), rel=1e-6)
+    layers = {name for _, _, name, _ in spectra.index}
+    assert len(layers) == 4  # query and value of two blocks; no head, also of the full fine-tune
+
+
+def test_everything_reads_the_store(
+    store: Store, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    place = str(store.path)
+    assert main(["status", place]) == 0
+    assert "3 of 3 trials done" in capsys.readouterr().out
+    assert main(["check", place]) == 0
+    assert main(["analyze", place, "--json"]) == 0
+    capsys.readouterr()
+    assert main(["report", place, "-o", str(tmp_path / "page.html")]) == 0
+    assert "# rank: 2, 4" in (tmp_path / "page.html").read_text()
+    assert set(store.comparison()["trial"]) == {trial_of(store, 2), trial_of(store, 4)}
+
+
+def test_collected_again_nothing_changes(
+    store: Store, runs: Path, tiny_models: dict[str, str]
+) -> None:
+    before = store.hash(), len(list((store.path / "log").iterdir()))
+    asked = Asked(base=tiny_models["roberta"], task="CoLA", metric="accuracy")
+    again = collect([runs / "a", runs], store.path, asked=asked)
+    assert (len(again.added), again.left_out) == (3, {})
+    assert before == (Store(store.path).hash(), len(list((store.path / "log").iterdir())))
+
+
+def test_a_pickle_is_never_unpickled(
+    runs: Path, tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    """One that would write a file when it is loaded is left alone; the rate is then unknown."""
+
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "executed",)
+
+    shutil.copytree(runs / "a", tmp_path / "run")
+    for path in tmp_path.rglob("training_args.bin"):
+        torch.save(Hostile(), path)
+    found = collect([tmp_path / "run"], tmp_path / "s", asked=Asked(base=tiny_models["roberta"]))
+    assert not (tmp_path / "executed").exists()
+    (why,) = found.left_out.values()
+    assert "learning_rate: no file of it says the rate" in why
+    torch.load(path, weights_only=False)  # it would
+    assert (tmp_path / "executed").exists()
+
+
+def test_a_map_counts_before_all_else(
+    runs: Path, tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "map.csv").write_text(
+        f"path,learning_rate,seed,task,metrics,metric\n{runs / 'a'},0.5,9,mine,own.csv,f1\n"
+    )
+    (tmp_path / "own.csv").write_text("step,loss,val_f1\n2,0.5,\n2,,0.25\n6,,0.75\n")
+    found = collect(
+        [runs / "a"], tmp_path / "s", mapped=tmp_path / "map.csv",
+        asked=Asked(base=tiny_models["roberta"], task="other", metric="accuracy"),
+    )  # fmt: skip
+    assert found.left_out == {}
+    store = Store(tmp_path / "s")
+    (trial,) = store.trials().to_dict("records")
+    assert (trial["learning_rate"], trial["seed"], trial["task"]) == (0.5, 9, "mine")
+    assert (trial["metric"], trial["best"], trial["best_step"]) == ("f1", 0.75, 6)
+    lines = store.metrics()[["step", "train_loss", "f1"]].to_numpy()
+    np.testing.assert_array_equal(lines, [[2, 0.5, 0.25], [6, np.nan, 0.75]])
+
+
+def test_an_evaluation_without_saved_weights_is_said(
+    runs: Path, tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(runs / "a", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    found = collect([tmp_path / "run"], tmp_path / "s", asked=Asked(base=tiny_models["roberta"]))
+    assert any(line.startswith("1 of 3 evaluations are at steps whose") for line in found.missing)
+    store = Store(tmp_path / "s")
+    assert set(store.spectra()["step"]) == {0, 2, 6}
+    assert list(store.metrics()["step"]) == [2, 4, 6]
+
+
+def test_weights_of_an_unknown_step_are_left_out(
+    runs: Path, tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    """Other weights in the folder itself, of which no file says the step, are at none."""
+    run = shutil.copytree(runs / "b", tmp_path / "run")
+    asked = Asked(base=tiny_models["roberta"])
+    weights = load_file(run / "adapter_model.safetensors")
+    save_file({name: x + 1 for name, x in weights.items()}, run / "adapter_model.safetensors")
+    found = collect([run], tmp_path / "s", asked=asked)
+    (notes,) = found.notes.values()
+    assert any("has others" in note for note in notes)
+    assert set(Store(tmp_path / "s").spectra()["step"]) == {0, 2, 4, 6}
+    shutil.rmtree(run / "checkpoint-6")
+    state = json.loads((run / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"]
+    (run / "checkpoint-2" / "trainer_state.json").write_text(json.dumps(state | {"global_step": 3}))
+    found = collect([run], tmp_path / "t", asked=asked)
+    (notes,) = found.notes.values()
+    assert any(note.startswith("checkpoint-2: left out: its trainer_state.json") for note in notes)
+    loaded_back = int(state["best_model_checkpoint"].rpartition("-")[2])
+    assert set(Store(tmp_path / "t").spectra()["step"]) == {0, 4, loaded_back}
+
+
+def test_a_llama_trained_by_trl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing but losses: the lowest is the best one. Collected, analysed, reported."""
+    pytest.importorskip("trl")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def make() -> Any:
+        config = LlamaConfig(
+            **sizes(16), num_key_value_heads=1, max_position_embeddings=40, bos_token_id=0,
+            eos_token_id=2,
+        )  # fmt: skip
+        return LlamaForCausalLM(config)
+
+    base = save_model(tmp_path / "llama", make)
+    for rate in (1e-2, 1e-1):
+        sft_run(base, tmp_path / "out" / f"{rate}", rate=rate)
+    place = str(tmp_path / "s")
+    arguments = ["collect", str(tmp_path / "out"), "--store", place, "--base", base]
+    assert main([*arguments, "--task", "sft"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 runs in" in printed
+    assert "missing for a conclusion: no full fine-tuning to compare with (H4)" in printed
+    store = Store(place)
+    trials, metrics = store.trials(), store.metrics()
+    assert set(trials["metric"]) == {"eval_loss"}
+    lowest = metrics.groupby("trial")["eval_loss"].min()
+    assert dict(zip(trials["trial"], trials["best"], strict=True)) == lowest.to_dict()
+    assert {name.rpartition(".")[2] for name in store.spectra()["layer"]} == {"q_proj", "v_proj"}
+    assert main(["analyze", place]) == 0
+    assert main(["report", place]) == 0
+    assert (tmp_path / "s" / "report.html").stat().st_size > 100_000
+
+
+def test_a_tracker_of_each_kind(tmp_path: Path) -> None:
+    """The same two evaluations and a loss between them, whoever wrote them down."""
+    (tmp_path / "a.csv").write_text(
+        "step,train/loss,eval/accuracy,eval/loss\n1,0.5,,\n2,,0.25,0.75\n4,,0.5,0.5\n"
+    )
+    (tmp_path / "b.jsonl").write_text(
+        '{"current_steps": 1, "total_steps": 4, "loss": 0.5, "lr": 0.1}\n'
+        '{"current_steps": 2, "eval_loss": 0.75, "eval_accuracy": 0.25}\n'
+        '{"current_steps": 4, "eval_loss": 0.5, "eval_accuracy": 0.5}\n'
+    )
+    (tmp_path / "c.tsv").write_text("step\taccuracy\teval_loss\n2\t0.25\t0.75\n4\t0.5\t0.5\n")
+    for name in ("a.csv", "b.jsonl"):
+        found = history(entries_of(tmp_path / name)).frame
+        assert list(found["step"]) == [2, 4], name
+        assert found["train_loss"].isna().all(), name
+        assert (list(found["accuracy"]), list(found["eval_loss"])) == ([0.25, 0.5], [0.75, 0.5])
+    assert list(history(entries_of(tmp_path / "c.tsv")).frame.columns) == [
+        "step", "train_loss", "eval_loss",
+    ]  # fmt: skip
+    for name, text in (("d.jsonl", "[1]"), ("e.jsonl", "no"), ("f.txt", ""), ("g.csv", "")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            entries_of(tmp_path / name)
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step, value in ((2, 0.25), (4, 0.5)):
+            writer.add_scalar("eval/accuracy", value, step)
+            writer.add_scalar("train/loss", 2 * value, step - 1)
+        writer.add_scalar("train/loss", 0.125, 4)
+    found = history(entries_of(tmp_path)).frame
+    assert list(found["step"]) == [2, 4]
+    assert list(found["accuracy"]) == [0.25, 0.5]
+    np.testing.assert_array_equal(found["train_loss"], [np.nan, 0.125])
+
+
+def test_mlflow(tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    client = mlflow.tracking.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+    run = client.create_run(client.create_experiment("e"))
+    for step, value in ((2, 0.25), (4, 0.5)):
+        client.log_metric(run.info.run_id, "eval_accuracy", value, step=step)
+    place = tmp_path / "mlruns" / run.info.experiment_id / run.info.run_id
+    found = history(entries_of(place)).frame
+    assert (list(found["step"]), list(found["accuracy"])) == ([2, 4], [0.25, 0.5])
+
+
+def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = wandb.init(dir=str(tmp_path), project="p")
+    for step, value in ((2, 0.25), (4, 0.5)):
+        run.log({"eval/accuracy": value, "train/global_step": step})
+    run.finish()
+    place = next(tmp_path.glob("wandb/offline-run-*"))
+    found = history(entries_of(place)).frame
+    assert (list(found["step"]), list(found["accuracy"])) == ([2, 4], [0.25, 0.5])
+
+
+def own_runs(store: Store, saved: Path, out: Path) -> str:
+    """Trials of our own in a trainer's clothes, and the map that says how they were trained."""
+    rows = []
+    metrics = store.metrics()
+    for trial in store.planned():
+        folder = out / trial.id
+        own = metrics[metrics["trial"].eq(trial.id)]
+        log: list[dict[str, Any]] = []
+        for line in own.to_dict("records"):
+            step = int(line["step"])
+            values = {f"eval_{k}": line[k] for k in ("accuracy", "matthews_correlation")}
+            values |= {"eval_loss": line["eval_loss"], "eval_is_constant": line["is_constant"]}
+            log += [{"step": step, "epoch": line["epoch"], "loss": line["train_loss"]}]
+            log += [{"step": step, "epoch": line["epoch"], **values}]
+            shutil.copytree(saved / trial.id / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+        state = {"global_step": step, "log_history": log, "best_model_checkpoint": None}
+        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
+        said = {k: v for k, v in trial.model_dump().items() if v is not None}
+        said["target_modules"] = ",".join(trial.target_modules)
+        constant = store.folder(trial.id).result()["constant"]
+        rows.append({"path": trial.id, "constant": constant, **said})
+    pd.DataFrame(rows).to_csv(out / "map.csv", index=False)
+    return str(out / "map.csv")
+
+
+def test_our_own_trials_collected_give_the_same_conclusions(
+    tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path
+) -> None:
+    """The command line's way from adapters, full checkpoints and logs to conclusions.json."""
+    store, saved, model = own_store(tiny_models["roberta"], tiny_data, tmp_path)
+    mapped = own_runs(store, saved, tmp_path / "out")
+    arguments = ["collect", str(tmp_path / "out"), "--store", str(tmp_path / "copy"), "--base"]
+    more = ["--map", mapped, "--metric", "matthews_correlation"]
+    assert main([*arguments, model, *more]) == 0
+    copy = Store(tmp_path / "copy")
+    assert copy.done_ids() == store.done_ids()
+    assert_alike(analyze(copy).to_dict(), analyze(store).to_dict())
