@@ -148,6 +148,30 @@ def test_everything_reads_the_store(
     assert set(store.comparison()["trial"]) == {trial_of(store, 2), trial_of(store, 4)}
 
 
+def test_judge_sets_a_run_beside_the_trials_of_a_store(
+    store: Store, runs: Path, tiny_models: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--against STORE``: the share of its trials that ended nearer to W, by their spectra."""
+    command = ["judge", str(runs / "a"), "--base", tiny_models["roberta"], "--json"]
+    assert main([*command, "--against", str(store.path)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["against"] == str(store.path)
+    spectra = store.spectra().set_index(["trial", "layer"])
+    based = spectra.loc[spectra["matrix"].eq("W"), "stable_rank"]
+    last = spectra.loc[spectra["matrix"].eq("W+dW") & spectra["step"].eq(6), "stable_rank"]
+    moved = np.log(last / based).groupby("trial").median().abs()
+    assert len(moved) == 3
+    assert len(printed["sources"]) == 3
+    for one in printed["sources"]:
+        (line,) = one["standing"]
+        share = float((moved < abs(np.log1p(one["drift"]))).mean())
+        assert (line["task"], line["place"], line["trials"]) == ("CoLA", "no threshold", 3)
+        assert line["drift_share"] == share
+    assert len({one["standing"][0]["drift_share"] for one in printed["sources"]}) > 1
+    assert main([*command, "--against", str(runs)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_collected_again_nothing_changes(
     store: Store, runs: Path, tiny_models: dict[str, str]
 ) -> None:
