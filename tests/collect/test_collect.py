@@ -167,7 +167,7 @@ def test_judge_sets_a_run_beside_the_trials_of_a_store(
         share = float((moved < abs(np.log1p(one["drift"]))).mean())
         assert (line["task"], line["place"], line["trials"]) == ("CoLA", "no threshold", 3)
         assert line["drift_share"] == share
-    assert len({one["standing"][0]["drift_share"] for one in printed["sources"]}) > 1
+    assert 0 < share < 1
     assert main([*command, "--against", str(runs)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
