@@ -48,7 +48,7 @@ def test_a_line_for_each_edited_trial_over_the_cloud() -> None:
             for level in (0.5, 1.0, 2.0)
         ]
     )  # fmt: skip
-    metrics = labels.assign(metric="accuracy")
+    metrics = labels.assign(metric="accuracy", greater_is_better=True)
     frames: Any = SimpleNamespace(
         interventions=edited, all_trials=labels, checkpoints=cloud, trials=metrics
     )
