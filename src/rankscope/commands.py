@@ -259,6 +259,7 @@ def intervene(options: argparse.Namespace) -> int:
         layers=options.layers,
         weights=options.weights,
         precision=options.precision,
+        forgetting=options.forgetting,
     )
     if options.json:
         print(as_json(table))

@@ -273,6 +273,11 @@ def intervene(command: argparse.ArgumentParser) -> None:
         "--precision", choices=("float32", "bfloat16"),
         help="of matrix products; default: the study's, or float32",
     )  # fmt: skip
+    command.add_argument(
+        "--forgetting", metavar="FILE",
+        help="a text: adds the language loss on it of the base and of each edit, with the base's "
+        "own head for masked or next tokens",
+    )  # fmt: skip
     command.add_argument("--json", action="store_true", help="one JSON object, a row per edit")
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from rankscope.interventions.evaluate import Evaluation
+from rankscope.interventions.forgetting import Forgetting
 from rankscope.interventions.pack import Edited
 from rankscope.interventions.trained import Trained, read_trained
 from rankscope.interventions.variants import ALL, Edits, Measure, Variant
@@ -40,6 +41,7 @@ class Settings:
         layers: a regular expression: only layers whose name it finds are edited.
         weights: which of a trial's are edited, "last" or "best".
         precision: of products, "float32" or "bfloat16".
+        forgetting: SHA-256 of the text that the language loss is taken on; None: no such loss.
     """
 
     rows: int = 512
@@ -47,6 +49,7 @@ class Settings:
     layers: str | None = None
     weights: str = "last"
     precision: str = "float32"
+    forgetting: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("rows", 2), ("refit", 0)):
@@ -89,6 +92,7 @@ class Bench:
         self._evaluations: dict[tuple[str, ...], Evaluation] = {}
         self._measures: dict[tuple[str, ...], Measure] = {}
         self._base_sd: float | None = None
+        self.forgetting: Forgetting | None = None
 
     def open(self, source: str | Path, name: str = "") -> Trained:
         """See ``read_trained``."""
@@ -132,9 +136,10 @@ class Bench:
             evaluation = self._evaluation(tuple(jobs[0].edited.updates))
             results = evaluation([job.edited for job in jobs])
             for job, result in zip(jobs, results, strict=True):
-                found[job.place][job.number] = {**job.line, **vars(result)}
+                values = {**vars(result), **self._forgotten(job.edited)}
+                found[job.place][job.number] = {**job.line, **values}
                 if job.is_own:
-                    own[job.place] = vars(result)
+                    own[job.place] = values
             copies += [copy for job in jobs for copy in job.copies]
             progress(sum(1 + len(job.copies) for job in jobs))
         for copy in copies:
@@ -145,6 +150,12 @@ class Bench:
             )
             for lines in found
         ]
+
+    def _forgotten(self, edited: Edited) -> dict[str, float]:
+        """The language loss of this variant and of the base, where one was asked for."""
+        if self.forgetting is None:
+            return {}
+        return {"lm_loss": self.forgetting(edited), "base_lm_loss": self.forgetting.base}
 
     def _packs(self, work: Sequence[tuple[Trained, Sequence[Variant]]]) -> Iterator[list[_Job]]:
         """Up to K variants that one pack can hold: of the same layers, and of adapters, or of one

@@ -151,7 +151,7 @@ class VariantPack:
     def merged(self, variant: Edited, layer: str) -> Tensor:
         """W + dW (m, n), summed in float64; the base's own W where dW is zero."""
         W, update = self.base[layer], variant.updates.get(layer)
-        if update is None or (isinstance(update, LowRank) and not bool(update.B.any())):
+        if update is None or is_zero(update):
             return W
         return (W.double().cpu() + update.to_dense().double().cpu()).to(W)
 
@@ -207,3 +207,8 @@ class VariantPack:
         self._rest = {name: parameters[name].clone() for name in rest}
         for name, value in rest.items():
             parameters[name].copy_(value)
+
+
+def is_zero(update: LowRank | Dense) -> bool:
+    """Whether a low-rank update has a B of zeros."""
+    return isinstance(update, LowRank) and not bool(update.B.any())

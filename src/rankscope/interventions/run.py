@@ -20,6 +20,7 @@ import torch
 import rankscope
 from rankscope.console import bar
 from rankscope.interventions.bench import PACK, Bench, Settings
+from rankscope.interventions.forgetting import Forgetting, digest_of, text_of
 from rankscope.interventions.variants import FAMILIES, Variant, variants
 from rankscope.store import interventions
 from rankscope.store.header import check_same_inputs
@@ -48,6 +49,7 @@ def intervene(
     layers: str | None = None,
     weights: str = "last",
     precision: str | None = None,
+    forgetting: str | Path | None = None,
     quiet: bool = False,
 ) -> pd.DataFrame:
     """Edits trained updates and evaluates them again: one line for each edit.
@@ -66,6 +68,8 @@ def intervene(
         layers: a regular expression: only layers whose name it finds are edited.
         weights: which of a store's trials are edited, "last" or "best".
         precision: of products, "float32" or "bfloat16"; None: the study's own, or float32.
+        forgetting: a text file, on which the language loss of the base and of each edit is taken
+            with the base's own head for masked or next tokens; it needs to have one.
 
     A store keeps the table (``interventions/``): what is there already is not made again, and
     several processes may share the work; ``attrs["skipped"]`` has the trials that can't be edited,
@@ -74,18 +78,21 @@ def intervene(
     """
     wanted = tuple(FAMILIES) if families is None else tuple(families)
     variants(wanted)  # said before the work, not after
-    settings = Settings(rows, refit, layers, weights, precision or "float32")
+    text = None if forgetting is None else text_of(forgetting)
+    settings = Settings(
+        rows, refit, layers, weights, precision or "float32", text and digest_of(text)
+    )
     if (base is None) != (task is None):
         raise ValueError("an adapter needs both --base MODEL and --task TASK; a store neither")
     if base is not None and task is not None:
         with _reporter(quiet) as say:
-            return _adapter(str(source), base, task, data, wanted, each_layer, settings, say)
+            return _adapter(str(source), base, task, data, wanted, each_layer, settings, text, say)
     if not (Path(source) / "store.json").is_file() and "://" not in str(source):
         raise ValueError(
             f"{source}: expected a store (a folder with store.json), or an adapter with "
             "--base MODEL --task TASK; found neither"
         )
-    plan = plan_of(Store(source), study, trials, wanted, each_layer, settings)
+    plan = replace(plan_of(Store(source), study, trials, wanted, each_layer, settings), text=text)
     if precision is None:
         own = plan.trials[0].precision_on(plan.inputs.device.type)
         plan = replace(plan, settings=replace(settings, precision=own))
@@ -97,16 +104,16 @@ def intervene(
 
 def _adapter(
     source: str, base: str, task: str, data: str, families: Sequence[str], each_layer: bool,
-    settings: Settings, say: Callable[[str], None],
+    settings: Settings, text: str | None, say: Callable[[str], None],
 ) -> pd.DataFrame:  # fmt: skip
-    text: dict[str, Any] = {
+    asked: dict[str, Any] = {
         "name": "intervene",
         "scientific": {"model": base, "task": task_named(task).name, "rank": 1},
         "nuisance": {"learning_rate": 1e-3},
         "fixed": {"data": data},
     }
-    inputs = StudyInputs(Study(**text, folder=Path.cwd()))
-    bench = _bench(inputs, inputs.trials[0], settings, say, measured=False)
+    inputs = StudyInputs(Study(**asked, folder=Path.cwd()))
+    bench = _bench(inputs, inputs.trials[0], settings, text, say, measured=False)
     trained = bench.open(source)
     with bar("intervening", total=None) as advance:
         (table,) = bench.tables(
@@ -125,11 +132,15 @@ class Plan:
     families: Sequence[str]
     each_layer: bool
     settings: Settings
+    text: str | None = None  # that the language loss is taken on
 
     @property
     def key(self) -> str:
         """Of the folder that it is kept in: equal settings, equal numbers."""
-        text = json.dumps(asdict(self.settings), sort_keys=True)
+        settings = asdict(self.settings)
+        if settings["forgetting"] is None:  # as before there was such a setting
+            del settings["forgetting"]
+        text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -179,7 +190,7 @@ def _edit_store(plan: Plan, quiet: bool) -> dict[str, str]:
                 continue
             if bench is None or of != (group[0].model, group[0].task):
                 of = (group[0].model, group[0].task)
-                bench = _bench(plan.inputs, group[0], plan.settings, say)
+                bench = _bench(plan.inputs, group[0], plan.settings, plan.text, say)
             _edit_group(plan, bench, missing, advance, skipped)
     return skipped
 
@@ -258,7 +269,8 @@ def _about(plan: Plan, bench: Bench, table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _bench(
-    inputs: StudyInputs, trial: Trial, settings: Settings, say: Callable[[str], None],
+    inputs: StudyInputs, trial: Trial, settings: Settings, text: str | None,
+    say: Callable[[str], None],
     *, measured: bool = True,
 ) -> Bench:  # fmt: skip
     train, validation = inputs.encoded(trial)
@@ -267,6 +279,10 @@ def _bench(
         inputs.model_path(trial.model), task, train, validation, settings,
         device=inputs.device, K=PACK, say=say,
     )  # fmt: skip
+    if text is not None:
+        bench.forgetting = Forgetting(
+            bench.path, text, device=inputs.device, mixed=settings.precision == "bfloat16"
+        )
     if measured:
         bench.measured = set(sites(bench.model, trial.target_modules))
     return bench

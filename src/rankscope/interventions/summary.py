@@ -22,8 +22,9 @@ SHOWN = 2000  # lines on a terminal
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Means over draws and trials of one configuration: ``value``, and ``change`` from each trial's
-    own (scale 1); medians of ``ratio`` = sr(W + dW) / sr(W) and ``rho``. One line per
-    configuration, scope, family and level, in the order of the families."""
+    own (scale 1), ``forgotten`` the rise of the language loss over the base's; medians of ``ratio``
+    = sr(W + dW) / sr(W) and ``rho``. One line per configuration, scope, family and level, in the
+    order of the families."""
     where = [name for name in _WHERE if name in table]
     trial = table["trial"] if "trial" in table else pd.Series(0, index=table.index)
     own = table["family"].eq(OWN[0]) & table["level"].eq(OWN[1]) & table["scope"].eq("all")
@@ -32,11 +33,16 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         before = lines[own].set_index("trial")[name].astype(float)
         change = "change" if name == "value" else "refit_change"
         lines[change] = lines[name].astype(float) - lines["trial"].map(before)
+    if "lm_loss" in lines:
+        lines["forgotten"] = lines["lm_loss"] - lines["base_lm_loss"]
+    else:
+        lines["forgotten"] = np.nan
     found = lines.groupby([*where, "scope", "family", "level"], dropna=False, as_index=False).agg(
         trials=("trial", "nunique"), ratio=("ratio", "median"), rho=("rho", "median"),
         value=("value", "mean"), change=("change", "mean"), loss=("loss", "mean"),
         refit_value=("refit_value", "mean"), refit_change=("refit_change", "mean"),
-        feature_sd=("feature_sd", "median"), order=("order", "min"),
+        feature_sd=("feature_sd", "median"), forgotten=("forgotten", "mean"),
+        order=("order", "min"),
     )  # fmt: skip
     return found.sort_values([*where, "order"], ignore_index=True).drop(columns="order")
 
@@ -50,9 +56,10 @@ def show(table: pd.DataFrame) -> None:
     several = [c for c in _WHERE if c in lines and lines[c].nunique(dropna=False) > 1]
     scopes = ["scope"] if lines["scope"].nunique() > 1 else []
     refits = [] if lines["refit_value"].isna().all() else ["refit_value", "refit_change"]
+    forgotten = [] if lines["forgotten"].isna().all() else ["forgotten"]
     columns = [
         *several, *scopes, "family", "level", "trials", "ratio", "rho", "value", "change", "loss",
-        *refits, "feature_sd",
+        *refits, "feature_sd", *forgotten,
     ]  # fmt: skip
     grid = Grid(*(name.replace("_", " ") for name in columns), box=SIMPLE_HEAD)
     for line in lines[columns].head(SHOWN).itertuples(index=False):
@@ -60,6 +67,11 @@ def show(table: pd.DataFrame) -> None:
     out.print(grid)
     if len(lines) > SHOWN:
         out.print(f"{len(lines) - SHOWN} more lines: type --json")
+    if forgotten:
+        loss = table["base_lm_loss"].iloc[0]
+        out.print(
+            f"language loss of the base: {loss:.4g} nats a token; forgotten: the rise over it"
+        )
     base = table["base_feature_sd"].dropna()
     if len(base):
         out.print(f"pooled features of the base: standard deviation {base.iloc[0]:.3g}")
