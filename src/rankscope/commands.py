@@ -172,6 +172,8 @@ def _written(result: Any, options: argparse.Namespace) -> int:
 
 @without_collection()
 def plan(options: argparse.Namespace) -> int:
+    from rankscope.interventions.settings import Settings
+    from rankscope.interventions.variants import variants
     from rankscope.study.study_file import Study
     from rankscope.sweep.inputs import StudyInputs
     from rankscope.sweep.plan import forecast
@@ -182,7 +184,8 @@ def plan(options: argparse.Namespace) -> int:
             "h200 --gpus 8"
         )
     inputs = StudyInputs(Study.load(options.study), quiet=False)
-    print(forecast(inputs, options.store, gpus=options.gpus, device=options.device))
+    ways = {"edits": len(variants()), "edited_rows": Settings.rows}
+    print(forecast(inputs, options.store, gpus=options.gpus, device=options.device, **ways))
     return 0
 
 

@@ -19,6 +19,7 @@ from rankscope.cli import main
 from rankscope.interventions import forgetting
 from rankscope.interventions.forgetting import Forgetting, text_of
 from rankscope.interventions.pack import Edited
+from rankscope.interventions.settings import Settings
 from rankscope.interventions.trained import read_trained
 from rankscope.interventions.variants import Edits, Variant
 from rankscope.train.loading import load_model
@@ -201,10 +202,5 @@ def test_only_the_beginning_of_a_large_text_is_read(
 
 def test_settings_without_a_text_keep_their_key() -> None:
     """Tables that were made before there was such an option count on."""
-    from rankscope.interventions.run import Plan, Settings
-
-    def key(**given: object) -> str:
-        return Plan(None, None, [], [], False, Settings(**given)).key  # type: ignore[arg-type]
-
-    assert key(rows=20, refit=16) == "c48366e25354"
-    assert key(rows=20, refit=16, forgetting="0" * 64) != key(rows=20, refit=16)
+    assert Settings(rows=20, refit=16).key == "c48366e25354"
+    assert Settings(rows=20, refit=16, forgetting="0" * 64).key != "c48366e25354"

@@ -130,6 +130,21 @@ def test_a_trial_that_another_process_holds_is_left_to_it(study: Path) -> None:
     assert table["trial"].nunique() == 2
 
 
+def test_status_counts_what_was_edited_and_plan_says_what_it_takes(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(study)
+    assert main(["status", "runs"]) == 0
+    assert "edited" not in capsys.readouterr().out
+    some = Store("runs").done_ids()[:2]
+    rs.intervene("runs", trials=some, families=["top"], quiet=True, **FEW)
+    assert main(["status", "runs"]) == 0
+    assert "2 of 3 finished trials edited and evaluated again" in capsys.readouterr().out
+    assert main(["plan", "study.toml"]) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if "rankscope intervene" in x]
+    assert f"3 trials in {sum(map(len, FAMILIES.values()))} ways each" in line
+
+
 def test_an_adapter_of_anybody(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(study / "runs")
     trial = next(t for t in store.planned() if t.rank == 4)

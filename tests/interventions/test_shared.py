@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from noisy import adapter
-from rankscope.interventions.bench import Bench, Settings
+from rankscope.interventions.bench import Bench
 from rankscope.interventions.evaluate import Evaluation
 from rankscope.interventions.pack import Edited
+from rankscope.interventions.settings import Settings
 from rankscope.interventions.trained import Trained, read_trained
 from rankscope.interventions.variants import Edits, Variant, variants
 from rankscope.train.loading import load_model

@@ -13,12 +13,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from memory import Peak
-from rankscope.study.cost import Rows, Widths, memory, operations, widths
+from rankscope.study.cost import Rows, Widths, forward_operations, memory, operations, widths
 from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.full import FullPack
+from rankscope.train.pack import logits
 from rankscope.train.run import Run
 
 
@@ -73,6 +74,18 @@ def test_operations_of_a_step(inputs: StudyInputs, which: int) -> None:
         trial, inputs.shape(trial), Rows(train=8, validation=0, tokens=tokens, longest=int(tokens))
     )
     assert counted == pytest.approx(executed(trial, inputs), rel=0.15)
+
+
+def test_operations_of_a_forward_pass(inputs: StudyInputs) -> None:
+    """On the packed encoder, whose last block computes one token."""
+    run = run_of(inputs.trials[0], inputs=inputs)
+    run.pack.model.eval()
+    rows = run.train.lengths.argsort()[-8:]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        logits(run.pack, run.train.batch(rows)[0])
+    tokens = float(run.train.lengths[rows].double().mean())
+    counted = 8 * forward_operations(inputs.shape(inputs.trials[0]), tokens)
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.15)
 
 
 def peak(trials: list[Trial], inputs: StudyInputs) -> int:

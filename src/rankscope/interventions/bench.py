@@ -20,6 +20,7 @@ import torch
 from rankscope.interventions.evaluate import Evaluation
 from rankscope.interventions.forgetting import Forgetting
 from rankscope.interventions.pack import Edited
+from rankscope.interventions.settings import Settings
 from rankscope.interventions.trained import Trained, read_trained
 from rankscope.interventions.variants import ALL, Edits, Measure, Variant
 from rankscope.study.tasks import Task
@@ -29,40 +30,6 @@ from rankscope.train.model import weight_of
 
 PACK = 8  # variants evaluated together at most on a CPU, as trials in training
 BASE = ("scale", 0.0, ALL)  # what leaves no update
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the numbers depend on beside the edits.
-
-    Attributes:
-        rows: validation rows, the first ones.
-        refit: training rows for a refitted head, drawn once; 0: no refitted head.
-        layers: a regular expression: only layers whose name it finds are edited.
-        weights: which of a trial's are edited, "last" or "best".
-        precision: of products, "float32" or "bfloat16".
-        forgetting: SHA-256 of the text that the language loss is taken on; None: no such loss.
-    """
-
-    rows: int = 512
-    refit: int = 512
-    layers: str | None = None
-    weights: str = "last"
-    precision: str = "float32"
-    forgetting: str | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (("rows", 2), ("refit", 0)):
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"{name}: expected a number from {least}; found {value}")
-        if self.weights not in ("last", "best"):
-            raise ValueError(f'weights: expected "last" or "best"; found {self.weights!r}')
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f'precision: "float32" or "bfloat16"; found {self.precision!r}')
-        try:
-            re.compile(self.layers or "")
-        except re.error as error:
-            raise ValueError(f"layers: expected a regular expression; {error}") from None
 
 
 class Bench:

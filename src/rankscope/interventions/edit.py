@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 
 from rankscope.linalg import Dense, LowRank, Operator, singular_subspaces
+
+if TYPE_CHECKING:
+    from rankscope.interventions.edited_adapter import EditedAdapter
 
 _STEPS = 100  # of the bisection for a level: more than the 53 bits of float64, whatever the start
 EDITS = ("scale", "cap", "restore", "top", "without_top", "flat", "random")
@@ -34,10 +37,21 @@ class EditedUpdate(LowRank):
         save_edited(folder, {layer: self}, base=base)
 
 
+@overload
+def edit(update: LowRank | Dense, *, base: Tensor | None = None, **how: Any) -> EditedUpdate: ...
+
+
+@overload
 def edit(
-    update: LowRank | Dense,
+    update: str | Path, *, base: str | Path | None = None, layers: str | None = None, **how: Any
+) -> EditedAdapter: ...
+
+
+def edit(
+    update: LowRank | Dense | str | Path,
     *,
-    base: Tensor | None = None,
+    base: Tensor | str | Path | None = None,
+    layers: str | None = None,
     scale: float | None = None,
     cap: float | None = None,
     restore: bool = False,
@@ -45,12 +59,16 @@ def edit(
     without_top: int | None = None,
     flat: int | None = None,
     random: torch.Generator | None = None,
-) -> EditedUpdate:
+) -> EditedUpdate | EditedAdapter:
     """The update dW (m, n), edited in one way. Float64; a Dense update goes through its full SVD.
 
     Args:
-        update: dW; a LowRank with its scale, or a Dense W_FT - W.
-        base: W (m, n), which ``cap`` and ``restore`` need.
+        update: dW; a LowRank with its scale, or a Dense W_FT - W. Or a folder or hub id of a PEFT
+            adapter, of which every layer is edited; ``.save_pretrained(folder)`` writes the result
+            as an adapter, its head as it was.
+        base: W (m, n), which ``cap`` and ``restore`` need; of an adapter, the folder or hub id of
+            its base.
+        layers: of an adapter, a regular expression: only layers whose name it finds are edited.
         scale: t: t dW.
         cap: c: singular values of dW above c sigma_1(W) are set to that level.
         restore: the singular values of W + dW above a level tau are set to tau, which is chosen so
@@ -79,8 +97,20 @@ def edit(
         named = ", ".join(asked) or "none"
         raise ValueError(f"edit: expected exactly one of {', '.join(EDITS)}; found {named}")
     ((name, value),) = asked.items()
-    editor = Editor(update, base)
-    return editor.restore() if name == "restore" else getattr(editor, name)(value)
+
+    def one(editor: Editor) -> EditedUpdate:
+        made: EditedUpdate = editor.restore() if name == "restore" else getattr(editor, name)(value)
+        return made
+
+    if isinstance(update, str | Path):
+        from rankscope.interventions.edited_adapter import edit_adapter  # which edits by this file
+
+        if isinstance(base, Tensor):
+            raise ValueError("edit: of an adapter, base is the folder or hub id of its base model")
+        return edit_adapter(update, one, base=base, layers=layers)
+    if layers is not None or not (base is None or isinstance(base, Tensor)):
+        raise ValueError("edit: layers, and a base by name, are for whole adapters")
+    return one(Editor(update, base))
 
 
 class Editor:

@@ -6,8 +6,6 @@ See ``store.interventions`` for what is kept in a store.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,8 +17,9 @@ import torch
 
 import rankscope
 from rankscope.console import bar
-from rankscope.interventions.bench import PACK, Bench, Settings
+from rankscope.interventions.bench import PACK, Bench
 from rankscope.interventions.forgetting import Forgetting, digest_of, text_of
+from rankscope.interventions.settings import Settings
 from rankscope.interventions.variants import FAMILIES, Variant, variants
 from rankscope.store import interventions
 from rankscope.store.header import check_same_inputs
@@ -136,12 +135,7 @@ class Plan:
 
     @property
     def key(self) -> str:
-        """Of the folder that it is kept in: equal settings, equal numbers."""
-        settings = asdict(self.settings)
-        if settings["forgetting"] is None:  # as before there was such a setting
-            del settings["forgetting"]
-        text = json.dumps(settings, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return self.settings.key
 
 
 def plan_of(

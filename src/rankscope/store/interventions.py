@@ -85,6 +85,17 @@ def keys(store: Store) -> list[str]:
     return store.storage.names(FOLDER)
 
 
+def trials(store: Store) -> set[str]:
+    """Trials that have a description under some settings. By their names alone, unread: whether
+    each counts is seen when it is read."""
+    return {
+        name.removesuffix(".json")
+        for key in keys(store)
+        for name in store.storage.names(f"{FOLDER}/{key}")
+        if name.endswith(".json")
+    }
+
+
 def everything(store: Store) -> Iterator[tuple[str, str, pd.DataFrame, dict[str, Any]]]:
     """All that counts: settings, trial, table, description."""
     done = set(store.done_ids())

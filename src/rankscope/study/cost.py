@@ -67,20 +67,33 @@ def operations(trial: Trial, shape: Shape, rows: Rows, *, together: int = 1) -> 
     """Forward 2N a token; backward 2N to the activations, and 2N more to the weights if they are
     trained; attention 4 T d a layer and token forward, twice that backward; adapters 6P. Validation
     is forward only. ``together`` trials share what is before the first adapter."""
-    T: float = rows.tokens
+    T = rows.tokens
     full = trial.method == "full"
     steps = trial.total_steps(rows.train)
     trained_rows = steps / -(-rows.train // trial.batch_size) * rows.train
     validated_rows = _evaluations(trial, rows, steps) * rows.validation
-    products = T * (shape.matrices - shape.one_token) + shape.one_token  # weights met by a row
+    products, attention = _met(shape, T), _attention(shape, T)
     shared = 0 if full else T * shape.shared
-    attention = 4 * T * T * shape.width * (shape.layers - shape.is_trimmed)
     head = rows.learnt * shape.vocabulary * shape.width
     forward = 2 * (products - shared * (1 - 1 / together)) + attention + 2 * head
     backward = 2 * (products - shared) + 2 * attention + 2 * head
     # a head that is trained computes its logits twice
     updated = 2 * products + 4 * head if full else _adapter_operations(trial, shape, T)
     return trained_rows * (forward + backward + updated) + validated_rows * forward
+
+
+def forward_operations(shape: Shape, tokens: float) -> float:
+    """Of one row of so many tokens, forward only: 2N a token, attention 4 T d a layer and token."""
+    return 2 * _met(shape, tokens) + _attention(shape, tokens)
+
+
+def _met(shape: Shape, tokens: float) -> float:
+    """The weights that a row meets, each counted as often as it is met."""
+    return tokens * (shape.matrices - shape.one_token) + shape.one_token
+
+
+def _attention(shape: Shape, tokens: float) -> float:
+    return 4 * tokens * tokens * shape.width * (shape.layers - shape.is_trimmed)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from rankscope.study.cost import (
     Shape,
     base_memory,
     device_named,
+    forward_operations,
     memory,
     operations,
     widths,
@@ -51,12 +52,15 @@ def forecast(
     *,
     gpus: int | None = None,
     device: str | Device | None = None,
+    edits: int = 0,
+    edited_rows: int = 0,
 ) -> str:
     """A table, one line per model, task and method, and the sums below it. Packs are those that
     ``sweep`` would train.
 
-    For this machine, or for ``gpus`` (default 1) of the ``device`` named. ``ValueError``
-    for a device that isn't known.
+    For this machine, or for ``gpus`` (default 1) of the ``device`` named. With ``edits`` a line on
+    what it takes to edit each trial in so many ways and evaluate it again, on ``edited_rows`` rows
+    of validation and as many of training. ``ValueError`` for a device that isn't known.
     """
     named = device_named(device) if isinstance(device, str) else device
     opened = begun(store)
@@ -85,6 +89,8 @@ def forecast(
         )
         + f" ({source})",
     ]
+    if edits:
+        lines.append(_edited(groups, edits, edited_rows, rate))
     lines += inputs.summaries()
     lines += [f"{name}: {drawn}" for name, drawn in inputs.drawn.items()]
     too_large = [group for group in groups if group.largest > free]
@@ -147,6 +153,23 @@ class Group:
         if trial.rank not in self._memory:
             self._memory[trial.rank] = memory(trial, self.shape, self.rows, self.widths)
         return self._memory[trial.rank]
+
+
+def _edited(groups: Sequence[Group], edits: int, rows: int, rate: float) -> str:
+    """What ``rankscope intervene`` costs when all have finished: the products of its evaluations,
+    by one process. Decompositions and drifts of the edited updates come on top."""
+    flops = 0.0
+    for group in groups:
+        for split in group.inputs.encoded(group.trials[0]):
+            lengths = split.lengths[:rows].double()
+            each = forward_operations(group.shape, float(lengths.mean()))
+            flops += edits * len(group.trials) * len(lengths) * each
+    trials = sum(len(group.trials) for group in groups)
+    return (
+        f"rankscope intervene would edit {trials} trials in {edits} ways each, on {rows} "
+        f"validation and {rows} training rows: {flops / 1e12:.4g} TFLOP, about "
+        f"{duration(flops / rate)} at the same rate"
+    )
 
 
 def _table(groups: Sequence[Group], seconds: Sequence[float], device: Device | None) -> Table:

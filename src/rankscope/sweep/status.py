@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from rankscope.console import duration, visible
+from rankscope.store import interventions
 from rankscope.store.lease import is_gone, last_heartbeat
 from rankscope.store.store import Store
 from rankscope.sweep.worker import given_up
@@ -39,6 +40,7 @@ class Status:
     failed_once: int  # will be tried again
     packs: list[Running]
     seconds_left: float | None
+    edited: int = 0  # finished trials that rankscope intervene has tables of
 
     @property
     def running(self) -> int:
@@ -92,6 +94,8 @@ class Status:
         lines += self.notes
         if self.seconds_left is not None and self.done < self.planned:
             lines.append(f"about {duration(self.seconds_left)} left, at the rate so far")
+        if self.edited:
+            lines.append(f"{self.edited} of {self.done} finished trials edited and evaluated again")
         return "\n".join(map(visible, lines))
 
 
@@ -133,6 +137,7 @@ def status(store: Store) -> Status:
         failed_once=sum(t.id in log.failures and t.id not in failed for t in missing),
         packs=packs,
         seconds_left=sum(left) / workers if done else None,
+        edited=len(interventions.trials(store) & {trial.id for trial in done}),
     )
 
 
