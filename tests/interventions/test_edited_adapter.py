@@ -69,7 +69,7 @@ def test_plain_peft_makes_of_it_the_model_with_dense_edits(
             wanted = max(rs.stable_rank(W).value, rs.stable_rank(W + dW).value)
             assert kept == pytest.approx(wanted, rel=1e-4)
         changed += not torch.allclose(made, dW, atol=1e-4)
-    assert changed
+    assert changed or "restore" in how  # where no layer has drifted below sr(W)
     heads = {key: x for key, x in before.state_dict().items() if HEADS[architecture] in key}
     assert heads
     for key, x in after.state_dict().items():  # all else is as it was
