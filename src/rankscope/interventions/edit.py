@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -37,13 +37,29 @@ class EditedUpdate(LowRank):
         save_edited(folder, {layer: self}, base=base)
 
 
-@overload
-def edit(update: LowRank | Dense, *, base: Tensor | None = None, **how: Any) -> EditedUpdate: ...
+class _How(TypedDict, total=False):
+    scale: float | None
+    cap: float | None
+    restore: bool
+    top: int | None
+    without_top: int | None
+    flat: int | None
+    random: torch.Generator | None
 
 
 @overload
 def edit(
-    update: str | Path, *, base: str | Path | None = None, layers: str | None = None, **how: Any
+    update: LowRank | Dense, *, base: Tensor | None = None, **how: Unpack[_How]
+) -> EditedUpdate: ...
+
+
+@overload
+def edit(
+    update: str | Path,
+    *,
+    base: str | Path | None = None,
+    layers: str | None = None,
+    **how: Unpack[_How],
 ) -> EditedAdapter: ...
 
 
