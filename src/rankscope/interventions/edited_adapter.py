@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rankscope.interventions.edit import EditedUpdate, Editor
+from rankscope.interventions.editor import EditedUpdate, Editor
 from rankscope.linalg import Dense, LowRank
 from rankscope.weights.base_model import open_base_model
 from rankscope.weights.checkpoints import open_file, read_json

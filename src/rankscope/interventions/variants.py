@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankscope.interventions.edit import Editor
+from rankscope.interventions.editor import Editor
 from rankscope.linalg import Dense, LowRank, stable_rank, summary
 
 ALL = "all"  # the scope of a variant that edits all chosen layers at once

@@ -1,0 +1,176 @@
+"""Edits of one layer's update dW through its singular value decomposition. docs/math.md, section 8.
+
+An edit keeps the update low rank: it changes the singular values or vectors of the r x r
+core, or takes a few singular directions of W + dW away. So K edits of one update are K
+adapters, and form one pack.
+
+Letters: m rows, n columns, r rank of the update, p = min(m, n, r), k leading directions.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rankscope.linalg import LowRank, Operator, singular_subspaces
+
+_STEPS = 100  # of the bisection for a level: more than the 53 bits of float64, whatever the start
+
+
+class EditedUpdate(LowRank):
+    """An edited update: s B A, float64, with s = 1."""
+
+    def save_pretrained(self, folder: str | Path, *, layer: str, base: str | None = None) -> None:
+        """Writes it as a PEFT adapter of one layer, ``layer`` its name in the model, ``base`` what
+        ``from_pretrained`` takes. Weights are rounded to float32.
+        """
+        from rankscope.interventions.save import save_edited  # brings PEFT
+
+        save_edited(folder, {layer: self}, base=base)
+
+
+class Editor:
+    """All edits of one update; its decompositions are made once. Arguments as of ``edit``."""
+
+    def __init__(self, update: Operator, base: Tensor | None = None) -> None:
+        if base is not None and base.shape != update.shape:
+            raise ValueError(
+                f"edit: expected a base of the update's shape {tuple(update.shape)}; found "
+                f"{tuple(base.shape)}"
+            )
+        self.update, self._base = update, base
+
+    @cached_property
+    def p(self) -> int:
+        """How many singular directions the update has at most."""
+        limit = min(self.update.shape[-2:])
+        return min(limit, self.update.A.shape[-2]) if isinstance(self.update, LowRank) else limit
+
+    @cached_property
+    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """U (m, p), sigma (p,), V (n, p) of the update."""
+        return singular_subspaces(self.update, self.p)
+
+    @cached_property
+    def base_values(self) -> Tensor:
+        """The singular values of W."""
+        return torch.linalg.svdvals(self._needed("restore").double())
+
+    def scale(self, t: float) -> EditedUpdate:
+        B, A = self._factors
+        return EditedUpdate(B=B * t, A=A)
+
+    def cap(self, c: float) -> EditedUpdate:
+        self._needed("cap")
+        if c < 0:
+            raise ValueError(f"edit: cap must be at least 0, a share of sigma_1(W); found {c}")
+        U, sigma, V = self.svd
+        return _product(U, sigma.clamp(max=c * float(self.base_values[0])), V)
+
+    def restore(self) -> EditedUpdate:
+        """Caps the leading singular values of W + dW at the level where the stable rank is W's
+        again."""
+        return self._restored[0]
+
+    @cached_property
+    def _restored(self) -> tuple[EditedUpdate, bool]:
+        """What ``restore`` makes, and whether it caps anything."""
+        W = self._needed("restore").double()
+        target = float((self.base_values / self.base_values[0]).square().sum())
+        U, sigma, Vh = torch.linalg.svd(W + self.update.to_dense().double(), full_matrices=False)
+        level = _level_of(sigma, target=target)
+        k = int((sigma > level).sum())
+        B, A = self._factors
+        if k:
+            B = torch.cat([B, -U[:, :k] * (sigma[:k] - level)], dim=1)
+            A = torch.cat([A, Vh[:k]], dim=0)
+        return EditedUpdate(B=B, A=A), k > 0
+
+    def leaves(self, family: str, level: float) -> bool:
+        """Whether this edit leaves dW as it is: scale 1, and caps that no singular value
+        exceeds."""
+        if family == "restore":
+            return not self._restored[1]
+        if family == "cap":
+            return bool(self.svd[1][0] <= level * self.base_values[0])
+        return family == "scale" and level == 1
+
+    def top(self, k: int) -> EditedUpdate:
+        U, sigma, V = self._leading("top", k)
+        return _product(U, sigma, V)
+
+    def without_top(self, k: int) -> EditedUpdate:
+        self._leading("without_top", k)
+        U, sigma, V = self.svd
+        kept = sigma.clone()
+        kept[:k] = 0
+        return _product(U, kept, V)
+
+    def flat(self, k: int) -> EditedUpdate:
+        U, _, V = self._leading("flat", k)
+        equal = torch.linalg.vector_norm(self.svd[1]) / k**0.5
+        return _product(U, equal.expand(k), V)
+
+    def random(self, generator: torch.Generator) -> EditedUpdate:
+        U, sigma, V = self.svd
+        return _product(_haar(len(U), self.p, generator), sigma, _haar(len(V), self.p, generator))
+
+    def _leading(self, name: str, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        if not 1 <= k <= self.p:
+            raise ValueError(
+                f"edit: {name} must lie in 1 .. {self.p}, this update's directions; found {k}"
+            )
+        U, sigma, V = self.svd
+        return U[:, :k], sigma[:k], V[:, :k]
+
+    def _needed(self, name: str) -> Tensor:
+        if self._base is None:
+            raise ValueError(f"edit: {name} needs base=, the weight W of this layer")
+        return self._base
+
+    @cached_property
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """B (m, r) with the scale in it, and A (r, n), float64."""
+        if isinstance(self.update, LowRank):
+            return self.update.B.double() * self.update.scale, self.update.A.double()
+        U, sigma, V = self.svd
+        return U * sigma, V.mT
+
+
+def _level_of(sigma: Tensor, *, target: float) -> float:
+    """The largest tau with sum min(sigma, tau)^2 / tau^2 >= target; sigma_1 where that holds
+    already.
+
+    The quotient falls as tau grows, so bisection finds it.
+    """
+
+    def capped(tau: float) -> float:
+        return float((sigma / tau).clamp(max=1).square().sum())
+
+    low, high = 0.0, float(sigma[0])
+    if capped(high) >= target:
+        return high
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if capped(middle) >= target else (low, middle)
+    return low or high
+
+
+def _product(U: Tensor, sigma: Tensor, V: Tensor) -> EditedUpdate:
+    """U diag(sigma) V^T; both factors carry the square root of sigma, as PEFT's own conversions
+    do."""
+    root = sigma.sqrt()
+    return EditedUpdate(B=U * root, A=(V * root).mT)
+
+
+def _haar(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Orthonormal columns, uniformly distributed (Mezzadri 2007): QR of a Gaussian, signs of R
+    undone."""
+    gaussian = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    Q, R = torch.linalg.qr(gaussian)
+    return Q * R.diagonal().sign()
