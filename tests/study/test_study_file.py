@@ -259,7 +259,11 @@ def test_builtin_studies_load(name: str) -> None:
         ("[nuisance]", "[nuisance", "t.toml: not TOML"),
         ("= 16", '= "3x"', 'expected a number above 0, or a multiple of the rank such as "r"'),
         ("= 16", '= "0r"', 'expected a number above 0, or a multiple of the rank such as "r"'),
-        ("= 16", '= "r"\ninit_lora_weights = "eva"', 'expected true, "gaussian" or "orthogonal"'),
+        (
+            "= 16",
+            '= "r"\ninit_lora_weights = "eva"',
+            'or "orthogonal"; found \'eva\', which needs a pass over the training data',
+        ),
         ("= 16", '= 1\noptimizer = "adam"', "optimizer: expected 'adamw', 'sgd' or 'muon'"),
         ("= 16", "= 1\nlora_plus_ratio = 0.5", "expected greater than or equal to 1; found 0.5"),
         (

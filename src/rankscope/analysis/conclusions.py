@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from rankscope.analysis.dynamics import Continued, Dynamics, continued, dynamics
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.growth import Growth, growth
 from rankscope.analysis.rates import Rates, rates
+from rankscope.analysis.settings import by_setting, compared, has_several
 from rankscope.analysis.threshold import Threshold, thresholds
 from rankscope.analysis.verdicts.alignment import alignment_verdict
 from rankscope.analysis.verdicts.dynamics import dynamics_verdict
@@ -47,6 +48,8 @@ class Conclusions:
     design: tuple[Check, ...]
     counts: dict[str, int]
     caveats: tuple[str, ...]
+    # `settings.compared`; empty where the study has one setting
+    settings: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def threshold(self) -> Threshold:
@@ -95,10 +98,12 @@ class Conclusions:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Verdicts, counts, caveats and chosen learning rates as JSON values; what is unknown is
-        null."""
+        """Verdicts, counts, caveats and chosen learning rates as JSON values, and where there are
+        several settings their comparison; what is unknown is null."""
+        settings = {"settings": self.settings.to_dict("records")} if len(self.settings) else {}
         return _plain(
-            {
+            settings
+            | {
                 "verdicts": [dataclasses.asdict(verdict) for verdict in self.verdicts],
                 "counts": self.counts,
                 "caveats": self.caveats,
@@ -119,8 +124,13 @@ def conclude(
     draws from `seed`.
 
     Never fails on a small or odd study: what cannot be estimated is "undecided", with the reason.
-    `progress` is told of each share of the work, 1 in all.
+    `progress` is told of each share of the work, 1 in all. Trials of unlike settings are not
+    pooled (`rankscope.analysis.settings`).
     """
+    counts = _counts(frames.trials) | {"continued": len(frames.continued)}
+    several = len(frames.trials) > 0 and has_several(frames.all_trials)
+    settings = compared(frames) if several else pd.DataFrame()
+    frames = by_setting(frames)
     # One stream per question: an answer does not change when another one is added.
     streams = [np.random.default_rng([seed, number]) for number in range(6)]
     grown = growth(frames, rng=streams[0], resamples=resamples)
@@ -153,8 +163,9 @@ def conclude(
         alignment=aligned,
         rates=best,
         design=tuple(_design(frames)),
-        counts=_counts(frames.trials) | {"continued": len(frames.continued)},
-        caveats=tuple(_caveats(frames)),
+        counts=counts,
+        caveats=tuple(_caveats(frames, counts)),
+        settings=settings,
     )
 
 
@@ -181,11 +192,10 @@ def _counts(trials: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def _caveats(frames: Frames) -> list[str]:
+def _caveats(frames: Frames, counts: dict[str, int]) -> list[str]:
     """What confounds every answer of this study."""
     said = []
     trials, found = frames.trials, frames.learning_rates
-    counts = _counts(trials)
     idle = int((~frames.learnt["learnt"]).sum()) if len(frames.learnt) else 0
     if idle:
         said.append(

@@ -80,6 +80,7 @@ WORDS = [
     "layer",
     "matrix",
     "reference",
+    "setting",
 ]
 WHOLE = ["seed", "step"]
 
@@ -107,6 +108,9 @@ class Frames:
     frame lacks it) is in ``continued`` and not in ``trials``: it takes no part in any
     choice among configurations.
 
+    ``setting`` of a trial (empty where a frame lacks it) says what it differs in beside rank and
+    scaling rule: `rankscope.analysis.settings` keeps unlike ones apart.
+
     Raises ValueError when a frame with rows lacks columns, or when a trial's name occurs twice.
     """
 
@@ -132,6 +136,7 @@ class Frames:
         more = {"greater_is_better": sign_of(self.trials).gt(0)}
         more |= {name: _typed("trials", self.trials, name) for name in ("constant", "untrained")}
         reported = held_out.fillna(self.trials["best"])
+        more["setting"] = _typed("trials", self.trials, "setting")
         known_trials = self.trials.assign(budget=budget, held_out=held_out, reported=reported)
         trials = known_trials.assign(**more)
         object.__setattr__(self, "trials", trials[budget.eq(1)])
@@ -214,6 +219,8 @@ def _typed(name: str, frame: pd.DataFrame, column: str) -> pd.Series:
     values = (
         frame[column] if column in frame.columns else pd.Series(index=frame.index, dtype=object)
     )
+    if column == "setting":
+        values = values.fillna("")
     if column in WORDS:
         return values.astype("str")
     try:

@@ -18,6 +18,7 @@ from rankscope import __version__
 from rankscope.analysis.conclusions import Conclusions
 from rankscope.analysis.drift import kind
 from rankscope.analysis.frames import Frames
+from rankscope.analysis.settings import by_setting
 from rankscope.report.figures import figures
 from rankscope.report.opening import opening
 from rankscope.report.pdf import to_pdf
@@ -45,7 +46,8 @@ def write(
     each share of the work, 1 in all.
     """
     output = Path(output)
-    drawn, listed = figures(frames, conclusions), tables(frames, conclusions)
+    apart = by_setting(frames)
+    drawn, listed = figures(apart, conclusions), tables(apart, conclusions)
     page = render(frames, conclusions, drawn, listed, study_text=study_text, provenance=provenance)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, page)
@@ -77,7 +79,7 @@ def render(
             figures=drawn,
             tables=listed,
             opening=opening(frames, conclusions, study_text=study_text, provenance=provenance),
-            filters=filters(frames),
+            filters=filters(by_setting(frames)),
             version=__version__,
             study_text=study_text,
             provenance=list(flattened(provenance)),

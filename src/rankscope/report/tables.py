@@ -28,6 +28,7 @@ def tables(frames: Frames, conclusions: Conclusions) -> list[Table]:
     """The tables that this study has rows for."""
     made = (
         configurations_table(frames, conclusions),
+        settings_table(conclusions),
         growth_table(conclusions),
         thresholds_table(conclusions),
         attained_table(conclusions),
@@ -105,6 +106,38 @@ def configurations_table(frames: Frames, conclusions: Conclusions) -> Table:
             Column("seconds", "seconds", ".1f"),
         ),
         _ordered(rows),
+    )
+
+
+def settings_table(conclusions: Conclusions) -> Table:
+    """Every configuration that was trained in several settings, beside each other."""
+    rows = conclusions.settings
+    if len(rows):
+        rows = rows.assign(
+            series=[series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)]
+        )
+    return Table(
+        "settings",
+        "Settings beside each other",
+        "Each at its own best learning rate and checkpoints. sr(ΔW): geometric mean over layers "
+        "and seeds; ratio and difference to the setting named, paired by seed; 95 % intervals "
+        "over seeds.",
+        (
+            *WHERE,
+            Column("series", "method"),
+            RANK,
+            Column("setting", "setting"),
+            Column("learning_rate", "learning rate", rate_name),
+            Column("value", "best", ".3f"),
+            Column("seeds", "seeds", ".0f"),
+            *interval_columns("stable_rank", "sr(ΔW)", ".2f"),
+            Column("size", "‖ΔW‖ / ‖W‖", ".3f"),
+            Column("rho", "σ₁(ΔW) / σ₁(W)", ".2f"),
+            Column("against", "against"),
+            *interval_columns("ratio", "ratio of sr(ΔW)", ".2f"),
+            *interval_columns("difference", "difference of best", "+.3f"),
+        ),
+        rows,
     )
 
 

@@ -28,6 +28,7 @@ from rankscope.store.integrity import versions_digest
 from rankscope.store.log import Log
 from rankscope.store.storage import LocalStorage, Storage
 from rankscope.store.trial_dir import RECORDS, SPECTRA, TRIAL, TrialDir
+from rankscope.study.trial import setting_of
 from rankscope.system import read_file
 
 COMPARISON, COMPARISON_OF = "comparison.parquet", "comparison.json"
@@ -208,10 +209,16 @@ _RESULT_COLUMNS += ["greater_is_better"]
 def trials_frame(records: Mapping[str, Record]) -> pd.DataFrame:
     """One row per trial."""
     rows = [
-        {"trial": id, **{c: found["trial"][c] for c in _TRIAL_COLUMNS}, **found["result"]}
+        {
+            "trial": id,
+            **{c: found["trial"][c] for c in _TRIAL_COLUMNS},
+            "setting": found["trial"].get("setting") or setting_of(found["trial"]),
+            **found["result"],
+        }
         for id, found in records.items()
     ]
-    frame = pd.DataFrame(rows, columns=["trial", *_TRIAL_COLUMNS, *_RESULT_COLUMNS])
+    columns = ["trial", *_TRIAL_COLUMNS, "setting", *_RESULT_COLUMNS]
+    frame = pd.DataFrame(rows, columns=columns)
     integers = dict.fromkeys(("rank", "diverged_at"), "Int64")
     numbers = dict.fromkeys(
         ("best", "last", "learning_rate", "seconds", "constant", "held_out", "untrained"), "float64"

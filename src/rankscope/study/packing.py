@@ -13,7 +13,7 @@ from rankscope.study.trial import Trial
 _SHARED = {
     "lora": attrgetter(
         *Trial.model_fields.keys()
-        - {"rank", "scaling", "learning_rate", "lora_alpha", "target_modules"}
+        - {"rank", "scaling", "learning_rate", "lora_alpha", "target_modules", "setting"}
     ),
     "full": attrgetter("id"),
 }

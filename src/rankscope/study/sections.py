@@ -8,7 +8,7 @@ same in every trial.
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -21,7 +21,17 @@ from pydantic import (
 
 from rankscope.study.own_task import OwnTask
 from rankscope.study.tasks import Name as Recipes
-from rankscope.study.trial import STRICT, Init, Method, Optimizer, Precision, Scaling, Schedule
+from rankscope.study.trial import (
+    ALL_LINEAR,
+    LISTED,
+    STRICT,
+    Init,
+    Method,
+    Optimizer,
+    Precision,
+    Scaling,
+    Schedule,
+)
 
 TimesRank = Annotated[str, Field(pattern=r"^(\d*\.?\d*[1-9]\d*)?r$")]
 Rank = Annotated[int, Field(ge=1, strict=True)] | Literal["d"]
@@ -31,10 +41,43 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _distinct(values: list[Any]) -> list[Any]:
-    if len(set(values)) != len(values):
+def _distinct(values: list[Any] | None) -> list[Any] | None:
+    if values is not None and any(value in values[:i] for i, value in enumerate(values)):
         raise ValueError(f"every value once, got {values}")
     return values
+
+
+def _module_lists(value: Any) -> Any:
+    """A list of lists of names; "all-linear" may stand for one."""
+    values = _listed(value)
+    plain = [one for one in values if isinstance(one, str) and one != ALL_LINEAR]
+    if plain and len(values) > 1:
+        raise ValueError(
+            'expected a list of lists, such as [["query", "value"], "all-linear"], or names for '
+            f"all trials in [fixed]; found {value!r}"
+        )
+    return [_listed(one) for one in values]
+
+
+def _start(value: Any) -> Any:
+    """Refuses by name what needs a pass over the data."""
+    if value in ("eva", "corda", "loftq", "lora_ga"):
+        raise ValueError(
+            f'expected true, "gaussian" or "orthogonal"; found {value!r}, which '
+            + (
+                "quantises the base"
+                if value == "loftq"
+                else "needs a pass over the training data before the first step"
+            )
+        )
+    return value
+
+
+Start = Annotated[Init, BeforeValidator(_start)]
+Alpha = Annotated[float, Field(gt=0)] | TimesRank
+Modules = Annotated[list[str], Field(min_length=1)]
+T = TypeVar("T")
+Several = Annotated[list[T], BeforeValidator(_listed), Field(min_length=1)]
 
 
 class Scientific(BaseModel):
@@ -50,8 +93,17 @@ class Scientific(BaseModel):
     ]
     rank: Annotated[list[Rank], BeforeValidator(_listed)] = [8]
     scaling: Annotated[list[Scaling], BeforeValidator(_listed), Field(min_length=1)] = ["alpha/r"]
+    # None: as in [fixed]
+    target_modules: (
+        Annotated[list[Modules], BeforeValidator(_module_lists), Field(min_length=1)] | None
+    ) = None
+    lora_alpha: Several[Alpha] | None = None
+    init_lora_weights: Several[Start] | None = None
+    optimizer: Several[Optimizer] | None = None
+    lora_plus_ratio: Several[Annotated[float, Field(ge=1)]] | None = None  # 1: not LoRA+
+    lr_scheduler_type: Several[Schedule] | None = None
 
-    _once = field_validator("model", "task", "method", "rank", "scaling")(_distinct)
+    _once = field_validator("model", "task", "method", "rank", "scaling", *LISTED)(_distinct)
 
     @model_validator(mode="after")
     def _ranks_for_lora(self) -> Scientific:
@@ -117,8 +169,8 @@ class Fixed(Budget):
         "value",
     ]
     # of the scale; "2r": two times the rank
-    lora_alpha: Annotated[float, Field(gt=0)] | TimesRank | None = None
-    init_lora_weights: Init = True
+    lora_alpha: Alpha | None = None
+    init_lora_weights: Start = True
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     optimizer: Optimizer = "adamw"
     lora_plus_ratio: Annotated[float, Field(ge=1)] | None = None
@@ -215,7 +267,7 @@ def validation_message(error: ValidationError) -> str:
     )
     if found["type"] == "value_error":
         return f"{place}: {message}"
-    if key in _OF_FIXED and section == "fixed":
+    if key in _OF_FIXED and section in ("fixed", "scientific", "arm"):
         return f"{place}: expected {_OF_FIXED[key]}; found {found['input']!r}"
     if found["type"] == "string_pattern_mismatch":
         message = "letters, digits, '.', '_' and '-'"

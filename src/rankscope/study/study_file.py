@@ -21,10 +21,12 @@ from rankscope.study.sections import (
     Scientific,
     validation_message,
 )
+from rankscope.study.settings import Setting, settings
 from rankscope.study.tasks import check_task, has_recipe, recipe_for
-from rankscope.study.trial import GAP, GAP_CODE, STRICT, Trial, digest
+from rankscope.study.trial import GAP, GAP_CODE, LISTED, STRICT, Trial, digest, setting_of
 
 _PROPOSED_BATCH, _PROPOSED_STEPS = 16, 2000
+_SIDES = ("scientific", "fixed")
 
 
 class Study(BaseModel):
@@ -63,12 +65,13 @@ class Study(BaseModel):
 
     @model_validator(mode="after")
     def _alpha_follows_one_rule(self) -> Self:
-        rules = {rule for part in (self.scientific, *self.arm) for rule in part.scaling}
-        if isinstance(self.fixed.lora_alpha, str) and "alpha" in rules:
-            raise ValueError(
-                f'[fixed] lora_alpha: expected a number with scaling = "alpha", where it is the '
-                f"scale itself; found {self.fixed.lora_alpha!r}"
-            )
+        for part in (self.scientific, *self.arm):
+            for alpha in part.lora_alpha or [self.fixed.lora_alpha]:
+                if isinstance(alpha, str) and "alpha" in part.scaling:
+                    raise ValueError(
+                        'lora_alpha: expected a number with scaling = "alpha", where it is the '
+                        f"scale itself; found {alpha!r}"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -111,6 +114,11 @@ class Study(BaseModel):
         known = ["name", *(section for section in SECTIONS if "." not in section)]
         for key in sorted(table.keys() - set(known)):
             raise ValueError(f"{label}: {key}: unknown key; expected one of {', '.join(known)}")
+        for name in LISTED:
+            if all(isinstance(table.get(key), dict) and name in table[key] for key in _SIDES):
+                raise ValueError(
+                    f"{label}: {name}: expected in [scientific] or in [fixed]; found in both"
+                )
         try:
             return cls(**table, source=text, folder=folder or Path.cwd())
         except ValueError as error:
@@ -141,6 +149,16 @@ class Study(BaseModel):
         return list(
             dict.fromkeys(name for part in (self.scientific, *self.arm) for name in part.task)
         )
+
+    @property
+    def targets(self) -> list[list[str]]:
+        """The ``target_modules`` of its trials, each list once."""
+        found: list[list[str]] = []
+        for part in (self.scientific, *self.arm):
+            for one in part.target_modules or [self.fixed.target_modules]:
+                if one not in found:
+                    found.append(one)
+        return found
 
     def check_budget(self, rows: Mapping[str, int], *, begun: Study | None = None) -> None:
         """``ValueError`` where a model and task have no recipe, and the study says nothing of how
@@ -196,9 +214,10 @@ class Study(BaseModel):
 
     def _product(self, arm: Arm, largest_rank: Mapping[str, int]) -> Iterator[Trial]:
         for model, task in itertools.product(arm.model, arm.task):
-            for kind in self._kinds(arm, model, largest_rank[model]):
+            for kind, setting in self._kinds(arm, model, largest_rank[model]):
                 same = {"model": model, "task": task, **kind}
-                same |= self._fixed(model, task, kind["rank"], arm.budget)
+                same |= self._fixed(model, task, kind["rank"], arm.budget, setting.values)
+                same["setting"] = setting_of(same, setting.listed)
                 # encoded once, with two gaps: a plan of 100,000 trials spends most of its time here
                 any_of_them = Trial(learning_rate=1, seed=0, **same)
                 first, second, third = any_of_them.canonical(learning_rate=GAP, seed=GAP).split(
@@ -213,37 +232,32 @@ class Study(BaseModel):
                     }  # valid since the study is
                     yield any_of_them.model_copy(update=own)
 
-    def _kinds(self, arm: Arm, model: str, limit: int) -> Iterator[dict[str, Any]]:
-        if "lora" in arm.method:
-            for rank in arm.rank:
-                if (
-                    self.fixed.init_lora_weights == "orthogonal"
-                    and (limit if rank == "d" else rank) % 2
-                ):
-                    raise ValueError(
-                        'init_lora_weights: "orthogonal" needs even ranks; found '
-                        f"{limit if rank == 'd' else rank}"
-                    )
-                if rank != "d" and rank > limit:
-                    raise ValueError(
-                        f"rank: expected 1 to {limit} for model {model!r} (the smallest "
-                        "dimension of its "
-                        f'{", ".join(self.fixed.target_modules)} weights); found {rank}; "d" '
-                        f"stands for {limit}"
-                    )
-                for scaling in arm.scaling:
-                    yield {
-                        "method": "lora",
-                        "rank": limit if rank == "d" else rank,
-                        "scaling": scaling,
-                    }
+    def _kinds(self, arm: Arm, model: str, limit: int) -> Iterator[tuple[dict[str, Any], Setting]]:
+        lora = itertools.product(settings(arm, self.fixed, "lora"), arm.rank)
+        for setting, named in lora if "lora" in arm.method else ():
+            rank = limit if named == "d" else named
+            init = setting.values.get("init_lora_weights", self.fixed.init_lora_weights)
+            if init == "orthogonal" and rank % 2:
+                raise ValueError(f'init_lora_weights: "orthogonal" needs even ranks; found {rank}')
+            if rank > limit:
+                targets = [name for one in self.targets for name in one]
+                raise ValueError(
+                    f"rank: expected 1 to {limit} for model {model!r} (the smallest dimension of "
+                    f'its {", ".join(dict.fromkeys(targets))} weights); found {rank}; "d" stands '
+                    f"for {limit}"
+                )
+            for scaling in arm.scaling:
+                yield {"method": "lora", "rank": rank, "scaling": scaling}, setting
         if "full" in arm.method:
-            yield {"method": "full", "rank": None, "scaling": None}
+            for setting in settings(arm, self.fixed, "full"):
+                yield {"method": "full", "rank": None, "scaling": None}, setting
 
-    def _fixed(self, model: str, task: str, rank: int | None, budget: float) -> dict[str, Any]:
-        """The fixed parameters, with Hu et al.'s in the gaps, for ``budget`` times as long; of
-        LoRA, or of full fine-tuning (``rank`` None)."""
-        fixed = self.fixed.model_dump(exclude={"data", "retries", "recipe", "task"})
+    def _fixed(
+        self, model: str, task: str, rank: int | None, budget: float, setting: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The fixed parameters with Hu et al.'s in the gaps and those of ``setting`` in place, for
+        ``budget`` times as long; of LoRA, or of full fine-tuning (``rank`` None)."""
+        fixed = self.fixed.model_dump(exclude={"data", "retries", "recipe", "task"}) | setting
         own = self.fixed.task.get(task, Budget()).model_dump(exclude_none=True)
         if own.keys() & {"epochs", "steps"}:
             fixed |= {"epochs": None, "steps": None}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -28,6 +30,16 @@ _YOUNGER = (  # than the first stores
     "lora_plus_ratio",
     "validation_split",
 )
+# what a study may list beside rank and scaling rule; of a full fine-tune only the last three
+LISTED = (
+    "init_lora_weights",
+    "lora_alpha",
+    "lora_plus_ratio",
+    "target_modules",
+    "optimizer",
+    "lr_scheduler_type",
+)
+OF_FULL = LISTED[-3:]
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -72,6 +84,7 @@ class Trial(BaseModel):
     optimizer: Optimizer = "adamw"
     lora_plus_ratio: float | None = None  # how many times B's rate is A's
     validation_split: float | None = None
+    setting: str = ""  # see ``setting_of``; no part of the id
 
     @cached_property
     def id(self) -> str:
@@ -86,6 +99,7 @@ class Trial(BaseModel):
         for name in _YOUNGER:
             if values[name] == type(self).model_fields[name].default:
                 del values[name]
+        del values["setting"]
         return _CANONICAL.encode(values | others)
 
     @property
@@ -107,3 +121,27 @@ class Trial(BaseModel):
             return self.steps
         assert self.epochs is not None
         return max(1, math.ceil(self.epochs * math.ceil(rows / self.batch_size)))
+
+
+def setting_of(values: Mapping[str, Any], listed: Mapping[str, str] = MappingProxyType({})) -> str:
+    """What tells a trial's kind from others of its rank and scaling rule: those of ``LISTED`` that
+    have not their default, as "init_lora_weights=gaussian, optimizer=muon". Unlike settings are never pooled.
+
+    ``lora_alpha`` and ``target_modules`` have no default for all models: they are told only as the
+    study lists them, in ``listed``.
+
+    Args:
+        values: the trial's configuration.
+        listed: what the study's own words are: ``lora_alpha`` -> "2r".
+    """
+    parts = []
+    for name in LISTED:
+        if name in ("lora_alpha", "target_modules"):
+            told = listed.get(name)
+        else:
+            default = Trial.model_fields[name].default
+            value = values.get(name, default)
+            told = None if value == default else str(value).lower()
+        if told is not None:
+            parts.append(f"{name}={told}")
+    return ", ".join(parts)

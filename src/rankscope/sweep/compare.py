@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rankscope.analysis.selection import chosen
+from rankscope.analysis.settings import labelled
 from rankscope.linalg import (
     LowRank,
     Operator,
@@ -63,12 +64,13 @@ class Comparison:
 
 def comparisons(store: Store) -> list[Comparison]:
     """All pairs of trials at their configurations' chosen learning rates that H4 asks for, within a
-    model and task: LoRA of every seed with full fine-tunes of every seed, and full fine-tunes, and
-    LoRA trials of one configuration, with those of later seeds."""
+    model, task and setting: LoRA of every seed with full fine-tunes of every seed, and full
+    fine-tunes, and LoRA trials of one configuration, with those of later seeds."""
     finished = store.trials()
-    trials = chosen(finished[finished["budget"].eq(1)])
-    found = []
-    for (model, _), group in trials.groupby(["model", "task"]):
+    trials = chosen(labelled(finished[finished["budget"].eq(1)]))
+    trials = trials.assign(trial=trials["source"])
+    found: list[Comparison] = []
+    for (_, _, model), group in trials.groupby(["model", "task", "base"]):
         lora, full = (group[group["method"].eq(method)] for method in ("lora", "full"))
         if full.empty or lora.empty:
             continue
@@ -80,7 +82,19 @@ def comparisons(store: Store) -> list[Comparison]:
                 later = same.loc[same["seed"].gt(seed), "trial"]
                 if len(later):
                     found.append(Comparison(str(model), reference, list(later)))
-    return found
+    return _each_once(found)
+
+
+def _each_once(found: Sequence[Comparison]) -> list[Comparison]:
+    """Without pairs that come again: a full fine-tune may belong to several settings."""
+    seen: set[tuple[str, str]] = set()
+    kept = []
+    for one in found:
+        new = [trial for trial in one.trials if (trial, one.reference) not in seen]
+        seen |= {(trial, one.reference) for trial in new}
+        if new or not one.trials:
+            kept.append(Comparison(one.model, one.reference, new))
+    return kept
 
 
 def compare(

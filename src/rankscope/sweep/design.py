@@ -7,13 +7,14 @@ import math
 import pandas as pd
 
 from rankscope.analysis.design import accuracy_noise, design
+from rankscope.analysis.settings import labelled
 from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import StudyInputs
 
 
 def design_lines(inputs: StudyInputs) -> list[str]:
     """One line per hypothesis and answer, with the tasks that it holds for."""
-    planned = pd.DataFrame([_row(inputs, trial) for trial in inputs.trials])
+    planned = labelled(pd.DataFrame([_row(inputs, trial) for trial in inputs.trials]))
     told: dict[tuple[str, str, str], list[str]] = {}
     several = planned["model"].nunique() > 1
     for check in design(planned):
@@ -29,9 +30,9 @@ def _row(inputs: StudyInputs, trial: Trial) -> dict[str, object]:
     rows, is_text = inputs.rows(trial), inputs.tasks[trial.task].is_language
     per_epoch = math.ceil(rows.train / trial.batch_size)
     every = per_epoch if trial.eval_every == "epoch" else trial.eval_every
-    return trial.model_dump(
-        include={"model", "task", "method", "rank", "scaling", "learning_rate", "seed"}
-    ) | {
+    own = {"model", "task", "method", "rank", "scaling", "learning_rate", "seed", "setting"}
+    return trial.model_dump(include=own) | {
+        "trial": trial.id,
         "evaluations": max(1, inputs.steps(trial) // every),
         # of a loss it is not known before there are losses
         "noise": math.nan if is_text else accuracy_noise(rows.validation),

@@ -86,13 +86,14 @@ class StudyInputs:
                 advance(1)
         self.study = self._with_targets(study)
         self._encoded: dict[tuple[str, str, int], tuple[Encoded, Encoded]] = {}
-        self._shapes: dict[str, Shape] = {}
-        self._apart: dict[str, str | None] = {}
+        self._shapes: dict[tuple[str, ...], Shape] = {}
+        self._apart: dict[tuple[Any, ...], str | None] = {}
         self._costs: dict[tuple[Any, ...], float] = {}
 
     def _with_targets(self, study: Study) -> Study:
         """The study with its models' own ``target_modules``, where it names none."""
-        if "target_modules" in study.fixed.model_fields_set:
+        parts = (study.scientific, *study.arm)
+        if "target_modules" in study.fixed.model_fields_set or all(p.target_modules for p in parts):
             return study
         found = {name: default_targets(model) for name, model in self._skeletons.items()}
         (first, names), *others = found.items()
@@ -108,9 +109,11 @@ class StudyInputs:
 
     @cached_property
     def largest_rank(self) -> dict[str, int]:
-        """What "d" stands for, per model."""
-        targets = self.study.fixed.target_modules
-        return {name: largest_rank(model, targets) for name, model in self._skeletons.items()}
+        """What "d" stands for, per model: the same for all lists of ``target_modules``."""
+        return {
+            name: min(largest_rank(model, targets) for targets in self.study.targets)
+            for name, model in self._skeletons.items()
+        }
 
     @cached_property
     def drawn(self) -> dict[str, str]:
@@ -171,7 +174,10 @@ class StudyInputs:
         known: dict[tuple[Any, ...], float] = {}
 
         def share(trial: Trial) -> float:
-            key = (trial.model, trial.task, trial.method, trial.rank)
+            key = (
+                *(trial.model, trial.task, trial.method, trial.rank, *trial.target_modules),
+                *(trial.init_lora_weights),
+            )
             if trial.method == "lora" and self.why_apart(trial) is not None:
                 return math.inf
             if key not in known:
@@ -183,9 +189,13 @@ class StudyInputs:
         return share
 
     def why_apart(self, trial: Trial) -> str | None:
-        """Why LoRA trials of this model must train one at a time, as far as that can be known
-        before they train."""
-        if trial.model not in self._apart:
+        """Why LoRA trials like this must train one at a time, as far as that can be known before
+        they train."""
+        key = (
+            trial.model, trial.lora_dropout > 0, trial.init_lora_weights,
+            *trial.target_modules,
+        )  # fmt: skip
+        if key not in self._apart:
             skeleton, found = self._skeletons[trial.model], None
             # BERT's family on its attention's inputs is proved by the tests, and again before
             # every pack; in its last block other layers' dropouts would be of one token
@@ -196,8 +206,8 @@ class StudyInputs:
                 from rankscope.train.packable import why_not_packed  # brings PEFT
 
                 found = why_not_packed(skeleton, trial, self.tasks[trial.task])
-            self._apart[trial.model] = found
-        return self._apart[trial.model]
+            self._apart[key] = found
+        return self._apart[key]
 
     def why_slow(self, trial: Trial, device: str) -> str | None:
         """Why LoRA trials of this model gain little or nothing from a pack, in one line."""
@@ -209,9 +219,10 @@ class StudyInputs:
         return None if packs_fast else BY_ITS_OWN_FORWARD
 
     def shape(self, trial: Trial) -> Shape:
-        if trial.model not in self._shapes:
-            self._shapes[trial.model] = shape_of(self._skeletons[trial.model], trial.target_modules)
-        return self._shapes[trial.model]
+        key = (trial.model, *trial.target_modules)
+        if key not in self._shapes:
+            self._shapes[key] = shape_of(self._skeletons[trial.model], trial.target_modules)
+        return self._shapes[key]
 
     def rows(self, trial: Trial) -> Rows:
         train, validation = self.encoded(trial)
