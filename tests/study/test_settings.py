@@ -1,4 +1,4 @@
-"""Lists beside rank and scaling rule: how they are crossed, what each trial is called, what stays."""
+"""Lists beside rank and scaling rule: how they are crossed, what trials are called, what stays."""
 
 from __future__ import annotations
 

@@ -262,7 +262,7 @@ def test_builtin_studies_load(name: str) -> None:
         (
             "= 16",
             '= "r"\ninit_lora_weights = "eva"',
-            'or "orthogonal"; found \'eva\', which needs a pass over the training data',
+            "or \"orthogonal\"; found 'eva', which needs a pass over the training data",
         ),
         ("= 16", '= 1\noptimizer = "adam"', "optimizer: expected 'adamw', 'sgd' or 'muon'"),
         ("= 16", "= 1\nlora_plus_ratio = 0.5", "expected greater than or equal to 1; found 0.5"),

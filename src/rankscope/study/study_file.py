@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -66,7 +66,8 @@ class Study(BaseModel):
     @model_validator(mode="after")
     def _alpha_follows_one_rule(self) -> Self:
         for part in (self.scientific, *self.arm):
-            for alpha in part.lora_alpha or [self.fixed.lora_alpha]:
+            alphas: Sequence[float | str | None] = part.lora_alpha or [self.fixed.lora_alpha]
+            for alpha in alphas:
                 if isinstance(alpha, str) and "alpha" in part.scaling:
                     raise ValueError(
                         'lora_alpha: expected a number with scaling = "alpha", where it is the '

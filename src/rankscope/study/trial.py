@@ -125,7 +125,7 @@ class Trial(BaseModel):
 
 def setting_of(values: Mapping[str, Any], listed: Mapping[str, str] = MappingProxyType({})) -> str:
     """What tells a trial's kind from others of its rank and scaling rule: those of ``LISTED`` that
-    have not their default, as "init_lora_weights=gaussian, optimizer=muon". Unlike settings are never pooled.
+    have not their default, as "lora_plus_ratio=4.0, optimizer=sgd". Unlike ones are never pooled.
 
     ``lora_alpha`` and ``target_modules`` have no default for all models: they are told only as the
     study lists them, in ``listed``.

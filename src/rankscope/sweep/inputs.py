@@ -174,10 +174,7 @@ class StudyInputs:
         known: dict[tuple[Any, ...], float] = {}
 
         def share(trial: Trial) -> float:
-            key = (
-                *(trial.model, trial.task, trial.method, trial.rank, *trial.target_modules),
-                *(trial.init_lora_weights),
-            )
+            key = (trial.model, trial.task, trial.method, trial.rank, *trial.target_modules)
             if trial.method == "lora" and self.why_apart(trial) is not None:
                 return math.inf
             if key not in known:
