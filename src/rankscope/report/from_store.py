@@ -13,6 +13,7 @@ import pandas as pd
 from rankscope.analysis.conclusions import Conclusions, conclude
 from rankscope.analysis.drift import condensed, drift
 from rankscope.analysis.frames import Frames
+from rankscope.analysis.settings import by_setting
 from rankscope.store import interventions
 from rankscope.store.store import Store
 
@@ -167,7 +168,7 @@ def write_figures(
     if not isinstance(store, Store) and _is_kept(beside):
         beside = beside.resolve().parent
     folder = Path(output) if output is not None else beside / f"figures-{label}"
-    drawn = paper.chosen(figures(found, conclude(found, progress=progress)), names)
+    drawn = paper.chosen(figures(by_setting(found), conclude(found, progress=progress)), names)
     how: dict[str, Any] = {"width": width, "font": font, "kinds": kinds, "progress": progress}
     return list(paper.write(drawn, folder, **how))
 

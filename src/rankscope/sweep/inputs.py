@@ -236,7 +236,8 @@ class StudyInputs:
 
     def cost(self, trial: Trial) -> float:
         """Operations of one of its steps, evaluations included: what the time left is told by."""
-        key = (trial.model, trial.task, trial.method, trial.rank, self.steps(trial))
+        own = (trial.model, trial.task, trial.method, trial.rank, *trial.target_modules)
+        key = (*own, self.steps(trial))
         if key not in self._costs:
             self._costs[key] = operations(trial, self.shape(trial), self.rows(trial)) / key[-1]
         return self._costs[key]

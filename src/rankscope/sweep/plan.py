@@ -205,7 +205,15 @@ def _grouped(trials: Sequence[Trial]) -> list[list[Trial]]:
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in trials:  # arms may train for longer
         groups.setdefault(
-            (trial.model, trial.task, trial.method, trial.epochs, trial.steps), []
+            (
+                trial.model,
+                trial.task,
+                trial.method,
+                trial.epochs,
+                trial.steps,
+                *trial.target_modules,
+            ),
+            [],
         ).append(trial)
     return list(groups.values())
 
