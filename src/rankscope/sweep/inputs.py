@@ -236,10 +236,10 @@ class StudyInputs:
 
     def cost(self, trial: Trial) -> float:
         """Operations of one of its steps, evaluations included: what the time left is told by."""
-        own = (trial.model, trial.task, trial.method, trial.rank, *trial.target_modules)
-        key = (*own, self.steps(trial))
+        steps = self.steps(trial)
+        key = (trial.model, trial.task, trial.method, trial.rank, steps, *trial.target_modules)
         if key not in self._costs:
-            self._costs[key] = operations(trial, self.shape(trial), self.rows(trial)) / key[-1]
+            self._costs[key] = operations(trial, self.shape(trial), self.rows(trial)) / steps
         return self._costs[key]
 
     def memory(self, pack: Sequence[Trial]) -> float:
