@@ -124,8 +124,8 @@ def compared(frames: Frames) -> pd.DataFrame:
     picked = apart.chosen
     bases = labelled(trials)
     bases = bases[bases["trial"].eq(bases["source"])]  # a full fine-tune once
-    own = bases["setting"].where(bases["method"].eq("lora"), bases["setting"].map(of_full))
-    bases = bases[["trial", "base"]].assign(setting=own)
+    told = bases["setting"].where(bases["method"].eq("lora"), bases["setting"].map(of_full))
+    bases = bases[["trial", "base"]].assign(setting=told)
     seen = _measured(apart, picked).drop(columns="setting").merge(bases, on="trial")
     edges = apart.learning_rates[["model", "task", "method", "rank", "scaling", "edge"]]
     seen = seen.merge(edges, on=["model", "task", "method", "rank", "scaling"]).assign(
