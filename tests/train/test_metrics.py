@@ -150,3 +150,14 @@ def test_the_best_constant_answer_is_the_best_of_all_of_them(
     every = torch.eye(task.num_labels)[:, None].expand(-1, len(labels), -1)  # (C, N, C)
     expected = max(found[metric] for found in score(every, truth, task))
     assert constant_score(truth, task) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("greater", [True, False])
+def test_the_best_constant_answer_knows_which_way_an_own_metric_goes(greater: bool) -> None:
+    """Three of four rows are of class 0: answering it everywhere is right, or wrong, most often."""
+
+    def share(logits: np.ndarray, truth: np.ndarray) -> float:
+        return float(((logits.argmax(1) == truth) == greater).mean())
+
+    task = Task("own", ("text",), 2, "share", greater_is_better=greater, function=share)
+    assert constant_score(torch.tensor([0, 0, 0, 1]), task) == (0.75 if greater else 0.25)
