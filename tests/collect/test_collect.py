@@ -33,7 +33,7 @@ def runs(tiny_models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
     them in the folder itself and evaluates them once more."""
     out = tmp_path_factory.mktemp("out")
     model = tiny_models["roberta"]
-    trainer_run(model, out / "a", rank=2, rate=3e-2)
+    trainer_run(model, out / "a", rank=2, rate=3e-2, lr_scheduler_type="cosine")
     best = trainer_run(
         model, out / "b", rank=4, rate=1e-1, seed=5, load_best_model_at_end=True,
         metric_for_best_model="eval_loss", lr_scheduler_type="cosine",
@@ -41,7 +41,7 @@ def runs(tiny_models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
     best.evaluate()
     best.save_model()
     best.save_state()
-    trainer_run(model, out / "full", rank=None, rate=1e-3)
+    trainer_run(model, out / "full", rank=None, rate=1e-3, lr_scheduler_type="cosine")
     return out
 
 

@@ -11,7 +11,8 @@ from transformers import AutoModelForSequenceClassification
 from families import FAMILIES
 from rankscope.train.model import default_targets, sites
 
-NOT_ITS_ATTENTION = {"xlnet"}  # whose query and value are no linear layers
+# No linear layers of their own are query and value: XLNet's are no modules, FNet has no attention.
+NO_DEFAULT = {"xlnet": "layer_1, layer_2", "fnet": "dense, projection"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -19,10 +20,8 @@ def test_defaults_are_pefts(family: str) -> None:
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(FAMILIES[family].config())
     model.requires_grad_(False)
-    if family in NOT_ITS_ATTENTION:
-        with pytest.raises(
-            ValueError, match=r"no default is known for XLNetFor.*: layer_1, layer_2$"
-        ):
+    if family in NO_DEFAULT:
+        with pytest.raises(ValueError, match=f"no default is known for .*: {NO_DEFAULT[family]}$"):
             default_targets(model)
         return
     found = default_targets(model)

@@ -134,12 +134,11 @@ def compared(frames: Frames) -> pd.DataFrame:
     rows = []
     for key, part in seen.groupby(GROUP, dropna=False, sort=True):
         names = sorted(part["setting"].unique())
-        if len(names) > 1:
-            own = {name: part[part["setting"].eq(name)].set_index("seed") for name in names}
-            rows += [
-                dict(zip(GROUP, key, strict=True)) | _row(name, own[name], names[0], own[names[0]])
-                for name in names
-            ]
+        own = {name: part[part["setting"].eq(name)].set_index("seed") for name in names}
+        rows += [
+            dict(zip(GROUP, key, strict=True)) | _row(name, own[name], names[0], own[names[0]])
+            for name in names
+        ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

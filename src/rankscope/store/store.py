@@ -254,7 +254,8 @@ class Store:
         """One row per finished trial.
 
         Columns (pandas dtypes): ``trial``, ``model``, ``task``, ``method``, ``scaling``,
-        ``status``, ``metric`` (str); ``rank``, ``diverged_at`` (Int64, NA where there is none);
+        ``setting``, ``status``, ``metric`` (str); ``rank``, ``diverged_at`` (Int64, NA where there
+        is none);
         ``seed``, ``best_step``, ``steps`` (int64); ``learning_rate``, ``best``, ``last``,
         ``seconds``, ``constant``, ``held_out``, ``untrained``, ``budget`` (float64);
         ``greater_is_better`` (bool). ``best`` and ``last`` are of the task's ``metric``;
