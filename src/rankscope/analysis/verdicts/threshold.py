@@ -74,8 +74,12 @@ def _headline(found: Sequence[Threshold], several: bool) -> str:
         )
     gradual = [t for t in open_ if t.reason == GRADUAL]
     if gradual:
+        where = _listed(gradual, several)
         parts.append(
-            f"on {_listed(gradual, several)} half is lost, too, but no plateau before it is shown"
+            f"on {where} half is lost, too, but no plateau before it is shown"
+            if held
+            else f"half of LoRA's gain over {_start(gradual)} is lost on {where}, but no plateau "
+            "before it is shown, so that a threshold is not told from a steady decline"
         )
     silent = [t for t in open_ if t not in gradual]
     if silent:
