@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -84,6 +85,45 @@ def test_peft_gives_the_nearest_update_back(
     assert any("embed" in name or "wte" in name for name in lost)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["fan_in_fan_out"] is (model == "gpt2")
+
+
+@pytest.mark.parametrize("limit", [1e-1, 1e-2, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_the_error_asked_for_is_that_of_the_file(
+    dtype: torch.dtype, limit: float, tmp_path: Path
+) -> None:
+    """Of checkpoints stored in any dtype: W' - W is that of the stored numbers."""
+    base, full, _, _ = tuned("llama", tmp_path)
+    stored = {}
+    for folder in (base, full):
+        state = load_file(folder / "model.safetensors")
+        stored[folder] = {name: t.to(dtype) for name, t in state.items()}
+        save_file(stored[folder], folder / "model.safetensors", metadata={"format": "pt"})
+    found = extract(full, base=base, to=tmp_path / "out", error=limit)
+    after = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    for cut in found.layers:
+        W, new = (stored[folder][f"{cut.layer}.weight"].double() for folder in (base, full))
+        B, A = (after[f"base_model.model.{cut.layer}.lora_{x}.weight"].double() for x in "BA")
+        left, sigma = new - W - B @ A, torch.linalg.svdvals(new - W)
+        assert cut.error == pytest.approx(float(left.norm() / sigma.norm()), abs=1e-12)
+        assert cut.error <= limit < float(sigma[cut.rank - 1 :].norm() / sigma.norm())
+        assert cut.rank == len(A)
+
+
+def test_an_error_below_float32_says_what_to_type(tmp_path: Path) -> None:
+    base, full, _, _ = tuned("llama", tmp_path)
+    before, state = load_file(base / "model.safetensors"), load_file(full / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file(before | {name: state[name]}, full / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="rounding alone leaves") as refusal:
+        extract(full, base=base, to=tmp_path / "out", error=1e-9)
+    typed = float(re.findall(r"Type --error ([\d.e-]+), or more", str(refusal.value))[0])
+    (cut,) = extract(full, base=base, to=tmp_path / "out", error=typed).layers
+    assert 0.9 * typed < cut.error < cut.error + 1e-14 < typed
+    after = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    B, A = (after[f"base_model.model.{cut.layer}.lora_{x}.weight"].double() for x in "BA")
+    dW = state[name].double() - before[name].double()
+    assert float((dW - B @ A).norm() / dW.norm()) == pytest.approx(cut.error, abs=1e-14)
 
 
 def test_a_budget_and_a_second_cut(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from rankscope.cli import main
 from rankscope.measurement.measure import measure
-from rankscope.measurement.resize import Resized, resize
+from rankscope.measurement.resize import resize
+from rankscope.measurement.resized import Resized
 from rankscope.weights.peft_settings import peft_settings
 from tiny import MODELS, Case, edited
 
@@ -179,6 +180,91 @@ def test_an_error_counts_the_rounding_of_what_is_written(tmp_path: Path) -> None
     tight = resize(source, to=tmp_path / "tight", error=1e-6).layers[0]
     assert (tight.rank, tight.note) == (8, "factors kept as they are")
     assert tight.error < 1e-12
+
+
+def spectrum_of(m: int, n: int, r: int, fall: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Factors (m, r), (r, n) of an update whose singular values are fall^i; their columns are
+    mixed, so that those of the cut ones must be rounded anew."""
+    generator = torch.Generator().manual_seed(seed)
+    U, V, M = (
+        torch.linalg.qr(torch.randn(d, r, generator=generator).double()).Q for d in (m, n, r)
+    )
+    root = fall ** (torch.arange(r) / 2)
+    return U * root @ M, (V * root @ M).mT.contiguous()
+
+
+def smallest(dW: Tensor, scale: float, dtype: torch.dtype, r: int, limit: float) -> int:
+    """The least k whose rounded factors, made here from a dense SVD, lie within the limit."""
+    U, sigma, Vh = torch.linalg.svd(dW, full_matrices=False)
+    for k in range(1, r):
+        root = (sigma[:k] / abs(scale)).sqrt()
+        B, A = (U[:, :k] * root).to(dtype).double(), (root[:, None] * Vh[:k]).to(dtype).double()
+        if float((dW - abs(scale) * B @ A).norm() / sigma.norm()) <= limit:
+            return k
+    return r
+
+
+@pytest.mark.parametrize("limit", [1e-1, 1e-2, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_the_error_asked_for_is_that_of_the_file(
+    dtype: torch.dtype, limit: float, tmp_path: Path
+) -> None:
+    """Layers of one shape with other spectra, and one that is zero, with a negative scale: they
+    are cut together, and each as if alone."""
+    r, scale = 12, -8 / 12
+    before = {}
+    for seed, fall in enumerate((0.2, 0.5, 0.62, 1e-5)):
+        B, A = spectrum_of(40, 30, r, fall, seed)
+        before |= {f"l{seed}.q.lora_B": B.to(dtype), f"l{seed}.q.lora_A": A.to(dtype)}
+    before |= {f"z.q.lora_{x}": torch.zeros_like(before[f"l0.q.lora_{x}"]) for x in "AB"}
+    source = factors(tmp_path / "a", before, r=r, lora_alpha=-8)
+    found = {cut.layer: cut for cut in resize(source, to=tmp_path / "out", error=limit).layers}
+    after = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert found.pop("z.q").rank == 0
+    more = {}
+    for layer, cut in found.items():
+        B, A = (after[f"base_model.model.{layer}.lora_{x}.weight"] for x in "BA")
+        assert B.dtype == A.dtype == dtype
+        dW = scale * before[f"{layer}.lora_B"].double() @ before[f"{layer}.lora_A"].double()
+        left, sigma = dW - scale * B.double() @ A.double(), torch.linalg.svdvals(dW)
+        true = float(left.norm() / sigma.norm()), float(torch.linalg.svdvals(left)[0] / sigma[0])
+        assert true[0] <= limit
+        assert (cut.error, cut.spectral_error) == pytest.approx(true, abs=1e-13)
+        assert cut.uncertainty < 2e-11
+        assert cut.rank == len(A) == smallest(dW, scale, dtype, r, limit)
+        assert (cut.note == "factors kept as they are") is (cut.rank == r)
+        tails = [nearest(dW, k)[0] for k in range(r + 1)]
+        exact = next(k for k, tail in enumerate(tails) if tail <= limit)
+        assert cut.rank >= exact
+        more[layer] = cut.rank - exact
+    if dtype == torch.float32 or (dtype, limit) == (torch.bfloat16, 1e-3):
+        assert any(more.values()) is (dtype == torch.bfloat16)  # its rounding asks for more
+    assert more["l0.q"] < r
+
+
+def test_an_error_below_what_an_alpha_can_hold_says_what_to_type(tmp_path: Path) -> None:
+    up, down = noise(9, 7), noise(7, 8)
+    tensors = {"lora_unet_q.lora_up.weight": up, "lora_unet_q.lora_down.weight": down}
+    alpha = torch.tensor(0.7, dtype=torch.float64)
+    source = tmp_path / "a.safetensors"
+    save_file(tensors | {"lora_unet_q.alpha": alpha}, source)
+    off = abs(float(alpha.float()) / 0.7 - 1)  # 1.7e-8
+    message = (
+        "q: expected float64 factors and a float32 alpha within error = 1e-09; rounding alone "
+        rf"leaves {off:.2g}\. Nothing was written\. Type --error 1.8e-08, or more\."
+    )
+    refused(source, tmp_path / "out", message, error=1e-9)
+    (cut,) = resize(source, to=tmp_path / "out", error=1.8e-8).layers
+    assert cut.error == pytest.approx(off, rel=1e-6)
+    assert cut.rank == 7
+
+
+def test_factors_that_would_overflow_are_refused(tmp_path: Path) -> None:
+    """Of B (float32) and A (float16) both would be written equally large."""
+    big = {"q.lora_B": 1e9 * torch.eye(4), "q.lora_A": 1e4 * torch.eye(4).half()}
+    source = factors(tmp_path / "a", big)
+    refused(source, tmp_path / "out", "q: expected .* range of float16; .* --rank 4")
+    assert resize(source, to=tmp_path / "out", rank=4).error == 0
 
 
 def test_names_that_end_alike_keep_their_own_ranks(tmp_path: Path) -> None:

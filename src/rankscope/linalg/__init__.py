@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from rankscope.linalg.dense import Dense, as_operator
 from rankscope.linalg.estimate import Estimate
-from rankscope.linalg.factors import error_of
 from rankscope.linalg.frobenius import row_norms
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator, Sum
@@ -27,6 +26,7 @@ from rankscope.linalg.subspaces import (
     principal_angles,
     singular_subspaces,
 )
+from rankscope.linalg.truncation import Truncation
 
 __all__ = [
     "Dense",
@@ -36,11 +36,11 @@ __all__ = [
     "Scaled",
     "Sum",
     "Summary",
+    "Truncation",
     "as_operator",
     "captured_energy",
     "effective_rank",
     "energy_rank",
-    "error_of",
     "frobenius_norm",
     "intruder_dimensions",
     "principal_angles",

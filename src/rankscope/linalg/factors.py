@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import exponent
-from rankscope.linalg.rounding import gamma, sized
+from rankscope.linalg.rounding import sized
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,23 @@ def frobenius_norm(op: LowRank) -> Tensor:
 
 def singular_vectors(op: LowRank) -> tuple[Tensor, Tensor, Tensor]:
     """U (*batch, m, p'), sigma (*batch, p'), V (*batch, n, p') of s B A, with p' = min(m, n, r)."""
-    B, size_B = _balanced(op.B)
-    A, size_A = _balanced(op.A)
+    return triplets_and_magnitude(op)[:3]
+
+
+def triplets_and_magnitude(op: LowRank) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same, and |s| ||B||_F ||A||_F (*batch), by which their rounding is bounded."""
+    B, size_B = _widened(op.B)
+    A, size_A = _widened(op.A)
     Q_B, R_B = torch.linalg.qr(B)
     Q_A, R_A = torch.linalg.qr(A.mT)
     P, sigma, Qh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
-    scale = (size_B * size_A * op.scale)[..., None]
-    U, V = Q_B @ (P * scale.sign()[..., None, :]), Q_A @ Qh.mT
+    size = size_B * size_A * op.scale
+    U, V = Q_B @ (P * size.sign()[..., None, None]), Q_A @ Qh.mT
     batch = op.batch_shape
-    U, sigma, V = (x.expand(*batch, *x.shape[len(batch) :]) for x in (U, sigma * scale.abs(), V))
-    return U, sigma, V
+    magnitude = torch.linalg.matrix_norm(R_B) * torch.linalg.matrix_norm(R_A) * size.abs()
+    found = U, sigma * size.abs()[..., None], V, magnitude[..., None]
+    U, sigma, V, magnitude = (x.expand(*batch, *x.shape[len(batch) :]) for x in found)
+    return U, sigma, V, magnitude[..., 0]
 
 
 def _core(op: LowRank) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,15 +85,22 @@ def _core(op: LowRank) -> tuple[Tensor, Tensor, Tensor]:
 
 def _triangle(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """R of X = Q R divided by two powers of two, with entries near 1, and these. A wide X is its
-    own R. Narrower dtypes than float64 need no balance before: their squares do not overflow in it.
+    own R.
 
     ``geqrf`` is what ``torch.linalg.qr`` calls, which then copies all of X for its triangle.
     """
-    one = torch.ones((), dtype=torch.float64, device=X.device)
-    wide, size = _balanced(X) if X.dtype == torch.float64 else (X.double(), one)
+    wide, size = _widened(X)
     rows, r = X.shape[-2:]
     R, own = _balanced(torch.geqrf(wide).a[..., :r, :].triu() if rows > r else wide)
     return R, size, own
+
+
+def _widened(X: Tensor) -> tuple[Tensor, Tensor]:
+    """X in float64, divided by a power of two where its own squares could overflow, and that
+    power. Those of narrower dtypes cannot."""
+    if X.dtype == torch.float64:
+        return _balanced(X)
+    return X.double(), torch.ones((), dtype=torch.float64, device=X.device)
 
 
 def _balanced(X: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,15 +108,3 @@ def _balanced(X: Tensor) -> tuple[Tensor, Tensor]:
     and no square can overflow."""
     size = torch.exp2(exponent(X, 2).double())
     return X.double() / size[..., None, None], size
-
-
-def error_of(update: LowRank, other: LowRank) -> tuple[float, float, float]:
-    """||dW - dW'||_F, its spectral norm, and how far rounding may have moved either: of two single
-    updates, from the core of their difference. docs/math.md, (8)."""
-    difference = update + LowRank(B=other.B, A=other.A, scale=-other.scale)
-    assert isinstance(difference, LowRank)
-    found = spectrum(difference)
-    room = gamma(4 * (sum(difference.shape[-2:]) + difference.A.shape[-2])) * found.magnitude
-    values = (found.frobenius, found.sigma[..., 0], room)
-    frobenius, spectral, rounding = (float(x * found.size) for x in values)
-    return frobenius, spectral, rounding

@@ -17,18 +17,9 @@ from torch import Tensor
 
 from rankscope.linalg import Dense, LowRank, frobenius_norm, spectral_norm
 from rankscope.linalg.rounding import gamma
-from rankscope.measurement.new_folder import new_folder, write_json, written_whole
-from rankscope.measurement.resize import (
-    RESULT,
-    Cut,
-    Factors,
-    Goal,
-    Lost,
-    Resized,
-    check_written,
-    shared_ranks,
-    smallest_rank,
-)
+from rankscope.measurement.keep import Goal, first_rank, next_rank, shared_ranks
+from rankscope.measurement.new_folder import new_folder
+from rankscope.measurement.resized import Cut, Factors, Lost, Resized, write_resized
 from rankscope.weights.base_model import BaseModel, open_base_model
 from rankscope.weights.difference import difference_matrices
 from rankscope.weights.lora_names import is_adapter
@@ -134,13 +125,7 @@ def extract(
         str(source), str(to), "peft", goal.given, before, pairs.size(_ranks(factors)),
         tuple(cuts), tuple(change.new), threshold, _absent(change), tuple(change.lost),
     )  # fmt: skip
-
-    def write(folder: Path) -> None:
-        pairs.write(folder, factors)
-        check_written(pairs, folder, factors)
-        write_json(folder / RESULT, result.to_dict())
-
-    written_whole(place, write)
+    write_resized(place, pairs, factors, result)
     return result
 
 
@@ -235,26 +220,23 @@ def _projected(dW: Tensor, Q: Tensor, k: int) -> Factors:
 def _cut(change: Change, one: Layer, goal: Goal, k: int | None) -> tuple[Cut, Factors]:
     tuned, weight = change.pair(one)
     dW, sigma, Q = _directions(tuned, weight)
-    k = min(k or goal.rank or smallest_rank(sigma, goal), len(sigma))
+    k = first_rank(sigma, goal, k)
     norm = float(torch.linalg.matrix_norm(dW))
     exact = Dense(tuned) - Dense(weight)
     while True:
         factors = _projected(dW, Q, k)
         left = exact - LowRank(B=factors[0], A=factors[1])
         off = float(frobenius_norm(left)) / norm
-        if goal.error is None or off * (1 + 1e-12) <= goal.error or k == len(sigma):
+        formed = gamma(k + 4) * float(left.magnitude()) / norm  # by the rounding of W' - W - B A
+        what = f"{one.layer}: expected float32 factors"
+        after = next_rank(goal, k, len(sigma), off + formed, what=what)
+        if after is None:
             break
-        k += 1
-    if goal.error is not None and off > goal.error:
-        raise ValueError(
-            f"{one.layer}: expected float32 factors within error = {goal.error:g}; rounding alone "
-            f"leaves {off:.2g}. Nothing was written."
-        )
+        k = after
     top = spectral_norm(exact, certify=True)
     rest = spectral_norm(left, certify=True)
     spectral = float(rest.value) / float(top.value)
     most, least = float(rest.upper) / float(top.lower), float(rest.lower) / float(top.upper)
-    formed = gamma(k + 4) * float(left.magnitude()) / norm  # by the rounding of W' - W - B A
     uncertainty = max(most - spectral, spectral - least, formed)
     (matrix,) = (m for m in difference_matrices(one.layer, tuned, weight) if m.matrix == "dW")
     found = Cut(

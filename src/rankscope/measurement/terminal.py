@@ -15,7 +15,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from rankscope.console import visible
-from rankscope.measurement.resize import Resized
+from rankscope.measurement.resized import Resized
 from rankscope.measurement.row import Row
 from rankscope.measurement.suggest import SHARES
 from rankscope.measurement.table import Table
