@@ -242,6 +242,17 @@ def test_the_error_asked_for_is_that_of_the_file(
     assert more["l0.q"] < r
 
 
+def test_one_direction_more_makes_room_for_rounding(tmp_path: Path) -> None:
+    """A limit just above the exact error of rank 3, which bfloat16 misses by its rounding."""
+    B, A = (x.bfloat16() for x in spectrum_of(40, 30, 12, 0.5, 7))
+    source = factors(tmp_path / "a", {"q.lora_B": B, "q.lora_A": A}, r=12, lora_alpha=12)
+    dW = B.double() @ A.double()
+    limit = nearest(dW, 3)[0] * (1 + 1e-6)
+    (cut,) = resize(source, to=tmp_path / "out", error=limit).layers
+    assert cut.rank == smallest(dW, 1.0, torch.bfloat16, 12, limit) == 4
+    assert nearest(dW, 4)[0] < cut.error < limit
+
+
 def test_an_error_below_what_an_alpha_can_hold_says_what_to_type(tmp_path: Path) -> None:
     up, down = noise(9, 7), noise(7, 8)
     tensors = {"lora_unet_q.lora_up.weight": up, "lora_unet_q.lora_down.weight": down}
