@@ -329,8 +329,9 @@ def test_tensorboard(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["train_loss"], [np.nan, 0.125])
 
 
-def test_mlflow(tmp_path: Path) -> None:
+def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     client = mlflow.tracking.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
     run = client.create_run(client.create_experiment("e"))
     for step, value in ((2, 0.25), (4, 0.5)):

@@ -7,6 +7,7 @@ MLflow by their own libraries, imported where such a file is met.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from rankscope.collect.history import STEPS
+from rankscope.collect.wandb_file import messages
 
 BYTES = 2**30
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -22,6 +24,8 @@ LINES = (".jsonl", ".json")
 # what is looked for in a run's folder, where the trainer's state says nothing
 NAMES = ("metrics.csv", "metrics.jsonl", "trainer_log.jsonl", "eval_log.jsonl", "metrics.tsv")
 Lines = list[dict[str, Any]]
+# names that are no evaluation: of training, and what `report_to` logs of spectra
+_OTHERS = ("train_", "stable_rank_", "update_")
 # columns that are no measure of a model
 PLAIN = (
     *STEPS, "epoch", "loss", "train_loss", "learning_rate", "lr", "grad_norm", "percentage",
@@ -107,7 +111,7 @@ def _words(line: dict[Any, Any]) -> dict[str, Any]:
                 name = f"eval_{name.removeprefix(prefix)}"
         if name == "train_loss":
             name = "loss"
-        if name not in PLAIN and not marked and not name.startswith("train_"):
+        if name not in PLAIN and not marked and not name.startswith(_OTHERS):
             name = f"eval_{name}"
         found[name] = value
     return found
@@ -150,6 +154,7 @@ def _mlflow(folder: Path) -> Iterator[tuple[int, str, float]]:
         raise ValueError(
             f"{folder}: MLflow's folders need its library: pip install mlflow"
         ) from None
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # its newer versions ask for that
     client = MlflowClient(tracking_uri=folder.parent.parent.resolve().as_uri())
     for name in sorted(client.get_run(folder.name).data.metrics):
         for point in client.get_metric_history(folder.name, name):
@@ -159,15 +164,12 @@ def _mlflow(folder: Path) -> Iterator[tuple[int, str, float]]:
 def _wandb(path: Path) -> Lines:
     try:
         from wandb.proto import wandb_internal_pb2
-        from wandb.sdk.internal.datastore import DataStore
     except ImportError:
         raise ValueError(
             f"{path}: offline runs of W&B need its library: pip install wandb"
         ) from None
     found: Lines = []
-    data = DataStore()
-    data.open_for_scan(str(path))
-    while (content := data.scan_data()) is not None:
+    for content in messages(path):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(content)
         if record.WhichOneof("record_type") != "history":

@@ -11,6 +11,7 @@ import difflib
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     Field,
@@ -78,6 +79,8 @@ Alpha = Annotated[float, Field(gt=0)] | TimesRank
 Modules = Annotated[list[str], Field(min_length=1)]
 T = TypeVar("T")
 Several = Annotated[list[T], BeforeValidator(_listed), Field(min_length=1)]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+ReportTo = Annotated[list[Tracker], BeforeValidator(_listed), AfterValidator(_distinct)]
 
 
 class Scientific(BaseModel):

@@ -18,6 +18,7 @@ from rankscope.study.sections import (
     Budget,
     Fixed,
     Nuisance,
+    ReportTo,
     Scientific,
     validation_message,
 )
@@ -41,6 +42,8 @@ class Study(BaseModel):
     fixed: Fixed = Fixed()
     arm: list[Arm] = []
     task: dict[str, OwnTask] = {}  # the study's own tasks
+    # where finished trials are logged, too; no part of what the store holds
+    report_to: ReportTo = Field(default=[], exclude=True)
     source: str = Field(default="", exclude=True)  # the TOML text
     folder: Path = Field(default=Path("."), exclude=True)  # relative paths in the file start here
 
@@ -112,7 +115,7 @@ class Study(BaseModel):
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{label}: not TOML: {error}") from None
-        known = ["name", *(section for section in SECTIONS if "." not in section)]
+        known = ["name", "report_to", *(section for section in SECTIONS if "." not in section)]
         for key in sorted(table.keys() - set(known)):
             raise ValueError(f"{label}: {key}: unknown key; expected one of {', '.join(known)}")
         for name in LISTED:

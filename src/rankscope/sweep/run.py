@@ -32,6 +32,8 @@ from rankscope.sweep.meter import Meter, mean
 from rankscope.sweep.plan import begun
 from rankscope.sweep.processes import run_processes, worker_command
 from rankscope.sweep.ray import run_on_ray
+from rankscope.sweep.trackers import Trackers
+from rankscope.sweep.trackers import check as check_trackers
 from rankscope.sweep.worker import Outcome, TrainPack, Worker
 from rankscope.train.packed import BY_ITS_OWN_FORWARD
 
@@ -70,6 +72,7 @@ def run(
         raise ValueError(f"workers: expected a number from 1; found {workers}")
     if metric is not None and (workers != 1 or ray is not None):
         raise ValueError("metric: expected workers = 1, since a function stays in its process")
+    check_trackers(study.report_to, study.name, store)
     inputs = StudyInputs(
         study, workers=workers, metric=metric, greater_is_better=greater_is_better, quiet=quiet
     )
@@ -161,6 +164,7 @@ def worker_job(inputs: StudyInputs, store: Store, *, elsewhere: bool = False) ->
     return {
         "store": str(store) if "://" in str(store) else str(Path(str(store)).resolve()),
         "folder": str(inputs.study.folder.resolve()),
+        "report_to": inputs.study.report_to,
         "workers": inputs.workers,
         "free": None if elsewhere else inputs.free,
         "elsewhere": elsewhere,
@@ -173,7 +177,8 @@ def visit(job: Mapping[str, Any], **settings: Any) -> Outcome:
     ``settings`` are further ones of ``train.loop.train_pack``.
     """
     store = Store(job["store"])
-    study = store.study.model_copy(update={"folder": Path(job["folder"])})
+    said = {"folder": Path(job["folder"]), "report_to": job["report_to"]}
+    study = store.study.model_copy(update=said)
     inputs = StudyInputs(
         study, workers=job["workers"], free=job["free"] or free_for_each(default_workers())
     )
@@ -208,6 +213,7 @@ def train(
         retries=inputs.study.fixed.retries,
         provenance=provenance(),
         progress=both,
+        trackers=Trackers(inputs.study.report_to, inputs.study.name, store.path, _say),
     )
     return worker.run()
 

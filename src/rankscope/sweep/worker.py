@@ -25,6 +25,7 @@ from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.trial import Trial
 from rankscope.sweep.stop import stopping_between_steps
+from rankscope.sweep.trackers import Trackers
 
 DEATHS = (
     20  # a pack whose workers die this often kills them (out of memory, most likely): it failed
@@ -91,9 +92,11 @@ class Worker:
         retries: int,
         provenance: dict[str, Any],
         progress: Callable[[Sequence[Trial], int], None] = lambda pack, steps: None,
+        trackers: Trackers | None = None,
     ) -> None:
         self.store, self.log, self.train_pack = store, store.log, train_pack
         self.retries, self.provenance, self.progress = retries, provenance, progress
+        self.trackers = trackers
         self.packs = [{trial.id: trial for trial in pack} for pack in packs]
         self.detector = FailureDetector(self.log)
         self.outcome = Outcome()
@@ -185,6 +188,7 @@ class Worker:
                     assert all(folder.is_done for folder in folders), (
                         "training ended without a result"
                     )
+                    log = self.trackers.read(folders) if self.trackers else None
                     self._commit(lease, folders)
             except LeaseLost:
                 return
@@ -197,6 +201,8 @@ class Worker:
             else:
                 self.store.place(lease.number)
                 self.outcome.trained += ids
+                if log is not None:
+                    log()
 
     def _commit(self, lease: Lease, folders: Sequence[TrialDir]) -> None:
         """Makes the pack's results count, once all of its files are safe."""
