@@ -116,6 +116,11 @@ COMMANDS: tuple[
         options.analyze,
     ),
     (
+        commands.suggest,
+        "the smallest rank that is not worse than the best by more than a margin, and its rate",
+        options.suggest,
+    ),
+    (
         commands.report,
         "one self-contained page; figures as SVG and PDF, tables as CSV and LaTeX",
         options.report,

@@ -243,6 +243,17 @@ def analyze(options: argparse.Namespace) -> int:
     return _left_out(options.store)
 
 
+def suggest(options: argparse.Namespace) -> int:
+    from rankscope.report import suggested
+
+    found = suggested.suggest(options.store, margin=options.margin, task=options.task)
+    if options.json:
+        print(json.dumps(suggested.as_dict(found), indent=1, allow_nan=False))
+    else:
+        suggested.show(found)
+    return _left_out(options.store)
+
+
 def intervene(options: argparse.Namespace) -> int:
     from rankscope.interventions import run as interventions
     from rankscope.interventions.summary import as_json, show

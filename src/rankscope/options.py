@@ -237,6 +237,19 @@ def analyze(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="one JSON object")
 
 
+def suggest(command: argparse.ArgumentParser) -> None:
+    command.add_argument("store", metavar="STORE", help="a store, or the folder data of a report")
+    command.add_argument(
+        "--margin",
+        type=float,
+        default=0.01,
+        metavar="X",
+        help="how much worse than the best rank is good enough, in units of the metric (0.01)",
+    )
+    command.add_argument("--task", metavar="NAME", help="only this task")
+    command.add_argument("--json", action="store_true", help="one JSON object")
+
+
 def intervene(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "source", metavar="STORE_OR_ADAPTER", help="a store; with --base and --task an adapter or "
