@@ -215,7 +215,7 @@ def test_builtin_studies_load(name: str) -> None:
         (
             'name = "t"',
             'name = "t"\nextra = 1',
-            "extra: unknown key; expected one of name, scientific, nuisance, fixed",
+            "extra: unknown key; expected one of name, report_to, scientific, nuisance, fixed",
         ),
         ('name = "t"', "", "name: expected a value, found none"),
         (
