@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
+from families import FAMILIES
 from noisy import adapter
 from rankscope.interventions.evaluate import Evaluation
 from rankscope.interventions.pack import Edited
@@ -180,3 +181,38 @@ def test_full_fine_tunes(tiny_models: dict[str, str], tiny_data: Path, tmp_path:
     whole = encoded(path, tiny_data, "validation")
     _, loss = evaluated_alone(merged(path, tmp_path / "a"), {}, whole)
     assert after.loss == pytest.approx(loss, abs=1e-6)
+
+
+def test_a_model_that_reads_padding_is_given_rows_of_one_length(
+    tiny_data: Path, tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    """ConvBERT's convolutions reach into padding: each row equals the one that stands alone."""
+    model = FAMILIES["convbert"].model()
+    model.save_pretrained(tmp_path / "base")
+    path = str(tmp_path / "base")
+    adapted = peft.get_peft_model(
+        load_model(path, TASK),
+        peft.LoraConfig(target_modules=["query", "value"], r=2, modules_to_save=["classifier"]),
+    )
+    torch.manual_seed(3)
+    for p in adapted.parameters():
+        p.data.add_(0.3 * torch.randn_like(p) * p.requires_grad)
+    adapted.save_pretrained(tmp_path / "adapter")
+    trained = read_trained(tmp_path / "adapter", load_model(path, TASK), TASK, base_path=path)
+    data = encoded(tiny_models["bert"], tiny_data, "validation")
+    assert len(data.lengths.unique()) > 1
+    evaluation = Evaluation(
+        lambda: load_model(path, TASK), list(trained.updates), TASK, data, K=2, dtype=torch.float64
+    )
+    (result,) = evaluation([Edited(trained, dict(trained.updates))])
+    merged_model = adapted.merge_and_unload().double().eval()
+    losses = []
+    with torch.no_grad():
+        for row in range(len(data)):
+            inputs, labels = data.batch(torch.tensor([row]))
+            losses.append(float(merged_model(**inputs, labels=labels).loss))
+    with torch.no_grad():
+        inputs, labels = data.batch(torch.arange(len(data)))
+        padded = float(merged_model(**inputs, labels=labels).loss)
+    assert abs(padded - float(np.mean(losses))) > 1e-6  # padding counts
+    assert result.loss == pytest.approx(float(np.mean(losses)), abs=1e-7)

@@ -116,6 +116,8 @@ def _of_group(
 ) -> Suggestion:
     """``trials``: those of one group at their ranks' chosen rates."""
     sign = float(sign_of(trials).iloc[0])
+    if trials["held_out"].isna().any():
+        trials = _left_out(frames.trials, trials, sign)
     values = trials.pivot_table(
         index="rank", columns="seed", values="reported", aggfunc="mean", dropna=False
     ).sort_index()
@@ -140,6 +142,26 @@ def _of_group(
         ranks=tried,
         notes=_notes(trials, tried, enough),
     )
+
+
+def _left_out(trials: pd.DataFrame, chosen: pd.DataFrame, sign: float) -> pd.DataFrame:
+    """``chosen`` with ``reported`` of each seed at the rate that is best over its rank's *other*
+    seeds: a rate chosen and compared on the same seed flatters a rank, the more of its rates do
+    about as well. A rank with one seed, or one rate, keeps its values."""
+    key = ["model", "task", "scaling", "method", "rank"]
+    own = trials.merge(chosen[key].drop_duplicates(), on=key)
+    found = chosen.copy()
+    for rank, part in own.groupby("rank"):
+        table = sign * part.pivot_table(index="learning_rate", columns="seed", values="best")
+        table = table.dropna()  # rates with every seed
+        if len(table) < 2 or table.shape[1] < FEWEST_SEEDS:
+            continue
+        values = table.to_numpy(dtype=float)  # (rates, seeds)
+        for at, seed in enumerate(table.columns):
+            best = np.delete(values, at, axis=1).mean(axis=1).argmax()
+            own_seed = found["rank"].eq(rank) & found["seed"].eq(seed)
+            found["reported"] = found["reported"].mask(own_seed, sign * values[best, at])
+    return found
 
 
 def _of(table: pd.DataFrame, group: dict[str, str]) -> pd.DataFrame:
@@ -182,7 +204,7 @@ def _tried(
         rank=rank,
         learning_rate=float(row["learning_rate"]),
         edge=str(row["edge"]),
-        value=sign * float(own[np.isfinite(own)].mean()) if np.isfinite(own).any() else np.nan,
+        value=float(row["value"]),
         seeds=int(np.isfinite(own).sum()),
         worse=worse,
         at_most=np.nan if why else at_most,
@@ -259,8 +281,8 @@ def _notes(trials: pd.DataFrame, tried: tuple[Tried, ...], enough: Tried | None)
         )
     if trials["held_out"].isna().any():
         notes.append(
-            "rates were chosen on the rows that they are compared on; validation_split keeps "
-            "the two apart"
+            "each seed is compared at the rate that is best over the others, since rates were "
+            "chosen on these rows; validation_split keeps the two apart"
         )
     if enough is not None and max(one.seeds for one in tried) == FEWEST_SEEDS:
         notes.append("two seeds: intervals with one degree of freedom; three say much more")

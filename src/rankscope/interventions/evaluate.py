@@ -21,6 +21,7 @@ from rankscope.study.tasks import Task
 from rankscope.train.data import Encoded
 from rankscope.train.evaluation import loss
 from rankscope.train.metrics import deviation, flattened, is_constant, score
+from rankscope.train.pack import padding_counts
 from rankscope.train.packed import NotIsolated
 from rankscope.train.rounding import may_be_rounding, rounded_at_random
 
@@ -48,7 +49,7 @@ class Evaluation:
 
     Every pack is compared with the stock model on the shortest and the longest row before it is
     believed; where they differ, all variants are evaluated one at a time by the stock model, and
-    ``say`` is told.
+    ``say`` is told. A model whose answers depend on padding is given rows of one length together.
 
     Args:
         load: makes the pretrained model; called again where packs are not isolated.
@@ -74,6 +75,7 @@ class Evaluation:
         self.mixed, self.say, self.device = mixed, say, device
         self._make = lambda K: VariantPack(load(), layers, K=K, device=device, dtype=dtype)
         self.pack = self._make(K)
+        self._padded: bool | None = None  # whether rows of unlike length may share a batch
         self._ends = validation.batch(validation.lengths.argsort(stable=True)[[0, -1]])[0]
 
     @torch.no_grad()
@@ -91,6 +93,8 @@ class Evaluation:
             self.say(f"variants are evaluated one at a time, by the model's own layers: {reason}")
             self.pack = self._make(1)
             return [self([one])[0] for one in variants]
+        if self._padded is None:
+            self._padded = not padding_counts(self.pack.logits, self.validation)
         return self._evaluated()
 
     def _evaluated(self) -> list[Evaluated]:
@@ -137,7 +141,7 @@ class Evaluation:
         """Logits (K, N, C), and pooled features (K, N, d) where the head shows them, on the CPU."""
         logits: Tensor | None = None
         features: Tensor | None = None
-        for rows, inputs in split.by_length(BATCH):
+        for rows, inputs in split.by_length(BATCH, padded=bool(self._padded)):
             mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
             with _head_inputs(self.pack) as seen, mixed:
                 found = self.pack.logits(inputs).cpu()
@@ -157,7 +161,7 @@ class Evaluation:
         (``train.run.Run.rounding``)."""
         if not may_be_rounding(answers, deviation(answers), bfloat16=self.mixed).any():
             return None
-        rows, inputs = next(self.validation.by_length(BATCH))
+        rows, inputs = next(self.validation.by_length(BATCH, padded=bool(self._padded)))
         model = self.pack.model if self.pack.K > 1 else self.pack.stock
         with (
             rounded_at_random(model),

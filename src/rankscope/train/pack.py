@@ -4,7 +4,7 @@ C classes."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,14 +67,20 @@ def outputs(pack: Pack, inputs: dict[str, Tensor], *, hidden: bool = False) -> T
 PADDED = 1e-5  # of the largest logit: beyond rounding in float32
 
 
-@torch.no_grad()
 def reads_padding(pack: Pack, split: Encoded) -> bool:
-    """Whether a short row's logits change when it is padded beside the longest: ConvBERT's
-    convolutions, Funnel's pooling and FNet's transform reach into padding, whatever the mask says.
-    """
-    ends = split.lengths.argsort(stable=True)[[0, -1]]
+    """`padding_counts` of a pack, without dropout."""
     training = pack.model.training
     pack.model.eval()
-    alone, both = (logits(pack, split.batch(rows)[0]) for rows in (ends[:1], ends))
+    found = padding_counts(lambda inputs: logits(pack, inputs), split)
     pack.model.train(training)
+    return found
+
+
+@torch.no_grad()
+def padding_counts(answers: Callable[[dict[str, Tensor]], Tensor], split: Encoded) -> bool:
+    """Whether a short row's ``answers``, inputs (B, T) -> (K, B, C), change when it is padded
+    beside the longest: ConvBERT's convolutions, Funnel's pooling and FNet's transform reach into
+    padding, whatever the mask says."""
+    ends = split.lengths.argsort(stable=True)[[0, -1]]
+    alone, both = (answers(split.batch(rows)[0]) for rows in (ends[:1], ends))
     return not bool((both[:, :1] - alone).abs().max() <= PADDED * both.abs().max())
