@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,12 @@ def test_every_entry_of_conclusions_is_documented() -> None:
     names = {name for one in written for name in keys(one)}
     stems = {re.sub(r"_(low|high|clusters|p|p_holm)$", "", name) for name in names}
     assert sorted(stems - documented) == []
+
+
+def test_the_page_of_claims_is_read_from_the_conclusions() -> None:
+    spec = spec_from_file_location("claims", DOCS.parent / "tools" / "claims.py")
+    assert spec is not None
+    assert spec.loader is not None
+    claims = module_from_spec(spec)
+    spec.loader.exec_module(claims)
+    assert (DOCS / "results" / "claims.md").read_text(encoding="utf-8") == claims.page()
