@@ -24,9 +24,10 @@ from transformers import AutoModelForSequenceClassification
 
 from rankscope.interventions.bench import PACK, first_rows
 from rankscope.interventions.evaluate import Evaluated, Evaluation
+from rankscope.interventions.families import Variant
 from rankscope.interventions.pack import Edited
 from rankscope.interventions.trained import Trained
-from rankscope.interventions.variants import Edits, Variant
+from rankscope.interventions.variants import Edits
 from rankscope.linalg import LowRank
 from rankscope.study.tasks import Task, task_named
 from rankscope.train.data import Encoded, encode, read_split

@@ -51,8 +51,8 @@ from rankscope.study.packing import packs
 from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import StudyInputs
-from rankscope.sweep.plan import matrix_rate
 from rankscope.sweep.run import provenance, trainer
+from rankscope.sweep.speed import matrix_rate
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.data import Encoded
 from rankscope.train.model import stream
@@ -239,7 +239,7 @@ def compare(text: str, name: str, options: argparse.Namespace) -> None:
         sum(operations(t, inputs.shape(t), inputs.rows(t), together=together) for t in trials)
         / seconds
     )
-    rate = matrix_rate(inputs.device)
+    rate = matrix_rate(inputs.device_type)
     print(
         f"  PEFT and Trainer, one by one   {alone:8.2f} s a trial   {3600 / alone:8.0f} trials "
         f"an hour   ({len(chosen)} trials)\n"

@@ -172,20 +172,29 @@ def _written(result: Any, options: argparse.Namespace) -> int:
 
 @without_collection()
 def plan(options: argparse.Namespace) -> int:
+    from rankscope.interventions.families import variants
     from rankscope.interventions.settings import Settings
-    from rankscope.interventions.variants import variants
     from rankscope.study.study_file import Study
-    from rankscope.sweep.inputs import StudyInputs
     from rankscope.sweep.plan import forecast
+    from rankscope.sweep.remembered import Remembered
+    from rankscope.sweep.sizes import Sizes
 
     if options.gpus is not None and (options.device is None or options.gpus < 1):
         raise ValueError(
             f"--gpus {options.gpus}: expected a number from 1, with --device; plan --device "
             "h200 --gpus 8"
         )
-    inputs = StudyInputs(Study.load(options.study), quiet=False)
+
+    def read() -> Sizes:
+        from rankscope.sweep.inputs import StudyInputs
+
+        return StudyInputs(study, quiet=False)
+
+    study = Study.load(options.study)
+    sizes = Remembered(study, read)
     ways = {"edits": len(variants()), "edited_rows": Settings.rows}
-    print(forecast(inputs, options.store, gpus=options.gpus, device=options.device, **ways))
+    print(forecast(sizes, options.store, gpus=options.gpus, device=options.device, **ways))
+    sizes.keep()
     return 0
 
 

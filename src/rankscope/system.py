@@ -48,6 +48,14 @@ def free_memory() -> int:
     return ASSUMED_MEMORY
 
 
+def may_have_gpu() -> bool:
+    """Whether a GPU that torch calls "cuda" can be here: on Linux its driver has a device file."""
+    if sys.platform == "linux":
+        drivers = ("nvidiactl", "nvidia0", "nvhost-gpu", "nvgpu", "kfd", "dxg")
+        return any(Path("/dev", name).exists() for name in drivers)
+    return sys.platform != "darwin"
+
+
 @functools.cache
 def boot() -> str | None:
     """What tells this start of this machine from all others; processes with the same one share a
@@ -91,14 +99,15 @@ def private_dir() -> Path:
     for place in (Path(tempfile.gettempdir()) / f"rankscope-{user}", cache_dir() / "locks"):
         with contextlib.suppress(OSError):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if _is_ours(place):
+            if is_ours(place):
                 return place
     return Path(
         tempfile.mkdtemp(prefix="rankscope-")
     )  # others can't see who lives here: heartbeats say it
 
 
-def _is_ours(place: Path) -> bool:
+def is_ours(place: Path) -> bool:
+    """Whether that folder is this user's, and nobody else may write in it."""
     found = place.lstat()
     if not place.is_dir() or place.is_symlink():
         return False
@@ -108,6 +117,17 @@ def _is_ours(place: Path) -> bool:
 def cache_dir() -> Path:
     """``$RANKSCOPE_CACHE``, by default ``~/.cache/rankscope``."""
     return Path(os.environ.get("RANKSCOPE_CACHE", "~/.cache/rankscope")).expanduser()
+
+
+def own_cache(name: str) -> Path | None:
+    """A folder of that name in the cache, in which nobody else can write; None where there can be
+    none."""
+    folder = cache_dir() / name
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if is_ours(folder):
+            return folder
+    return None
 
 
 def sync(path: Path) -> None:

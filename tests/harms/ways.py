@@ -71,10 +71,14 @@ def edited(path: Path, another: Path) -> None:
         lines = path.read_text().splitlines()
         said = json.loads(path.read_text() if path.suffix == ".json" else lines[0])
         key = next(
-            key
-            for key, value in said.items()
-            if key != "format" and type(value) in (int, float, str)
+            (
+                key
+                for key, value in said.items()
+                if key != "format" and type(value) in (int, float, str)
+            ),
+            "more",  # of a cache that holds nothing else
         )
+        said.setdefault(key, 1)
         said[key] = 7.5 if isinstance(said[key], float) else said[key] * 2
         new = (
             json.dumps(said, indent=1)

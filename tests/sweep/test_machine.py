@@ -24,8 +24,9 @@ from rankscope.sweep.machine import (
     shared,
     workers_with_room,
 )
-from rankscope.sweep.plan import forecast, rate_here
+from rankscope.sweep.plan import forecast
 from rankscope.sweep.run import _workers as workers_of
+from rankscope.sweep.speed import speed, speed_here
 
 GB = 1e9
 
@@ -142,9 +143,28 @@ def test_a_plan_for_a_gpu_counts_the_starts_of_kernels(lab: StudyInputs) -> None
 
 
 def test_a_gpu_that_is_here_counts_them_too() -> None:
-    rate, source, floor = rate_here(1e12, "cuda", 2)
+    rate, source, floor = speed_here(1e12, "", "cuda", 2)
     assert (rate, floor) == (2 * 0.35e12, 2e-3)
-    assert source.endswith("measured now, and 2 ms a block and step")
-    rate, source, floor = rate_here(1e12, "cpu", 2)  # which the two share
+    assert source.endswith("measured here, and 2 ms a block and step")
+    rate, source, floor = speed_here(1e12, "; busy", "cpu", 2)  # which the two share
     assert (rate, floor) == (0.35e12, 0)
-    assert source.endswith("measured now")
+    assert source.endswith("measured here; busy")
+
+
+def test_a_rate_of_a_busy_machine_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fastest counts; one of an idle machine is kept for good, one of a busy one until then."""
+    monkeypatch.setenv("RANKSCOPE_CACHE", str(tmp_path))
+    found = []
+    #                 load, what would be measured
+    for load, rate in ((9.0, 1e9), (9.0, 9e9), (0.1, 3e9), (0.1, 9e9), (9.0, 9e9)):
+        monkeypatch.setattr("rankscope.sweep.speed._load", lambda load=load: load)
+        monkeypatch.setattr("rankscope.sweep.speed.matrix_rate", lambda device, rate=rate: rate)
+        said = speed([], None, "cpu", None, 2)
+        assert ("9.0 processes compute" in said.source) == (load > 1)
+        found.append(said.rate / 0.35)
+    assert found == pytest.approx([1e9, 1e9, 3e9, 3e9, 3e9])
+    (kept,) = (tmp_path / "speed").glob("*.json")
+    kept.write_text("{")  # disposable
+    assert speed([], None, "cpu", None, 2).rate == pytest.approx(0.35 * 9e9)

@@ -117,7 +117,7 @@ def test_rows_are_cut_at_the_length_and_that_is_said(model: str, tmp_path: Path)
     assert train.cut == long
     assert int(train.lengths.max()) == 9
     assert f"{long} of {len(texts)} training rows are longer than max_length = 9" in "\n".join(
-        inputs.summaries()
+        inputs.summaries
     )
     assert ((train.labels != IGNORED).sum(1) == train.lengths).all()
     expected = float(train.lengths.double().mean() - 1)

@@ -18,11 +18,12 @@ import pandas as pd
 import torch
 
 from rankscope.interventions.evaluate import Evaluation
+from rankscope.interventions.families import ALL, Variant
 from rankscope.interventions.forgetting import Forgetting
 from rankscope.interventions.pack import Edited
 from rankscope.interventions.settings import Settings
 from rankscope.interventions.trained import Trained, read_trained
-from rankscope.interventions.variants import ALL, Edits, Measure, Variant
+from rankscope.interventions.variants import Edits, Measure
 from rankscope.study.tasks import Task
 from rankscope.train.data import Encoded
 from rankscope.train.loading import load_model

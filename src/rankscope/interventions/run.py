@@ -18,9 +18,9 @@ import torch
 import rankscope
 from rankscope.console import bar
 from rankscope.interventions.bench import PACK, Bench
+from rankscope.interventions.families import FAMILIES, Variant, variants
 from rankscope.interventions.forgetting import Forgetting, digest_of, text_of
 from rankscope.interventions.settings import Settings
-from rankscope.interventions.variants import FAMILIES, Variant, variants
 from rankscope.store import interventions
 from rankscope.store.header import check_same_inputs
 from rankscope.store.store import Store

@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from rankscope.console import visible
-from rankscope.interventions.variants import OWN
+from rankscope.interventions.families import OWN
 
 _WHERE = ["model", "task", "method", "rank", "scaling", "learning_rate"]
 _HIDDEN = ("answers", "refit_answers")

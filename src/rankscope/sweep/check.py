@@ -178,7 +178,7 @@ def _comparison(
     if not repair:
         return
     try:
-        from rankscope.sweep.inputs import model_path
+        from rankscope.sweep.places import model_path
         from rankscope.sweep.run import make_comparison
 
         make_comparison(store, base_of=base_of or (lambda name: model_path(store.study, name)))

@@ -3,7 +3,6 @@ packs that there is room for."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -13,12 +12,12 @@ import torch
 
 from rankscope import lab
 from rankscope.console import bar
-from rankscope.store.store import Store
-from rankscope.study.cost import Rows, Shape, base_memory, memory, operations, widths
+from rankscope.study.cost import Rows, Shape
 from rankscope.study.study_file import Study
 from rankscope.study.tasks import Task, task_named, with_metric
 from rankscope.study.trial import Trial
-from rankscope.sweep.machine import default_workers, free_for_each, room
+from rankscope.sweep.places import model_path
+from rankscope.sweep.sizes import Sizes
 from rankscope.train.data import Encoded, encode, read_split
 from rankscope.train.data import fingerprint as data_fingerprint
 from rankscope.train.data_summary import summary
@@ -41,7 +40,7 @@ METRIC = "metric"  # the fingerprint of a metric that is the user's own
 _ATTENTION = {"query", "key", "value", "q", "k", "v"}
 
 
-class StudyInputs:
+class StudyInputs(Sizes):
     """A study's inputs. Writes nothing.
 
     Args:
@@ -60,8 +59,8 @@ class StudyInputs:
         greater_is_better: bool = True,
         quiet: bool = True,
     ) -> None:
-        self.study, self.workers, self._free = study, workers, free
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        super().__init__(study, self.device.type, workers=workers, free=free)
         models = {name: self.model_path(name) for name in study.models}
         with bar(
             "reading models and data", total=len(models) + len(study.tasks), quiet=quiet
@@ -88,7 +87,7 @@ class StudyInputs:
         self._encoded: dict[tuple[str, str, int], tuple[Encoded, Encoded]] = {}
         self._shapes: dict[tuple[str, ...], Shape] = {}
         self._apart: dict[tuple[Any, ...], str | None] = {}
-        self._costs: dict[tuple[Any, ...], float] = {}
+        self._rows: dict[tuple[str, str, int], Rows] = {}
 
     def _with_targets(self, study: Study) -> Study:
         """The study with its models' own ``target_modules``, where it names none."""
@@ -128,10 +127,6 @@ class StudyInputs:
         }
 
     @cached_property
-    def trials(self) -> list[Trial]:
-        return self.study.trials(self.largest_rank)
-
-    @cached_property
     def fingerprints(self) -> dict[str, str]:
         """What tells these inputs from others under the same name (``Store.create``)."""
         data = {
@@ -150,40 +145,6 @@ class StudyInputs:
     def model_path(self, name: str) -> str:
         """See ``model_path``."""
         return model_path(self.study, name)
-
-    @cached_property
-    def free(self) -> float:
-        """Bytes that a worker may count on."""
-        return (
-            free_for_each(self.workers or default_workers()) if self._free is None else self._free
-        )
-
-    def packs(self, store: Store) -> list[list[Trial]]:
-        """The packs of a store's study that this worker has room for."""
-        found = room(
-            self.device.type,
-            free=self.free,
-            trials=len(self.trials),
-            workers=self.workers or default_workers(),
-        )
-        return store.packs(size=found.most, share=self.share(found.memory, self.device.type))
-
-    def share(self, room: float, device: str) -> Callable[[Trial], float]:
-        """What part of ``room`` bytes a trial takes on a device, beside the base that its pack
-        shares."""
-        known: dict[tuple[Any, ...], float] = {}
-
-        def share(trial: Trial) -> float:
-            key = (trial.model, trial.task, trial.method, trial.rank, *trial.target_modules)
-            if trial.method == "lora" and self.why_apart(trial) is not None:
-                return math.inf
-            if key not in known:
-                held = (self.shape(trial), self.rows(trial), widths(trial, device))
-                left = room - base_memory(trial, *held)
-                known[key] = memory(trial, *held) / left if left > 0 else math.inf
-            return known[key]
-
-        return share
 
     def why_apart(self, trial: Trial) -> str | None:
         """Why LoRA trials like this must train one at a time, as far as that can be known before
@@ -222,31 +183,28 @@ class StudyInputs:
         return self._shapes[key]
 
     def rows(self, trial: Trial) -> Rows:
-        train, validation = self.encoded(trial)
-        return Rows(
-            len(train),
-            len(validation),
-            float(train.lengths.double().mean()),
-            int(train.lengths.max()),
-            learnt_tokens(train) if self.tasks[trial.task].is_language else 0.0,
-        )
+        key = (trial.model, trial.task, trial.max_length)
+        if key not in self._rows:
+            train, validation = self.encoded(trial)
+            self._rows[key] = Rows(
+                len(train),
+                len(validation),
+                float(train.lengths.double().mean()),
+                int(train.lengths.max()),
+                learnt_tokens(train) if self.is_language(trial.task) else 0.0,
+            )
+        return self._rows[key]
 
-    def steps(self, trial: Trial) -> int:
-        return trial.total_steps(len(self._splits[trial.task][0]))
+    def mean_tokens(self, trial: Trial, rows: int) -> list[tuple[int, float]]:
+        parts = [split.lengths[:rows] for split in self.encoded(trial)]
+        return [(len(part), float(part.double().mean())) for part in parts]
 
-    def cost(self, trial: Trial) -> float:
-        """Operations of one of its steps, evaluations included: what the time left is told by."""
-        steps = self.steps(trial)
-        key = (trial.model, trial.task, trial.method, trial.rank, steps, *trial.target_modules)
-        if key not in self._costs:
-            self._costs[key] = operations(trial, self.shape(trial), self.rows(trial)) / steps
-        return self._costs[key]
+    def is_language(self, task: str) -> bool:
+        return self.tasks[task].is_language
 
-    def memory(self, pack: Sequence[Trial]) -> float:
-        """Bytes that a pack's tensors take on this machine's device."""
-        first = pack[0]
-        held = (self.shape(first), self.rows(first), widths(first, self.device.type))
-        return base_memory(first, *held) + sum(memory(trial, *held) for trial in pack)
+    @cached_property
+    def training_rows(self) -> dict[str, int]:
+        return {name: len(train) for name, (train, _) in self._splits.items()}
 
     def split(self, task: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The rows of a task: those trained on, those validated on."""
@@ -286,11 +244,7 @@ class StudyInputs:
                 f"model {name!r}: expected a tokenizer of its {known} tokens; found token {largest}"
             )
 
-    def check_budget(self, store: Store | None) -> None:
-        """See ``Study.check_budget``."""
-        rows = {name: len(train) for name, (train, _) in self._splits.items()}
-        self.study.check_budget(rows, begun=None if store is None else store.study)
-
+    @cached_property
     def summaries(self) -> list[str]:
         """What the rows of each task are, in lines (``train.data_summary``)."""
         lines = [
@@ -348,19 +302,3 @@ def _check_one_kind(tasks: Iterable[Task]) -> None:
             f"{kinds[True].name} ({kinds[True].kind}) and {kinds[False].name}: take a study for "
             "each"
         )
-
-
-def model_path(study: Study, name: str) -> str:
-    """What ``from_pretrained`` takes: "lab" is ours, a folder may be relative to the study file,
-    else a hub id."""
-    if name == "lab":
-        return str(lab.ENCODER)
-    local = study.folder / name
-    if local.is_dir():
-        return str(local)
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1:  # no hub id looks like this
-        raise ValueError(
-            f"model {name!r}: expected a folder, or a hub id such as org/name; found no folder "
-            f"{local}"
-        )
-    return name

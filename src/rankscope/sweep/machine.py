@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from rankscope import system
 
@@ -31,10 +30,26 @@ def room(device: str, *, free: float, trials: int, workers: int) -> Room:
     return Room(most, SHARE * free)
 
 
+def gpus() -> int:
+    """How many GPUs torch can use here; torch is started only where there may be one."""
+    if "torch" not in sys.modules and not system.may_have_gpu():
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def device_type() -> str:
+    """What trials train on here, by torch's name."""
+    return "cuda" if gpus() else "cpu"
+
+
 def free_for_each(workers: int) -> float:
     """Bytes that each of so many workers here may count on."""
-    if torch.cuda.is_available():
-        return shared(torch.cuda.mem_get_info()[0], math.ceil(workers / torch.cuda.device_count()))
+    if count := gpus():
+        import torch
+
+        return shared(torch.cuda.mem_get_info()[0], math.ceil(workers / count))
     return shared(min(system.free_memory(), left_by_cgroup()), workers)
 
 
@@ -58,14 +73,14 @@ def left_by_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> float:
 def default_workers() -> int:
     """How many workers this machine trains fastest with: one per GPU, or one per core
     (docs/log.md)."""
-    return torch.cuda.device_count() or system.cores()
+    return gpus() or system.cores()
 
 
 def workers_with_room(wanted: int, need: float) -> tuple[int, str | None]:
     """How many of the workers wanted there is memory for now, whoever holds the rest, if each needs
     ``need`` bytes for tensors; one at least. -> that number, and a line where memory is short.
     On GPUs each worker has its own, and packs are cut for it."""
-    if torch.cuda.is_available():
+    if gpus():
         return wanted, None
     free, each = min(system.free_memory(), left_by_cgroup()), need + PROGRAM
     fit = max(1, min(wanted, int(free // each)))
@@ -79,10 +94,8 @@ def workers_with_room(wanted: int, need: float) -> tuple[int, str | None]:
 
 def environments(workers: int) -> list[dict[str, str]]:
     """Of each worker: its GPU, or its share of the cores."""
-    if torch.cuda.is_available():
-        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
-            map(str, range(torch.cuda.device_count()))
-        )
+    if count := gpus():
+        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
         devices = names.split(",")
         return [{"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} for i in range(workers)]
     threads = max(1, system.cores() // workers)

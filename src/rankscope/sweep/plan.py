@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import heapq
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -30,24 +28,14 @@ from rankscope.study.cost import (
 from rankscope.study.packing import packs
 from rankscope.study.trial import Trial
 from rankscope.sweep.design import design_lines
-from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.machine import Room, default_workers, room
+from rankscope.sweep.sizes import Sizes
+from rankscope.sweep.speed import speed
 from rankscope.sweep.worker import missing
-
-# of the matrix-product rate that training reaches; measured on the lab study (docs/log.md)
-_SHARE = 0.35
-_SHARE_OF_PEAK = (
-    0.25  # of a GPU's data sheet: an assumption, until a store holds trials of such a GPU
-)
-_STEP_OF_A_BLOCK = (
-    2e-3  # seconds that a GPU takes at least, for starting some hundred kernels; assumed
-)
-_LAUNCHES = f"{1e3 * _STEP_OF_A_BLOCK:g} ms a block and step"
-_SAMPLE = 200  # finished trials that a measured rate is taken from
 
 
 def forecast(
-    inputs: StudyInputs,
+    inputs: Sizes,
     store: str | Path | None,
     *,
     gpus: int | None = None,
@@ -67,11 +55,12 @@ def forecast(
     inputs.check_budget(opened)
     todo = {trial.id for trial in missing(opened, inputs.trials)}
     free, workers = (named.memory, gpus or 1) if named else (inputs.free, default_workers())
-    kind = "cuda" if named else inputs.device.type
+    kind = "cuda" if named else inputs.device_type
     space = room(kind, free=free, trials=len(inputs.trials), workers=workers)
     groups = [Group(inputs, trials, todo, space, kind) for trials in _grouped(inputs.trials)]
-    rate, source, floor = _rate(groups, opened, inputs.device, named, workers)
-    seconds = [group.seconds(rate / workers, floor) for group in groups]
+    priced = [(group.trials, group.operations) for group in groups]
+    found = speed(priced, opened, inputs.device_type, named, workers)
+    seconds = [group.seconds(found.rate / workers, found.floor) for group in groups]
     console = Console(width=140)
     with console.capture() as printed:
         console.print(_table(groups, seconds, named))
@@ -81,17 +70,17 @@ def forecast(
     lines = [
         f"{len(todo)} of {len(inputs.trials)} trials to train: {flops / 1e12:.4g} TFLOP, "
         f"{sum(group.packs for group in groups)} packs",
-        f"about {duration(wall)} on {_place(workers, named, inputs.device)}"
+        f"about {duration(wall)} on {_place(workers, named)}"
         + (
             f", {sum(seconds) / 3600:.3g} GPU-hours"
-            if named or inputs.device.type == "cuda"
+            if named or inputs.device_type == "cuda"
             else ""
         )
-        + f" ({source})",
+        + f" ({found.source})",
     ]
     if edits:
-        lines.append(_edited(groups, edits, edited_rows, rate))
-    lines += inputs.summaries()
+        lines.append(_edited(groups, edits, edited_rows, found.rate))
+    lines += inputs.summaries
     lines += [f"{name}: {drawn}" for name, drawn in inputs.drawn.items()]
     too_large = [group for group in groups if group.largest > free]
     if too_large:
@@ -109,7 +98,7 @@ def forecast(
 class Group:
     """The trials of one model, task, method and budget."""
 
-    inputs: StudyInputs
+    inputs: Sizes
     trials: list[Trial]
     todo: set[str]
     room: Room
@@ -160,10 +149,9 @@ def _edited(groups: Sequence[Group], edits: int, rows: int, rate: float) -> str:
     by one process. Decompositions and drifts of the edited updates come on top."""
     flops = 0.0
     for group in groups:
-        for split in group.inputs.encoded(group.trials[0]):
-            lengths = split.lengths[:rows].double()
-            each = forward_operations(group.shape, float(lengths.mean()))
-            flops += edits * len(group.trials) * len(lengths) * each
+        for count, tokens in group.inputs.mean_tokens(group.trials[0], rows):
+            each = forward_operations(group.shape, tokens)
+            flops += edits * len(group.trials) * count * each
     trials = sum(len(group.trials) for group in groups)
     return (
         f"rankscope intervene would edit {trials} trials in {edits} ways each, on {rows} "
@@ -226,78 +214,10 @@ def _wall(packs: Sequence[float], workers: int) -> float:
     return max(ready)
 
 
-def _rate(
-    groups: Sequence[Group],
-    store: Store | None,
-    here: torch.device,
-    device: Device | None,
-    workers: int,
-) -> tuple[float, str, float]:
-    """Operations a second of all workers, where that number comes from (what this store's finished
-    trials reached on such a device, or a share of what the device can do at most), and the seconds
-    a step of one block takes at least."""
-    gpu = device.name if device else torch.cuda.get_device_name() if here.type == "cuda" else None
-    found = _measured(groups, store, gpu)
-    if found is not None:
-        rate, count = found
-        return (
-            rate * workers,
-            f"{_flops(rate)} a worker, as {count} of the store's finished trials",
-            0.0,
-        )
-    if device is not None:
-        rate = _SHARE_OF_PEAK * device.peak
-        assumed = f"assuming {_SHARE_OF_PEAK:.0%} of {_flops(device.peak)} each and {_LAUNCHES}"
-        return rate * workers, assumed, _STEP_OF_A_BLOCK
-    return rate_here(matrix_rate(here), here.type, workers)
-
-
-def rate_here(peak: float, kind: str, workers: int) -> tuple[float, str, float]:
-    """The same for a machine whose matrix product was measured: a GPU's is each worker's own, a
-    CPU's is shared."""
-    measured = "the matrix product measured now"
-    if kind == "cuda":
-        assumed = f"{_SHARE:.0%} of {_flops(peak)} each, {measured}, and {_LAUNCHES}"
-        return _SHARE * peak * workers, assumed, _STEP_OF_A_BLOCK
-    return _SHARE * peak, f"{_SHARE:.0%} of {_flops(peak)}, {measured}", 0.0
-
-
-def _measured(
-    groups: Sequence[Group], store: Store | None, gpu: str | None
-) -> tuple[float, int] | None:
-    """Operations a second of one worker, over a sample of the finished trials that ran on such a
-    device."""
-    if store is None:
-        return None
-    seconds = store.trials().set_index("trial")["seconds"]
-    finished = [(group, t) for group in groups for t in group.trials if t.id in seconds.index]
-    sample = finished[:: max(1, len(finished) // _SAMPLE)]
-    machines = store.machines()
-    there = [
-        (group, trial)
-        for group, trial in sample
-        if _same_device(machines[trial.id].get("gpu"), gpu)
-    ]
-    if not there:
-        return None
-    done = sum(group.operations(trial) for group, trial in there)
-    return done / float(seconds[[trial.id for _, trial in there]].sum()), len(there)
-
-
-def _same_device(trained_on: str | None, wanted: str | None) -> bool:
-    if trained_on is None or wanted is None:
-        return trained_on is wanted
-    return wanted.lower() in trained_on.lower().replace(" ", "") or wanted == trained_on
-
-
-def _place(workers: int, device: Device | None, here: torch.device) -> str:
+def _place(workers: int, device: Device | None) -> str:
     if device is not None:
         return f"{workers} x {device.name}"
     return f"this machine, {workers} worker{'s' * (workers > 1)}"
-
-
-def _flops(rate: float) -> str:
-    return f"{rate / 1e12:.3g} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.3g} GFLOP/s"
 
 
 def begun(store: str | Path | None) -> Store | None:
@@ -306,15 +226,3 @@ def begun(store: str | Path | None) -> Store | None:
         return None if store is None else Store(store)
     except FileNotFoundError:
         return None
-
-
-def matrix_rate(device: torch.device, *, seconds: float = 0.25) -> float:
-    """Operations a second of a float32 matrix product of 1024 x 1024, measured for about
-    ``seconds``."""
-    a = torch.ones(1024, 1024, device=device)
-    (a @ a).sum().item()
-    started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
-        (a @ a)[0, 0].item()  # waits for the device
-        count += 1
-    return count * 2 * 1024**3 / (time.perf_counter() - started)

@@ -1,0 +1,142 @@
+"""What a plan knows of a study's models and data: shapes, rows, and how its trials train. No torch.
+
+``inputs.StudyInputs`` reads it from the models and data themselves, ``remembered.Remembered`` from
+what such a reading found before.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+from rankscope.store.store import Store
+from rankscope.study.cost import Rows, Shape, base_memory, memory, operations, widths
+from rankscope.study.study_file import Study
+from rankscope.study.trial import Trial
+from rankscope.sweep.machine import default_workers, free_for_each, room
+
+
+class Sizes(ABC):
+    """A study's trials, and what they cost.
+
+    Args:
+        study: with its models' own ``target_modules``, where the file names none.
+        device_type: "cpu" or "cuda", which trials train on here.
+        workers: how many train; None: as many as train fastest here.
+        free: bytes that one of them may count on; None: its part of what is free here now.
+    """
+
+    def __init__(
+        self, study: Study, device_type: str, *, workers: int | None = None, free: float | None
+    ) -> None:
+        self.study, self.device_type, self.workers, self._free = study, device_type, workers, free
+        self._costs: dict[tuple[object, ...], float] = {}
+
+    @cached_property
+    @abstractmethod
+    def largest_rank(self) -> dict[str, int]:
+        """What "d" stands for, per model: the same for all lists of ``target_modules``."""
+
+    @cached_property
+    @abstractmethod
+    def drawn(self) -> dict[str, str]:
+        """Per model: what its file lacks and each trial trains and saves with the head, in
+        one line. Local models only."""
+
+    @cached_property
+    @abstractmethod
+    def summaries(self) -> list[str]:
+        """What the rows of each task are, in lines (``train.data_summary``)."""
+
+    @cached_property
+    @abstractmethod
+    def training_rows(self) -> dict[str, int]:
+        """Per task: rows that are trained on."""
+
+    @abstractmethod
+    def is_language(self, task: str) -> bool:
+        """Whether that task trains a language model."""
+
+    @abstractmethod
+    def shape(self, trial: Trial) -> Shape:
+        """The sizes of its model."""
+
+    @abstractmethod
+    def rows(self, trial: Trial) -> Rows:
+        """The sizes of its task."""
+
+    @abstractmethod
+    def mean_tokens(self, trial: Trial, rows: int) -> list[tuple[int, float]]:
+        """Of the first ``rows`` rows of training and of validation: how many there are, and the
+        mean tokens of one."""
+
+    @abstractmethod
+    def why_apart(self, trial: Trial) -> str | None:
+        """Why LoRA trials like this must train one at a time, as far as that can be known before
+        they train."""
+
+    @abstractmethod
+    def why_slow(self, trial: Trial, device: str) -> str | None:
+        """Why LoRA trials of this model gain little or nothing from a pack, in one line."""
+
+    @cached_property
+    def trials(self) -> list[Trial]:
+        return self.study.trials(self.largest_rank)
+
+    @cached_property
+    def free(self) -> float:
+        """Bytes that a worker may count on."""
+        return (
+            free_for_each(self.workers or default_workers()) if self._free is None else self._free
+        )
+
+    def packs(self, store: Store) -> list[list[Trial]]:
+        """The packs of a store's study that this worker has room for."""
+        found = room(
+            self.device_type,
+            free=self.free,
+            trials=len(self.trials),
+            workers=self.workers or default_workers(),
+        )
+        return store.packs(size=found.most, share=self.share(found.memory, self.device_type))
+
+    def share(self, room: float, device: str) -> Callable[[Trial], float]:
+        """What part of ``room`` bytes a trial takes on a device, beside the base that its pack
+        shares."""
+        known: dict[tuple[object, ...], float] = {}
+
+        def share(trial: Trial) -> float:
+            key = (trial.model, trial.task, trial.method, trial.rank, *trial.target_modules)
+            if trial.method == "lora" and self.why_apart(trial) is not None:
+                return math.inf
+            if key not in known:
+                held = (self.shape(trial), self.rows(trial), widths(trial, device))
+                left = room - base_memory(trial, *held)
+                known[key] = memory(trial, *held) / left if left > 0 else math.inf
+            return known[key]
+
+        return share
+
+    def steps(self, trial: Trial) -> int:
+        return trial.total_steps(self.training_rows[trial.task])
+
+    def cost(self, trial: Trial) -> float:
+        """Operations of one of its steps, evaluations included: what the time left is told by."""
+        steps = self.steps(trial)
+        key = (trial.model, trial.task, trial.method, trial.rank, steps, *trial.target_modules)
+        if key not in self._costs:
+            self._costs[key] = operations(trial, self.shape(trial), self.rows(trial)) / steps
+        return self._costs[key]
+
+    def memory(self, pack: Sequence[Trial]) -> float:
+        """Bytes that a pack's tensors take on this machine's device."""
+        first = pack[0]
+        held = (self.shape(first), self.rows(first), widths(first, self.device_type))
+        return base_memory(first, *held) + sum(memory(trial, *held) for trial in pack)
+
+    def check_budget(self, store: Store | None) -> None:
+        """See ``Study.check_budget``."""
+        begun = None if store is None else store.study
+        self.study.check_budget(self.training_rows, begun=begun)

@@ -1,0 +1,151 @@
+"""Operations a second that training reaches: what a store's trials did, or a share of what the
+machine can do at most. No torch but where it measures."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rankscope import system
+from rankscope.store.files import read_json, write_json
+from rankscope.store.store import Store
+from rankscope.study.cost import Device
+from rankscope.study.trial import Trial
+
+# of the matrix-product rate that training reaches; measured on the lab study (docs/log.md)
+_SHARE = 0.35
+# of a GPU's data sheet: an assumption, until a store holds trials of such a GPU
+_SHARE_OF_PEAK = 0.25
+# seconds that a GPU takes at least, for starting some hundred kernels; assumed
+_STEP_OF_A_BLOCK = 2e-3
+_LAUNCHES = f"{1e3 * _STEP_OF_A_BLOCK:g} ms a block and step"
+_SAMPLE = 200  # finished trials that a measured rate is taken from
+_BUSY = 0.5  # processes a core that wait or compute: a rate measured then is too low
+Priced = tuple[Sequence[Trial], Callable[[Trial], float]]  # trials, and the operations of each
+
+
+class Speed(NamedTuple):
+    """``rate``: operations a second of all workers; ``source``: where it comes from, in words;
+    ``floor``: seconds that a step of one block takes at least."""
+
+    rate: float
+    source: str
+    floor: float = 0.0
+
+
+def speed(
+    groups: Iterable[Priced], store: Store | None, here: str, device: Device | None, workers: int
+) -> Speed:
+    """Of this machine (``here``: "cpu" or "cuda"), or of so many of the ``device``."""
+    gpu = device.name if device else _gpu_name() if here == "cuda" else None
+    found = _measured(groups, store, gpu)
+    if found is not None:
+        rate, count = found
+        source = f"{flops(rate)} a worker, as {count} of the store's finished trials"
+        return Speed(rate * workers, source)
+    if device is not None:
+        assumed = f"assuming {_SHARE_OF_PEAK:.0%} of {flops(device.peak)} each and {_LAUNCHES}"
+        return Speed(_SHARE_OF_PEAK * device.peak * workers, assumed, _STEP_OF_A_BLOCK)
+    return speed_here(*(matrix_rate("cuda"), "") if here == "cuda" else _cpu_rate(), here, workers)
+
+
+def speed_here(peak: float, note: str, kind: str, workers: int) -> Speed:
+    """The same for a machine whose matrix product was measured: a GPU's is each worker's own, a
+    CPU's is shared."""
+    measured = f"the fastest matrix product measured here{note}"
+    if kind == "cuda":
+        assumed = f"{_SHARE:.0%} of {flops(peak)} each, {measured}, and {_LAUNCHES}"
+        return Speed(_SHARE * peak * workers, assumed, _STEP_OF_A_BLOCK)
+    return Speed(_SHARE * peak, f"{_SHARE:.0%} of {flops(peak)}, {measured}")
+
+
+def _measured(
+    groups: Iterable[Priced], store: Store | None, gpu: str | None
+) -> tuple[float, int] | None:
+    """Operations a second of one worker, over a sample of the finished trials that ran on such a
+    device."""
+    if store is None:
+        return None
+    seconds = store.trials().set_index("trial")["seconds"]
+    finished = [(cost, t) for trials, cost in groups for t in trials if t.id in seconds.index]
+    sample = finished[:: max(1, len(finished) // _SAMPLE)]
+    machines = store.machines()
+    there = [(c, t) for c, t in sample if _same_device(machines[t.id].get("gpu"), gpu)]
+    if not there:
+        return None
+    done = sum(cost(trial) for cost, trial in there)
+    return done / float(seconds[[trial.id for _, trial in there]].sum()), len(there)
+
+
+def _same_device(trained_on: str | None, wanted: str | None) -> bool:
+    if trained_on is None or wanted is None:
+        return trained_on is wanted
+    return wanted.lower() in trained_on.lower().replace(" ", "") or wanted == trained_on
+
+
+def _gpu_name() -> str:
+    import torch
+
+    return str(torch.cuda.get_device_name())
+
+
+def flops(rate: float) -> str:
+    return f"{rate / 1e12:.3g} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.3g} GFLOP/s"
+
+
+def _cpu_rate() -> tuple[float, str]:
+    """The fastest matrix product that was ever measured here, and how busy the machine is if it is.
+
+    A rate that was measured on a busy machine is too low: it is measured again when that is idle.
+    """
+    place, old, was_idle = _place(), 0.0, False
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if place is not None:
+            content: dict[str, Any] = read_json(place)
+            old, was_idle = float(content["rate"]), bool(content["idle"])
+    load, cores = _load(), system.cores()
+    busy = load > _BUSY * cores
+    note = f"; {load:.1f} processes compute on its {cores} cores now: slower while they do"
+    if old and (was_idle or busy):
+        return old, note * busy
+    rate = max(old, matrix_rate("cpu"))
+    with contextlib.suppress(OSError):
+        if place is not None:
+            write_json(place, {"rate": rate, "idle": not busy})
+    return rate, note * busy
+
+
+def _load() -> float:
+    """Processes that computed here in the last minute, on average; 0 where it is not known."""
+    with contextlib.suppress(AttributeError, OSError):
+        return os.getloadavg()[0]
+    return 0.0
+
+
+def _place() -> Path | None:
+    """Where the rate of this machine and library is kept; None where somebody else can write."""
+    told = (platform.node(), system.cores(), os.environ.get("OMP_NUM_THREADS"), version("torch"))
+    folder = system.own_cache("speed")
+    name = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+    return None if folder is None else folder / f"{name}.json"
+
+
+def matrix_rate(device: str, *, seconds: float = 0.25) -> float:
+    """Operations a second of a float32 matrix product of 1024 x 1024, the fastest one within about
+    ``seconds``: what else runs slows the others."""
+    import torch
+
+    a = torch.ones(1024, 1024, device=device)
+    (a @ a).sum().item()
+    started, fastest = time.perf_counter(), float("inf")
+    while (before := time.perf_counter()) - started < seconds:
+        (a @ a)[0, 0].item()  # waits for the device
+        fastest = min(fastest, time.perf_counter() - before)
+    return 2 * 1024**3 / fastest
