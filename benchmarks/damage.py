@@ -7,8 +7,8 @@
 Each harm is done to a copy of a finished store (tests/harms has the list). Then ``status`` is
 asked, and the store is healed by a run, or by ``check --repair`` and a run. Wanted: all tables and
 the comparison equal those of the undisturbed store bit for bit, no trial is trained again but the
-harmed one, and no command ends in a traceback. With ``--real`` a trial that is trained again, alone
-and not in its pack, equals the first one to 1e-5 (its bounds apart): float32 sums in another order.
+harmed one, and no command ends in a traceback. With ``--real`` a trial is trained again with those
+that it was trained with first, and equals the first one bit for bit, bounds and weights too.
 Beside files: workers killed, stopped past their lease and woken again, two drivers at once; and crash images: at a random moment all writes that
 were not yet fsynced are cut, emptied or gone.
 """
@@ -28,11 +28,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pandas as pd
@@ -82,29 +81,26 @@ def tables(store: Store) -> dict[str, pd.DataFrame]:
     return found | {"comparison": store.comparison()}
 
 
-def compare(place: Path | str, wanted: dict[str, pd.DataFrame], **how: Any) -> None:
-    """``how``: bit for bit, unless it says otherwise."""
+def compare(place: Path | str, wanted: dict[str, pd.DataFrame]) -> None:
+    """Bit for bit."""
     if len(wanted["interventions"]):
         edit(Store(place))  # what is left of edited trials stays, the rest is made again
     for name, table in tables(Store(place)).items():
         try:
-            bounds = ["lower", "upper"] if how and name == "spectra" else []  # of their own steps
-            table, other = table.drop(columns=bounds), wanted[name].drop(columns=bounds)
-            pd.testing.assert_frame_equal(table, other, **(how or {"check_exact": True}))
+            pd.testing.assert_frame_equal(table, wanted[name], check_exact=True)
         except AssertionError as error:
             raise Failed(f"{name}: {str(error).splitlines()[0]}") from None
     if left_out := Store(place).inspect().left_out:
         raise Failed(f"left out: {left_out}")
 
 
-def compare_files(place: Path, whole: Path, but: Collection[str] = ()) -> None:
-    """All of a trial but done.json, which says how long it took; ``but``: trials left out."""
+def compare_files(place: Path, whole: Path) -> None:
+    """All of a trial but done.json, which says how long it took."""
     for path in whole.glob("trials/*/**/*"):
         name = path.relative_to(whole)
         if (
             path.is_file()
             and path.name != "done.json"
-            and name.parts[1] not in but
             and (place / name).read_bytes() != path.read_bytes()
         ):
             raise Failed(f"{name} is another file")
@@ -443,9 +439,8 @@ def really(harm: Harm, folder: Path, study: Path, wanted: dict[str, pd.DataFrame
     again |= {p.parent.name for p in place.glob("trials/*/done.json") if p not in before}
     if len(again) > harm.again:
         raise Failed(f"{len(again)} trials trained again")
-    # alone a trial's rows add up in another order than in its pack: float32 rounding
-    compare(place, wanted, **({"rtol": 1e-5, "atol": 1e-6} if again else {}))
-    compare_files(place, folder / "real", again)
+    compare(place, wanted)
+    compare_files(place, folder / "real")
     if rankscope("analyze", str(place), "--json").returncode:
         raise Failed("analyze still names it")
     last = seen.stderr.strip().splitlines()[-1:] or [""]

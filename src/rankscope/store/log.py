@@ -6,7 +6,8 @@ So all decisions of all workers have one order, and a decision is taken with all
 (The transaction log of Delta Lake works like this: Armbrust et al., VLDB 2020. It asks nothing of a
 disk or an object store but to create a file that isn't there.)
 
-    claim    trials, by a worker       the entry's number is the claim's fencing number
+    claim    trials, by a worker       the entry's number is the claim's fencing number; ``beside``:
+                                       all that it trains, where that is more (``together``)
     commit   of a claim                its results count from now on, with their files' digests
     release  of a claim                its worker stopped on purpose
     revoke   of a claim                its worker is dead, another one says
@@ -25,7 +26,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,8 @@ class Claim:
     host: str
     boot: str  # of which start of which machine
     trials: tuple[str, ...]
+    # all that its worker trains, in order: with those beside which its trials were trained first
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,9 @@ class Log:
         self.ended: dict[frozenset[str], list[int]] = {}  # trials -> claims released or revoked
         self.committed: set[int] = set()
         self.done: dict[str, Commit] = {}
+        # trial -> those that it was first trained together with, itself among them; kept when its
+        # result no longer counts
+        self.together: dict[str, tuple[str, ...]] = {}
         self.tables: dict[int, list[Any]] = {}  # claim -> size and SHA-256 of its pack's table
         self.failures: dict[str, list[Failure]] = {}
         self.deaths: Counter[str] = Counter()
@@ -143,7 +149,9 @@ class Log:
         number = self._holder.get(trial)
         return None if number is None else self.live[number]
 
-    def claim(self, trials: list[str], *, worker: str, host: str, boot: str) -> int | None:
+    def claim(
+        self, trials: list[str], *, worker: str, host: str, boot: str, beside: Sequence[str] = ()
+    ) -> int | None:
         """A claim on all of these trials, or None: one of them is done or held."""
 
         def decide() -> dict[str, Any] | None:
@@ -155,7 +163,7 @@ class Log:
                 "host": host,
                 "boot": boot,
                 "trials": trials,
-            }
+            } | ({"beside": list(beside)} if beside else {})
 
         return self.append(decide)
 
@@ -225,7 +233,9 @@ class Log:
 
     def _claimed(self, entry: dict[str, Any]) -> None:
         number, trials = self.length + 1, tuple(map(str, entry["trials"]))
-        self.live[number] = Claim(number, entry["worker"], entry["host"], entry["boot"], trials)
+        beside = tuple(map(str, entry.get("beside", ())))
+        who = (entry["worker"], entry["host"], entry["boot"])
+        self.live[number] = Claim(number, *who, trials, beside)
         self._holder |= dict.fromkeys(trials, number)
 
     def _forgotten(self, entry: dict[str, Any]) -> None:
@@ -251,6 +261,7 @@ class Log:
                 self.tables[number] = entry["table"]
             for trial in trials:  # the first commit counts, should the claim between have been lost
                 self.done.setdefault(trial, Commit(number, results.get(trial), files.get(trial)))
+                self.together.setdefault(trial, (claim.beside if claim else ()) or trials)
         else:
             self.ended.setdefault(frozenset(trials), []).append(number)
             if event == "revoke":

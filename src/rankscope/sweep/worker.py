@@ -6,7 +6,7 @@ import contextlib
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -133,29 +133,40 @@ class Worker:
             return True
         return False  # others will find out
 
-    def _left(self) -> Iterator[list[str]]:
-        """The ids that still want training, pack by pack. What has failed before is tried alone."""
+    def _left(self) -> Iterator[tuple[list[str], tuple[str, ...]]]:
+        """The ids that still want training, pack by pack, each with all that are to be trained
+        with it. What has failed before is tried alone."""
         for pack in self.packs:
             left = [id for id in pack if id not in self.log.done]
             left = [id for id in left if given_up(self.log, id, retries=self.retries) is None]
-            fresh = [id for id in left if id not in self.log.failures]
-            if fresh:
-                yield fresh
-            yield from ([id] for id in left if id in self.log.failures)
+            groups: dict[tuple[str, ...], list[str]] = {}
+            for id in (id for id in left if id not in self.log.failures):
+                groups.setdefault(self._together(id, pack), []).append(id)
+            yield from ((ids, together) for together, ids in groups.items())
+            yield from (([id], ()) for id in left if id in self.log.failures)
 
-    def _claim(self) -> tuple[Lease, list[Trial]] | None:
+    def _together(self, id: str, pack: Collection[str]) -> tuple[str, ...]:
+        """The trials that this one was first trained with, if they are in one pack of this
+        worker's: with them it is again what it was, to the last bit. Alone, or beside others, sums
+        are rounded in another order."""
+        found = set(self.log.together.get(id, ()))
+        return tuple(filter(found.__contains__, pack)) if found.issubset(pack) else ()
+
+    def _claim(self) -> tuple[Lease, list[Trial], list[Trial]] | None:
         """The first pack that nobody holds; else what is free of one: workers with less memory hold
-        parts of it."""
+        parts of it. -> the lease, its trials, and all that are to be trained"""
         trials = {id: trial for pack in self.packs for id, trial in pack.items()}
+        who = {"worker": self.lock.worker, "host": self.lock.host, "boot": self.lock.boot}
         for whole in (True, False):
-            for ids in self._left():
+            for ids, together in self._left():
                 free = [id for id in ids if not self.log.holder(id)]
                 if not free or (whole and free != ids):
                     continue
-                who = self.lock
-                number = self.log.claim(free, worker=who.worker, host=who.host, boot=who.boot)
+                more = together if len(together) > len(free) else ()
+                number = self.log.claim(free, beside=more, **who)
                 if number is not None:
-                    return Lease(self.log, number), [trials[id] for id in free]
+                    own, all_ = ([trials[id] for id in part] for part in (free, more or free))
+                    return Lease(self.log, number), own, all_
         return None
 
     def _revoke_the_dead(self) -> None:
@@ -167,24 +178,33 @@ class Worker:
                 if is_gone(claim):
                     forget(claim.worker)
 
-    def _train(self, lease: Lease, pack: list[Trial]) -> None:
+    def _train(self, lease: Lease, pack: list[Trial], together: list[Trial]) -> None:
+        """Trains ``together`` and commits ``pack``, a part of it or all."""
         ids = [trial.id for trial in pack]
         with (
             self.store.claim_dir(lease.number, ids) as work,
             stopping_between_steps() as stop_if_asked,
         ):
-            folders = [TrialDir(work / "trials" / id) for id in ids]
+            all_folders = [
+                TrialDir(work / ("trials" if trial.id in ids else "beside") / trial.id)
+                for trial in together
+            ]
+            folders = [folder for folder in all_folders if folder.path.name in ids]
+            taken = 0
 
             def progress(steps: int) -> None:
-                lease.progress(steps)
-                self.progress(pack, steps)
+                nonlocal taken
+                before, taken = taken, taken + steps
+                own = taken * len(pack) // len(together) - before * len(pack) // len(together)
+                lease.progress(own)
+                self.progress(pack, own)
                 stop_if_asked()
 
             try:
                 with lease.beating(lambda: self.store.flush_scratch(lease.number)):
-                    for trial, folder in zip(pack, folders, strict=True):
+                    for trial, folder in zip(together, all_folders, strict=True):
                         folder.begin(trial, provenance=self.provenance)
-                    self.train_pack(pack, folders, progress, scratch=work / "scratch")
+                    self.train_pack(together, all_folders, progress, scratch=work / "scratch")
                     assert all(folder.is_done for folder in folders), (
                         "training ended without a result"
                     )
