@@ -150,11 +150,17 @@ def optimizers_of(model: Any, trial: Trial) -> list[torch.optim.Optimizer]:
         and ".wte" not in n
         and ".wpe" not in n
     ]
+    # as Trainer.get_decay_parameter_names has it: not biases and norms
+    magnitudes = [p for n, p in named if "lora_magnitude_vector" in n]
+
+    def decays(p: Tensor) -> bool:
+        return p.ndim > 1 or any(p is q for q in magnitudes)
+
     muon = inside if trial.optimizer == "muon" else []
     rest = [p for _, p in named if not any(p is q for q in muon)]
     groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": trial.weight_decay},
-        {"params": [p for p in rest if p.ndim == 1], "weight_decay": 0.0},
+        {"params": [p for p in rest if decays(p)], "weight_decay": trial.weight_decay},
+        {"params": [p for p in rest if not decays(p)], "weight_decay": 0.0},
     ]
     if trial.optimizer == "sgd":
         return [torch.optim.SGD(groups, lr=trial.learning_rate)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rankscope.study.packing import packs
+from rankscope.study.settings import compared
 from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial, setting_of
 
@@ -54,6 +55,8 @@ def test_lists_are_crossed_and_full_fine_tunes_have_no_factors() -> None:
         ('target_modules = [["key"]]', 'target_modules = "key"'),
         ('target_modules = "all-linear"', 'target_modules = ["all-linear"]'),
         ("lora_plus_ratio = [4]", "lora_plus_ratio = 4"),
+        ("use_dora = [true]", "use_dora = true"),
+        ('init_lora_weights = ["pissa"]', 'init_lora_weights = "pissa"'),
         ("lora_plus_ratio = [1]", ""),
         ('optimizer = ["adamw"]\ninit_lora_weights = [true]', ""),
     ],
@@ -90,6 +93,20 @@ def test_an_arm_may_have_a_setting_of_its_own() -> None:
     }  # fmt: skip
 
 
+def test_what_a_study_compares_is_said_in_one_line() -> None:
+    found = trials('use_dora = [false, true]\ninit_lora_weights = [true, "pissa"]')
+    assert compared(found) == [
+        "settings compared (trials): default (2); use_dora=true (2); init_lora_weights=pissa (2); "
+        "init_lora_weights=pissa, use_dora=true (2)"
+    ]
+    dora = [t.id for t in found if t.setting == "use_dora=true"]
+    (line,) = compared(found, dora[:1])
+    assert "(trials done): default (0 of 2); use_dora=true (1 of 2); init" in line
+    assert compared(trials()) == []
+    many = trials("lora_plus_ratio = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]")
+    assert compared(many)[0].endswith("lora_plus_ratio=8.0 (2); 2 more")
+
+
 def test_packs_hold_one_setting_but_any_alpha() -> None:
     found = trials('optimizer = ["adamw", "muon"]\nlora_alpha = [16, "r"]')
     lora = [t for t in found if t.method == "lora"]
@@ -113,7 +130,8 @@ def test_older_trials_say_their_setting_by_their_configuration() -> None:
         ('target_modules = ["query", "value"]', "", 'expected a list of lists, such as [["query"'),
         ('init_lora_weights = ["eva"]', "", "found 'eva', which needs a pass over the training"),
         ('init_lora_weights = ["loftq"]', "", "found 'loftq', which quantises the base"),
-        ('init_lora_weights = ["pisa"]', "", 'expected true, "gaussian" or "orthogonal"'),
+        ('init_lora_weights = ["pisa"]', "", '"orthogonal", "pissa" or "olora"; found'),
+        ("use_dora = [1]", "", "[scientific] use_dora: expected true or false; found 1"),
         ('lora_alpha = ["2r"]\nscaling = "alpha"', "", "expected a number with scaling = "),
     ],
 )

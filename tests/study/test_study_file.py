@@ -52,6 +52,7 @@ def test_ids_are_pinned() -> None:
     [
         'lr_scheduler_type = "cosine"',
         'init_lora_weights = "gaussian"',
+        "use_dora = true",
         'optimizer = "muon"',
         "lora_plus_ratio = 4",
     ],
@@ -64,10 +65,12 @@ def test_younger_settings_are_part_of_an_id_only_where_they_are_said(setting: st
     assert setting.split()[0] not in plain[0].canonical()
     changed = {t.method for t, u in zip(plain, other, strict=True) if t.id != u.id}
     # a full fine-tune has no factors
-    assert changed == ({"lora"} if "lora" in setting else {"lora", "full"})
+    of_lora = "lora" in setting or "dora" in setting
+    assert changed == ({"lora"} if of_lora else {"lora", "full"})
     default = {
         "lr_scheduler_type": 'lr_scheduler_type = "linear"',
         "init_lora_weights": "init_lora_weights = true",
+        "use_dora": "use_dora = false",
         "optimizer": 'optimizer = "adamw"',
         "lora_plus_ratio": "lora_dropout = 0.0",
     }[setting.split()[0]]
@@ -262,7 +265,7 @@ def test_builtin_studies_load(name: str) -> None:
         (
             "= 16",
             '= "r"\ninit_lora_weights = "eva"',
-            "or \"orthogonal\"; found 'eva', which needs a pass over the training data",
+            '"pissa" or "olora"; found \'eva\', which needs a pass over the training data',
         ),
         ("= 16", '= 1\noptimizer = "adam"', "optimizer: expected 'adamw', 'sgd' or 'muon'"),
         ("= 16", "= 1\nlora_plus_ratio = 0.5", "expected greater than or equal to 1; found 0.5"),

@@ -19,11 +19,11 @@ from rankscope.study.study_file import Study
 from rankscope.study.trial import Init
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.train import muon
-from rankscope.train.adapters import draw_factors
 from rankscope.train.isolation import prove
 from rankscope.train.loading import load_model
 from rankscope.train.model import sites
 from rankscope.train.packed import rank_buckets
+from rankscope.train.starts import draw_factors
 from training import (
     TASK,
     adapters,
@@ -216,6 +216,9 @@ SETTINGS = {
     "sgd": 'optimizer = "sgd"',
     "lora+": "lora_plus_ratio = 4",
     "muon": 'optimizer = "muon"',
+    "dora": "use_dora = true",
+    "dora by lora+": "use_dora = true\nlora_plus_ratio = 4",
+    "dora by muon": 'use_dora = true\noptimizer = "muon"',
 }
 
 
@@ -240,7 +243,7 @@ def iterations_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     ("setting", "architecture"),
     [
         *((name, "roberta") for name in SETTINGS),
-        *((name, "gpt2") for name in ("all-linear", "muon", "lora+")),
+        *((name, "gpt2") for name in ("all-linear", "muon", "lora+", "dora")),
         ("all-linear", "llama"),
     ],
 )
@@ -253,8 +256,9 @@ def test_other_settings_equal_peft_alone(
     trials = trials_of(
         architecture, path, ranks="[2, 6]", steps=8, targets=targets, fixed=SETTINGS[setting]
     )
-    if setting == "all-linear" and architecture == "roberta":
-        # its last block computes one token a row: adapters there would draw other LoRA dropouts
+    if "dora" in setting or (setting == "all-linear" and architecture == "roberta"):
+        # its last block computes one token a row: adapters there would draw other LoRA dropouts;
+        # trials of DoRA with dropout train one at a time
         trials = [trial.model_copy(update={"lora_dropout": 0.0}) for trial in trials]
     train = encoded(path, tiny_data)
     run = run_of(trials, path, train, torch.float64)
@@ -263,7 +267,7 @@ def test_other_settings_equal_peft_alone(
     prove(run.pack, train, torch.arange(8))
     losses = losses_of(run)
     # Muon's iteration multiplies what rounding does to small singular values by up to 3.4^5
-    tolerance = 1e-7 if setting == "muon" else 1e-9
+    tolerance = 1e-7 if "muon" in setting else 1e-9
     for k, trial in enumerate(trials):
         peft = peft_model(path, tmp_path / str(k), torch.float64)
         assert_close(losses[:, k], alone(peft, trial, train), rtol=0, atol=tolerance)

@@ -30,9 +30,27 @@ from rankscope.train.model import stream
 from training import CPU, TASK, alone, numbers, opened
 
 STEPS = 5
+# beside every family with plain LoRA: starts that change the base, and DoRA. DeBERTa's trials train
+# one at a time, as those of DoRA with dropout do
+PISSA, OLORA = 'init_lora_weights = "pissa"', 'init_lora_weights = "olora"'
+DORA = "use_dora = true\nlora_dropout = 0.0"
+METHODS = {
+    "roberta, pissa": PISSA,
+    "roberta, olora": OLORA,
+    "roberta, dora": DORA,
+    "roberta, pissa and dora": f"{PISSA}\n{DORA}",
+    "mpnet, pissa": PISSA,
+    "gpt2, pissa": PISSA,
+    "gpt2, dora": DORA,
+    "llama, olora": OLORA,
+    "llama, dora": DORA,
+    "deberta-v2, pissa": PISSA,
+    "bert, dora": "use_dora = true\nlora_dropout = 0.1",
+}
+PLAIN = "lora_dropout = 0.1"
 
 
-def study(family: str, model: str, data: Path) -> Study:
+def study(family: str, model: str, data: Path, method: str) -> Study:
     """Two ranks, two rates, two scaling rules, of which ``pack`` takes four trials; and a full
     fine-tune."""
     return Study.parse(
@@ -51,22 +69,24 @@ def study(family: str, model: str, data: Path) -> Study:
         steps = {STEPS}
         eval_every = 3
         target_modules = {list(FAMILIES[family].targets)}
-        lora_dropout = 0.1
+        {method if "lora_dropout" in method else f"{method}{chr(10)}{PLAIN}"}
         """
     )
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=[*FAMILIES, *METHODS])
 def trained(
     request: pytest.FixtureRequest, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
     """-> family, model folder, inputs, the trials with their folders"""
-    family: str = request.param
+    family = request.param.split(",")[0]
     root = tmp_path_factory.mktemp(family)
     model = save_model(root / "model", FAMILIES[family].model)
-    inputs = StudyInputs(study(family, model, tiny_data))
+    inputs = StudyInputs(study(family, model, tiny_data, METHODS.get(request.param, "")))
     lora = [trial for trial in inputs.trials if trial.method == "lora"]
     packs = [[lora[i] for i in (0, 3, 5, 6)], [t for t in inputs.trials if t.method == "full"][:1]]
+    packs = packs[:1] if request.param in METHODS else packs
+    apart = request.param.startswith("deberta") or "0.1" in METHODS.get(request.param, "")
     folders = []
     for pack in packs:
         train, validation = inputs.encoded(pack[0])
@@ -78,6 +98,8 @@ def trained(
             validation=validation, device=CPU
         )  # fmt: skip
         folders += list(zip(pack, dirs, strict=True))
+        if request.param in METHODS:
+            assert ("one_at_a_time" in (dirs[0].path / "trial.json").read_text()) == apart
     return family, model, inputs, folders
 
 
@@ -125,12 +147,12 @@ def begun(path: str, trial: Trial) -> Any:
         task_type="SEQ_CLS", r=trial.rank, lora_alpha=trial.lora_alpha,
         use_rslora=trial.scaling == "alpha/sqrt(r)",
         lora_dropout=trial.lora_dropout, target_modules=trial.target_modules, fan_in_fan_out=conv,
-        modules_to_save=heads,
+        modules_to_save=heads, init_lora_weights=trial.init_lora_weights, use_dora=trial.use_dora,
     )  # fmt: skip
     model = peft.get_peft_model(base, config)
     with torch.no_grad():
         for name, module in model.named_modules():
-            if name.endswith("lora_A.default"):
+            if name.endswith("lora_A.default") and trial.init_lora_weights is True:
                 bound = 1 / math.sqrt(module.weight.shape[1])
                 module.weight.uniform_(-bound, bound, generator=generator)
     return model

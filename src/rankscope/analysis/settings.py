@@ -1,7 +1,7 @@
 """Trials of unlike settings, kept apart and compared.
 
 A setting is what a study lists beside model, task, method, rank and scaling rule: optimiser,
-schedule, layers, initialisation, alpha, LoRA+ (text such as "optimizer=muon"). No estimate
+schedule, layers, initialisation, alpha, LoRA+, DoRA (text such as "optimizer=muon"). No estimate
 pools models, so where there are several settings each counts as a model of its own, "minilm
 (optimizer=muon)". Full fine-tunes have no factors: one stands beside every LoRA setting with its
 optimiser, schedule and layers, in each as a copy.
@@ -21,7 +21,7 @@ from rankscope.analysis.inference import Interval, jackknife
 if TYPE_CHECKING:
     from rankscope.analysis.frames import Frames
 
-OF_LORA = ("init_lora_weights", "lora_alpha", "lora_plus_ratio")
+OF_LORA = ("init_lora_weights", "lora_alpha", "lora_plus_ratio", "use_dora")
 GROUP = ["model", "task", "method", "scaling", "rank"]
 COLUMNS = [
     *GROUP, "setting", "learning_rate", "edge", "value", "seeds", "stable_rank", "stable_rank_low",

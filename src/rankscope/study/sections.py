@@ -15,6 +15,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
+    StrictBool,
     ValidationError,
     field_validator,
     model_validator,
@@ -64,7 +65,7 @@ def _start(value: Any) -> Any:
     """Refuses by name what needs a pass over the data."""
     if value in ("eva", "corda", "loftq", "lora_ga"):
         raise ValueError(
-            f'expected true, "gaussian" or "orthogonal"; found {value!r}, which '
+            f"expected {_OF_FIXED['init_lora_weights']}; found {value!r}, which "
             + (
                 "quantises the base"
                 if value == "loftq"
@@ -102,6 +103,7 @@ class Scientific(BaseModel):
     ) = None
     lora_alpha: Several[Alpha] | None = None
     init_lora_weights: Several[Start] | None = None
+    use_dora: Several[StrictBool] | None = None
     optimizer: Several[Optimizer] | None = None
     lora_plus_ratio: Several[Annotated[float, Field(ge=1)]] | None = None  # 1: not LoRA+
     lr_scheduler_type: Several[Schedule] | None = None
@@ -174,6 +176,7 @@ class Fixed(Budget):
     # of the scale; "2r": two times the rank
     lora_alpha: Alpha | None = None
     init_lora_weights: Start = True
+    use_dora: StrictBool = False
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     optimizer: Optimizer = "adamw"
     lora_plus_ratio: Annotated[float, Field(ge=1)] | None = None
@@ -226,7 +229,8 @@ _OF_A_TASK = {"text": "one or two names of columns", "train": _SHARE, "validatio
 
 _OF_FIXED = {
     "lora_alpha": 'a number above 0, or a multiple of the rank such as "r" or "2r"',
-    "init_lora_weights": 'true, "gaussian" or "orthogonal"',
+    "init_lora_weights": 'true, "gaussian", "orthogonal", "pissa" or "olora"',
+    "use_dora": "true or false",
 }
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rankscope.study.sections import Arm, Fixed
-from rankscope.study.trial import LISTED, OF_FULL
+from rankscope.study.trial import LISTED, OF_FULL, Trial
+
+_NAMED = 8  # settings that a line names
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,24 @@ def settings(arm: Arm, fixed: Fixed, method: str) -> Iterator[Setting]:
                 f"found {whole['optimizer']!r}. Take an [[arm]] for one of them"
             )
         yield Setting(values, listed)
+
+
+def compared(trials: Sequence[Trial], done: Collection[str] | None = None) -> list[str]:
+    """One line on the settings that a study compares, with the LoRA trials of each (those of full
+    fine-tuning in a study of nothing else), and how many of them are ``done``; none where there is
+    one setting."""
+    counted = [t for t in trials if t.method == "lora"] or trials
+    planned = Counter(trial.setting for trial in counted)
+    if len(planned) < 2:
+        return []
+    finished = Counter(trial.setting for trial in counted if done and trial.id in done)
+    said = [
+        f"{setting or 'default'} ({count if done is None else f'{finished[setting]} of {count}'})"
+        for setting, count in planned.items()
+    ]
+    more = [f"{len(said) - _NAMED} more"] if len(said) > _NAMED else []
+    what = "trials" if done is None else "trials done"
+    return [f"settings compared ({what}): {'; '.join([*said[:_NAMED], *more])}"]
 
 
 def _written(value: Any) -> str:

@@ -279,7 +279,7 @@ class Study(BaseModel):
                 fixed["steps"] = max(1, round(fixed["steps"] * budget))
         if rank is None:  # a full fine-tune has no adapter to describe
             fixed |= {"lora_alpha": None, "lora_dropout": 0.0, "init_lora_weights": True}
-            fixed["lora_plus_ratio"] = None
+            fixed |= {"lora_plus_ratio": None, "use_dora": False}
         elif isinstance(fixed["lora_alpha"], str):
             fixed["lora_alpha"] = float(fixed["lora_alpha"][:-1] or 1) * rank
         return fixed

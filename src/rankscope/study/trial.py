@@ -20,12 +20,14 @@ Precision = Literal["float32", "bfloat16"]
 
 ALL_LINEAR = "all-linear"  # PEFT's word for target_modules: every linear layer but the head
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
-Init = Literal[True, "gaussian", "orthogonal"]
+Init = Literal[True, "gaussian", "orthogonal", "pissa", "olora"]
+CHANGES_BASE = ("pissa", "olora")  # by what they start from: dW of trials has rank 2r
 Optimizer = Literal["adamw", "sgd", "muon"]
 _YOUNGER = (  # than the first stores
     "precision",
     "lr_scheduler_type",
     "init_lora_weights",
+    "use_dora",
     "optimizer",
     "lora_plus_ratio",
     "validation_split",
@@ -35,6 +37,7 @@ LISTED = (
     "init_lora_weights",
     "lora_alpha",
     "lora_plus_ratio",
+    "use_dora",
     "target_modules",
     "optimizer",
     "lr_scheduler_type",
@@ -81,6 +84,7 @@ class Trial(BaseModel):
     precision: Precision | None = None
     lr_scheduler_type: Schedule = "linear"
     init_lora_weights: Init = True
+    use_dora: bool = False
     optimizer: Optimizer = "adamw"
     lora_plus_ratio: float | None = None  # how many times B's rate is A's
     validation_split: float | None = None

@@ -8,6 +8,7 @@ import pandas as pd
 
 from rankscope.analysis.design import accuracy_noise, design
 from rankscope.analysis.settings import labelled
+from rankscope.study.settings import compared
 from rankscope.study.trial import Trial
 from rankscope.sweep.sizes import Sizes
 
@@ -15,14 +16,15 @@ _OWN = ("model", "task", "method", "rank", "scaling", "learning_rate", "seed", "
 
 
 def design_lines(inputs: Sizes) -> list[str]:
-    """One line per hypothesis and answer, with the tasks that it holds for."""
+    """The settings that are compared, then one line per hypothesis and answer, with the tasks that
+    it holds for."""
     planned = labelled(_table(inputs))
     told: dict[tuple[str, str, str], list[str]] = {}
     several = planned["model"].nunique() > 1
     for check in design(planned):
         place = f"{check.task} ({check.model})" if several else check.task
         told.setdefault((check.hypothesis, check.answerable, check.reason), []).append(place)
-    return [
+    return compared(inputs.trials) + [
         f"{hypothesis} can be answered on {', '.join(places)}: {answerable}. {reason}"
         for (hypothesis, answerable, reason), places in sorted(told.items())
     ]

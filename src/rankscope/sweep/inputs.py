@@ -150,15 +150,18 @@ class StudyInputs(Sizes):
         """Why LoRA trials like this must train one at a time, as far as that can be known before
         they train."""
         key = (
-            trial.model, trial.lora_dropout > 0, trial.init_lora_weights,
+            trial.model, trial.lora_dropout > 0, trial.init_lora_weights, trial.use_dora,
             *trial.target_modules,
         )  # fmt: skip
         if key not in self._apart:
             skeleton, found = self._skeletons[trial.model], None
             # BERT's family on its attention's inputs is proved by the tests, and again before
             # every pack; in its last block other layers' dropouts would be of one token
-            inner = trial.lora_dropout > 0 and not _ATTENTION.issuperset(
-                name.rsplit(".", 1)[-1] for name in trial.target_modules
+            inner = trial.lora_dropout > 0 and (
+                trial.use_dora
+                or not _ATTENTION.issuperset(
+                    name.rsplit(".", 1)[-1] for name in trial.target_modules
+                )
             )
             if inner or not is_patchable(skeleton):
                 from rankscope.train.packable import why_not_packed  # brings PEFT

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from rankscope.console import duration, visible
 from rankscope.store import interventions
 from rankscope.store.lease import is_gone, last_heartbeat
 from rankscope.store.store import Store
+from rankscope.study.settings import compared
 from rankscope.sweep.worker import given_up
 
 _NAMED = 5  # harmed trials that are named
@@ -40,6 +41,7 @@ class Status:
     failed_once: int  # will be tried again
     packs: list[Running]
     seconds_left: float | None
+    settings: list[str] = field(default_factory=list)  # that are compared, in one line
     edited: int = 0  # finished trials that rankscope intervene has tables of
 
     @property
@@ -63,7 +65,7 @@ class Status:
 
     def text(self) -> str:
         """What ``rankscope status`` prints."""
-        lines = [self.line()]
+        lines = [self.line(), *self.settings]
         for host, count in Counter(
             pack.host for pack in self.packs if not pack.interrupted
         ).items():
@@ -137,6 +139,7 @@ def status(store: Store) -> Status:
         failed_once=sum(t.id in log.failures and t.id not in failed for t in missing),
         packs=packs,
         seconds_left=sum(left) / workers if done else None,
+        settings=compared(planned, results),
         edited=len(interventions.trials(store) & {trial.id for trial in done}),
     )
 

@@ -6,9 +6,9 @@ Letters: K trials, S sites of one shape, m out, n in, r rank.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rankscope.linalg import Dense, LowRank
+from rankscope.linalg import LowRank
 from rankscope.study.tasks import Task
-from rankscope.study.trial import Init, Trial
+from rankscope.study.trial import Trial
 from rankscope.train.encoder import is_patchable, patch_encoder
 from rankscope.train.loading import load_model, sharing_weights
 from rankscope.train.model import (
@@ -30,9 +30,17 @@ from rankscope.train.model import (
     weight_of,
 )
 from rankscope.train.optimizer import FlatParams, kind_of
-from rankscope.train.packed import DropoutMasks, PackedLoRA, packed_copies, rank_buckets
-from rankscope.train.saved_adapter import lora_config, save_adapter
-from rankscope.train.spectra import Updates
+from rankscope.train.packed import (
+    DropoutMasks,
+    NotIsolated,
+    PackedLoRA,
+    packed_copies,
+    rank_buckets,
+)
+from rankscope.train.packed_dora import PackedDoRA
+from rankscope.train.saved_adapter import MAGNITUDE, lora_config, save_adapter
+from rankscope.train.spectra import Updates, updated
+from rankscope.train.starts import Pair, against_pretrained, draw_factors, leading
 
 
 class AdapterPack:
@@ -56,6 +64,8 @@ class AdapterPack:
         loaded: PreTrainedModel | None = None,
     ) -> None:
         first, K = trials[0], len(trials)
+        if first.use_dora and first.lora_dropout > 0:
+            raise NotIsolated("DoRA multiplies W, too, with what lora_dropout leaves of its input")
         self.trials, self.base = list(trials), model
         self.masks = DropoutMasks(K, stream(first.seed, "dropout").initial_seed(), device)
         self.model = load_model(model, task) if loaded is None else loaded
@@ -94,17 +104,28 @@ class AdapterPack:
         padded = [
             pair for Bs_, As_ in zip(Bs, As, strict=True) for pair in zip(Bs_, As_, strict=True)
         ]
+        parts = leading(weight_of(base), self.trials[0].init_lora_weights)
         for (B, A), trial, generator in zip(padded, self.trials, draws, strict=True):
-            draw_factors(B[:, : trial.rank], A[: trial.rank], trial.init_lora_weights, generator)
-        return PackedLoRA(
-            base,
-            B=Bs,
-            A=As,
-            scale=torch.tensor([trial.scale for trial in self.trials], dtype=torch.float64),
-            buckets=cuts,
-            dropout=self.trials[0].lora_dropout,
-            masks=self.masks,
-        )
+            B, A = B[:, : trial.rank], A[: trial.rank]
+            if parts is None:
+                draw_factors(B, A, trial.init_lora_weights, generator)
+            else:
+                for factor, value in zip((B, A), parts.cut(trial), strict=True):
+                    factor.copy_(value)
+        settings: dict[str, Any] = {
+            "B": Bs,
+            "A": As,
+            "scale": torch.tensor([trial.scale for trial in self.trials], dtype=torch.float64),
+            "buckets": cuts,
+            "dropout": self.trials[0].lora_dropout,
+            "masks": self.masks,
+        }
+        if parts is not None:
+            settings["start"] = [(B.clone(), A.clone()) for B, A in zip(Bs, As, strict=True)]
+        if not self.trials[0].use_dora:
+            return PackedLoRA(base, **settings)
+        norms = torch.linalg.vector_norm(weight_of(base), dim=1)  # B A starts at zero, or at B0 A0
+        return PackedDoRA(base, magnitude=[norms.repeat(len(B), 1) for B in Bs], **settings)
 
     def _flat_params(self) -> list[FlatParams]:
         """The heads of all trials, if they have any, then the adapters, bucket by bucket. No decay
@@ -123,27 +144,38 @@ class AdapterPack:
         for i, bucket in enumerate(next(iter(self.sites.values())).buckets):
             factors = [p for site in self.sites.values() for p in (site.A[i], site.B[i])]
             kinds = [kind_of(first, factor=factor) for _ in self.sites for factor in "AB"]
-            decays = [True] * len(factors)
+            for site in self.sites.values():
+                if isinstance(site, PackedDoRA):
+                    factors.append(site.magnitude[i])
+                    kinds.append(kind_of(first, factor=None, is_vector=True))
+            decays = [True] * len(factors)  # of magnitudes, too, as the Trainer has it
             result.append(FlatParams(factors, decays=decays, members=bucket, kinds=kinds))
         return result
 
     def updates(self) -> Iterator[Updates]:
-        """W, dW and W + dW of all sites, those of one shape together."""
-        shapes: dict[torch.Size, list[str]] = {}
+        """W, dW and W + dW of all sites, those of one shape together; of DoRA, whose dW are formed,
+        one by one."""
+        shapes: dict[Any, list[str]] = {}
         for name, site in self.sites.items():
-            shapes.setdefault(weight_of(site.base).shape, []).append(name)
+            key = name if isinstance(site, PackedDoRA) else weight_of(site.base).shape
+            shapes.setdefault(key, []).append(name)
         for names in shapes.values():
             layers = [self.sites[name] for name in names]
             W = torch.stack([weight_of(site.base) for site in layers])  # (S, m, n)
             for i, bucket in enumerate(layers[0].buckets):
-                B = torch.stack([site.B[i].detach() for site in layers])  # (S, k, m, r)
-                A = torch.stack([site.A[i].detach() for site in layers])
+                factors = [
+                    against_pretrained(site.B[i].detach(), site.A[i].detach(), site.starts()[i])
+                    for site in layers
+                ]
+                B, A = map(torch.stack, zip(*factors, strict=True))  # (S, k, m, r), (S, k, r, n)
                 # Of the trials, in float64: the modules' own scales are rounded to their dtype.
                 scale = torch.tensor(
                     [trial.scale for trial in self.trials[bucket]], dtype=torch.float64
                 )
                 dW = LowRank(B=B, A=A, scale=scale.to(B.device))
-                yield Updates(names, bucket, W, dW, Dense(W[:, None]) + dW)
+                magnitudes = [s.magnitude[i] for s in layers if isinstance(s, PackedDoRA)]
+                magnitude = torch.stack(magnitudes) if magnitudes else None
+                yield updated(names, bucket, W, dW, magnitude)
 
     def state(self, k: int, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
         """Trial ``k``'s adapters and heads by their names in the model, from buffers like its
@@ -159,6 +191,8 @@ class AdapterPack:
             bucket, place = site.place_of(k)
             state[f"{name}.lora_A.weight"] = values[id(site.A[bucket])][place, : trial.rank]
             state[f"{name}.lora_B.weight"] = values[id(site.B[bucket])][place, :, : trial.rank]
+            if isinstance(site, PackedDoRA):
+                state[f"{name}.{MAGNITUDE}.weight"] = values[id(site.magnitude[bucket])][place]
         for name, head in self.heads.items():
             state |= {f"{name}.{key}": values[id(p)][k] for key, p in head.named_parameters()}
         return state
@@ -166,10 +200,21 @@ class AdapterPack:
     def save(self, k: int, buffers: Sequence[Tensor], folder: Path) -> None:
         """Trial ``k`` with these buffers in place of its rows' values, as a PEFT adapter in
         ``folder``."""
-        save_adapter(folder, self.state(k, buffers), self.config(k), self.model.config)
+        config = self.config(k, converted=True)
+        save_adapter(folder, self.state(k, buffers), config, self.model.config, self.starts(k))
 
-    def config(self, k: int) -> LoraConfig:
-        """What PEFT calls trial ``k``."""
+    def starts(self, k: int) -> dict[str, Pair]:
+        """B0 and A0 of each site of trial ``k``, if its start took them out of the base."""
+        rank, found = self.trials[k].rank, {}
+        for name, site in self.sites.items():
+            bucket, place = site.place_of(k)
+            if (start := site.starts()[bucket]) is not None:
+                B, A = start
+                found[name] = B.detach()[place, :, :rank], A.detach()[place, :rank]
+        return found
+
+    def config(self, k: int, *, converted: bool = False) -> LoraConfig:
+        """What PEFT calls trial ``k`` in training, or as it is saved."""
         conv = any(isinstance(site.base, Conv1D) for site in self.sites.values())
         return lora_config(
             self.trials[k],
@@ -178,25 +223,5 @@ class AdapterPack:
             fan_in_fan_out=conv,
             modules_to_save=self.modules_to_save,
             is_language=self.is_language,
+            converted=converted,
         )
-
-
-@torch.no_grad()
-def draw_factors(B: Tensor, A: Tensor, init: Init, generator: torch.Generator) -> None:
-    """PEFT's ``init_lora_weights``, from our own stream, in place: B (m, r), A (r, n).
-
-    True: B = 0 and A uniform in +-1/sqrt(n), which is Kaiming-uniform with a = sqrt 5. "gaussian":
-    B = 0, A from N(0, 1/r^2). "orthogonal": the even and the odd rows of a random orthogonal
-    matrix between two Gaussian ones, so that neither factor is zero and B A is.
-    """
-    r, n = A.shape
-    B.zero_()
-    if init == "gaussian":
-        A.normal_(0.0, 1 / r, generator=generator)
-    elif init == "orthogonal":
-        Q = torch.linalg.qr(torch.randn(r, r, generator=generator))[0]
-        A.copy_((torch.randn(n, r // 2, generator=generator) @ Q[0::2]).mT / 10)
-        B.copy_(torch.randn(r // 2, len(B), generator=generator).mT @ Q[1::2] / 10)
-    else:
-        bound = 1 / math.sqrt(n)
-        A.uniform_(-bound, bound, generator=generator)

@@ -35,10 +35,11 @@ from rankscope.train.full import FullPack
 from rankscope.train.language import learnt, token_losses
 from rankscope.train.loading import sharing_weights
 from rankscope.train.model import weight_of
-from rankscope.train.one_at_a_time import adapted, trained_weights
+from rankscope.train.one_at_a_time import adapted, leave, trained_weights
 from rankscope.train.optimizer import differentiate
 from rankscope.train.pack import Pack, logits
 from rankscope.train.packed import DropoutMasks, NotIsolated
+from rankscope.train.packed_dora import PackedDoRA
 
 Batch = tuple[dict[str, Tensor], Tensor]  # inputs, labels
 _SIZE = 0.3  # of a moved update: ||s B A|| / ||W||
@@ -130,6 +131,10 @@ class _PeftReference:
             raise NotIsolated(f"PEFT and the pack train different weights: {odd}")
         with torch.no_grad():
             torch._foreach_copy_([weights[key].data for key in state], list(state.values()))
+            for site, (B, A) in self.pack.starts(k).items():
+                W = weight_of(self.pack.sites[site].base)
+                layer = self.model.get_submodule(f"base_model.model.{site}")
+                leave(layer.base_layer, W - self.pack.trials[k].scale * (B @ A))
         if name != self.model.active_adapter:
             self.model.set_adapter(name)
         return weights
@@ -238,6 +243,8 @@ def _move(pack: AdapterPack, *, seed: int) -> None:
         for bucket, B, A in zip(site.buckets, site.B, site.A, strict=True):
             update = site.scale[bucket] * torch.linalg.vector_norm(A, dim=(1, 2), keepdim=True)
             B.copy_(noise(B) * (_SIZE * W / (update * math.sqrt(B.shape[1]))).to(B))
+        for magnitude in site.magnitude if isinstance(site, PackedDoRA) else ():
+            magnitude.mul_(1 + _SIZE * noise(magnitude))
     for head in pack.heads.values():
         for parameter in head.parameters():
             each = parameter.flatten(1)  # (K, ...)

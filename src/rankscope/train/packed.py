@@ -133,6 +133,8 @@ class _Updated(torch.autograd.Function):
             h = torch.bmm(x[bucket], A.mT).mul_(scale[bucket])  # (k, N, r)
             torch.baddbmm(y[bucket], h, B.mT, out=out[bucket])
             inner.append(h)
+        if not any(ctx.needs_input_grad[4:]):  # frozen factors
+            x, inner = x.new_empty(0), [h.new_empty(0) for h in inner]
         ctx.save_for_backward(x, scale, *factors, *inner)
         ctx.buckets = buckets
         return out
@@ -144,11 +146,15 @@ class _Updated(torch.autograd.Function):
         buckets: list[slice] = ctx.buckets
         needs_y, needs_x = ctx.needs_input_grad[:2]
         factors, inner = rest[: 2 * len(buckets)], rest[2 * len(buckets) :]
-        dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
-        found: list[Tensor] = []
+        is_trained = any(ctx.needs_input_grad[4:])
+        dx = g.new_empty(*g.shape[:-1], factors[1].shape[-1]) if needs_x else None
+        found: list[Tensor | None] = []
         for bucket, B, A, h in zip(buckets, factors[::2], factors[1::2], inner, strict=True):
             u = torch.bmm(g[bucket], B).mul_(scale[bucket])  # (k, N, r)
-            found += [torch.bmm(g[bucket].mT, h), torch.bmm(u.mT, x[bucket])]
+            if is_trained:
+                found += [torch.bmm(g[bucket].mT, h), torch.bmm(u.mT, x[bucket])]
+            else:
+                found += [None, None]
             if dx is not None:
                 torch.bmm(u, A, out=dx[bucket])
         return g if needs_y else None, dx, None, None, *found
@@ -156,19 +162,20 @@ class _Updated(torch.autograd.Function):
 
 class PackedLoRA(nn.Module):
     """base(x) + s B A dropout(x), with the factors of K trials. PEFT's ``lora.Linear``, K at a
-    time."""
+    time. ``start``: frozen B0 and A0, and s B0 A0 x is taken off (``train.starts``)."""
 
     scale: Tensor
 
     def __init__(
         self, base: nn.Module, *, B: Sequence[Tensor], A: Sequence[Tensor], scale: Tensor,
         buckets: list[slice],
-        dropout: float, masks: DropoutMasks,
+        dropout: float, masks: DropoutMasks, start: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         self.base, self.buckets, self.masks = base, buckets, masks
         self.B = nn.ParameterList(B)  # (k, m, r) each
         self.A = nn.ParameterList(A)  # (k, r, n)
+        self.start = nn.ParameterList(f for pair in start for f in pair).requires_grad_(False)
         self.register_buffer("scale", scale[:, None, None])  # (K, 1, 1)
         self.dropout = SharedDropout(dropout, masks)
 
@@ -183,23 +190,31 @@ class PackedLoRA(nn.Module):
             raise NotIsolated(_unlike("an adapter", x, self.masks))
         # contiguous: torch would multiply strided rows one by one, with a
         # copy of the weight for each
-        y = self.base(x[..., :tokens, :].contiguous() if x.ndim > 2 else x)
-        if self.dropout.active:
-            x = self.dropout(x.flatten(0, -3) if x.ndim == 4 else x).view(x.shape)
-        if x.ndim > 2:
-            x = x[..., :tokens, :]
-        lead = x.shape[:-1] if x.ndim < 4 else (K, *x.shape[1:-1])
+        met = x[..., :tokens, :].contiguous() if x.ndim > 2 else x
+        y = self.base(met)
         groups = 1 if x.ndim == 4 and len(x) == 1 else K
-        factors = [f.to(y.dtype) for pair in zip(self.B, self.A, strict=True) for f in pair]
-        flat_y, flat_x = (
-            y.reshape(groups, -1, y.shape[-1]),
-            x.to(y.dtype).reshape(groups, -1, x.shape[-1]),
-        )
+        lead = met.shape[:-1] if x.ndim < 4 else (K, *met.shape[1:-1])
         scale = self.scale.to(
             torch.promote_types(y.dtype, torch.float32)
         )  # in bfloat16 s is off by 1e-3
-        out = _Updated.apply(flat_y, flat_x, scale, self.buckets, *factors)
+        out = y.reshape(groups, -1, y.shape[-1])
+        if len(self.start):
+            taken = [f.to(y.dtype) for f in self.start]
+            flat = met.to(y.dtype).reshape(groups, -1, x.shape[-1])
+            out = _Updated.apply(out, flat, -scale, self.buckets, *taken)
+        if self.dropout.active:
+            dropped = self.dropout(x.flatten(0, -3) if x.ndim == 4 else x).view(x.shape)
+            met = dropped[..., :tokens, :] if x.ndim > 2 else dropped
+        factors = [f.to(y.dtype) for pair in zip(self.B, self.A, strict=True) for f in pair]
+        flat = met.to(y.dtype).reshape(groups, -1, x.shape[-1])
+        out = _Updated.apply(out, flat, scale, self.buckets, *factors)
         return out.view(*lead, -1)
+
+    def starts(self) -> list[tuple[Tensor, Tensor] | None]:
+        """B0 (k, m, r) and A0 (k, r, n) of each bucket; None where nothing was taken out."""
+        if not len(self.start):
+            return [None] * len(self.buckets)
+        return list(zip(self.start[::2], self.start[1::2], strict=True))
 
     def place_of(self, k: int) -> tuple[int, int]:
         """The bucket of trial k, and its place there."""

@@ -3,15 +3,20 @@ included."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from peft import LoraConfig, TaskType
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from rankscope.study.trial import ALL_LINEAR, Trial
+from rankscope.study.trial import ALL_LINEAR, CHANGES_BASE, Trial
+from rankscope.train.starts import Pair, to_save
+
+MAGNITUDE = "lora_magnitude_vector"  # DoRA's; its file leaves out ".weight"
 
 
 def lora_config(
@@ -22,6 +27,7 @@ def lora_config(
     fan_in_fan_out: bool,
     modules_to_save: Sequence[str],
     is_language: bool = False,
+    converted: bool = False,
 ) -> LoraConfig:
     """What PEFT calls this trial.
 
@@ -31,16 +37,23 @@ def lora_config(
             it finds in some heads.
         fan_in_fan_out: whether adapted layers store (in, out), as GPT-2's Conv1D does.
         modules_to_save: ``train.model.modules_to_save``.
+        converted: as it is saved: with rank 2r if its start changed the base (``starts.to_save``).
     """
     assert trial.rank is not None
     assert trial.lora_alpha is not None
-    alpha = trial.lora_alpha * (trial.rank if trial.scaling == "alpha" else 1)  # PEFT divides by r
+    rank = trial.rank * (2 if converted and trial.init_lora_weights in CHANGES_BASE else 1)
+    # PEFT divides by r, or by its root
+    alpha = {
+        "alpha": trial.lora_alpha * rank,
+        "alpha/sqrt(r)": trial.lora_alpha * math.sqrt(rank / trial.rank),
+    }.get(trial.scaling or "", trial.lora_alpha * rank / trial.rank)
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM if is_language else TaskType.SEQ_CLS,
         inference_mode=True,
         base_model_name_or_path=base,
-        r=trial.rank,
+        r=rank,
         lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
+        use_dora=trial.use_dora,
         use_rslora=trial.scaling == "alpha/sqrt(r)",
         lora_dropout=trial.lora_dropout,
         target_modules=list(
@@ -52,7 +65,11 @@ def lora_config(
 
 
 def save_adapter(
-    folder: Path, state: Mapping[str, Tensor], config: LoraConfig, model: PreTrainedConfig
+    folder: Path,
+    state: Mapping[str, Tensor],
+    config: LoraConfig,
+    model: PreTrainedConfig,
+    starts: Mapping[str, Pair] = MappingProxyType({}),
 ) -> None:
     """Writes ``adapter_model.safetensors`` and ``adapter_config.json``; and where the classes have
     names the ``config.json`` of a model with such a head, ``model``.
@@ -60,7 +77,17 @@ def save_adapter(
     Args:
         state: names in the base model -> tensors: ``<layer>.lora_A.weight`` (r, n),
             ``<layer>.lora_B.weight`` (m, r), and every parameter of the modules trained in full.
+        starts: what each layer's start took out of the base, if it did.
     """
+    state = dict(state)
+    for layer, start in starts.items():
+        B, A = (f"{layer}.lora_{factor}.weight" for factor in "BA")
+        state[B], state[A] = to_save(state[B], state[A], start)
+    if any(MAGNITUDE in name for name in state):
+        state = {
+            name.removesuffix(".weight") if MAGNITUDE in name else name: tensor
+            for name, tensor in state.items()
+        }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {

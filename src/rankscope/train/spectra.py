@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rankscope.linalg import Dense, Operator, summary
+from rankscope.linalg import Dense, LowRank, Operator, Scaled, row_norms, summary
 
 COLUMNS = ("stable_rank", "lower", "upper", "spectral_norm", "frobenius_norm", "effective_rank")
 RTOL = 1e-3  # relative width of the bounds: far below what a plot or a threshold can show
@@ -32,6 +32,19 @@ class Updates:
     W: Tensor
     dW: Operator
     tuned: Operator
+
+
+def updated(
+    layers: list[str], members: slice, W: Tensor, dW: LowRank, magnitude: Tensor | None
+) -> Updates:
+    """Of the update dW (S, k, m, n), or of DoRA with ``magnitude`` (S, k, m), whose true one has
+    full rank: W' - W = (g - 1) W + g dW row by row, with g = magnitude / ||W + dW||."""
+    base = Dense(W[:, None])
+    if magnitude is None:
+        return Updates(layers, members, W, dW, base + dW)
+    gain = magnitude.detach().double() / row_norms(base + dW)
+    change = Scaled(base, gain - 1) + Scaled(dW, gain)
+    return Updates(layers, members, W, change, Scaled(base + dW, gain))
 
 
 class HasUpdates(Protocol):
