@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -167,24 +166,3 @@ def test_dora_with_dropout_trains_one_at_a_time(models: dict[str, str], tiny_dat
     assert trials[0].lora_dropout > 0
     with pytest.raises(NotIsolated, match="DoRA multiplies W, too, with what lora_dropout leaves"):
         run_of(trials, models["roberta"], encoded(models["roberta"], tiny_data))
-
-
-def test_in_bfloat16_small_gains_are_kept(models: dict[str, str], tiny_data: Path) -> None:
-    """Magnitudes that grow by 0.1 %, less than bfloat16's digits hold, move the output so much."""
-    trials = trials_of("roberta", models["roberta"], ranks="2", steps=1, fixed="use_dora = true")
-    trials = [t.model_copy(update={"lora_dropout": 0.0}) for t in trials]
-    run = run_of(trials, models["roberta"], encoded(models["roberta"], tiny_data))
-    (site, *_) = run.pack.sites.values()
-    run.pack.masks.batch = 8
-    x = torch.randn(len(trials) * 8, 4, WIDTH, generator=torch.Generator().manual_seed(0))
-
-    def output() -> Tensor:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            return site(x).double()
-
-    before = output()
-    with torch.no_grad():
-        site.magnitude[0].mul_(1.001)
-    bias = site.base.bias.detach().double()
-    slope = ((output() - before) * (before - bias)).sum() / (before - bias).square().sum()
-    assert math.isclose(float(slope), 1e-3, rel_tol=0.1)

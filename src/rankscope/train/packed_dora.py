@@ -38,7 +38,7 @@ class PackedDoRA(PackedLoRA):
         flat = out.reshape(len(gain), -1, out.shape[-1])  # (K, N, m)
         gain = gain[:, None]  # (K, 1, m)
         bias: Tensor | None = getattr(self.base, "bias", None)
-        # in float32 also where products are in bfloat16, which knows no gain between 1 and 1.008
+        # the gain in float32, also where products are in bfloat16; the result is rounded, as PEFT's
         result = flat * gain if bias is None else torch.addcmul(bias * (1 - gain), flat, gain)
         return result.to(out.dtype).view(out.shape)
 
