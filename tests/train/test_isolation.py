@@ -24,6 +24,8 @@ from transformers import (
     OPTConfig,
     OPTForSequenceClassification,
     PreTrainedModel,
+    ReformerConfig,
+    ReformerForSequenceClassification,
     XLNetConfig,
     XLNetForSequenceClassification,
 )
@@ -42,6 +44,7 @@ from rankscope.train.isolation import prove
 from rankscope.train.loading import load_model
 from rankscope.train.loop import train_pack
 from rankscope.train.one_at_a_time import PeftTrial
+from rankscope.train.pack import padding_counts
 from rankscope.train.packed import NotIsolated
 from rankscope.train.run import Run, rows_of
 from training import CPU, TASK, alone, encoded, losses_of, peft_model, trials_of
@@ -392,3 +395,27 @@ def test_plan_says_what_the_proof_will_say_and_cuts_packs_alike(
     else:
         assert said == []
         assert [len(pack) for pack in cut] == [4]
+
+
+def test_answers_drawn_at_random_are_refused(tiny_models: dict[str, str], tiny_data: Path) -> None:
+    """Reformer hashes with new random rotations at every call, unless its configuration has a
+    seed."""
+    sizes = {"hidden_size": 16, "attention_head_size": 8, "feed_forward_size": 24, "num_buckets": 2}
+    chunks = {"local_attn_chunk_length": 1, "lsh_attn_chunk_length": 1}
+    data = encoded(tiny_models["bert"], tiny_data)
+    for seed in (None, 3):
+        config = ReformerConfig(
+            **SIZES, **sizes, **chunks, num_attention_heads=2, max_position_embeddings=40,
+            axial_pos_embds=False, attn_layers=["lsh", "lsh"], hash_seed=seed
+        )  # fmt: skip
+        model = ReformerForSequenceClassification(config).eval()
+
+        def answers(inputs: dict[str, Tensor], model: Any = model) -> Tensor:
+            found: Tensor = model(**{k: inputs[k] for k in ("input_ids", "attention_mask")}).logits
+            return found[None]
+
+        if seed is None:
+            with pytest.raises(ValueError, match="hash_seed"):
+                padding_counts(answers, data)
+        else:
+            padding_counts(answers, data)

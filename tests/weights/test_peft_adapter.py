@@ -7,14 +7,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 
+from families import FAMILIES
 from rankscope.measurement.measure import measure
 from rankscope.weights.lora_config import pattern_value
-from tiny import Case, edited, stable_rank
+from tiny import Case, edited, shake, stable_rank
 
 
 @pytest.mark.parametrize(
@@ -289,3 +291,21 @@ def test_a_real_adapter(real_adapters: Path) -> None:
         assert (row.r, row.scale, row.shape) == (8, 2.0, (768, 768))
         assert row.stable_rank == pytest.approx(stable_rank(B @ A), rel=1e-9)
         assert row.frobenius_norm == pytest.approx(2 * float((B @ A).norm()), rel=1e-9)
+
+
+def test_a_multimodal_base_whose_file_names_its_layers_otherwise(tmp_path: Path) -> None:
+    """transformers turns "language_model.model." of Gemma 3's files into "model.language_model.";
+    its vision tower has a q_proj of the same number."""
+    base = FAMILIES["gemma3"].model()
+    base.save_pretrained(tmp_path / "base")
+    files = load_file(tmp_path / "base" / "model.safetensors")
+    assert "language_model.model.layers.0.self_attn.q_proj.weight" in files
+    weights = {name: p.detach().clone() for name, p in base.named_parameters()}
+    adapted = peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2))
+    shake(adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    table = measure(str(tmp_path / "adapter"), base=str(tmp_path / "base"))
+    rows = {row.layer: row.stable_rank for row in table.rows if row.matrix == "W"}
+    assert len(rows) == 6
+    for layer, value in rows.items():
+        assert value == pytest.approx(stable_rank(weights[f"{layer}.weight"].double()), rel=1e-5)

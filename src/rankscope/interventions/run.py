@@ -26,6 +26,7 @@ from rankscope.store.header import check_same_inputs
 from rankscope.store.store import Store
 from rankscope.study.study_file import Study, Trial
 from rankscope.study.tasks import task_named
+from rankscope.study.trial import ALL_LINEAR
 from rankscope.sweep.inputs import METRIC, StudyInputs
 from rankscope.train.model import sites
 
@@ -109,7 +110,8 @@ def _adapter(
         "name": "intervene",
         "scientific": {"model": base, "task": task_named(task).name, "rank": 1},
         "nuisance": {"learning_rate": 1e-3},
-        "fixed": {"data": data},
+        # the adapter names its own layers; of those that have no default this asks for none
+        "fixed": {"data": data, "target_modules": ALL_LINEAR},
     }
     inputs = StudyInputs(Study(**asked, folder=Path.cwd()))
     bench = _bench(inputs, inputs.trials[0], settings, text, say, measured=False)

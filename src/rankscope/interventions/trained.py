@@ -25,6 +25,7 @@ from rankscope.weights.tensors import Tensors
 
 _PREFIX = "base_model.model."  # of PEFT's names
 _CONFIG = "adapter_config.json"
+STACKED = "it is a stack of experts, and only linear layers are"
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def _adapter(
         elif (weight := parameters.get(f"{one.layer}.weight")) is not None:  # an embedding
             _check(name, one.layer, tuple(operator.shape), tuple(weight.shape))
             rest[f"{one.layer}.weight"] = weight.detach() + operator.to_dense().to(weight.dtype)
+        elif one.layer.rpartition("[")[0] in parameters:
+            raise ValueError(f"{name}: {one.layer} can't be edited: {STACKED}")
         else:
             raise ValueError(
                 f"{name}: expected layers of {type(base).__name__}; found {one.layer}: another "
@@ -133,6 +136,8 @@ def _checkpoint(
     if not any(bool(update.to_dense().any()) for update in updates.values()):
         raise ValueError(f"{name}: expected a fine-tuned model; its weights are the base's")
     rest = {k: tuned[k].detach() for k in sorted(left) if not tuned[k].equal(parameters[k])}
+    if stack := next((key for key in rest if key.count(".experts.") and rest[key].ndim > 2), None):
+        raise ValueError(f"{name}: {stack} can't be edited: {STACKED}")
     return Trained(name, updates, {key: tuned[key].detach() for key in sorted(head)}, rest)
 
 

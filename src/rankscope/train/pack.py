@@ -80,7 +80,14 @@ def reads_padding(pack: Pack, split: Encoded) -> bool:
 def padding_counts(answers: Callable[[dict[str, Tensor]], Tensor], split: Encoded) -> bool:
     """Whether a short row's ``answers``, inputs (B, T) -> (K, B, C), change when it is padded
     beside the longest: ConvBERT's convolutions, Funnel's pooling and FNet's transform reach into
-    padding, whatever the mask says."""
+    padding, whatever the mask says.
+
+    ``ValueError``, one line, where they change from call to call."""
     ends = split.lengths.argsort(stable=True)[[0, -1]]
-    alone, both = (answers(split.batch(rows)[0]) for rows in (ends[:1], ends))
+    alone, again, both = (answers(split.batch(rows)[0]) for rows in (ends[:1], ends[:1], ends))
+    if bool((again - alone).abs().max() > PADDED * alone.abs().max()):
+        raise ValueError(
+            "expected a model that answers the same row alike each time; found answers drawn at "
+            "random: no metric of it can be given back (Reformer: set hash_seed in its config.json)"
+        )
     return not bool((both[:, :1] - alone).abs().max() <= PADDED * both.abs().max())

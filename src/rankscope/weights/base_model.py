@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,9 @@ FUSED = {
 # Where a model ties them, a checkpoint holds only one of the two.
 OUTPUT_EMBEDDINGS = ("lm_head", "embed_out", "lm_head.decoder", "predictions.decoder")
 INPUT_EMBEDDINGS = re.compile(r"(.*\.)?(embed_tokens|wte|shared|word_embeddings|embed_in)\.weight")
+# Parts that transformers adds to or takes out of names between a multimodal file and its model:
+# "language_model.model.layers.0" of Gemma 3's files is "model.language_model.layers.0" there.
+WRAPPING = {"model", "language_model"}
 NESTED = ".base_layer"  # where PEFT wraps a part of a layer that it wraps, too
 
 
@@ -51,11 +54,13 @@ class BaseModel:
     quantization: Mapping[str, Any] = field(default_factory=dict)
     endings: dict[str, str] = field(init=False, repr=False)
     tails: dict[str, str] = field(init=False, repr=False)
+    unwrapped: dict[str, str] = field(init=False, repr=False)
     flat: dict[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "endings", _endings(self.tensors))
         object.__setattr__(self, "tails", _tails(self.tensors))
+        object.__setattr__(self, "unwrapped", _only((_unwrapped(n), n) for n in self.tensors))
         layers = (n.removesuffix(".weight") for n in self.tensors if n.endswith(".weight"))
         object.__setattr__(self, "flat", flat_names(layers))
 
@@ -78,7 +83,13 @@ class BaseModel:
             ):
                 if name in self.tensors:
                     return name
-        return self.endings.get(f"{layer}.weight") or self.endings.get(layer) or self.tied_to(layer)
+        return (
+            self.endings.get(f"{layer}.weight")
+            or self.endings.get(layer)
+            or self.unwrapped.get(_unwrapped(f"{layer}.weight"))
+            or self.unwrapped.get(_unwrapped(layer))
+            or self.tied_to(layer)
+        )
 
     def tied_to(self, layer: str) -> str | None:
         """The input embeddings, for an output layer that a checkpoint leaves out because it is tied
@@ -240,9 +251,18 @@ def open_base_model(source: str | Path, *, revision: str | None = None) -> BaseM
 
 def _endings(tensors: Tensors) -> dict[str, str]:
     """Names less their first one or two parts -> whole name, where only one tensor ends so."""
-    shortened = [(".".join(name.split(".")[cut:]), name) for name in tensors for cut in (1, 2)]
-    count = Counter(ending for ending, _ in shortened)
-    return {ending: name for ending, name in shortened if ending and count[ending] == 1}
+    return _only((".".join(name.split(".")[cut:]), name) for name in tensors for cut in (1, 2))
+
+
+def _only(named: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Those that stand for one name alone."""
+    pairs = list(named)
+    count = Counter(short for short, _ in pairs)
+    return {short: name for short, name in pairs if short and count[short] == 1}
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPING)
 
 
 def _tails(tensors: Tensors) -> dict[str, str]:
