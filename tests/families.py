@@ -30,6 +30,12 @@ DEBERTA: dict[str, Any] = {
     "position_biased_input": False,
     "type_vocab_size": 0,
 }  # fmt: skip
+T5GEMMA: dict[str, Any] = {
+    **DECODER,
+    "head_dim": 8,
+    "sliding_window": 4,
+    "query_pre_attn_scalar": 8,
+}
 
 
 @dataclass(frozen=True)
@@ -159,4 +165,35 @@ FAMILIES = {
         ("q_proj", "v_proj"),
     ),
     "phi": Family(lambda: hf.PhiConfig(**DECODER), ("q_proj", "v_proj", "fc1", "fc2")),
+    "deepseek-v2": Family(  # queries and keys come out of factors of their own
+        lambda: hf.DeepseekV2Config(
+            **{**DECODER, "num_key_value_heads": 2}, moe_intermediate_size=12, n_routed_experts=4,
+            num_experts_per_tok=2, n_group=2, topk_group=1, q_lora_rank=8, kv_lora_rank=8,
+            qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8,
+        ),
+        ("q_a_proj", "kv_b_proj"),
+    ),
+    "qwen3-next": Family(  # linear attention, which holds a state, and experts beside a shared one
+        lambda: hf.Qwen3NextConfig(
+            **DECODER, head_dim=8, layer_types=["linear_attention", "full_attention"],
+            linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8,
+            linear_value_head_dim=8, moe_intermediate_size=12, shared_expert_intermediate_size=12,
+            num_experts=3, num_experts_per_tok=2,
+        ),
+        ("q_proj", "v_proj", "out_proj"),
+    ),
+    "zamba2": Family(  # Mamba 2, and one block of attention under several names
+        lambda: hf.Zamba2Config(
+            **{**DECODER, "num_key_value_heads": 2, "num_hidden_layers": 4},
+            layers_block_type=["linear_attention", "hybrid"] * 2, use_mamba_kernels=False,
+            mamba_d_state=4, n_mamba_heads=2, chunk_size=4, adapter_rank=4,
+        ),
+        ("q_proj", "v_proj"),
+    ),
+    "t5gemma": Family(  # two configurations in one
+        lambda: hf.T5GemmaConfig(
+            encoder=T5GEMMA, decoder=T5GEMMA, **TOKENS, **SIZES,
+        ),
+        ("q_proj", "v_proj"),
+    ),
 }  # fmt: skip
