@@ -147,6 +147,8 @@ def test_products_keep_the_wider_dtype_and_share_memory() -> None:
         (lambda: la.Dense(draw(4, 5)) + la.Dense(draw(5, 4)), "Conv1D"),
         (lambda: la.Scaled(la.Dense(draw(4, 5)), draw(5)), "one scale per row"),
         (lambda: la.stable_rank(draw(4, 5), rtol=0.0), "rtol"),
+        (lambda: la.spectral_norm(draw(4, 5), rtol=1.0), "rtol"),
+        (lambda: la.stable_rank(draw(4, 5), rtol=1.0), "rtol"),
         (lambda: la.stable_rank(draw(4, 5), confidence=1.0), "certify=True"),
         (lambda: la.singular_subspaces(draw(4, 5), 5), "k must lie in 1 .. 4"),
         (lambda: la.principal_angles(draw(4, 5), draw(4, 5), k=2, side="top"), "side"),
