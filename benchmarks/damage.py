@@ -447,7 +447,7 @@ def really(harm: Harm, folder: Path, study: Path, wanted: dict[str, pd.DataFrame
     return f"analyze: {seen.returncode} {last[0]}"
 
 
-def real_table(folder: Path) -> int:
+def real_table(folder: Path, only: str) -> int:
     study, failures = folder / "study.toml", 0
     study.write_text(REAL)
     rankscope("run", str(study), "--store", str(folder / "real"), "--workers", "1")
@@ -467,7 +467,7 @@ def real_table(folder: Path) -> int:
         "copied without times",
     }  # fmt: skip
     for harm in harms():
-        if harm.name in names:
+        if harm.name in names and re.search(only, harm.name):
             failures += reported(
                 f"{harm.name}, real", lambda h=harm: really(h, folder, study, wanted)
             )
@@ -543,7 +543,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.real:
-            failures = real_table(folder)
+            failures = real_table(folder, options.only)
         elif options.bucket:
             failures = in_a_bucket(folder, options.only)
         else:

@@ -362,9 +362,7 @@ def _left_out(place: str) -> int:
     damaged = [fault for fault in [store.comparison_fault()] if fault and "damaged" in fault]
     if not lines and not damaged:
         return 0
-    return say(
-        "; ".join([*lines, *damaged]) + f". Mend it with: rankscope run STUDY --store {place}", 3
-    )
+    return say("; ".join([*lines, *damaged]) + f". Mend it with: {store.remedy}", 3)
 
 
 def say(line: str, status: int) -> int:

@@ -390,3 +390,27 @@ def test_our_own_trials_collected_give_the_same_conclusions(
     copy = Store(tmp_path / "copy")
     assert copy.done_ids() == store.done_ids()
     assert_alike(analyze(copy).to_dict(), analyze(store).to_dict())
+
+
+def test_a_harmed_trial_is_collected_again(
+    store: Store,
+    runs: Path,
+    tiny_models: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No message speaks of training, which nobody here can."""
+    place = str(shutil.copytree(store.path, tmp_path / "s"))
+    victim = trial_of(store, 4)
+    (tmp_path / "s" / "trials" / victim / "metrics.jsonl").write_text("x")
+    assert main(["status", place]) == 3
+    assert f"rankscope collect RUNS --store {place}" in capsys.readouterr().out
+    assert main(["analyze", place]) == 3
+    assert f"check {place} --repair, then rankscope collect" in capsys.readouterr().err
+    assert main(["check", place, "--repair"]) == 3
+    said = capsys.readouterr().out
+    assert f"1 trials are missing: rankscope collect RUNS --store {place}" in said
+    again = ["collect", str(runs), "--store", place, "--base", tiny_models["roberta"]]
+    assert main([*again, "--task", "CoLA", "--metric", "accuracy"]) == 0
+    assert Store(place).done_ids() == store.done_ids()
+    pd.testing.assert_frame_equal(Store(place).metrics(), store.metrics())

@@ -136,6 +136,18 @@ class Store:
         return is_collected(self._header)
 
     @property
+    def refill(self) -> str:
+        """What to type where trials are missing: nobody here can train collected ones."""
+        verb = "collect RUNS" if self.is_collected else "run STUDY"
+        return f"rankscope {verb} --store {self}"
+
+    @property
+    def remedy(self) -> str:
+        """What to type where trials are harmed."""
+        first = f"rankscope check {self} --repair, then " if self.is_collected else ""
+        return first + self.refill
+
+    @property
     def study(self) -> Study:
         """The study as it was last run; of a collected store its name, and lists of what its trials
         have."""
@@ -196,7 +208,7 @@ class Store:
             commit = self.log.done.get(trial_id)
             files = of_kind(commit.files, "weights") if commit is not None and commit.files else {}
             if (fault := mismatch(folder.path, files)) is not None:
-                raise DamagedFile(f"{folder.path}: {fault}. rankscope run trains it again")
+                raise DamagedFile(f"{folder.path}: {fault}. Mend it with: {self.remedy}")
         return folder
 
     @cached_property

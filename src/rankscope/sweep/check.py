@@ -32,7 +32,8 @@ class Checked:
     whole: int = 0  # trials
     faults: list[str] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
-    missing: int = 0  # trials that are to be trained again
+    missing: int = 0  # trials that are to be trained, or collected, again
+    refill: str = ""  # what to type for those
     repaired: bool = False
 
     @property
@@ -48,9 +49,7 @@ class Checked:
         if self.faults and not self.repaired:
             lines.append(f"mend it with: rankscope check {self.store} --repair")
         elif self.missing:
-            lines.append(
-                f"train {self.missing} trials again with: rankscope run STUDY --store {self.store}"
-            )
+            lines.append(f"{self.missing} trials are missing: {self.refill}")
         return "\n".join(map(visible, lines))
 
 
@@ -64,7 +63,7 @@ def check(
     ``FileNotFoundError`` where there is no store; ``ValueError`` where a newer rankscope wrote it.
     """
     store = Store(place)
-    found = Checked(str(store), repaired=repair)
+    found = Checked(str(store), repaired=repair, refill=store.refill)
     _folders(store, found, repair=repair)
     _header(store, found, repair=repair)
     _log(store, found, repair=repair)
@@ -138,12 +137,15 @@ def _mended(store: Store, number: int, known: list[dict[str, Any]], end: int) ->
 def _trials(store: Store, found: Checked, *, repair: bool) -> None:
     seen = inspect(store.storage, store.log, kinds=("records", "weights"), again=True)
     found.faults += [f"trial {id}: {why}" for id, why in seen.left_out.items()]
+    left_out = set(seen.left_out)
     if repair:
         again = bool(seen.harmed)  # an old disk changes bits, and no time
         found.done += recover(store.storage, store.log, thorough=True, again=again)
         seen = inspect(store.storage, store.log, kinds=("records", "weights"))
     found.whole = len(seen.whole)
-    found.missing = len({t.id for t in store.planned()} - set(seen.whole)) if found.faults else 0
+    # a collected store has no plan: what was found harmed is what it lacks
+    wanted = left_out if store.is_collected else {trial.id for trial in store.planned()}
+    found.missing = len(wanted - set(seen.whole)) if found.faults else 0
 
 
 def _tables(store: Store, found: Checked, *, repair: bool) -> None:

@@ -41,6 +41,7 @@ class Status:
     failed_once: int  # will be tried again
     packs: list[Running]
     seconds_left: float | None
+    remedy: str  # what to type for those
     settings: list[str] = field(default_factory=list)  # that are compared, in one line
     edited: int = 0  # finished trials that rankscope intervene has tables of
 
@@ -92,7 +93,7 @@ class Status:
         if len(self.left_out) > _NAMED:
             lines.append(f"harmed: {len(self.left_out) - _NAMED} more")
         if self.left_out:
-            lines.append("rankscope run STUDY --store DIR sets them aside and trains them again")
+            lines.append(f"mend them with: {self.remedy}")
         lines += self.notes
         if self.seconds_left is not None and self.done < self.planned:
             lines.append(f"about {duration(self.seconds_left)} left, at the rate so far")
@@ -135,6 +136,7 @@ def status(store: Store) -> Status:
         diverged=sum(results[trial.id]["status"] == "diverged" for trial in done),
         failed=failed,
         left_out=found.left_out,
+        remedy=store.remedy,
         notes=_notes(store),
         failed_once=sum(t.id in log.failures and t.id not in failed for t in missing),
         packs=packs,
