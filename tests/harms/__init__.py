@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harms import files, folders
+from harms import files, folders, odd
 from harms.files import TRIAL_FILES
 from harms.ways import Harm
 
@@ -14,3 +14,4 @@ __all__ = ["TRIAL_FILES", "Harm", "harms"]
 def harms() -> Iterator[Harm]:
     yield from files.harms()
     yield from folders.harms()
+    yield from odd.harms()

@@ -27,7 +27,8 @@ MENDED = {
     "log/ made_a_file",
     "trials/ made_a_file", "an edited trial's .parquet cut", "a folder of interventions looped",
     "cache/verified.json says 5", "cache/packs/index.json says 5", "beside: a name that is no text",
-    "a claim left by another host",
+    "a claim left by another host", "work/ with '²'", "store.json sealed with earlier = [5]",
+    "store.json sealed with study = {}", "trial's best/ a link to itself",
 }  # fmt: skip
 SOME = (
     [harm for harm in HARMS if harm.name in MENDED]

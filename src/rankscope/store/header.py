@@ -22,7 +22,8 @@ from rankscope.study.sections import Fixed
 from rankscope.study.study_file import Study
 
 NAME, COPY = "store.json", "cache/store.json"
-KINDS = {"study": dict, "text": str, "largest_rank": dict, "fingerprints": dict}
+KINDS = {"study": dict, "text": str, "largest_rank": dict, "fingerprints": dict, "earlier": list}
+PARTS = {"largest_rank": int, "fingerprints": str, "earlier": dict}  # what is in those
 
 
 def read_header(storage: Storage) -> tuple[dict[str, Any], str | None]:
@@ -58,11 +59,18 @@ def _check_place(storage: Storage) -> None:
 
 def _read(storage: Storage, name: str) -> dict[str, Any]:
     header = loads(storage.read(name), f"{storage}/{name}")
-    for key, kind in KINDS.items():
-        if not isinstance(header.get(key), kind):
-            raise DamagedFile(f"{storage}/{name} is damaged: {key} is missing or of another kind")
-    if not isinstance(header.get("id", ""), str):
-        raise DamagedFile(f"{storage}/{name} is damaged: id is of another kind")
+    whole = {"earlier": [], "id": "", **header}  # older ones lack these
+    wrong = [
+        key for key, kind in {**KINDS, "id": str}.items() if not isinstance(whole.get(key), kind)
+    ]
+    for key, kind in PARTS.items():
+        if key not in wrong:
+            held = whole[key] if key == "earlier" else whole[key].values()
+            wrong += [key] * (not all(isinstance(part, kind) for part in held))
+    if "study" not in wrong and not isinstance(whole["study"].get("name"), str):
+        wrong.append("study")
+    if wrong:
+        raise DamagedFile(f"{storage}/{name} is damaged: {wrong[0]} is missing or of another kind")
     return header
 
 

@@ -42,7 +42,7 @@ def recover(storage: Storage, log: Log, *, thorough: bool, again: bool = False) 
     lines = clear_folders(storage)
     log.refresh()
     for name in storage.names("work"):
-        if name.isdigit() and int(name) in log.committed:
+        if _is_number(name) and int(name) in log.committed:
             place(storage, log, int(name))
     kinds = ("records", "weights") if thorough else ()
     found = inspect(storage, log, kinds=kinds, again=again)
@@ -73,9 +73,14 @@ def clean(storage: Storage, log: Log) -> list[str]:
     train."""
     lines = recover(storage, log, thorough=False)
     for name in storage.names("work"):
-        if name.isdigit() and int(name) <= log.length and int(name) not in log.live:
+        if _is_number(name) and int(name) <= log.length and int(name) not in log.live:
             storage.remove(f"work/{name}")
     return lines
+
+
+def _is_number(name: str) -> bool:
+    """Whether a claim's folder can be called so: other digits than 0 to 9 are digits, too."""
+    return name.isascii() and name.isdigit()
 
 
 def _take_up(storage: Storage, log: Log, found: Inspection) -> list[str]:
