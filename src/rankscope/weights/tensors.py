@@ -26,7 +26,9 @@ WRAPPED = re.compile(
 PARALLEL = (
     "module."  # and what DataParallel, DistributedDataParallel and DeepSpeed put before all of them
 )
-EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
+# Stacks (E, m, n): of experts, and of Zamba's Mamba heads. Other parameters of three dimensions are
+# one matrix: convolutions, and XLNet's (d, heads, width).
+STACKED = re.compile(r"(^|\.)experts(\.|$)|\.(x_proj_weight|dt_proj_weight|A_log)$")
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,9 @@ def as_matrix(weight: Tensor) -> Tensor:
 
 
 def matrices(layer: str, weight: Tensor) -> list[tuple[str, Tensor]]:
-    """The matrices of one stored weight: itself, or each expert of a stack (E, m, n) as
+    """The matrices of one stored weight: itself, or each one of a stack (E, m, n) as
     ``layer[e]``."""
-    if weight.ndim == 3 and EXPERTS.search(layer):
+    if weight.ndim == 3 and STACKED.search(layer):
         return [(f"{layer}[{e}]", weight[e]) for e in range(len(weight))]
     return [(layer, as_matrix(weight))]
 
