@@ -1,8 +1,8 @@
 """Claim: a packed sweep trains at least 4 times (two CPU cores) or 15 times (one GPU) the trials
 per hour of PEFT and transformers.Trainer run one by one.
 
-    python benchmarks/packed_vs_peft.py [--epochs 1] [--alone 4] [--workers 2] [--pack 8]
-    [--data FOLDER --tokenizer FOLDER]
+    python benchmarks/packed_vs_peft.py [--method lora] [--epochs 1] [--alone 4] [--workers 2]
+    [--pack 8] [--data FOLDER --tokenizer FOLDER]
 
 Without a GPU: the lab study's shape (2 layers, d = 128, batch 16, about 18 tokens, all dropouts
 on), its acceptability task, ranks 1, 4, 16, d at four rates, in worker processes of one thread each
@@ -15,13 +15,15 @@ from weights on disk to the last validation, without imports. Ours also records 
 writes every trial's folder. PEFT runs ``--alone`` of the trials, spread over the ranks; its
 time for all is in proportion. Where dropout draws from the same stream (CPU) the final
 validation losses are compared, too.
+
+``--method`` is one of lora, rslora, lora+, pissa, olora, dora, sgd and muon, each by PEFT's and
+torch's own on the other side. The claim is for LoRA's kin; muon's is 2.5 times.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import math
 import multiprocessing
 import platform
 import tempfile
@@ -31,32 +33,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from torch.utils.data import DataLoader
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PrinterCallback,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from peft_alone import peft_alone
+from transformers import AutoTokenizer, RobertaConfig, RobertaForSequenceClassification
 from transformers.utils import logging
 
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.cost import operations
 from rankscope.study.packing import packs
 from rankscope.study.study_file import Study
-from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.run import provenance, trainer
 from rankscope.sweep.speed import matrix_rate
 from rankscope.train.adapters import AdapterPack
-from rankscope.train.data import Encoded
-from rankscope.train.model import stream
-from rankscope.train.run import rows_of
 
 LAB = """
 name = "benchmark"
@@ -88,78 +76,18 @@ data = "{data}"
 batch_size = 16
 epochs = {epochs}
 """
+# lines of [fixed], and the scaling rule
+METHODS = {
+    "lora": "",
+    "rslora": "",
+    "lora+": "lora_plus_ratio = 4",
+    "pissa": 'init_lora_weights = "pissa"',
+    "olora": 'init_lora_weights = "olora"',
+    "dora": "use_dora = true",
+    "sgd": 'optimizer = "sgd"',
+    "muon": 'optimizer = "muon"',
+}
 SIZES = {"base": (768, 12, 12), "large": (1024, 24, 16)}
-
-
-class Alone(Trainer):
-    """The Trainer as it is, on our batches: both sides see the same ones."""
-
-    encoded: tuple[Encoded, Encoded]
-    batches: list[list[int]]
-
-    def get_train_dataloader(self) -> Any:
-        train, _ = self.encoded
-        return self._loader(train, batch_sampler=self.batches)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        _, validation = self.encoded
-        return self._loader(validation, batch_size=64)
-
-    def _loader(self, encoded: Encoded, **how: Any) -> Any:
-        def collated(rows: list[int]) -> dict[str, torch.Tensor]:
-            inputs, labels = encoded.batch(torch.tensor(rows))
-            return {**inputs, "labels": labels}
-
-        return self.accelerator.prepare(DataLoader(range(len(encoded)), collate_fn=collated, **how))  # type: ignore[arg-type]
-
-
-class Seeded(TrainerCallback):
-    """Dropout starts from the stream that a pack's starts from."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 0:
-            torch.manual_seed(self.seed)
-
-
-def accuracy(prediction: Any) -> dict[str, float]:
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
-
-
-def peft_alone(trial: Trial, inputs: StudyInputs, start: Path, out: Path) -> tuple[float, float]:
-    """One trial by PEFT and the Trainer. -> (seconds, final validation loss)"""
-    train, validation = inputs.encoded(trial)
-    steps, every = trial.total_steps(len(train)), trial.eval_every
-    if not isinstance(every, int):  # "epoch"
-        every = math.ceil(len(train) / trial.batch_size)
-    arguments = TrainingArguments(
-        output_dir=str(out), max_steps=steps, per_device_train_batch_size=trial.batch_size,
-        learning_rate=trial.learning_rate, weight_decay=trial.weight_decay,
-        max_grad_norm=trial.max_grad_norm,
-        lr_scheduler_type="linear", warmup_steps=math.ceil(trial.warmup_ratio * steps),
-        eval_strategy="steps",
-        eval_steps=every,
-        logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
-        bf16=torch.cuda.is_available(), per_device_eval_batch_size=64,
-    )  # fmt: skip
-    began = time.perf_counter()
-    base = AutoModelForSequenceClassification.from_pretrained(
-        inputs.model_path(trial.model), num_labels=2, dtype=torch.float32
-    )
-    model = PeftModel.from_pretrained(base, start, is_trainable=True)
-    trainer = Alone(
-        model, arguments, compute_metrics=accuracy, train_dataset=range(len(train)),
-        eval_dataset=range(len(validation)),
-        callbacks=[Seeded(stream(trial.seed, "dropout").initial_seed())],
-    )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
-    trainer.encoded = (train, validation)
-    trainer.batches = [rows.tolist() for rows in rows_of(trial, train, steps)]
-    trainer.train()
-    losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
-    return time.perf_counter() - began, losses[-1]
 
 
 def visit(text: str, root: Path, threads: int, tasks: Any, ready: Any) -> None:
@@ -214,7 +142,7 @@ def compare(text: str, name: str, options: argparse.Namespace) -> None:
         trials[i * stride + i % stride] for i in range(min(options.alone, len(trials)))
     ]  # all ranks, all rates
     print(
-        f"{name}: {len(trials)} trials, ranks {sorted({t.rank or 0 for t in trials})}, "
+        f"{name}, {options.method}: {len(trials)} trials, ranks {sorted({t.rank or 0 for t in trials})}, "
         f"{inputs.steps(trials[0])} steps of "
         f"{trials[0].batch_size} rows, {float(train.lengths.double().mean()):.1f} tokens a row, "
         f"{len(validation)} rows of validation"
@@ -275,11 +203,18 @@ def built(size: str, tokenizer: Path, folder: Path) -> str:
     return str(folder)
 
 
+def _with(method: str, text: str) -> str:
+    rule = 'scaling = "alpha/sqrt(r)"\n[nuisance]'
+    text = text.replace("[nuisance]", rule) if method == "rslora" else text
+    return f"{text}{METHODS[method]}\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     gpu = torch.cuda.is_available()
+    parser.add_argument("--method", choices=METHODS, default="lora")
     parser.add_argument("--epochs", type=float, default=0.1 if gpu else 1)
     parser.add_argument("--alone", type=int, default=4, help="trials that PEFT trains")
     parser.add_argument("--workers", type=int, default=1 if gpu else 2)
@@ -296,13 +231,13 @@ def main() -> None:
     print(f"{datetime.date.today()}  {platform.platform()}  torch {torch.__version__}  {device}")
     if not gpu:
         print("no GPU here: RoBERTa-base and -large are not measured")
-        compare(LAB.format(epochs=options.epochs), "lab", options)
+        compare(_with(options.method, LAB.format(epochs=options.epochs)), "lab", options)
         return
     with tempfile.TemporaryDirectory() as folder:
         for size in SIZES:
             model = built(size, options.tokenizer, Path(folder) / size)
             text = BASE.format(model=model, data=options.data.resolve(), epochs=options.epochs)
-            compare(text, f"RoBERTa-{size}", options)
+            compare(_with(options.method, text), f"RoBERTa-{size}", options)
 
 
 if __name__ == "__main__":
