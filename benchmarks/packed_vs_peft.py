@@ -96,17 +96,20 @@ def visit(text: str, root: Path, threads: int, tasks: Any, ready: Any) -> None:
     inputs = StudyInputs(Study.parse(text, folder=Path.cwd()))
     for trial in inputs.trials[:1]:
         inputs.encoded(trial)
-    ready.put(None)
+    ready.put(0.0)
+    began = time.process_time()
     while (pack := tasks.get()) is not None:
         folders = [TrialDir(root / trial.id) for trial in pack]
         for trial, folder in zip(pack, folders, strict=True):
             folder.begin(trial, provenance=provenance())
         trainer(inputs)(pack, folders, lambda steps: None, scratch=root / pack[0].id / "scratch")
-    ready.put(None)
+    ready.put(time.process_time() - began)
 
 
-def ours(text: str, inputs: StudyInputs, root: Path, *, workers: int, size: int) -> float:
-    """All trials, packed. -> seconds"""
+def ours(
+    text: str, inputs: StudyInputs, root: Path, *, workers: int, size: int
+) -> tuple[float, float]:
+    """All trials, packed. -> seconds, and seconds of processors"""
     spawn = multiprocessing.get_context("spawn")
     tasks, ready = spawn.Queue(), spawn.Queue()
     threads = max(1, torch.get_num_threads() // workers)
@@ -125,12 +128,11 @@ def ours(text: str, inputs: StudyInputs, root: Path, *, workers: int, size: int)
         tasks.put(pack)
     for _ in processes:
         tasks.put(None)
-    for _ in processes:
-        ready.get()
+    worked = sum(ready.get() for _ in processes)
     seconds = time.perf_counter() - began
     for process in processes:
         process.join()
-    return seconds
+    return seconds, worked
 
 
 def compare(text: str, name: str, options: argparse.Namespace) -> None:
@@ -149,16 +151,18 @@ def compare(text: str, name: str, options: argparse.Namespace) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        seconds = ours(
+        seconds, worked = ours(
             text, inputs, root, workers=options.workers, size=options.pack or len(trials)
         )
-        theirs, differences = [], []
+        theirs, busy, differences = [], [], []
         for trial in chosen:
             pack = AdapterPack([trial], model=inputs.model_path(trial.model),
                                                                 task=inputs.tasks[trial.task],
                                device=torch.device("cpu"))  # fmt: skip
             pack.save(0, [rows.values for rows in pack.params], root / "start")
+            processor = time.process_time()
             spent, loss = peft_alone(trial, inputs, root / "start", root / "trainer")
+            busy.append(time.process_time() - processor)
             theirs.append(spent)
             differences.append(abs(loss - TrialDir(root / trial.id).metrics()[-1]["eval_loss"]))
     alone, packed = sum(theirs) / len(theirs), seconds / len(trials)
@@ -174,7 +178,8 @@ def compare(text: str, name: str, options: argparse.Namespace) -> None:
         f"  rankscope, packed              {packed:8.2f} s a trial   {3600 / packed:8.0f} "
         "trials an hour   "
         f"({options.workers} processes, packs of {options.pack or len(trials)})\n"
-        f"  ratio {alone / packed:.2f}\n"
+        f"  ratio {alone / packed:.2f}; of processor time, which other processes touch less, "
+        f"{sum(busy) / len(busy) / worked * len(trials):.2f}\n"
         f"  {work / 1e9:.0f} GFLOP/s of products that are needed, {work / rate:.0%} of "
         f"{rate / 1e9:.0f} GFLOP/s measured"
     )

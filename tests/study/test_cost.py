@@ -111,6 +111,29 @@ def test_memory_of_one_more_trial_is_what_is_then_allocated(rank: int) -> None:
     assert counted == pytest.approx(found, rel=0.15)
 
 
+@pytest.mark.parametrize("setting", [{"init_lora_weights": "pissa"}, {"use_dora": True}], ids=str)
+def test_memory_of_other_adapters(setting: dict[str, Any]) -> None:
+    lab = Study.load("lab")
+    fixed = lab.fixed.model_copy(update=setting)
+    inputs = StudyInputs(lab.model_copy(update={"fixed": fixed}))
+    trials = [t for t in inputs.trials if t.task == "entailment" and t.rank == 128]
+    found = (peak(trials, inputs) - peak(trials[:1], inputs)) / (len(trials) - 1)
+    held = trials[0], inputs.shape(trials[0]), inputs.rows(trials[0])
+    plain = held[0].model_copy(update={k: Trial.model_fields[k].default for k in setting})
+    assert memory(*held) == pytest.approx(found, rel=0.15)
+    assert memory(plain, *held[1:]) < 0.95 * memory(*held)
+
+
+def test_operations_of_a_start_that_changes_the_base(inputs: StudyInputs) -> None:
+    trial = inputs.trials[1].model_copy(update={"init_lora_weights": "olora"})
+    train, _ = inputs.encoded(trial)
+    tokens = float(train.lengths.sort().values[-8:].double().mean())
+    rows = Rows(train=8, validation=0, tokens=tokens, longest=int(tokens))
+    extra = [operations(t, inputs.shape(t), rows) for t in (trial, inputs.trials[1])]
+    found = [executed(t, inputs) for t in (trial, inputs.trials[1])]
+    assert extra[0] - extra[1] == pytest.approx(found[0] - found[1], rel=0.15)
+
+
 def test_memory_of_a_full_fine_tune() -> None:
     inputs = StudyInputs(Study.load("lab"))
     trial = next(t for t in inputs.trials if t.task == "entailment" and t.method == "full")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from rankscope.study.trial import Trial
+from rankscope.study.trial import CHANGES_BASE, Trial
 
 LOGITS = 2**24  # of a language model that are held at once (``train.language``)
 
@@ -129,13 +129,17 @@ def memory(trial: Trial, shape: Shape, rows: Rows, widths: Widths = Widths()) ->
     inner = (
         0 if full else sum(p * (trial.rank or 0) for site in shape.adapted if not site.one_token)
     )
+    if trial.use_dora:  # what each gain multiplies
+        inner += sum(p * site.m for site in shape.adapted if not site.one_token)
+    start = 0 if full else _start_weights(trial, shape)
     if shape.vocabulary:  # what the head is given, chosen, and its gradient
         inner += 3 * n * d
     activations: float = trial.batch_size * rows.longest * (held + inner)
     gradients = 4 * trained
     if full:  # gradients of all weights come up while activations go down
         activations = max(activations, gradients) + min(activations, gradients) / shape.layers
-    return 20 * trained + _rounded(shape.matrices if full else trained, widths) + activations
+    rounded = _rounded(shape.matrices if full else trained + start, widths)
+    return 20 * trained + 4 * start + rounded + activations
 
 
 def base_memory(trial: Trial, shape: Shape, rows: Rows, widths: Widths = Widths()) -> float:
@@ -157,11 +161,19 @@ def adapter_weights(trial: Trial, shape: Shape) -> int:
     return sum((trial.rank or 0) * (site.m + site.n) for site in shape.adapted)
 
 
+def _start_weights(trial: Trial, shape: Shape) -> int:
+    """Frozen: what a start took out of the base."""
+    weights = adapter_weights(trial, shape)
+    return weights if trial.init_lora_weights in CHANGES_BASE else 0
+
+
 def _adapter_operations(trial: Trial, shape: Shape, tokens: float) -> float:
-    """Forward, to both factors, and to the input where that is wanted: 2 r (m + n) a token each."""
+    """Forward, to both factors, and to the input where that is wanted: 2 r (m + n) a token each.
+    What a start took out of the base takes no gradient."""
+    frozen = 2 if trial.init_lora_weights in CHANGES_BASE else 0
     return sum(
         (1 if site.one_token else tokens)
-        * (6 if site.differentiated else 4)
+        * (6 + 2 * frozen if site.differentiated else 4 + frozen)
         * (trial.rank or 0)
         * (site.m + site.n)
         for site in shape.adapted

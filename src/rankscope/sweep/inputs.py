@@ -36,6 +36,7 @@ from rankscope.train.model import (
 from rankscope.train.packed import BY_ITS_OWN_FORWARD, ONE_AT_A_TIME
 from rankscope.train.text_tokens import encode_text, learnt_tokens
 
+_SPLITS = ("train", "validation")
 METRIC = "metric"  # the fingerprint of a metric that is the user's own
 _ATTENTION = {"query", "key", "value", "q", "k", "v"}
 
@@ -81,7 +82,10 @@ class StudyInputs(Sizes):
                 advance(1)
             self._splits = {}
             for name, task in self.tasks.items():
-                self._splits[name] = own[name][1:] if name in own else self._built_in(task)
+                train, validation = (
+                    own[name][1:] if name in own else map(self._split, [task] * 2, _SPLITS)
+                )
+                self._splits[name] = train, validation
                 advance(1)
         self.study = self._with_targets(study)
         self._encoded: dict[tuple[str, str, int], tuple[Encoded, Encoded]] = {}
@@ -137,7 +141,8 @@ class StudyInputs(Sizes):
         }
         for task in self.tasks.values():
             if task.function is not None:
-                data[METRIC] = f"{task.metric}, {_better(task)}"
+                better = "greater" if task.greater_is_better else "lower"
+                data[METRIC] = f"{task.metric}, {better} is better"
         return data | {
             f"model/{name}": model_fingerprint(self.model_path(name)) for name in self._skeletons
         }
@@ -157,13 +162,9 @@ class StudyInputs(Sizes):
             skeleton, found = self._skeletons[trial.model], None
             # BERT's family on its attention's inputs is proved by the tests, and again before
             # every pack; in its last block other layers' dropouts would be of one token
-            inner = trial.lora_dropout > 0 and (
-                trial.use_dora
-                or not _ATTENTION.issuperset(
-                    name.rsplit(".", 1)[-1] for name in trial.target_modules
-                )
-            )
-            if inner or not is_patchable(skeleton):
+            attention = {name.rsplit(".", 1)[-1] for name in trial.target_modules} <= _ATTENTION
+            is_tested = trial.lora_dropout == 0 or (attention and not trial.use_dora)
+            if not (is_tested and is_patchable(skeleton)):
                 from rankscope.train.packable import why_not_packed  # brings PEFT
 
                 found = why_not_packed(skeleton, trial, self.tasks[trial.task])
@@ -262,9 +263,6 @@ class StudyInputs(Sizes):
                 )
         return lines
 
-    def _built_in(self, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
-        return self._split(task, "train"), self._split(task, "validation")
-
     def _own(self, name: str) -> tuple[Task, pd.DataFrame, pd.DataFrame]:
         """One of the study's own tasks: its classes are known only from its rows."""
         from rankscope.train.own_data import read_own_task
@@ -291,10 +289,6 @@ class StudyInputs(Sizes):
                 f'task {name!r}: expected data = "lab" or a folder; found data = "hub"'
             )
         return read_split(data, task, split, rows=rows)
-
-
-def _better(task: Task) -> str:
-    return f"{'greater' if task.greater_is_better else 'lower'} is better"
 
 
 def _check_one_kind(tasks: Iterable[Task]) -> None:
