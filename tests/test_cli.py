@@ -262,7 +262,7 @@ def test_stopped_by_ctrl_c_and_started_again(typed: Typed, study: Path, tmp_path
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Type the same command to go on" in err
+    assert "To continue, type the same command" in err
     assert "Traceback" not in err
     log = Store(store).log
     log.refresh()

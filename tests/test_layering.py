@@ -18,6 +18,7 @@ ROOMS = {
     "lab",
     "interventions",
     "collect",
+    "commands",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "linalg": set(),
@@ -67,9 +68,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "console",
         "startup",
     },
-    "options": set(),
     "parser": set(),
-    "cli": {"commands", "options", "parser", "sweep", "console", "startup"},
+    "cli": {"commands", "parser", "sweep", "console", "startup"},
 }
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -26,7 +26,7 @@ from rankscope.cli import COMMANDS, main, parser
         (["run", "lab"], "rankscope run: expected --store; found none. Type: rankscope run --help"),
         (
             ["measure", "x", "--bse", "y"],
-            "rankscope measure: expected an option that there is; found '--bse'; did you mean "
+            "rankscope measure: expected a known option; found '--bse'; did you mean "
             "'--base'? Type: rankscope measure --help",
         ),
         (["measure", "x", "--bse=y"], "found '--bse'; did you mean '--base'?"),

@@ -1,4 +1,4 @@
-"""rankscope: how complex a fine-tuning update really is.
+"""rankscope: how complex is a fine-tuning update?
 
 The public names, imported when they are first used: ``import rankscope`` loads no torch.
 """

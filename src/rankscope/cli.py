@@ -1,8 +1,8 @@
 """The command line: its commands, and how a command ends.
 
-Exit status: 0 done; 2 the user's mistake, said in one line; 3 finished, but some trial failed or
-some bound was not met; 4 judged, and what ``--fail-if`` asks holds; 130 stopped by Ctrl-C, 143 by
-SIGTERM, 129 by SIGHUP.
+Exit status: 0 done; 2 the user's mistake, explained in one line; 3 finished, but some trial failed
+or some bound was not met; 4 the condition of ``judge --fail-if`` holds; 130 stopped by Ctrl-C, 143
+by SIGTERM, 129 by SIGHUP.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 
-from rankscope import __version__, commands, options
+from rankscope import __version__
+from rankscope.commands import adapters, results, studies
+from rankscope.console import message, say
 from rankscope.parser import SHELLS, Completion, Parser
 from rankscope.startup import end_at_once
 from rankscope.sweep.stop import Stopped, stopping_on_signals
@@ -30,28 +32,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return chosen.command(chosen)
     except KeyboardInterrupt as stopped:
         again = (
-            f" Type the same command to go on: rankscope {shlex.join(sys.argv[1:])}"
+            f" To continue, type the same command: rankscope {shlex.join(sys.argv[1:])}"
             if arguments is None
             else ""
         )
         status = stopped.status if isinstance(stopped, Stopped) else 130
-        return commands.say(f"stopped; what had finished is kept.{again}", status)
+        say(f"stopped; what had finished is kept.{again}")
+        return status
     except BrokenPipeError:  # `rankscope ... | head`
         sys.stderr.close()
         return 0
     except (OSError, ValueError) as error:
-        from rankscope.console import message
-
-        return commands.say(message(error), 2)
+        say(message(error))
+        return 2
 
 
 def parser() -> Parser:
     """All commands and their options."""
     top = Parser(
         prog="rankscope",
-        description="How complex a fine-tuning update really is: stable ranks of W, dW and W + dW.",
-        epilog="The first minutes: rankscope demo. The options of a command: rankscope COMMAND "
-        "--help.",
+        description="How complex is a fine-tuning update? Stable ranks of W, dW and W + dW.",
+        epilog="Start with: rankscope demo. The options of a command: rankscope COMMAND --help.",
     )
     top.add_argument(
         "--version", action="version", version=f"rankscope {__version__}", help="print the version"
@@ -61,7 +62,7 @@ def parser() -> Parser:
         action=Completion,
         choices=SHELLS,
         metavar="SHELL",
-        help="print a script by which bash, zsh, tcsh or fish completes commands and options",
+        help="print a completion script for bash, zsh, tcsh or fish",
     )
     added = top.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for heading, group in COMMANDS.items():
@@ -74,7 +75,7 @@ def parser() -> Parser:
     return top
 
 
-# by group: what it does, what --help says of it, its options
+# group -> the command, its line in --help, its options
 COMMANDS: dict[
     str,
     list[
@@ -82,72 +83,84 @@ COMMANDS: dict[
     ],
 ] = {
     "start": [
-        (commands.demo, "run the lab study in ./rankscope-demo and write its report", options.demo),
+        (
+            studies.demo,
+            "run the lab study in ./rankscope-demo and write its report",
+            studies.demo_options,
+        ),
     ],
     "read": [
         (
-            commands.measure,
+            adapters.measure,
             "measure the stable rank of an adapter or a checkpoint, layer by layer",
-            options.measure,
+            adapters.measure_options,
         ),
         (
-            commands.collect,
-            "runs of other trainers become a store that analyze, report and intervene read",
-            options.collect,
+            studies.collect,
+            "turn runs of other trainers into a store for analyze, report and intervene",
+            studies.collect_options,
         ),
     ],
     "train": [
         (
-            commands.plan,
-            "trials, packs, what is done already, FLOPs, memory and time it will take",
-            options.plan,
+            studies.plan,
+            "show a study's trials, packs, finished part, FLOPs, memory and time",
+            studies.plan_options,
         ),
-        (commands.run, "train what is missing; safe to stop and start again", options.run),
-        (commands.status, "done, running, failed and why, time left", options.store),
+        (studies.run, "train what is missing; safe to stop and start again", studies.run_options),
         (
-            commands.check,
+            studies.status,
+            "show what is done, running or failed and why, and the time left",
+            studies.store_options,
+        ),
+        (
+            studies.check,
             "verify every file of a store; with --repair, rebuild what can be rebuilt",
-            options.check,
+            studies.check_options,
         ),
     ],
     "conclude": [
         (
-            commands.analyze,
-            "the conclusions: H1 to H6, each with its numbers and intervals",
-            options.analyze,
+            results.analyze,
+            "print the conclusions, H1 to H6, each with its numbers and intervals",
+            results.analyze_options,
         ),
         (
-            commands.suggest,
-            "the smallest rank that is not worse than the best by more than a margin, and its rate",
-            options.suggest,
+            results.suggest,
+            "suggest the smallest rank within a margin of the best, and its learning rate",
+            results.suggest_options,
         ),
         (
-            commands.report,
-            "one self-contained page; figures as SVG and PDF, tables as CSV and LaTeX",
-            options.report,
+            results.report,
+            "write one self-contained page; figures as SVG and PDF, tables as CSV and LaTeX",
+            results.report_options,
         ),
         (
-            commands.figures,
-            "figures for a paper: a column's width, its font, text of 8 points",
-            options.figures,
+            results.figures,
+            "draw figures for a paper: its column width, its font, text of 8 points",
+            results.figures_options,
         ),
     ],
     "judge and change": [
         (
-            commands.judge,
-            "where finished runs stand: drift, rho and utilisation, beside a study's threshold",
-            options.judge,
-        ),
-        (commands.resize, "a smaller copy of an adapter, with its error proved", options.resize),
-        (
-            commands.extract,
-            "a full fine-tune's change as a LoRA adapter, with its error proved",
-            options.extract,
+            adapters.judge,
+            "compare finished runs with a study's threshold: drift, rho and utilisation",
+            adapters.judge_options,
         ),
         (
-            commands.intervene,
-            "edit trained updates and evaluate them again: is drift cause or marker?",
-            options.intervene,
+            adapters.resize,
+            "write a smaller copy of an adapter, with a proved bound on its error",
+            adapters.resize_options,
+        ),
+        (
+            adapters.extract,
+            "write a full fine-tune's update as a LoRA adapter, with a proved bound on its error",
+            adapters.extract_options,
+        ),
+        (
+            results.intervene,
+            "edit trained updates and evaluate them again: is drift the cause or a marker?",
+            results.intervene_options,
         ),
     ],
 }

@@ -1,27 +1,21 @@
-"""What people see on a terminal: a progress bar with the time left, errors in one line, text that
-cannot command the terminal."""
+"""Terminal output: a progress bar with the time left, messages of one line, escaped text."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EVERY = 30.0  # seconds between two lines
 
 
 class _Lines:
-    """Prints a line every half minute: how far it is, and the time left."""
+    """Prints progress and the time left, a line every half minute."""
 
     def __init__(self, what: str, total: float | None, console: Console) -> None:
         self.what, self.total, self.console = what, total, console
@@ -44,17 +38,28 @@ class _Lines:
 def bar(
     what: str, *, total: float | None, quiet: bool = False, announce: bool = False
 ) -> Iterator[Callable[[float], None]]:
-    """Yields the function that advances the bar. ``total=None``: how much there is, is not known.
+    """Yields the function that advances the bar. ``total=None``: the total is unknown.
 
-    Where standard error is no terminal (a log file, a batch job), a line now and then takes its
-    place; ``announce``: the first of them at once.
+    Where standard error is not a terminal (a log file, a batch job), it prints a line every half
+    minute instead; with ``announce`` the first one at once.
     """
+    from rich.console import Console
+
     console = Console(stderr=True, quiet=quiet)
     if not console.is_terminal:
         if announce:
             console.print(what, highlight=False)
         yield _Lines(what, total, console)
         return
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -70,14 +75,19 @@ def bar(
         yield lambda amount: progress.advance(task, amount)
 
 
+def say(line: str) -> None:
+    """One line on standard error, with control characters escaped."""
+    print(f"rankscope: {visible(' '.join(line.split()))}", file=sys.stderr)
+
+
 def message(error: BaseException) -> str:
-    """What an error says, in one line that names the file it is about."""
+    """An error's text in one line, with the file that it is about."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror is not None and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if (
         isinstance(error, FileNotFoundError) and " " not in text
-    ):  # an object store says its name and no more
+    ):  # object stores give the name alone
         return f"{text or 'a file'}: no such file or object"
     return text
 
@@ -88,7 +98,7 @@ def visible(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """3 h 20 min, 4 min 10 s, 12 s; rounded once, so that no part of it reaches 60."""
+    """3 h 20 min, 4 min 10 s, 12 s. Rounded once, so that no part reaches 60."""
     whole = round(seconds)
     if whole >= 3600:
         minutes = round(seconds / 60)

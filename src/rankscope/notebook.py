@@ -1,11 +1,11 @@
-"""How results look in a notebook: small HTML tables, every text escaped."""
+"""Results in a notebook: small HTML tables, every text escaped."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
 
-MOST = 30  # rows; the object itself has all
+MOST = 30  # most rows shown
 _STYLE = "text-align:{};vertical-align:top;padding:.15em .7em;white-space:{}"
 
 
@@ -17,7 +17,7 @@ def table(
     title: str = "",
     note: str = "",
 ) -> str:
-    """An HTML table. `numbers` says which columns are flushed right and not wrapped."""
+    """An HTML table. `numbers` says which columns are right-aligned and not wrapped."""
     styles = [
         _STYLE.format("right" if number else "left", "nowrap" if number else "normal")
         for number in numbers
@@ -49,10 +49,10 @@ def table(
 
 
 def escape(value: object) -> str:
-    """Text that HTML shows as it is; what is None is a dash."""
+    """Escaped text; a dash for None."""
     return "–" if value is None else html.escape(str(value))
 
 
 def number(value: float | None, form: str = ".4g") -> str:
-    """A number as it is printed; a dash where there is none."""
+    """A number as printed; a dash for None."""
     return "–" if value is None or value != value else format(value, form).replace("-", "−")

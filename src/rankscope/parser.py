@@ -1,4 +1,4 @@
-"""What argparse says: a mistake in one line, commands in groups, completion for a shell."""
+"""argparse with errors in one line, commands in groups, and shell completion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 SHELLS = ("bash", "zsh", "tcsh", "fish")
-# metavars of what a shell completes with file names
+# metavars that a shell completes with file names
 PATHS = {
     "ADAPTER",
     "ADAPTER_OR_CHECKPOINT",
@@ -31,8 +31,8 @@ _CHOICE = re.compile(r"argument (.+?): invalid choice: (.*) \(choose from (.*)\)
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the whole usage. ``groups``, where there are some,
-    are the headings of ``--help`` and the commands below each."""
+    """Reports a mistake in one line, without the usage. ``groups`` (heading -> commands), if any,
+    order the commands in ``--help``."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
@@ -54,10 +54,10 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {said}{end} Type: {self.prog} --help\n")
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
-        """What the command line has too much."""
+        """Refuses arguments that no option takes."""
         found = unknown[0].split("=")[0]
         known = [name for action in self._actions for name in action.option_strings]
-        wanted = "an option that there is" if found.startswith("-") else "nothing more"
+        wanted = "a known option" if found.startswith("-") else "nothing more"
         self.error(f"expected {wanted}; found {found!r:.60}{_near(found, known)}")
 
     def format_help(self) -> str:

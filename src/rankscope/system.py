@@ -1,8 +1,7 @@
-"""What differs between systems: every call that only some of them have, and what is done
-elsewhere. Imports nothing of ours.
+"""Differences between operating systems: every call that only some have, with a fallback.
 
-Tested on Linux, and with these calls taken away (tests/test_system.py); macOS and Windows have the
-fallbacks.
+Tested on Linux, and there with these calls removed (tests/test_system.py); macOS and Windows use
+the fallbacks.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-ASSUMED_MEMORY = 4 * 2**30  # bytes free, where the system does not say
+ASSUMED_MEMORY = 4 * 2**30  # free bytes if the system does not say
 
 
 def cores() -> int:
-    """That this process may run on; all of the machine's where that is not known."""
+    """The cores that this process may use; all of the machine's if that is unknown."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def free_memory() -> int:
-    """Bytes that nobody uses; all of the machine's where that is not known."""
+    """The free bytes of memory; all of the machine's if that is unknown."""
     with contextlib.suppress(OSError, StopIteration, ValueError):  # Linux
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(
@@ -49,7 +48,7 @@ def free_memory() -> int:
 
 
 def may_have_gpu() -> bool:
-    """Whether a GPU that torch calls "cuda" can be here: on Linux its driver has a device file."""
+    """Whether there may be a GPU that torch calls "cuda": on Linux its driver has a device file."""
     if sys.platform == "linux":
         drivers = ("nvidiactl", "nvidia0", "nvhost-gpu", "nvgpu", "kfd", "dxg")
         return any(Path("/dev", name).exists() for name in drivers)
@@ -58,8 +57,8 @@ def may_have_gpu() -> bool:
 
 @functools.cache
 def boot() -> str | None:
-    """What tells this start of this machine from all others; processes with the same one share a
-    kernel. None where it is not known, or where a lock tells nothing."""
+    """An id of this boot of this machine; processes with equal ids share a kernel. None if unknown,
+    or if file locks are not available."""
     if fcntl is None:
         return None
     with contextlib.suppress(OSError):
@@ -68,13 +67,13 @@ def boot() -> str | None:
 
 
 def lock(file: IO[Any]) -> None:
-    """Locks an open file until it is closed or its process dies, where there are such locks."""
+    """Locks an open file until it is closed or its process dies, if the system can."""
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def is_locked(path: Path) -> bool | None:
-    """Whether a process that lives has locked that file; None: not known."""
+    """Whether a living process has locked that file; None if unknown."""
     if fcntl is None:
         return None
     try:
@@ -89,8 +88,8 @@ def is_locked(path: Path) -> bool | None:
 
 @functools.cache
 def private_dir() -> Path:
-    """A folder for short-lived files that all of this user's processes here find, and nobody else
-    can write in: below the temporary folder, unless somebody else was there first."""
+    """A folder for short-lived files that this user's processes share and others cannot write to:
+    below the temporary folder, unless another user has taken the name."""
     user = (
         os.getuid()
         if hasattr(os, "getuid")
@@ -103,11 +102,11 @@ def private_dir() -> Path:
                 return place
     return Path(
         tempfile.mkdtemp(prefix="rankscope-")
-    )  # others can't see who lives here: heartbeats say it
+    )  # other processes cannot find it: heartbeats are used instead
 
 
 def is_ours(place: Path) -> bool:
-    """Whether that folder is this user's, and nobody else may write in it."""
+    """Whether that folder belongs to this user and others cannot write to it."""
     found = place.lstat()
     if not place.is_dir() or place.is_symlink():
         return False
@@ -120,8 +119,7 @@ def cache_dir() -> Path:
 
 
 def own_cache(name: str) -> Path | None:
-    """A folder of that name in the cache, in which nobody else can write; None where there can be
-    none."""
+    """A folder of that name in the cache that others cannot write to; None if there is none."""
     folder = cache_dir() / name
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -131,7 +129,7 @@ def own_cache(name: str) -> Path | None:
 
 
 def sync(path: Path) -> None:
-    """fsync of a file, or of a folder where the system knows that."""
+    """fsync of a file, or of a folder if the system supports it."""
     try:
         descriptor = os.open(
             path, os.O_RDONLY if path.is_dir() or os.name == "posix" else os.O_RDWR
@@ -140,18 +138,18 @@ def sync(path: Path) -> None:
         return
     try:
         with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
-            os.fsync(descriptor)  # some file systems know no fsync of a folder
+            os.fsync(descriptor)  # some file systems cannot fsync a folder
     finally:
         os.close(descriptor)
 
 
 class NotAFile(OSError):
-    """Something else has a file's name: a folder, a pipe, a link to itself or to nowhere."""
+    """The path is not a regular file: a folder, a pipe, a link to itself or to nothing."""
 
 
 def read_file(path: str | Path) -> bytes:
-    """What is in a regular file. ``NotAFile`` where its name is something else's, which may be a
-    pipe that would keep a reader waiting; ``FileNotFoundError`` where nothing has it."""
+    """The content of a regular file. ``NotAFile`` if the path is something else, such as a pipe
+    that would block; ``FileNotFoundError`` if there is nothing."""
     mode = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         with open(os.open(path, mode), "rb") as file:
@@ -175,12 +173,12 @@ def read_file(path: str | Path) -> bytes:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Those that ask a process to end, beside Ctrl-C: a batch system's, and a closed terminal's."""
+    """The signals that end a process besides Ctrl-C: from batch systems and closed terminals."""
     return [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def apart() -> dict[str, Any]:
-    """Arguments of ``subprocess.Popen``: Ctrl-C reaches the driver alone, which passes it on."""
+    """Arguments of ``subprocess.Popen``: Ctrl-C reaches only the driver, which passes it on."""
     if hasattr(os, "setsid"):
         return {"start_new_session": True}
     import subprocess
@@ -190,7 +188,7 @@ def apart() -> dict[str, Any]:
 
 @functools.cache
 def malloc_trim() -> Callable[[int], int]:
-    """glibc's: gives pages that nothing uses back to the system. Elsewhere a function that does
+    """glibc's malloc_trim, which returns unused pages to the system; elsewhere a function that does
     nothing."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):  # musl

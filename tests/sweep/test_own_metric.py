@@ -75,13 +75,13 @@ def test_a_store_keeps_its_metric(
     study = loaded(tiny_models, tiny_data)
     study = study.model_copy(update={"fixed": study.fixed.model_copy(update={"steps": 2})})
     rs.run(study, tmp_path / "own", metric=brier, greater_is_better=False, quiet=True)
-    with pytest.raises(ValueError, match="the metric that this store was begun with, brier, lower"):
+    with pytest.raises(ValueError, match="the metric of this store, brier, lower"):
         rs.run(study, tmp_path / "own", quiet=True)
     with pytest.raises(ValueError, match="found brier, greater is better"):
         rs.run(study, tmp_path / "own", metric=brier, quiet=True)
     rs.run(study, tmp_path / "own", metric=brier, greater_is_better=False, quiet=True)
     rs.run(study, tmp_path / "plain", quiet=True)
-    with pytest.raises(ValueError, match="begun with, each task its own; found brier"):
+    with pytest.raises(ValueError, match="of this store, that of each task; found brier"):
         rs.run(study, tmp_path / "plain", metric=brier, greater_is_better=False, quiet=True)
 
 

@@ -70,9 +70,7 @@ def test_a_run_that_is_asked_to_stop(name: str, workers: int, tmp_path: Path) ->
     _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + getattr(signal, name)
     assert err.count("\n") == 1
-    assert (
-        "stopped; what had finished is kept. Type the same command to go on: rankscope run" in err
-    )
+    assert "what had finished is kept. To continue, type the same command: rankscope run" in err
     assert events(tmp_path / "s") == ["claim"] * workers + ["release"] * workers
     log = Store(tmp_path / "s").log
     log.refresh()

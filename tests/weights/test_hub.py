@@ -190,6 +190,6 @@ def test_what_the_hub_says_of_a_missing_repository(hub: Hub) -> None:
 
 def test_without_a_network_one_request_is_enough(hub: Hub) -> None:
     hub.reachable = False
-    with pytest.raises(ValueError, match="the hub is out of reach"):
+    with pytest.raises(ValueError, match="the hub cannot be reached"):
         measure("someone/nothing")
     assert hub.asked == ["someone/nothing@None"]

@@ -46,7 +46,7 @@ def test_the_scale_is_given_or_assumed_and_said(checkpoint: Path, tmp_path: Path
 def test_a_merged_checkpoint_is_noticed(checkpoint: Path) -> None:
     tensors = torch.load(checkpoint, weights_only=True)
     torch.save(tensors | {f"{LAYER}.weight": torch.ones(24, 24)}, checkpoint)
-    assert "saved after .eval(), it contains s B A already" in measure(checkpoint).rows[0].note
+    assert "saved after .eval(), it already contains s B A" in measure(checkpoint).rows[0].note
 
 
 @pytest.mark.parametrize(

@@ -108,9 +108,9 @@ def test_the_true_difference_equals_peft_merge_minus_base(
         ("LILY", "depends on the input"),
         ("LN_TUNING", "norms or biases"),
         ("TINYLORA", "which no file tells; merge it"),
-        ("NONSENSE", "no method that PEFT knows"),
-        (None, "no method that PEFT knows"),
-        (["LORA"], "no method that PEFT knows"),
+        ("NONSENSE", "not a method of PEFT"),
+        (None, "not a method of PEFT"),
+        (["LORA"], "not a method of PEFT"),
     ],
 )
 def test_what_has_no_difference_is_refused_even_with_its_base(

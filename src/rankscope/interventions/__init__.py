@@ -1,2 +1,2 @@
-"""Trained updates, edited and evaluated again: is a drift of the stable rank the cause of a
-loss, or its marker?"""
+"""Edits trained updates and evaluates them again: is the drift of the stable rank the cause of a
+loss, or a marker?"""

@@ -1,7 +1,7 @@
 """One base model and one task: trained updates are opened, edited, measured and evaluated on it.
 
-What is equal is evaluated once: an edit that changes nothing is the trained update itself, and the
-edits that leave no update are all the base, so that they share all but their heads.
+Equal variants are evaluated once: an edit that changes nothing is the trained update, and edits
+that remove the whole update are the base, with different heads.
 
 Letters: K variants in a pack, N validation rows, F training rows of a refitted head.
 """
@@ -29,8 +29,8 @@ from rankscope.train.data import Encoded
 from rankscope.train.loading import load_model
 from rankscope.train.model import weight_of
 
-PACK = 8  # variants evaluated together at most on a CPU, as trials in training
-BASE = ("scale", 0.0, ALL)  # what leaves no update
+PACK = 8  # most variants evaluated together on a CPU, as in training
+BASE = ("scale", 0.0, ALL)  # the edit that removes the update
 
 
 class Bench:
@@ -67,7 +67,7 @@ class Bench:
         return read_trained(source, self.model, self.task, base_path=self.path, name=name)
 
     def chosen(self, trained: Trained) -> list[str]:
-        """Its layers that the settings let be edited. ``ValueError`` where there are none."""
+        """Its layers that the settings let be edited. ``ValueError`` if there are none."""
         pattern = re.compile(self.settings.layers or "")
         found = [layer for layer in trained.updates if pattern.search(layer)]
         if not found:
@@ -83,7 +83,7 @@ class Bench:
         return Edits(trained.updates, base, chosen=self.chosen(trained), name=trained.name)
 
     def measure(self, layers: tuple[str, ...]) -> Measure:
-        """Of drifts over these layers; what it needs of the base is computed once."""
+        """Measures drift over these layers; the base's part is computed once."""
         if layers not in self._measures:
             base = {layer: weight_of(self.model.get_submodule(layer)) for layer in layers}
             self._measures[layers] = Measure(base)
@@ -98,7 +98,7 @@ class Bench:
         """One table for each trained update, one line for each of its variants. Their variants are
         packed together."""
         found: list[dict[int, dict[str, Any]]] = [{} for _ in work]
-        own: dict[int, dict[str, Any]] = {}  # of trained updates that stayed as they are
+        own: dict[int, dict[str, Any]] = {}  # of unedited updates
         copies: list[_Job] = []
         for jobs in self._packs(work):
             evaluation = self._evaluation(tuple(jobs[0].edited.updates))
@@ -120,13 +120,13 @@ class Bench:
         ]
 
     def _forgotten(self, edited: Edited) -> dict[str, float]:
-        """The language loss of this variant and of the base, where one was asked for."""
+        """The language loss of this variant and of the base, if requested."""
         if self.forgetting is None:
             return {}
         return {"lm_loss": self.forgetting(edited), "base_lm_loss": self.forgetting.base}
 
     def _packs(self, work: Sequence[tuple[Trained, Sequence[Variant]]]) -> Iterator[list[_Job]]:
-        """Up to K variants that one pack can hold: of the same layers, and of adapters, or of one
+        """Up to K variants that fit one pack: of the same layers, and all of adapters or of one
         full fine-tune."""
         held: list[_Job] = []
         for job in self._jobs(work):
@@ -153,7 +153,7 @@ class Bench:
 
     def _evaluation(self, layers: tuple[str, ...]) -> Evaluation:
         if layers not in self._evaluations:
-            self._evaluations.clear()  # one at a time is held in memory
+            self._evaluations.clear()  # one at a time, to save memory
             self._evaluations[layers] = Evaluation(
                 lambda: load_model(self.path, self.task),
                 layers,
@@ -175,11 +175,11 @@ class _Job:
     edited: Edited
     line: Mapping[str, Any]
     is_own: bool = False
-    copies: list[_Job] = field(default_factory=list)  # edits that change as little: equal to it
+    copies: list[_Job] = field(default_factory=list)  # edits that change nothing: equal to it
 
 
 class _Opened:
-    """One trained update and the variants wanted of it. Decompositions live as long as it does."""
+    """A trained update and its variants. Its decompositions are kept with it."""
 
     def __init__(self, bench: Bench, trained: Trained, wanted: Sequence[Variant]) -> None:
         self.trained, self.metric = trained, bench.task.metric
@@ -220,7 +220,7 @@ def first_rows(split: Encoded, count: int) -> Encoded:
 
 
 def some_rows(split: Encoded, count: int) -> Encoded:
-    """Rows drawn without replacement, always the same; all where there are no more."""
+    """Rows drawn without replacement, always the same ones; all if there are no more."""
     drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
     return _rows(split, drawn[:count].sort().values)
 

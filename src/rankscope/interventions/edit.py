@@ -57,36 +57,28 @@ def edit(
     """The update dW (m, n), edited in one way. Float64; a Dense update goes through its full SVD.
 
     Args:
-        update: dW; a LowRank with its scale, or a Dense W_FT - W. Or a folder or hub id of a PEFT
-            adapter, of which every layer is edited; ``.save_pretrained(folder)`` writes the result
-            as an adapter, its head as it was.
-        base: W (m, n), which ``cap`` and ``restore`` need; of an adapter, the folder or hub id of
+        update: dW; a LowRank with its scale, or a Dense W_FT - W. Or the folder or hub id of a PEFT
+            adapter, all of whose layers are edited; ``.save_pretrained(folder)`` writes the result
+            as an adapter, with its head unchanged.
+        base: W (m, n), needed by ``cap`` and ``restore``; for an adapter, the folder or hub id of
             its base.
-        layers: of an adapter, a regular expression: only layers whose name it finds are edited.
+        layers: for an adapter, a regular expression: only layers with matching names are edited.
         scale: t: t dW.
         cap: c: singular values of dW above c sigma_1(W) are set to that level.
-        restore: the singular values of W + dW above a level tau are set to tau, which is chosen so
-            that sr(W + dW) = sr(W). The result has rank r + k, k the number of values capped. dW
-            itself where sr(W + dW) is not below sr(W): capping can only raise it.
+        restore: singular values of W + dW above a level tau are set to tau, chosen so that
+            sr(W + dW) = sr(W). The result has rank r + k, with k values capped. It is dW itself if
+            sr(W + dW) is not below sr(W), since capping can only raise it.
         top: k: the k leading singular directions of dW alone.
         without_top: k: dW without them.
         flat: k: the k leading directions, with equal singular values and dW's Frobenius norm.
-        random: draws singular vectors anew (Haar), with dW's singular values.
+        random: new random singular vectors (Haar), with dW's singular values.
 
     Raises:
         ValueError: not exactly one edit; k out of 1 .. p; no base where
             one is needed; a negative c; a base of another shape.
     """
-    given: dict[str, Any] = {
-        "scale": scale,
-        "cap": cap,
-        "restore": restore or None,
-        "top": top,
-        "without_top": without_top,
-        "flat": flat,
-        "random": random,
-    }
-    asked = {name: value for name, value in given.items() if value is not None}
+    given: tuple[Any, ...] = (scale, cap, restore or None, top, without_top, flat, random)
+    asked = {name: x for name, x in zip(EDITS, given, strict=True) if x is not None}
     if len(asked) != 1:
         named = ", ".join(asked) or "none"
         raise ValueError(f"edit: expected exactly one of {', '.join(EDITS)}; found {named}")
@@ -98,8 +90,8 @@ def edit(
 
     if isinstance(update, str | Path):
         if isinstance(base, Tensor):
-            raise ValueError("edit: of an adapter, base is the folder or hub id of its base model")
+            raise ValueError("edit: for an adapter, base is the folder or hub id of its base model")
         return edit_adapter(update, one, base=base, layers=layers)
     if layers is not None or not (base is None or isinstance(base, Tensor)):
-        raise ValueError("edit: layers, and a base by name, are for whole adapters")
+        raise ValueError("edit: layers, and a base by name, are only for whole adapters")
     return one(Editor(update, base))

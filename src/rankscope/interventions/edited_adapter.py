@@ -1,4 +1,4 @@
-"""A whole PEFT adapter, edited in one way in every layer, and written again as one."""
+"""A PEFT adapter with every layer edited in one way, and its writing as an adapter."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _KEPT = ("task_type", "modules_to_save", "fan_in_fan_out", "bias", "base_model_n
 class EditedAdapter:
     """Attributes:
     updates: dW of each layer after the edit, by its name in the base model, (m, n) as stored there.
-    others: tensors that the adapter saves whole, such as its head, by their names in the base.
-    settings: of its adapter_config.json, those that the edit leaves.
+    others: tensors that the adapter saves in full, such as its head, by their names in the base.
+    settings: those of its adapter_config.json that the edit keeps.
     """
 
     updates: Mapping[str, EditedUpdate]

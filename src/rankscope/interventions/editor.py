@@ -1,8 +1,8 @@
 """Edits of one layer's update dW through its singular value decomposition. docs/math.md, section 8.
 
-An edit keeps the update low rank: it changes the singular values or vectors of the r x r
-core, or takes a few singular directions of W + dW away. So K edits of one update are K
-adapters, and form one pack.
+An edit keeps the update low rank: it changes singular values or vectors of the r x r core, or
+removes a few singular directions of W + dW. So K edits of one update are K adapters and form one
+pack.
 
 Letters: m rows, n columns, r rank of the update, p = min(m, n, r), k leading directions.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rankscope.linalg import LowRank, Operator, singular_subspaces
 
-_STEPS = 100  # of the bisection for a level: more than the 53 bits of float64, whatever the start
+_STEPS = 100  # bisection steps: more than the 53 bits of float64, wherever it starts
 
 
 class EditedUpdate(LowRank):
@@ -33,7 +33,7 @@ class EditedUpdate(LowRank):
 
 
 class Editor:
-    """All edits of one update; its decompositions are made once. Arguments as of ``edit``."""
+    """All edits of one update; its decompositions are computed once. Arguments as in ``edit``."""
 
     def __init__(self, update: Operator, base: Tensor | None = None) -> None:
         if base is not None and base.shape != update.shape:
@@ -45,7 +45,7 @@ class Editor:
 
     @cached_property
     def p(self) -> int:
-        """How many singular directions the update has at most."""
+        """The largest number of singular directions of the update."""
         limit = min(self.update.shape[-2:])
         return min(limit, self.update.A.shape[-2]) if isinstance(self.update, LowRank) else limit
 
@@ -71,13 +71,12 @@ class Editor:
         return _product(U, sigma.clamp(max=c * float(self.base_values[0])), V)
 
     def restore(self) -> EditedUpdate:
-        """Caps the leading singular values of W + dW at the level where the stable rank is W's
-        again."""
+        """Caps the leading singular values of W + dW at the level that restores W's stable rank."""
         return self._restored[0]
 
     @cached_property
     def _restored(self) -> tuple[EditedUpdate, bool]:
-        """What ``restore`` makes, and whether it caps anything."""
+        """The result of ``restore``, and whether anything was capped."""
         W = self._needed("restore").double()
         target = float((self.base_values / self.base_values[0]).square().sum())
         U, sigma, Vh = torch.linalg.svd(W + self.update.to_dense().double(), full_matrices=False)
@@ -141,10 +140,10 @@ class Editor:
 
 
 def _level_of(sigma: Tensor, *, target: float) -> float:
-    """The largest tau with sum min(sigma, tau)^2 / tau^2 >= target; sigma_1 where that holds
-    already.
+    """The largest tau with sum min(sigma, tau)^2 / tau^2 >= target; sigma_1 if that already
+    satisfies it.
 
-    The quotient falls as tau grows, so bisection finds it.
+    The quotient decreases in tau, so bisection finds it.
     """
 
     def capped(tau: float) -> float:
@@ -162,8 +161,7 @@ def _level_of(sigma: Tensor, *, target: float) -> float:
 
 
 def _product(U: Tensor, sigma: Tensor, V: Tensor) -> EditedUpdate:
-    """U diag(sigma) V^T; both factors carry the square root of sigma, as PEFT's own conversions
-    do."""
+    """U diag(sigma) V^T, with the square root of sigma in both factors, like PEFT."""
     root = sigma.sqrt()
     return EditedUpdate(B=U * root, A=(V * root).mT)
 

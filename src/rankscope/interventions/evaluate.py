@@ -25,14 +25,14 @@ from rankscope.train.pack import padding_counts
 from rankscope.train.packed import NotIsolated
 from rankscope.train.rounding import may_be_rounding, rounded_at_random
 
-BATCH = 16  # rows: with K = 8 as many sequences as still fit the caches
+BATCH = 16  # rows; with K = 8 the sequences still fit the caches
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Evaluated:
     """One variant on the validation rows. ``answers`` (N,): classes, or scores of a regression;
-    ``refit_`` with a head refitted on training rows (None where there is none). ``feature_sd`` is
+    ``refit_`` with a head refitted on training rows (None if there is none). ``feature_sd`` is
     the standard deviation over the rows of the pooled features, mean over features."""
 
     value: float
@@ -47,14 +47,14 @@ class Evaluated:
 class Evaluation:
     """Evaluates variants of one base model on one task, K at a time.
 
-    Every pack is compared with the stock model on the shortest and the longest row before it is
-    believed; where they differ, all variants are evaluated one at a time by the stock model, and
-    ``say`` is told. A model whose answers depend on padding is given rows of one length together.
+    Every pack is first compared with the stock model on the shortest and the longest row; if they
+    differ, all variants are evaluated one at a time by the stock model, and ``say`` reports it. If
+    a model's answers depend on padding, only rows of equal length are batched.
 
     Args:
-        load: makes the pretrained model; called again where packs are not isolated.
-        refit: training rows for a head of its own; None: no refitted head.
-        mixed: whether products are taken in bfloat16.
+        load: makes the pretrained model; called again if packs are not isolated.
+        refit: training rows for a refitted head; None: no such head.
+        mixed: whether matrix products use bfloat16.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Evaluation:
         self.mixed, self.say, self.device = mixed, say, device
         self._make = lambda K: VariantPack(load(), layers, K=K, device=device, dtype=dtype)
         self.pack = self._make(K)
-        self._padded: bool | None = None  # whether rows of unlike length may share a batch
+        self._padded: bool | None = None  # whether rows of different lengths may share a batch
         self._ends = validation.batch(validation.lengths.argsort(stable=True)[[0, -1]])[0]
 
     @torch.no_grad()
@@ -157,7 +157,7 @@ class Evaluation:
         return logits, features
 
     def _rounding(self, answers: Tensor) -> Tensor | None:
-        """How far rounding moves the answers, where that may be all they differ by
+        """How far rounding alone can move the answers
         (``train.run.Run.rounding``)."""
         if not may_be_rounding(answers, deviation(answers), bfloat16=self.mixed).any():
             return None
@@ -172,7 +172,7 @@ class Evaluation:
 
 @contextlib.contextmanager
 def _head_inputs(pack: VariantPack) -> Iterator[list[Tensor]]:
-    """What the first layer of the head is given, in a forward pass inside this context."""
+    """Records the input of the head's first layer in forward passes within this context."""
     model = pack.model if pack.K > 1 else pack.stock
     seen: list[Tensor] = []
     if pack.reads_features is None:
@@ -188,8 +188,8 @@ def _head_inputs(pack: VariantPack) -> Iterator[list[Tensor]]:
 
 
 def _pooled(seen: Sequence[Tensor], inputs: Mapping[str, Tensor], K: int) -> Tensor | None:
-    """(K, B, d): the head's input; of a head that reads every token (decoders), that of the last
-    token that is not padding. None for any other head."""
+    """(K, B, d): the head's input; for a head that reads every token (decoders), that of the last
+    non-padding token. None for any other head."""
     B, T = inputs["input_ids"].shape
     if len(seen) != 1 or len(seen[0]) != K * B:
         return None

@@ -1,4 +1,4 @@
-"""Families of edits, as data: which edits are made of each trained update."""
+"""The families of edits that are made of each trained update."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ OWN = ("scale", 1.0)  # the variant that changes nothing; every trial has it
 
 @dataclass(frozen=True)
 class Variant:
-    """One edit of one trained update. ``level`` is the family's number; of "random" it is 0, and
-    ``draw`` tells its draws apart. ``scope``: "all", or the one layer that is edited while the
+    """One edit of one trained update. ``level`` is the family's number; for "random" it is 0, and
+    ``draw`` numbers the draws. ``scope``: "all", or the one layer that is edited while the
     others stay as trained."""
 
     family: str
@@ -35,8 +35,8 @@ class Variant:
 def variants(
     families: Collection[str] = tuple(FAMILIES), *, layers: Collection[str] = ()
 ) -> list[Variant]:
-    """What is made of every update, its own (scale 1) first; with ``layers`` each edit again on
-    each of them alone.
+    """The variants of every update, the unedited one (scale 1) first; with ``layers`` each edit
+    also on each of them alone.
 
     ``ValueError`` for an unknown family.
     """

@@ -1,7 +1,7 @@
-"""What an edit leaves of the pretrained model's language: its loss on a text, in nats a token.
+"""Forgetting: the language-modelling loss of the base with an edited update, in nats per token.
 
-Where the base has a head for masked tokens, the mean cross-entropy of those that a fixed draw masks
-(each with probability 0.15, all shown as the mask token); where it has one for the next token, the
+If the base has a head for masked tokens, the mean cross-entropy of tokens masked by a fixed draw
+(each with probability 0.15, all replaced by the mask token); if it has one for the next token, the
 mean cross-entropy of all tokens but the first of each block. The head is the base's own.
 
 Letters: S blocks of at most T tokens, V words.
@@ -29,11 +29,11 @@ from rankscope.interventions.pack import Edited, is_zero
 from rankscope.train.loading import check_folder, load_tokenizer, one_line, quiet
 from rankscope.train.model import weight_of
 
-LARGEST = 2**22  # bytes of a text that are read: its beginning is enough
+LARGEST = 2**22  # bytes of the text that are read
 BLOCKS, TOKENS = 128, 128  # S and T at most
 MASKED = 0.15  # share of tokens, as BERT was trained
 BATCH = 16  # blocks
-_UNLABELLED = -100  # torch's mark of tokens that no loss is taken of
+_UNLABELLED = -100  # torch's label for tokens without a loss
 
 
 def text_of(path: str | Path) -> str:
@@ -74,7 +74,7 @@ class Forgetting:
 
     @torch.no_grad()
     def __call__(self, edited: Edited) -> float:
-        """Of the base with this variant's updates, and with the rest of a full fine-tune."""
+        """The loss of the base with this variant's updates and a full fine-tune's other weights."""
         weights = {}
         for name, update in edited.updates.items():
             key = f"{name}.weight"
@@ -129,7 +129,7 @@ def _with_head(model: str) -> tuple[bool, PreTrainedModel]:
 
 
 def _longest(lm: PreTrainedModel) -> int:
-    """T that its positions allow; RoBERTa's are numbered from 2."""
+    """The largest T that its position embeddings allow; RoBERTa's start at 2."""
     limit = getattr(lm.config, "max_position_embeddings", None) or TOKENS
     return int(max(4, min(TOKENS, limit - 2)))
 
@@ -137,7 +137,7 @@ def _longest(lm: PreTrainedModel) -> int:
 def _blocks(
     text: str, tokenizer: Any, *, masked: bool, longest: int
 ) -> list[tuple[dict[str, Tensor], Tensor]]:
-    """Batches of blocks: inputs (B, T), labels (B, T), -100 where no loss is taken."""
+    """Batches of blocks: inputs (B, T) and labels (B, T), -100 for tokens without a loss."""
     if masked and tokenizer.mask_token_id is None:
         raise ValueError("--forgetting: expected a tokenizer with a mask token; found none")
     found = tokenizer(

@@ -1,4 +1,4 @@
-"""A head refitted on training rows: does what a model computes still tell the classes apart?
+"""Refits a head on training rows: do the model's features still separate the classes?
 
 Letters: F training rows, N validation rows, d width of the pooled features.
 """
@@ -17,9 +17,9 @@ from sklearn.preprocessing import StandardScaler
 from rankscope.study.tasks import Task
 from rankscope.train.metrics import score
 
-C = 0.05  # of the logistic regression, on features of variance 1: few rows, many features
-ALPHAS = np.logspace(-1, 5, 13)  # ridge penalties, of which leave-one-out chooses
-STEPS = 5000  # of the solver at most
+C = 0.05  # penalty of the logistic regression on standardised features: few rows, many features
+ALPHAS = np.logspace(-1, 5, 13)  # ridge penalties, chosen by leave-one-out
+STEPS = 5000  # most iterations of the solver
 
 Array = NDArray[np.float64]
 
@@ -30,7 +30,7 @@ def refitted(
     """Logistic regression (ridge for a regression) of ``labels`` (F,) on ``fitted_on`` (F, d), each
     feature scaled to variance 1. -> answers on ``features`` (N, d), and the task's metric there.
 
-    NaN answers and metric where a feature is not finite.
+    NaN answers and metric if a feature is not finite.
     """
     if not (np.isfinite(fitted_on).all() and np.isfinite(features).all()):
         return np.full(len(features), np.nan), float("nan")

@@ -1,9 +1,9 @@
 """K variants of trained updates over one frozen base, evaluated together.
 
-Each edited layer holds K merged weights W + dW, or one where all variants have the same; each head
-K copies; all else is the base's, or, for variants of one full fine-tune, that fine-tune's. What
-lies below the first layer whose weights differ is computed once for all of them. Letters: K
-variants, B batch, T tokens, m out, n in, C classes, d width.
+Each edited layer holds K merged weights W + dW, or one if all variants agree; each head K copies.
+All other weights are the base's, or, for variants of one full fine-tune, that fine-tune's.
+Activations below the first layer with different weights are computed once for all variants.
+Letters: K variants, B batch, T tokens, m out, n in, C classes, d width.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from rankscope.train.loading import sharing_weights
 from rankscope.train.model import trained_in_full, weight_of
 from rankscope.train.packed import DropoutMasks, NotIsolated, packed_copies
 
-# of the largest logit: the merged weights are the same, only sums are taken in another order
+# share of the largest logit: the merged weights are equal, only the order of sums differs
 _ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
 @dataclass(frozen=True)
 class Edited:
-    """One variant, ready to be evaluated: dW of every changed layer, and whose it is."""
+    """A variant ready for evaluation: dW of every changed layer, and its trained update."""
 
     trained: Trained
     updates: Mapping[str, LowRank | Dense]
 
 
 class PackedWeights(nn.Module):
-    """K linear layers that share a bias, and the weight where it is the same for all.
+    """K linear layers with a shared bias, and a shared weight if all are equal.
 
-    x (K*B, T, n), (K*B*T, n), or (K or 1, B, T, n), 1 where the variants still share it; the result
+    x (K*B, T, n), (K*B*T, n), or (K or 1, B, T, n), 1 while the variants still share it; the result
     is shared as long as the weight is.
     """
 
@@ -54,7 +54,7 @@ class PackedWeights(nn.Module):
     weight: Tensor
 
     def hold(self, weights: Sequence[Tensor]) -> None:
-        """Takes one weight (m, n) for each variant; the same object for all is held once."""
+        """Sets one weight (m, n) per variant; if all are the same object, it is stored once."""
         same = all(W is weights[0] for W in weights)
         self.weight = weights[0][None] if same else torch.stack(list(weights))
 
@@ -107,7 +107,7 @@ class VariantPack:
         self.sites: dict[str, PackedWeights] = {}
         if K > 1:
             self._pack()
-        self._rest: dict[str, Tensor] = {}  # what the base holds where a fine-tune's stands now
+        self._rest: dict[str, Tensor] = {}  # the base's values that a fine-tune's have replaced
         self.variants: list[Edited] = []
         self._only: dict[str, Tensor] = {}  # with K = 1, the variant's weights by their names
 
@@ -125,7 +125,7 @@ class VariantPack:
 
     @torch.no_grad()
     def hold(self, variants: Sequence[Edited]) -> None:
-        """Takes up to K variants; all of one full fine-tune, or all with the base's own rest."""
+        """Loads up to K variants: all of one full fine-tune, or all of adapters."""
         rest = variants[0].trained.rest
         assert 1 <= len(variants) <= self.K
         assert all(v.trained.rest is rest or not (v.trained.rest or rest) for v in variants)
@@ -141,7 +141,7 @@ class VariantPack:
                 setattr(head, key, nn.Parameter(stacked, requires_grad=False))
 
     def _merged_each(self, layer: str) -> list[Tensor]:
-        """W + dW for each variant; one object where they have one update."""
+        """W + dW for each variant; one object if they share the update."""
         found: dict[int, Tensor] = {}
         for one in self.variants:
             if (key := id(one.updates.get(layer))) not in found:
@@ -149,7 +149,7 @@ class VariantPack:
         return [found[id(one.updates.get(layer))] for one in self.variants]
 
     def merged(self, variant: Edited, layer: str) -> Tensor:
-        """W + dW (m, n), summed in float64; the base's own W where dW is zero."""
+        """W + dW (m, n), summed in float64; the base's W if dW is zero."""
         W, update = self.base[layer], variant.updates.get(layer)
         if update is None or is_zero(update):
             return W
@@ -174,7 +174,7 @@ class VariantPack:
         return found.to(self.dtype)
 
     def _weights(self, variant: Edited) -> dict[str, Tensor]:
-        """What the stock model holds of this variant: merged weights and head, by their names."""
+        """This variant's merged weights and head, by their names in the stock model."""
         merged = {name: self.merged(variant, name) for name in self.base}
         weights = {f"{n}.weight": W.mT if n in self._conv else W for n, W in merged.items()}
         return weights | {
@@ -184,8 +184,8 @@ class VariantPack:
 
     @torch.no_grad()
     def prove(self, inputs: Mapping[str, Tensor]) -> None:
-        """``NotIsolated`` where some variant's logits are not those of the stock model with its
-        weights merged, or not its own alone. With K = 1 there is nothing to prove."""
+        """``NotIsolated`` if some variant's logits differ from the stock model's with merged
+        weights, or depend on other variants. With K = 1 there is nothing to check."""
         if self.K == 1:
             return
         together = self.logits(inputs)
@@ -200,7 +200,7 @@ class VariantPack:
                 )
 
     def _exchange(self, rest: Mapping[str, Tensor]) -> None:
-        """The base's own values where they stood before, then a fine-tune's."""
+        """Restores the base's values, then sets a fine-tune's."""
         parameters = dict(self.stock.named_parameters())
         for name, value in self._rest.items():
             parameters[name].copy_(value)
@@ -210,5 +210,5 @@ class VariantPack:
 
 
 def is_zero(update: LowRank | Dense) -> bool:
-    """Whether a low-rank update has a B of zeros."""
+    """Whether a low-rank update has B = 0."""
     return isinstance(update, LowRank) and not bool(update.B.any())

@@ -1,12 +1,12 @@
-"""The main job: trained updates of a store, or one adapter -> tables of their edits.
+"""Edits the trained updates of a store, or one adapter, and tabulates the results.
 
-See ``store.interventions`` for what is kept in a store.
+``store.interventions`` keeps the tables of a store.
 """
 
 from __future__ import annotations
 
 import contextlib
-import sys
+import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 import rankscope
-from rankscope.console import bar
+from rankscope.console import bar, say
 from rankscope.interventions.bench import PACK, Bench
 from rankscope.interventions.families import FAMILIES, Variant, variants
 from rankscope.interventions.forgetting import Forgetting, digest_of, text_of
@@ -52,32 +52,29 @@ def intervene(
     forgetting: str | Path | None = None,
     quiet: bool = False,
 ) -> pd.DataFrame:
-    """Edits trained updates and evaluates them again: one line for each edit.
+    """Edits trained updates and evaluates them again: one row per edit.
 
     Args:
-        source: a store; or, with ``base`` and ``task``, an adapter or a full fine-tune that
-            anybody trained (folder or hub id).
-        data: where that task's rows are: "hub", or a folder of <TASK>/{train,validation}.tsv.
-        study: the store's study, from whose folder relative models and data are found; None: from
-            here.
+        source: a store; or, with ``base`` and ``task``, any adapter or full fine-tune.
+        data: the data of that task: "hub", or a folder of <TASK>/{train,validation}.tsv.
+        study: the store's study, for relative paths; None: they are relative to this folder.
         trials: ids; None: all that have finished.
         families: names in ``FAMILIES``; None: all of them.
-        each_layer: every edit also on each layer alone.
-        rows: validation rows, the first ones.
+        each_layer: also make every edit on each layer alone.
+        rows: number of validation rows, from the first.
         refit: training rows for a refitted head; 0: no such head.
-        layers: a regular expression: only layers whose name it finds are edited.
-        weights: which of a store's trials are edited, "last" or "best".
-        precision: of products, "float32" or "bfloat16"; None: the study's own, or float32.
-        forgetting: a text file, on which the language loss of the base and of each edit is taken
-            with the base's own head for masked or next tokens; it needs to have one.
+        layers: a regular expression: only layers with matching names are edited.
+        weights: which weights of a store's trials are edited, "last" or "best".
+        precision: of matrix products, "float32" or "bfloat16"; None: the study's, or float32.
+        forgetting: a text file for the language loss of the base and of each edit; the base needs
+            a head for masked or next tokens.
 
-    A store keeps the table (``interventions/``): what is there already is not made again, and
-    several processes may share the work; ``attrs["skipped"]`` has the trials that can't be edited,
-    and why. Columns: docs/formats.md. ``ValueError`` or ``OSError``,
-    one line, for what can't be edited or evaluated.
+    A store keeps the table (``interventions/``): finished rows are not made again, and several
+    processes may share the work; ``attrs["skipped"]`` maps trials that cannot be edited to the
+    reason. Columns: docs/formats.md. ``ValueError`` or ``OSError``, one line, for bad input.
     """
     wanted = tuple(FAMILIES) if families is None else tuple(families)
-    variants(wanted)  # said before the work, not after
+    variants(wanted)  # fail before the work, not after it
     text = None if forgetting is None else text_of(forgetting)
     settings = Settings(
         rows, refit, layers, weights, precision or "float32", text and digest_of(text)
@@ -85,8 +82,8 @@ def intervene(
     if (base is None) != (task is None):
         raise ValueError("an adapter needs both --base MODEL and --task TASK; a store neither")
     if base is not None and task is not None:
-        with _reporter(quiet) as say:
-            return _adapter(str(source), base, task, data, wanted, each_layer, settings, text, say)
+        reporter = _reporter(quiet)
+        return _adapter(str(source), base, task, data, wanted, each_layer, settings, text, reporter)
     if not (Path(source) / "store.json").is_file() and "://" not in str(source):
         raise ValueError(
             f"{source}: expected a store (a folder with store.json), or an adapter with "
@@ -96,10 +93,7 @@ def intervene(
     if precision is None:
         own = plan.trials[0].precision_on(plan.inputs.device.type)
         plan = replace(plan, settings=replace(settings, precision=own))
-    skipped = _edit_store(plan, quiet)
-    table = collected(plan)
-    table.attrs["skipped"] = skipped
-    return table
+    return _edit_store(plan, quiet)
 
 
 def _adapter(
@@ -125,7 +119,7 @@ def _adapter(
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be made of a store's trials."""
+    """What to make of a store's trials."""
 
     store: Store
     inputs: StudyInputs
@@ -133,7 +127,7 @@ class Plan:
     families: Sequence[str]
     each_layer: bool
     settings: Settings
-    text: str | None = None  # that the language loss is taken on
+    text: str | None = None  # for the language loss
 
     @property
     def key(self) -> str:
@@ -167,32 +161,30 @@ def plan_of(
     return Plan(store, inputs, chosen, families, each_layer, settings)
 
 
-def _edit_store(plan: Plan, quiet: bool) -> dict[str, str]:
-    """Makes what is missing, group by group. What another process holds is left to it. -> trials
-    that can't be edited, and why"""
-    left = list(_groups(plan))
+def _edit_store(plan: Plan, quiet: bool) -> pd.DataFrame:
+    """Makes the missing tables, group by group, and leaves to other processes what they hold."""
     skipped: dict[str, str] = {}
     per_trial = len(variants(plan.families))
-    with (
-        bar("intervening", total=per_trial * len(plan.trials), quiet=quiet) as advance,
-        _reporter(quiet) as say,
-    ):
+    reporter = _reporter(quiet)
+    with bar("intervening", total=per_trial * len(plan.trials), quiet=quiet) as advance:
         bench: Bench | None = None
         of: tuple[str, str] | None = None
-        for group in left:
+        for group in _groups(plan):
             missing = [t for t in group if not _is_whole(plan, t)]
             advance(per_trial * (len(group) - len(missing)))
             if not missing:
                 continue
             if bench is None or of != (group[0].model, group[0].task):
                 of = (group[0].model, group[0].task)
-                bench = _bench(plan.inputs, group[0], plan.settings, plan.text, say)
+                bench = _bench(plan.inputs, group[0], plan.settings, plan.text, reporter)
             _edit_group(plan, bench, missing, advance, skipped)
-    return skipped
+    table = collected(plan)
+    table.attrs["skipped"] = skipped
+    return table
 
 
 def _groups(plan: Plan) -> Iterator[list[Trial]]:
-    """Trials whose variants share packs: adapters of one model and task; a full fine-tune alone."""
+    """Trials whose variants share packs: adapters of one model and task, or one full fine-tune."""
     order = {id(t): i for i, t in enumerate(plan.trials)}
     kinds: dict[tuple[str, str, str], list[Trial]] = {}
     for trial in sorted(plan.trials, key=lambda t: (t.model, t.task, order[id(t)])):
@@ -217,7 +209,7 @@ def _edit_group(
             try:
                 folder = plan.store.folder(trial.id, weights=True).path / plan.settings.weights
                 trained = bench.open(folder, trial.id)
-            except ValueError as error:  # this one can't be edited; the others can
+            except ValueError as error:  # the others can still be edited
                 skipped[trial.id] = str(error)
                 bench.say(f"left out: {error}")
                 continue
@@ -236,8 +228,8 @@ def _edit_group(
 
 
 def _is_whole(plan: Plan, trial: Trial) -> bool:
-    """Whether all is there. Which edits a trial has depends on its rank, so each is asked for and
-    those that were impossible are remembered by their absence from a whole family."""
+    """Whether nothing is missing. The possible edits depend on a trial's rank, so whole families
+    are compared."""
     kept = interventions.read(plan.store, plan.key, trial.id)
     if kept is None or (plan.each_layer and kept[0]["scope"].eq("all").all()):
         return False
@@ -285,7 +277,7 @@ def _bench(
 
 
 def collected(plan: Plan) -> pd.DataFrame:
-    """What a store holds under these settings, with each trial's configuration."""
+    """A store's tables under these settings, with each trial's configuration."""
     tables = []
     for trial in plan.trials:
         kept = interventions.read(plan.store, plan.key, trial.id)
@@ -298,14 +290,6 @@ def collected(plan: Plan) -> pd.DataFrame:
 LABELS = ("model", "task", "method", "rank", "scaling", "learning_rate", "seed")
 
 
-@contextlib.contextmanager
-def _reporter(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Says each line once, on standard error."""
-    said: set[str] = set()
-
-    def say(line: str) -> None:
-        if line not in said and not quiet:
-            print(f"rankscope: {line}", file=sys.stderr)
-        said.add(line)
-
-    yield say
+def _reporter(quiet: bool) -> Callable[[str], None]:
+    """Prints each line once, on standard error."""
+    return functools.cache((lambda line: None) if quiet else say)

@@ -25,8 +25,8 @@ def save_edited(
     """Updates by layer, each with a rank of its own and scale 1, rounded to float32.
 
     Args:
-        others: tensors that are saved whole, by their names in the base model.
-        settings: further ones of ``LoraConfig``.
+        others: tensors that are saved in full, by their names in the base model.
+        settings: further arguments of ``LoraConfig``.
     """
     ranks = {layer: update.A.shape[-2] for layer, update in updates.items()}
     most = max(ranks.values())

@@ -1,4 +1,4 @@
-"""What the numbers of edited trials depend on beside the edits."""
+"""Settings of an intervention: what its numbers depend on besides the edits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """What the numbers depend on beside the edits.
+    """What the numbers depend on besides the edits.
 
     Attributes:
         rows: validation rows, the first ones.
         refit: training rows for a refitted head, drawn once; 0: no refitted head.
-        layers: a regular expression: only layers whose name it finds are edited.
-        weights: which of a trial's are edited, "last" or "best".
-        precision: of products, "float32" or "bfloat16".
-        forgetting: SHA-256 of the text that the language loss is taken on; None: no such loss.
+        layers: a regular expression: only layers with matching names are edited.
+        weights: which of a trial's weights are edited, "last" or "best".
+        precision: of matrix products, "float32" or "bfloat16".
+        forgetting: SHA-256 of the text for the language loss; None: no such loss.
     """
 
     rows: int = 512
@@ -43,8 +43,8 @@ class Settings:
 
     @property
     def key(self) -> str:
-        """Of the folder that results are kept in: equal settings, equal numbers."""
+        """The name of the results' folder: equal settings give equal numbers."""
         settings = asdict(self)
-        if self.forgetting is None:  # as before there was such a setting
+        if self.forgetting is None:  # the key of stores that are older than this setting
             del settings["forgetting"]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

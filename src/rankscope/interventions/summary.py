@@ -1,4 +1,4 @@
-"""What edits did, in few lines: means over trials, for a terminal and as JSON."""
+"""Summarises edits by means over trials, for a terminal and as JSON."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SHOWN = 2000  # lines on a terminal
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over draws and trials of one configuration: ``value``, and ``change`` from each trial's
-    own (scale 1), ``forgotten`` the rise of the language loss over the base's; medians of ``ratio``
-    = sr(W + dW) / sr(W) and ``rho``. One line per configuration, scope, family and level, in the
-    order of the families."""
+    """Means over draws and trials of one configuration: ``value``; ``change`` from each trial's
+    unedited value (scale 1); ``forgotten``, the rise of the language loss over the base's; medians
+    of ``ratio`` = sr(W + dW) / sr(W) and ``rho``. One line per configuration, scope, family and
+    level, in the order of the families."""
     where = [name for name in _WHERE if name in table]
     trial = table["trial"] if "trial" in table else pd.Series(0, index=table.index)
     own = table["family"].eq(OWN[0]) & table["level"].eq(OWN[1]) & table["scope"].eq("all")
@@ -78,7 +78,7 @@ def show(table: pd.DataFrame) -> None:
 
 
 def as_json(table: pd.DataFrame) -> str:
-    """All lines, without the answers; what is unknown is null."""
+    """All lines without the answers; unknown values are null."""
     kept = table.drop(columns=[name for name in _HIDDEN if name in table])
     rows: list[dict[str, Any]] = json.loads(kept.to_json(orient="records", double_precision=15))
     return json.dumps({"rows": rows}, indent=1)

@@ -1,4 +1,4 @@
-"""What training changed of a base model: the updates of its linear layers, its head, and the rest.
+"""What training changed in a base model: updates of linear layers, the head, and other weights.
 
 Letters: m out, n in. Updates are (m, n), as ``weight_of`` has a layer's weight.
 """
@@ -36,8 +36,8 @@ class Trained:
         updates: dW of each changed linear layer of the base model, by the layer's name: LowRank
             where it has factors, else Dense (a full fine-tune; DoRA's W' - W).
         head: parameters of the modules that are trained in full, by their names.
-        rest: other parameters of the base model that training changed, as they are now: embeddings,
-            norms, biases of a full fine-tune. They stay as trained, whatever the edit.
+        rest: trained values of the other parameters of the base model: embeddings, norms, biases of
+            a full fine-tune. No edit changes them.
     """
 
     name: str
@@ -51,8 +51,8 @@ def read_trained(
 ) -> Trained:
     """The adapter or full checkpoint in a folder or repository, trained from ``base``.
 
-    ``ValueError``, one line, where it belongs to another model, or lacks the head that was trained
-    with it.
+    ``ValueError``, one line, if it belongs to another model or lacks the head that was trained with
+    it.
     """
     name = name or str(source)
     where = place(source)
@@ -113,7 +113,7 @@ def _adapter(
 def _checkpoint(
     source: str, tensors: Tensors, base: PreTrainedModel, task: Task, name: str
 ) -> Trained:
-    """A full fine-tune. All linear layers of the base model are its updates."""
+    """A full fine-tune: all linear layers of the base model have updates."""
     head = _head_names(base)
     if lacking := sorted(head - set(tensors)):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The edits of one trained update, and what each measures.
+"""The variants of one trained update, and their measurements.
 
 Letters: m rows, n columns, L layers.
 """
@@ -20,12 +20,12 @@ RTOL = 1e-3  # relative width of the bounds on a stable rank, as in training
 
 
 class Edits:
-    """The variants of one trained update. Decompositions of a layer are made once.
+    """The variants of one trained update. Each layer is decomposed once.
 
     Args:
         updates: dW (m, n) by layer.  base: W (m, n) of the same layers.
         chosen: the layers that are edited; the others stay as trained.
-        name: of the trained update, from which random draws start.
+        name: of the trained update; it seeds the random draws.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class Edits:
         self._editors = {layer: Editor(updates[layer], base[layer]) for layer in updates}
 
     def possible(self, variant: Variant) -> bool:
-        """Whether each edited layer has as many directions as this edit takes. An edit that would
-        take all of them away, or keep all of them, is no edit."""
+        """Whether each edited layer has enough directions for this edit. Removing or keeping all of
+        them does not count as an edit."""
         most = {"top": -1, "without_top": -1, "flat": 0}.get(variant.family)
         edited = self._edited(variant)
         if most is None or not edited:
@@ -49,15 +49,14 @@ class Edits:
         return all(variant.level <= self._editors[layer].p + most for layer in edited)
 
     def is_own(self, variant: Variant) -> bool:
-        """Whether this edit changes nothing: every update stays as trained."""
+        """Whether this edit leaves every update as trained."""
         return all(
             self._editors[layer].leaves(variant.family, variant.level)
             for layer in self._edited(variant)
         )
 
     def make(self, variant: Variant) -> dict[str, LowRank | Dense]:
-        """dW of every layer under this edit: the trained update itself where it is left as it
-        is."""
+        """dW of every layer under this edit; the trained update itself if unchanged."""
         edited = self._edited(variant)
         return {
             layer: self._edit(layer, variant) if layer in edited else update
@@ -84,8 +83,7 @@ class Edits:
         return getattr(editor, variant.family)(level)
 
     def _generator(self, layer: str, draw: int) -> torch.Generator:
-        """Draws differ between trials, layers and draws, and are the same whenever they are
-        repeated."""
+        """A generator per trial, layer and draw, which gives the same numbers each time."""
         seed = hashlib.sha256(f"{self.name}\n{layer}\n{draw}".encode()).digest()[:8]
         return torch.Generator().manual_seed(int.from_bytes(seed, "big") >> 1)
 
@@ -93,8 +91,8 @@ class Edits:
 @dataclass(frozen=True)
 class Measured:
     """Medians over the measured layers: ``log_drift`` of log(sr(W + dW) / sr(W)), ``rho`` of
-    sigma_1(dW) / sigma_1(W), ``size`` of ||dW||_F / ||W||_F. NaN where a bound on a stable rank was
-    not met: ``unmet`` counts these layers."""
+    sigma_1(dW) / sigma_1(W), ``size`` of ||dW||_F / ||W||_F. NaN if a bound on a stable rank was
+    not met; ``unmet`` counts these layers."""
 
     log_drift: float
     rho: float

@@ -1,5 +1,5 @@
-"""Several studies on one page, side by side: what was studied, each verdict with its sentence and
-picture, and a table of the numbers behind them."""
+"""Several studies side by side on one page: what was studied, each verdict with its sentence and
+picture, and a table of their numbers."""
 
 from __future__ import annotations
 

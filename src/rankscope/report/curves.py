@@ -117,20 +117,19 @@ def _growth_rows(frames: Frames, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _reach(rows: pd.DataFrame) -> float:
-    """Where the axis ends: a little above the largest stable rank to be seen."""
+    """The end of the axis: a little above the largest stable rank shown."""
     own = rows[rows["part"].isin(["lora", "full"])]
     return 1.15 * float(np.nanmax([2.0, own["p90"].max(), own["p50"].max()]))
 
 
 def dodged(rows: pd.DataFrame, by: list[str]) -> pd.Series:
-    """Ranks moved a little to the side, one place per series, so that bars do not hide each
-    other."""
+    """Ranks shifted sideways per series, so that bars do not overlap."""
     series = rows.groupby(by, dropna=False).ngroup()
     return rows["rank"].astype(float) * 1.05 ** (series - series.max() / 2)
 
 
 def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
-    """Best performance against rank, full fine-tuning as a line."""
+    """Best performance against rank, with full fine-tuning as a line."""
     trials = frames.chosen
     trials = trials[trials["best"].notna()]
     if trials.empty:
@@ -192,8 +191,7 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
 
 
 def alignment_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
-    """How near the LoRA update is to the full one, against rank; pairs of one seed, which every
-    study has."""
+    """Similarity of LoRA and full updates against rank, for pairs of one seed."""
     rows = conclusions.alignment.by_rank
     rows = rows[rows["same_seed"].astype(bool)]
     rows = rows[rows["measure"].isin(SHOWN) & rows["mean"].notna()]
@@ -246,6 +244,6 @@ def alignment_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
 
 
 def metric_names(frames: Frames) -> pd.Series:
-    """The metric's name per task; and that it is better when it is lower, where it is."""
+    """The metric's name per task, with "lower is better" if so."""
     tasks = frames.trials.drop_duplicates("task").set_index("task")
     return tasks["metric"] + tasks["greater_is_better"].map({True: "", False: ", lower is better"})

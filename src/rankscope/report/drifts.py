@@ -1,4 +1,4 @@
-"""Figures of the drift of W + dW: against performance, with the threshold, and over the steps of
+"""Figures of the drift of W + dW: performance against drift with the threshold, and drift over
 training."""
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from rankscope.report.theme import (
 )
 
 MARK = "#d1495b"
-MOST_POINTS = 3000  # checkpoints drawn
-MOST_LINES = 150  # trials drawn over time
+MOST_POINTS = 3000  # checkpoints that are drawn
+MOST_LINES = 150  # trials that are drawn over time
 RATIO = "sr(W + ΔW) / sr(W)"
 
 
 def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
-    """Performance against drift: paths of trials, brackets, and where a threshold is shown its line
-    and interval."""
+    """Performance against drift: paths of trials, brackets, and the threshold with its interval if
+    there is one."""
     points = frames.checkpoints
     points = points[points["method"].eq("lora")]
     if points.empty:
@@ -135,7 +135,7 @@ def _threshold_layers(rows: pd.DataFrame, points: pd.DataFrame) -> list[alt.Char
 
 
 def ratio_scale(ratios: pd.Series) -> alt.Scale:
-    """A logarithmic scale that shows 1, which is no drift, on every panel."""
+    """A logarithmic scale that shows 1 (no drift) on every panel."""
     above = ratios.max() > 1 / ratios.min()
     return alt.Scale(
         type="log", nice=False, padding=8, **({"domainMin": 1} if above else {"domainMax": 1})
@@ -172,7 +172,7 @@ def _bracket_rows(found: Threshold, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _threshold_rows(found: Threshold) -> pd.DataFrame:
-    """The fitted line, and the threshold with its interval; nothing where H2 is not supported."""
+    """The fitted line and the threshold with its interval; nothing if H2 is not supported."""
     if found.answer != "supported":
         return pd.DataFrame()
     names = {"model": found.model, "task": found.task}
@@ -188,7 +188,7 @@ def _threshold_rows(found: Threshold) -> pd.DataFrame:
 
 
 def steps_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
-    """Drift over steps, one line per learning rate and rank, seeds averaged."""
+    """Drift over steps, one line per learning rate and rank, averaged over seeds."""
     moved = frames.drifts[frames.drifts["step"].gt(0)].merge(frames.trials[LABELS], on="trial")
     if moved.empty:
         return None
@@ -224,7 +224,7 @@ def steps_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     )
     layers = [
         lines.mark_line(strokeWidth=1.4, opacity=0.8).encode(strokeDash=dash),
-        lines.mark_circle(size=40, opacity=0),  # unseen, larger targets for the tooltip
+        lines.mark_circle(size=40, opacity=0),  # invisible, larger targets for tooltips
     ]
     filters = ("model", "task", "method", "rank")
     return Figure(

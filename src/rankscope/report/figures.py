@@ -1,4 +1,4 @@
-"""All figures of a report, in the order in which they are read."""
+"""All figures of a report, in reading order."""
 
 from __future__ import annotations
 

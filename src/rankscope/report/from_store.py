@@ -1,4 +1,4 @@
-"""From a store to what it says: the conclusions, and the report that shows them."""
+"""From a store to its conclusions, and to the report that shows them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rankscope.analysis.settings import by_setting
 from rankscope.store import interventions
 from rankscope.store.store import Store
 
-EDITED = "interventions"  # kept only where trials were edited
+EDITED = "interventions"  # only if trials were edited
 SAID = "report.json"  # the study and its provenance, beside the tables
 KEPT = ("trials", "metrics", "spectra", "drifts", "comparison")
 
@@ -28,7 +28,7 @@ def frames(store: Store) -> Frames:
     if trials.empty:
         raise ValueError(f"{store}: expected finished trials; found none. rankscope status {store}")
     kept, moved = [], []
-    for part in store.spectra_parts():  # all at once take more memory than all else together
+    for part in store.spectra_parts():  # all at once would take too much memory
         kept.append(condensed(trials, part))
         moved.append(drift(part))
     spectra, drifts = (_in_order(parts) for parts in (kept, moved))
@@ -38,7 +38,7 @@ def frames(store: Store) -> Frames:
 
 
 def _in_order(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    """All rows, trial by trial, whatever packs they were trained in."""
+    """All rows by trial, regardless of packs."""
     if not parts:
         return pd.DataFrame()
     return pd.concat(parts, ignore_index=True).sort_values(
@@ -47,8 +47,7 @@ def _in_order(parts: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def kept(folder: Path) -> Frames:
-    """The tables that a report keeps of its study (``data/``), from which the same conclusions
-    follow."""
+    """The tables that a report keeps (``data/``), which give the same conclusions."""
     names = [*KEPT, *([EDITED] if (folder / f"{EDITED}.parquet").is_file() else [])]
     return Frames(**{name: pd.read_parquet(folder / f"{name}.parquet") for name in names})
 
@@ -85,8 +84,7 @@ def analyze(
 
 
 def text(conclusions: Conclusions) -> str:
-    """The verdicts as ``rankscope analyze`` prints them: hypothesis, answer, the sentences that say
-    why, caveats."""
+    """The verdicts as ``rankscope analyze`` prints them: hypothesis, answer, reasons, caveats."""
     lines: list[str] = []
     for verdict in conclusions.verdicts:
         lines += [f"{verdict.hypothesis}  {verdict.question}  {verdict.verdict.upper()}"]
@@ -106,10 +104,10 @@ def write_report(
     """One self-contained page (default: report.html in the store), figures, tables and
     data beside it. -> files written
 
-    ``store`` may also be the folder ``data`` that a report was written with; the page then stands
-    beside that folder (default). ``progress`` adds up to 2: the analysis, then the writing.
+    ``store`` may also be the folder ``data`` of a report; by default the page is then written
+    beside that folder. ``progress`` adds up to 2: the analysis, then the writing.
     """
-    from rankscope.report.page import write  # heavy, and the conclusions alone need none of it
+    from rankscope.report.page import write  # slow to import, and conclusions alone do not need it
 
     place = None if isinstance(store, Store) else Path(store)
     if place is not None and _is_kept(place):
@@ -128,14 +126,14 @@ def write_report(
         provenance=said["provenance"],
     )
     data = page.parent / "data"
-    if place is not None and data.resolve() == place.resolve():  # never read and written at once
+    if place is not None and data.resolve() == place.resolve():  # do not write what is being read
         return written
     return [*written, *_keep(found, data), _write_said(said, data)]
 
 
 def opened(store: str | Path | Store) -> tuple[Frames, dict[str, Any]]:
-    """The tables of a store, or of the folder ``data`` beside a report; and what a page says of it
-    beside them, ``study_text`` and ``provenance``."""
+    """The tables of a store, or of the folder ``data`` beside a report, with ``study_text`` and
+    ``provenance`` for the page."""
     if not isinstance(store, Store):
         if _is_kept(Path(store)):
             return kept(Path(store)), _said(Path(store))
@@ -160,7 +158,7 @@ def write_figures(
     or beside its folder ``data``). ``kinds``: some of pdf, svg, png; ``names``: only these figures.
     ``progress`` adds up to 2: the analysis, then the drawing.
     """
-    from rankscope.report import paper  # heavy, as above
+    from rankscope.report import paper  # slow to import, as above
     from rankscope.report.figures import figures
 
     found, _ = opened(store)
@@ -174,7 +172,7 @@ def write_figures(
 
 
 def _said_by(store: Store) -> dict[str, Any]:
-    """What a page says of a store beside its tables."""
+    """The study and the provenance of a store, for the page."""
     provenance = {
         "study": store.study.name,
         "store": store.hash(),
@@ -191,8 +189,8 @@ def _write_said(said: Mapping[str, Any], folder: Path) -> Path:
 
 
 def _said(folder: Path) -> dict[str, Any]:
-    """The same of the tables in ``data``: as the report kept it; before it did, the study file
-    beside that folder."""
+    """The same for the folder ``data``: as the report kept it, or, for older reports, the study
+    file beside that folder."""
     with contextlib.suppress(FileNotFoundError):
         try:
             found = json.loads((folder / SAID).read_bytes())

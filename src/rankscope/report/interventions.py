@@ -83,7 +83,7 @@ def paths_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
 
 
 def _rate_scale(rates: pd.Series) -> alt.Scale:
-    """Few rates were edited: the colours of names, which are further apart than those of a ramp."""
+    """Categorical colours: few rates are edited, and a ramp's colours would be too close."""
     names = [rate_name(rate) for rate in sorted(rates.unique())]
     return alt.Scale(
         domain=names, range=[SERIES[place % len(SERIES)] for place in range(len(names))]
@@ -91,8 +91,7 @@ def _rate_scale(rates: pd.Series) -> alt.Scale:
 
 
 def interventions_table(conclusions: Conclusions) -> Table:
-    """One row per task, group of trials, head, family and level; no row where nothing was
-    edited."""
+    """One row per task, group of trials, head, family and level; none if nothing was edited."""
     rows = []
     for verdict in conclusions.verdicts:
         if verdict.hypothesis != "H6":

@@ -1,5 +1,5 @@
-"""LaTeX of a table: booktabs through pandas' Styler, as wide as a column, as a page, or longer than
-one.
+"""Tables in LaTeX: booktabs through pandas' Styler, in a column, across the page, or over several
+pages.
 
 A two-column page gives a table `COLUMN_WIDTH` points and a ``table*`` `TEXT_WIDTH`; widths are
 estimated from the number of letters, at half an em each, which is a little more than Computer
@@ -61,8 +61,8 @@ def to_latex(
     or a ``longtable`` where it is longer than a page; caption and label with it, every text
     escaped.
 
-    `numbers` says which columns are flushed right. What is wider than a page even with little room
-    between columns is scaled (``\resizebox``), and the first line says so.
+    `numbers` says which columns are right-aligned. A table wider than a page, even with little
+    space between columns, is scaled (``\resizebox``), and the first line says so.
     """
     letters = [
         max([_longest_word(heading), *(len(row[at]) for row in rows)])
@@ -114,7 +114,7 @@ def _longest_word(heading: str) -> int:
 
 
 def _stacked(heading: str) -> str:
-    """A heading of several words, one below the other: headings are longer than their numbers."""
+    """Stacks the words of a heading, since headings are longer than their numbers."""
     words = [latex(word) for word in heading.split()]
     if len(words) < 2:
         return "".join(words)

@@ -112,7 +112,7 @@ def _rate_cells(frames: Frames, conclusions: Conclusions) -> pd.DataFrame:
     task = rows.groupby(["model", "task"])["higher"]
     best, lowest = task.transform("max"), task.transform("min")
     floor = rows["sign"] * rows["constant"]
-    floor = floor.where(floor.lt(best), lowest)  # unknown, or never reached
+    floor = floor.where(floor.lt(best), lowest)  # unknown or never reached
     rows["share"] = ((rows["higher"] - floor) / (best - floor)).where(best.gt(floor), 1.0)
     rows["top"] = rows["higher"].eq(best) & rows["picked"]
     rows = rows.assign(column=_rank_names(rows), rate=rows["learning_rate"].map(rate_name))
@@ -122,7 +122,7 @@ def _rate_cells(frames: Frames, conclusions: Conclusions) -> pd.DataFrame:
 
 
 def _cell_words(value: float) -> str:
-    """.83, −.02, 1.00: two digits, without the nought before the point."""
+    """.83, −.02, 1.00: two decimals, without a leading zero."""
     if pd.isna(value):
         return ""
     text = f"{value:.2f}"
@@ -130,7 +130,7 @@ def _cell_words(value: float) -> str:
 
 
 def _digits_size(columns: int) -> float:
-    """Of the numbers in cells of a panel with so many columns; 0 where they have no room."""
+    """The font size of numbers in a panel with so many columns; 0 if there is no room."""
     return 10 if columns <= 6 else 8.5 if columns <= 9 else 7 if columns <= 12 else 0
 
 
@@ -182,7 +182,7 @@ def layers_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
 
 
 def short_names(layers: pd.Series) -> pd.Series:
-    """Layer names without the parts that all of them share."""
+    """Layer names without their common parts."""
     parts = layers.astype(str).str.split(".", expand=True)
     varying = parts.loc[:, parts.nunique(dropna=False) > 1]
     if varying.shape[1] == 0:
@@ -192,13 +192,13 @@ def short_names(layers: pd.Series) -> pd.Series:
 
 
 def _legend_values(values: pd.Series) -> list[float]:
-    """Both ends of a logarithmic scale and its middle."""
+    """The ends and the middle of a logarithmic scale."""
     low, high = float(values.min()), float(values.max())
     return [low] if low == high else [low, (low * high) ** 0.5, high]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Numbers inside names in the order of numbers."""
+    """A sort key that orders numbers inside names numerically."""
     return [(int(word), "") if word.isdecimal() else (-1, word) for word in name.split(" ")]
 
 
@@ -216,8 +216,7 @@ def _rank_names(rows: pd.DataFrame) -> pd.Series:
 
 
 def _by_rule(rows: pd.DataFrame) -> pd.DataFrame:
-    """One panel per scaling rule where there are several; full fine-tuning has none and stands in
-    each."""
+    """One panel per scaling rule if there are several; full fine-tuning is in each."""
     rows = rows.assign(
         method=[series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)]
     )

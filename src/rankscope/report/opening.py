@@ -1,4 +1,4 @@
-"""The first screen: what was studied, and one sentence and one small picture a hypothesis."""
+"""The first screen: what was studied, and one sentence and one small picture per hypothesis."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def opening(
 
 
 def study_name(study_text: str, provenance: Mapping[str, Any]) -> str:
-    """As the store says it, else as the study file does."""
+    """The value in the store, else in the study file."""
     if isinstance(provenance.get("study"), str):
         return provenance["study"]
     try:
@@ -58,8 +58,7 @@ def study_name(study_text: str, provenance: Mapping[str, Any]) -> str:
 
 
 def today() -> str:
-    """27 November 2026; SOURCE_DATE_EPOCH (seconds) takes the clock's place, for pages that are
-    equal byte by byte."""
+    """27 November 2026; SOURCE_DATE_EPOCH (seconds) replaces the clock, for reproducible pages."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     now = datetime.datetime.now(datetime.UTC)
     if epoch.isdecimal():
@@ -68,7 +67,7 @@ def today() -> str:
 
 
 def facts(frames: Frames) -> list[str]:
-    """What was studied, in parts; the trials are all that finished, those of an arm named."""
+    """What was studied, in parts: all finished trials, those of arms counted separately."""
     trials = frames.trials
     if trials.empty:
         return ["No trial has finished yet."]

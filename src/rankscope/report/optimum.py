@@ -29,8 +29,8 @@ EDGES = {"largest tried": "▲", "smallest tried": "▼"}
 
 
 def optimum_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
-    """Top of the parabola with its interval; where the best tried rate is the largest or the
-    smallest, that one as a triangle."""
+    """The vertex of the parabola with its interval; a triangle if the best tried rate is the
+    largest or the smallest."""
     rows = _rows(conclusions)
     if rows.empty:
         return None
@@ -87,8 +87,8 @@ def optimum_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
 
 
 def _rows(conclusions: Conclusions) -> pd.DataFrame:
-    """One row per configuration whose best rate is known, or is the largest or smallest tried;
-    none where no LoRA is among them."""
+    """One row per configuration whose best rate is known, or is the largest or smallest tried; none
+    without LoRA configurations."""
     rows = conclusions.rates.configurations
     if not len(rows):
         return pd.DataFrame()

@@ -40,10 +40,10 @@ def write(
     """Write the page to `output`, and beside it ``figures/*.svg``, ``*.pdf``,
     ``tables/*.csv`` and ``*.tex``.
 
-    `study_text` is the study file as it was run, `provenance` whatever repeats it
-    (hardware, versions, store hash; may be nested). Everything in the frames may be
-    hostile: it is escaped. Returns the files written, the page first. `progress` is told of
-    each share of the work, 1 in all.
+    `study_text` is the study file as it was run, `provenance` what is needed to repeat it
+    (hardware, versions, store hash; may be nested). Everything in the frames may be hostile: it is
+    escaped. Returns the files written, the page first. `progress` gets shares of the work that add
+    up to 1.
     """
     output = Path(output)
     apart = by_setting(frames)
@@ -89,7 +89,7 @@ def render(
 
 
 def environment() -> Environment:
-    """The templates, which escape what they are given."""
+    """The templates, with escaping on."""
     found = Environment(
         loader=PackageLoader("rankscope.report"),
         autoescape=True,
@@ -112,7 +112,7 @@ def library() -> Markup:
 
 
 def embedded(value: Any) -> Markup:
-    """JSON that is safe inside a ``<script>`` element, whatever strings it holds."""
+    """JSON that is safe inside a ``<script>`` element, whatever its strings are."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
@@ -120,8 +120,7 @@ def embedded(value: Any) -> Markup:
 
 
 def filters(frames: Frames) -> list[dict[str, Any]]:
-    """What readers may filter by, with a label and (value, text) options; only where there is a
-    choice."""
+    """The page's filters, each with a label and (value, text) options, if there are several."""
     trials = frames.trials
     methods = sorted(
         {series_name(m, s) for m, s in zip(trials["method"], trials["scaling"], strict=True)}
@@ -179,7 +178,7 @@ def _table_files(listed: list[Table], folder: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """The old page or the new one, never half, whatever the disk has left."""
+    """Writes atomically: the old page or the new one, never a part, even on a full disk."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         draft.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Figures for a paper: as wide as its column, in its font, with text of eight points."""
+"""Figures for a paper: in its column width and font, with text of eight points."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ FORMATS = ("pdf", "svg", "png")
 INCHES = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27, "bp": 1 / 72}  # TeX's units
 PIXELS = 96  # of an inch, in CSS, SVG and Vega
 TEXT = 8 / 72 * PIXELS  # 8 points
-NARROWEST = 76  # pixels of a panel, before there are fewer beside each other
-LETTER = 0.5 * TEXT  # a letter is about so wide
+NARROWEST = 76  # smallest panel in pixels before a row gets fewer panels
+LETTER = 0.5 * TEXT  # approximate width of a letter
 MOST_COLUMNS = 4
 PNG_DPI = 300
 
@@ -45,8 +45,7 @@ def formats(text: str) -> tuple[str, ...]:
 
 
 def chosen(drawn: Sequence[Figure], names: Sequence[str] | None) -> list[Figure]:
-    """The figures with these names; all without. ``ValueError``, one line, for a name that there is
-    not."""
+    """The figures with these names, or all. ``ValueError``, one line, for an unknown name."""
     if not names:
         return list(drawn)
     there = {figure.name: figure for figure in drawn}
@@ -59,15 +58,14 @@ def chosen(drawn: Sequence[Figure], names: Sequence[str] | None) -> list[Figure]
 
 
 def add_fonts(folder: str | Path) -> None:
-    """Lets figures use the fonts of a folder. ``FileNotFoundError`` where there is none."""
+    """Lets figures use the fonts of a folder. ``FileNotFoundError`` if there is none."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder}: expected a folder of font files; found none")
     vl_convert.register_font_directory(str(folder))
 
 
 def check_font(name: str) -> None:
-    """``ValueError``, one line, for a font that is not installed: PDF and PNG would be without
-    text."""
+    """``ValueError``, one line, if the font is not installed: PDF and PNG would lack text."""
 
     def drawn(text: str) -> bytes:
         node = f'<text x="2" y="14" font-family={quoteattr(name)} font-size="12">{text}</text>'
@@ -90,8 +88,8 @@ def write(
     kinds: Sequence[str] = ("pdf",),
     progress: Callable[[float], None] = lambda share: None,
 ) -> Iterator[Path]:
-    """Writes each figure `width` inches wide into `folder`, one file a kind. -> files written"""
-    if font is not None and set(kinds) - {"svg"}:  # an SVG names its font, the others hold it
+    """Writes each figure `width` inches wide into `folder`, one file per kind. -> files written"""
+    if font is not None and set(kinds) - {"svg"}:  # an SVG names its font, the others embed it
         check_font(font)
     folder.mkdir(parents=True, exist_ok=True)
     for figure in drawn:
@@ -112,9 +110,9 @@ def write(
 def sized(spec: dict[str, Any], width: float, font: str | None = None) -> str:
     """The figure as SVG of `width` inches, all its text 8 points.
 
-    Axes and legends take what they take: panels are made narrower until the whole is as wide as was
-    asked, first with as many beside each other as fit, then with fewer, and legends in fewer
-    columns. Where even one narrow panel is wider, the SVG is drawn to scale.
+    Axes and legends have fixed sizes: panels are narrowed until the whole has the requested width,
+    first with as many in a row as fit, then with fewer, and with legends in fewer columns. If even
+    one narrow panel is too wide, the SVG is scaled.
     """
     target = width * PIXELS
     best = ""
@@ -132,10 +130,10 @@ def sized(spec: dict[str, Any], width: float, font: str | None = None) -> str:
 def _fitted(
     spec: dict[str, Any], columns: int, legend: int | None, target: float, font: str | None
 ) -> tuple[str, float] | None:
-    """The figure with panels of the width at which it is `target` wide, and its width; None where
-    such panels are too narrow."""
+    """The figure with panels narrowed to make it `target` wide, and its width; None if such panels
+    are too narrow."""
     panel = target / columns - 60
-    slope = float(columns)  # of the whole width over a panel's; less where a title is wider
+    slope = float(columns)  # slope of the total width over a panel's; less if a title is wider
     before: tuple[float, float] | None = None
     for _ in range(5):
         if panel < NARROWEST:
@@ -198,14 +196,14 @@ def restyled(
 
 
 def _on_two_lines(letters: int) -> str:
-    """A panel's name, broken before its metric where it is longer."""
+    """A panel's name, broken before its metric if it is too long."""
     broken = "replace(replace(datum.label, ' (', '|('), ': ', ':|')"
     return f"length(datum.label) > {letters} ? split({broken}, '|') : datum.label"
 
 
 def _wrap(encoding: dict[str, Any] | None, room: float) -> None:
-    """Makes the title of an axis fit into `room` pixels: where it is longer, the symbol after its
-    last comma, on as many lines as it takes."""
+    """Fits an axis title into `room` pixels: if it is longer, uses the symbol after its last comma,
+    on as many lines as needed."""
     if encoding and isinstance(encoding.get("title"), str):
         letters = max(8, int(room / LETTER))
         words = encoding["title"]
@@ -215,7 +213,7 @@ def _wrap(encoding: dict[str, Any] | None, room: float) -> None:
 
 
 def _in_points(svg: str) -> str:
-    """The frame in points: PDF takes an SVG's pixels for them."""
+    """The frame in points: PDF reads an SVG's pixels as points."""
     head = re.match(r"(?s).*?<svg[^>]*>", svg)
     assert head is not None
 
@@ -244,7 +242,7 @@ def _width(svg: str) -> float:
 
 
 def _exactly(svg: str, target: float) -> str:
-    """The drawing at `target` pixels: its frame is fitted, or where it is wider, drawn smaller."""
+    """The drawing at `target` pixels wide: its frame is adjusted, or it is scaled down if wider."""
     found = _width(svg)
     height = re.search(r'<svg[^>]*?\sheight="([\d.]+)"', svg)
     assert height is not None, "an SVG without a height"

@@ -1,4 +1,4 @@
-"""SVG as PDF, a fifth as large as it comes: thousands of pale marks need no group each."""
+"""SVG as PDF at a fifth of the size: thousands of pale marks do not need a group each."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ PALE = re.compile(r'<path[^>]*? opacity="[\d.]+"[^>]*>')
 
 
 def to_pdf(svg: str) -> bytes:
-    """The drawing as PDF; an SVG's pixel is a point there."""
+    """The drawing as PDF; one SVG pixel becomes one point."""
     return bytes(vl_convert.svg_to_pdf(PALE.sub(_ungrouped, svg)))
 
 
 def _ungrouped(found: re.Match[str]) -> str:
-    """The path with the opacity of its one paint instead of its own: PDF makes a transparency group
-    of the latter. A path with a fill and a stroke stays as it is: there the two differ."""
+    """The path with its opacity moved to its only paint, since PDF would make a transparency group
+    of it. A path with both fill and stroke is unchanged: there the two differ."""
     tag = found[0]
     both = re.search(r' fill="(?!none)', tag) and re.search(r' stroke="(?!none)', tag)
     if both or "fill-opacity" in tag or "stroke-opacity" in tag:

@@ -1,9 +1,9 @@
 """Figures as Altair charts, for notebooks: ``rankscope.plot.growth("runs")``.
 
 Each takes a `Store`, its path, or the folder ``data`` beside a report, and returns an
-``altair.Chart`` that can be shown, changed and saved; `spectrum` takes what `measure` returned.
-`conclusions` saves the analysis where it is at hand (``rankscope.analyze``). ``ValueError``, one
-line, where the study has no data for the figure.
+``altair.Chart`` that can be shown, changed and saved; `spectrum` takes the table that `measure`
+returned. `conclusions` avoids a second analysis if you have it (``rankscope.analyze``).
+``ValueError``, one line, if the study has no data for the figure.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def curves(store: str | Path | Store, *, conclusions: Conclusions | None = None)
 
 
 def spectrum(table: Any) -> alt.Chart:
-    """What `rankscope.measure` found of each layer's update: stable rank, effective rank, the ranks
-    that hold 90 and 99 % of its energy, and the nominal rank."""
+    """Per layer of a `rankscope.measure` table: stable rank, effective rank, the ranks that hold 90
+    and 99 % of the update's energy, and the nominal rank."""
     frame = table.to_pandas()
     rows = frame[frame["matrix"].eq("dW") & frame["stable_rank"].notna()]
     if rows.empty:

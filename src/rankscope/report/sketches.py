@@ -1,7 +1,7 @@
-"""One small picture a hypothesis, for the first screen: drawn when the page is written, so that it
-is there before any script runs.
+"""One small picture per hypothesis for the first screen, drawn when the page is written, so that it
+shows before any script runs.
 
-A colour is a model and task, the same in all of them (`places`). Lines for H1, H2 and H5, intervals
+Each model and task has one colour in all pictures (`places`). Lines for H1, H2 and H5, intervals
 beside a reference for H3, H4 and H6.
 """
 
@@ -33,7 +33,7 @@ from rankscope.report.theme import SERIES, rate_name
 
 @dataclass(frozen=True)
 class Sketch:
-    """A picture as SVG, its words for those who do not see it, and the name of its axes."""
+    """A picture as SVG, its text alternative, and the name of its axes."""
 
     svg: Markup
     alt: str
@@ -47,7 +47,7 @@ def places(frames: Frames) -> list[tuple[str, str]]:
 
 
 def sketches(frames: Frames, conclusions: Conclusions) -> dict[str, Sketch]:
-    """Hypothesis -> its picture, where the study has data for one."""
+    """Hypothesis -> its picture, if the study has data for one."""
     colours = dict(places(frames))
     found = {}
     for hypothesis, draw in DRAWN.items():
@@ -85,8 +85,7 @@ def _growth(frames: Frames, conclusions: Conclusions, colours: dict[str, str]) -
 
 
 def _threshold(frames: Frames, conclusions: Conclusions, colours: dict[str, str]) -> Drawn | None:
-    """The fitted lines where a threshold is shown; where it is nowhere, the loss with its
-    interval."""
+    """The fitted lines of shown thresholds; if there are none, the loss with its interval."""
     found = [t for t in conclusions.thresholds if t.gain > 0]
     if not found:
         return None
@@ -165,7 +164,7 @@ def _alignment(frames: Frames, conclusions: Conclusions, colours: dict[str, str]
         return None
     rows = rows.assign(place=_place(rows, frames))
     if rows["contrast"].notna().any():
-        # the widest rank and the first rule stand for a task: all are in figure and table
+        # the largest rank and the first rule represent a task: figure and table have all
         kept = rows[rows["contrast"].notna()].sort_values(["scaling", "rank"])
         kept = kept.groupby("place", as_index=False).tail(1).rename(columns={"contrast": "x"})
         return forest(
@@ -253,7 +252,7 @@ DRAWN: dict[str, Draw] = {
 
 
 def _place(rows: pd.DataFrame, frames: Frames | None = None) -> pd.Series:
-    """How a model and task are called, as in `places`."""
+    """The name of a model and task, as in `places`."""
     models = (frames.trials if frames is not None else rows)["model"].nunique()
     task = rows["task"].astype(str)
     return task + " · " + rows["model"].astype(str) if models > 1 else task

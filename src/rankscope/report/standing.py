@@ -1,7 +1,7 @@
-"""Where an update stands beside a study: its thresholds, and the cloud of its trials.
+"""Compares an update with a study: with its thresholds, and with the drifts of its trials.
 
-A reference is small data (JSON): of each model and task of a study what H2 found, and the last
-checkpoint of every trial. One ships with the package, of docs/results/minilm-glue.
+A reference is a small JSON object: per model and task of a study, H2's result and the last
+checkpoint of every trial. One is in the package, from docs/results/minilm-glue.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ WARNING = (
 
 
 def reference(store: str | Path) -> dict[str, Any]:
-    """The reference of a store, or of the folder ``data`` beside a report."""
+    """The reference from a store, or from the folder ``data`` beside a report."""
     found = open_frames(store)
     return of(str(store), found, conclude(found).to_dict())
 
 
 def shipped() -> dict[str, Any]:
-    """The reference that comes with the package."""
+    """The reference in the package."""
     text = resources.files("rankscope.report").joinpath(f"{SHIPPED}.json").read_text("utf-8")
     content: dict[str, Any] = json.loads(text)
     return content
 
 
 def of(name: str, found: Frames, conclusions: Mapping[str, Any]) -> dict[str, Any]:
-    """A reference from frames and what was concluded from them, as ``analyze --json`` prints it."""
+    """A reference from frames and their conclusions, as ``analyze --json`` prints them."""
     (H2,) = (v for v in conclusions["verdicts"] if v["hypothesis"] == "H2")
     thresholds = [{key: one.get(key) for key in FIELDS} for one in H2["numbers"]["thresholds"]]
     return {"name": name, "thresholds": thresholds, "trials": _trials(found)}
@@ -121,7 +121,7 @@ def _sentence(place: str, one: dict[str, Any], shares: dict[str, float | None]) 
 
 
 def _moved(drift: float | None) -> float | None:
-    """|log ratio|; None where there is none."""
+    """|log ratio|; None if unknown."""
     return None if drift is None or drift <= -1 else abs(math.log1p(drift))
 
 
@@ -143,7 +143,7 @@ def as_dict(found: Sequence[Any], base: str, against: dict[str, Any]) -> dict[st
 
 
 def show(found: Sequence[Any], against: dict[str, Any]) -> None:
-    """Prints one line a source, then its place beside each threshold."""
+    """Prints one line per source, then its position relative to each threshold."""
     out = Console()
     if not out.is_terminal:
         out.width = max(out.width, 150)

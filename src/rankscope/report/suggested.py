@@ -1,4 +1,4 @@
-"""Which rank is enough, from a store to the terminal."""
+"""The suggested rank, from a store to the terminal."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from rankscope.store.store import Store
 def suggest(
     store: str | Path | Store, *, margin: float = MARGIN, task: str | None = None
 ) -> tuple[Suggestion, ...]:
-    """Per model, task and scaling rule of a store the smallest LoRA rank that is enough
+    """The smallest sufficient LoRA rank per model, task and scaling rule of a store
     (`rankscope.analysis.suggest`). ``store`` may also be the folder ``data`` beside a report.
 
-    Raises ``ValueError`` without finished LoRA trials, if ``margin`` is no positive number, or if
-    ``task`` is none of the study's; ``OSError`` where no store is.
+    Raises ``ValueError`` without finished LoRA trials, if ``margin`` is not positive, or if
+    ``task`` is not in the study; ``OSError`` if there is no store.
     """
     found = frames(store) if isinstance(store, Store) else open_frames(store)
     return suggesting(found, margin=margin, task=task)
@@ -36,7 +36,7 @@ def as_dict(found: tuple[Suggestion, ...]) -> dict[str, Any]:
 
 
 def show(found: tuple[Suggestion, ...], console: Console | None = None) -> None:
-    """Prints a line, a table of ranks and notes of each suggestion."""
+    """Prints each suggestion: a line, a table of ranks, notes."""
     out = console or Console(soft_wrap=True)
     if not out.is_terminal:
         out.width = max(out.width, 120)

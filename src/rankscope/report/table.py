@@ -21,8 +21,8 @@ class Column:
     """A column: the key in the frame, the heading, and how a value is shown (a format, or a
     function).
 
-    ``ends``: the keys of its interval, shown in one cell with it. ``printed``: False where only
-    the CSV has it.
+    ``ends``: the keys of its interval, shown in the same cell. ``printed``: False for columns that
+    only the CSV has.
     """
 
     key: str
@@ -42,8 +42,7 @@ class Column:
         return [self.key, *(self.ends or ())]
 
     def text(self, value: Any, low: Any = None, high: Any = None) -> str:
-        """A value as it is printed, with its interval where there is one; what is unknown is a
-        dash."""
+        """A value as printed, with its interval if there is one; a dash if unknown."""
         own = self._one(value)
         if self.ends is None or own == NOTHING or (unknown(low) and unknown(high)):
             return own
@@ -62,7 +61,7 @@ RANK = Column("rank", "r", ".0f")
 
 
 def interval_columns(key: str, heading: str, shown: str) -> tuple[Column]:
-    """An estimate with the ends of its interval, which the frame has as ``_low`` and ``_high``."""
+    """An estimate with its interval, from the frame's columns ``_low`` and ``_high``."""
     return (Column(key, heading, shown, ends=(f"{key}_low", f"{key}_high")),)
 
 
@@ -70,7 +69,7 @@ def interval_columns(key: str, heading: str, shown: str) -> tuple[Column]:
 class Table:
     """Rows with their file name, title and caption, and the columns in the order shown.
 
-    ``searched``: on the page it has a field to search in, and points of figures lead to it.
+    ``searched``: on the page it has a search field, and points of figures link to it.
     """
 
     name: str
@@ -83,8 +82,7 @@ class Table:
     @property
     def printed(self) -> list[Column]:
         """The columns of the page and of LaTeX: without those that only the CSV has, without the
-        model where there is only one, and without numbers of which none is known (`said` names
-        them)."""
+        model if there is only one, and without columns of unknown numbers (`said` names them)."""
         return [c for c in self.columns if c.printed and not self._fixed(c) and self._known(c)]
 
     @property
@@ -105,7 +103,7 @@ class Table:
         return not column.number or self.rows.empty or bool(self.rows[column.key].notna().any())
 
     def cells(self, most: int | None = None) -> list[list[tuple[str, Any]]]:
-        """Per row, each printed cell's text and its value for sorting (None where unknown); the
+        """Per row, each printed cell's text and its value for sorting (None if unknown); the
         first `most` rows."""
         kept = self.rows if most is None else self.rows.iloc[:most]
         lists = [
@@ -118,7 +116,7 @@ class Table:
         return [list(row) for row in zip(*lists, strict=True)]
 
     def labels(self, most: int | None = None) -> list[list[tuple[str, str]]]:
-        """Per row, what the filters of the page compare: (name, value), where the table has it."""
+        """Per row, the (name, value) pairs for the page's filters, as far as the table has them."""
         kept = self.rows if most is None else self.rows.iloc[:most]
         names = {name: key for name, key in FILTERS.items() if key in kept.columns}
         rows = (
@@ -136,7 +134,7 @@ class Table:
     def to_csv(self, *, raw: bool = False) -> str:
         """Comma-separated, one line of keys, numbers with all their digits, empty where unknown.
 
-        Text that a spreadsheet would run as a formula has an apostrophe before it, unless `raw`.
+        Text that a spreadsheet would run as a formula gets a leading apostrophe, unless `raw`.
         """
         frame = self.rows[list(dict.fromkeys(key for c in self.columns for key in c.keys))]
         if not raw:
@@ -162,7 +160,7 @@ def unknown(value: Any) -> bool:
 
 
 def sortable(value: Any) -> Any:
-    """A value that JSON and a browser can sort by; None where it is unknown."""
+    """A value that JSON and a browser can sort by; None if it is unknown."""
     if unknown(value):
         return None
     return value.item() if isinstance(value, np.generic) else value

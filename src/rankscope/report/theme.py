@@ -1,4 +1,4 @@
-"""How figures look, and how data enter them: one place for colours, fonts and the limit on rows."""
+"""The style of figures and their data: colours, fonts, the limit on rows."""
 
 from __future__ import annotations
 
@@ -10,27 +10,25 @@ import numpy as np
 import pandas as pd
 
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-MOST_ROWS = 5000  # of one figure: beyond this a page gets heavy, so aggregate first
+MOST_ROWS = 5000  # rows of one figure: above this a page gets heavy, so aggregate first
 
-# Apart by 20 and more in CIELAB with each common colour deficiency (tests/report/test_colours.py);
+# At least 20 apart in CIELAB under each common colour deficiency (tests/report/test_colours.py);
 # at least 3:1 against white and the dark page.
 SERIES = ["#0090fc", "#d87800", "#548460", "#a83c84", "#846024", "#9c84cc"]
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
 REFERENCE = "#808080"
 FULL_NAME = "full fine-tuning"
-# From slow to fast: lightness rises steadily, and both ends stay visible on
-# white and on the dark page.
+# From slow to fast: lightness rises steadily, and both ends are visible on white and dark pages.
 RAMP = ["#7e46d0", "#9d58bd", "#f50f7f", "#d9585d", "#c28117", "#96a364"]
 HEAT = "viridis"
-INK = "currentColor"  # in SVG: the text colour of the page, light or dark
+INK = "currentColor"  # in SVG: the page's text colour, light or dark
 
 PANEL_WIDTH, PANEL_HEIGHT, PANELS_PER_ROW = 235, 210, 3
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its file name, title, the sentence under it, and the words for those who do not
-    see it."""
+    """A chart with its file name, title, caption and text alternative."""
 
     name: str
     title: str
@@ -41,7 +39,7 @@ class Figure:
 
 
 def inline(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """`rows` as data of a chart: five significant digits, None for what is unknown."""
+    """`rows` as data of a chart: five significant digits, None for unknown values."""
     assert len(rows) <= MOST_ROWS, f"{len(rows)} rows in one figure; aggregate first"
     table = rows.astype(object).where(rows.notna(), None)
     return [
@@ -79,10 +77,10 @@ def faceted(
     """The Vega-Lite specification of `layers` over `rows`, one panel per ``panel``, in `order` or
     the alphabet's; in rows of `columns` where panels belong together.
 
-    Layers pick their own rows by transforms. Panels have `own_scales` ("x", "y") where one
-    for all would hide differences. The page filters the rows of the data set ``rows``, and
+    Layers select their rows by transforms. Panels have `own_scales` ("x", "y") if a common scale
+    would hide differences. The page filters the rows of the data set ``rows``, and
     sets the number of columns and the width of panels; for that it needs `overhead`, the
-    pixels that a panel's axis takes.
+    width of a panel's axis in pixels.
     """
     names = order or sorted(rows["panel"].unique())
     together = columns or 1
@@ -123,7 +121,7 @@ def look() -> dict[str, Any]:
     }
     return {
         "background": "transparent",
-        "aria": False,  # the page labels each figure once; thousands of labelled marks help nobody
+        "aria": False,  # the page labels each figure once; labels of marks would not help
         "font": "Helvetica Neue, Helvetica, Arial, sans-serif",
         "axis": axis
         | {
@@ -132,7 +130,7 @@ def look() -> dict[str, Any]:
             "titleFontWeight": 500,
             "labelOverlap": True,
         },
-        # Labels at the ends stay inside, so that the titles of panels beside each other are level.
+        # Labels at the ends stay inside, so that the titles of adjacent panels are level.
         "axisYQuantitative": {"labelFlush": 7},
         "legend": {
             "labelColor": INK,
@@ -151,7 +149,7 @@ def look() -> dict[str, Any]:
 
 
 def rank_axis(ranks: pd.Series, field: str = "rank") -> alt.X:
-    """A logarithmic axis with the tried ranks as its ticks."""
+    """A logarithmic axis with ticks at the tried ranks."""
     values = sorted({int(r) for r in ranks})
     axis = alt.Axis(values=values, format="d", grid=False)
     scale = alt.Scale(type="log", base=2, nice=False, padding=12)
@@ -159,12 +157,12 @@ def rank_axis(ranks: pd.Series, field: str = "rank") -> alt.X:
 
 
 def named_colours(names: pd.Series, title: str, field: str) -> alt.Color:
-    """One colour per name, the same whichever of them are shown."""
+    """One colour per name, whichever of them are shown."""
     return alt.Color(f"{field}:N", title=title, scale=named_scale(names))
 
 
 def named_scale(names: pd.Series) -> alt.Scale:
-    """Names, in the alphabet's order with full fine-tuning last, and their colours."""
+    """Names in alphabetical order, full fine-tuning last, and their colours."""
     domain = sorted(names.dropna().unique(), key=lambda name: (name == FULL_NAME, name))
     return alt.Scale(
         domain=domain,
@@ -176,8 +174,7 @@ def named_scale(names: pd.Series) -> alt.Scale:
 
 
 def named_shapes(names: pd.Series, title: str, field: str) -> alt.Shape:
-    """One shape per name beside its colour: for readers who don't tell the colours apart, and for
-    grey prints."""
+    """One shape per name as well: for colour-blind readers and for grey prints."""
     domain = sorted(names.dropna().unique())
     shapes = [SHAPES[place % len(SHAPES)] for place in range(len(domain))]
     return alt.Shape(f"{field}:N", title=title, scale=alt.Scale(domain=domain, range=shapes))
@@ -206,14 +203,14 @@ def rate_name(rate: float) -> str:
 
 
 def series_name(method: str, scaling: Any) -> str:
-    """How a configuration is called in legends, filters and tables."""
+    """The name of a configuration in legends, filters and tables."""
     if method == "full":
         return FULL_NAME
     return f"LoRA, {rule_name(scaling)}" if pd.notna(scaling) else "LoRA"
 
 
 def rule_name(scaling: str) -> str:
-    """How a scaling rule is written: α/r, α/√r."""
+    """The notation of a scaling rule: α/r, α/√r."""
     return scaling.replace("alpha", "α").replace("sqrt(r)", "√r")
 
 
@@ -236,7 +233,7 @@ def hollow(names: pd.Series, field: str, title: str | None = None) -> dict[str, 
 
 
 def seeds_words(seeds: pd.Series, *, of: str = "") -> str:
-    """What a caption says of the number of seeds: of hollow and filled points, or of a cell or a
+    """A caption's sentence on the number of seeds: of hollow and filled points, or of a cell or a
     line (`of`)."""
     known = seeds.dropna()
     if known.empty:
@@ -254,9 +251,9 @@ def seeds_words(seeds: pd.Series, *, of: str = "") -> str:
 
 
 def log_axis(values: pd.Series, *, form: str, grid: bool, shown: float | None = None) -> alt.Axis:
-    """An axis for a logarithmic scale: ticks at 1, 2, 5, 10 ... where three fit, else Vega's own.
+    """An axis for a logarithmic scale: ticks at 1, 2, 5, 10 ... if three fit, else Vega's own.
 
-    `shown` is on the axis, too.
+    `shown` is also marked.
     """
     low, high = min(values.min(), shown or np.inf), max(values.max(), shown or 0)
     decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)

@@ -29,8 +29,8 @@ LINE = ["model", "task", "method", "scaling", "rank", "learning_rate"]
 
 
 def curves_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
-    """Evaluation loss and metric over the steps, a line per rank and rate, seeds averaged; the rate
-    chosen for a rank stands out."""
+    """Evaluation loss and metric over the steps, one line per rank and rate, averaged over seeds;
+    the rate chosen for a rank is emphasised."""
     seen = frames.metrics.merge(frames.trials[LABELS], on="trial")
     seen = seen[seen["step"].gt(0)]
     if seen.empty or seen["step"].nunique() < 2:
@@ -66,7 +66,7 @@ def curves_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         lines.transform_filter("datum.picked")
         .mark_line(strokeWidth=1.8, opacity=0.95)
         .encode(strokeDash=dash),
-        lines.mark_circle(size=30, opacity=0),  # unseen, larger targets for the tooltip
+        lines.mark_circle(size=30, opacity=0),  # invisible, larger targets for tooltips
     ]
     return Figure(
         "curves",
@@ -82,7 +82,7 @@ def curves_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
 
 
 def _means(seen: pd.DataFrame, conclusions: Conclusions) -> pd.DataFrame:
-    """Loss and metric per line and step, seeds averaged, and whether a line's rate was chosen."""
+    """Loss and metric per line and step, averaged over seeds, and whether its rate was chosen."""
     means = seen.groupby([*LINE, "step"], dropna=False, as_index=False).agg(
         eval_loss=("eval_loss", "mean"),
         metric_value=("metric_value", "mean"),
@@ -119,7 +119,7 @@ def _two_panels(means: pd.DataFrame, frames: Frames) -> pd.DataFrame:
 
 
 def loss_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
-    """Evaluation loss against the drift, one point a checkpoint, one thin path a trial."""
+    """Evaluation loss against drift: one point per checkpoint, one thin path per trial."""
     points = frames.checkpoints
     points = points[points["method"].eq("lora") & np.isfinite(points["eval_loss"].astype(float))]
     points = points[points["eval_loss"].gt(0)]

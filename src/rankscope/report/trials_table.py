@@ -1,4 +1,4 @@
-"""The table of all trials: what points of figures lead to."""
+"""The table of all trials, which points of figures link to."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rankscope.report.theme import rate_name, series_name
 
 
 def trials_table(frames: Frames) -> Table:
-    """One row per finished trial, arms among them: what it was, what it reached, and where its
-    stable rank stood at its best evaluation."""
+    """One row per finished trial, arms included: its configuration, its result, and its stable rank
+    at the best evaluation."""
     rows = frames.all_trials
     rows = rows.assign(
         series=[series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)],

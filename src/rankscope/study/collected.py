@@ -1,4 +1,4 @@
-"""Trials that were trained elsewhere: the same ``Trial``, with None where nobody knows."""
+"""Trials that were trained elsewhere: a ``Trial`` with None for unknown settings."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rankscope.study.sections import Fixed, Nuisance, Scientific
 from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial
 
-# what analysis cannot do without
+# settings that the analysis needs
 NEEDED = ("model", "task", "method", "learning_rate", "seed")
-# what may stay unknown: values that stand in while the others are checked
+# settings that may be unknown: placeholders while the others are validated
 _STAND_IN: dict[str, Any] = {
     "rank": None,
     "scaling": None,
@@ -38,8 +38,8 @@ _STAND_IN: dict[str, Any] = {
 
 
 def trial_of(settings: Mapping[str, Any]) -> Trial:
-    """A trial of what is known of it. Of what is not given, the optimiser and its like have the
-    defaults of ``Trial``, everything else is None.
+    """A trial from its known settings. Unknown ones are None, except the optimiser's, which have
+    the defaults of ``Trial``.
 
     ``ValueError``, one line, for a name that no trial has, for a value of another kind, and where
     one of ``NEEDED``, or LoRA's rank, is missing.
@@ -74,13 +74,13 @@ def trial_of(settings: Mapping[str, Any]) -> Trial:
 
 
 def _plain(value: Any) -> Any:
-    """numpy's numbers as Python's."""
+    """numpy scalars as Python numbers."""
     return value.item() if hasattr(value, "item") and getattr(value, "shape", None) == () else value
 
 
 def study_of(name: str, trials: Sequence[Trial]) -> Study:
-    """What stands for the study of a store of such trials: its name, and the lists of what the
-    trials have. It is no product of these lists: ask the store for its trials."""
+    """The study of a store of such trials: its name, and lists of the trials' settings. The trials
+    are not the product of these lists: ask the store for them."""
 
     def every(key: str) -> list[Any]:
         return list(dict.fromkeys(x for t in trials if (x := getattr(t, key)) is not None))
@@ -106,7 +106,7 @@ def study_of(name: str, trials: Sequence[Trial]) -> Study:
 
 
 def text_of(name: str, trials: Sequence[Trial]) -> str:
-    """The same as a page shows it."""
+    """The same as text for a report."""
     lines = [f"# {name}: {len(trials)} trials that were trained elsewhere, and collected"]
     for key in ("model", "task", "method", "rank", "scaling", "learning_rate", "seed"):
         found = {x for t in trials if (x := getattr(t, key)) is not None}

@@ -1,4 +1,4 @@
-"""``[task.NAME]`` in a study file: a task of the user's own, on data of the user's own."""
+"""``[task.NAME]`` in a study file: the user's own task on the user's own data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Part = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Fraction(BaseModel):
-    """A share of the rows, drawn at random from ``seed``; of every class the same share."""
+    """A random share of the rows, drawn from ``seed`` and stratified by class."""
 
     model_config = STRICT
 
@@ -37,10 +37,10 @@ Split = Annotated[Fraction | Name, BeforeValidator(_fraction)]
 
 
 class OwnTask(BaseModel):
-    """Where the rows are, which columns are read, and what is measured.
+    """The data of a task, the columns to read, and the metric.
 
     ``data`` is a file (CSV, TSV, JSON lines, Parquet), a folder of them or of a saved ``datasets``
-    data set, or a hub id with, where it has several, its ``config``. ``train`` and ``validation``
+    data set, or a hub id, with ``config`` if it has several. ``train`` and ``validation``
     are files, splits, or a share of the rows.
 
     ``kind`` "causal-lm" reads one column of ``text`` and no ``label``; "sft" reads a column of
@@ -49,7 +49,7 @@ class OwnTask(BaseModel):
 
     model_config = STRICT
 
-    kind: Kind | None = None  # None: what the metric says, else classification
+    kind: Kind | None = None  # None: as the metric implies, else classification
     data: Name | None = None  # None: train and validation are files
     config: Name | None = None
     # None: "text" of a causal-lm; "messages", or "prompt" and "completion", of an sft
@@ -71,7 +71,7 @@ class OwnTask(BaseModel):
         return self.kind in ("causal-lm", "sft")
 
     def columns(self, found: Sequence[str]) -> list[str]:
-        """The columns of text to read, of those ``found`` in the data."""
+        """The text columns to read, among those ``found`` in the data."""
         if self.text is not None:
             return self.text
         if self.kind == "causal-lm":
@@ -141,7 +141,7 @@ class OwnTask(BaseModel):
 
 
 def check_name(name: str) -> None:
-    """``ValueError`` for a name that a built-in task has, or that a store can't hold."""
+    """``ValueError`` for the name of a built-in task, or a name that a store cannot hold."""
     if name in TASKS:
         raise ValueError(
             f"[task.{name}]: expected another name: {name} is a built-in task, whose data are "

@@ -1,4 +1,4 @@
-"""Which trials train together: trials -> packs."""
+"""Groups trials into packs that train together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from rankscope.study.trial import Trial
 
-# what the trials of a pack have in common, besides the target modules: a list
+# what the trials of a pack share, besides the list of target modules
 _SHARED = {
     "lora": attrgetter(
         *Trial.model_fields.keys()
@@ -20,19 +20,19 @@ _SHARED = {
 
 
 def no_share(trial: Trial) -> float:
-    """Where memory is no matter."""
+    """For unlimited memory."""
     return 0.0
 
 
 def packs(
     trials: Iterable[Trial], *, size: int, share: Callable[[Trial], float] = no_share
 ) -> list[list[Trial]]:
-    """Trials that may train together, at most ``size`` at once, ranks side by side so that padding
-    is short.
+    """Groups of at most ``size`` trials that can train together, of similar rank so that little is
+    padded.
 
     Members share model, task, seed, batches and budget; rank, scaling and learning rate differ.
     Full fine-tunes train alone: they share no frozen weight. ``share`` is the part of the memory
-    that a trial takes: a pack of several takes 1 at most.
+    that a trial takes: that of a pack of several is at most 1.
     """
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in trials:
@@ -47,8 +47,8 @@ def packs(
 
 
 def _cut(group: list[Trial], size: int, shares: list[float]) -> list[list[Trial]]:
-    """As few parts as do: of nearly equal length if that fits (9 trials are 5 + 4, not 8 + 1), else
-    filled in turn."""
+    """As few parts as possible: of nearly equal length if that fits (9 trials are 5 + 4, not 8 +
+    1), else filled in turn."""
 
     def fits(part: slice) -> bool:
         length = part.stop - part.start

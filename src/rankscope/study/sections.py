@@ -1,8 +1,8 @@
-"""The sections of a study file, and what is said of one that is wrong.
+"""The sections of a study file, and the messages about mistakes in them.
 
 Three kinds of parameter, in the words of Google's deep-learning tuning playbook: *scientific* ones
-are what the study asks about, *nuisance* ones are tuned away or averaged over, *fixed* ones are the
-same in every trial.
+are what the study compares, *nuisance* ones are tuned or averaged over, *fixed* ones are the same
+in every trial.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _distinct(values: list[Any] | None) -> list[Any] | None:
 
 
 def _module_lists(value: Any) -> Any:
-    """A list of lists of names; "all-linear" may stand for one."""
+    """A list of lists of names, or of "all-linear"."""
     values = _listed(value)
     plain = [one for one in values if isinstance(one, str) and one != ALL_LINEAR]
     if plain and len(values) > 1:
@@ -62,7 +62,7 @@ def _module_lists(value: Any) -> Any:
 
 
 def _start(value: Any) -> Any:
-    """Refuses by name what needs a pass over the data."""
+    """Refuses initialisations that need a pass over the data."""
     if value in ("eva", "corda", "loftq", "lora_ga"):
         raise ValueError(
             f"expected {_OF_FIXED['init_lora_weights']}; found {value!r}, which "
@@ -85,7 +85,7 @@ ReportTo = Annotated[list[Tracker], BeforeValidator(_listed), AfterValidator(_di
 
 
 class Scientific(BaseModel):
-    """What the study asks about; each value is a list, and the trials are their product."""
+    """What the study compares; each value is a list, and the trials are their product."""
 
     model_config = STRICT
 
@@ -118,7 +118,7 @@ class Scientific(BaseModel):
 
 
 class Nuisance(BaseModel):
-    """What every comparison is tuned or averaged over."""
+    """What comparisons are tuned or averaged over."""
 
     model_config = STRICT
 
@@ -135,7 +135,7 @@ class Nuisance(BaseModel):
 
 
 class Budget(BaseModel):
-    """``[fixed.task.NAME]``: what differs for one task, as Hu et al.'s budgets do."""
+    """``[fixed.task.NAME]``: settings of one task, such as Hu et al.'s budgets."""
 
     model_config = STRICT
 
@@ -153,20 +153,19 @@ class Budget(BaseModel):
 
 
 class Fixed(Budget):
-    """The same in every trial. What is left out is Hu et al. 2021's: per model and task where they
-    differ."""
+    """The same in every trial. Defaults are Hu et al. 2021's, per model and task if they differ."""
 
     model_config = STRICT
 
     data: str = "hub"  # "hub", "lab", or a folder of <TASK>/{train,validation}.tsv
     recipe: Recipes = (
-        "paper"  # whose values fill the gaps below: the paper's table or its released scripts
+        "paper"  # the source of defaults below: the paper's table or its released scripts
     )
     task: dict[str, Budget] = {}
     train_rows: Annotated[int, Field(ge=1)] | None = None  # the first n rows only
     validation_rows: Annotated[int, Field(ge=1)] | None = None
-    # the share of the validation rows that rates and checkpoints are chosen on; what they reach is
-    # reported on the others. None: both on all
+    # the share of validation rows for choosing rates and checkpoints; results are then reported on
+    # the other rows. None: both on all rows
     validation_split: Annotated[float, Field(gt=0, lt=1)] | None = None
     eval_every: Annotated[int, Field(ge=1)] | Literal["epoch"] = "epoch"  # or every n steps
     target_modules: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] = [
@@ -193,7 +192,7 @@ class Fixed(Budget):
         None  # of matrix products; None: bfloat16 on CUDA, float32 elsewhere
     )
     retries: Annotated[int, Field(ge=0, strict=True)] = (
-        1  # of a failed trial; no part of what a trial is
+        1  # of a failed trial; not part of a trial's identity
     )
 
     @model_validator(mode="after")
@@ -206,9 +205,9 @@ class Fixed(Budget):
 
 
 class Arm(Scientific, Nuisance):
-    """Further trials, a product of their own: lists that an ``[[arm]]`` does not name are the
-    study's. With ``budget`` it trains so many times as long, the schedule stretched: continued
-    training, which H3 asks about."""
+    """Further trials, a product of their own: lists missing from an ``[[arm]]`` are the study's.
+    With ``budget`` it trains this many times as long, with the schedule stretched, as H3's
+    continued training."""
 
     budget: Annotated[float, Field(gt=0)] = 1.0
 
@@ -237,14 +236,14 @@ _OF_FIXED = {
 def validation_message(error: ValidationError) -> str:
     """One line: where, what was expected, what was found, what to type.
 
-    An unknown key comes first, since it often explains a missing one; else pydantic's first.
+    An unknown key comes first, since it often explains a missing one; else pydantic's first error.
     """
     found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
-    if not found["loc"]:  # of the study as a whole
+    if not found["loc"]:  # about the study as a whole
         return found["msg"].removeprefix("Value error, ")
     section, *keys = (str(part) for part in found["loc"])
     name = f"[{section}]"
-    if section == "arm" and keys:  # a list of tables: which one
+    if section == "arm" and keys:  # a list of tables: the index
         name, keys = f"[[arm]] {int(keys[0]) + 1}", keys[1:]
     elif section == "fixed" and keys[:1] == ["task"] and len(keys) > 1:  # tables by task
         name, section, keys = f"[fixed.task.{keys[1]}]", "fixed.task", keys[2:]
@@ -253,7 +252,7 @@ def validation_message(error: ValidationError) -> str:
     if section not in SECTIONS:
         place, key = section, ""
     else:
-        # pydantic appends the branch of a union ("constrained-int"), which the user did not write
+        # pydantic appends a union's branch ("constrained-int"), which is not in the file
         key = keys[0] if keys else ""
         place = f"{name} {key}".rstrip()
     if found["type"] == "extra_forbidden" and not (section == "task" and key in _OF_A_TASK):

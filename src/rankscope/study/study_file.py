@@ -1,4 +1,4 @@
-"""What to run: a study file -> trials."""
+"""Reads a study file and lists its trials."""
 
 from __future__ import annotations
 
@@ -42,14 +42,15 @@ class Study(BaseModel):
     fixed: Fixed = Fixed()
     arm: list[Arm] = []
     task: dict[str, OwnTask] = {}  # the study's own tasks
-    # where finished trials are logged, too; no part of what the store holds
+    # trackers for finished trials; not part of the store
     report_to: ReportTo = Field(default=[], exclude=True)
     source: str = Field(default="", exclude=True)  # the TOML text
-    folder: Path = Field(default=Path("."), exclude=True)  # relative paths in the file start here
+    folder: Path = Field(
+        default=Path("."), exclude=True
+    )  # relative paths in the file are relative to it
 
     def __init__(self, **sections: Any) -> None:
-        """From its sections, as the TOML file has them. ``ValueError``, one line, says which key is
-        wrong."""
+        """From the sections of the TOML file. ``ValueError``, one line, names the wrong key."""
         try:
             super().__init__(**sections)
         except ValidationError as error:
@@ -58,8 +59,8 @@ class Study(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _inherited(cls, table: Any) -> Any:
-        """Arms with the study's lists in their gaps; what is no table is left to the fields' own
-        checks."""
+        """Arms completed by the study's lists; values that are not tables are left to the fields'
+        validation."""
         own, arms = [table.get(key, {}) for key in ("scientific", "nuisance")], table.get("arm", [])
         if not all(isinstance(part, dict) for part in own) or not isinstance(arms, list):
             return table
@@ -88,8 +89,8 @@ class Study(BaseModel):
 
     @classmethod
     def load(cls, study: str | Path) -> Study:
-        """Reads a study file; ``ValueError`` (one line) says which key is wrong,
-        ``FileNotFoundError`` what exists."""
+        """Reads a study file. ``ValueError``, one line, names the wrong key; ``FileNotFoundError``
+        lists the built-in studies."""
         path = Path(study)
         if path.suffix == ".toml" or path.is_file():
             if not path.is_file():
@@ -129,7 +130,7 @@ class Study(BaseModel):
             raise ValueError(f"{label}: {str(error).removeprefix('study: ')}") from None
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the lists whose product is trained."""
+        """For notebooks: the lists whose product is trained."""
         from rankscope.notebook import table
 
         own = self.scientific.model_dump() | self.nuisance.model_dump()
@@ -142,14 +143,14 @@ class Study(BaseModel):
 
     @property
     def models(self) -> list[str]:
-        """Those of the study and of its arms, each once."""
+        """The models of the study and of its arms, each once."""
         return list(
             dict.fromkeys(name for part in (self.scientific, *self.arm) for name in part.model)
         )
 
     @property
     def tasks(self) -> list[str]:
-        """Likewise."""
+        """The tasks of the study and of its arms, each once."""
         return list(
             dict.fromkeys(name for part in (self.scientific, *self.arm) for name in part.task)
         )
@@ -165,12 +166,12 @@ class Study(BaseModel):
         return found
 
     def check_budget(self, rows: Mapping[str, int], *, begun: Study | None = None) -> None:
-        """``ValueError`` where a model and task have no recipe, and the study says nothing of how
-        long to train: RoBERTa-base's 30 or 60 epochs would be a guess.
+        """``ValueError`` if a model and task have no recipe and the study does not say how long to
+        train: RoBERTa-base's 30 or 60 epochs would be a guess.
 
         Args:
-            rows: how many each task trains on; the values that are proposed depend on them.
-            begun: the study that a store was begun with, which goes on as it was.
+            rows: training rows per task; the proposed values depend on them.
+            begun: the study of an existing store, which keeps its budget.
         """
         if "recipe" in self.fixed.model_fields_set:
             unknown = [
@@ -211,8 +212,7 @@ class Study(BaseModel):
         return list(trials.values())
 
     def budgets(self, largest_rank: Mapping[str, int]) -> dict[str, float]:
-        """Trial id -> how many times as long as the study's own trials it trains, where that is not
-        once."""
+        """Trial id -> its budget as a multiple of the study's, where that is not 1."""
         arms = [arm for arm in self.arm if arm.budget != 1]
         return {trial.id: arm.budget for arm in arms for trial in self._product(arm, largest_rank)}
 
@@ -222,7 +222,8 @@ class Study(BaseModel):
                 same = {"model": model, "task": task, **kind}
                 same |= self._fixed(model, task, kind["rank"], arm.budget, setting.values)
                 same["setting"] = setting_of(same, setting.listed)
-                # encoded once, with two gaps: a plan of 100,000 trials spends most of its time here
+                # encoded once, with two placeholders: a plan of 100,000 trials spends most of its
+                # time here
                 any_of_them = Trial(learning_rate=1, seed=0, **same)
                 first, second, third = any_of_them.canonical(learning_rate=GAP, seed=GAP).split(
                     GAP_CODE
@@ -233,7 +234,7 @@ class Study(BaseModel):
                         "learning_rate": rate,
                         "seed": seed,
                         "id": id,
-                    }  # valid since the study is
+                    }  # valid because the study is
                     yield any_of_them.model_copy(update=own)
 
     def _kinds(self, arm: Arm, model: str, limit: int) -> Iterator[tuple[dict[str, Any], Setting]]:
@@ -259,8 +260,8 @@ class Study(BaseModel):
     def _fixed(
         self, model: str, task: str, rank: int | None, budget: float, setting: dict[str, Any]
     ) -> dict[str, Any]:
-        """The fixed parameters with Hu et al.'s in the gaps and those of ``setting`` in place, for
-        ``budget`` times as long; of LoRA, or of full fine-tuning (``rank`` None)."""
+        """The fixed parameters, completed by Hu et al.'s and overridden by ``setting``, for
+        ``budget`` times as long; for LoRA, or for full fine-tuning (``rank`` None)."""
         fixed = self.fixed.model_dump(exclude={"data", "retries", "recipe", "task"}) | setting
         own = self.fixed.task.get(task, Budget()).model_dump(exclude_none=True)
         if own.keys() & {"epochs", "steps"}:
@@ -290,7 +291,7 @@ def _listed(value: Any) -> str:
 
 
 def builtin() -> list[str]:
-    """Names of the studies that ship with the package."""
+    """The names of the built-in studies."""
     folder = resources.files("rankscope") / "studies"
     return sorted(
         entry.name.removesuffix(".toml")

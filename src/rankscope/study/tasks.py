@@ -1,5 +1,5 @@
-"""The tasks: which columns they read, which classes they have, the metric that chooses among
-trials, and the settings that Hu et al. 2021 trained them with.
+"""The tasks: their columns, classes and metric, and the settings that Hu et al. 2021 trained them
+with.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Metric = Literal[
     "accuracy", "f1_macro", "f1", "matthews_correlation", "pearson", "spearman", "eval_loss"
 ]
 REGRESSION = ("pearson", "spearman")  # metrics of numbers
-LANGUAGE = ("eval_loss",)  # of text that a model writes; all others are metrics of classes
+LANGUAGE = ("eval_loss",)  # metrics of language models; all others are metrics of classes
 Kind = Literal["classification", "regression", "causal-lm", "sft"]
 
 
@@ -28,14 +28,14 @@ class Task:
     name: str
     text: tuple[str, ...]  # one column, or the two sides of a pair
     num_labels: int  # 1: regression
-    metric: str  # "best" and the chosen learning rate mean this one
-    validation: str = "validation"  # the split that is validated on
-    beside: str | None = None  # a second one: its metrics are reported, and choose nothing
+    metric: str  # chooses the best checkpoint and learning rate
+    validation: str = "validation"  # the validation split
+    beside: str | None = None  # a second one: its metrics are reported but choose nothing
     labels: tuple[str, ...] = ()  # the classes' names, in the order of their numbers
-    more: tuple[str, ...] = ()  # metrics that are reported, too
-    kind: Kind = "classification"  # built-in regressions are told by ``num_labels``
-    greater_is_better: bool = True  # of the metric
-    # the metric, where it is the user's own (``with_metric``)
+    more: tuple[str, ...] = ()  # further reported metrics
+    kind: Kind = "classification"  # built-in regressions have ``num_labels`` 1
+    greater_is_better: bool = True  # direction of the metric
+    # the user's own metric (``with_metric``)
     function: Callable[[Any, Any], float] | None = field(default=None, compare=False)
 
     @property
@@ -49,8 +49,7 @@ class Task:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Every metric that is reported: accuracy of classes always, both correlations of
-        numbers."""
+        """Every reported metric: always accuracy for classes, and both correlations for numbers."""
         always = REGRESSION if self.num_labels == 1 else ("accuracy",)
         return tuple(dict.fromkeys((*always, *self.more, self.metric)))
 
@@ -58,9 +57,9 @@ class Task:
 def with_metric(
     task: Task, function: Callable[[Any, Any], float], *, greater_is_better: bool
 ) -> Task:
-    """The task, judged by a function of the user's own: of logits (N, C) and labels (N,), numpy
-    arrays; C = 1 for regression. Its name is the metric's; the task's own metric is reported beside
-    it. ``ValueError`` for a language model, or a function without a name of its own."""
+    """The task with a user's metric: a function of logits (N, C) and labels (N,), numpy arrays; C =
+    1 for regression. The metric has the function's name; the task's own metric is reported beside
+    it. ``ValueError`` for a language model, or a function without a name."""
     name = getattr(function, "__name__", "")
     if task.is_language:
         raise ValueError(
@@ -174,13 +173,13 @@ _GPUS = {("base", "CoLA"): 2}  # else 8
 
 
 def has_recipe(*, model: str, task: str) -> bool:
-    """Whether Hu et al. say how to train this model on this task."""
+    """Whether Hu et al. give settings for this model and task."""
     return task in _BASE and model.rstrip("/").lower().endswith(("roberta-base", "roberta-large"))
 
 
 def recipe_for(*, model: str, task: str, name: Name = "paper") -> Recipe:
-    """The recipe of that row; RoBERTa-base's for models that are not "...-large", 16 x 30 for
-    unlisted tasks."""
+    """Hu et al.'s recipe for the task; RoBERTa-base's for models not named "...-large", batch 16
+    and 30 epochs for unlisted tasks."""
     large = model.rstrip("/").endswith("-large") and task in _LARGE
     table = _SCRIPTS_LARGE if name == "scripts" else _LARGE
     batch, epochs, length = table[task] if large else (*_BASE.get(task, (16, 30)), 512)

@@ -1,4 +1,4 @@
-"""One training run, fully specified, and the name that it has on every machine."""
+"""One training run, fully specified, and its id."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Scaling = Literal[
 ]  # the last: s does not depend on r (PEFT: alpha = c r)
 Precision = Literal["float32", "bfloat16"]
 
-ALL_LINEAR = "all-linear"  # PEFT's word for target_modules: every linear layer but the head
+ALL_LINEAR = "all-linear"  # PEFT's value of target_modules: every linear layer but the head
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Init = Literal[True, "gaussian", "orthogonal", "pissa", "olora"]
 CHANGES_BASE = ("pissa", "olora")  # by what they start from: dW of trials has rank 2r

@@ -1,1 +1,1 @@
-"""Who runs it: workers on this machine or on Ray, what they read, and how far they have come."""
+"""Runs a study: inputs, workers on this machine or on Ray, progress."""

@@ -26,7 +26,7 @@ from rankscope.store.store import Store
 
 @dataclass
 class Checked:
-    """What was found, a line each, and what was done about it."""
+    """What was found, one line each, and what was repaired."""
 
     store: str
     whole: int = 0  # trials
@@ -47,7 +47,7 @@ class Checked:
         ]
         lines.append(f"{self.whole} trials are whole, every file as it was committed")
         if self.faults and not self.repaired:
-            lines.append(f"mend it with: rankscope check {self.store} --repair")
+            lines.append(f"repair it with: rankscope check {self.store} --repair")
         elif self.missing:
             lines.append(f"{self.missing} trials are missing: {self.refill}")
         return "\n".join(map(visible, lines))
@@ -56,11 +56,11 @@ class Checked:
 def check(
     place: str | Path, *, repair: bool = False, base_of: Callable[[str], str] | None = None
 ) -> Checked:
-    """Reads every file of a store. ``repair``: sets aside what is damaged, records again
-    what is whole and not recorded, rebuilds store.json, log, tables and comparison.
+    """Reads every file of a store. ``repair``: sets damaged trials aside, records whole but
+    unrecorded ones, rebuilds store.json, log, tables and comparison.
     ``base_of``: see ``compare``.
 
-    ``FileNotFoundError`` where there is no store; ``ValueError`` where a newer rankscope wrote it.
+    ``FileNotFoundError`` if there is no store; ``ValueError`` if a newer rankscope wrote it.
     """
     store = Store(place)
     found = Checked(str(store), repaired=repair, refill=store.refill)
@@ -93,8 +93,8 @@ def _folders(store: Store, found: Checked, *, repair: bool) -> None:
 
 
 def _log(store: Store, found: Checked, *, repair: bool) -> None:
-    """Entries that are damaged or missing: from the snapshot where it has them, else replaced
-    by one that says nothing."""
+    """Damaged or missing log entries: restored from the snapshot if it has them, else replaced by
+    empty ones."""
     storage, id = store.storage, store.id
     last = last_entry(storage)
     entries = read_entries(storage, range(1, last + 1), id, again=True)
@@ -127,7 +127,7 @@ def _mended(store: Store, number: int, known: list[dict[str, Any]], end: int) ->
             "store": store.id,
             "nonce": uuid.uuid4().hex,
         }
-        what = "is lost; its number is taken by an entry that says nothing"
+        what = "is lost; an empty entry takes its number"
     else:
         return f"{name} is set aside"
     store.storage.create(name, dumps(content))
@@ -139,7 +139,7 @@ def _trials(store: Store, found: Checked, *, repair: bool) -> None:
     found.faults += [f"trial {id}: {why}" for id, why in seen.left_out.items()]
     left_out = set(seen.left_out)
     if repair:
-        again = bool(seen.harmed)  # an old disk changes bits, and no time
+        again = bool(seen.harmed)  # a failing disk flips bits without changing the file's time
         found.done += recover(store.storage, store.log, thorough=True, again=again)
         seen = inspect(store.storage, store.log, kinds=("records", "weights"))
     found.whole = len(seen.whole)

@@ -1,5 +1,4 @@
-"""LoRA against full fine-tuning: how far apart the two updates are, layer by layer (H4;
-docs/math.md)."""
+"""Compares updates of LoRA and full fine-tuning, layer by layer (H4; docs/math.md)."""
 
 from __future__ import annotations
 
@@ -55,7 +54,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One trial, and the trials that are compared with it."""
+    """A trial, and the trials that it is compared with."""
 
     model: str
     reference: str
@@ -86,7 +85,7 @@ def comparisons(store: Store) -> list[Comparison]:
 
 
 def _each_once(found: Sequence[Comparison]) -> list[Comparison]:
-    """Without pairs that come again: a full fine-tune may belong to several settings."""
+    """Without repeated pairs: a full fine-tune may belong to several settings."""
     seen: set[tuple[str, str]] = set()
     kept = []
     for one in found:
@@ -105,7 +104,7 @@ def compare(
     progress: Callable[[float], None] = lambda _: None,
 ) -> None:
     """Writes the store's comparison. ``base_of`` gives the path of a model by its name;
-    ``progress`` is told of each trial."""
+    ``progress`` is called once per trial."""
     rows: list[dict[str, object]] = []
     for one in found:
         base = base_of(one.model)
@@ -130,7 +129,7 @@ def compare(
 def updates(
     store: Store, trial_id: str, *, base: str
 ) -> tuple[dict[str, Update], dict[str, Tensor]]:
-    """dW of each adapted site, from the trial's best weights; and W (m, n) float64 beside it."""
+    """dW of each adapted layer from the trial's best weights, with W (m, n) float64."""
     folder = store.folder(trial_id, weights=True)
     targets = folder.trial()["target_modules"]
     if targets == [ALL_LINEAR]:

@@ -1,4 +1,4 @@
-"""What a study that is about to run can answer, in lines for ``rankscope plan``."""
+"""Which hypotheses a planned study can answer, as lines for ``rankscope plan``."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ def _table(inputs: Sizes) -> pd.DataFrame:
 
 
 def _evaluated(trial: Trial) -> tuple[object, ...]:
-    """What its number of evaluations depends on."""
+    """What a trial's number of evaluations depends on."""
     length = (trial.max_length, trial.batch_size, trial.epochs, trial.steps)
     return (trial.model, trial.task, trial.eval_every, *length)
 
 
 def _evaluations(inputs: Sizes, trial: Trial) -> tuple[int, float]:
-    """How many, and the noise of one."""
+    """The number of validation rows, and the noise of one."""
     rows = inputs.rows(trial)
     per_epoch = math.ceil(rows.train / trial.batch_size)
     every = per_epoch if trial.eval_every == "epoch" else trial.eval_every
-    # of a loss it is not known before there are losses
+    # unknown for a loss before there are losses
     noise = math.nan if inputs.is_language(trial.task) else accuracy_noise(rows.validation)
     return max(1, inputs.steps(trial) // every), noise

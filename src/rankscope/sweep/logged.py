@@ -1,4 +1,4 @@
-"""What trackers are told of a finished trial: its metrics and spectra as numbers by step."""
+"""What trackers log of a finished trial: its metrics and spectra by step."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Logged:
     def of(cls, folder: TrialDir) -> Logged:
         """Reads a trial's folder. Names: ``train/loss``, ``train/epoch``; ``eval/loss`` and
         ``eval/<metric>``; medians over layers ``stable_rank/dW``, ``stable_rank/tuned`` (of
-        W + dW), ``update/rho`` and ``update/drift``, as ``analysis.drift`` has them. What is not
-        known, or not finite, is left out."""
+        W + dW), ``update/rho`` and ``update/drift``, as ``analysis.drift`` has them. Unknown and
+        non-finite values are left out."""
         found = cls(folder.path.name, _plain(folder.trial()))
         for line in folder.metrics():
             for name, value in line.items():

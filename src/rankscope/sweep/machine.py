@@ -1,4 +1,4 @@
-"""What this machine has for its workers: cores, GPUs, and room for a pack."""
+"""This machine's resources for workers: cores, GPUs, memory for a pack."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from pathlib import Path
 from rankscope import system
 
 PACK_SIZE = 8  # measured on two CPU cores: larger packs leave the caches (docs/log.md)
-SHARE = 0.8  # of the free memory; the rest is for what the count misses (it is right to 15 %)
+SHARE = 0.8  # of the free memory; the rest covers the error of the estimate (15 %)
 PROGRAM = 0.6e9  # bytes of a worker before it trains: Python, torch, transformers (docs/log.md)
 
 
 @dataclass(frozen=True)
 class Room:
-    """What a worker's packs may hold."""
+    """The limits of a worker's packs."""
 
     most: int  # trials
     memory: float  # bytes, the base's weights included
 
 
 def room(device: str, *, free: float, trials: int, workers: int) -> Room:
-    """On a CPU the caches set the most; on a GPU only memory does, while every worker gets
-    a pack of the ``trials``."""
+    """On a CPU the caches limit a pack; on a GPU only memory does, and there is a pack for every
+    worker."""
     most = PACK_SIZE if device == "cpu" else max(PACK_SIZE, math.ceil(trials / workers))
     return Room(most, SHARE * free)
 
 
 def gpus() -> int:
-    """How many GPUs torch can use here; torch is started only where there may be one."""
+    """How many GPUs torch can use; imports torch only if there may be one."""
     if "torch" not in sys.modules and not system.may_have_gpu():
         return 0
     import torch
@@ -40,12 +40,12 @@ def gpus() -> int:
 
 
 def device_type() -> str:
-    """What trials train on here, by torch's name."""
+    """The device type that trials train on, as torch names it."""
     return "cuda" if gpus() else "cpu"
 
 
 def free_for_each(workers: int) -> float:
-    """Bytes that each of so many workers here may count on."""
+    """The memory that each of so many workers can rely on, in bytes."""
     if count := gpus():
         import torch
 
@@ -54,32 +54,31 @@ def free_for_each(workers: int) -> float:
 
 
 def shared(free: float, workers: int) -> float:
-    """One worker's part of so many bytes, in whole gigabytes where there are some.
+    """One worker's share of so many bytes, rounded down to gigabytes if it has any.
 
-    Packs should not change with every small thing that comes and goes.
+    Small changes of free memory should not change the packs.
     """
     return free / workers // 1e9 * 1e9 or free / workers
 
 
 def left_by_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes that a container's own limit leaves; infinite where there is none."""
+    """The bytes left by a container's memory limit; infinite if there is none."""
     try:
         limit, used = ((folder / f"memory.{name}").read_text() for name in ("max", "current"))
         return float(limit) - float(used)
-    except (OSError, ValueError):  # there is none, or it is "max"
+    except (OSError, ValueError):  # no limit, or "max"
         return math.inf
 
 
 def default_workers() -> int:
-    """How many workers this machine trains fastest with: one per GPU, or one per core
-    (docs/log.md)."""
+    """The number of workers that trains fastest: one per GPU, or one per core (docs/log.md)."""
     return gpus() or system.cores()
 
 
 def workers_with_room(wanted: int, need: float) -> tuple[int, str | None]:
-    """How many of the workers wanted there is memory for now, whoever holds the rest, if each needs
-    ``need`` bytes for tensors; one at least. -> that number, and a line where memory is short.
-    On GPUs each worker has its own, and packs are cut for it."""
+    """How many of the wanted workers fit into free memory (at least one), if each needs ``need``
+    bytes for tensors. -> that number, and a line if memory is short. On GPUs each worker has its
+    own memory, and packs are cut to fit."""
     if gpus():
         return wanted, None
     free, each = min(system.free_memory(), left_by_cgroup()), need + PROGRAM
@@ -93,7 +92,7 @@ def workers_with_room(wanted: int, need: float) -> tuple[int, str | None]:
 
 
 def environments(workers: int) -> list[dict[str, str]]:
-    """Of each worker: its GPU, or its share of the cores."""
+    """Each worker's environment: its GPU, or its share of the cores."""
     if count := gpus():
         names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
         devices = names.split(",")

@@ -1,5 +1,4 @@
-"""How much of a study's training is done, each optimiser step at its trial's cost: tasks, ranks and
-full fine-tunes differ in speed."""
+"""A study's progress in units of cost: tasks, ranks and full fine-tunes differ in speed."""
 
 from __future__ import annotations
 
@@ -12,8 +11,8 @@ from rankscope.study.trial import Trial
 
 
 class Meter:
-    """Reads off a store what has been trained of these trials, whoever did: optimiser steps, each
-    at its trial's cost."""
+    """Reads the progress of these trials from the store, whoever trains them: optimiser steps,
+    weighted by their trial's cost."""
 
     def __init__(
         self,
@@ -26,16 +25,16 @@ class Meter:
         self.length, self.taken = 0, 0.0
 
     def read(self) -> bool:
-        """Advances the bar. -> whether anything has moved since the last time"""
+        """Advances the bar. -> whether there was any progress since the last call"""
         log = self.store.log
         log.refresh()
         taken = sum(steps * self.costs[id] for id, steps in self.steps.items() if id in log.done)
         for number, claim in list(log.live.items()):
             known = [id for id in claim.trials if id in self.costs]
-            if known:  # of this study as it is now
+            if known:  # trials of the current study only
                 taken += last_heartbeat(log, number)["steps"] * mean(known, self.costs)
         moved = (taken, log.length) != (self.taken, self.length)
-        if taken > self.taken:  # less, when a worker has died with a part of its pack
+        if taken > self.taken:  # smaller if a worker died with part of its pack
             self.advance(taken - self.taken)
             self.taken = taken
         self.length = log.length

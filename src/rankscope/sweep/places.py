@@ -1,4 +1,4 @@
-"""Where a study's models and data lie."""
+"""Locates a study's models and data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from rankscope import lab
 from rankscope.study.study_file import Study
 
-MOST_FILES = 10_000  # of a study, to be looked at one by one
+MOST_FILES = 10_000  # files of a study whose state is checked one by one
 
 
 def model_path(study: Study, name: str) -> str:
@@ -30,8 +30,8 @@ def model_path(study: Study, name: str) -> str:
 
 
 def local_files(study: Study) -> list[Path] | None:
-    """Every file that the study's models and data can be read from, sorted; None where some lie on
-    the hub, or are too many."""
+    """Every file that the study's models and data can be read from, sorted; None if some are on the
+    hub or there are too many."""
     places = [Path(model_path(study, name)) for name in study.models]
     for name in study.tasks:
         if name not in study.task:

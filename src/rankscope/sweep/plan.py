@@ -1,4 +1,4 @@
-"""What a study will take: trials, packs, operations, memory, time. Before anything is trained."""
+"""Forecasts what a study will take: trials, packs, operations, memory, time."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def forecast(
     edits: int = 0,
     edited_rows: int = 0,
 ) -> str:
-    """A table, one line per model, task and method, and the sums below it. Packs are those that
-    ``sweep`` would train.
+    """A table with one line per model, task and method, and the totals. The packs are those that
+    ``run`` would train.
 
-    For this machine, or for ``gpus`` (default 1) of the ``device`` named. With ``edits`` a line on
-    what it takes to edit each trial in so many ways and evaluate it again, on ``edited_rows`` rows
-    of validation and as many of training. ``ValueError`` for a device that isn't known.
+    For this machine, or for ``gpus`` (default 1) of the named ``device``. With ``edits`` also the
+    cost of editing each trial in so many ways and evaluating it on ``edited_rows`` validation rows
+    and as many training rows. ``ValueError`` for an unknown device.
     """
     named = device_named(device) if isinstance(device, str) else device
     opened = begun(store)
@@ -124,12 +124,12 @@ class Group:
         self.largest = base + max(sum(map(self.memory, pack)) for pack in together)
 
     def seconds(self, rate: float, floor: float) -> float:
-        """Of one worker, at ``rate`` operations a second and no step faster than ``floor`` seconds
-        a block."""
+        """The time of one worker, at ``rate`` operations a second and at least ``floor`` seconds
+        per step and block."""
         steps = self.packs * self.inputs.steps(self.trials[0])
         return max(self.flops / rate, steps * self.shape.layers * floor)
 
-    # within a group costs differ by rank alone
+    # within a group costs differ only by rank
 
     def operations(self, trial: Trial) -> float:
         if trial.rank not in self._operations:
@@ -145,8 +145,8 @@ class Group:
 
 
 def _edited(groups: Sequence[Group], edits: int, rows: int, rate: float) -> str:
-    """What ``rankscope intervene`` costs when all have finished: the products of its evaluations,
-    by one process. Decompositions and drifts of the edited updates come on top."""
+    """The cost of ``rankscope intervene`` on all trials, in one process: matrix products of its
+    evaluations, without decompositions and drifts of the edited updates."""
     flops = 0.0
     for group in groups:
         for count, tokens in group.inputs.mean_tokens(group.trials[0], rows):
@@ -164,16 +164,8 @@ def _table(groups: Sequence[Group], seconds: Sequence[float], device: Device | N
     names = [group.trials[0].model.rsplit("/", 1)[-1] for group in groups]
     model = Column("model", min_width=min(30, max(map(len, names))))  # others may wrap
     columns = (
-        model,
-        "task",
-        "method",
-        "trials",
-        "done",
-        "packs",
-        "steps each",
-        "tokens a row",
-        "TFLOP",
-    )
+        model, "task", "method", "trials", "done", "packs", "steps each", "tokens a row", "TFLOP",
+    )  # fmt: skip
     hours = "GPU-hours" if device else "worker time"
     table = Table(*columns, "MB a trial", "MB a pack", hours)
     for group, name, spent in zip(groups, names, seconds, strict=True):
@@ -207,7 +199,7 @@ def _grouped(trials: Sequence[Trial]) -> list[list[Trial]]:
 
 
 def _wall(packs: Sequence[float], workers: int) -> float:
-    """When the last of the workers is ready, each taking the largest pack that is left."""
+    """When the last worker finishes, if each takes the largest remaining pack."""
     ready = [0.0] * workers
     for pack in sorted(packs, reverse=True):
         heapq.heapreplace(ready, ready[0] + pack)
@@ -221,7 +213,7 @@ def _place(workers: int, device: Device | None) -> str:
 
 
 def begun(store: str | Path | None) -> Store | None:
-    """The store, if it has been begun."""
+    """The store, if it exists."""
     try:
         return None if store is None else Store(store)
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""N worker processes on this machine, and what becomes of them.
+"""Starts and supervises N worker processes on this machine.
 
-A worker is told its job in one line of JSON on its standard input, and ends when that input ends:
-so it stops when its driver stops, however the driver does. Its last line on standard output says
-what went wrong, if something did.
+A worker gets its job as one line of JSON on standard input and ends when that input closes, so it
+stops whenever its driver stops, even if that is killed. If something went wrong, its last line on
+standard output says what.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 
 from rankscope.system import apart
 
-TICK = 0.5  # seconds between two looks at the workers
-GRACE = 60.0  # seconds that a worker has to end the optimiser step it is in
-FALLS = 20  # workers that may die in a row without any progress in between
+TICK = 0.5  # seconds between two checks of the workers
+GRACE = 60.0  # seconds that a worker has to finish its optimiser step
+FALLS = 20  # workers that may die in a row without progress
 
 
 def run_processes(
@@ -32,11 +32,10 @@ def run_processes(
     tick: Callable[[], bool],
     say: Callable[[str], None],
 ) -> None:
-    """Runs one process per environment until all have ended by themselves. One that is killed is
-    replaced.
+    """Runs one process per environment until all have ended. A killed process is replaced.
 
-    ``tick`` is called all the while and says whether anything has moved since it was
-    called last. ``OSError`` with the reason when workers could not go on;
+    ``tick`` is called repeatedly and returns whether there was progress since its last call.
+    ``OSError`` with the reason when workers could not continue;
     ``KeyboardInterrupt`` stops them first.
     """
     running: dict[int, subprocess.Popen[str]] = {}
@@ -80,14 +79,14 @@ def _start(
         **apart(),
     )
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it died at once: seen at the next look
+    with contextlib.suppress(BrokenPipeError):  # it died at once: noticed at the next check
         process.stdin.write(json.dumps(dict(job)) + "\n")
         process.stdin.flush()
     return process
 
 
 def _wait(processes: Collection[subprocess.Popen[str]]) -> None:
-    """Until the next look, or the end of one of them."""
+    """Waits until the next check, or until one of them ends."""
     deadline = time.monotonic() + TICK
     while time.monotonic() < deadline and all(process.poll() is None for process in processes):
         time.sleep(TICK / 10)
@@ -103,7 +102,7 @@ def _last_words(process: subprocess.Popen[str]) -> str:
 
 
 def _stop(processes: Sequence[subprocess.Popen[str]]) -> None:
-    """Ends them: by themselves if they do so in time, else by force."""
+    """Ends them: gracefully if they react in time, else by force."""
     for process in processes:
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):

@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster: Ray finds them a node and a GPU, the store tells them what to do."""
+"""Workers on a Ray cluster: Ray places them on nodes and GPUs, the store coordinates them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def run_on_ray(
     tick: Callable[[], bool],
     say: Callable[[str], None],
 ) -> None:
-    """Runs ``visit(job)`` in so many Ray tasks (default: one per GPU, else per core, and at
-    ``most`` so many) until one finds nothing left to do. A task whose node or process dies is
-    started again, wherever there is room.
+    """Runs ``visit(job)`` in so many Ray tasks (default: one per GPU, else per core; at ``most``
+    this many) until one finds nothing left to do. A task whose node or process dies is restarted
+    where there is room.
 
-    ``OSError`` with the reason when workers could not go on; ``KeyboardInterrupt`` stops them
+    ``OSError`` with the reason when workers could not continue; ``KeyboardInterrupt`` stops them
     first.
     """
     ray = _connected(address)
@@ -45,9 +45,7 @@ def run_on_ray(
                     except ray.exceptions.RayError as error:
                         falls += 1
                         if falls > FALLS:
-                            raise OSError(
-                                f"Ray's workers die, one after the other: {error}"
-                            ) from None
+                            raise OSError(f"Ray's workers keep dying: {error}") from None
                         say(
                             f"a Ray worker was lost ({type(error).__name__}); another takes "
                             "its place"
@@ -55,7 +53,7 @@ def run_on_ray(
                         running.append(task.remote(visit, dict(job)))
                         continue
                     if reason is None:
-                        return  # nothing is left to do: the others are waiting, or have not begun
+                        return  # nothing is left to do: the others are waiting or have not started
                     reasons.append(reason)
         finally:
             _cancel(ray, running)
@@ -66,7 +64,7 @@ def run_on_ray(
 
 
 def _work(visit: Callable[[Mapping[str, Any]], object], job: Mapping[str, Any]) -> str | None:
-    """On the cluster: -> what went wrong, or None."""
+    """Runs on the cluster. -> what went wrong, or None"""
     try:
         visit(job)
     except (OSError, ValueError) as error:
@@ -92,8 +90,7 @@ def _connected(address: str) -> Any:
 
 
 def _cancel(ray: Any, running: list[Any]) -> None:
-    """Raises KeyboardInterrupt in the workers that still run, and gives them time to release what
-    they hold."""
+    """Raises KeyboardInterrupt in the running workers, and lets them release their claims."""
     for reference in running:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.cancel(reference)

@@ -1,9 +1,9 @@
-"""What was found in a study's models and data, kept for the next plan: which then starts neither
-torch nor a tokenizer.
+"""Caches what a plan reads of a study's models and data, so that the next plan loads neither torch
+nor a tokenizer.
 
-The files lie in the user's cache (``system.cache_dir``) and may be deleted at any time. Each is of
-one state of the study's files, told by sizes and times, and of rankscope and its libraries. Only
-``plan`` reads them: a run reads models and data themselves.
+The files are in the user's cache (``system.cache_dir``) and may be deleted at any time. Each
+belongs to one state of the study's files (sizes and times), of rankscope and of its libraries. Only
+``plan`` reads them: a run reads the models and data themselves.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from rankscope.sweep.machine import device_type
 from rankscope.sweep.places import local_files
 from rankscope.sweep.sizes import Sizes
 
-MOST = 64  # files that are kept, the youngest
-_UNSEEN = {"learning_rate", "seed", "rank"}  # keys of a study that no answer depends on
+MOST = 64  # most recent files that are kept
+_UNSEEN = {"learning_rate", "seed", "rank"}  # keys of a study that do not affect the cached values
 Key = tuple[Any, ...]
 
 
 class Remembered(Sizes):
-    """What an earlier plan found of the same files, else what ``read`` finds now."""
+    """What an earlier plan found in the same files, else what ``read`` finds now."""
 
     def __init__(self, study: Study, read: Callable[[], Sizes]) -> None:
         super().__init__(study, device_type(), free=None)
-        self._read, self._place = read, _place(study)  # told before anything is read
+        self._read, self._place = read, _place(study)  # determined before anything is read
         self._kept = _kept(self._place)
         targets = self._ask("targets", (), lambda inputs: inputs.study.fixed.target_modules)
         fixed = study.fixed.model_copy(update={"target_modules": targets})
@@ -93,7 +93,7 @@ class Remembered(Sizes):
         return self._ask("slow", key, lambda inputs: inputs.why_slow(trial, device))
 
     def keep(self) -> None:
-        """Leaves what was read for the next plan, where there is a place for it."""
+        """Saves what was read for the next plan, if there is a cache."""
         if self._place is None or "_inputs" not in vars(self):
             return
         kept = [
@@ -124,8 +124,8 @@ def _kept(place: Path | None) -> dict[Key, Any]:
 
 
 def _place(study: Study) -> Path | None:
-    """The file for this state of the study's files; None where some lie on the hub, whose state
-    can't be told, or where somebody else can write."""
+    """The cache file for this state of the study's files; None if some are on the hub, whose state
+    is unknown, or if others can write to the cache."""
     try:
         files = local_files(study)
         if files is None:
@@ -147,7 +147,7 @@ def _state(path: Path) -> tuple[int, int, int]:
 
 
 def _seen(value: Any) -> Any:
-    """A study's sections without what no answer depends on."""
+    """A study's sections without keys that do not affect the cached values."""
     if isinstance(value, dict):
         return {key: _seen(part) for key, part in value.items() if key not in _UNSEEN}
     return [_seen(part) for part in value] if isinstance(value, list) else value

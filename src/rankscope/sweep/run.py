@@ -1,11 +1,10 @@
-"""The main job: a study -> its inputs, checked -> trials trained into a store -> the comparison of
-methods."""
+"""Runs a study: checks its inputs, trains what its store lacks, compares the methods."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 import transformers
 
 import rankscope
-from rankscope.console import bar
+from rankscope.console import bar, say
 from rankscope.store.files import DamagedFile
 from rankscope.store.header import check_same_inputs
 from rankscope.store.store import Store
@@ -52,100 +51,104 @@ def run(
     """Trains what the store lacks of this study, then compares LoRA with full fine-tuning.
     Safe to stop and call again.
 
-    One worker trains in this process; several are processes of their own, and None starts as many
-    as this machine trains fastest with. ``ray`` is the address of a Ray cluster ("auto": the one at
-    hand) whose nodes see the store; the workers are its, by default one per GPU or core. Any number
-    of calls, on any machines that see the store, share the work.
+    One worker trains in this process; several run as separate processes; None starts as many as
+    train fastest on this machine. ``ray`` is the address of a Ray cluster ("auto": the one that is
+    running here) whose nodes see the store; by default it gets one worker per GPU or core. Any
+    number of calls, on any machines that see the store, share the work.
 
-    ``metric`` is a function of your own that chooses rates and checkpoints instead of the tasks'
-    metrics, which are reported beside it: of the validation rows' logits (N, C), C = 1 for
-    regression, and labels (N,), numpy arrays, to a number; ``greater_is_better`` says which way. It
-    is called by its name, in this process, so that there is one worker.
+    ``metric`` is your own function, which chooses learning rates and checkpoints instead of the
+    tasks' metrics (they are reported beside it). It maps the validation rows' logits (N, C), with
+    C = 1 for regression, and labels (N,), both numpy arrays, to a number; ``greater_is_better``
+    gives its direction. It needs ``workers=1``, since it runs in this process.
 
-    Raises ``ValueError`` or ``OSError``, one line, before anything is written, when the study can't
-    be run as it is. Failed trials are recorded in the store (``rankscope status``), tried again as
-    often as the study says (``retry_failed``: and once more from the start), and do not stop the
-    others. A trial whose files are not what was committed is said, set aside in the store's
-    ``harmed/``, and trained again.
+    Raises ``ValueError`` or ``OSError``, one line, before anything is written, if the study cannot
+    run. Failed trials are recorded in the store (``rankscope status``), tried again as often as
+    the study says (with ``retry_failed`` once more from the start), and do not stop the others. A
+    trial whose files differ from what was committed is reported, moved to the store's ``harmed/``
+    and trained again.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers: expected a number from 1; found {workers}")
     if metric is not None and (workers != 1 or ray is not None):
-        raise ValueError("metric: expected workers = 1, since a function stays in its process")
+        raise ValueError(
+            "metric: expected workers = 1, since a function cannot be sent to other processes"
+        )
     check_trackers(study.report_to, study.name, store)
     inputs = StudyInputs(
         study, workers=workers, metric=metric, greater_is_better=greater_is_better, quiet=quiet
     )
-    with contextlib.suppress(DamagedFile):  # then `create` mends it, or says so
+    with contextlib.suppress(DamagedFile):  # Store.create repairs or reports it
         before_now = begun(store)
         inputs.check_budget(before_now)
         if before_now is not None:
             _check_metric(before_now, inputs.fingerprints.get(METRIC))
-    steps = {trial.id: inputs.steps(trial) for trial in inputs.trials}
+    steps = {trial.id: inputs.steps(trial) for trial in inputs.trials}  # fails before writing
     opened = Store.create(
         store, inputs.study, largest_rank=inputs.largest_rank, fingerprints=inputs.fingerprints
     )
-    for name, drawn in inputs.drawn.items():
-        _say(f"{name}: {drawn}")
-    for line in opened.recover(thorough=True):
-        _say(line)
+    drawn = [f"{name}: {layers}" for name, layers in inputs.drawn.items()]
+    for line in (*drawn, *opened.recover(thorough=True)):
+        say(line)
     if retry_failed:
         opened.log.forget([trial.id for trial in inputs.trials if trial.id not in opened.log.done])
     before = set(opened.done_ids())
-    left = [pack for pack in inputs.packs(opened) if not before.issuperset(t.id for t in pack)]
-    todo = steps.keys() - before
-    if todo:
-        costs = {trial.id: inputs.cost(trial) for trial in inputs.trials}
-        with bar(
-            f"training {len(todo)} of {len(steps)} trials",
-            total=sum(steps[id] * costs[id] for id in todo),
-            quiet=quiet,
-        ) as advance:
-            meter = Meter(opened, {id: steps[id] for id in todo}, costs, advance)
-            if ray is not None:
-                job = worker_job(inputs, opened, elsewhere=True)
-                run_on_ray(
-                    ray, visit, job, workers=workers, most=len(left), tick=meter.read, say=_say
-                )
-            elif (count := _workers(inputs, workers, left)) == 1:
-                train(inputs, opened, advance=lambda pack, n: advance(n * mean(pack, costs)))
-            else:
-                job = worker_job(inputs, opened)
-                run_processes(worker_command(), job, environments(count), tick=meter.read, say=_say)
+    if todo := {id: count for id, count in steps.items() if id not in before}:
+        _train(inputs, opened, todo, workers=workers, ray=ray, quiet=quiet)
     if before != set(opened.done_ids()) or opened.comparison_fault() is not None:
         make_comparison(opened, base_of=inputs.model_path, quiet=quiet)
     return opened
 
 
+def _train(
+    inputs: StudyInputs, store: Store, steps: Mapping[str, int],
+    *, workers: int | None, ray: str | None, quiet: bool,
+) -> None:  # fmt: skip
+    """Trains the trials in ``steps`` (id -> number of steps) by this process, others or Ray."""
+    left = [pack for pack in inputs.packs(store) if any(t.id in steps for t in pack)]
+    costs = {trial.id: inputs.cost(trial) for trial in inputs.trials}
+    with bar(
+        f"training {len(steps)} of {len(inputs.trials)} trials",
+        total=sum(steps[id] * costs[id] for id in steps),
+        quiet=quiet,
+    ) as advance:
+        meter = Meter(store, steps, costs, advance)
+        if ray is not None:
+            job = worker_job(inputs, store, elsewhere=True)
+            run_on_ray(ray, visit, job, workers=workers, most=len(left), tick=meter.read, say=say)
+        elif (count := _workers(inputs, workers, left)) == 1:
+            train(inputs, store, advance=lambda pack, n: advance(n * mean(pack, costs)))
+        else:
+            job = worker_job(inputs, store)
+            run_processes(worker_command(), job, environments(count), tick=meter.read, say=say)
+
+
 def _check_metric(store: Store, ours: str | None) -> None:
-    """One store, one metric."""
+    """A store keeps to one metric."""
     theirs = store.fingerprints.get(METRIC)
     if theirs != ours:
         raise ValueError(
-            f"{store}: expected the metric that this store was begun with, "
-            f"{theirs or 'each task its own'}; found {ours or 'each task its own'}. Call "
+            f"{store}: expected the metric of this store, "
+            f"{theirs or 'that of each task'}; found {ours or 'that of each task'}. Call "
             "rankscope.run(study, store, metric=...) with that function, or name another store"
         )
 
 
 def _workers(inputs: StudyInputs, asked: int | None, left: Sequence[Sequence[Trial]]) -> int:
-    """As many as were asked for; else as many as train fastest here and find room beside what else
-    runs. Says so where memory is short."""
+    """The number asked for, else as many as train fastest here and fit into free memory. Says so if
+    memory is short."""
     wanted = min(asked or default_workers(), len(left))
     fit, line = workers_with_room(wanted, max(map(inputs.memory, left)))
     if line is None:
         return wanted
     decided = f"{wanted}, as asked" if asked else f"taking {fit}; --workers N decides otherwise"
-    _say(f"{line}; {decided}")
+    say(f"{line}; {decided}")
     return wanted if asked else fit
 
 
 def make_comparison(store: Store, *, base_of: Callable[[str], str], quiet: bool = False) -> None:
-    """Compares the store's LoRA trials with its full fine-tunes, as it is now."""
-    from rankscope.sweep.compare import (
-        compare,
-        comparisons,
-    )  # brings scipy, which workers don't need
+    """Compares the store's LoRA trials with its full fine-tunes."""
+    # imports scipy, which workers do not need
+    from rankscope.sweep.compare import compare, comparisons
 
     found = comparisons(store)
     count = sum(len(one.trials) for one in found)
@@ -159,8 +162,8 @@ def make_comparison(store: Store, *, base_of: Callable[[str], str], quiet: bool 
 
 
 def worker_job(inputs: StudyInputs, store: Store, *, elsewhere: bool = False) -> dict[str, Any]:
-    """What ``visit`` needs to know, as JSON. ``elsewhere``: it may run on another machine, whose
-    data and models may differ and whose memory does."""
+    """The argument of ``visit``, as JSON. ``elsewhere``: it may run on another machine, with its
+    own data, models and memory."""
     return {
         "store": str(store) if "://" in str(store) else str(Path(str(store)).resolve()),
         "folder": str(inputs.study.folder.resolve()),
@@ -172,9 +175,9 @@ def worker_job(inputs: StudyInputs, store: Store, *, elsewhere: bool = False) ->
 
 
 def visit(job: Mapping[str, Any], **settings: Any) -> Outcome:
-    """What every worker does, wherever it runs: trains what the store lacks and nobody else trains.
+    """A worker, wherever it runs: trains what the store lacks and no other worker holds.
 
-    ``settings`` are further ones of ``train.loop.train_pack``.
+    ``settings`` are further arguments of ``train.loop.train_pack``.
     """
     store = Store(job["store"])
     said = {"folder": Path(job["folder"]), "report_to": job["report_to"]}
@@ -187,10 +190,6 @@ def visit(job: Mapping[str, Any], **settings: Any) -> Outcome:
     return train(inputs, store, **settings)
 
 
-def _say(line: str) -> None:
-    print(f"rankscope: {line}", file=sys.stderr)
-
-
 def train(
     inputs: StudyInputs,
     store: Store,
@@ -199,8 +198,8 @@ def train(
     advance: Callable[[Sequence[Trial], int], None] = lambda pack, steps: None,
     **settings: Any,
 ) -> Outcome:
-    """One worker's visit to the store. ``progress`` is told of steps taken, ``advance`` also of
-    whose."""
+    """One worker's visit to the store. ``progress`` gets the steps taken, ``advance`` also the
+    pack."""
 
     def both(pack: Sequence[Trial], steps: int) -> None:
         advance(pack, steps)
@@ -213,20 +212,14 @@ def train(
         retries=inputs.study.fixed.retries,
         provenance=provenance(),
         progress=both,
-        trackers=Trackers(inputs.study.report_to, inputs.study.name, store.path, _say),
+        trackers=Trackers(inputs.study.report_to, inputs.study.name, store.path, say),
     )
     return worker.run()
 
 
 def trainer(inputs: StudyInputs, **settings: Any) -> TrainPack:
-    """What a worker calls for every pack: ``train.loop.train_pack``, with further ``settings`` of
-    it."""
-    said: set[str] = set()
-
-    def say(line: str) -> None:
-        if line not in said:
-            said.add(line)
-            _say(line)
+    """What a worker calls for every pack: ``train.loop.train_pack`` with these ``settings``."""
+    say_once = functools.cache(say)
 
     def train_pack(
         trials: Sequence[Trial],
@@ -235,14 +228,14 @@ def trainer(inputs: StudyInputs, **settings: Any) -> TrainPack:
         *,
         scratch: Path,
     ) -> None:
-        from rankscope.train import loop  # brings PEFT and scikit-learn, which plans don't need
+        from rankscope.train import loop  # imports PEFT and scikit-learn, which plans do not need
 
         if (drawn := inputs.drawn.get(trials[0].model)) is not None:
             for folder in folders:
                 folder.amend(drawn=drawn)
         slow = inputs.why_slow(trials[0], inputs.device.type)
-        if slow == BY_ITS_OWN_FORWARD and len(trials) > 1:  # whether trials are apart is proved
-            say(f"{trials[0].model}: {slow}")
+        if slow == BY_ITS_OWN_FORWARD and len(trials) > 1:  # that trials are independent is proved
+            say_once(f"{trials[0].model}: {slow}")
             for folder in folders:
                 folder.amend(without_gain=slow)
         rows, validation = inputs.encoded(trials[0])
@@ -256,7 +249,7 @@ def trainer(inputs: StudyInputs, **settings: Any) -> TrainPack:
             validation=validation,
             device=inputs.device,
             scratch=scratch,
-            say=say,
+            say=say_once,
             **settings,
         )
 
@@ -264,8 +257,8 @@ def trainer(inputs: StudyInputs, **settings: Any) -> TrainPack:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions and machine, as trial.json keeps them."""
-    import peft  # slow to import, and only its version is wanted
+    """Versions and machine, for trial.json."""
+    import peft  # slow to import
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {

@@ -1,7 +1,6 @@
-"""What a plan knows of a study's models and data: shapes, rows, and how its trials train. No torch.
+"""A study's models and data as a plan sees them: shapes, rows, and how trials train. No torch.
 
-``inputs.StudyInputs`` reads it from the models and data themselves, ``remembered.Remembered`` from
-what such a reading found before.
+``inputs.StudyInputs`` reads them from the models and data, ``remembered.Remembered`` from a cache.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ class Sizes(ABC):
     """A study's trials, and what they cost.
 
     Args:
-        study: with its models' own ``target_modules``, where the file names none.
-        device_type: "cpu" or "cuda", which trials train on here.
-        workers: how many train; None: as many as train fastest here.
-        free: bytes that one of them may count on; None: its part of what is free here now.
+        study: with its models' default ``target_modules`` if the file names none.
+        device_type: what trials train on here, "cpu" or "cuda".
+        workers: their number; None: as many as train fastest here.
+        free: memory of one worker, in bytes; None: its share of what is free here now.
     """
 
     def __init__(
@@ -48,12 +47,12 @@ class Sizes(ABC):
     @cached_property
     @abstractmethod
     def summaries(self) -> list[str]:
-        """What the rows of each task are, in lines (``train.data_summary``)."""
+        """The data of each task, in lines (``train.data_summary``)."""
 
     @cached_property
     @abstractmethod
     def training_rows(self) -> dict[str, int]:
-        """Per task: rows that are trained on."""
+        """The number of training rows per task."""
 
     @abstractmethod
     def is_language(self, task: str) -> bool:
@@ -61,16 +60,15 @@ class Sizes(ABC):
 
     @abstractmethod
     def shape(self, trial: Trial) -> Shape:
-        """The sizes of its model."""
+        """The sizes of the trial's model."""
 
     @abstractmethod
     def rows(self, trial: Trial) -> Rows:
-        """The sizes of its task."""
+        """The sizes of the trial's task."""
 
     @abstractmethod
     def mean_tokens(self, trial: Trial, rows: int) -> list[tuple[int, float]]:
-        """Of the first ``rows`` rows of training and of validation: how many there are, and the
-        mean tokens of one."""
+        """For the first ``rows`` training and validation rows: their number and mean tokens."""
 
     @abstractmethod
     def why_apart(self, trial: Trial) -> str | None:
@@ -87,7 +85,7 @@ class Sizes(ABC):
 
     @cached_property
     def free(self) -> float:
-        """Bytes that a worker may count on."""
+        """The memory that a worker can rely on, in bytes."""
         return (
             free_for_each(self.workers or default_workers()) if self._free is None else self._free
         )
@@ -103,8 +101,8 @@ class Sizes(ABC):
         return store.packs(size=found.most, share=self.share(found.memory, self.device_type))
 
     def share(self, room: float, device: str) -> Callable[[Trial], float]:
-        """What part of ``room`` bytes a trial takes on a device, beside the base that its pack
-        shares."""
+        """The share of ``room`` bytes that a trial takes on a device, without the base that its
+        pack shares."""
         known: dict[tuple[object, ...], float] = {}
 
         def share(trial: Trial) -> float:
@@ -123,7 +121,7 @@ class Sizes(ABC):
         return trial.total_steps(self.training_rows[trial.task])
 
     def cost(self, trial: Trial) -> float:
-        """Operations of one of its steps, evaluations included: what the time left is told by."""
+        """Operations per step, evaluations included; the time left is estimated from it."""
         steps = self.steps(trial)
         key = (trial.model, trial.task, trial.method, trial.rank, steps, *trial.target_modules)
         if key not in self._costs:
@@ -131,7 +129,7 @@ class Sizes(ABC):
         return self._costs[key]
 
     def memory(self, pack: Sequence[Trial]) -> float:
-        """Bytes that a pack's tensors take on this machine's device."""
+        """The bytes of a pack's tensors on this machine's device."""
         first = pack[0]
         held = (self.shape(first), self.rows(first), widths(first, self.device_type))
         return base_memory(first, *held) + sum(memory(trial, *held) for trial in pack)

@@ -1,5 +1,5 @@
-"""Operations a second that training reaches: what a store's trials did, or a share of what the
-machine can do at most. No torch but where it measures."""
+"""The speed of training in operations a second: that of a store's trials, or a share of the
+machine's peak. Imports torch only to measure."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from rankscope.store.store import Store
 from rankscope.study.cost import Device
 from rankscope.study.trial import Trial
 
-# of the matrix-product rate that training reaches; measured on the lab study (docs/log.md)
+# share of the matrix-product rate that training reaches; measured on the lab study (docs/log.md)
 _SHARE = 0.35
-# of a GPU's data sheet: an assumption, until a store holds trials of such a GPU
+# share of a GPU's data-sheet peak: an assumption until a store has trials of such a GPU
 _SHARE_OF_PEAK = 0.25
-# seconds that a GPU takes at least, for starting some hundred kernels; assumed
+# minimum seconds on a GPU, for launching some hundred kernels; assumed
 _STEP_OF_A_BLOCK = 2e-3
 _LAUNCHES = f"{1e3 * _STEP_OF_A_BLOCK:g} ms a block and step"
-_SAMPLE = 200  # finished trials that a measured rate is taken from
-_BUSY = 0.5  # processes a core that wait or compute: a rate measured then is too low
+_SAMPLE = 200  # finished trials that the measured rate is taken from
+_BUSY = 0.5  # load per core above which a measured rate is too low
 Priced = tuple[Sequence[Trial], Callable[[Trial], float]]  # trials, and the operations of each
 
 
 class Speed(NamedTuple):
     """``rate``: operations a second of all workers; ``source``: where it comes from, in words;
-    ``floor``: seconds that a step of one block takes at least."""
+    ``floor``: minimum seconds per step and block."""
 
     rate: float
     source: str
@@ -43,7 +43,7 @@ class Speed(NamedTuple):
 def speed(
     groups: Iterable[Priced], store: Store | None, here: str, device: Device | None, workers: int
 ) -> Speed:
-    """Of this machine (``here``: "cpu" or "cuda"), or of so many of the ``device``."""
+    """The speed of this machine (``here``: "cpu" or "cuda"), or of so many ``device``s."""
     gpu = device.name if device else _gpu_name() if here == "cuda" else None
     found = _measured(groups, store, gpu)
     if found is not None:
@@ -57,8 +57,8 @@ def speed(
 
 
 def speed_here(peak: float, note: str, kind: str, workers: int) -> Speed:
-    """The same for a machine whose matrix product was measured: a GPU's is each worker's own, a
-    CPU's is shared."""
+    """The speed of a machine whose matrix product was measured: a GPU serves one worker, a CPU is
+    shared by all."""
     measured = f"the fastest matrix product measured here{note}"
     if kind == "cuda":
         assumed = f"{_SHARE:.0%} of {flops(peak)} each, {measured}, and {_LAUNCHES}"
@@ -101,9 +101,9 @@ def flops(rate: float) -> str:
 
 
 def _cpu_rate() -> tuple[float, str]:
-    """The fastest matrix product that was ever measured here, and how busy the machine is if it is.
+    """The fastest matrix product ever measured here, and the machine's load if it is busy.
 
-    A rate that was measured on a busy machine is too low: it is measured again when that is idle.
+    A rate measured on a busy machine is too low: it is measured again when the machine is idle.
     """
     place, old, was_idle = _place(), 0.0, False
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -123,14 +123,14 @@ def _cpu_rate() -> tuple[float, str]:
 
 
 def _load() -> float:
-    """Processes that computed here in the last minute, on average; 0 where it is not known."""
+    """The mean number of running processes in the last minute; 0 if unknown."""
     with contextlib.suppress(AttributeError, OSError):
         return os.getloadavg()[0]
     return 0.0
 
 
 def _place() -> Path | None:
-    """Where the rate of this machine and library is kept; None where somebody else can write."""
+    """The file with the rate of this machine and library; None if others can write to it."""
     told = (platform.node(), system.cores(), os.environ.get("OMP_NUM_THREADS"), version("torch"))
     folder = system.own_cache("speed")
     name = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
@@ -138,8 +138,8 @@ def _place() -> Path | None:
 
 
 def matrix_rate(device: str, *, seconds: float = 0.25) -> float:
-    """Operations a second of a float32 matrix product of 1024 x 1024, the fastest one within about
-    ``seconds``: what else runs slows the others."""
+    """Operations a second of a float32 matrix product of 1024 x 1024: the fastest within about
+    ``seconds``, since other load slows some."""
     import torch
 
     a = torch.ones(1024, 1024, device=device)

@@ -1,4 +1,4 @@
-"""How far a store has come: done, diverged, running, failed and why, and the time that is left."""
+"""A store's progress: done, diverged, running, failed and why, and the time left."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _NAMED = 5  # harmed trials that are named
 
 @dataclass(frozen=True)
 class Running:
-    """A pack in training, or one whose worker has died and left it."""
+    """A pack in training, or one whose worker has died."""
 
     trials: int
     host: str
-    steps: int  # taken since this worker took the pack up, over its trials
+    steps: int  # steps since this worker claimed the pack, summed over its trials
     interrupted: bool  # known only of workers on this machine
 
 
 @dataclass(frozen=True)
 class Status:
-    """Trials of the study by what became of them."""
+    """The study's trials by outcome."""
 
     store: str
     planned: int
     done: int
-    diverged: int  # among the done: the loss left the numbers, which is a result
+    diverged: int  # among the done: the loss became NaN or infinite, which is a result
     failed: dict[str, str]  # trial id -> reason; not tried again
-    left_out: dict[str, str]  # trial id -> why its files count no more; trained again
-    notes: list[str]  # of damage that only slows readers down
+    left_out: dict[str, str]  # trial id -> why its files no longer count; to be trained again
+    notes: list[str]  # damage that only slows readers down
     failed_once: int  # will be tried again
     packs: list[Running]
     seconds_left: float | None
@@ -76,7 +76,7 @@ class Status:
             lines.append(f"running: {trials} trials in {count} pack{'s' * (count > 1)} on {host}")
         stopped = sum(pack.trials for pack in self.packs if pack.interrupted)
         if stopped:
-            lines.append(f"interrupted: {stopped} trials; rankscope run goes on with them")
+            lines.append(f"interrupted: {stopped} trials; rankscope run continues them")
         if self.failed_once:
             lines.append(f"failed and to be tried again: {self.failed_once}")
         for reason, count in Counter(self.failed.values()).most_common():

@@ -1,5 +1,5 @@
-"""Asked to stop: Ctrl-C, SIGTERM (a batch system's), SIGHUP (a closed terminal's) are one thing,
-and training ends between two steps."""
+"""Stopping on request: Ctrl-C, SIGTERM (batch systems) and SIGHUP (a closed terminal) are treated
+alike, and training ends between two steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """Raises ``Stopped`` where the process is when it is asked to stop."""
+    """Raises ``Stopped`` wherever the process is when it is asked to stop."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
@@ -38,8 +38,8 @@ def stopping_on_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopping_between_steps() -> Iterator[Callable[[], None]]:
-    """Yields a function that raises ``Stopped`` when the process was asked to stop since: what is
-    called between two steps can leave a checkpoint. Asked a second time, it stops where it is."""
+    """Yields a function that raises ``Stopped`` if the process has been asked to stop; called
+    between two steps, training can leave a checkpoint. A second request stops it at once."""
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -58,7 +58,9 @@ def stopping_between_steps() -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only there handlers can be set
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # signal handlers can only be set there
         yield
         return
     before: dict[signal.Signals, Any] = {

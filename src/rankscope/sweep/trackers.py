@@ -2,7 +2,7 @@
 
 A trial is logged by the worker that trained it, once it is committed, through the tracker's own
 client: its environment variables (``WANDB_MODE``, ``WANDB_PROJECT``, ``MLFLOW_TRACKING_URI``,
-``MLFLOW_EXPERIMENT_NAME``, ``TRACKIO_PROJECT`` ...) hold. Nothing here touches training.
+``MLFLOW_EXPERIMENT_NAME``, ``TRACKIO_PROJECT`` ...) apply. Training is not affected.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _rows(run: Logged) -> Iterable[tuple[int, str, float]]:
 
 
 def check(names: Sequence[str], study: str, store: str | Path) -> None:
-    """``ValueError``, one line, where a tracker is not installed, can't be opened, or can't lie
+    """``ValueError``, one line, if a tracker is not installed, can't be opened, or can't lie
     beside that store."""
     for name in names:
         spec = importlib.util.find_spec(name)

@@ -1,5 +1,5 @@
-"""One worker process: ``python -m rankscope.sweep.worker_process``, started by ``processes.py`` and
-told its job on standard input."""
+"""One worker process: ``python -m rankscope.sweep.worker_process``, started by ``processes.py``,
+which sends its job on standard input."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def main() -> int:
 
 
 def serve(visit: Callable[[dict[str, Any]], None]) -> int:
-    """Reads the job and does it. 0: nothing is left to do; 2: could not go on, and said
-    why; from 128: told to stop."""
+    """Reads the job and runs it. Returns 0: nothing is left to do; 2: could not continue, and said
+    why; from 128: asked to stop."""
     words = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever prints by accident must not be taken for this worker's last words
+    os.dup2(2, 1)  # accidental output must not be taken for this worker's result
     try:
         with stopping_on_signals():
             line = sys.stdin.readline()
-            if not line:  # the driver is gone already
+            if not line:  # the driver has already gone
                 return 0
             threading.Thread(target=_follow_the_driver, daemon=True).start()
             visit(json.loads(line))
@@ -50,7 +50,7 @@ def serve(visit: Callable[[dict[str, Any]], None]) -> int:
 
 
 def _follow_the_driver() -> None:
-    """Waits for the end of standard input: the driver has stopped, or has died."""
+    """Waits until standard input closes: the driver has stopped or died."""
     sys.stdin.read()
     _thread.interrupt_main(signal.SIGTERM)
 

@@ -1,5 +1,5 @@
-"""Files -> operators: PEFT adapters, loralib files, full and sharded checkpoints; local or on the
-hub."""
+"""Reads PEFT adapters, loralib files, full and sharded checkpoints, local or from the hub, as
+operators."""
 
 from rankscope.weights.matrix import Matrix, Skipped, distinct
 from rankscope.weights.source import read

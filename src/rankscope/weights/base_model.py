@@ -1,5 +1,4 @@
-"""The weights that an update was made for, found by the update's own layer names and read one at a
-time."""
+"""The base model's weights, found by the update's layer names and read one at a time."""
 
 from __future__ import annotations
 
@@ -30,24 +29,24 @@ CONV1D = {
 }
 # Models whose stacked experts are stored (E, in, out), with ``is_transposed`` set on the module.
 TRANSPOSED_EXPERTS = ("gpt_oss",)
-# What a checkpoint calls the two halves of a fused projection, and the single one.
+# Checkpoint names of the two halves of a fused projection, and of the fused one.
 FUSED = {
     "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
     "down_proj": (("down_proj",), ("w2",)),
 }
-# Where a model ties them, a checkpoint holds only one of the two.
+# A checkpoint of a model that ties these holds only one of the two.
 OUTPUT_EMBEDDINGS = ("lm_head", "embed_out", "lm_head.decoder", "predictions.decoder")
 INPUT_EMBEDDINGS = re.compile(r"(.*\.)?(embed_tokens|wte|shared|word_embeddings|embed_in)\.weight")
 # Parts that transformers adds to or takes out of names between a multimodal file and its model:
 # "language_model.model.layers.0" of Gemma 3's files is "model.language_model.layers.0" there.
 WRAPPING = {"model", "language_model"}
-NESTED = ".base_layer"  # where PEFT wraps a part of a layer that it wraps, too
+NESTED = ".base_layer"  # inserted where PEFT wraps part of a layer that it also wraps
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The base model's tensors. ``model_type`` is that of its config.json, None where there is
-    none; ``quantization`` what MLX says there."""
+    """The base model's tensors. ``model_type`` is that of its config.json, None if there is
+    none; ``quantization`` is MLX's entry in it."""
 
     tensors: Tensors
     model_type: str | None = None
@@ -65,11 +64,10 @@ class BaseModel:
         object.__setattr__(self, "flat", flat_names(layers))
 
     def name_of(self, layer: str) -> str | None:
-        """The tensor that holds the layer's weight: by its name, less or plus the model's own
-        prefix.
+        """The tensor with the layer's weight, found by name with or without the model's prefix.
 
         An adapter on ``transformer.h.0.attn.c_attn`` belongs to ``h.0.attn.c_attn.weight`` of a
-        checkpoint that was saved without the head, and the other way round.
+        checkpoint that was saved without the head, and vice versa.
         """
         layer = layer.replace(NESTED, "")
         parts = layer.split(".")
@@ -99,7 +97,7 @@ class BaseModel:
         return next((name for name in self.tensors if INPUT_EMBEDDINGS.fullmatch(name)), None)
 
     def layer_of_flat(self, flat: str) -> str | None:
-        """The layer that kohya calls ``lora_unet_down_blocks_0_...``; None where no layer, or more
+        """The layer that kohya calls ``lora_unet_down_blocks_0_...``; None if no layer, or more
         than one, has such a name."""
         return layer_of_flat(self.flat, flat)
 
@@ -108,8 +106,8 @@ class BaseModel:
         return name if name in self.tensors else self.name_of(name.removesuffix(".weight"))
 
     def weight_of(self, name: str) -> Tensor | Skipped:
-        """What the base holds for the tensor ``name`` of another checkpoint; or why there is
-        nothing."""
+        """The base's value of the tensor ``name`` of another checkpoint, or the reason why there is
+        none."""
         other = self.counterpart(name)
         if other is None or other.endswith(".weight"):  # which may be packed
             return self.weight(self.tensors.layer_of(name))
@@ -118,7 +116,7 @@ class BaseModel:
         return self.tensors.read(other)
 
     def weight(self, layer: str) -> Tensor | Skipped:
-        """The layer's weight as it is stored, dequantised if need be; or why there is none."""
+        """The layer's weight as stored, dequantised if needed, or why there is none."""
         name, kind = self.name_of(layer), self.packed(layer)
         if kind is not None:
             own = layer if name is None else name.removesuffix(".weight")
@@ -131,36 +129,35 @@ class BaseModel:
         return self.tensors.read(name)
 
     def packed(self, layer: str) -> str | None:
-        """How the layer's weight is packed; None where it is stored plainly, or isn't there."""
+        """The quantisation format of the layer's weight; None if it is unquantised or absent."""
         name = self.name_of(layer)
         return packing(self.tensors, layer if name is None else name.removesuffix(".weight"))
 
     def said_of(self, layer: str) -> str | None:
-        """What a reader of W must know of where it came from."""
+        """A note on where W came from, for its readers."""
         if (tied := self.tied_to(layer)) is not None:
             return f"W is {tied}, which the layer is tied to: merging changes both"
         kind = self.packed(layer)
         return None if kind is None else f"W is dequantised from {kind}"
 
     def has_layer(self, layer: str) -> bool:
-        """Whether there is a weight of exactly that layer: no bias and no norm stands for it."""
+        """Whether that layer has a weight of its own, not only a bias or a norm."""
         name = self.name_of(layer)
         return name is not None and len(self.tensors.headers[name].shape) > 1
 
     def bias(self, layer: str) -> Tensor | None:
-        """The layer's bias; None where it has none."""
+        """The layer's bias; None if it has none."""
         name = self.name_of(layer)
         bias = name.removesuffix("weight") + "bias" if name is not None else ""
         return self.tensors.read(bias) if bias in self.tensors else None
 
     def shape_of(self, layer: str) -> tuple[int, ...] | None:
-        """The shape of the layer's weight; None where there is none."""
+        """The shape of the layer's weight; None if there is none."""
         name = self.name_of(layer)
         return None if name is None else self.tensors.headers[name].shape
 
     def experts(self, parameter: str, count: int) -> Callable[[int], Tensor] | Skipped:
-        """Reads one expert of a stacked weight, also where the checkpoint holds each expert by
-        itself."""
+        """Reads one expert of a stacked weight, even if experts are stored separately."""
         name = self.name_of(parameter.removesuffix(".weight"))
         if name is not None:
             header = self.tensors.headers[name]
@@ -180,7 +177,7 @@ class BaseModel:
         return self.model_type in TRANSPOSED_EXPERTS
 
     def _single_experts(self, parameter: str, count: int) -> Callable[[int], Tensor] | Skipped:
-        """Transformers stacks what many checkpoints hold one by one: gate_proj and up_proj, or w1
+        """Transformers stacks what many checkpoints store separately: gate_proj and up_proj, or w1
         and w3."""
         module, _, own = parameter.rpartition(".")
         place = re.match(r".*?\.\d+\.", module)
@@ -198,7 +195,7 @@ class BaseModel:
         return Skipped(parameter, f"W and W + dW: {self._missing(parameter)}")
 
     def is_conv1d(self, layer: str) -> bool | None:
-        """Whether the layer stores (in, out); None where the model's type isn't known."""
+        """Whether the layer stores (in, out); None if the model's type is unknown."""
         if self.model_type is None:
             return None
         return layer.rpartition(".")[2] in CONV1D.get(self.model_type, ())
@@ -206,11 +203,11 @@ class BaseModel:
     def check_same_model(
         self, layers: Sequence[str], where: str, *, matched: bool | None = None
     ) -> None:
-        """``ValueError`` where the base holds none of ``layers``: it is another model."""
+        """``ValueError`` if the base holds none of ``layers``, so is another model."""
         if matched is None:
             names = "".join(
                 f".{name}." for name in self.tensors
-            )  # with what a packed weight is called by
+            )  # including the names of quantised weights
             matched = any(
                 self.name_of(layer) is not None or f".{layer}." in names for layer in layers
             )
@@ -250,7 +247,7 @@ def open_base_model(source: str | Path, *, revision: str | None = None) -> BaseM
 
 
 def _endings(tensors: Tensors) -> dict[str, str]:
-    """Names less their first one or two parts -> whole name, where only one tensor ends so."""
+    """Name without its first one or two parts -> full name, where it is unique."""
     return _only((".".join(name.split(".")[cut:]), name) for name in tensors for cut in (1, 2))
 
 
@@ -266,7 +263,7 @@ def _unwrapped(name: str) -> str:
 
 
 def _tails(tensors: Tensors) -> dict[str, str]:
-    """What a layer's name may end with -> the first tensor that does."""
+    """Possible ending of a layer's name -> the first tensor that has it."""
     tails: dict[str, str] = {}
     for name in tensors:
         parts = name.removesuffix(".weight").split(".")

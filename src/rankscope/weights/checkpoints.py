@@ -30,7 +30,7 @@ INDEXES = tuple(f"{name}.index.json" for name in FILES)
 def open_checkpoint(where: Place) -> Tensors:
     """The tensors of a checkpoint in a folder as ``save_pretrained`` writes it, or in a repository.
 
-    Raises ``ValueError``, one line, where files are missing, cut short or malformed.
+    Raises ``ValueError``, one line, if files are missing, truncated or malformed.
     """
     found = open_place(where)
     if found is None:
@@ -49,14 +49,14 @@ def open_file(path: Path) -> Tensors:
 
 
 def open_place(where: Place) -> Tensors | None:
-    """The checkpoint in a folder or repository, or all of a diffusers pipeline; None where there is
+    """The checkpoint in a folder or repository, or all of a diffusers pipeline; None if there is
     none."""
     return _open_one(where) or _open_pipeline(where)
 
 
 def _open_one(where: Place) -> Tensors | None:
     for file, index in zip(FILES, INDEXES, strict=True):
-        # The single file first: Transformers prefers it, too, where a folder holds both.
+        # The single file first: Transformers prefers it as well if a folder holds both.
         if (path := where.find(file)) is not None:
             return without_wrappers(open_tensors(path))
         if (path := where.find(index)) is not None:
@@ -65,7 +65,7 @@ def _open_one(where: Place) -> Tensors | None:
 
 
 def _open_pipeline(where: Place) -> Tensors | None:
-    """The models of a diffusers pipeline, each tensor's name with the model's before it."""
+    """The models of a diffusers pipeline; each tensor's name is prefixed with its model's."""
     if where.find("model_index.json") is None:
         return None
     found = {
@@ -113,11 +113,11 @@ def _open_index(where: Place, index: Path) -> Tensors:
 
 
 def _shard_name(index: Path, file: object) -> str:
-    """The name of a file that lies beside its index; one that leads anywhere else is refused."""
+    """The name of a file beside its index; a path that leads anywhere else is refused."""
     if (
         not isinstance(file, str)
         or file in ("", ".", "..")
-        or PureWindowsPath(file).name != file  # which knows both kinds of slash, and drives
+        or PureWindowsPath(file).name != file  # knows both kinds of slash, and drives
     ):
         raise ValueError(
             f"{index}: expected file names beside the index; found {file!r:.80}. Nothing was read."
@@ -129,6 +129,6 @@ def _open_shard(where: Place, index: Path, file: str) -> Tensors:
     path = where.find(file)
     if path is None:
         raise ValueError(
-            f"{where.source}: {index.name} names the shard {file}; it isn't there. Download it."
+            f"{where.source}: {index.name} names the shard {file}, which is missing. Download it."
         )
     return open_tensors(path)

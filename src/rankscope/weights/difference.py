@@ -1,5 +1,5 @@
-"""dW = W_FT - W of two stored weights, and what rounding leaves of it: of full fine-tunes, and of
-weights saved whole beside an adapter (``modules_to_save``), a change of full rank outside B A.
+"""dW = W_FT - W of two stored weights, and how much of it is rounding: for full fine-tunes, and for
+weights saved in full beside an adapter (``modules_to_save``), a full-rank change outside B A.
 
 Letters: m rows, n columns, E the change that storing W_FT in its dtype made, u the dtype's unit
 roundoff.
@@ -21,8 +21,8 @@ from rankscope.weights.lora_names import NO_FACTORS
 from rankscope.weights.matrix import Layer, Matrix, Reading, Skipped, skipped
 from rankscope.weights.tensors import Tensors, finite, matrices, natural, unreadable
 
-# Rounding spreads over all directions, so it hardly moves sigma_1, but adds its share of ||dW||_F^2
-# to the stable rank. Above this share the stable rank is not reported.
+# Rounding error spreads over all directions: it hardly changes sigma_1, but adds to ||dW||_F^2 and
+# so to the stable rank. If its share exceeds this, the stable rank is not reported.
 TRUSTED_SHARE = 0.1
 SAID_SHARE = 1e-3
 VOCABULARY = re.compile(
@@ -35,7 +35,7 @@ def checkpoint_layers(tuned: Tensors, base: BaseModel | None) -> Iterator[Layer]
     """Every weight matrix of a checkpoint: W alone; with a base W, dW and W + dW, one layer at a
     time.
 
-    ``ValueError`` where checkpoint and base have no name in common.
+    ``ValueError`` if checkpoint and base share no name.
     """
     names = sorted(tuned, key=natural)
     met: set[str | None] = set()
@@ -62,20 +62,20 @@ def _weights(layer: str, name: str, following: str | None, tuned: Tensors) -> Re
     parts = matrices(layer, tuned.read(name))
     if following is not None:
         tuned.prefetch(following)
-    while parts:  # nothing here holds what is being measured: only that much is in memory
+    while parts:  # keeps no reference, so that only the matrix being measured is in memory
         yield _weight(*parts.pop(0))
 
 
 def resized_vocabulary(layer: str, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-    """Whether the tokens of an embedding or an output layer were added or taken away: rows of one
-    length."""
+    """Whether tokens were added to or removed from an embedding or output layer (rows of equal
+    length)."""
     same_length = len(before) == len(after) == 2 and before[1] == after[1]
     return same_length and VOCABULARY.search(layer) is not None
 
 
 def difference_matrices(layer: str, tuned: Tensor, weight: Tensor) -> Iterator[Matrix]:
-    """W, dW and W + dW from two stored weights (m, n); of two vocabularies the rows that both
-    have."""
+    """W, dW and W + dW from two stored weights (m, n); of different vocabularies the common
+    rows."""
     note = None
     if (old := weight.shape[0]) != (new := tuned.shape[0]):
         both = min(old, new)
@@ -105,7 +105,7 @@ def _difference_matrices(layer: str, tuned: Tensor, weight: Tensor) -> Iterator[
             "dW",
             shape,
             Dense(tuned)
-            - Dense(weight),  # exactly; dW, rounded to float32, would miss the bounds by 1e-9
+            - Dense(weight),  # exact; dW rounded to float32 would miss the bounds by 1e-9
             "difference",
             note=_rounding_note(share, tuned, weight),
             trusted=trusted,
@@ -115,13 +115,12 @@ def _difference_matrices(layer: str, tuned: Tensor, weight: Tensor) -> Iterator[
 
 
 def rounding_share(tuned: Tensor, weight: Tensor, dW: Tensor) -> float:
-    """The share of ||dW||_F^2 that rounding is expected to have put there: E ||E||_F^2 /
-    ||dW||_F^2.
+    """The expected share of rounding in ||dW||_F^2: E ||E||_F^2 / ||dW||_F^2.
 
     E ||E||_F^2 is a third of the floor's square (an error uniform within half a unit in
-    the last place). The base is taken as the truth that training started from, unless its
-    dtype is the coarser one: then training started from something finer, and its rounding
-    counts, too. NaN where dW = 0.
+    the last place). The base is taken to be exactly what training started from, unless its
+    dtype is the coarser one: then training started from something finer, and the base's
+    rounding counts as well. NaN if dW = 0.
     """
     floor = rounding_floor(tuned).square()
     if torch.finfo(weight.dtype).eps > torch.finfo(tuned.dtype).eps:
@@ -131,7 +130,7 @@ def rounding_share(tuned: Tensor, weight: Tensor, dW: Tensor) -> float:
 
 
 def against_base(layer: str, name: str, tuned: Tensors, base: BaseModel) -> Reading:
-    """W, dW and W + dW of one tensor of a checkpoint, or why there is no difference."""
+    """W, dW and W + dW of one tensor of a checkpoint, or the reason why there is no difference."""
     if base.counterpart(name) is None and base.packed(layer) is None:
         yield Skipped(layer, f"{name} is new: the base {base.tensors.where} has no such tensor")
         return
@@ -151,7 +150,7 @@ def against_base(layer: str, name: str, tuned: Tensors, base: BaseModel) -> Read
 def _weight(layer: str, weight: Tensor, matrix: str = "W") -> Matrix:
     shape = (weight.shape[0], weight.shape[1])
     assert matrix in ("W", "W+dW")
-    # Widened here, exactly, so that the pages of the file are free while it is measured.
+    # Upcast here (exactly), so that the file's pages are free while it is measured.
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     if not finite(wide):
         return Matrix(layer, matrix, shape, None, "weights", note="the weight holds NaN or Inf")  # type: ignore[arg-type]
@@ -178,9 +177,9 @@ def _rounding_note(share: float, tuned: Tensor, weight: Tensor) -> str | None:
 def saved_layers(
     tensors: Tensors, names: Mapping[str, str], base: BaseModel | None, *, whole: bool = False
 ) -> Iterator[Layer]:
-    """Each saved weight against the base's own, or why not; ``names``: name in the base -> tensor.
+    """Each saved weight against the base's, or why not; ``names``: name in the base -> tensor.
 
-    ``whole``: they are of a whole model's state, in which most weights are as they were.
+    ``whole``: they come from a whole model's state, in which most weights are unchanged.
     """
     for name, key in names.items():
         layer = name if (plain := name.removesuffix(".weight")) in names else plain

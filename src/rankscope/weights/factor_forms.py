@@ -1,4 +1,4 @@
-"""Updates stored in another form than one B and one A, rewritten as one product B A.
+"""Updates that are not stored as one B and one A, rewritten as one product B A.
 
 Letters: m rows (out), n columns (in), r rank, g adapted projections, o the entrywise product, x the
 Kronecker product.
@@ -42,13 +42,13 @@ class Fusion:
 
 
 def equal_blocks(enabled: Sequence[bool], size: int) -> Fusion:
-    """``len(enabled)`` projections of ``size`` rows, one below the other."""
+    """``len(enabled)`` projections of ``size`` rows, stacked."""
     rows = tuple(torch.arange(i * size, (i + 1) * size) for i, used in enumerate(enabled) if used)
     return Fusion(rows, len(enabled) * size)
 
 
 def blocks(sizes: Sequence[int], enabled: Sequence[bool]) -> Fusion:
-    """Projections of unequal size, one below the other."""
+    """Projections of unequal size, stacked."""
     ends = torch.tensor(sizes).cumsum(0).tolist()
     spans = zip(ends, sizes, enabled, strict=True)
     return Fusion(
@@ -72,7 +72,7 @@ def interleaved(heads: int, groups: int, head_size: int, enabled: Sequence[bool]
 def fused_factor(B: Tensor, fusion: Fusion) -> Tensor:
     """B (sum of sizes, r) as (m, g r), so that B A is the layer's whole update.
 
-    ``ValueError`` where the configuration makes the layer larger than any is.
+    ``ValueError`` if the configuration makes the layer larger than any real one.
     """
     if fusion.total > FUSED_ROWS:
         raise ValueError(
@@ -87,8 +87,8 @@ def fused_factor(B: Tensor, fusion: Fusion) -> Tensor:
 
 
 def loha(parts: Mapping[str, Tensor]) -> tuple[Factors, int]:
-    """(B_1 A_1) o (B_2 A_2), and the rank by which alpha is divided. ``ValueError`` where shapes
-    don't fit."""
+    """(B_1 A_1) o (B_2 A_2), and the rank by which alpha is divided. ``ValueError`` if shapes
+    do not match."""
     _check_matrices(parts, "hada_t")
     a1, b1, a2, b2 = (
         parts[name].double() for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
@@ -106,7 +106,7 @@ def loha(parts: Mapping[str, Tensor]) -> tuple[Factors, int]:
 
 
 def lokr(parts: Mapping[str, Tensor]) -> tuple[Factors, int | None]:
-    """W_1 x W_2 and the rank by which alpha is divided: None where both are stored whole, for s is
+    """W_1 x W_2 and the rank by which alpha is divided: None if both are stored in full, since s is
     then 1."""
     _check_matrices(parts, "lokr_t")
     wide = {name: part.double() for name, part in parts.items()}
@@ -126,12 +126,11 @@ def lokr(parts: Mapping[str, Tensor]) -> tuple[Factors, int | None]:
     return (torch.kron(first, B2), torch.kron(eye, A2)), r
 
 
-KERNELS = ("lokr_w2", "lokr_w2_b")  # may bear a convolution's axes
+KERNELS = ("lokr_w2", "lokr_w2_b")  # may have a convolution's axes
 
 
 def _check_matrices(parts: Mapping[str, Tensor], cores: str) -> None:
-    """``ValueError`` where a factor is no matrix, which would broadcast to another layer's
-    shape."""
+    """``ValueError`` if a factor is not a matrix: it would broadcast to another layer's shape."""
     for name, part in parts.items():
         if not name.startswith(("hada_", "lokr_")):
             continue

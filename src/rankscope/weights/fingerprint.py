@@ -1,4 +1,4 @@
-"""By which a base model is known again: what its files hold, or its commit on the hub."""
+"""Identifies a base model: by a digest of its files, or by its commit on the hub."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def of_folder(folder: Path) -> str:
     return _of_files(tuple((str(p), stat.st_size, stat.st_mtime_ns) for p, stat in seen))
 
 
-@lru_cache(maxsize=16)  # a base of many gigabytes, asked for once for each of its adapters
+@lru_cache(maxsize=16)  # a base may have many gigabytes, and is asked for once per adapter
 def _of_files(seen: tuple[tuple[str, int, int], ...]) -> str:
     digest = hashlib.sha256()
     for path, _, _ in seen:

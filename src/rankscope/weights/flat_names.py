@@ -1,8 +1,8 @@
-"""kohya's names of layers, with underscores for dots, and the layers of a base that they mean.
+"""Maps kohya's layer names, with underscores for dots, to layers of the base.
 
 ``lora_unet_down_blocks_0_...``: a model's name, then the layer's. Stable Diffusion's U-Net has two
-namings of its blocks, the original one (``input_blocks_4_1_...``, of single files and of kohya's
-SDXL) and that of diffusers (``down_blocks_1_attentions_0_...``): both are one here.
+naming schemes for its blocks, the original one (``input_blocks_4_1_...``, of single files and of
+kohya's SDXL) and that of diffusers (``down_blocks_1_attentions_0_...``): both are handled here.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ MIDDLE = ("resnets_0", "attentions_0", "resnets_1")
 
 
 def flat_names(layers: Iterable[str]) -> dict[str, str]:
-    """Layers with underscores for dots, whole or less their first one to four parts -> layer, where
-    it is one."""
+    """Layer name with underscores for dots, with or without its first one to four parts -> layer,
+    where that is unique."""
     names: dict[str, set[str]] = {}
     for layer in layers:
         parts = layer.split(".")
@@ -44,7 +44,7 @@ def flat_names(layers: Iterable[str]) -> dict[str, str]:
 def layer_of_flat(names: dict[str, str], flat: str) -> str | None:
     """The layer that kohya calls ``flat``, by the ``flat_names`` of a base.
 
-    None where no layer, or more than one, has such a name.
+    None if no layer, or more than one, has such a name.
     """
     own = re.sub(r"^lora_te1?_", "lora_text_encoder_", flat)
     own = re.sub(r"^lora_te(\d)_", r"lora_text_encoder_\1_", own)
@@ -54,7 +54,7 @@ def layer_of_flat(names: dict[str, str], flat: str) -> str | None:
     part = re.match(r"text_encoder(_\d)?_|(unet|transformer|prior_unet)_", whole)
     short = whole[part.end() :] if part else whole
     inner = names.get(short) or names.get(as_diffusers(short))
-    # Another text encoder than the one named is another model, but for
+    # A text encoder other than the one named is another model, except for
     # kohya's third: T5, Flux's second.
     encoder = _text_encoder(inner or "")
     if encoder and part and f"{encoder}_" != part[0] and (part[0], encoder) != T5_OF_FLUX:
@@ -63,8 +63,8 @@ def layer_of_flat(names: dict[str, str], flat: str) -> str | None:
 
 
 def as_diffusers(flat: str) -> str:
-    """A flat name of Stable Diffusion's original naming in that of diffusers; any other as it
-    is."""
+    """Translates a flat name from Stable Diffusion's original scheme to diffusers'; leaves others
+    unchanged."""
     found = BLOCK.fullmatch(flat)
     if flat in OUTSIDE or found is None:
         return OUTSIDE.get(flat, flat)
@@ -83,7 +83,7 @@ def as_diffusers(flat: str) -> str:
 
 
 def _text_encoder(layer: str) -> str | None:
-    """Which of a pipeline's text encoders a layer belongs to; None where its name does not say."""
+    """Which of a pipeline's text encoders a layer belongs to; None if its name does not say."""
     if (found := TEXT_ENCODER.match(layer)) is None:
         return None
     single = {"0": "text_encoder", "1": "text_encoder_2"}

@@ -1,7 +1,7 @@
-"""Where a model lives: a local folder or a repository of the Hugging Face hub, asked for one file
-at a time.
+"""A model's location: a local folder or a repository of the Hugging Face hub, read one file at a
+time.
 
-Only needed files are downloaded; what is in the cache is used, also offline (``HF_HUB_OFFLINE=1``).
+Only needed files are downloaded; cached files are used, offline as well (``HF_HUB_OFFLINE=1``).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True)
 class Place:
-    """A folder, or a repository of the hub (``folder`` None) and its files' names (None: out of
-    reach).
+    """A folder, or a repository of the hub (``folder`` None) and its files' names (None:
+    unreachable).
 
     ``revision`` and ``subfolder`` are those of a repository.
     """
@@ -28,7 +28,7 @@ class Place:
     subfolder: str = ""
 
     def find(self, name: str) -> Path | None:
-        """The local path of the file ``name``; None where the place has no such file."""
+        """The local path of the file ``name``; None if there is no such file."""
         if self.folder is not None:
             path = self.folder / name
             return path if path.is_file() else None
@@ -38,7 +38,7 @@ class Place:
         return _download(self.source, inside, self.revision, cached=self.files is None)
 
     def below(self, name: str) -> Place:
-        """The folder ``name`` inside this place, whether it is there or not."""
+        """The folder ``name`` inside this place, whether it exists or not."""
         if self.folder is not None:
             return Place(f"{self.source}/{name}", self.folder / name)
         return replace(self, subfolder=f"{self.subfolder}/{name}" if self.subfolder else name)
@@ -58,8 +58,7 @@ class Place:
         return sorted(part[0] for part in parts if len(part) == 2 and part[1] == file)
 
     def last(self, pattern: str) -> Path | None:
-        """Of the files whose whole name the regular expression matches the last in natural
-        order."""
+        """The last file, in natural order, whose full name matches the regular expression."""
         if self.folder is not None:
             names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
         else:
@@ -74,11 +73,11 @@ class Place:
         return self.find(found[-1]) if found else None
 
     def names(self) -> str:
-        """What is there instead, for messages."""
+        """What was found instead, for messages."""
         if self.folder is not None:
             there = sorted(path.name for path in self.folder.iterdir())
         elif self.files is None:
-            return "none of them in the cache, and the hub is out of reach"
+            return "none of them in the cache, and the hub cannot be reached"
         else:
             there = sorted(self.files)
         return (
@@ -91,12 +90,12 @@ class Place:
 def place(
     source: str | Path, *, revision: str | None = None, subfolder: str | None = None
 ) -> Place:
-    """The folder or the repository that ``source`` names, and the folder in it that is meant.
+    """The folder or repository that ``source`` names, and the subfolder in it.
 
-    ``ValueError``, one line, where there is neither.
+    ``ValueError``, one line, if there is neither.
     """
     path = Path(source).expanduser()
-    if str(source) and path.is_dir():  # an empty name is not the folder at hand
+    if str(source) and path.is_dir():  # an empty name does not mean the current folder
         if revision is not None:
             raise ValueError(
                 f"{source}: expected a hub id with revision {revision}; found a folder."
@@ -127,7 +126,7 @@ def _has(files: frozenset[str] | None, subfolder: str) -> bool:
 
 
 def _listing(repository: str, revision: str | None) -> frozenset[str] | None:
-    """The names of the repository's files, in one request; None where the hub is out of reach."""
+    """The names of the repository's files, in one request; None if the hub cannot be reached."""
     from huggingface_hub import model_info
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -147,7 +146,7 @@ def _listing(repository: str, revision: str | None) -> frozenset[str] | None:
     except (
         OfflineModeIsEnabled,
         HTTPError,
-    ):  # the latter of whichever HTTP client the hub's library uses
+    ):  # the latter from whichever HTTP client the hub's library uses
         return None
 
 
@@ -164,5 +163,5 @@ def _download(repository: str, name: str, revision: str | None, *, cached: bool)
 
 
 def _brief(error: Exception) -> str:
-    """The hub's messages run over many lines: the first sentences of one."""
+    """The first sentences of a message of the hub, which may run over many lines."""
     return " ".join(str(error).split())[:200]

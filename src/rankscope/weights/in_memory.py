@@ -1,7 +1,7 @@
 """A model in memory -> matrices to measure: PEFT's layers, or all weights against a reference.
 
-Letters: m rows (out), n columns (in), r rank. PEFT is not imported: its layers are
-known by the parts they hold.
+Letters: m rows (out), n columns (in), r rank. PEFT is not imported: its layers are recognised by
+their attributes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PEFT_PREFIX = re.compile(r"(^|\.)base_model\.model\.")
 
 @dataclass(frozen=True)
 class AdaptedLayer:
-    """One of PEFT's layers: its path in the model, and its name in the base model."""
+    """A PEFT layer: its path in the model, and its name in the base model."""
 
     path: str
     name: str
@@ -57,7 +57,7 @@ class AdaptedLayer:
 
 
 def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
-    """PEFT's layers, of any method that merges."""
+    """The PEFT layers of any method that can merge."""
     parts = ("base_layer", "get_base_layer", "merge", "merged_adapters")
     return [
         AdaptedLayer(path, _name_in_base(path, module), module)
@@ -67,11 +67,11 @@ def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
 
 
 def adapter_matrices(model: nn.Module, chosen: Chosen = None, *, here: bool = True) -> Reading:
-    """W, dW and W + dW of each PEFT layer with its active adapters; what else is trained as
+    """W, dW and W + dW of each PEFT layer with its active adapters; other trained tensors as
     Skipped.
 
-    Of a sharded model every process iterates to the end; those with ``here=False`` only take part
-    in gathering, and get nothing. Raises ``ValueError`` where the parameters cannot be gathered.
+    With a sharded model every process must iterate to the end; those with ``here=False`` only take
+    part in gathering and yield nothing. Raises ``ValueError`` if parameters cannot be gathered.
     """
     model = unwrapped(model)
     shards = Shards(model)
@@ -94,8 +94,8 @@ def full_matrices(
 ) -> Reading:
     """W, dW and W + dW of each weight of ``model`` against ``reference``, the pretrained weights.
 
-    Of a sharded model every process iterates to the end, those with ``here=False`` without a
-    reference: they only take part in gathering, and get nothing.
+    With a sharded model every process must iterate to the end; those with ``here=False`` need no
+    reference: they only take part in gathering and yield nothing.
     """
     for name, parameter in Shards(unwrapped(model)).parameters():
         layer = name.removesuffix(".weight")
@@ -121,8 +121,8 @@ def full_matrices(
 def state_of(reference: Mapping[str, Tensor]) -> BaseModel:
     """A state dictionary as the base of ``full_matrices``, its names without wrappers.
 
-    DTensors in it are gathered as they are read. Raises ``ValueError`` where two names
-    are one without their wrappers.
+    DTensors in it are gathered when they are read. Raises ``ValueError`` if two names are equal
+    without their wrappers.
     """
     headers = {name: Header(tuple(one.shape), one.dtype) for name, one in reference.items()}
     readers = {name: partial(whole_tensor, one) for name, one in reference.items()}
@@ -132,8 +132,7 @@ def state_of(reference: Mapping[str, Tensor]) -> BaseModel:
 def trained_weights(
     model: nn.Module, chosen: Chosen = None, *, here: bool = True
 ) -> dict[str, Tensor]:
-    """Copies in CPU memory of the weight matrices that are trained; collective where they are
-    sharded."""
+    """CPU copies of the trained weight matrices; a collective call if they are sharded."""
     copies = {}
     for name, parameter in Shards(unwrapped(model)).parameters():
         matrix = parameter.requires_grad and len(whole_shape(parameter)) > 1
@@ -145,8 +144,7 @@ def trained_weights(
 
 
 def _name_in_base(path: str, module: Any) -> str:
-    """Without wrappers, PEFT's prefix, and ``base_layer`` where PEFT wraps a part of what it
-    wraps."""
+    """The path without wrappers, PEFT's prefix and nested ``base_layer``."""
     plain = PEFT_PREFIX.sub(r"\1", plain_name(path), count=1).replace(NESTED, "")
     return f"{plain}.{module.parameter_name}" if hasattr(module, "parameter_name") else plain
 
@@ -154,7 +152,7 @@ def _name_in_base(path: str, module: Any) -> str:
 def _trained_outside(model: nn.Module, layers: list[AdaptedLayer]) -> Iterator[Skipped]:
     for name, parameter in model.named_parameters():
         inside = any(name.startswith(f"{layer.path}.") for layer in layers)
-        flat = name.endswith("_flat_param")  # FSDP1's, of many layers at once
+        flat = name.endswith("_flat_param")  # FSDP1's, for many layers at once
         if parameter.requires_grad and not flat and (not inside or name.endswith(".bias")):
             plain = PEFT_PREFIX.sub(r"\1", plain_name(name), count=1)
             yield Skipped(
@@ -224,7 +222,7 @@ def _lora_matrices(
 def _parameter_matrices(
     parameter: str, module: Any, active: list[str], weight: Tensor, note: str | None
 ) -> Reading:
-    """Of each expert of a stack, or of one matrix; ``peft_experts`` has the layout."""
+    """For each expert of a stack, or for one matrix; ``peft_experts`` has the layout."""
     E = module.num_experts
     for e in range(E):
         B, A, scale = _summed(
@@ -243,7 +241,7 @@ def _parameter_matrices(
 
 
 def _merged_matrices(layer: str, module: Any, weight: Tensor, note: str | None) -> Reading:
-    """W' - W of any other method: of a copy of the layer, merged by PEFT."""
+    """W' - W of any other method, from a copy of the layer that PEFT merges."""
     try:
         after = merged_weight(copy.deepcopy(module))
     except PEFT_FAILS as error:
@@ -273,7 +271,7 @@ def _pair(module: Any, name: str, embedding: bool) -> tuple[Tensor, Tensor, floa
 
 
 def _is_lora(module: Any, active: list[str]) -> bool:
-    """Whether W' - W is s B A, or DoRA's function of it: else only PEFT's merge tells."""
+    """Whether W' - W is s B A or DoRA's function of it; otherwise PEFT's merge is needed."""
     if (
         not hasattr(module, "lora_embedding_A")
         or not hasattr(module, "scaling")
@@ -297,6 +295,5 @@ def _changed_base(model: nn.Module) -> str | None:
     if not names:
         return None
     return (
-        f"W here is what {', '.join(sorted(names))} left of the pretrained weight, and dW "
-        "is measured from it"
+        f"W is the pretrained weight as changed by {', '.join(sorted(names))}; dW is relative to it"
     )

@@ -1,5 +1,4 @@
-"""From what is stored of one layer's update to W, dW and W + dW, laid out as the base stores its
-weight.
+"""One layer's stored update -> W, dW and W + dW, in the layout of the base's weight.
 
 Letters: m rows (out), n columns (in), r rank. B (m, r), A (r, n), dW = s B A (m, n); a layer that
 stores (in, out), such as Conv1D or an embedding, gets dW transposed.
@@ -19,8 +18,8 @@ from rankscope.weights.tensors import as_matrix, finite
 
 @dataclass(frozen=True)
 class LayerUpdate:
-    """One layer's update. ``stored_in_out``: the base stores (in, out). Where ``A`` is None, B is
-    dW / s itself.
+    """One layer's update. ``stored_in_out``: the base stores (in, out). If ``A`` is None, B is
+    dW / s.
 
     ``magnitude`` is DoRA's, None for LoRA: one for each row of W + dW (m,), or,
     ``by_column``, for each input (a convolution's column has one kernel's entries). ``note``
@@ -54,18 +53,18 @@ class LayerUpdate:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """dW's shape, as the base stores it."""
+        """The shape of dW in the base's layout."""
         m, n = self._shape
         return (n, m) if self.stored_in_out else (m, n)
 
     @property
     def r(self) -> int | None:
-        """The rank of B A; None where dW is stored whole."""
+        """The rank of B A; None if dW is stored in full."""
         return None if self.A is None else self.A.shape[0]
 
     @property
     def broken(self) -> str | None:
-        """Which factor holds NaN or Inf; None where all numbers are finite."""
+        """Which factor holds NaN or Inf; None if all values are finite."""
         first = "dW" if self.A is None else "B"
         return _not_finite((first, self.B), ("A", self.A), ("the magnitude", self.magnitude))
 
@@ -88,9 +87,9 @@ class LayerUpdate:
 def update_matrices(
     update: LayerUpdate, weight: Tensor | Skipped | None, hint: str
 ) -> Iterator[Matrix | Skipped]:
-    """W, dW and W + dW of one layer; dW alone where ``weight`` is None or why there is none.
+    """W, dW and W + dW of one layer; only dW if ``weight`` is None or Skipped.
 
-    ``hint`` says what to type to get the base, for DoRA, whose true update needs it.
+    ``hint``: what to type to get the base, which DoRA's true update needs.
     """
     if isinstance(weight, Tensor):
         found = tuple(weight.shape)
@@ -129,7 +128,7 @@ def _dora(
     """W' = m / ||W + s B A||_row * (W + s B A), the norm over each output's row (Liu et al. 2024,
     eq. 5).
 
-    Some of LyCORIS's have the norm over each input's column instead.
+    Some LyCORIS variants take the norm over each input's column instead.
     """
     broken = update.broken
     base = _base_matrix(update, weight)
@@ -146,7 +145,7 @@ def _dora(
     if base.operator is not None and broken is None:
         lies = update.stored_in_out != update.by_column
         V = base.operator + update.update()
-        V = V.mT if lies else V  # with a row for each norm, or, of a convolution's inputs, k k rows
+        V = V.mT if lies else V  # a row for each norm; for a convolution's inputs, k k rows
         count = update.magnitude.numel()
         norms = row_norms(V).reshape(count, -1).square().sum(1).sqrt()
         if (norms > 0).all():

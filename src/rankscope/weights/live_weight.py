@@ -1,7 +1,7 @@
-"""The base weight of an adapted layer in memory, as plain numbers: dequantised where bitsandbytes
-packed it, brought back where accelerate put it elsewhere.
+"""The base weight of an adapted layer in memory as a plain tensor: dequantised from bitsandbytes,
+loaded back if accelerate offloaded it.
 
-W is then what the model computes with (QLoRA), not the weight before quantisation.
+A dequantised W is what the model computes with (QLoRA), not the weight before quantisation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rankscope.weights.matrix import Skipped
 from rankscope.weights.tensors import READABLE, one_line
 
-WEIGHTS = ("weight", "in_proj_weight")  # the latter is nn.MultiheadAttention's fused one
+WEIGHTS = ("weight", "in_proj_weight")  # the latter is nn.MultiheadAttention's fused weight
 NAMES = {"Params4bit": "bitsandbytes 4 bits", "Int8Params": "bitsandbytes int8"}
 FAILS = (ImportError, AttributeError, RuntimeError, ValueError, TypeError, NotImplementedError)
 
@@ -24,9 +24,9 @@ FAILS = (ImportError, AttributeError, RuntimeError, ValueError, TypeError, NotIm
 def base_weight(
     layer: str, base: nn.Module, own: str | None
 ) -> tuple[Tensor | Skipped, str | None]:
-    """The weight of a base layer, and what must be said of it; or why there is none.
+    """The weight of a base layer with a note, or the reason why there is none.
 
-    ``own`` names the parameter that is adapted where it is no layer's weight.
+    ``own`` names the adapted parameter if it is not a layer's weight.
     """
     names = WEIGHTS if own is None else (own,)
     weight = next((w for name in names if (w := getattr(base, name, None)) is not None), None)
@@ -50,7 +50,7 @@ def base_weight(
 
 @contextmanager
 def onloaded(module: nn.Module) -> Iterator[None]:
-    """Within it the parameters that accelerate keeps elsewhere (in memory or on disk) are there."""
+    """Loads parameters that accelerate has offloaded to memory or disk, within this context."""
     away = [part for part in module.modules() if hasattr(part, "_hf_hook")]
     if not away or not any(parameter.is_meta for parameter in module.parameters()):
         yield

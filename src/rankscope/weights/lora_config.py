@@ -1,4 +1,4 @@
-"""PEFT's adapter_config.json: rank and scale of each layer, and what isn't a LoRA update at all."""
+"""PEFT's adapter_config.json: rank and scale of each layer, and which updates are not LoRA."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from rankscope.weights.matrix import Skipped
 
 T = TypeVar("T")
 
-# Initialisations that take s B0 A0 out of the base first: dW against the pretrained W is not s B A.
+# Initialisations that first subtract s B0 A0 from the base: W' - W is then not s B A.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# Those that took B0 A0 from training data, or quantised what they left: no
-# file tells the base they left.
+# Those whose B0 A0 came from training data, or that quantised the rest: no file has the base that
+# they left.
 FOR_ONCE = ("corda", "lora_ga", "loftq")
 # Settings with which PEFT's W' - W is not s B A (read in the sources of PEFT 0.21).
 VARIANTS = {
     "use_qalora": "QA-LoRA pools the input before A",
     "use_bdlora": "BD-LoRA stores blocks of a block-diagonal factor",
-    "arrow_config": "Arrow routes each token to other adapters: there is no one dW",
+    "arrow_config": "Arrow routes each token to different adapters: there is no single dW",
     "kasa_config": "KaSA truncates W and has a diagonal between B and A",
     "monteclora_config": "MonteCLoRA samples its factors",
 }
@@ -42,7 +42,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """The settings that decide what dW is, under PEFT's own names."""
+    """The settings that determine dW, under PEFT's names."""
 
     path: Path
     r: int
@@ -57,8 +57,8 @@ class LoraConfig:
         int, ...
     ] = ()  # layer_replication: layer of the adapted model -> layer of the base
     target_parameters: tuple[str, ...] = ()
-    unlike_lora: str | None = None  # why W' - W is not s B A
-    mergeable: bool = True  # whether PEFT can make W' again from the base and the adapter alone
+    unlike_lora: str | None = None  # why W' - W is not s B A; None if it is
+    mergeable: bool = True  # whether PEFT can rebuild W' from the base and the adapter alone
     watch: Stopwatch = field(
         default_factory=lambda: Stopwatch(PATTERNS_SECONDS), compare=False, repr=False
     )
@@ -73,10 +73,10 @@ class LoraConfig:
         return alpha / (math.sqrt(r) if self.use_rslora else r)
 
     def doubt_of(self, layer: str) -> str | None:
-        """Why the scale may differ from the one in training; None where it can't.
+        """Why the scale may differ from the one in training; None if it cannot.
 
-        The first key that matches wins, and PEFT sorts the keys when it saves: another
-        one may have won in training.
+        The first matching key wins, and PEFT sorts the keys when it saves: in training another
+        one may have won.
         """
         found = {
             key: value
@@ -124,7 +124,7 @@ def _compiled(key: str) -> regex.Pattern[str]:
 
 
 def lora_config(path: Path, content: Mapping[str, Any]) -> LoraConfig:
-    """Checks the content of adapter_config.json. Raises ``ValueError``, one line, where it is
+    """Checks the content of adapter_config.json. Raises ``ValueError``, one line, if it is
     malformed."""
     base_model, revision = content.get("base_model_name_or_path"), content.get("revision")
     start = str(content.get("init_lora_weights", "")).lower()
@@ -165,14 +165,14 @@ def original_layer(layer: str, replicated: Sequence[int]) -> str | Skipped:
 
 
 def not_low_rank(source: str, peft_type: object, why: str) -> ValueError:
-    """The refusal of an adapter that has no B A."""
+    """The error for an adapter that has no B A."""
     return ValueError(
         f"{source}: not a low-rank update: expected peft_type LORA, found {peft_type}{why}"
     )
 
 
 def _unlike_lora(content: Mapping[str, Any]) -> str | None:
-    """Why no layer's W' - W is s B A; None where it is."""
+    """Why no layer's W' - W is s B A; None if it is."""
     start = str(content.get("init_lora_weights", "")).lower()
     if start.startswith(FOR_ONCE):
         return (
@@ -208,7 +208,7 @@ def _pattern(path: Path, content: Mapping[str, Any], name: str) -> list[tuple[st
 
 
 def _check_size(key: str) -> None:
-    """``ValueError`` where compiling the regular expression would take seconds or gigabytes."""
+    """``ValueError`` if compiling the regular expression would take seconds or gigabytes."""
     if len(key) > PATTERN:
         raise ValueError(f"{len(key)} characters, above {PATTERN}")
     repeats = 1
@@ -258,7 +258,7 @@ def number(path: Path, name: str, value: object) -> float:
     """A finite number. ``ValueError``, one line, for anything else."""
     try:
         finite = type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
-    except OverflowError:  # a whole number of 400 digits
+    except OverflowError:  # an integer of 400 digits
         finite = False
     if not finite:
         raise ValueError(f"{path}: expected {name:.80} to be a number; found {value!r:.40}.")

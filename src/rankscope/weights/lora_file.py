@@ -1,10 +1,10 @@
-"""LoRA files of every other writer than PEFT: loralib, kohya, ComfyUI, diffusers, LyCORIS,
-torchtune, LitGPT, AdapterHub and MLX; B and A under other names, the scale beside them.
+"""LoRA files of writers other than PEFT: loralib, kohya, ComfyUI, diffusers, LyCORIS, torchtune,
+LitGPT, AdapterHub and MLX, with their own names for B, A and the scale.
 
 Letters: m rows (out), n columns (in), r rank, g fused projections. A (r, n) and B (m, r); of a
 convolution A (r, in, k, k) and B (out, r, 1, 1), or with a ``lora_mid`` M (r, r, k, k) between them
 A (r, in, 1, 1): the kernel is then B M A. kohya writes a layer's name with underscores for dots; it
-is found again among the base's names.
+is matched against the base's names.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from rankscope.weights.tensors import READABLE, Tensors, as_matrix
 
 EMBEDDING = re.compile(r"(.*\.)?(\w*embed\w*|wte|wpe|shared)")
 OWN_WEIGHT = (
-    "the file holds this layer's own weight, too: saved after .eval(), it contains s B A already"
+    "the file also holds this layer's weight: saved after .eval(), it already contains s B A"
 )
 
 
 def lora_layers(
     tensors: Tensors, names: LoraNames, settings: Settings, base: BaseModel | None
 ) -> Iterator[Layer]:
-    """dW of each adapted layer; with a base W, dW and W + dW; then what else the file holds."""
+    """dW of each adapted layer, with a base also W and W + dW; then everything else in the file."""
     file = LoraFile(tensors, names, settings, base, header_configs(tensors))
     own = {site.layer: _own_name(site.layer, base) for site in names.sites}
     if base is not None:
@@ -67,7 +67,7 @@ def _site_matrices(file: LoraFile, site: Site, own: str) -> Reading:
 
 
 def _difference(file: LoraFile, name: str, own: str) -> Reading:
-    """dW stored whole."""
+    """dW stored in full."""
     shape = file.tensors.headers[name].shape
     if len(shape) < 2 or 0 in shape:
         yield Skipped(own, f"the change of a norm or another vector (.diff) of shape {shape}")
@@ -81,7 +81,7 @@ def _difference(file: LoraFile, name: str, own: str) -> Reading:
 
 
 def _update(file: LoraFile, site: Site, own: str, factors: Mapping[str, str]) -> Reading:
-    """s B A of one layer, DoRA's function of it, or one of LyCORIS's products."""
+    """s B A of one layer, DoRA's function of it, or a LyCORIS product."""
     tensors = file.tensors
     weight = file.weight(own)
     notes: list[str | None] = [] if file.base is None else [file.base.said_of(own)]
@@ -118,8 +118,8 @@ def _update(file: LoraFile, site: Site, own: str, factors: Mapping[str, str]) ->
 def _factors(
     tensors: Tensors, site: Site, layer: str, weight: Tensor | Skipped | None
 ) -> tuple[Tensor, Tensor | None, int | None]:
-    """B (m, r) and A (r, n), or dW / s and None; and the rank that alpha is divided by, None where
-    s is 1."""
+    """B (m, r) and A (r, n), or dW / s and None; and the rank that divides alpha, None if s is
+    1."""
     parts = {part: tensors.read(name) for part, name in site.parts.items()}
     try:
         if "hada_w1_a" in parts:
@@ -141,7 +141,7 @@ def _factors(
             shape == as_rows if shape in (as_rows, as_columns) and as_rows != as_columns else None
         )
         if embedding or (embedding is None and EMBEDDING.fullmatch(layer)):
-            return A, B, B.shape[0]  # (vocabulary, r) and (r, dimension): dW as it stands
+            return A, B, B.shape[0]  # (vocabulary, r) and (r, dimension): dW in its stored layout
         B, A = B.mT, A.mT
     M = parts.get("lora_mid")
     fits = (
@@ -188,8 +188,8 @@ def _loralib_kernel(
 def _stored_in_out(
     file: LoraFile, site: Site, own: str, shape: tuple[int, int], weight: Tensor | Skipped | None
 ) -> bool:
-    """Whether the base stores (in, out): by its shape; where that is square by its type, and
-    loralib's embeddings by their name."""
+    """Whether the base stores (in, out): by shape, if square by layer type; loralib's embeddings by
+    name."""
     m, n = shape
     if isinstance(weight, Tensor) and (weight.ndim != 2 or m != n):
         return tuple(weight.shape) == (n, m)
@@ -201,7 +201,7 @@ def _stored_in_out(
 def _placed(
     file: LoraFile, layer: str, B: Tensor, A: Tensor, weight: Tensor | Skipped | None
 ) -> tuple[Tensor, str | None]:
-    """B with each projection's rows where the layer has them."""
+    """B with each projection's rows in their place in the layer."""
     if isinstance(file.settings, LitGpt) and not file.settings.fuses(layer):
         return B, None
     r = B.shape[1]
@@ -221,8 +221,8 @@ def _placed(
 def _magnitude(
     tensors: Tensors, factors: Mapping[str, str], shape: tuple[int, int], layer: str
 ) -> tuple[Tensor | None, bool]:
-    """DoRA's magnitudes, and whether they belong to columns. LyCORIS's ``dora_scale`` tells by its
-    shape: (out, 1, ...) or (1, in, ...)."""
+    """DoRA's magnitudes, and whether they belong to columns: LyCORIS's ``dora_scale`` has shape
+    (out, 1, ...) or (1, in, ...)."""
     if "magnitude" in factors:
         return tensors.read(factors["magnitude"]).flatten(), False
     if "dora_scale" not in factors:
@@ -239,7 +239,7 @@ def _magnitude(
 
 
 def _experts(file: LoraFile, site: Site, own: str) -> Reading:
-    """MLX on stacked experts: A (E, r, n), B (E, m, r), one update for each."""
+    """MLX's stacked experts: A (E, r, n), B (E, m, r), one update each."""
     A, B = (file.tensors.read(site.parts[part]) for part in "AB")
     if B.ndim != 3 or A.shape[0] != B.shape[0] or A.shape[1] != B.shape[2]:
         raise ValueError(

@@ -1,8 +1,7 @@
-"""Which tensor is which part of which layer's update, by the names that LoRA's many writers give
-them.
+"""Assigns tensors to layers and parts of updates, by the names that LoRA's many writers use.
 
 Letters: m rows (out), n columns (in), r rank, k a kernel's side. Of every style A is (r, n) and B
-(m, r), but for MLX, which stores both transposed.
+(m, r), except for MLX, which stores both transposed.
 """
 
 from __future__ import annotations
@@ -27,9 +26,8 @@ STYLES = {
     "lycoris": r"\.(?P<part>(?:hada|lokr)_(?:w1|w2|t1|t2)(?:_a|_b)?)",
 }
 PATTERNS = {style: re.compile(LAYER + ending) for style, ending in STYLES.items()}
-# What stands beside the factors. A file may hold small layers' whole change as
-# .diff, and biases' as .diff_b; A1111's ``scale`` stands for alpha / r, and LyCORIS's ``scalar``
-# multiplies it.
+# Tensors beside the factors. A file may hold the full change of small layers as .diff, and of
+# biases as .diff_b; A1111's ``scale`` is alpha / r, and LyCORIS's ``scalar`` multiplies it.
 BESIDE = re.compile(
     LAYER + r"\.(?P<part>alpha|scale|scalar|dora_scale|lora_magnitude_vector|magnitude|m"
     r"|diff|diff_b|w_norm|b_norm)"
@@ -42,8 +40,8 @@ LETTER = {
     "lora_magnitude_vector": "magnitude", "m": "magnitude", "w_norm": "diff", "b_norm": "diff_b",
 }  # fmt: skip
 NO_FACTORS = re.compile(LAYER + r"\.(?P<part>oft_blocks|oft_diag|on_input|a1|a2|b1|b2|bm)\b.*")
-ALONE = ("oft_blocks", "oft_diag", "on_input")  # the others are names that models have, too
-# What names the two factors of a pair; other names count only where r is small.
+ALONE = ("oft_blocks", "oft_diag", "on_input")  # models use the other names as well
+# Names of the two factors of a pair; other names count only if r is small.
 SAID = re.compile(r"lora|adapter|(^|[._])(a|b|down|up|left|right|low|rank)([._]|$)", re.IGNORECASE)
 # times r at most min(m, n), of a pair whose names say nothing: a transformer's MLP has 4 r = m = n
 SMALL = 4
@@ -68,8 +66,8 @@ class LoraNames:
 
 
 def is_adapter(tensors: Tensors) -> bool:
-    """Whether a file holds updates instead of weights: factors in a style that is read
-    here, or only differences."""
+    """Whether a file holds updates instead of weights: factors in a known style, or only
+    differences."""
     if any(_style(name) for name in tensors):
         return True
     beside = [BESIDE.fullmatch(name) for name in tensors]
@@ -79,8 +77,8 @@ def is_adapter(tensors: Tensors) -> bool:
 
 
 def check_no_factors(tensors: Tensors) -> None:
-    """``ValueError`` where more than two thirds of a file's matrices are pairs of factors, or where
-    they are LyCORIS's of another kind."""
+    """``ValueError`` if more than two thirds of a file's matrices are pairs of factors under
+    unknown names, or are LyCORIS factors of an unsupported kind."""
     for name in tensors:
         found = NO_FACTORS.fullmatch(name)
         if found and (found["part"] in ALONE or _is_glora(tensors, found["layer"])):
@@ -115,8 +113,7 @@ def lora_styles(tensors: Tensors) -> set[str]:
 
 
 def lora_names(tensors: Tensors) -> LoraNames:
-    """Sorts the tensors by layer. ``ValueError`` where a factor is there twice or without the
-    other."""
+    """Sorts the tensors by layer. ``ValueError`` if a factor occurs twice or without the other."""
     sites: dict[str, Site] = {}
     beside: list[tuple[str, str, str]] = []
     others: list[str] = []
@@ -133,7 +130,7 @@ def lora_names(tensors: Tensors) -> LoraNames:
     for layer, part, name in beside:
         if layer in sites or part in ("diff", "diff_b"):
             _add(tensors, sites.setdefault(layer, Site(layer, "kohya", {})), part, name)
-        else:  # an alpha of a method that has no factors, or a parameter that bears the name
+        else:  # the alpha of a method without factors, or a model's parameter of that name
             others.append(name)
     for site in sites.values():
         _check_complete(tensors, site)
@@ -143,7 +140,7 @@ def lora_names(tensors: Tensors) -> LoraNames:
 
 
 def _style(name: str) -> tuple[str, str, str] | None:
-    """Style, layer and part of a factor; None of any other tensor."""
+    """Style, layer and part of a factor; None for any other tensor."""
     if "lora" not in name and "hada_" not in name and "lokr_" not in name:
         return None
     for style, pattern in PATTERNS.items():
@@ -173,7 +170,7 @@ def _check_complete(tensors: Tensors, site: Site) -> None:
 
 
 def _incomplete(site: Site) -> Iterator[tuple[str, str]]:
-    """A part that is there, and one that it needs and that isn't."""
+    """A part that is present, and a part that it needs and that is missing."""
     parts = site.parts
     names = {"kohya": ("lora_down", "lora_up"), "diffusers": ("down", "up")}.get(
         site.style, ("lora_A", "lora_B")

@@ -1,4 +1,4 @@
-"""The pairs of factors in an adapter's file, and the same file with other factors in their place.
+"""The pairs of factors in an adapter's file, and the same file with new factors.
 
 Three formats keep a rank and a scale for each layer: PEFT's (``rank_pattern``, ``alpha_pattern``),
 kohya's (an alpha beside each pair) and diffusers' (PEFT's settings in the file's header).
@@ -37,10 +37,10 @@ from rankscope.weights.peft_settings import peft_settings
 from rankscope.weights.source import ADAPTERS, CONFIG, GUESSES, Found, find, is_peft
 from rankscope.weights.tensors import READABLE, Tensors, finite, without_wrappers
 
-# kohya's rank and alpha in the header, and its digests, which a change makes wrong
+# kohya's rank, alpha and digests in the header, which a change invalidates
 NETWORK = ("ss_network_dim", "ss_network_alpha")
 DIGESTS = ("sshs_model_hash", "sshs_legacy_hash")
-# safetensors' dtypes in its own order: a file has the last ones first, and by name among equals
+# safetensors' dtypes in its order: a file has the last ones first, equal ones sorted by name
 CODES = {
     torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.float8_e5m2: "F8_E5M2",
     torch.float8_e4m3fn: "F8_E4M3", torch.int16: "I16", torch.float16: "F16",
@@ -76,7 +76,7 @@ class LoraPairs:
     neighbours: tuple[str, ...] = ()
 
     def read(self, pair: Pair) -> LowRank:
-        """s B A. ``ValueError``, one line, where a factor is not finite."""
+        """s B A. ``ValueError``, one line, if a factor is not finite."""
         B, A = (self.tensors.read(name).flatten(1) for name in (pair.B, pair.A))
         for name, factor in (("B", B), ("A", A)):
             if not finite(factor):
@@ -92,19 +92,18 @@ class LoraPairs:
 
     @property
     def others(self) -> list[str]:
-        """The tensors that are no factor and no alpha: heads, biases, norms."""
+        """The tensors that are neither factors nor alphas: heads, biases, norms."""
         taken = {name for pair in self.pairs for name in (pair.B, pair.A, pair.alpha)}
         return [name for name in self.tensors if name not in taken]
 
     def scale_at(self, pair: Pair, k: int) -> float:
-        """The scale that a reader of the new file takes at rank k: s, up to the rounding of
-        alpha."""
+        """The scale that a reader of the new file gets at rank k: s, up to rounding of alpha."""
         if self.format == "kohya":
             return float(_alpha(pair, k)) / k
         return pair.scale * k / k
 
     def size(self, ranks: Mapping[str, int]) -> int:
-        """Bytes of the file of tensors with these ranks, header and all."""
+        """Bytes of the weights file at these ranks, header included."""
         order = list(CODES)
         headers = sorted(self._headers(ranks), key=lambda one: (-order.index(one[1].dtype), one[0]))
         body, entries = 0, []
@@ -120,7 +119,7 @@ class LoraPairs:
         return 8 + -(-header // 8) * 8 + body
 
     def write(self, folder: Path, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """The adapter with ``factors``: layer -> B (m, k) and A (k, n); all else as it was."""
+        """The adapter with ``factors``: layer -> B (m, k) and A (k, n); the rest unchanged."""
         ranks = {layer: A.shape[0] for layer, (_, A) in factors.items()}
         state = {}
         for pair in self.pairs:
@@ -170,8 +169,8 @@ class LoraPairs:
 def open_pairs(
     source: str | Path, *, subfolder: str | None = None, revision: str | None = None
 ) -> LoraPairs:
-    """The pairs of an adapter. ``ValueError``, one line that names the layer and the method, where
-    an update is not s B A or the format has no place for a rank of each layer."""
+    """The pairs of an adapter. ``ValueError``, one line with the layer and the method, if an update
+    is not s B A or the format cannot store a rank per layer."""
     found = find(source, subfolder=subfolder, revision=revision)
     tensors = without_wrappers(found.tensors)
     styles = lora_styles(tensors)
@@ -250,7 +249,7 @@ def _pair(found: Found, file: LoraFile, site: Site) -> Pair:
         elif prod(B.shape[2:]) != 1:
             why = f"a factor B {B.shape} with a kernel of its own"
         elif file.configs and (part not in file.configs or "alpha" in parts):
-            why = "its scale does not stand in the header"
+            why = "its scale is not in the header"
     if why is not None:
         raise ValueError(f"{found.source}: expected plain LoRA; {site.layer}: {why}.")
     scale, _ = site_scale(file, site, A.shape[0])
@@ -281,7 +280,7 @@ def _alpha_name(pair: Pair) -> str:
 
 
 def _alpha(pair: Pair, k: int) -> Tensor:
-    """alpha = s k, in float32: 16 bits do not hold every such number."""
+    """alpha = s k, in float32: 16 bits cannot represent every such number."""
     return torch.tensor(pair.scale * k, dtype=torch.float32)
 
 

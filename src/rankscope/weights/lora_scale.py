@@ -1,4 +1,4 @@
-"""A LoRA file with the settings that come with it, and the scale of each of its updates.
+"""A LoRA file with its settings, and the scale of each of its updates.
 
 Letters: r rank, s scale.
 """
@@ -26,8 +26,7 @@ METADATA = (
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A file of updates, sorted but not read; ``settings`` gives the scale where the file has
-    none."""
+    """A file of updates, sorted but not read; ``settings`` gives the scale if the file has none."""
 
     tensors: Tensors
     names: LoraNames
@@ -38,15 +37,15 @@ class LoraFile:
     ]  # unet, transformer, ... -> what diffusers saved in the file's header
 
     def weight(self, layer: str) -> Tensor | Skipped | None:
-        """W of a layer, or why there is none; None without a base."""
+        """W of a layer, or the reason why there is none; None without a base."""
         return None if self.base is None else self.base.weight(layer)
 
 
 def site_scale(file: LoraFile, site: Site, r: int | None) -> tuple[float, str | None]:
-    """s, and what must be said of it: by the file itself, else by what diffusers put into its
-    header, else by the configuration beside it, else by the user or a guess.
+    """s and a note: from the file itself, else from diffusers' settings in its header, else from
+    the configuration beside it, else from the user or a guess.
 
-    ``r`` None: of factors that alpha does not scale.
+    ``r`` None: for factors that alpha does not scale.
     """
     factor = _number(file.tensors, site.parts["scalar"]) if "scalar" in site.parts else 1.0
     scale, note = _scale(file, site, r)

@@ -1,4 +1,4 @@
-"""The settings that lie beside a LoRA file: its scale, and which fused projections were adapted.
+"""The settings beside a LoRA file: its scale, and which fused projections were adapted.
 
 Letters: r rank, s scale, g adapted projections of a fused weight.
 """
@@ -30,12 +30,12 @@ class Settings(Protocol):
     """The settings of one file, whoever wrote it."""
 
     def scale(self, layer: str, r: int) -> tuple[float, str | None]:
-        """s, and a note where it is a guess. ``ValueError`` where r is not the configured rank."""
+        """s, and a note if it is a guess. ``ValueError`` if r is not the configured rank."""
 
     def fusion(self, layer: str, g: int, rows: int, total: int | None) -> tuple[Fusion, str | None]:
-        """Which rows of the layer the ``rows`` rows of B belong to, and a note where it is a guess.
+        """Which rows of the layer the ``rows`` rows of B belong to, and a note if it is a guess.
 
-        ``g`` projections were adapted; the layer has ``total`` rows, None where that is unknown.
+        ``g`` projections were adapted; the layer has ``total`` rows, None if unknown.
         """
 
 
@@ -51,8 +51,8 @@ class Given:
         return (1.0, self.guess) if self.alpha is None else (self.alpha / r, None)
 
     def fusion(self, layer: str, g: int, rows: int, total: int | None) -> tuple[Fusion, str | None]:
-        """Equal blocks, as in loralib: all of the layer where they fill it; two of three are the
-        first and the last, as in loralib's own GPT-2."""
+        """Equal blocks, as in loralib: the whole layer if they fill it; two of three are the first
+        and the last, as in loralib's GPT-2."""
         size = rows // g
         if rows % g or LITGPT_FUSED.search(layer):
             raise ValueError(
@@ -69,7 +69,7 @@ class Given:
 
 @dataclass(frozen=True)
 class PeftSettings:
-    """PEFT's adapter_config.json, which torchtune writes, too."""
+    """PEFT's adapter_config.json, which torchtune writes as well."""
 
     config: LoraConfig
     content: Mapping[str, Any]
@@ -152,10 +152,10 @@ class LitGpt:
         return LITGPT_FUSED.search(layer) is not None
 
     def fusion(self, layer: str, g: int, rows: int, total: int | None) -> tuple[Fusion, str | None]:
-        """``qkv`` holds the three one below the other.
+        """``qkv`` stacks the three.
 
-        ``attn``, up to LitGPT 0.5, holds them by groups of queries; but where all three are
-        adapted, LitGPT adds B's rows in their own order.
+        ``attn``, up to LitGPT 0.5, holds them by query groups; but if all three are adapted,
+        LitGPT adds B's rows in their own order.
         """
         sizes = [self.heads * self.head_size] + [self.groups * self.head_size] * 2
         adapted = sum(size for size, used in zip(sizes, self.enabled, strict=True) if used)
@@ -170,7 +170,7 @@ class LitGpt:
 
 
 def adapterhub(path: Path, content: Mapping[str, Any]) -> AdapterHub:
-    """Of adapter_config.json. ``ValueError`` where it describes no LoRA."""
+    """Reads adapter_config.json. ``ValueError`` if it does not describe a LoRA."""
     config = content.get("config")
     parts: list[Any] = [config]
     if isinstance(config, dict) and isinstance(config.get("configs"), list):
@@ -200,7 +200,7 @@ def adapterhub(path: Path, content: Mapping[str, Any]) -> AdapterHub:
 
 
 def mlx(path: Path, content: Mapping[str, Any]) -> Mlx:
-    """Of adapter_config.json."""
+    """Reads adapter_config.json."""
     given = content.get("lora_parameters")
     if not isinstance(given, dict):
         raise ValueError(
@@ -220,7 +220,7 @@ def mlx(path: Path, content: Mapping[str, Any]) -> Mlx:
 
 
 def litgpt(folder: Path) -> LitGpt | None:
-    """Of the files beside ``lit_model.pth.lora``; None where they do not say enough."""
+    """Reads the files beside ``lit_model.pth.lora``; None if they do not say enough."""
     content: dict[str, Any] = {}
     found = [folder / name for name in LITGPT if (folder / name).is_file()]
     for path in found:

@@ -1,4 +1,4 @@
-"""What the readers hand over: matrices to be measured, and what they leave out with the reason."""
+"""What readers return: matrices to measure, and what was skipped with the reason."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Kind = Literal["W", "dW", "W+dW"]
 class Matrix:
     """One matrix of one layer, never formed where it has factors.
 
-    ``operator`` is None where there is nothing to measure; ``note`` then says why. A matrix that
-    isn't ``trusted`` is measured, but its stable rank is not reported. ``read_from`` is "factors"
+    ``operator`` is None if there is nothing to measure; ``note`` then says why. A matrix that is
+    not ``trusted`` is measured, but its stable rank is not reported. ``read_from`` is "factors"
     (B and A), "magnitude" (DoRA), "merge" (PEFT's own), "difference" (of two checkpoints) or
     "weights" (a stored weight).
     """
@@ -43,7 +43,7 @@ class Skipped:
 
     @property
     def plain(self) -> str:
-        """The reason alone, without what it was the reason for."""
+        """The reason alone, without its subject."""
         return self.why.removeprefix("W and W + dW: ")
 
 
@@ -51,21 +51,21 @@ Reading = Iterator[Matrix | Skipped]
 
 
 class Layer(NamedTuple):
-    """A named part of a source, and how to read it."""
+    """A named part of a source, and the function that reads it."""
 
     name: str
     read: Callable[[], Reading]
 
 
 def skipped(layer: str, why: str) -> Layer:
-    """A layer of which nothing is measured."""
+    """A layer that is not measured."""
     return Layer(layer, lambda: iter([Skipped(layer, why)]))
 
 
 def selected(layers: Iterable[Layer], pattern: re.Pattern[str] | None) -> Reading:
-    """The matrices of all layers whose name the user's ``pattern`` finds; the others as Skipped.
+    """The matrices of all layers whose names match the user's ``pattern``; the others as Skipped.
 
-    ``ValueError`` where it finds none.
+    ``ValueError`` if none matches.
     """
     left_out: list[str] = []
     found = False
@@ -85,13 +85,12 @@ def selected(layers: Iterable[Layer], pattern: re.Pattern[str] | None) -> Readin
 
 
 def not_chosen(layer: str, pattern: re.Pattern[str]) -> Skipped:
-    """The record of a layer that the user left out."""
+    """The record of a layer that the user excluded."""
     return Skipped(layer, f"left out by layers = {pattern.pattern!r}")
 
 
 def distinct(reading: Reading) -> Reading:
-    """The same with " (2)", " (3)" ... after a layer's name where a matrix of that name came
-    before."""
+    """The same, with " (2)", " (3)" ... after names that have occurred before."""
     met: Counter[tuple[str, str]] = Counter()
     for one in reading:
         if isinstance(one, Matrix):
@@ -99,4 +98,4 @@ def distinct(reading: Reading) -> Reading:
             if (count := met[one.layer, one.matrix]) > 1:
                 one = replace(one, layer=f"{one.layer} ({count})")
         yield one
-        del one  # held here, a matrix would stay in memory while the next is read
+        del one  # a reference would keep the matrix in memory while the next is read

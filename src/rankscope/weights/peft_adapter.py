@@ -28,13 +28,12 @@ from rankscope.weights.peft_experts import expert_matrices, targeted_parameter
 from rankscope.weights.peft_merge import merged_layers
 from rankscope.weights.tensors import READABLE, Tensors, natural, renamed
 
-# The adapter's name stands between part and suffix in a file that PEFT's own
-# save_pretrained did not write.
+# In files not written by PEFT's save_pretrained, the adapter's name stands before the suffix.
 PART = re.compile(
     r"(?P<layer>.+?)\.(?P<part>lora_\w+)(\.(?!weight$|bias$)[^.]+)?(?P<bias>\.bias)?(\.weight)?"
 )
 WRAPPED = re.compile(r"\.(?:modules_to_save\.[^.]+|original_module)(?=\.)")
-# PEFT's own prefix, with what a trainer put before it
+# PEFT's prefix, after whatever a trainer put before it
 OUTER = re.compile(r"^(?:base_model\.(?:model\.)?|.*?\.base_model\.model\.)")
 PAIRS = (("lora_B", "lora_A"), ("lora_embedding_B", "lora_embedding_A"))
 
@@ -48,14 +47,14 @@ class Adapter:
     tensors: Tensors
     sites: dict[str, dict[str, str]]
     others: dict[str, str]  # name in the base -> tensor name
-    own: BaseModel | None = None  # the base, where the file is a whole model's state with it
+    own: BaseModel | None = None  # the base, if the file is a whole model's state
 
 
 def open_adapter(path: Path, content: Mapping[str, Any], tensors: Tensors) -> Adapter:
     """A LoRA adapter, its tensors sorted by layer; ``content`` is that of
     adapter_config.json at ``path``.
 
-    Raises ``ValueError``, one line, where it is malformed.
+    Raises ``ValueError``, one line, if it is malformed.
     """
     adapter = sort_parts(tensors, content, lora_config(path, content))
     if not adapter.sites:
@@ -67,11 +66,10 @@ def open_adapter(path: Path, content: Mapping[str, Any], tensors: Tensors) -> Ad
 
 
 def sort_parts(tensors: Tensors, content: Mapping[str, Any], config: LoraConfig) -> Adapter:
-    """Groups the tensors of an adapter by layer; every tensor ends up in ``sites`` or in
-    ``others``."""
+    """Groups the tensors of an adapter by layer; each ends up in ``sites`` or in ``others``."""
     sites: dict[str, dict[str, str]] = {}
     others: dict[str, str] = {}
-    frozen: dict[str, str] = {}  # weights as they were before
+    frozen: dict[str, str] = {}  # weights before training
     for name in sorted(tensors, key=natural):
         plain = OUTER.sub("", name)
         found = PART.fullmatch(plain)
@@ -101,7 +99,7 @@ def sort_parts(tensors: Tensors, content: Mapping[str, Any], config: LoraConfig)
 
 
 def adapter_layers(adapter: Adapter, given: BaseModel | None) -> Iterator[Layer]:
-    """dW of each adapted layer; with a base W, dW and W + dW; then what was saved in full."""
+    """dW of each adapted layer, with a base also W and W + dW; then what was saved in full."""
     base = given or adapter.own
     if given is not None and not adapter.config.target_parameters:
         sources = [original_layer(layer, adapter.config.replicated) for layer in adapter.sites]
@@ -163,8 +161,7 @@ def _site_matrices(adapter: Adapter, layer: str, base: BaseModel | None) -> Read
 def _placed(
     adapter: Adapter, layer: str, B: Tensor, A: Tensor, weight: Tensor | Skipped | None
 ) -> tuple[Tensor, Tensor | Skipped | None, str]:
-    """B of PEFT 0.2's ``MergedLinear``, a grouped convolution (rows, r, 1): block by block, as one
-    product's."""
+    """B of PEFT 0.2's ``MergedLinear``, a grouped convolution (rows, r, 1), as one factor."""
     r = B.shape[1]
     if A.shape[0] % r or r != adapter.config.rank_of(layer):
         check_fit(adapter, layer, B, A)
@@ -186,7 +183,7 @@ def _without_base(config: LoraConfig) -> str | None:
 
 
 def factor_names(adapter: Adapter, layer: str) -> tuple[str, str]:
-    """The names of B and A among the layer's parts. ``ValueError`` where one of them is missing."""
+    """The names of B and A among the layer's parts. ``ValueError`` if one of them is missing."""
     site = adapter.sites[layer]
     for B, A in PAIRS:
         if B in site and A in site:
@@ -204,7 +201,7 @@ def factor_names(adapter: Adapter, layer: str) -> tuple[str, str]:
 
 
 def beyond_lora(site: dict[str, str], pair: tuple[str, str]) -> str | None:
-    """Parts that plain LoRA and DoRA don't have; None where there are none."""
+    """Parts that plain LoRA and DoRA do not have; None if there are none."""
     strange = [
         part
         for part in site
@@ -214,7 +211,7 @@ def beyond_lora(site: dict[str, str], pair: tuple[str, str]) -> str | None:
 
 
 def unlike_matrix(adapter: Adapter, layer: str, B: str, A: str) -> str | None:
-    """Why the factors don't make one matrix B A; None where they do."""
+    """Why the factors do not form one matrix B A; None if they do."""
     site, headers = adapter.sites[layer], adapter.tensors.headers
     parts = (B, A, *(part for part in site if part == "lora_magnitude_vector"))
     for part in parts:
@@ -253,11 +250,10 @@ def check_fit(adapter: Adapter, layer: str, B: Tensor, A: Tensor) -> None:
 def _weight(
     adapter: Adapter, layer: str, base: BaseModel | None
 ) -> tuple[Tensor | Skipped | None, str | None]:
-    """W, and what a reader must know of where it came from."""
+    """W, and a note on where it came from."""
     if base is None:
         return None, None
-    # PEFT saves an embedding whose vocabulary was resized beside its factors: that
-    # is the W they were added to.
+    # PEFT saves a resized embedding beside its factors: that is the W they were added to.
     resized = adapter.others.get(f"{layer}.base_layer.weight")
     if resized is not None and base.shape_of(layer) not in (
         None,
@@ -290,8 +286,7 @@ def _stored_in_out(
 ) -> bool:
     """Whether the base stores (in, out): by shape, if square by type, else by ``fan_in_fan_out``.
 
-    PEFT keeps one flag for all layers, and the last layer that was adapted sets it; so the flag
-    comes last here.
+    PEFT keeps one flag for all layers, set by the last adapted layer, so the flag comes last here.
     """
     if isinstance(weight, Tensor) and weight.ndim > 2:
         return False

@@ -2,7 +2,7 @@
 weight.
 
 Letters: E experts, m rows (out), n columns (in), r rank of each expert. ``lora_A.weight`` (E r, n)
-holds the experts one below the other, ``lora_B.weight`` (m, r E) holds them interleaved: column k
+stacks the experts by rows, ``lora_B.weight`` (m, r E) holds them interleaved: column k
 E + e is column k of expert e. The base stores (E, m, n), or (E, n, m) where the model transposes.
 """
 
@@ -32,9 +32,8 @@ def targeted_parameter(
     another one.
 
     None: they belong to the layer's weight. Several parameters of one module are nested: the first
-    that the module declares is wrapped innermost, and its factors stand under
-    ``module.base_layer``. No file tells their order: it is known for Transformers' experts
-    (``DECLARED``), and a guess elsewhere.
+    that the module declares is the innermost, with its factors under ``module.base_layer``. No file
+    has their order: it is known for Transformers' experts (``DECLARED``), and guessed elsewhere.
     """
     module = layer
     while module.endswith(NESTED):
@@ -105,7 +104,7 @@ def expert_factors(
 def _stored_in_out(
     weight: Tensor | Skipped | None, base: BaseModel | None, shape: tuple[int, int]
 ) -> bool:
-    """By the base's shape; where the experts are square by the model's type."""
+    """By the base's shape; if the experts are square, by the model's type."""
     if isinstance(weight, Tensor) and shape[0] != shape[1]:
         return tuple(weight.shape) == (shape[1], shape[0])
     return base is not None and base.transposes_experts

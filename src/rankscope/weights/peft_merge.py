@@ -1,9 +1,8 @@
-"""PEFT methods whose update is no B A: W' - W, with W' made by PEFT's own merge out of the stored
-weights.
+"""Other PEFT methods, measured as W' - W after PEFT's own merge.
 
-No model of the base is built, and none of its code is run: bare layers that hold the stored weights
-stand where the model would have them. All adapted layers stay in memory, as methods such as VeRA
-share parts among them; W' and W' - W are made one layer at a time, in float64.
+The base model is not built and none of its code is run: bare layers with the stored weights take
+its place. All adapted layers stay in memory, since methods such as VeRA share parts among them; W'
+and W' - W are made one layer at a time, in float64.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from rankscope.weights.matrix import Layer, Matrix, Reading, Skipped
 from rankscope.weights.tensors import Tensors, as_matrix, finite, one_line
 
 PREFIX = "base_model.model."
-# Why there is no one W' - W, or none that files tell.
+# Why there is no single W' - W, or none that files determine.
 NO_DIFFERENCE = {
     **dict.fromkeys(
         (
@@ -37,9 +36,11 @@ NO_DIFFERENCE = {
         "it trains prompts and changes no weight",
     ),
     "ADAPTION_PROMPT": "it adds modules and changes no weight",
-    **dict.fromkeys(("XLORA", "POLY"), "it mixes adapters for each input: there is no one W' - W"),
     **dict.fromkeys(
-        ("LILY", "SHADOW"), "what it adds depends on the input: there is no one W' - W"
+        ("XLORA", "POLY"), "it mixes adapters for each input: there is no single W' - W"
+    ),
+    **dict.fromkeys(
+        ("LILY", "SHADOW"), "what it adds depends on the input: there is no single W' - W"
     ),
     **dict.fromkeys(
         ("LN_TUNING", "BEFT"), "it trains norms or biases: vectors, and no weight matrix"
@@ -51,7 +52,7 @@ NO_DIFFERENCE = {
         "(merge_and_unload, save_pretrained) and type: rankscope measure MERGED --base MODEL",
     ),
 }
-# The other methods of PEFT 0.21, whose W' its merge makes. Listed, as importing PEFT takes 4 s.
+# The other methods of PEFT 0.21, which can merge. Listed here because importing PEFT takes 4 s.
 METHODS = {
     "ADALORA", "ADAMSS", "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA",
     "HIRA", "HRA", "IA3", "LOHA", "LOKR", "MISS", "OFT", "OSF", "PEANUT", "PSOFT", "PVERA",
@@ -69,7 +70,7 @@ DROPPED = {
 }  # fmt: skip
 PEFT_FAILS = (
     ValueError,
-    RuntimeError,  # of which NotImplementedError is one
+    RuntimeError,  # includes NotImplementedError
     TypeError,
     KeyError,
     AttributeError,
@@ -84,14 +85,14 @@ def merged_layers(
 ) -> Iterator[Layer]:
     """W, W' - W and W' of each layer that the adapter changes.
 
-    ``content`` is adapter_config.json; ``layers``: layer -> its tensors' names, of which
-    those under "" are shared by all layers. Raises ``ValueError``, one line, where PEFT can't
-    build the adapter from these.
+    ``content`` is adapter_config.json; ``layers``: layer -> its tensors' names, with those
+    shared by all layers under "". Raises ``ValueError``, one line, if PEFT cannot build the
+    adapter from these.
     """
     note = f"W' by PEFT's merge of {_said(content)}"
     built = cache(
         partial(_built, content, tensors, layers, base)
-    )  # once, when the first layer is asked for
+    )  # once, when the first layer is read
     for layer in layers:
         if layer:
             yield Layer(
@@ -102,8 +103,8 @@ def merged_layers(
 def adapted_layers(
     tensors: Tensors, base: BaseModel
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Layer of the base -> the adapter's tensors for it ("" for those shared by all), and what is
-    no part of a layer: name in the base -> tensor."""
+    """Layer of the base -> the adapter's tensors for it ("" for those shared by all), and tensors
+    that belong to no layer: name in the base -> tensor."""
     layers: dict[str, list[str]] = {"": []}
     others: dict[str, str] = {}
     for name in tensors:
@@ -151,7 +152,7 @@ def _layer_matrices(
     weight = base.weight(layer)
     assert isinstance(weight, Tensor)
     before = weight.double()
-    module.get_base_layer().weight = None  # measured: its memory goes back
+    module.get_base_layer().weight = None  # measured: release its memory
     if after.shape != before.shape:
         yield Skipped(
             layer, f"PEFT's merge gives {tuple(after.shape)}, the base holds {tuple(before.shape)}"
@@ -174,7 +175,7 @@ def change_matrices(layer: str, before: Tensor, after: Tensor, note: str) -> Ite
 def _built(
     content: Mapping[str, Any], tensors: Tensors, layers: Mapping[str, list[str]], base: BaseModel
 ) -> tuple[Any, dict[str, Skipped]]:
-    """A PEFT model on bare layers, its adapter loaded; and the layers whose W is missing."""
+    """A PEFT model on bare layers with the adapter loaded, and the layers whose W is missing."""
     import peft
 
     found = {layer: base.weight(layer) for layer in layers if layer}
@@ -197,9 +198,7 @@ def _built(
             f"it says: {one_line(error)}"
         ) from error
     absent = set(result.missing_keys)
-    named = list(
-        model.named_parameters(remove_duplicate=False)
-    )  # one that is shared has many names
+    named = list(model.named_parameters(remove_duplicate=False))  # a shared tensor has many names
     loaded = {id(parameter) for name, parameter in named if name not in absent}
     for name, parameter in named:
         if parameter.requires_grad and id(parameter) not in loaded:
@@ -223,7 +222,7 @@ def _config(content: Mapping[str, Any], layers: list[str]) -> Any:
 
 
 def _bare(layer: str, weight: Tensor, parts: list[str], base: BaseModel) -> nn.Module:
-    """A layer of the kind that holds such a weight, and nothing but the weight (and bias) in it."""
+    """A layer of the matching kind that holds nothing but this weight (and bias)."""
     from transformers.pytorch_utils import Conv1D
 
     shape = weight.shape
@@ -263,8 +262,8 @@ def _said(content: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """PEFT's advice is for its own users, and its random starts are overwritten:
-    they move no global state."""
+    """Silences PEFT's advice, and keeps its random initialisation, which is overwritten, from
+    changing the global random state."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""PEFT's settings for a rank and a scale of each layer: LoraConfig's patterns, written.
+"""Writes PEFT's settings for a rank and a scale per layer: LoraConfig's patterns.
 
 ``lora_config`` reads them.
 """
@@ -15,8 +15,8 @@ def peft_settings(ranks: Mapping[str, int], scales: Mapping[str, float]) -> dict
     """LoraConfig's ``r``, ``lora_alpha``, ``rank_pattern`` and ``alpha_pattern`` for a rank per
     layer.
 
-    The commonest rank is ``r``, the other layers have patterns. ``lora_alpha`` is s r, so
-    that each layer keeps the scale s that it was trained with. All experts of one parameter
+    The most common rank is ``r``, other layers have patterns. ``lora_alpha`` is s r, so that
+    each layer keeps the scale s that it was trained with. All experts of one parameter
     get the largest of their ranks.
     """
     wanted: dict[str, int] = {}
@@ -41,11 +41,11 @@ def peft_settings(ranks: Mapping[str, int], scales: Mapping[str, float]) -> dict
 
 
 def _patterns(values: Mapping[str, Any], layers: Iterable[str]) -> dict[str, Any]:
-    """One regular expression for all layers that differ in one number only and share a value.
+    """One regular expression for all layers that differ only in one number and share a value.
 
-    PEFT matches it against the end of a layer's name, and the first that matches wins. A layer
-    whose name is the end of another layer's gets a ``^`` before it, so that each of these matches
-    its own layers alone.
+    PEFT matches it against the end of a layer's name, and the first match wins. A layer whose name
+    is the end of another layer's gets a leading ``^``, so that each expression matches its own
+    layers only.
     """
     ends = {layer[dot.end() :] for layer in layers for dot in re.finditer(r"\.", layer)}
     groups: dict[tuple[str, str, str, Any], list[str]] = {}

@@ -1,8 +1,8 @@
-"""Quantised base weights: dequantised where a library can, refused by the name of their packing
-where none does.
+"""Quantised base weights: dequantised if a library can, otherwise refused with the name of their
+format.
 
-W is then what the model computed with while its adapter was trained (QLoRA), not the weight before
-quantisation.
+A dequantised W is what the model computed with while the adapter was trained (QLoRA), not the
+weight before quantisation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROWS = 256  # unpacked at a time
 
 
 def packing(tensors: Tensors, layer: str) -> str | None:
-    """How the layer's weight is packed; None where it is stored plainly, or isn't there."""
+    """The quantisation format of the layer's weight; None if it is unquantised or absent."""
     if (header := tensors.headers.get(f"{layer}.weight")) is not None:
         for kind in FOUR_BITS:
             if f"{layer}.weight.quant_state.bitsandbytes__{kind}" in tensors:
@@ -56,7 +56,8 @@ def joined(layer: str, ending: str) -> str:
 def dequantised(
     tensors: Tensors, layer: str, kind: str, settings: Mapping[str, Any] | None = None
 ) -> Tensor | str:
-    """W, float32; or why it can't be had. ``settings``: "quantization" of MLX's config.json."""
+    """W in float32, or the reason why it cannot be read. ``settings``: "quantization" of MLX's
+    config.json."""
     if kind == "float8":
         return _float8(tensors, layer)
     if kind == "MLX":
@@ -97,7 +98,7 @@ def _float8(tensors: Tensors, layer: str) -> Tensor | str:
         None,
     )
     if name is None:
-        return f"{layer}.weight is float8 without a weight_scale: what it stands for isn't known"
+        return f"{layer}.weight is float8 without a weight_scale: its values are unknown"
     scale = tensors.read(name).float()
     if scale.numel() == 1:
         return weight * scale.reshape(())
@@ -119,8 +120,8 @@ def _float8(tensors: Tensors, layer: str) -> Tensor | str:
 
 
 def _mlx(tensors: Tensors, layer: str, settings: Mapping[str, Any]) -> Tensor | str:
-    """scales q + biases, by groups along a row; the q of a row are one stream of bits, the lowest
-    first (mlx.core.quantize's affine mode)."""
+    """scales q + biases, by groups along a row; the q of a row are one stream of bits, lowest first
+    (mlx.core.quantize's affine mode)."""
     own = settings.get(layer)
     given = own if isinstance(own, Mapping) else settings
     bits, group, mode = given.get("bits"), given.get("group_size"), given.get("mode", "affine")

@@ -1,7 +1,7 @@
-"""Models as trainers wrap them: names without wrappers, and sharded parameters made whole, one
-layer at a time.
+"""Models as trainers wrap them: names without wrappers, and sharded parameters gathered one layer
+at a time.
 
-FSDP2 holds DTensors, FSDP1 flat parameters, DeepSpeed ZeRO-3 empty tensors that know their true
+FSDP2 holds DTensors, FSDP1 flat parameters, DeepSpeed ZeRO-3 empty tensors with a recorded
 shape. Gathering is collective: every process asks for the same layers in the same order.
 """
 
@@ -29,7 +29,7 @@ WRAPPERS = re.compile(rf"(^|\.)({'|'.join(INNER)})(?=\.|$)")
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside torch.compile, DataParallel, DistributedDataParallel and DeepSpeed's engine.
 
-    FSDP1's outermost wrapper stays, as it gathers the parameters.
+    FSDP1's outermost wrapper is kept, since it gathers the parameters.
     """
     while True:
         if "_orig_mod" in model._modules:
@@ -49,20 +49,19 @@ def innermost(model: nn.Module) -> nn.Module:
 
 
 def is_wrapper(module: nn.Module) -> bool:
-    """Whether the module wraps another one and passes its attributes on as its own."""
+    """Whether the module wraps another one and forwards its attributes."""
     return any(name in module._modules for name in INNER)
 
 
 def plain_name(name: str) -> str:
-    """The name of a module or a parameter without the wrappers on its way."""
+    """The name of a module or a parameter without the wrappers along its path."""
     return WRAPPERS.sub("", name).removeprefix(".")
 
 
 class Shards:
-    """A model's parameters, spread over processes or not, and how to see them whole.
+    """A model's parameters, sharded or not, and how to gather them.
 
-    Raises ``ValueError`` where DeepSpeed has partitioned them and cannot be imported to gather
-    them.
+    Raises ``ValueError`` if DeepSpeed has partitioned them and cannot be imported.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -87,8 +86,8 @@ class Shards:
 
     @contextmanager
     def whole(self, name: str, module: nn.Module) -> Iterator[None]:
-        """Within it the parameters of ``module``, which the model calls ``name``, are plain and
-        whole."""
+        """Gathers the parameters of ``module``, which the model calls ``name``, within this
+        context."""
         self._find_roots()
         around = self._around(name)
         units = [unit for path, unit in self.units.items() if path.startswith(f"{name}.")]
@@ -100,10 +99,12 @@ class Shards:
             yield
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Each parameter by its plain name. Its value is whole only within ``gathered``."""
+        """Each parameter by its plain name. Its full value exists only within ``gathered``."""
         self._find_roots()
         for path, root in self.units.items() or [("", self.model)]:
-            seen: set[int] = set()  # of this unit alone: FSDP1's whole parameters do not outlive it
+            seen: set[int] = (
+                set()
+            )  # one unit at a time: FSDP1's gathered parameters do not outlive the context
             with ExitStack() as stack:
                 if isinstance(root, FSDP):
                     stack.enter_context(_summoned(root))
@@ -113,7 +114,7 @@ class Shards:
                         yield plain_name(name), parameter
 
     def _find_roots(self) -> None:
-        """FSDP1 takes the first unit that is asked for as the root: let it be an outermost one."""
+        """FSDP1 takes the first unit used as the root: make it an outermost one."""
         for name, unit in () if self._set_up else self.units.items():
             if not name or self._around(name.rpartition(".")[0]) is None:
                 with _summoned(unit):
@@ -138,26 +139,25 @@ def whole_tensor(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor.detach()
     device = tensor.device_mesh.device_type
-    # offloaded: brought back
+    # offloaded: load it
     there: Any = tensor if tensor.device.type == device else tensor.to(device)
     return there.full_tensor().detach()
 
 
 def whole_shape(parameter: Tensor) -> tuple[int, ...]:
-    """The shape of the whole parameter, also where DeepSpeed has partitioned it."""
+    """The full shape of the parameter, even if DeepSpeed has partitioned it."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def all_called(ranks: list[int], wait: float) -> bool:
-    """Whether every process of ``ranks`` has come here within ``wait`` seconds; each gets one
-    answer.
+    """Whether every process of ``ranks`` arrived within ``wait`` seconds; all get the same answer.
 
-    The processes meet in the store of the process group, which works while other processes are
-    elsewhere: a collective call would hang.
+    Uses the store of the process group, which works even if some processes are elsewhere: a
+    collective call would hang.
     """
     assert dist.group.WORLD is not None
     store = dist.group.WORLD.get_group_store()
-    place = f"rankscope/{ranks[0]}+{len(ranks)}"  # two pipeline stages may meet at one time
+    place = f"rankscope/{ranks[0]}+{len(ranks)}"  # two pipeline stages may meet at the same time
     deadline = time.monotonic() + wait
     while True:
         meeting = f"{place}/{store.add(place, 0)}"
@@ -165,7 +165,7 @@ def all_called(ranks: list[int], wait: float) -> bool:
         while not store.check([f"{meeting}/answer"]):
             complete = joined == len(ranks)
             if complete or time.monotonic() > deadline:
-                if store.add(f"{meeting}/decided", 1) == 1:  # the first to decide, decides for all
+                if store.add(f"{meeting}/decided", 1) == 1:  # the first decision holds for all
                     store.set(f"{meeting}/answer", "all" if complete else "missing")
                     store.add(place, 1)
                 break
@@ -181,7 +181,7 @@ def _summoned(unit: FSDP) -> Any:
 
 @contextmanager
 def _collected(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Within it DeepSpeed's partitioned parameters hold their values on every process."""
+    """Gathers DeepSpeed's partitioned parameters on every process, within this context."""
     partitioned = [parameter for parameter in parameters if _is_partitioned(parameter)]
     if not partitioned:
         yield
@@ -192,7 +192,7 @@ def _collected(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def _replaced(module: nn.Module) -> Iterator[None]:
-    """Within it the DTensors among the module's parameters are plain, whole parameters."""
+    """Replaces the module's DTensors by plain, full parameters, within this context."""
     held = [
         (part, name, parameter)
         for part in module.modules()

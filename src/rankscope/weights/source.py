@@ -1,5 +1,5 @@
-"""Any update as people have it -> matrices to measure: finds out what a path or hub id is, and
-reads it."""
+"""Any adapter or checkpoint -> matrices to measure: determines what a path or hub id is, and reads
+it."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ GUESS = "no configuration beside the file: scale 1 (alpha = r) assumed; give alp
 
 @dataclass(frozen=True)
 class Found:
-    """What a path or hub id leads to: its tensors, the adapter_config.json beside them and the
-    folder of both."""
+    """What a path or hub id refers to: its tensors, the adapter_config.json beside them and their
+    folder."""
 
     source: str
     tensors: Tensors
     config: Path | None
     content: Mapping[str, Any]
     folder: Path | None
-    neighbours: tuple[str, ...] = ()  # folders inside with adapters of their own
+    neighbours: tuple[str, ...] = ()  # subfolders with adapters of their own
 
     @property
     def base_model(self) -> str:
-        """The base as its configuration names it, quoted for a shell."""
+        """The base's name in the configuration, quoted for a shell."""
         name = self.content.get("base_model_name_or_path")
         return shlex.quote(name) if isinstance(name, str) and name else "MODEL"
 
@@ -79,10 +79,10 @@ def read(
     """The matrices of an adapter or a full checkpoint, one layer at a time.
 
     Every tensor of ``source`` belongs to a Matrix or to a Skipped. ``alpha`` is for files that
-    carry none; ``subfolder`` and ``revision`` say where in ``source``. Without ``base_revision``
-    the base is taken as the adapter's own configuration says. Raises ``ValueError``, one line,
-    where ``source`` or ``base`` is missing, malformed or no low-rank update, where they are of two
-    models, or where ``layers`` finds nothing.
+    store none; ``subfolder`` and ``revision`` select within ``source``. Without ``base_revision``
+    the adapter's configuration decides. Raises ``ValueError``, one line, if ``source`` or ``base``
+    is missing, malformed or not a low-rank update, if they belong to different models, or if
+    ``layers`` matches nothing.
     """
     if alpha is not None and not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(f"alpha: expected a number above 0, as in training; found {alpha:g}.")
@@ -94,7 +94,7 @@ def read(
 
 
 def find(source: str | Path, *, subfolder: str | None = None, revision: str | None = None) -> Found:
-    """What a path or hub id leads to. ``ValueError``, one line, where it leads to no tensors."""
+    """What a path or hub id refers to. ``ValueError``, one line, if there are no tensors."""
     path = Path(source).expanduser()
     if path.is_file():
         return _file(path, str(source))
@@ -172,14 +172,13 @@ def _layers(found: Found, base: BaseModel | None, alpha: float | None) -> Iterat
 
 
 def _peft(found: Found, config: Path, tensors: Tensors, base: BaseModel | None) -> Iterator[Layer]:
-    """An adapter of any of PEFT's methods. ``ValueError``, one line, where it cannot be
-    measured."""
+    """An adapter of any PEFT method. ``ValueError``, one line, if it cannot be measured."""
     method = str(found.content.get("peft_type"))[:40]
     if method == "LORA":
         yield from adapter_layers(open_adapter(config, found.content, tensors), base)
         return
     if method in NO_DIFFERENCE or method not in METHODS:
-        why = NO_DIFFERENCE.get(method, "no method that PEFT knows")
+        why = NO_DIFFERENCE.get(method, "not a method of PEFT")
         raise not_low_rank(found.source, method, f": {why}.")
     if base is None:
         command = f"rankscope measure {shlex.quote(found.source)} --base {found.base_model}"
@@ -196,18 +195,18 @@ def _peft(found: Found, config: Path, tensors: Tensors, base: BaseModel | None) 
 
 def _checkpoint(found: Found, tensors: Tensors, base: BaseModel | None) -> Iterator[Layer]:
     if found.config is not None and _kind(found.content) == "adapterhub":
-        adapterhub(found.config, found.content)  # which says what it is instead
+        adapterhub(found.config, found.content)  # raises, with what it is instead
     if base is None:
         check_no_factors(tensors)
     yield from checkpoint_layers(tensors, base)
 
 
 def is_peft(content: Mapping[str, Any], styles: Collection[str]) -> bool:
-    """Whether PEFT's own rules hold: torchtune writes the same configuration beside its own
+    """Whether PEFT's rules apply: torchtune writes the same configuration with its own tensor
     names."""
     if _kind(content) != "peft":
         return False
-    # Of PEFT's other methods some have LyCORIS's names.
+    # Some other PEFT methods use LyCORIS's names.
     return content.get("peft_type", "LORA") != "LORA" or not {
         "torchtune",
         "kohya",
@@ -216,7 +215,7 @@ def is_peft(content: Mapping[str, Any], styles: Collection[str]) -> bool:
 
 
 def _kind(content: Mapping[str, Any]) -> str:
-    """Whose adapter_config.json it is."""
+    """Which library wrote adapter_config.json."""
     if "peft_type" in content:
         return "peft"
     if content.keys() & {"fine_tune_type", "lora_parameters", "lora_layers"}:
@@ -225,7 +224,7 @@ def _kind(content: Mapping[str, Any]) -> str:
 
 
 def _settings(found: Found, styles: set[str], alpha: float | None) -> Settings:
-    """What says the scale."""
+    """Where the scale comes from."""
     if found.config is not None:
         kind = _kind(found.content)
         if kind == "mlx":
@@ -250,13 +249,13 @@ def _refuse_alpha(alpha: float | None, found: Found) -> None:
 
 
 def _of_peft(tensors: Tensors) -> bool:
-    """Whether the names are those of PEFT's own modules, which diffusers' files leave out."""
+    """Whether the names have PEFT's module prefix, which diffusers' files omit."""
     return any(name.startswith("base_model.") or ".base_layer." in name for name in tensors)
 
 
 def _inside(where: Place, folders: tuple[str, ...]) -> str:
-    """What else to name or to type: one of several adapters or checkpoints in the folder, its one
-    file of tensors, or what makes a checkpoint of a trainer's shards."""
+    """What to type instead: the name of one of several adapters or checkpoints in the folder, its
+    only tensor file, or the command that turns a trainer's shards into a checkpoint."""
     whole = [name for file in WHOLE for name in where.folders_with(file)]
     if folders or whole:
         kind, name = ("adapters", folders[0]) if folders else ("checkpoints", whole[0])

@@ -1,4 +1,4 @@
-"""Files of named tensors: safetensors, torch's, numpy's archives. Nothing in them is ever
+"""Files of named tensors: safetensors, torch and numpy archives. Nothing in them is ever
 executed."""
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ NUMPY = {
         "uint8",
         "bool",
     )
-} | {np.dtype("V2"): torch.bfloat16}  # which numpy does not know: MLX writes two plain bytes
+} | {np.dtype("V2"): torch.bfloat16}  # unknown to numpy: MLX writes two plain bytes
 
 
 def open_tensors(path: Path) -> Tensors:
     """A ``.safetensors`` or ``.npz`` file, or any other file as a dictionary of tensors written by
     ``torch.save``.
 
-    Raises ``ValueError``, one line, for a file that is cut short, malformed, or holds anything but
+    Raises ``ValueError``, one line, for a file that is truncated, malformed, or holds anything but
     tensors.
     """
     kinds = {".safetensors": _open_safetensors, ".npz": _open_numpy}
@@ -67,16 +67,14 @@ def open_tensors(path: Path) -> Tensors:
 
 
 class OpenFile:
-    """A file that is opened once and read in parts. A part that was mapped instead would stay in
-    memory."""
+    """A file that is opened once and read in parts. Memory-mapped parts would stay in memory."""
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self.number)
 
     def read(self, start: int, length: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        """The tensor whose numbers stand at ``start``. ``OSError`` where the file is shorter by
-        now."""
+        """The tensor whose values start at byte ``start``. ``OSError`` if the file has shrunk."""
         data = torch.empty(length, dtype=torch.uint8)
         view, done = memoryview(data.numpy()), 0  # type: ignore[arg-type]
         while done < length:
@@ -99,8 +97,7 @@ def _open_safetensors(path: Path) -> Tensors:
             metadata = checked.metadata() or {}
         with path.open("rb") as file:
             file.seek(8)
-            # Of two tensors of one name safetensors keeps the last, without a
-            # word; here they are refused.
+            # safetensors silently keeps the last of two tensors of one name; here they are refused.
             content = json.loads(file.read(size), object_pairs_hook=once)
         content.pop("__metadata__", None)
         opened = OpenFile(path)
@@ -132,7 +129,7 @@ def _reader(
 
 
 def _open_numpy(path: Path) -> Tensors:
-    """An archive of arrays as ``numpy.savez`` and MLX write it; arrays of Python objects are
+    """An archive of arrays written by ``numpy.savez`` or MLX; arrays of Python objects are
     refused."""
     headers, readers = {}, {}
     try:

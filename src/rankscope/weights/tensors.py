@@ -1,5 +1,5 @@
-"""Named tensors: what a file or a model holds is known at once, each tensor is read when it is
-asked for."""
+"""Named tensors of a file or a model: names and shapes are known at once, values are read on
+demand."""
 
 from __future__ import annotations
 
@@ -16,16 +16,13 @@ from torch import Tensor
 
 from rankscope.weights.limits import NAME, TENSORS
 
-AHEAD = 2**20  # bytes of a tensor from which reading ahead pays
+AHEAD = 2**20  # bytes above which reading ahead pays off
 READABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# What torch.compile, FSDP, activation checkpointing and Lightning put into the
-# names of the modules they wrap.
+# What torch.compile, FSDP, activation checkpointing and Lightning insert into module names.
 WRAPPED = re.compile(
     r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
-PARALLEL = (
-    "module."  # and what DataParallel, DistributedDataParallel and DeepSpeed put before all of them
-)
+PARALLEL = "module."  # and the prefix of DataParallel, DistributedDataParallel and DeepSpeed
 # Stacks (E, m, n): of experts, and of Zamba's Mamba heads. Other parameters of three dimensions are
 # one matrix: convolutions, and XLNet's (d, heads, width).
 STACKED = re.compile(r"(^|\.)experts(\.|$)|\.(x_proj_weight|dt_proj_weight|A_log)$")
@@ -33,8 +30,7 @@ STACKED = re.compile(r"(^|\.)experts(\.|$)|\.(x_proj_weight|dt_proj_weight|A_log
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of a tensor before it is read. ``dtype`` is None where torch has no such
-    type."""
+    """What is known of a tensor before it is read. ``dtype`` is None if torch has no such type."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None
@@ -44,7 +40,7 @@ class Header:
 class Tensors:
     """The named tensors of one or many files. ``where`` names them in messages.
 
-    ``metadata`` is the free text that a safetensors file carries in its header.
+    ``metadata`` is the free text in a safetensors file's header.
     """
 
     where: str
@@ -62,7 +58,7 @@ class Tensors:
         return name in self.headers
 
     def layer_of(self, name: str) -> str:
-        """The layer's name: the tensor's less ".weight", or the whole where another tensor has that
+        """The layer's name: the tensor's without ".weight", or in full if another tensor has that
         name."""
         plain = name.removesuffix(".weight")
         return name if plain in self.headers else plain
@@ -72,8 +68,8 @@ class Tensors:
         return self.readers[name]()
 
     def prefetch(self, name: str) -> None:
-        """Lets the system read the tensor's bytes from the disk while others are measured; no
-        memory of ours."""
+        """Asks the system to read the tensor's bytes ahead while others are measured; allocates
+        nothing."""
         if name not in self.places or not hasattr(os, "posix_fadvise"):
             return
         path, start, length = self.places[name]
@@ -83,19 +79,19 @@ class Tensors:
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether no entry is NaN or Inf. Their sum tells, at a third of the cost; if it
-    overflows, each is looked at."""
+    """Whether all entries are finite. Their sum tells, at a third of the cost; if it overflows,
+    every entry is checked."""
     total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
     return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor).all())
 
 
 def unreadable(name: str, header: Header) -> str | None:
-    """Why a tensor can't be measured as one matrix; None where it can."""
+    """Why a tensor cannot be measured as one matrix; None if it can."""
     if header.dtype not in READABLE:
         kind = (
             str(header.dtype).removeprefix("torch.")
             if header.dtype
-            else "of a dtype that torch doesn't know"
+            else "of a dtype that torch does not support"
         )
         return f"{name} is {kind}: a buffer or a packed weight, not a weight matrix"
     if 0 in header.shape:
@@ -106,7 +102,7 @@ def unreadable(name: str, header: Header) -> str | None:
 
 
 def as_matrix(weight: Tensor) -> Tensor:
-    """(out, in) as it is; a convolution (out, in, k, ...) as (out, in k ...)."""
+    """(out, in) unchanged; a convolution (out, in, k, ...) as (out, in k ...)."""
     return weight.flatten(1)
 
 
@@ -119,12 +115,12 @@ def matrices(layer: str, weight: Tensor) -> list[tuple[str, Tensor]]:
 
 
 def natural(name: str) -> list[str | int]:
-    """A sorting key with layer.2 before layer.10."""
+    """A sort key that puts layer.2 before layer.10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def from_state_dict(where: str, tensors: Mapping[str, Tensor]) -> Tensors:
-    """A state dictionary, seen as if it were a file."""
+    """A state dictionary with the interface of a file."""
     headers = {name: Header(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     return Tensors(where, headers, {name: _constant(tensor) for name, tensor in tensors.items()})
 
@@ -134,10 +130,9 @@ def _constant(tensor: Tensor) -> Callable[[], Tensor]:
 
 
 def without_wrappers(tensors: Tensors) -> Tensors:
-    """The same tensors under the names that the model has without the wrappers around it and its
-    parts.
+    """The same tensors under their names without wrappers.
 
-    ``ValueError`` where two tensors then have one name.
+    ``ValueError`` if two tensors then share a name.
     """
     plain = {name: WRAPPED.sub("", name) for name in tensors}
     while plain and all(name.startswith(PARALLEL) for name in plain.values()):
@@ -162,7 +157,7 @@ def renamed(tensors: Tensors, names: Mapping[str, str]) -> Tensors:
 
 
 def check_names(where: object, names: Mapping[str, Any]) -> None:
-    """``ValueError`` where there are more tensors, or longer names, than any model has."""
+    """``ValueError`` if there are more tensors, or longer names, than any model has."""
     if len(names) > TENSORS:
         raise ValueError(
             f"{where}: expected at most {TENSORS} tensors in a file; found {len(names)}."
@@ -176,8 +171,7 @@ def check_names(where: object, names: Mapping[str, Any]) -> None:
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names are all different: of twins, readers take now the first, now the
-    last."""
+    """A JSON object whose keys are unique: readers disagree which of two equal keys counts."""
     content = dict(pairs)
     if len(content) < len(pairs):
         raise ValueError(

@@ -211,7 +211,7 @@ def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
 
 
 def _unstored(tensor: Tensor) -> str | None:
-    """How a tensor differs from numbers in a file; None where it doesn't.
+    """How a tensor differs from numbers in a file; None if it doesn't.
 
     A view with stride 0 claims a terabyte in a file of a kilobyte.
     """
