@@ -30,12 +30,12 @@ from calibration_table import table
 STUDIES = 200  # of each scenario
 
 
-def run(path: Path, names: list[str], studies: int, resamples: int) -> None:
+def run(path: Path, names: list[str], draws: range, resamples: int) -> None:
     """Adds the lines that `path` lacks, the scenarios in turn so that a
     short run has some of each."""
     done = {(line["scenario"], line["index"]) for line in lines(path)} if path.exists() else set()
     with path.open("a", encoding="utf-8") as out:
-        for index in range(studies):
+        for index in draws:
             for name in names:
                 if (name, index) in done:
                     continue
@@ -63,9 +63,11 @@ def main() -> None:
     parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=list(SCENARIOS))
     parser.add_argument("--resamples", type=int, default=499)
     parser.add_argument("--studies", type=int, default=STUDIES, help="of each scenario")
+    parser.add_argument("--first", type=int, default=0, help="index of the first draw: fresh ones")
     options = parser.parse_args()
     if options.do == "run":
-        run(options.path, options.scenarios, options.studies, options.resamples)
+        draws = range(options.first, options.first + options.studies)
+        run(options.path, options.scenarios, draws, options.resamples)
     else:
         print(table(pd.DataFrame(lines(options.path))))
 

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from rankscope.analysis.interventions import Edited, changes, dose
+from rankscope.analysis.interventions import Edited, changes
+from rankscope.analysis.paths import dose
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.5, 6.5, 9.0)
 ROWS, RESAMPLES = 512, 300
@@ -71,12 +72,13 @@ def truth(*, change: float, spread: float) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=400)
+    parser.add_argument("--first", type=int, default=0, help="number of the first draw")
     options = parser.parse_args()
     print("seeds  change  spread   covered: change  dose   mean width: change")
     for seeds, change, spread in ((3, 0.0, 0.0), (3, -0.3, 0.15), (3, -0.3, 0.3), (1, -0.3, 0.15)):
         wanted, place = truth(change=change, spread=spread)
         covered, widths = np.zeros(2), []
-        for number in range(options.studies):
+        for number in range(options.first, options.first + options.studies):
             rng = np.random.default_rng((seeds, int(100 * spread), number))
             given = study(rng, seeds=seeds, change=change, spread=spread)
             trials = given.table["trial"].unique().tolist()

@@ -60,7 +60,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--studies", type=int, default=400)
-    studies = parser.parse_args().studies
+    parser.add_argument("--first", type=int, default=0, help="number of the first draw")
+    options = parser.parse_args()
+    studies = options.studies
     print("| share near sr(W) | ranks | seeds | jackknife over configurations | resampled trials |")
     print("| --- | --- | --- | --- | --- |")
     for share in SHARES:
@@ -68,7 +70,7 @@ def main() -> None:
             hits = np.zeros(2)
             many = study(np.random.default_rng(0), share, 4000, seeds)  # the same, almost exactly
             truth = float(np.divide(*(side.mean() for side in sides(many))))
-            for number in range(studies):
+            for number in range(options.first, options.first + studies):
                 rng = np.random.default_rng([number, ranks, seeds])
                 points = study(rng, share, ranks, seeds)
                 left_out = premise(*sides(points), 0.0)

@@ -30,6 +30,9 @@ SHAPES: dict[str, tuple[float, float] | None] = {
     "sharp": (1.6, 2.0), "gradual": (0.8, 2.4), "linear": (0.0, 3.0), "varying": (1.5, 2.0),
     "flat": None,
 }  # fmt: skip
+OUTLIERS = (None, None, 0.46, 0.32)  # where outliers stand; None: at a constant answer
+HIT = 0.12  # share of outliers at the largest rates of the real trajectories
+ALIKE = 40  # checkpoints
 LEARNT = 0.03  # the size ||dW|| / ||W|| at which half of the gain is made
 
 
@@ -58,10 +61,25 @@ def simulated(
     found = thresholds(frames, rng=rng, resamples=resamples)[0]
     quiet = tables["metrics"].assign(metric_value=tables["metrics"]["expected"])
     quiet = checkpoints(frames.trials, quiet, frames.drifts)
-    return _threshold(found, *population(quiet, known.floor, known.mean)) | {
+
+    def mean(u: Any) -> Any:  # whatever drifts is of one of the two largest rates
+        return mixed(known.mean(u), known.outliers, known.floor, found.noise)
+
+    hit = known.outliers * (quiet["learning_rate"] > 0.2 * quiet["learning_rate"].max())
+    expected = mixed(quiet["metric_value"], hit, known.floor, found.noise)
+    quiet = quiet.assign(metric_value=expected)
+    return _threshold(found, *population(quiet, known.floor, mean)) | {
         "noise": known.noise,
         "seeds": size["seeds"],
     }
+
+
+def mixed(value: Any, hit: Any, constant: float, noise: float) -> Any:
+    """The metric on average where evaluations stand at OUTLIERS with probability `hit`. An unstable
+    trial is data: P0, the dose and the loss are those of the mixture, with values held where the
+    estimator holds them."""
+    places = np.array([constant if place is None else place for place in OUTLIERS])
+    return (1 - hit) * value + hit * float(np.maximum(places, constant - 3 * noise).mean())
 
 
 def population(
@@ -124,9 +142,10 @@ def real(
     share = kept_share * learnt
     wobble = rng.normal(0, noise, len(names))[codes] + rng.normal(0, noise, len(u))
     value = constant + gain * share + np.sqrt(np.clip(share, 0.1, 1)) * wobble * (share > 0.02)
+    risk = points["learning_rate"].ge(3e-3).to_numpy() & outliers
     if outliers:
-        hit = points["learning_rate"].ge(3e-3).to_numpy() & (rng.random(len(u)) < 0.12)
-        value = np.where(hit, rng.choice([constant, constant, 0.465, 0.32], len(u)), value)
+        hit = risk & (rng.random(len(u)) < HIT)
+        value = np.where(hit, rng.choice([constant, constant, 0.46, 0.32], len(u)), value)
     metrics = points[["trial", "step", "epoch", "train_loss", "eval_loss"]].assign(
         metric_value=value
     )
@@ -144,9 +163,14 @@ def real(
             return np.full(len(drift), constant + gain)
         return constant + gain * (1 - _ramp(drift, spread[:, None], ends).mean(axis=0))
 
-    quiet = points.assign(metric_value=constant + (mean(u) - constant) * learnt)
+    def observed(drift: Any) -> Any:  # as many outliers as at the checkpoints of like drift
+        order = np.argsort(np.abs(u[:, None] - drift), axis=0)[:ALIKE]  # (ALIKE, N)
+        return mixed(mean(drift), HIT * risk[order].mean(axis=0), constant, found.noise)
+
+    expected = constant + (mean(u) - constant) * learnt
+    quiet = points.assign(metric_value=mixed(expected, HIT * risk, constant, found.noise))
     quiet = checkpoints(trials, quiet[metrics.columns], frames.drifts)
-    return _threshold(found, *population(quiet, constant, mean))
+    return _threshold(found, *population(quiet, constant, observed))
 
 
 def _ramp(u: Any, own: Any, ends: tuple[float, float]) -> Any:

@@ -22,11 +22,11 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
+from rankscope.evaluation.evaluate import Evaluated, Evaluation
+from rankscope.evaluation.pack import Edited
+from rankscope.evaluation.trained import Trained
 from rankscope.interventions.bench import PACK, first_rows
-from rankscope.interventions.evaluate import Evaluated, Evaluation
 from rankscope.interventions.families import Variant
-from rankscope.interventions.pack import Edited
-from rankscope.interventions.trained import Trained
 from rankscope.interventions.variants import Edits
 from rankscope.linalg import LowRank
 from rankscope.study.tasks import Task, task_named

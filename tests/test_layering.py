@@ -17,6 +17,7 @@ ROOMS = {
     "linalg", "weights", "measurement", "study", "store", "sweep", "train", "analysis", "report",
     "lab",
     "interventions",
+    "evaluation",
     "collect",
     "commands",
 }  # fmt: skip
@@ -24,8 +25,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "linalg": set(),
     "analysis": set(),
     "lab": set(),
+    "evaluation": {"train", "study", "weights", "linalg"},
     "interventions": {
         "sweep",
+        "evaluation",
         "train",
         "store",
         "study",
@@ -45,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"store", "study", "weights", "linalg", "system"},
     "report": {"store", "analysis", "console", "spreadsheet"},
     "sweep": {
+        "evaluation",
         "train",
         "store",
         "study",

@@ -69,3 +69,40 @@ def test_high_is_half_of_the_dimension(size, high):
     """The largest rank is 64: high where it is at least half of the layers' dimension."""
     said = alignment_verdict(aligned(Truth(cosine=0.0), seeds=3, size=size)).sentences[0]
     assert ("too low to speak about high ranks" in said) is not high
+
+
+def test_barriers_and_cka_are_means_over_pairs_with_intervals_over_seeds():
+    """Values of pairs, the same in each layer: each layer would else count as one more pair."""
+    frames = study(Truth(), seeds=4)
+    rng, pairs = np.random.default_rng(0), frames["comparison"]
+    each = pairs[["trial", "reference"]].drop_duplicates()
+    each = each.assign(barrier=rng.normal(size=len(each)), cka=rng.uniform(size=len(each)))
+    each.loc[each.index[::7], "barrier"] = np.nan  # what was not evaluated
+    given = pairs.merge(each, on=["trial", "reference"])
+    found = alignment(Frames(**(frames | {"comparison": given})), rng=np.random.default_rng(0))
+    rows = found.pairs.drop_duplicates(["trial", "reference"])
+    rows = rows[~rows["same_seed"]]
+    for row in found.contrasts.to_dict("records"):
+        lora = rows[rows["kind"].eq("lora full") & rows["rank"].eq(row["rank"])]
+        full = rows[rows["kind"].eq("full full")]
+        for name in ("barrier", "cka"):
+            assert row[f"{name}_lora_full"] == pytest.approx(lora[name].mean())
+            difference = lora[name].mean() - full[name].mean()
+            assert row[f"{name}_contrast"] == pytest.approx(difference)
+            wanted = contrast(lora.dropna(subset=[name]), full.dropna(subset=[name]), name)
+            assert row[f"{name}_contrast_low"] == wanted.low < wanted.estimate
+            alone = jackknife(
+                range(4),
+                lambda kept, lora=lora, name=name: float(
+                    lora[lora["seed"].isin(kept) & lora["seed_reference"].isin(kept)][name].mean()
+                ),
+            )
+            assert row[f"{name}_lora_full_high"] == pytest.approx(alone.high)
+    sentence = next(s for s in alignment_verdict(found).sentences if "loss barrier" in s)
+    assert "CKA of pooled features" in sentence
+
+
+def test_an_older_comparison_has_no_barriers():
+    found = aligned(Truth(), seeds=3)
+    assert found.contrasts["barrier_contrast"].isna().all()
+    assert not any("barrier" in sentence for sentence in alignment_verdict(found).sentences)

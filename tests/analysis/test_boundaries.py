@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from rankscope.analysis.interventions import _median
+from rankscope.analysis.paths import _median
 from rankscope.analysis.threshold.brackets import tolerated
 from rankscope.analysis.verdicts import alignment, dynamics
 from rankscope.analysis.verdicts.verdict import ERROR_RATE

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from rankscope.analysis.inference import interval, jackknife, stratified_draws
-from rankscope.analysis.interventions import _median
+from rankscope.analysis.paths import _median
 from rankscope.analysis.threshold.brackets import tolerated
 
 

@@ -8,16 +8,11 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from sklearn.metrics import accuracy_score, matthews_corrcoef
 
-from rankscope.analysis.interventions import (
-    Edited,
-    Resamples,
-    changes,
-    dose,
-    groups,
-    loss_at,
-)
+from rankscope.analysis.interventions import Edited, Resamples, changes, groups
+from rankscope.analysis.paths import dose, loss_at
 from rankscope.analysis.threshold import Threshold
 from rankscope.analysis.verdicts.interventions import interventions_verdict
 from rankscope.analysis.weighted_metrics import METRICS
@@ -213,6 +208,42 @@ def test_drift_as_cause(half: float, regain: float, word: str) -> None:
     assert (numbers["good"], numbers["collapsed"]) == (12, 12)
     assert numbers["regain_own"] == pytest.approx(regain, abs=0.03)
     assert numbers["drift"] == pytest.approx(math.log(4), abs=1e-9)
+
+
+def test_forgetting_is_a_mean_over_trials_of_the_loss_beyond_the_base() -> None:
+    """Intervals of a mean over seeds inside configurations; where it was not taken, there is
+    none."""
+    given = edited()
+    assert "forgetting" not in changes(given, everyone(given), rng=np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    table = given.table.assign(lm_loss=3 + rng.random(len(given.table)), base_lm_loss=2.5)
+    lines = changes(
+        Edited(table, given.answers, given.labels, given.metric),
+        everyone(given), rng=np.random.default_rng(0), resamples=2000,
+    ).set_index(["family", "level"])  # fmt: skip
+    for (family, level), line in lines.iterrows():
+        part = table[table["family"].eq(family) & table["level"].eq(level)]
+        more = part["lm_loss"] - 2.5
+        found = line["forgetting"]
+        assert found.estimate == pytest.approx(more.mean())
+        inside = more.groupby(part["trial"].str[0]).var().mean()  # of three seeds of each
+        reach = stats.t.ppf(0.975, 8) * np.sqrt(inside / len(part))
+        assert found.high - found.estimate == pytest.approx(reach, rel=0.1)
+
+
+def test_the_verdict_tells_what_was_forgotten() -> None:
+    table = collapsed(edited(half=30.0), regain=0.0)
+    columns = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
+    trials = table.drop_duplicates("trial")[["trial", *columns]]
+    lost = np.where(table["trial"].str.startswith("c"), 4.0, 0.5)
+    lost = np.where(table["family"].eq("restore"), lost / 2, lost)
+    table = table.drop(columns=columns).assign(lm_loss=2 + lost, base_lm_loss=2.0)
+    given = (table, trials, [Threshold("m", "t", "supported", "", gain=0.3)])
+    verdict = interventions_verdict(*given, rng=np.random.default_rng(0), resamples=50)
+    (sentence,) = [s for s in verdict.sentences if "language loss" in s]
+    assert "collapsed trials is higher by 4.00 [4.00, 4.00], by 2.00 [2.00, 2.00] with" in sentence
+    assert "good trials is higher by 0.50 [0.50, 0.50], by 0.25" in sentence
+    assert "drift is not the cause of half of the loss" in verdict.sentences[0]
 
 
 def test_without_collapsed_trials_nothing_is_decided() -> None:

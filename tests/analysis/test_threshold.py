@@ -64,7 +64,7 @@ def test_a_decline_from_the_start_is_told_from_a_threshold():
     assert linear.plateau.low < NEAR
     assert (linear.answer, linear.reason) == ("undecided", GRADUAL)
     said = threshold_verdict([linear]).sentences
-    assert said[0].startswith("Half of LoRA's gain over a constant answer is lost on paraphrase,")
+    assert said[0].startswith("Half of LoRA's gain over a constant answer is lost on paraphrase (")
     assert "no plateau before it is shown" in said[0]
     assert "half of the gain is lost at" in said[1]
     sharp = found(Truth(threshold=0.8, decline=0.4, noise=0.01))

@@ -18,10 +18,10 @@ from transformers.pytorch_utils import Conv1D
 
 from families import FAMILIES
 from noisy import adapter
-from rankscope.interventions.evaluate import Evaluation
+from rankscope.evaluation.evaluate import Evaluation
+from rankscope.evaluation.pack import Edited
+from rankscope.evaluation.trained import read_trained
 from rankscope.interventions.families import Variant, variants
-from rankscope.interventions.pack import Edited
-from rankscope.interventions.trained import read_trained
 from rankscope.interventions.variants import Edits
 from rankscope.train.loading import load_model
 from rankscope.train.model import weight_of

@@ -16,12 +16,12 @@ from transformers.pytorch_utils import Conv1D
 from conftest import WORDS, save_model, sentences, write_tsv
 from noisy import adapter
 from rankscope.cli import main
+from rankscope.evaluation.pack import Edited
+from rankscope.evaluation.trained import read_trained
 from rankscope.interventions import forgetting
 from rankscope.interventions.families import Variant
 from rankscope.interventions.forgetting import Forgetting, text_of
-from rankscope.interventions.pack import Edited
 from rankscope.interventions.settings import Settings
-from rankscope.interventions.trained import read_trained
 from rankscope.interventions.variants import Edits
 from rankscope.train.loading import load_model
 from rankscope.train.model import weight_of

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from noisy import adapter
+from rankscope.evaluation.evaluate import Evaluation
+from rankscope.evaluation.pack import Edited
+from rankscope.evaluation.trained import Trained, read_trained
 from rankscope.interventions.bench import Bench
-from rankscope.interventions.evaluate import Evaluation
 from rankscope.interventions.families import Variant, variants
-from rankscope.interventions.pack import Edited
 from rankscope.interventions.settings import Settings
-from rankscope.interventions.trained import Trained, read_trained
 from rankscope.interventions.variants import Edits
 from rankscope.train.loading import load_model
 from rankscope.train.model import weight_of

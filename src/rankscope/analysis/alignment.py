@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from rankscope.analysis.drift import LABELS, at_best
-from rankscope.analysis.frames import Frames
+from rankscope.analysis.frames import HALFWAY, Frames
 from rankscope.analysis.inference import Interval, cluster_of, jackknife, mean_intervals
 
 GROUP = ["model", "task", "scaling", "rank"]
@@ -47,8 +47,10 @@ class Alignment:
     ``same_seed``. ``contrasts``: one row per group, with the mean cosines over layers and pairs of
     different seeds ``lora_full``, ``full_full``, ``lora_lora``; ``same_seed`` (LoRA and full, for
     comparison only); ``contrast`` = lora_full - full_full with its interval over ``seeds``;
-    ``barrier`` and ``cka`` where the store has them; the median stable ranks ``stable_lora``,
-    ``stable_full``; and ``dimension``, the smallest side of the layers.
+    for the loss barrier at the midpoint ``barrier`` and for ``cka`` the same, each with its
+    interval, where the store has them (``barrier_lora_full`` ..., ``cka_contrast``); the median
+    stable ranks ``stable_lora``, ``stable_full``; and ``dimension``, the smallest side of the
+    layers.
     """
 
     pairs: pd.DataFrame
@@ -129,14 +131,8 @@ def _contrast(
         "high": found.high,
         "seeds": found.clusters,
     }
-    for name in ("barrier", "cka"):
-        for kind, rows in crossed.items():
-            values = (
-                rows.drop_duplicates(["trial", "reference"])[name]
-                if name in rows
-                else pd.Series(dtype=float)
-            )
-            row[f"{name}_{kind}"] = float(values.astype(float).mean())
+    for name in HALFWAY:
+        row |= _halfway(name, crossed, same)
     here = stable[stable["model"].eq(group["model"]) & stable["task"].eq(group["task"])]
     own = here["scaling"].eq(group["scaling"]) & here["rank"].astype(float).eq(group["rank"])
     row["stable_lora"] = float(here.loc[own, "stable_rank"].astype(float).median())
@@ -147,26 +143,41 @@ def _contrast(
     return row | {"dimension": float(kinds["lora_full"][["m", "n"]].to_numpy(dtype=float).min())}
 
 
-def contrast(lora_full: pd.DataFrame, full_full: pd.DataFrame) -> Interval:
-    """Mean of cos(LoRA_s, FT_s') - mean of cos(FT_s, FT_s') over all s != s', seeds left out one at
-    a time.
+def _halfway(name: str, crossed: dict[str, pd.DataFrame], same: pd.DataFrame) -> dict[str, object]:
+    """Means over pairs, which are of no layer, with their intervals over seeds."""
+    sides = {kind: rows.dropna(subset=[name]) for kind, rows in crossed.items()}
+    found = {kind: contrast(rows, None, name) for kind, rows in sides.items()}
+    found["contrast"] = contrast(sides["lora_full"], sides["full_full"], name)
+    row: dict[str, object] = {f"{name}_same_seed": float(same[name].mean())}
+    for kind, one in found.items():
+        row |= {f"{name}_{kind}": one.estimate}
+        row |= {f"{name}_{kind}_low": one.low, f"{name}_{kind}_high": one.high}
+    return row
 
-    Rows are pairs of trials and layers (``seed``, ``seed_reference``, ``cosine``). With two seeds
+
+def contrast(
+    lora_full: pd.DataFrame, full_full: pd.DataFrame | None, name: str = "cosine"
+) -> Interval:
+    """Mean of cos(LoRA_s, FT_s') - mean of cos(FT_s, FT_s') over all s != s', seeds left out one at
+    a time; of another ``name`` than the cosine likewise, and of the first alone without the second.
+
+    Rows are pairs of trials and layers (``seed``, ``seed_reference``, ``name``). With two seeds
     there is an estimate and no interval: leaving one out leaves no pair.
     """
     sides = [
-        rows.groupby(["seed", "seed_reference"])["cosine"].mean().reset_index()
+        rows.groupby(["seed", "seed_reference"])[name].mean().reset_index()
         for rows in (lora_full, full_full)
+        if rows is not None
     ]
     seeds = sorted(
         set.intersection(*(set(side["seed"]) | set(side["seed_reference"]) for side in sides))
     )
 
     def difference(kept: list[Hashable]) -> float:
-        means = [
-            side.loc[side["seed"].isin(kept) & side["seed_reference"].isin(kept), "cosine"].mean()
+        first, *others = [
+            side.loc[side["seed"].isin(kept) & side["seed_reference"].isin(kept), name].mean()
             for side in sides
         ]
-        return float(means[0] - means[1])
+        return float(first - sum(others))
 
     return jackknife(seeds, difference)

@@ -67,7 +67,8 @@ COMPARISON = [
 ]
 # Stores of 2026-11-23 and before lack these: NaN there.
 ANGLES = ["left_angle_first", "left_angle_last", "right_angle_first", "right_angle_last"]
-LATER = ["weight_distance", *ANGLES]
+HALFWAY = ["barrier", "cka"]  # of pairs, the same in each of their layers; from 2026-11-27 on
+LATER = ["weight_distance", *ANGLES, *HALFWAY]
 
 WORDS = [
     "trial",

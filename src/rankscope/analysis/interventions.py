@@ -7,14 +7,12 @@ edited variants of all trials, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
-from scipy.optimize import isotonic_regression
 
 from rankscope.analysis.inference import LEVEL, Interval, stratified_draws
 from rankscope.analysis.weighted_metrics import METRICS
@@ -108,7 +106,7 @@ class Groups:
 def groups(edited: Edited, *, gain: float, near: float) -> Groups:
     """``gain`` is G of H2, ``near`` the largest |log_drift| that is no drift. Others belong to
     neither."""
-    own = _own(edited)
+    own = unedited(edited)
     kept = (edited.values()[own.index, 0] - edited.constant()) / gain
     drifted = own["log_drift"].abs().to_numpy() > near
     return Groups(
@@ -123,9 +121,10 @@ def changes(
 
     -> `family`, `level`, `trials`, `ratio` (median of sr(W + dW) / sr(W)), `rho` (median), `metric`
     (mean), `change`: an `Interval` over new seeds and new rows. Levels with several random draws
-    are averaged inside their trial first.
+    are averaged inside their trial first. Where the language loss was taken, `forgetting`: by how
+    much it exceeds the base's, an `Interval` over new seeds, on this text.
     """
-    own = _own(edited).query("trial in @trials").reset_index()
+    own = unedited(edited).query("trial in @trials").reset_index()
     if own.empty:
         return pd.DataFrame()
     drawn = Resamples.draw(own, len(edited.labels), rng=rng, resamples=resamples)
@@ -139,6 +138,7 @@ def changes(
         pairs = [(i, o) for i, o in zip(held, own["index"], strict=True) if len(i)]
         change = np.array([plain[i].mean() - plain[o] for i, o in pairs])  # (T,)
         redone = np.array([again[i].mean(axis=0) - again[o] for i, o in pairs])  # (T, R)
+        forgotten = _forgetting(edited.table, held, drawn, there)
         lines.append(
             {
                 "family": family,
@@ -147,13 +147,28 @@ def changes(
                 "ratio": float(np.exp(part["log_drift"].median())),
                 "rho": float(part["rho"].median()),
                 "metric": float(np.mean([plain[i].mean() for i, _ in pairs])),
-                "change": _interval(change, redone, drawn, there),
+                "change": over_trials(change, redone, drawn, there),
             }
+            | ({} if forgotten is None else {"forgetting": forgotten})
         )
     return pd.DataFrame(lines)
 
 
-def _interval(
+def _forgetting(
+    table: pd.DataFrame, held: list[NDArray[np.int64]], drawn: Resamples, there: NDArray[np.bool_]
+) -> Interval | None:
+    """Mean over trials of the language loss less the base's; ``held``: each trial's places in the
+    table. None where it was not taken."""
+    if "lm_loss" not in table:
+        return None
+    more = (table["lm_loss"] - table["base_lm_loss"]).to_numpy(dtype=float)
+    values = np.array([more[index].mean() for index in held if len(index)])
+    if not np.isfinite(values).all():
+        return None
+    return over_trials(values, np.repeat(values[:, None], 2, axis=1), drawn, there)
+
+
+def over_trials(
     values: Array, redone: Array, drawn: Resamples, there: NDArray[np.bool_] | slice = slice(None)
 ) -> Interval:
     """Mean of the trials' `values` (T,), for new trials and new rows; `redone` (T, R) has the rows
@@ -175,100 +190,7 @@ def _interval(
     return Interval(mean, mean - reach, mean + reach, "trial", T)
 
 
-@dataclass(frozen=True)
-class Dose:
-    """The drift along the path t dW at which the share q of a trial's gain is lost: u, median over
-    trials.
-
-    Infinite where most trials never lose it on their path (right-censored). ``longest``: the
-    largest u that a trial's path reaches, beyond which nothing is known.
-    """
-
-    q: float
-    u: Interval
-    censored: int
-    longest: float
-
-
-def dose(
-    edited: Edited,
-    trials: list[str],
-    *,
-    q: float = 0.5,
-    rng: np.random.Generator,
-    resamples: int = 1000,
-) -> Dose:
-    """u*_q along the path of growing scales, of these trials; the interval by percentiles, infinity
-    counted."""
-    own = _own(edited).query("trial in @trials").reset_index()
-    drawn = Resamples.draw(own, len(edited.labels), rng=rng, resamples=resamples)
-    zero = edited.constant()
-    plain, again = edited.values(), edited.values(drawn.rows)  # (V, 1), (V, R)
-    crossings, redone, reached = [], [], []
-    for index, u in _paths(edited, own["trial"].tolist()):
-        crossings.append(_crossing(u, plain[index, 0], zero, q))
-        redone.append([_crossing(u, y, zero, q) for y in again[index].T])
-        reached.append(u.max())
-    if not crossings:
-        return Dose(q, Interval(np.nan, np.nan, np.nan, "trial", 0), 0, np.nan)
-    found, values = np.array(crossings), np.array(redone).T  # (T,), (R, T)
-    medians = np.array([_median(found, w) for w in drawn.trials])
-    medians += _row_error(values, rng) * rng.normal(size=len(medians))
-    low, high = np.quantile(
-        medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="closest_observation"
-    )
-    if len(found) < 2:
-        low = high = np.nan
-    middle = _median(found, np.ones(len(found)))
-    return Dose(
-        q,
-        Interval(middle, float(low), float(high), "trial", len(found)),
-        int(np.isinf(found).sum()),
-        float(max(reached)),
-    )
-
-
-def _row_error(values: Array, rng: np.random.Generator) -> float:
-    """Standard error of a median over trials that comes of the rows they share; `values` (R, T),
-    rows redrawn.
-
-    As in `_interval`: the variance with one draw of rows for all trials, less that with a draw for
-    each.
-    """
-    T = values.shape[1]
-    one = np.ones(T)
-    together = np.array([_median(line, one) for line in values])
-    apart = np.array([_median(line, one) for line in rng.permuted(values, axis=0)])
-    spreads = [x[np.isfinite(x)].var() if np.isfinite(x).any() else 0.0 for x in (together, apart)]
-    return float(np.sqrt(max(0.0, spreads[0] - spreads[1]) * T / max(1, T - 1)))
-
-
-def loss_at(
-    edited: Edited, trials: list[str], u: float, *, rng: np.random.Generator, resamples: int = 1000
-) -> tuple[Interval, int]:
-    """Mean loss where the path of growing scales reaches the drift u, and how many paths end before
-    it.
-
-    A path that ends before counts with its last value, so that the loss is a lower bound.
-    """
-    own = _own(edited).query("trial in @trials").reset_index()
-    drawn = Resamples.draw(own, len(edited.labels), rng=rng, resamples=resamples)
-    plain, again = edited.values(), edited.values(drawn.rows)
-    losses, redone, short = [], [], 0
-    for index, place in _paths(edited, own["trial"].tolist()):
-        short += bool(place.max() < u)
-        losses.append(plain[index[0], 0] - _value(place, plain[index, 0], u))
-        redone.append([y[0] - _value(place, y, u) for y in again[index].T])
-    return _interval(np.array(losses), np.array(redone), drawn), short
-
-
-def _value(place: Array, y: Array, u: float) -> float:
-    """The falling fit of y over its places, at u; its last value beyond them."""
-    order = np.argsort(place, kind="stable")
-    return float(np.interp(u, place[order], isotonic_regression(y[order], increasing=False).x))
-
-
-def _own(edited: Edited) -> pd.DataFrame:
+def unedited(edited: Edited) -> pd.DataFrame:
     family, level = OWN
     own = edited.table[edited.table["family"].eq(family) & edited.table["level"].eq(level)]
     missing = set(edited.table["trial"]) - set(own["trial"])
@@ -277,34 +199,3 @@ def _own(edited: Edited) -> pd.DataFrame:
             f"trial {sorted(missing)[0]}: expected its own variant, scale 1; found none"
         )
     return own
-
-
-def _paths(edited: Edited, trials: list[str]) -> Iterator[tuple[NDArray[np.int64], Array]]:
-    """Per trial: rows of the table with t >= 1, by t, and how far each lies from sr(W)."""
-    path = edited.table.query("family == 'scale' and level >= 1").sort_values("level")
-    for name in trials:
-        part = path[path["trial"] == name]
-        yield part.index.to_numpy(), part["log_drift"].abs().to_numpy()
-
-
-def _crossing(u: Array, y: Array, zero: float, q: float) -> float:
-    """Where the falling fit of y over u passes zero + (1 - q) (y of t = 1 - zero); infinite if it
-    does not."""
-    order = np.argsort(u, kind="stable")
-    place, fit = u[order], isotonic_regression(y[order], increasing=False).x
-    level = zero + (1 - q) * (y[0] - zero)
-    below = np.flatnonzero(fit <= level)
-    if y[0] <= zero or not len(below):
-        return np.inf
-    k = int(below[0])
-    if k == 0:
-        return float(place[0])
-    share = (fit[k - 1] - level) / (fit[k - 1] - fit[k])
-    return float(place[k - 1] + share * (place[k] - place[k - 1]))
-
-
-def _median(values: Array, weights: Array) -> float:
-    """The least value that half of the weight does not exceed."""
-    order = np.argsort(values)
-    mass = np.cumsum(weights[order])
-    return float(values[order][np.searchsorted(mass, mass[-1] / 2)])

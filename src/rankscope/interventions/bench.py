@@ -17,12 +17,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from rankscope.interventions.evaluate import Evaluation
+from rankscope.evaluation.evaluate import Evaluation
+from rankscope.evaluation.pack import Edited, together
+from rankscope.evaluation.rows import first_rows, some_rows
+from rankscope.evaluation.trained import Trained, read_trained
 from rankscope.interventions.families import ALL, Variant
 from rankscope.interventions.forgetting import Forgetting
-from rankscope.interventions.pack import Edited
 from rankscope.interventions.settings import Settings
-from rankscope.interventions.trained import Trained, read_trained
 from rankscope.interventions.variants import Edits, Measure
 from rankscope.study.tasks import Task
 from rankscope.train.data import Encoded
@@ -210,21 +211,4 @@ class _Opened:
 
 
 def _together(one: Edited, other: Edited) -> bool:
-    same = one.trained.rest is other.trained.rest or not (one.trained.rest or other.trained.rest)
-    return same and tuple(one.updates) == tuple(other.updates)
-
-
-def first_rows(split: Encoded, count: int) -> Encoded:
-    """The first rows of a split, without those of a second validation split."""
-    return _rows(split, torch.arange(min(count, len(split) - split.beside)))
-
-
-def some_rows(split: Encoded, count: int) -> Encoded:
-    """Rows drawn without replacement, always the same ones; all if there are no more."""
-    drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
-    return _rows(split, drawn[:count].sort().values)
-
-
-def _rows(split: Encoded, rows: torch.Tensor) -> Encoded:
-    inputs = {name: x[rows] for name, x in split.inputs.items()}
-    return Encoded(inputs, split.labels[rows], split.lengths[rows], 0, split.left)
+    return together(one, other) and tuple(one.updates) == tuple(other.updates)

@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from rankscope.interventions.pack import Edited, is_zero
+from rankscope.evaluation.pack import Edited, is_zero
 from rankscope.train.loading import check_folder, load_tokenizer, one_line, quiet
 from rankscope.train.model import weight_of
 

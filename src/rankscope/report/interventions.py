@@ -102,12 +102,20 @@ def interventions_table(conclusions: Conclusions) -> Table:
                 for head in ("own", "refitted"):
                     found = one.get(f"changes_{group}_{head}", [])
                     rows += [{**where, "group": group, "head": head, **line} for line in found]
+    found = pd.DataFrame(rows)
+    language = "forgetting" in found
     return Table(
         "interventions",
         "Edited trials",
         "Mean change of the metric against each trial's own weights with the same head, on the "
         "same rows, with 95 % intervals for new seeds and new rows; medians of sr(W + ΔW) / sr(W) "
-        "and of σ₁(ΔW) / σ₁(W) under the edit.",
+        "and of σ₁(ΔW) / σ₁(W) under the edit."
+        + (
+            " Forgetting is the language loss less the base's, in nats a token, with intervals "
+            "for new seeds."
+            if language
+            else ""
+        ),
         (
             *WHERE,
             Column("group", "trials that are"),
@@ -119,6 +127,7 @@ def interventions_table(conclusions: Conclusions) -> Table:
             Column("rho", "σ₁(ΔW) / σ₁(W)", ".2f"),
             Column("metric", "metric", ".3f"),
             *interval_columns("change", "change", "+.3f"),
+            *(interval_columns("forgetting", "forgetting", "+.2f") if language else ()),
         ),
-        pd.DataFrame(rows),
+        found,
     )

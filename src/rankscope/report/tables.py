@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from rankscope.analysis.alignment import MEASURES
 from rankscope.analysis.conclusions import Conclusions
 from rankscope.analysis.drift import at_best, kind
 from rankscope.analysis.frames import Frames
@@ -19,6 +18,7 @@ from rankscope.report.drift_tables import (
 )
 from rankscope.report.interventions import interventions_table
 from rankscope.report.maps import short_names
+from rankscope.report.pair_tables import alignment_table, contrasts_table, halfway_table
 from rankscope.report.table import RANK, WHERE, Column, Table, interval_columns
 from rankscope.report.theme import rate_name, series_name
 from rankscope.report.trials_table import trials_table
@@ -36,6 +36,7 @@ def tables(frames: Frames, conclusions: Conclusions) -> list[Table]:
         dynamics_table(conclusions),
         continued_table(conclusions),
         contrasts_table(conclusions),
+        halfway_table(conclusions),
         alignment_table(conclusions),
         rates_table(conclusions),
         interventions_table(conclusions),
@@ -169,63 +170,6 @@ def growth_table(conclusions: Conclusions) -> Table:
             Column("utilisation_at_highest", "sr / r at largest", ".3f"),
         ),
         conclusions.growth.groups,
-    )
-
-
-def alignment_table(conclusions: Conclusions) -> Table:
-    """H4 per model, task, scaling and rank."""
-    keys = ["model", "task", "scaling", "rank", "same_seed"]
-    long = conclusions.alignment.by_rank
-    rows = long.pivot_table(
-        index=keys, columns="measure", values="mean", dropna=False, observed=True
-    )
-    present = long[keys].drop_duplicates()
-    rows = present.merge(rows.reset_index(), on=keys, how="left").reindex(
-        columns=[*keys, *MEASURES]
-    )
-    rows["pairs"] = np.where(rows["same_seed"].astype(bool), "one seed", "different seeds")
-    return Table(
-        "alignment",
-        "LoRA beside full fine-tuning",
-        "Means over layers and pairs of trials. Intervals are in the figure and in the "
-        "conclusions; the CSV has the angles of the subspaces, too.",
-        (
-            *WHERE,
-            Column("scaling", "scale"),
-            RANK,
-            Column("pairs", "pairs of"),
-            *(
-                Column(key, words, ".3f", printed=not ("angle" in key or key == "captured_energy"))
-                for key, words in MEASURES.items()
-            ),
-        ),
-        rows,
-    )
-
-
-def contrasts_table(conclusions: Conclusions) -> Table:
-    """H4: pairs of different seeds."""
-    return Table(
-        "contrasts",
-        "Cosines of updates of different seeds",
-        "Means over layers and pairs of different seeds, the difference of LoRA and full from "
-        "two full fine-tunes with its "
-        "95 % interval over seeds; pairs of one seed stand beside for comparison only.",
-        (
-            *WHERE,
-            Column("scaling", "scale"),
-            RANK,
-            Column("lora_full", "LoRA and full", ".3f"),
-            Column("full_full", "two full", ".3f"),
-            Column("lora_lora", "two LoRA", ".3f"),
-            Column("contrast", "difference", "+.3f", ends=("low", "high")),
-            Column("seeds", "seeds", ".0f"),
-            Column("same_seed", "LoRA and full, one seed", ".3f"),
-            Column("norm_ratio", "norm ratio", ".2f"),
-            Column("stable_lora", "sr, LoRA", ".2f"),
-            Column("stable_full", "sr, full", ".2f"),
-        ),
-        conclusions.alignment.contrasts,
     )
 
 

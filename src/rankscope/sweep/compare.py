@@ -25,6 +25,8 @@ from rankscope.linalg import (
 from rankscope.store.store import Store
 from rankscope.store.trial_dir import SPECTRA
 from rankscope.study.trial import ALL_LINEAR
+from rankscope.sweep.inputs import StudyInputs
+from rankscope.sweep.midpoints import midpoints
 from rankscope.weights import Matrix, read
 
 K = 8  # leading singular directions compared; fewer where the rank is smaller
@@ -101,10 +103,13 @@ def compare(
     found: Sequence[Comparison],
     *,
     base_of: Callable[[str], str],
+    inputs: StudyInputs | None = None,
     progress: Callable[[float], None] = lambda _: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Writes the store's comparison. ``base_of`` gives the path of a model by its name;
-    ``progress`` is called once per trial."""
+    """Writes the store's comparison. ``base_of`` gives the path of a model by its name, ``inputs``
+    the rows of loss barriers (without: those that are known); ``progress`` is told of each
+    trial."""
     rows: list[dict[str, object]] = []
     for one in found:
         base = base_of(one.model)
@@ -123,7 +128,12 @@ def compare(
                 row["intruders_lora"] = _intruders(weights[layer], update)
                 rows.append(row | {"intruders_full": intruders[layer]})
             progress(1)
-    store.write_comparison(pd.DataFrame(rows))
+    table = pd.DataFrame(rows)
+    if len(table):
+        pairs = [(trial, one.reference) for one in found for trial in one.trials]
+        halfway = midpoints(store, pairs, inputs, say=say)
+        table = table.merge(halfway, on=["trial", "reference"], how="left")
+    store.write_comparison(table)
 
 
 def updates(

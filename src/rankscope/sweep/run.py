@@ -94,8 +94,8 @@ def run(
     before = set(opened.done_ids())
     if todo := {id: count for id, count in steps.items() if id not in before}:
         _train(inputs, opened, todo, workers=workers, ray=ray, quiet=quiet)
-    if before != set(opened.done_ids()) or opened.comparison_fault() is not None:
-        make_comparison(opened, base_of=inputs.model_path, quiet=quiet)
+    if before != set(opened.done_ids()) or not is_compared(opened):
+        make_comparison(opened, base_of=inputs.model_path, inputs=inputs, quiet=quiet)
     return opened
 
 
@@ -145,8 +145,23 @@ def _workers(inputs: StudyInputs, asked: int | None, left: Sequence[Sequence[Tri
     return wanted if asked else fit
 
 
-def make_comparison(store: Store, *, base_of: Callable[[str], str], quiet: bool = False) -> None:
-    """Compares the store's LoRA trials with its full fine-tunes."""
+def is_compared(store: Store) -> bool:
+    """Whether the comparison is whole, and not from before it had loss barriers."""
+    if store.comparison_fault() is not None:
+        return False
+    found = store.comparison()
+    return found.empty or "barrier" in found
+
+
+def make_comparison(
+    store: Store,
+    *,
+    base_of: Callable[[str], str],
+    inputs: StudyInputs | None = None,
+    quiet: bool = False,
+) -> None:
+    """Compares the store's LoRA trials with its full fine-tunes, as it is now. Loss barriers take
+    rows: without ``inputs`` they are those that were found before."""
     # imports scipy, which workers do not need
     from rankscope.sweep.compare import compare, comparisons
 
@@ -158,7 +173,7 @@ def make_comparison(store: Store, *, base_of: Callable[[str], str], quiet: bool 
         quiet=quiet,
         announce=count > 0,
     ) as advance:
-        compare(store, found, base_of=base_of, progress=advance)
+        compare(store, found, base_of=base_of, inputs=inputs, progress=advance, say=_say)
 
 
 def worker_job(inputs: StudyInputs, store: Store, *, elsewhere: bool = False) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 from rankscope.analysis.inference import Interval
 
@@ -19,7 +20,10 @@ Codes = NDArray[np.int64]
 
 NEAR = float(np.log(1.1))  # |log drift| up to which a model counts as near sr(W)
 DEEPEST = 0.25  # of the drifted checkpoints: where the loss is read
-FEWEST_REPETITIONS = 4  # degrees of freedom between seeds, to take their spread for the noise
+# degrees of freedom between seeds, to take their spread for the noise, and to take its median
+FEWEST_REPETITIONS, ENOUGH_REPETITIONS = 4, 8
+# median difference of two draws of a normal distribution, in its standard deviations
+NORMAL_DIFFERENCE = float(np.sqrt(2) * stats.norm.ppf(0.75))
 IMAGINED = 400  # draws of the noise of several means
 FLOOR_DEVIATIONS = 3  # below a constant answer, in standard deviations of an evaluation
 
@@ -50,24 +54,41 @@ class Candidates:
         return np.isin(self.cell, best)
 
     def excess(self, noise: float) -> float:
-        """How much too high `mean` is expected to be, because each configuration's value is the
-        best of several noisy means (`excess_of_best`).
-
-        The noise of a value is the spread between seeds at one rate; where there are too few
-        repetitions it is `noise`, the standard deviation of an evaluation, which knows nothing of
-        what sets one trial apart for good, so that the correction is then too small.
-        """
-        cells = pd.Series(self.y).groupby(self.cell).agg(["mean", "var", "size"])
-        freedom = cells["size"] - 1
-        repeated = freedom.sum() >= FEWEST_REPETITIONS
-        pooled = (freedom * cells["var"].fillna(0)).sum() / max(1, freedom.sum())
-        spread = float(np.sqrt(pooled)) if repeated else float(np.nan_to_num(noise))
+        """How much too high the mean of the chosen is expected to be, because each configuration's
+        value is the best of several noisy means (`excess_of_best`)."""
+        cells, spread = self._means, self.spread(noise)
         total = weight = 0.0
         for _, own in cells[self.complete].groupby(self.configuration[self.complete]):
             seeds = float(own["size"].iloc[0])
             total += seeds * excess_of_best(own["mean"].to_numpy(), spread / np.sqrt(seeds))
             weight += seeds
         return total / weight if weight else 0.0
+
+    def spread(self, noise: float) -> float:
+        """The standard deviation between seeds at one rate.
+
+        Where there are enough repetitions it is taken from the median difference between two seeds,
+        among rates in the better half of their configuration's range: a trial that failed says
+        nothing about how the others scatter. With fewer, differences are pooled over all rates;
+        with none to speak of it is `noise`, the standard deviation of an evaluation, which knows
+        nothing of what sets one trial apart for good, so that it is then too small.
+        """
+        cells = self._means
+        own = cells["mean"].groupby(self.configuration)
+        good = np.flatnonzero(cells["mean"] >= (own.transform("min") + own.transform("max")) / 2)
+        values = [self.y[self.cell == cell] for cell in good]
+        if sum(len(y) - 1 for y in values) >= ENOUGH_REPETITIONS:
+            apart = [np.abs(y[:, None] - y)[np.triu_indices(len(y), 1)] for y in values]
+            return float(np.median(np.concatenate(apart))) / NORMAL_DIFFERENCE
+        freedom = cells["size"] - 1
+        if freedom.sum() < FEWEST_REPETITIONS:
+            return float(np.nan_to_num(noise))
+        return float(np.sqrt((freedom * cells["var"].fillna(0)).sum() / freedom.sum()))
+
+    @property
+    def _means(self) -> pd.DataFrame:
+        """``mean``, ``var`` and ``size`` of each cell."""
+        return pd.Series(self.y).groupby(self.cell).agg(["mean", "var", "size"])
 
 
 @dataclass(frozen=True)
@@ -99,19 +120,22 @@ class Evidence:
         """The largest drift, as a magnitude."""
         return float(self.far_u.max(initial=0.0))
 
-    def to_checkpoints(self, dose: Interval) -> Interval:
-        """`dose` with its finite ends moved out to the next drifted checkpoint, or to 0.
+    def to_checkpoints(self, dose: Interval, share: float = 1.0) -> Interval:
+        """`dose` with its finite ends moved out by a `share` of the way to the next drifted
+        checkpoint, or to 0; all the way where no checkpoint lies between them.
 
         Between two checkpoints nothing was measured: where the line crosses a level there is its
         shape, which every resample shares, and not data. Left as they are, the ends would meet.
         """
         places = np.unique(np.append(0.0, self.far_u))
         low, high = dose.low, dose.high
+        before, beyond = np.searchsorted(places, [low, high], side="right")
+        share = 1.0 if before == beyond else share
         if np.isfinite(low):
-            low = float(places[max(0, int(np.searchsorted(places, low, side="right")) - 1)])
+            low = float(low + share * (places[max(0, before - 1)] - low))
         if np.isfinite(high):
-            beyond = int(np.searchsorted(places, high, side="right"))
-            high = float(places[min(len(places) - 1, beyond)])
+            after = places[min(len(places) - 1, beyond)]
+            high = float(high + share * (after - high))
         return replace(dose, low=low, high=high)
 
 

@@ -3,7 +3,6 @@ table."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,12 +11,21 @@ import pandas as pd
 
 from rankscope.analysis.direction import sign_of
 from rankscope.analysis.frames import Frames
-from rankscope.analysis.inference import Interval, jackknife, percentiles, stratified_draws
+from rankscope.analysis.inference import (
+    Interval,
+    percentiles,
+    stratified_draws,
+)
 from rankscope.analysis.threshold.attained import attained, best_by_configuration
 from rankscope.analysis.threshold.brackets import brackets, tolerated
 from rankscope.analysis.threshold.dose import fits
 from rankscope.analysis.threshold.evidence import NEAR, evidence
+from rankscope.analysis.threshold.losses import loss, premise
 
+# of the way to the next checkpoint that the ends of the dose are moved out: what lies anywhere in a
+# bracket lies a quarter of it from its middle on average; less covers too little, more too much
+# (docs/results/calibration)
+BETWEEN = 0.25
 FEWEST = 6  # trials of one model and task
 HALF, TENTH = 0.5, 0.1  # shares of the gain
 DEVIATIONS = 3  # the smallest loss looked for, in standard deviations of an evaluation
@@ -210,11 +218,12 @@ def threshold(
         "half": found.dose(found.near - HALF * gain),
         "first": found.dose(found.near - first * gain),
         "plateau": np.where(found.fall > 0, found.turn, np.inf),
-        "loss": found.near - found.deep,
     }
     drifted = len(np.unique(data.far_trial))
-    known |= {name: percentiles(v[0], v[1:], "trial", drifted) for name, v in values.items()}
-    known |= {name: data.to_checkpoints(known[name]) for name in ("half", "first", "plateau")}
+    for name, v in values.items():
+        share = BETWEEN if name == "half" else 1.0  # claims rest on the others: on the safe side
+        known[name] = data.to_checkpoints(percentiles(v[0], v[1:], "trial", drifted), share)
+    known["loss"] = loss(data, found, noise)
     best = best_by_configuration(data.points)
     near = best_by_configuration(data.points[data.points["log_drift"].abs().le(NEAR)])
     known |= {
@@ -237,18 +246,6 @@ def threshold(
     )
     answer, reason = _judged(known)
     return Threshold(answer=answer, reason=reason, brackets=pairs, attained=attained(data), **known)
-
-
-def premise(near: pd.Series, best: pd.Series, constant: float) -> Interval:
-    """Of the best gain, what is to be had near sr(W); means over configurations, each left out
-    once."""
-    both = pd.DataFrame({"near": near, "best": best}).dropna()
-
-    def share(kept: list[Hashable]) -> float:
-        at, top = (both.loc[kept] - constant).mean()[["near", "best"]]
-        return float(at / top) if top > 0 else np.nan
-
-    return jackknife(list(both.index), share, "configuration")
 
 
 def _problem(trials: int, near: int, far: int, constant: float) -> str:

@@ -8,7 +8,14 @@ import numpy as np
 
 from rankscope.analysis.alignment import Alignment
 from rankscope.analysis.inference import Interval
-from rankscope.analysis.verdicts.verdict import Verdict, answer, counted, overall, records
+from rankscope.analysis.verdicts.verdict import (
+    Verdict,
+    answer,
+    counted,
+    interval_of,
+    overall,
+    records,
+)
 
 CLOSE = 0.05  # a difference of cosines that counts as none
 MOST_NAMED = 3
@@ -68,20 +75,20 @@ def _headline(high: list[dict[str, Any]], known: list[dict[str, Any]]) -> str:
             "of one seed cannot be set "
             "against full fine-tunings of different seeds: whether LoRA is further away is open."
         )
-    told = [
-        f"{row['contrast']:+.2f}".replace("-", "−") + f" on {_place(row)}"
-        for row in known[:MOST_NAMED]
-    ]
+    told = [f"{_contrast(row):+.2f} on {_place(row)}" for row in known[:MOST_NAMED]]
     more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
     words = [row["answer"] for row in known]
     shown = (
         f"shown to be further in {words.count('supported')} of {counted(len(words), 'comparison')}"
     )
     return (
-        "Against full fine-tunings of other seeds, LoRA's update has a cosine that differs "
-        "from that of two full "
-        f"fine-tunings by {', '.join(told)}{more}; {shown}."
+        "LoRA's cosine with full fine-tunings of other seeds, less that of two full ones, is "
+        f"{', '.join(told)}{more}; {shown}."
     )
+
+
+def _contrast(row: dict[str, Any]) -> Interval:
+    return Interval(row["contrast"], row["low"], row["high"], "seed", row["seeds"])
 
 
 def _place(row: dict[str, Any]) -> str:
@@ -91,14 +98,13 @@ def _place(row: dict[str, Any]) -> str:
 def _sentence(row: dict[str, Any]) -> str:
     parts = []
     if np.isfinite(row["contrast"]):
-        found = Interval(row["contrast"], row["low"], row["high"], "seed", row["seeds"])
         parts.append(
             f"different seeds: LoRA and full {row['lora_full']:.2f}, two full "
             f"{row['full_full']:.2f}"
         )
         if np.isfinite(row["lora_lora"]):
             parts.append(f"two LoRA {row['lora_lora']:.2f}")
-        parts.append(f"difference {found}")
+        parts.append(f"difference {_contrast(row)}")
     elif np.isfinite(row["full_full"]):
         parts.append(f"two full fine-tunings of different seeds {row['full_full']:.2f}")
     if np.isfinite(row["same_seed"]):
@@ -108,9 +114,17 @@ def _sentence(row: dict[str, Any]) -> str:
         ("cka", "CKA of pooled features"),
     ):
         if np.isfinite(row[f"{name}_lora_full"]):
-            parts.append(
-                f"{words} {row[f'{name}_lora_full']:.3f} (two full {row[f'{name}_full_full']:.3f})"
-            )
+            parts.append(f"{words} {_halfway(row, name)}")
     if np.isfinite(row["stable_lora"]) and np.isfinite(row["stable_full"]):
         parts.append(f"stable ranks {row['stable_lora']:.2f} and {row['stable_full']:.2f}")
     return f"{_place(row)}: mean cosines, {', '.join(parts)}."
+
+
+def _halfway(row: dict[str, Any], name: str) -> str:
+    """LoRA and full beside two full, pairs of different seeds."""
+    beside = f"{row[f'{name}_lora_full']:.3f}".replace("-", "−")
+    if not np.isfinite(row[f"{name}_contrast"]):
+        return beside
+    found = interval_of(row, f"{name}_contrast", clusters=row["seeds"])
+    full = f"{row[f'{name}_full_full']:.3f}".replace("-", "−")
+    return f"{beside} (two full {full}, difference {found:+.3f})"

@@ -100,21 +100,17 @@ def _headline(tasks: pd.DataFrame, several: bool, signs: Sequence[int]) -> str:
         f"inside trials the drift grows with training on {len(grows)} of "
         f"{counted(len(rows), 'task')}"
     ]
-    if falls:
-        parts.append(
-            f"past {share} the metric falls with it on "
-            f"{named(where(row, several) for row in falls)}"
-        )
-    if rises:
-        parts.append(
-            f"past {share} the metric rises with it on "
-            f"{named(where(row, several) for row in rises)}"
-        )
+    for moved, word in ((falls, "falls"), (rises, "rises")):
+        if moved:
+            told = named(f"{where(row, several)} ({_slope(row)})" for row in moved)
+            parts.append(f"past {share} the metric {word} with it on {told}")
     lowered = [row for row, sign in zip(rows, signs, strict=True) if sign < 0]
     if other:
         word = "worsens" if any(row in lowered for row in other) else "falls"
         parts.append(
-            f"that the metric {word} with it past {share} is not shown on "
+            f"that it {word} is not shown on {named(where(row, several) for row in other)}"
+            if falls or rises
+            else f"that the metric {word} with it past {share} is not shown on "
             f"{named(where(row, several) for row in other)}"
         )
     if lowered:
@@ -124,6 +120,10 @@ def _headline(tasks: pd.DataFrame, several: bool, signs: Sequence[int]) -> str:
         )
     text = "; ".join(parts)
     return text[0].upper() + text[1:] + "."
+
+
+def _slope(row: dict[str, Any]) -> str:
+    return f"{interval_of(row, 'metric_after'):+.3f} per e-fold"
 
 
 def _sentence(row: dict[str, Any], several: bool) -> str:

@@ -61,11 +61,10 @@ def _headline(found: Growth) -> str:
     main = found.primary
     ranks = main["ranks"].iloc[0].split(", ")
     grown = float(ranks[-1]) / float(ranks[0])
-    place = f"{named(main['task'])}, scale {main['scaling'].iloc[0]}, ranks {main['ranks'].iloc[0]}"
+    place = f"{named(main['task'])}, scale {main['scaling'].iloc[0]}"
     return (
-        f"From r = {ranks[0]} to r = {ranks[-1]}, {grown:.3g} times the rank, the stable rank "
-        "of the update changes by a "
-        f"factor of {found.ratio}, which is an exponent of b = {found.exponent} ({place}, "
+        f"From r = {ranks[0]} to r = {ranks[-1]}, {grown:.3g} times the rank, the stable rank of "
+        f"the update changes by a factor of {found.ratio}, b = {found.exponent} ({place}, "
         f"{counted(found.ratio.clusters, found.ratio.cluster)})."
     )
 
@@ -73,8 +72,8 @@ def _headline(found: Growth) -> str:
 def _more(found: Growth) -> list[str]:
     main = found.primary
     sentences = [
-        f"Eight in ten of its updates have a stable rank between {main['p10'].min():.2f} and "
-        f"{main['p90'].max():.2f}; "
+        f"Ranks {main['ranks'].iloc[0]}: eight in ten of these updates have a stable rank between "
+        f"{main['p10'].min():.2f} and {main['p90'].max():.2f}; "
         f"at the largest rank they use {100 * main['utilisation_at_highest'].median():.1f} % "
         "of the nominal rank."
     ]

@@ -14,14 +14,23 @@ import numpy as np
 import pandas as pd
 
 from rankscope.analysis.inference import Interval
-from rankscope.analysis.interventions import Edited, changes, dose, groups, loss_at
+from rankscope.analysis.interventions import Edited, changes, groups
+from rankscope.analysis.paths import dose, loss_at
 from rankscope.analysis.threshold.evidence import NEAR
 from rankscope.analysis.threshold.threshold import HALF, Threshold
-from rankscope.analysis.verdicts.verdict import Verdict, answer, entries, overall, records
+from rankscope.analysis.verdicts.verdict import (
+    Verdict,
+    answer,
+    entries,
+    interval_of,
+    overall,
+    records,
+)
 from rankscope.analysis.weighted_metrics import METRICS
 
 HEADS = {"own": "answers", "refitted": "refit_answers"}
 FEWEST = 2  # trials of each group
+MOST_NAMED = 3
 
 
 def interventions_verdict(
@@ -42,16 +51,57 @@ def interventions_verdict(
         one = _one(part.reset_index(drop=True), reference, rng, resamples)
         numbers.append({"model": model, "task": task, **one})
         sentences.append(f"{task}: {one['answer']}, {one['reason']}.")
+        sentences.append(_forgotten(str(task), one))
     return answer(
         "H6",
         overall(one["answer"] for one in numbers),
-        sentences or ["No trial was edited."],
+        [_headline(numbers), *sentences],
         {"interventions": numbers},
         "In this study, of these edits: what an edit does to a trained model need not be what the "
         "same drift does while it trains.",
         "Intervals are for new seeds and new validation rows. Edited weights are those at the end "
         "of training unless interventions/ says otherwise.",
     )
+
+
+MEANING = {
+    "supported": "drift is the cause of more than half of the loss",
+    "contradicted": "drift is not the cause of half of the loss",
+    "undecided": "drift is neither shown to be the cause of the loss nor excluded",
+}
+
+
+def _headline(numbers: list[dict[str, Any]]) -> str:
+    """What restoring the stable rank gives and what taking it costs, and what follows from both."""
+    told = [one for one in numbers if "regain_own" in one]
+    if not told:
+        why = f": {numbers[0]['reason']}" if len(numbers) == 1 else ""
+        return f"No model and task can be answered{why}." if numbers else "No trial was edited."
+    parts = [
+        f"on {one['task']} restoring sr(W) regains {interval_of(one, 'regain_own'):.3f} and the "
+        f"same drift takes {interval_of(one, 'loss_own'):.3f} of a gain of {one['gain']:.3f}: "
+        f"{MEANING[one['answer']]}"
+        for one in told[:MOST_NAMED]
+    ]
+    text = "; ".join(parts)
+    return text[0].upper() + text[1:] + ", in this study."
+
+
+def _forgotten(task: str, one: dict[str, Any]) -> str:
+    """The language loss of trained and restored updates, where it was taken."""
+    parts = []
+    for group in ("collapsed", "good"):
+        rows = {(row["family"], row["level"]): row for row in one.get(f"changes_{group}_own", [])}
+        own, restored = rows.get(("scale", 1.0), {}), rows.get(("restore", 0.0), {})
+        if not np.isfinite(own.get("forgetting", np.nan)):
+            continue
+        part = f"that of {group} trials is higher by {interval_of(own, 'forgetting'):.2f}"
+        if np.isfinite(restored.get("forgetting", np.nan)):
+            part += f", by {interval_of(restored, 'forgetting'):.2f} with sr(W) restored"
+        parts.append(part)
+    if not parts:
+        return ""
+    return f"{task}: beside the base's language loss, in nats a token, {'; '.join(parts)}."
 
 
 def _one(
@@ -126,5 +176,6 @@ def _answers(part: pd.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.flo
 
 
 def _flat(changed: pd.DataFrame) -> pd.DataFrame:
-    bounds = pd.DataFrame([entries("change", found) for found in changed["change"]])
-    return pd.concat([changed.drop(columns="change"), bounds], axis=1)
+    names = [name for name in ("change", "forgetting") if name in changed]
+    bounds = [pd.DataFrame([entries(name, found) for found in changed[name]]) for name in names]
+    return pd.concat([changed.drop(columns=names), *bounds], axis=1)

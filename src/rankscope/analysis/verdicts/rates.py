@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rankscope.analysis.rates import Rates
-from rankscope.analysis.verdicts.verdict import Verdict, answer, interval_of, records
+from rankscope.analysis.verdicts.verdict import Verdict, answer, counted, interval_of, records
 
 # an exponent this small moves the best rate by less than sqrt(2) where the rank grows fourfold
 SAME = 0.25
@@ -52,25 +52,23 @@ def rates_verdict(found: Rates) -> Verdict:
 
 
 def _headline(rows: list[dict[str, Any]], known: list[dict[str, Any]]) -> str:
-    told = [
-        f"r^{_exponent(row, known)} on {_place(row)}"
-        for row in (known or rows)[:MOST_NAMED]
-        if np.isfinite(row["exponent"])
-    ]
-    if not told:
+    """The groups that have an interval; how many have none is said, and their numbers follow."""
+    there = [row for row in rows if np.isfinite(row["exponent"])]
+    if not there:
         return "No group has two ranks whose best rate lies inside the grid."
-    more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
-    silent = (
-        [row for row in rows if row not in known and np.isfinite(row["exponent"])] if known else []
+    shown = known or there
+    told = [
+        f"{_exponent(row, known)} on {row['task']} ({row['scaling']})" for row in shown[:MOST_NAMED]
+    ]
+    more = f" and {len(shown) - MOST_NAMED} more" if len(shown) > MOST_NAMED else ""
+    silent = len(there) - len(known)
+    ending = "with one seed there is no interval"
+    if known:
+        ending = f"{counted(silent, 'group')} of one seed without an interval" if silent else ""
+    return (
+        f"LoRA's best learning rate goes with the rank as r^b, b = {', '.join(told)}{more}"
+        f"{'; ' if ending else ''}{ending}."
     )
-    bare = [f"r^{row['exponent']:.2f} on {_place(row)}" for row in silent[:MOST_NAMED]]
-    beside = (
-        f"; with one seed, so without an interval, {', '.join(bare)}".replace("^-", "^−")
-        if bare
-        else ""
-    )
-    ending = beside if known else "; with one seed there is no interval"
-    return f"LoRA's best learning rate goes with the rank as {', '.join(told)}{more}{ending}."
 
 
 def _exponent(row: dict[str, Any], known: list[dict[str, Any]]) -> str:

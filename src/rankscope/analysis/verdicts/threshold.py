@@ -75,6 +75,8 @@ def _headline(found: Sequence[Threshold], several: bool) -> str:
     gradual = [t for t in open_ if t.reason == GRADUAL]
     if gradual:
         where = _listed(gradual, several)
+        if len(gradual) <= MOST_NAMED:
+            where = named(f"{_name(t, several)} ({_share(t, t.half)} of sr(W))" for t in gradual)
         parts.append(
             f"on {where} half is lost, too, but no plateau before it is shown"
             if held

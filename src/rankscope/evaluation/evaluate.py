@@ -8,15 +8,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rankscope.interventions.heads import refitted
-from rankscope.interventions.pack import Edited, VariantPack
+from rankscope.evaluation.heads import refitted
+from rankscope.evaluation.pack import Edited, VariantPack
 from rankscope.study.tasks import Task
 from rankscope.train.data import Encoded
 from rankscope.train.evaluation import loss
@@ -27,6 +27,7 @@ from rankscope.train.rounding import may_be_rounding, rounded_at_random
 
 BATCH = 16  # rows; with K = 8 the sequences still fit the caches
 CPU = torch.device("cpu")
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,19 @@ class Evaluation:
         self._padded: bool | None = None  # whether rows of different lengths may share a batch
         self._ends = validation.batch(validation.lengths.argsort(stable=True)[[0, -1]])[0]
 
-    @torch.no_grad()
     def __call__(self, variants: Sequence[Edited]) -> list[Evaluated]:
         """At most K variants; all of one full fine-tune, or all of adapters."""
+        return self._each(variants, self._evaluated)
+
+    def losses(self, variants: Sequence[Edited]) -> list[tuple[float, Tensor | None]]:
+        """The mean loss of each of at most K variants, as above, and its pooled features (N, d)."""
+        return self._each(variants, self._losses)
+
+    @torch.no_grad()
+    def _each(self, variants: Sequence[Edited], read: Callable[[], list[_Found]]) -> list[_Found]:
+        """What ``read`` says of each variant, proved to be what it would be alone."""
         if len(variants) > self.pack.K:
-            return [self([one])[0] for one in variants]
+            return [self._each([one], read)[0] for one in variants]
         self.pack.hold(variants)
         try:
             self.pack.prove(self._ends)
@@ -92,10 +101,17 @@ class Evaluation:
             reason = " ".join(str(error).split())[:160]
             self.say(f"variants are evaluated one at a time, by the model's own layers: {reason}")
             self.pack = self._make(1)
-            return [self([one])[0] for one in variants]
+            return [self._each([one], read)[0] for one in variants]
         if self._padded is None:
             self._padded = not padding_counts(self.pack.logits, self.validation)
-        return self._evaluated()
+        return read()
+
+    def _losses(self) -> list[tuple[float, Tensor | None]]:
+        found, features = self._all(self.validation)  # (K, N, C), (K, N, d)
+        first = len(self.validation) - self.validation.beside
+        losses = loss(found[:, :first].double(), self.validation.labels[:first]).tolist()
+        pooled = [None] * len(found) if features is None else list(features[:, :first])
+        return list(zip(losses, pooled, strict=True))
 
     def _evaluated(self) -> list[Evaluated]:
         found, features = self._all(self.validation)  # (K, N, C), (K, N, d)

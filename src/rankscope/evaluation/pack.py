@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rankscope.interventions.trained import Trained
-from rankscope.linalg import Dense, LowRank
+from rankscope.evaluation.trained import Trained
+from rankscope.linalg import LowRank, Operator
 from rankscope.train.encoder import is_patchable, patch_encoder
 from rankscope.train.loading import sharing_weights
 from rankscope.train.model import trained_in_full, weight_of
@@ -35,7 +35,13 @@ class Edited:
     """A variant ready for evaluation: dW of every changed layer, and its trained update."""
 
     trained: Trained
-    updates: Mapping[str, LowRank | Dense]
+    updates: Mapping[str, Operator]
+
+
+def together(one: Edited, other: Edited) -> bool:
+    """Whether one pack can hold both: of adapters, or with the same rest of a full fine-tune."""
+    rests = one.trained.rest, other.trained.rest
+    return rests[0] is rests[1] or not any(rests)
 
 
 class PackedWeights(nn.Module):
@@ -209,6 +215,6 @@ class VariantPack:
             parameters[name].copy_(value)
 
 
-def is_zero(update: LowRank | Dense) -> bool:
-    """Whether a low-rank update has B = 0."""
+def is_zero(update: Operator) -> bool:
+    """Whether a low-rank update has a B of zeros."""
     return isinstance(update, LowRank) and not bool(update.B.any())

@@ -1,0 +1,1 @@
+"""Trained updates, merged and evaluated again, several at once."""
