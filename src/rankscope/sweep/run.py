@@ -173,7 +173,7 @@ def make_comparison(
         quiet=quiet,
         announce=count > 0,
     ) as advance:
-        compare(store, found, base_of=base_of, inputs=inputs, progress=advance, say=_say)
+        compare(store, found, base_of=base_of, inputs=inputs, progress=advance, say=say)
 
 
 def worker_job(inputs: StudyInputs, store: Store, *, elsewhere: bool = False) -> dict[str, Any]:
