@@ -123,6 +123,19 @@ def test_a_plan_counts_the_packs_that_are_trained(lab: StudyInputs, store: Store
         assert f" {len(inputs.packs(store))} packs" in forecast(inputs, None)
 
 
+def test_a_plan_names_the_settings_that_are_compared(lab: StudyInputs) -> None:
+    assert "settings compared" not in forecast(lab, None)
+    scientific = lab.study.scientific.model_copy(update={"init_lora_weights": [True, "olora"]})
+    both = StudyInputs(lab.study.model_copy(update={"scientific": scientific}))
+    count = sum(trial.method == "lora" for trial in lab.trials)
+    said = f"settings compared (trials): default ({count}); init_lora_weights=olora ({count})"
+    assert said in forecast(both, None)
+    share, costs = both.share(1e9, "cpu"), {}
+    for trial in (t for t in both.trials if t.method == "lora" and t.rank == 128):
+        costs[trial.init_lora_weights] = (share(trial), both.cost(trial))
+    assert all(a < b for a, b in zip(costs[True], costs["olora"], strict=True))
+
+
 def test_a_plan_for_a_gpu_packs_all_that_fit(lab: StudyInputs) -> None:
     t4 = device_named("t4")
     full = sum(trial.method == "full" for trial in lab.trials)

@@ -132,3 +132,12 @@ def test_a_second_plan_starts_no_torch(tmp_path: Path) -> None:
     ]
     assert [lines.pop() for lines in said] == ["True", "False"]
     assert said[0] == said[1]
+
+
+def test_trials_of_dora_are_remembered_apart_from_others(study: Study) -> None:
+    """With dropout they train one at a time, and those beside them don't."""
+    text = TEXT.replace("[nuisance]", "use_dora = [false, true]\n[nuisance]")
+    both = Study.parse(text.replace("[fixed]", "[fixed]\nlora_dropout = 0.1"), folder=study.folder)
+    first = forecast(StudyInputs(both), None, device="t4", edits=2, edited_rows=4)
+    assert "DoRA multiplies W, too" in first
+    assert [planned(both, []) for _ in range(2)] == [first] * 2

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pretend import create, pretend
+from pretend import STUDY, create, pretend
 from rankscope.store.files import dumps
 from rankscope.store.lease import WorkerLock, beat
+from rankscope.study.study_file import Study
 from rankscope.sweep.meter import Meter
 from rankscope.sweep.status import status
 from rankscope.sweep.worker import Worker
@@ -54,3 +55,16 @@ def test_the_time_left_is_shared_by_the_workers_that_live(tmp_path: Path) -> Non
     now = status(store)
     assert (now.running, [pack.interrupted for pack in now.packs]) == (2, [False, False, True])
     assert now.seconds_left == pytest.approx(0.3)
+
+
+def test_the_settings_that_a_study_compares_are_told(tmp_path: Path) -> None:
+    assert "settings" not in status(create(tmp_path / "one")).text()
+    scientific = STUDY.scientific.model_copy(update={"use_dora": [False, True]})
+    study: Study = STUDY.model_copy(update={"scientific": scientific})
+    store = create(tmp_path / "two", study)
+    pack = next(p for p in store.packs(size=2) if p[0].use_dora)
+    Worker(store, [pack], pretend, retries=0, provenance={}).run()
+    lora = sum(trial.method == "lora" for trial in store.planned()) // 2
+    assert f"trials done): default (0 of {lora}); use_dora=true ({len(pack)} of {lora})" in (
+        status(store).text()
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Any
 
 from rankscope.study.trial import CHANGES_BASE, Trial
 
@@ -155,6 +156,11 @@ def base_memory(trial: Trial, shape: Shape, rows: Rows, widths: Widths = Widths(
 def _rounded(weights: int, widths: Widths) -> int:
     """The bfloat16 copies that products take."""
     return 0 if widths.products == 4 else widths.products * weights
+
+
+def adapter_kind(trial: Trial) -> tuple[Any, ...]:
+    """What tells the costs of a study's LoRA trials on one model and task from each other."""
+    return (trial.rank, trial.init_lora_weights, trial.use_dora, *trial.target_modules)
 
 
 def adapter_weights(trial: Trial, shape: Shape) -> int:

@@ -18,6 +18,7 @@ from rankscope.study.cost import (
     Device,
     Rows,
     Shape,
+    adapter_kind,
     base_memory,
     device_named,
     forward_operations,
@@ -106,8 +107,8 @@ class Group:
 
     def __post_init__(self) -> None:
         first = self.trials[0]
-        self._operations: dict[int | None, float] = {}
-        self._memory: dict[int | None, float] = {}
+        self._operations: dict[tuple[Any, ...], float] = {}
+        self._memory: dict[tuple[Any, ...], float] = {}
         self.what = f"{first.model}, {first.task}, {first.method}"
         self.shape: Shape = self.inputs.shape(first)
         self.rows: Rows = self.inputs.rows(first)
@@ -129,19 +130,19 @@ class Group:
         steps = self.packs * self.inputs.steps(self.trials[0])
         return max(self.flops / rate, steps * self.shape.layers * floor)
 
-    # within a group costs differ only by rank
+    # within a group costs differ only by the kind of adapter
 
     def operations(self, trial: Trial) -> float:
-        if trial.rank not in self._operations:
-            self._operations[trial.rank] = operations(
+        if (kind := adapter_kind(trial)) not in self._operations:
+            self._operations[kind] = operations(
                 trial, self.shape, self.rows, together=self.together
             )
-        return self._operations[trial.rank]
+        return self._operations[kind]
 
     def memory(self, trial: Trial) -> float:
-        if trial.rank not in self._memory:
-            self._memory[trial.rank] = memory(trial, self.shape, self.rows, self.widths)
-        return self._memory[trial.rank]
+        if (kind := adapter_kind(trial)) not in self._memory:
+            self._memory[kind] = memory(trial, self.shape, self.rows, self.widths)
+        return self._memory[kind]
 
 
 def _edited(groups: Sequence[Group], edits: int, rows: int, rate: float) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import rankscope
 from rankscope import system
 from rankscope.store.files import read_json, write_json
-from rankscope.study.cost import Rows, Shape, Site
+from rankscope.study.cost import Rows, Shape, Site, adapter_kind
 from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial
 from rankscope.sweep.machine import device_type
@@ -112,7 +112,7 @@ def _of_rows(trial: Trial) -> Key:
 
 
 def _of_kind(trial: Trial) -> Key:
-    return (trial.model, trial.lora_dropout > 0, trial.init_lora_weights, *trial.target_modules)
+    return (trial.model, trial.lora_dropout > 0, *adapter_kind(trial)[1:])
 
 
 def _kept(place: Path | None) -> dict[Key, Any]:

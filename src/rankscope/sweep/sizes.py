@@ -11,7 +11,15 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from rankscope.store.store import Store
-from rankscope.study.cost import Rows, Shape, base_memory, memory, operations, widths
+from rankscope.study.cost import (
+    Rows,
+    Shape,
+    adapter_kind,
+    base_memory,
+    memory,
+    operations,
+    widths,
+)
 from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial
 from rankscope.sweep.machine import default_workers, free_for_each, room
@@ -106,7 +114,7 @@ class Sizes(ABC):
         known: dict[tuple[object, ...], float] = {}
 
         def share(trial: Trial) -> float:
-            key = (trial.model, trial.task, trial.method, trial.rank, *trial.target_modules)
+            key = (trial.model, trial.task, trial.method, *adapter_kind(trial))
             if trial.method == "lora" and self.why_apart(trial) is not None:
                 return math.inf
             if key not in known:
@@ -123,7 +131,7 @@ class Sizes(ABC):
     def cost(self, trial: Trial) -> float:
         """Operations per step, evaluations included; the time left is estimated from it."""
         steps = self.steps(trial)
-        key = (trial.model, trial.task, trial.method, trial.rank, steps, *trial.target_modules)
+        key = (trial.model, trial.task, trial.method, steps, *adapter_kind(trial))
         if key not in self._costs:
             self._costs[key] = operations(trial, self.shape(trial), self.rows(trial)) / steps
         return self._costs[key]
