@@ -34,7 +34,7 @@ STUDY = """
 name = "faults"
 [scientific]
 model = "lab"
-task = ["acceptability", "paraphrase"]
+task = ["acceptability", "agreement"]
 rank = [1, 4, 16]
 [nuisance]
 learning_rate = [1e-3, 1e-2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import peft
@@ -112,3 +114,26 @@ def test_a_plan_shows_classes_and_lengths(capsys: pytest.CaptureFixture[str]) ->
     assert "metric f1_macro" in out
     assert "tokens a row" in out
     assert "validation rows have a text that is in train, too" in out  # letters come from templates
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["measure", "figures"])
+def test_a_notebook_runs_and_is_kept_without_outputs(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ipykernel")
+    nbclient = pytest.importorskip("nbclient")
+    import nbformat
+
+    book = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    source = Path(lab.__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(source), *sys.path]))
+    where = {"metadata": {"path": str(EXAMPLES)}}
+    nbclient.NotebookClient(book, timeout=240, kernel_name="python3", resources=where).execute()
+    shown = [cell.outputs[-1].data for cell in code if cell.outputs]
+    assert len(shown) >= len(code) - 1
+    last = {"measure": "text/html", "figures": "image/png"}[name]
+    assert last in shown[-1]

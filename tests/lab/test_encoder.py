@@ -12,6 +12,7 @@ from rankscope.lab import ENCODER, TASKS
 from rankscope.study.study_file import Study
 from rankscope.sweep.run import run
 
+RANK = 2
 SAID = {  # English of our own
     "The old man sat by the <mask> and warmed his hands.": " fire",
     "She opened the door and went into the <mask>.": " house",
@@ -55,28 +56,20 @@ def test_it_has_learnt_english() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_fine_tuning_gets_clearly_past_the_bag_of_words(task: str, tmp_path: Path) -> None:
-    """Entailment with one of a few seeds: it is learnt all at once or not at all
-    (docs/lab.md, docs/log.md)."""
-    found = []
-    for seed in range(6 if task == "entailment" else 1):
-        study = Study.parse(
-            f"""
-            name = "past"
-            [scientific]
-            model = "lab"
-            task = "{task}"
-            method = "full"
-            [nuisance]
-            learning_rate = 1e-3
-            seed = {seed}
-            [fixed]
-            data = "lab"
-            batch_size = 16
-            epochs = 4
-            """
-        )
-        found += run(study, tmp_path / str(seed), quiet=True).trials()["best"].tolist()
-        if found[-1] > 0.75:
-            break
-    assert found[-1] > 0.75, f"the best of each seed: {found}"
+def test_every_task_is_learnt(task: str, tmp_path: Path) -> None:
+    """By full fine-tuning and by LoRA at the rates that are best in the lab study: no second try.
+    A bag of words stays below 0.65 (test_tasks.py)."""
+    study = Study.load("lab")
+    one = {"task": [task], "rank": [RANK]}
+    (arm,) = study.arm
+    study = study.model_copy(
+        update={
+            "scientific": study.scientific.model_copy(update=one),
+            "nuisance": study.nuisance.model_copy(update={"learning_rate": [5e-3], "seed": [0]}),
+            "arm": [arm.model_copy(update=one | {"learning_rate": [1e-3], "seed": [0]})],
+        }
+    )
+    trials = run(study, tmp_path, quiet=True, workers=1).trials()
+    best = dict(zip(trials["method"], trials["best"], strict=True))
+    assert set(best) == {"lora", "full"}
+    assert min(best.values()) > 0.85, best

@@ -18,13 +18,13 @@ from rankscope.lab.tasks import rows, write
 
 COLUMNS = {
     "acceptability": ["sentence", "label"],
-    "paraphrase": ["sentence1", "sentence2", "label"],
-    "entailment": ["sentence1", "sentence2", "label"],
+    "agreement": ["sentence", "label"],
+    "determiner": ["sentence", "label"],
 }
 DIGESTS = {
-    "acceptability": "1574c5c0a63a1b65",
-    "paraphrase": "79000d1eadf4c698",
-    "entailment": "250ddfdce93ccfcb",
+    "acceptability": "6889f89b199b8edb",
+    "agreement": "be92861da24433d0",
+    "determiner": "f96627e38f991ace",
 }
 
 
@@ -50,7 +50,7 @@ def test_unknown_names() -> None:
     with pytest.raises(ValueError, match="task: expected one of acceptability"):
         rows("grammar", "train")
     with pytest.raises(ValueError, match="split: expected one of train"):
-        rows("paraphrase", "test")
+        rows("determiner", "test")
 
 
 def test_written_files_read_back(tmp_path: Path) -> None:

@@ -7,12 +7,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from conftest import write_tsv
 from memory import Peak
+from rankscope.lab.tasks import rows as lab_rows
 from rankscope.study.cost import Rows, Widths, forward_operations, memory, operations, widths
 from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial
@@ -88,6 +91,32 @@ def test_operations_of_a_forward_pass(inputs: StudyInputs) -> None:
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.15)
 
 
+def lab_inputs(folder: Path, **fixed: Any) -> StudyInputs:
+    """The lab's model with adapters on query and value, on pairs of a sentence and its start."""
+    for split in ("train", "validation"):
+        rows = lab_rows("acceptability", split)
+        joined = {
+            "sentence1": [row["sentence"] for row in rows],
+            "sentence2": [" ".join(str(row["sentence"]).split()[:4]) for row in rows],
+            "label": [row["label"] for row in rows],
+        }
+        write_tsv(folder, "MRPC", split, pd.DataFrame(joined))
+    lab = Study.load("lab")
+    changed = {"data": str(folder), "target_modules": ["query", "value"], "validation_rows": None}
+    task = {"task": ["MRPC"], "rank": [1, 16, "d"]}
+    rates = {"learning_rate": [1e-5, 1e-3, 3e-3, 1e-2], "seed": [0]}
+    return StudyInputs(
+        lab.model_copy(
+            update={
+                "fixed": lab.fixed.model_copy(update=changed | fixed),
+                "scientific": lab.scientific.model_copy(update=task),
+                "nuisance": lab.nuisance.model_copy(update=rates),
+                "arm": [arm.model_copy(update=task | rates) for arm in lab.arm],
+            }
+        )
+    )
+
+
 def peak(trials: list[Trial], inputs: StudyInputs) -> int:
     """Bytes of a pack at the peak of two steps on the longest rows and one validation."""
     run = run_of(*trials, inputs=inputs)
@@ -103,20 +132,18 @@ def peak(trials: list[Trial], inputs: StudyInputs) -> int:
 
 
 @pytest.mark.parametrize("rank", [1, 16, 128])
-def test_memory_of_one_more_trial_is_what_is_then_allocated(rank: int) -> None:
-    inputs = StudyInputs(Study.load("lab"))
-    trials = [trial for trial in inputs.trials if trial.task == "entailment" and trial.rank == rank]
+def test_memory_of_one_more_trial_is_what_is_then_allocated(rank: int, tmp_path: Path) -> None:
+    inputs = lab_inputs(tmp_path)
+    trials = [t for t in inputs.trials if (t.task, t.rank, t.seed) == ("MRPC", rank, 0)]
     found = (peak(trials, inputs) - peak(trials[:1], inputs)) / (len(trials) - 1)
     counted = memory(trials[0], inputs.shape(trials[0]), inputs.rows(trials[0]))
     assert counted == pytest.approx(found, rel=0.15)
 
 
 @pytest.mark.parametrize("setting", [{"init_lora_weights": "pissa"}, {"use_dora": True}], ids=str)
-def test_memory_of_other_adapters(setting: dict[str, Any]) -> None:
-    lab = Study.load("lab")
-    fixed = lab.fixed.model_copy(update=setting)
-    inputs = StudyInputs(lab.model_copy(update={"fixed": fixed}))
-    trials = [t for t in inputs.trials if t.task == "entailment" and t.rank == 128]
+def test_memory_of_other_adapters(setting: dict[str, Any], tmp_path: Path) -> None:
+    inputs = lab_inputs(tmp_path, **setting)
+    trials = [t for t in inputs.trials if (t.rank, t.seed) == (128, 0)]
     found = (peak(trials, inputs) - peak(trials[:1], inputs)) / (len(trials) - 1)
     held = trials[0], inputs.shape(trials[0]), inputs.rows(trials[0])
     plain = held[0].model_copy(update={k: Trial.model_fields[k].default for k in setting})
@@ -134,18 +161,18 @@ def test_operations_of_a_start_that_changes_the_base(inputs: StudyInputs) -> Non
     assert extra[0] - extra[1] == pytest.approx(found[0] - found[1], rel=0.15)
 
 
-def test_memory_of_a_full_fine_tune() -> None:
-    inputs = StudyInputs(Study.load("lab"))
-    trial = next(t for t in inputs.trials if t.task == "entailment" and t.method == "full")
+def test_memory_of_a_full_fine_tune(tmp_path: Path) -> None:
+    inputs = lab_inputs(tmp_path)
+    trial = next(t for t in inputs.trials if t.method == "full")
     counted = memory(trial, inputs.shape(trial), inputs.rows(trial))
     assert counted == pytest.approx(peak([trial], inputs), rel=0.15)
 
 
 @pytest.mark.parametrize(("method", "words"), [("lora", 5), ("full", 6)])
-def test_a_trained_weight_takes_so_many_words(method: str, words: int) -> None:
+def test_a_trained_weight_takes_so_many_words(method: str, words: int, tmp_path: Path) -> None:
     """Values, gradients, AdamW's two moments and the best copy; autograd's own gradients beside
     them where all weights are trained. With rows of no tokens nothing else is counted."""
-    inputs = StudyInputs(Study.load("lab"))
+    inputs = lab_inputs(tmp_path)
     trial = next(t for t in inputs.trials if t.method == method)
     run = run_of(trial, inputs=inputs)
     kept = [
@@ -169,11 +196,9 @@ class AsOnCuda(TorchFunctionMode):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("rank", [1, 128, None], ids=["r = 1", "r = d", "full"])
-def test_memory_in_bfloat16(rank: int | None, device: str) -> None:
-    lab = Study.load("lab")
-    fixed = lab.fixed.model_copy(update={"precision": "bfloat16"})
-    inputs = StudyInputs(lab.model_copy(update={"fixed": fixed}))
-    trials = [trial for trial in inputs.trials if trial.task == "entailment" and trial.rank == rank]
+def test_memory_in_bfloat16(rank: int | None, device: str, tmp_path: Path) -> None:
+    inputs = lab_inputs(tmp_path, precision="bfloat16")
+    trials = [t for t in inputs.trials if (t.task, t.rank, t.seed) == ("MRPC", rank, 0)]
     with AsOnCuda() if device == "cuda" else contextlib.nullcontext():
         if rank is None:
             found: float = peak(trials[:1], inputs)

@@ -114,7 +114,7 @@ def test_packs_fit_the_memory(lab: StudyInputs, store: Store) -> None:
         held = [needed(pack, inputs) for pack in packs if len(pack) > 1]
         assert all(bytes_ <= SHARE * megabytes * 1e6 for bytes_ in held)
         free[megabytes] = max(len(pack) for pack in packs)
-    assert free == {1000: PACK_SIZE, 40: pytest.approx(5, abs=2), 8: 1}
+    assert free == {1000: 6, 40: pytest.approx(5, abs=2), 8: 1}
 
 
 def test_a_plan_counts_the_packs_that_are_trained(lab: StudyInputs, store: Store) -> None:
@@ -139,9 +139,9 @@ def test_a_plan_names_the_settings_that_are_compared(lab: StudyInputs) -> None:
 def test_a_plan_for_a_gpu_packs_all_that_fit(lab: StudyInputs) -> None:
     t4 = device_named("t4")
     full = sum(trial.method == "full" for trial in lab.trials)
-    assert f" {full + 3} packs" in forecast(lab, None, device="t4")  # one for each task
+    assert f" {full + 6} packs" in forecast(lab, None, device="t4")  # one a task and seed
     small, tiny = (dataclasses.replace(t4, memory=bytes_) for bytes_ in (30e6, 5e6))
-    assert f" {full + 3} packs" not in forecast(lab, None, device=small)
+    assert f" {full + 6} packs" not in forecast(lab, None, device=small)
     assert "Take fewer workers, a smaller batch_size" in forecast(lab, None, device=tiny)
 
 
@@ -149,7 +149,9 @@ def test_a_plan_for_a_gpu_counts_the_starts_of_kernels(lab: StudyInputs) -> None
     """Small steps leave a GPU waiting: that many full fine-tunes, one at a time, are not free."""
     steps = {trial.task: lab.steps(trial) for trial in lab.trials}
     full = [trial for trial in lab.trials if trial.method == "full"]
-    packed = [steps[trial.task] for trial in full] + list(steps.values())  # and a pack of each task
+    packed = [steps[trial.task] for trial in full] + 2 * list(
+        steps.values()
+    )  # a pack a task and seed
     hours = sum(packed) * lab.shape(full[0]).layers * 2e-3 / 3600
     assert f" {hours:.3g} GPU-hours" in forecast(lab, None, device="h200")
     assert "2 ms a block and step" in forecast(lab, None, device="h200")

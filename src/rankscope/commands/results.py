@@ -168,6 +168,18 @@ def report(options: argparse.Namespace) -> int:
     return _left_out(options.store)
 
 
+def report_in_short(place: str) -> int:
+    """Writes the report and prints a summary of ten lines."""
+    from rankscope.report.from_store import analyze, write_report
+    from rankscope.report.summary import summary
+
+    with bar("analysing and writing the report", total=2) as advance:
+        conclusions = analyze(place, progress=advance)
+        page = write_report(place, conclusions=conclusions, progress=advance)[0]
+    print("\n".join([*summary(conclusions), f"report: {Path(page).resolve()}"]))
+    return _left_out(place)
+
+
 def _compare(options: argparse.Namespace) -> int:
     from rankscope.report.comparison import write_comparison
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from rankscope.commands.results import analyze, report
+from rankscope.commands.results import report, report_in_short
 from rankscope.console import bar, say, visible
 from rankscope.startup import without_collection
 
@@ -24,9 +24,7 @@ def demo(options: argparse.Namespace) -> int:
     from rankscope.study.study_file import Study
 
     status = _train(Study.load("lab"), options.store)
-    analyze(argparse.Namespace(store=options.store, json=False))
-    report(argparse.Namespace(store=options.store, output=None))
-    return status
+    return max(status, report_in_short(options.store))
 
 
 def _study(command: argparse.ArgumentParser) -> None:

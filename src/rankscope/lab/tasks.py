@@ -1,10 +1,12 @@
 """The three generated tasks, with GLUE's column names: ``rows(task, split)`` and ``write(folder)``.
 
-    acceptability   sentence, label                 1 acceptable      (as CoLA)
-    paraphrase      sentence1, sentence2, label     1 paraphrase      (as MRPC)
-    entailment      sentence1, sentence2, label     1 not entailed    (as RTE: 0 is entailment)
+    acceptability   sentence, label     1 acceptable
+    agreement       sentence, label     1 subject and verb agree
+    determiner      sentence, label     1 determiner and noun agree
 
-The rows depend on the seed alone: not on the platform, the Python version or the hash seed.
+No word decides: labels are how two places go together, and each place takes its values equally
+often under both. The rows depend on the seed alone: not on the platform, the Python version or the
+hash seed.
 """
 
 from __future__ import annotations
@@ -13,55 +15,47 @@ from functools import lru_cache
 from pathlib import Path
 
 from rankscope.lab import TASKS, acceptability
-from rankscope.lab.words import HOURS, MOTIONS, OPPOSITES, PEOPLE, QUALITIES, StableRandom
+from rankscope.lab.words import (
+    ADJECTIVES,
+    DETERMINERS,
+    MOTIONS,
+    NOUNS,
+    PLACES,
+    PRONOUNS,
+    TIMES,
+    VERBS,
+    StableRandom,
+)
 
 SIZES = {"train": 2000, "validation": 500}
 
 Row = dict[str, str | int]
 
-_TIMES = tuple(time for _, times in HOURS for time in times)
 
+def agreement(random: StableRandom, label: int) -> Row:
+    """Whether subject and verb agree in number (label 1).
 
-def paraphrase(random: StableRandom, label: int) -> Row:
-    """Whether two sentences name the same time of day (label 1) in other words.
-
-    No word decides: each way to name a time stands equally often under both labels.
-
-    ``The weary duke walked at dawn.`` and ``The duke walked in the morning.``, or ``in the night``.
+    ``They were tired by the fire at last.``, or ``was``.
     """
-    when = random.below(2)
-    quality, person = random.pick(random.pick(QUALITIES)), random.pick(random.pick(PEOPLE))
-    verb = random.pick(MOTIONS)[1]
-    echo = HOURS[when if label else 1 - when][0]
-    return {
-        "sentence1": f"The {quality} {person} {verb} {random.pick(HOURS[when][1])}.",
-        "sentence2": f"The {person} {verb} {echo}.",
-        "label": label,
-    }
+    plural = random.below(2)
+    verb = random.pick(VERBS)[plural if label else 1 - plural]
+    rest = f"{random.pick(ADJECTIVES)} {random.pick(PLACES)} {random.pick(TIMES)}"
+    return {"sentence": f"{random.pick(PRONOUNS)[plural]} {verb} {rest}.", "label": label}
 
 
-def entailment(random: StableRandom, label: int) -> Row:
-    """Whether the second sentence follows from the first (label 0) or is contradicted by it (1).
+def determiner(random: StableRandom, label: int) -> Row:
+    """Whether determiner and noun agree in number (label 1).
 
-    No word decides: the second sentence repeats the first one's state or names its opposite, and
-    both words of each pair of opposites stand equally often on either side under both labels.
-
-    ``The weary duke was awake at dawn.`` and ``The duke was awake.``, or ``asleep``.
+    ``These dogs ran by the fire at last.``, or ``This dogs``.
     """
-    states, k = random.pick(OPPOSITES), random.below(2)
-    quality, person = random.pick(random.pick(QUALITIES)), random.pick(random.pick(PEOPLE))
-    return {
-        "sentence1": f"The {quality} {person} was {states[k]} {random.pick(_TIMES)}.",
-        "sentence2": f"The {person} was {states[1 - k if label else k]}.",
-        "label": label,
-    }
+    plural = random.below(2)
+    word = random.pick(DETERMINERS)[plural if label else 1 - plural]
+    subject = f"{word} {random.pick(NOUNS)[plural]}"
+    rest = f"{random.pick(MOTIONS)[1]} {random.pick(PLACES)} {random.pick(TIMES)}"
+    return {"sentence": f"{subject} {rest}.", "label": label}
 
 
-_GRAMMARS = {
-    "acceptability": acceptability.row,
-    "paraphrase": paraphrase,
-    "entailment": entailment,
-}
+_GRAMMARS = {"acceptability": acceptability.row, "agreement": agreement, "determiner": determiner}
 
 
 @lru_cache(maxsize=8)

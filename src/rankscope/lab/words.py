@@ -9,35 +9,27 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
-# Each row is one meaning.
-PEOPLE = (
-    ("boy", "lad"),
-    ("girl", "maid"),
-    ("lady", "woman"),
-    ("man", "fellow"),
-    ("friend", "companion"),
-    ("captain", "chief"),
-    ("ghost", "spirit"),
-    ("servant", "steward"),
-    ("guard", "warden"),
-    ("duke", "lord"),
-    ("beast", "animal"),
-    ("judge", "master"),
+ADJECTIVES = (
+    "old",
+    "young",
+    "poor",
+    "little",
+    "great",
+    "brave",
+    "tall",
+    "strange",
+    "tired",
+    "good",
 )
-QUALITIES = (
-    ("happy", "glad"),
-    ("tired", "weary"),
-    ("strange", "queer"),
-    ("little", "small"),
-    ("silent", "quiet"),
-    ("evil", "wicked"),
-    ("strong", "mighty"),
-    ("gentle", "kind"),
-    ("great", "grand"),
-    ("angry", "furious"),
+PLACES = (
+    "in the garden",
+    "near the river",
+    "in the house",
+    "on the road",
+    "by the fire",
+    "at the door",
 )
-
-
+TIMES = ("that night", "in the morning", "at last", "once more", "for an hour", "all day")
 # Singular and plural.
 NOUNS = (
     ("boy", "boys"),
@@ -57,8 +49,6 @@ NOUNS = (
     ("companion", "companions"),
     ("animal", "animals"),
 )
-WOMEN = ("girl", "lady", "queen", "sister", "daughter", "mother", "wife", "woman", "maid", "aunt")
-MEN = ("boy", "king", "brother", "father", "son", "man", "husband", "lad", "captain", "uncle")
 # Plain form and past tense, never the same.
 MOTIONS = (
     ("go", "went"),
@@ -72,26 +62,17 @@ MOTIONS = (
     ("wait", "waited"),
     ("walk", "walked"),
 )
-# A time of day, and other ways to name it.
-HOURS = (
-    ("in the morning", ("at sunrise", "before breakfast", "at dawn", "early")),
-    ("in the night", ("at midnight", "in the dark", "after sunset", "when all slept")),
-)
-# Of each pair one holds and the other does not.
-OPPOSITES = (
-    ("alive", "dead"),
-    ("asleep", "awake"),
-    ("present", "absent"),
-    ("sick", "well"),
-    ("wet", "dry"),
-)
+# Of each pair the first is singular, the second plural.
+PRONOUNS = (("He", "They"), ("She", "We"), ("It", "You"))
+VERBS = (("was", "were"), ("has been", "have been"), ("is", "are"))
+DETERMINERS = (("This", "These"), ("That", "Those"))
 
 
 T = TypeVar("T")
 
 
 class StableRandom:
-    """Draws from a text seed, such as ``"0 paraphrase"``."""
+    """Draws from a text seed, such as ``"0 agreement"``."""
 
     def __init__(self, seed: str) -> None:
         self._random = random.Random(seed).random

@@ -99,13 +99,15 @@ def write_report(
     store: str | Path | Store,
     output: str | Path | None = None,
     *,
+    conclusions: Conclusions | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> list[Path]:
     """One self-contained page (default: report.html in the store), figures, tables and
     data beside it. -> files written
 
     ``store`` may also be the folder ``data`` of a report; by default the page is then written
-    beside that folder. ``progress`` adds up to 2: the analysis, then the writing.
+    beside that folder. ``conclusions``: of this store, where they are drawn already.
+    ``progress`` adds up to 2: the analysis, then the writing.
     """
     from rankscope.report.page import write  # slow to import, and conclusions alone do not need it
 
@@ -115,7 +117,7 @@ def write_report(
     else:
         opened = store if isinstance(store, Store) else Store(store)
         found, said, beside = frames(opened), _said_by(opened), opened.path
-    conclusions = conclude(found, progress=progress)
+    conclusions = conclusions or conclude(found, progress=progress)
     page = Path(output) if output is not None else beside / "report.html"
     written = write(
         found,

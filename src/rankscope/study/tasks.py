@@ -112,8 +112,8 @@ TASKS: dict[str, Task] = {
         Task("RTE", _PAIR, 2, "accuracy", labels=_ENTAILED),
         Task("WNLI", _PAIR, 2, "accuracy", labels=_ENTAILED[::-1]),
         Task("acceptability", _SENTENCE, 2, "accuracy"),
-        Task("paraphrase", _PAIR, 2, "accuracy"),
-        Task("entailment", _PAIR, 2, "accuracy"),
+        Task("agreement", _SENTENCE, 2, "accuracy"),
+        Task("determiner", _SENTENCE, 2, "accuracy"),
     )
 }
 
