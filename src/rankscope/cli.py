@@ -16,7 +16,7 @@ from rankscope import __version__
 from rankscope.commands import adapters, results, studies
 from rankscope.console import message, say
 from rankscope.parser import SHELLS, Completion, Parser
-from rankscope.startup import end_at_once
+from rankscope.startup import end_at_once, with_large_pages
 from rankscope.sweep.stop import Stopped, stopping_on_signals
 
 
@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status."""
     if arguments is None:
         end_at_once()
+    with_large_pages()
     try:
         chosen, unknown = parser().parse_known_args(arguments)
         if unknown:

@@ -153,8 +153,7 @@ def test_groups_of_a_large_batch_equal_single_matrices(monkeypatch: pytest.Monke
 def test_a_large_matrix_read_by_blocks_of_rows(
     monkeypatch: pytest.MonkeyPatch, transposed: bool
 ) -> None:
-    monkeypatch.setattr("rankscope.linalg.lanczos.CACHED", 2**12)
-    monkeypatch.setattr("rankscope.linalg.lanczos.HEIGHT", 2**10)
+    monkeypatch.setattr("rankscope.linalg.lanczos.CACHED", 2**10)
     monkeypatch.setattr("rankscope.linalg.frobenius.BLOCK", 2**9)
     M = matrix((90, 200), "slow power", seed=2).float()
     M = M.mT if transposed else M

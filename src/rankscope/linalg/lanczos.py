@@ -5,8 +5,7 @@ The bidiagonalisation is run in its Gram form, T_k = V^T M^T M V (tridiagonal, =
 B_k): only sigma_1 is asked of it, for which nothing is lost, and a row of M that is in the
 cache serves M v and M^T (M v).
 
-Letters: N matrices of a flat batch, m rows, n columns, k steps, p blocks of h rows that are read at
-once.
+Letters: N matrices of a flat batch, m rows, n columns, k steps, h rows of a block.
 """
 
 from __future__ import annotations
@@ -32,11 +31,9 @@ FIRST = 4  # steps before the bounds are looked at for the first time
 TWICE = 0.5
 # units of sqrt(max(m, n)) u theta below which b_k may be rounding alone
 END = 64
-# entries up to which a single matrix stays in the last-level cache from one step to the next
+# entries up to which a single matrix stays in the last-level cache from one step to the next, and
+# of the blocks of rows of a larger one: from memory once, from a cache the second time
 CACHED = 2**22
-# entries of the blocks of rows of a larger one: from memory once, from a cache the second time
-HEIGHT = 2**19
-SPLIT = 4  # blocks of a single matrix that are products of one batch, so that every core has some
 
 
 @dataclass(frozen=True)
@@ -72,38 +69,22 @@ class GramProduct:
 
     def __init__(self, op: Operator) -> None:
         N, m, n = op.shape
-        self.blocks: list[Tensor] = []
-        self.pieces: list[Operator] = []
-        height = max(1, HEIGHT // n) if N * m * n > CACHED and N == 1 else m
-        spans = [(i, min(i + height, m)) for i in range(0, m, height)]
-        if not isinstance(op, Dense):
-            self.pieces = [op.rows(i, j) for i, j in spans]
-        elif N > 1:
-            self.blocks = [op.W]
-        else:
-            self.blocks = [_split(op.W[0, i:j]) for i, j in spans]
-        self.single = N == 1
+        height = max(1, CACHED // n) if N == 1 else m
+        self.pieces = [op.rows(i, min(i + height, m)) for i in range(0, m, height)]
 
     def __call__(self, v: Tensor) -> Tensor:
-        if self.pieces:
-            images = [piece.mT.matvec(piece.matvec(v)) for piece in self.pieces]
-            return sum(images[1:], images[0])
-        if not self.single:
-            return _image(self.blocks[0], v)
-        parts = [_image(W, v.expand(len(W), -1)).sum(0, keepdim=True) for W in self.blocks]
-        return sum(parts[1:], parts[0])
+        images = [_image(piece, v) for piece in self.pieces]
+        return sum(images[1:], images[0])
 
 
-def _image(W: Tensor, v: Tensor) -> Tensor:
-    """W^T W v, (N, h, n), (N, n) -> (N, n). x W^T with x as a row is several times faster than W x
-    with x as a column in torch's batched product on CPU."""
-    return torch.bmm(torch.bmm(v[:, None], W.mT), W)[:, 0]
-
-
-def _split(W: Tensor) -> Tensor:
-    """(h, n) -> (p, h / p, n), the same memory."""
-    p = next(p for p in range(SPLIT, 0, -1) if len(W) % p == 0)
-    return W.unflatten(0, (p, -1))
+def _image(M: Operator, v: Tensor) -> Tensor:
+    """M^T M v, (N, n) -> (N, n). On a CPU a batched product takes one core for one matrix, and x
+    W^T with x as a row is several times faster in it than W x with x as a column."""
+    if not isinstance(M, Dense):
+        return M.mT.matvec(M.matvec(v))
+    if len(v) == 1:
+        return M.W[0].mT.mv(M.W[0].mv(v[0]))[None]
+    return torch.bmm(torch.bmm(v[:, None], M.W.mT), M.W)[:, 0]
 
 
 class _Run:

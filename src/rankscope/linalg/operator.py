@@ -139,7 +139,7 @@ class Operator(ABC):
         return self + (-other)
 
     def __neg__(self) -> Operator:
-        return self.scaled(torch.tensor(-1.0, dtype=torch.float64))
+        return self.scaled(torch.tensor(-1.0, dtype=torch.float64, device="cpu"))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}{tuple(self.shape)}"

@@ -22,6 +22,7 @@ from rankscope.linalg.norms import frobenius as _frobenius
 from rankscope.linalg.operator import Operator, exponent
 from rankscope.linalg.rounding import sized
 from rankscope.linalg.sigma import Sigma, SigmaOptions
+from rankscope.linalg.surroundings import undisturbed
 
 OUT_OF_RANGE = "lies outside float64's range; its stable rank does not"
 
@@ -39,6 +40,7 @@ class Summary:
     singular_values: Tensor | None = None
 
 
+@undisturbed
 def stable_rank(
     M: Tensor | Operator,
     rtol: float = 1e-3,
@@ -61,6 +63,7 @@ def stable_rank(
     return shaped(_stable_rank(found, op, rtol, seed), op.batch_shape)
 
 
+@undisturbed
 def spectral_norm(
     M: Tensor | Operator,
     rtol: float = 1e-4,
@@ -91,6 +94,7 @@ def spectral_norm(
     )
 
 
+@undisturbed
 def frobenius_norm(M: Tensor | Operator) -> float | Tensor:
     """||M||_F, summed in float64, exact to rounding; NaN where M is not
     finite. docs/math.md, (4)."""
@@ -98,6 +102,7 @@ def frobenius_norm(M: Tensor | Operator) -> float | Tensor:
     return _shaped(_frobenius(op), op.batch_shape)
 
 
+@undisturbed
 def singular_values(M: Tensor | Operator) -> Tensor:
     """All singular values, descending, float64: (*batch, min(m, n)); of a LowRank (*batch,
     min(m, n, r)), from factors.
@@ -116,6 +121,7 @@ def singular_values(M: Tensor | Operator) -> Tensor:
     return torch.where(finite, known(sigma, size), torch.nan).cpu()
 
 
+@undisturbed
 def effective_rank(M: Tensor | Operator) -> float | Tensor:
     """exp of the entropy of sigma_i / sum sigma (Roy and Vetterli 2007); NaN where M is zero.
     docs/math.md, (2)."""
@@ -123,6 +129,7 @@ def effective_rank(M: Tensor | Operator) -> float | Tensor:
     return _shaped(_effective(sigma), sigma.shape[:-1])
 
 
+@undisturbed
 def energy_rank(M: Tensor | Operator, shares: Sequence[float] = (0.90, 0.95, 0.99)) -> Tensor:
     """The smallest k whose k largest sigma_i^2 hold each share of ||M||_F^2: (*batch,
     len(shares)) int64; 0 for M = 0."""
@@ -136,6 +143,7 @@ def energy_rank(M: Tensor | Operator, shares: Sequence[float] = (0.90, 0.95, 0.9
     ).long()
 
 
+@undisturbed
 def summary(
     M: Tensor | Operator,
     rtol: float = 1e-3,

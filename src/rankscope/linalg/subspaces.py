@@ -14,8 +14,10 @@ from rankscope.linalg.dense import as_operator
 from rankscope.linalg.frobenius import frobenius_squared
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator
+from rankscope.linalg.surroundings import undisturbed
 
 
+@undisturbed
 def singular_subspaces(M: Tensor | Operator, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """U (*batch, m, k), sigma (*batch, k), V (*batch, n, k), float64: the k leading singular
     triplets.
@@ -37,6 +39,7 @@ def singular_subspaces(M: Tensor | Operator, k: int) -> tuple[Tensor, Tensor, Te
     return U[..., :k], sigma[..., :k], V[..., :k]
 
 
+@undisturbed
 def principal_angles(
     U: Tensor | Operator, V: Tensor | Operator, *, k: int | None = None, side: str = "left"
 ) -> Tensor:
@@ -63,6 +66,7 @@ def principal_angles(
     return torch.where(cosines**2 < 0.5, cosines.acos(), sines.asin())
 
 
+@undisturbed
 def captured_energy(dW: Tensor | Operator, reference: Tensor | Operator, k: int) -> float | Tensor:
     """||U^T R V||_F^2 / ||R||_F^2 in [0, 1]: the share of the reference's energy inside
     the k leading left and right singular subspaces of dW; NaN where the reference is
@@ -75,6 +79,7 @@ def captured_energy(dW: Tensor | Operator, reference: Tensor | Operator, k: int)
     return float(share) if share.ndim == 0 else share.cpu()
 
 
+@undisturbed
 def intruder_dimensions(
     W: Tensor | Operator, dW: Tensor | Operator, k: int = 10, threshold: float = 0.5
 ) -> int | Tensor:
