@@ -160,3 +160,16 @@ def test_mistakes_get_one_clear_line(make: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_a_factor_that_is_no_power_of_two_is_rounded_once() -> None:
+    W = torch.randn(30, 20, generator=torch.Generator().manual_seed(0))
+    third = torch.tensor(1 / 3, dtype=torch.float64)
+    assert torch.equal(la.Dense(W).scaled(third).W, (W.double() * third).float())
+
+
+@pytest.mark.parametrize("size", [2.0**-9, 2.0**9])
+def test_the_magnitude_of_scaled_rows_bounds_their_norm(size: float) -> None:
+    W = torch.randn(30, 20, generator=torch.Generator().manual_seed(0))
+    magnitude = float(la.Scaled(la.Dense(W), torch.full((30,), size)).magnitude())
+    assert size * float(W.norm()) <= magnitude <= 1.1 * size * float(W.norm())

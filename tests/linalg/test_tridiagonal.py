@@ -65,3 +65,20 @@ def test_a_certain_bound_is_narrow_where_all_was_seen() -> None:
     upper, certain = found.upper(torch.tensor(1e-3))
     assert bool(certain)
     assert float(SEEN.max()) <= float(upper) <= 1.05 * float(SEEN.max())
+
+
+def test_what_rounding_takes_from_the_lower_bound_is_part_of_the_width() -> None:
+    """Bounds that meet within 1 % do so no longer where the lower one may be 2 % too high."""
+    a, b = lanczos(SEEN.square(), 3)
+    one = torch.ones(1, dtype=torch.float64)
+    for below, inside in ((1e-12, True), (0.02 * float(SEEN.max()), False)):
+        found = Tridiagonal(
+            a[None],
+            b[None],
+            steps=torch.tensor([3]),
+            frobenius=SEEN.norm()[None],
+            allowance=1e-12 * one,
+            below=below * one,
+            log_target=-1e9 * one,
+        )
+        assert found.within(0.01 * one, least=0.0)[0].tolist() == [inside]

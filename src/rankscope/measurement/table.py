@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rankscope.linalg.surroundings import undisturbed
 from rankscope.measurement.row import Row, compared, measured_together
 from rankscope.measurement.suggest import SHARES
 from rankscope.weights.matrix import Matrix, Reading, Skipped, distinct
@@ -169,6 +170,7 @@ def kind_of(layer: str) -> str:
     return re.sub(r"(?<![^.\[])\d+(?![^.\]])", "*", layer)
 
 
+@undisturbed
 def tabulated(
     reading: Reading,
     source: str,

@@ -29,9 +29,10 @@ from rankscope.weights.sharded import (
     gathered,
     is_wrapper,
     plain_name,
+    reference_tensor,
     unwrapped,
     whole_shape,
-    whole_tensor,
+    without_numbers,
 )
 from rankscope.weights.tensors import (
     Header,
@@ -102,10 +103,8 @@ def full_matrices(
         header = Header(whole_shape(parameter), parameter.dtype)
         if chosen is not None and not chosen.search(layer):
             found = not_chosen(layer, chosen)
-        elif (why := unreadable(name, header)) is not None:
+        elif (why := unreadable(name, header) or without_numbers(parameter)) is not None:
             found = Skipped(layer, why)
-        elif parameter.is_meta:
-            found = Skipped(layer, "its numbers are not in memory (device meta)")
         else:
             with gathered(parameter) as tensor:
                 if here:
@@ -121,11 +120,12 @@ def full_matrices(
 def state_of(reference: Mapping[str, Tensor]) -> BaseModel:
     """A state dictionary as the base of ``full_matrices``, its names without wrappers.
 
-    DTensors in it are gathered when they are read. Raises ``ValueError`` if two names are equal
-    without their wrappers.
+    DTensors in it are gathered when they are read; what is no tensor is left out. Raises
+    ``ValueError`` if two names are equal without their wrappers.
     """
-    headers = {name: Header(tuple(one.shape), one.dtype) for name, one in reference.items()}
-    readers = {name: partial(whole_tensor, one) for name, one in reference.items()}
+    held = {name: one for name, one in reference.items() if isinstance(one, Tensor)}
+    headers = {name: Header(tuple(one.shape), one.dtype) for name, one in held.items()}
+    readers = {name: partial(reference_tensor, name, one) for name, one in held.items()}
     return BaseModel(without_wrappers(Tensors("the reference", headers, readers)))
 
 

@@ -144,6 +144,20 @@ def whole_tensor(tensor: Tensor) -> Tensor:
     return there.full_tensor().detach()
 
 
+def without_numbers(tensor: Tensor) -> str | None:
+    """Why a tensor cannot be measured where it lies; None where it can."""
+    if tensor.is_meta:
+        return "its numbers are not in memory (device meta)"
+    return None if tensor.layout == torch.strided else f"it is {tensor.layout}, no dense matrix"
+
+
+def reference_tensor(name: str, tensor: Tensor) -> Tensor:
+    """The whole tensor of a reference. ``ValueError`` where it has no numbers, or is sparse."""
+    if (why := without_numbers(tensor)) is not None:
+        raise ValueError(f"reference: expected a dense tensor of numbers for {name}; found: {why}")
+    return whole_tensor(tensor)
+
+
 def whole_shape(parameter: Tensor) -> tuple[int, ...]:
     """The full shape of the parameter, even if DeepSpeed has partitioned it."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))

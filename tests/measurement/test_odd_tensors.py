@@ -1,0 +1,117 @@
+"""Tensors and surroundings that no training has: a right number, or a reason in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import rankscope as rs
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    source = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=source, device="cpu", dtype=torch.float32)
+
+
+W, CHANGE = draw(60, 50), 0.1 * draw(60, 50, seed=1)
+NARROW = torch.float8_e4m3fn
+
+
+def model(weight: Tensor) -> nn.Module:
+    holder = nn.Module()
+    holder.lin = nn.Module()
+    holder.lin.weight = nn.Parameter(weight, requires_grad=weight.is_floating_point())
+    return holder
+
+
+PAIRS: dict[str, Callable[[], tuple[Tensor, Any]]] = {
+    "complex": lambda: (torch.complex(W, W), torch.complex(W, CHANGE)),
+    "integers": lambda: (torch.ones(6, 5, dtype=torch.int64), torch.zeros(6, 5).long()),
+    "booleans": lambda: (torch.ones(6, 5, dtype=torch.bool), torch.zeros(6, 5).bool()),
+    "float8": lambda: (W.to(NARROW), CHANGE.to(NARROW)),
+    "a float8 reference": lambda: (W, W.to(NARROW)),
+    "sparse": lambda: (W.to_sparse(), CHANGE),
+    "a sparse reference": lambda: (W, W.to_sparse()),
+    "meta": lambda: (W.to("meta"), W),
+    "a meta reference": lambda: (W, W.to("meta")),
+    "no rows": lambda: (torch.empty(0, 5), torch.empty(0, 5)),
+    "a vector": lambda: (draw(5), draw(5, seed=1)),
+    "a number": lambda: (torch.tensor(1.0), torch.tensor(2.0)),
+    "NaN": lambda: (W * torch.nan, W),
+    "an infinite reference": lambda: (W, W * torch.inf),
+    "another shape": lambda: (W, draw(60, 40)),
+    "lists": lambda: (W, W.tolist()),
+    "no tensor": lambda: (W, None),
+    "the same": lambda: (W, W.clone()),
+}
+
+
+def outcome(weight: Tensor, reference: Any) -> list[str]:
+    """What is said of dW where there is no number of it; a single line each."""
+    try:
+        table = rs.probe(model(weight), {"lin.weight": reference})
+    except ValueError as error:
+        return [str(error)]
+    rows = [row for row in table.rows if row.matrix == "dW"]
+    assert all(row.stable_rank is None for row in rows)
+    return [row.note or "" for row in rows] + [one.why for one in table.skipped]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_has_no_number_says_why_in_one_line(name: str) -> None:
+    said = outcome(*PAIRS[name]())
+    assert said
+    assert all(line and "\n" not in line and len(line) < 300 for line in said)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda M: M.T.contiguous().T,
+    "a part": lambda M: torch.cat([M, M], dim=1)[:, ::2].contiguous()[:, :25],
+    "wide": lambda M: M.double() * 1e100,
+    "float16": Tensor.half,
+    "one row": lambda M: M[:1],
+    "repeated": lambda M: M[:1].expand(60, 50),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_and_sizes(name: str) -> None:
+    before, now = LAYOUTS[name](W), LAYOUTS[name](W + CHANGE)
+    (row,) = (r for r in rs.probe(model(now), {"lin.weight": before}).rows if r.matrix == "dW")
+    scale = float(now.double().abs().max())
+    s = np.linalg.svd((now.double() / scale - before.double() / scale).numpy(), compute_uv=False)
+    assert row.stable_rank == pytest.approx((s**2).sum() / s[0] ** 2, rel=2e-3)
+
+
+AROUND: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "default device": lambda: torch.device("meta"),
+    "inference mode": torch.inference_mode,
+    "gradients off": lambda: torch.set_grad_enabled(False),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_surroundings(name: str, tmp_path: Path) -> None:
+    base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
+    save_file({"lin.weight": W}, base)
+    save_file({"lin.weight": W + CHANGE}, tuned)
+    trained = model(W + CHANGE)
+
+    def numbers() -> list[float | None]:
+        tables = (rs.probe(trained, {"lin.weight": W}), rs.measure(tuned, base=base))
+        return [row.stable_rank for table in tables for row in table.rows]
+
+    plain = numbers()
+    with AROUND[name]():
+        inside = numbers()
+    assert len(plain) == 6
+    assert inside == pytest.approx(plain, rel=1e-12)
