@@ -7,6 +7,7 @@ writes it back.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import uuid
@@ -49,6 +50,19 @@ def read_header(storage: Storage) -> tuple[dict[str, Any], str | None]:
 
 
 def _check_place(storage: Storage) -> None:
+    """``OSError`` where no store is nor can be."""
+    if isinstance(storage, LocalStorage):
+        try:
+            os.stat(storage.root)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise NotADirectoryError(
+                    f"{storage!s:.60}...: expected a folder for the store; found a name too long"
+                ) from None
+            if error.errno == errno.ELOOP and not os.path.islink(storage.root):
+                raise NotADirectoryError(
+                    f"{storage}: expected a folder for the store; found a link to itself above it"
+                ) from None
     if isinstance(storage, LocalStorage) and os.path.lexists(storage.root):
         if storage.root.is_dir():
             return
@@ -168,9 +182,9 @@ def add_fingerprint(storage: Storage, key: str, value: str) -> None:
 
 def _begun(storage: Storage, header: dict[str, Any]) -> bool:
     """Writes that header where there is no store yet. -> False: one is there"""
+    _check_place(storage)
     if storage.exists(NAME) or storage.names(LOG):
         return False
-    _check_place(storage)
     if storage.names(""):  # drafts of ours are hidden
         raise ValueError(
             f"{storage}: expected a store or an empty folder; found other files. Name a new --store"
