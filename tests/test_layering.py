@@ -143,6 +143,11 @@ def test_no_file_imports_itself_in_a_circle() -> None:
         pytest.fail(" <- ".join(str(path.relative_to(SOURCE)) for path in error.args[1]))
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_no_file_is_longer_than_300_lines(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300, "find its second subject"
+
+
 def test_every_room_stands() -> None:
     assert {path.name for path in SOURCE.iterdir() if path.is_dir()} >= ROOMS
 

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from pretend import TRIALS, create, pretend, run
-from rankscope.store.store import Store, storage_at
+from rankscope.store.place import storage_at
+from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
 
 
@@ -56,7 +57,7 @@ def test_an_heir_elsewhere_finds_the_scratch(
 
     def dies(trials: Any, folders: Any, progress: Any, *, scratch: Path) -> None:
         (scratch / "checkpoint.safetensors").write_bytes(b"half way")
-        store.flush_scratch(max(store.log.live))  # what every heartbeat does
+        store.claim(max(store.log.live)).flush_scratch()  # what every heartbeat does
         raise KeyboardInterrupt
 
     store = create(bucket)

@@ -179,12 +179,12 @@ def test_an_heir_of_an_heir_finds_the_scratch(tmp_path: Path) -> None:
         number = store.log.claim(ids, worker=worker, **ELSEWHERE)
         assert number is not None
         if worker == "x":
-            with store.claim_dir(number, ids) as work:
+            with store.claim(number).dir(ids) as work:
                 (work / "scratch" / "checkpoint").touch()
         store.log.end(number, "revoke")
     third = store.log.claim(ids, worker="z", **ELSEWHERE)
     assert third is not None
-    with store.claim_dir(third, ids) as work:
+    with store.claim(third).dir(ids) as work:
         assert [path.name for path in (work / "scratch").iterdir()] == ["checkpoint"]
     assert store.storage.names("work") == [str(third)]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
 
+from rankscope.store.claim import Claim
 from rankscope.store.files import finite
 from rankscope.store.given import CONFIG, Added
 from rankscope.store.header import add_fingerprint
@@ -37,10 +38,7 @@ class Keeps(Protocol):
     def id(self) -> str: ...
     @property
     def is_collected(self) -> bool: ...
-    def claim_dir(self, claim: int, trials: Sequence[str]) -> Any: ...
-    def flush(self, claim: int) -> None: ...
-    def write_table(self, claim: int, folders: Sequence[TrialDir]) -> list[Any]: ...
-    def place(self, claim: int) -> None: ...
+    def claim(self, number: int) -> Claim: ...
 
 
 def add(store: Keeps, given: Added) -> str:
@@ -59,7 +57,7 @@ def add(store: Keeps, given: Added) -> str:
     if _is_there(store, given, files):
         return id
     spectra = _measured(store, given)
-    with _claimed(store, id) as claim, store.claim_dir(claim, [id]) as work:
+    with _claimed(store, id) as number, store.claim(number).dir([id]) as work:
         folder = TrialDir(work / "trials" / id)
         folder.begin(given.trial, provenance=dict(given.about))
         for line in given.lines:
@@ -69,13 +67,14 @@ def add(store: Keeps, given: Added) -> str:
             (folder.path / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, folder.path / name)
         folder.finish(**given.result)
-        sealed = {id: folder.seal(store=store.id, claim=claim)}
-        store.flush(claim)
-        table = store.write_table(claim, [folder])
+        sealed = {id: folder.seal(store=store.id, claim=number)}
+        claim = store.claim(number)
+        claim.flush()
+        table = claim.write_table([folder])
         results = {id: folder.result()}
-        if not store.log.end(claim, "commit", results=results, files=sealed, table=table):
+        if not store.log.end(number, "commit", results=results, files=sealed, table=table):
             raise ValueError(f"{store}: trial {id}: its claim was revoked; add it again")
-    store.place(claim)
+    store.claim(number).place()
     return id
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rankscope import notebook
 from rankscope.study.packing import packs as packed
 from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial
@@ -50,3 +51,18 @@ def packs(header: Header, *, size: int, share: Callable[[Trial], float]) -> list
         known |= trials.keys()
         result += packed(added, size=size, share=share)
     return result
+
+
+def progress(planned: Sequence[Trial], done: set[str], *, title: str) -> str:
+    """HTML for notebooks: per model and task, how many trials are planned and finished."""
+    rows = []
+    for model, task in dict.fromkeys((trial.model, trial.task) for trial in planned):
+        own = [trial.id for trial in planned if (trial.model, trial.task) == (model, task)]
+        rows.append((model, task, len(own), len(done.intersection(own))))
+    return notebook.table(
+        ["model", "task", "planned", "finished"],
+        rows,
+        numbers=[False, False, True, True],
+        title=title,
+        note="trials(), metrics() and spectra() are its tables",
+    )

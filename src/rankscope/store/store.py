@@ -13,7 +13,6 @@ comparison.json          its SHA-256 and the trials that it was made of
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -22,23 +21,16 @@ from typing import Any
 
 import pandas as pd
 
+from rankscope.store import tables
+from rankscope.store.claim import Claim
 from rankscope.store.files import DamagedFile
 from rankscope.store.header import begin_collected, begin_or_open, read_header
 from rankscope.store.integrity import Inspection, inspect, mismatch, of_kind
 from rankscope.store.log import Log
-from rankscope.store.planned import budgets, is_collected, packs, study_in
-from rankscope.store.recovery import clean, place, recover
-from rankscope.store.storage import LocalStorage, Storage
-from rankscope.store.tables import (
-    Tables,
-    metrics_frame,
-    pack_table,
-    read_comparison,
-    spectra_frame,
-    table_name,
-    trials_frame,
-    write_comparison,
-)
+from rankscope.store.place import storage_at
+from rankscope.store.planned import budgets, is_collected, packs, progress, study_in
+from rankscope.store.recovery import clean, recover
+from rankscope.store.storage import LocalStorage
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.collected import study_of
 from rankscope.study.packing import no_share
@@ -47,8 +39,7 @@ from rankscope.study.trial import Trial
 
 
 class Store:
-    """Results in a folder. ``Store(path)`` opens one that is there; ``Store.create`` also begins
-    one."""
+    """Results in a folder. ``Store(path)`` opens a store, ``Store.create`` opens or begins one."""
 
     def __init__(self, place: str | Path) -> None:
         self.storage = storage_at(place)
@@ -70,19 +61,17 @@ class Store:
     ) -> Store:
         """Opens or begins the store of that study.
 
-        A study may grow (more ranks, rates, seeds, tasks): its finished trials count. Another
-        name, other fixed parameters, other data or another model under the same name are
-        another study: ``ValueError``.
+        A study may grow (more ranks, rates, seeds, tasks) and keeps its finished trials.
+        ``ValueError`` for another name, other fixed parameters, other data or another model.
         """
-        begin_or_open(
-            storage_at(place), study, largest_rank=largest_rank, fingerprints=fingerprints
-        )
+        at = storage_at(place)
+        begin_or_open(at, study, largest_rank=largest_rank, fingerprints=fingerprints)
         return cls(place)
 
     @classmethod
     def create_empty(cls, place: str | Path, *, name: str = "collected") -> Store:
-        """Begins a store for trials that were trained elsewhere (``add_trial``), or opens one that
-        was begun so under that ``name``. ``ValueError`` where another store or other files are."""
+        """Begins or opens a store of that ``name`` for trials that were trained elsewhere
+        (``add_trial``). ``ValueError`` if another store or other files are there."""
         begin_collected(storage_at(place), name)
         return cls(place)
 
@@ -115,12 +104,11 @@ class Store:
                 ``learning_rate`` and ``seed`` are needed; ``rank``, ``scaling``, ``lora_alpha``,
                 ``lora_dropout`` and ``target_modules`` are read from the adapter's configuration.
 
-        Adding the same trial again changes nothing. ``ValueError``, one line, where a setting is
-        missing or is not the adapter's, where the store holds another trial of these settings, or
-        one of another base under the same name.
+        Adding the same trial again changes nothing. ``ValueError``, one line, if a setting is
+        missing or differs from the adapter's, or if the store holds another trial of these settings
+        or another base under the same name.
 
-            >>> store = rs.Store.create_empty("runs/mine")  # doctest: +SKIP
-            >>> store.add_trial(  # doctest: +SKIP
+            >>> rs.Store.create_empty("runs/mine").add_trial(  # doctest: +SKIP
             ...     adapter={500: "out/checkpoint-500"}, base="model", metrics=frame,
             ...     metric="accuracy", task="reviews", learning_rate=1e-4, seed=0)
         """
@@ -149,8 +137,7 @@ class Store:
 
     @property
     def study(self) -> Study:
-        """The study as it was last run; of a collected store its name, and lists of what its trials
-        have."""
+        """The study as last run; of a collected store, its name and lists of settings."""
         if self.is_collected:
             return study_of(self._header["study"]["name"], self.planned())
         return study_in(self._header)
@@ -163,11 +150,8 @@ class Store:
         return self.study.trials(self._header["largest_rank"])
 
     def packs(self, *, size: int, share: Callable[[Trial], float] = no_share) -> list[list[Trial]]:
-        """The study's trials in packs (``study.packs``), the same ones whatever is done: who trains
-        a pack again, with the same room for it, trains the same pack.
-
-        Where the study has grown, the trials that came with it make packs of their own.
-        """
+        """The study's trials in packs (``study.packing``), independent of what is done, so that a
+        pack is the same when it is trained again. Trials of a grown study get their own packs."""
         return packs(self._header, size=size, share=share)
 
     @property
@@ -177,27 +161,13 @@ class Store:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of the data ("data/<TASK>") and of the models ("model/<name>") that the
-        trials were trained with."""
+        """SHA-256 of the trials' data ("data/<TASK>") and models ("model/<name>")."""
         return self._header["fingerprints"]
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: how far each task is."""
-        from rankscope.notebook import table
-
-        done = set(self.done_ids())
-        planned = self.planned()
-        rows = []
-        for model, task in dict.fromkeys((trial.model, trial.task) for trial in planned):
-            own = [trial.id for trial in planned if (trial.model, trial.task) == (model, task)]
-            rows.append((model, task, len(own), len(done.intersection(own))))
-        return table(
-            ["model", "task", "planned", "finished"],
-            rows,
-            numbers=[False, False, True, True],
-            title=f"store {self}: study {self.study.name}",
-            note="trials(), metrics() and spectra() are its tables",
-        )
+        """For notebooks: the progress of each task."""
+        title = f"store {self}: study {self.study.name}"
+        return progress(self.planned(), set(self.done_ids()), title=title)
 
     def folder(self, trial_id: str, *, weights: bool = False) -> TrialDir:
         """A trial's folder. ``weights``: with ``best/`` and ``last/``, which a store behind a URL
@@ -218,13 +188,12 @@ class Store:
 
     @property
     def id(self) -> str:
-        """By which its trials and the log's entries know it; empty where an older version began
-        it."""
+        """The id in its trials and log entries; empty if an older version began it."""
         return self._header.get("id", "")
 
     def inspect(self) -> Inspection:
-        """Which trials are whole: sizes of all files, and digests of those that tables are made of
-        (behind a URL: where they are read)."""
+        """Which trials are whole: sizes of all files, and digests of those read for tables (behind
+        a URL: when they are read)."""
         kinds = ("records",) if isinstance(self.storage, LocalStorage) else ()
         return inspect(self.storage, self.log, kinds=kinds)
 
@@ -233,8 +202,8 @@ class Store:
         return self.inspect().whole
 
     def results(self, ids: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
-        """What became of these finished trials (all of them), as their commits say it: no trial is
-        opened, unless its commit is older than that."""
+        """The results of these finished trials (default: all), from their commits; trials are only
+        opened if an older version committed them."""
         ids = self.done_ids() if ids is None else ids
         said = {id: self.log.done[id].result for id in ids}
         if None in said.values():
@@ -243,8 +212,7 @@ class Store:
         return {id: dict(result or {}) for id, result in said.items()}
 
     def hash(self) -> str:
-        """SHA-256 over ids and results of all finished trials: two stores with equal
-        hashes hold equal results."""
+        """SHA-256 over ids and results of all finished trials: equal hashes mean equal results."""
         digest = hashlib.sha256()
         for id, found in self.results().items():
             result = {key: value for key, value in found.items() if key != "seconds"}
@@ -253,28 +221,25 @@ class Store:
 
     def provenance(self) -> list[dict[str, Any]]:
         """The versions and machines that trained these trials, each once."""
-        found = [
-            {key: said[key] for key in ("versions", "machine")} for said in self._records().values()
-        ]
+        kept = ("versions", "machine")
+        found = [{key: said[key] for key in kept} for said in self._records().values()]
         return [entry for i, entry in enumerate(found) if entry not in found[:i]]
 
     def machines(self) -> dict[str, dict[str, Any]]:
-        """Trial -> what it was trained on."""
+        """Trial -> the machine that trained it."""
         return {id: said.get("machine", {}) for id, said in self._records().items()}
 
     def trials(self) -> pd.DataFrame:
         """One row per finished trial.
 
         Columns (pandas dtypes): ``trial``, ``model``, ``task``, ``method``, ``scaling``,
-        ``setting``, ``status``, ``metric`` (str); ``rank``, ``diverged_at`` (Int64, NA where there
-        is none);
-        ``seed``, ``best_step``, ``steps`` (int64); ``learning_rate``, ``best``, ``last``,
+        ``setting``, ``status``, ``metric`` (str); ``rank``, ``diverged_at`` (Int64, NA if there is
+        none); ``seed``, ``best_step``, ``steps`` (int64); ``learning_rate``, ``best``, ``last``,
         ``seconds``, ``constant``, ``held_out``, ``untrained``, ``budget`` (float64);
-        ``greater_is_better`` (bool). ``best`` and ``last`` are of the task's ``metric``;
-        ``budget`` is 2 where it trained for twice as long as the study says
-        (``[[arm]]``).
+        ``greater_is_better`` (bool). ``best`` and ``last`` are of the task's ``metric``; ``budget``
+        is 2 for a trial of an ``[[arm]]`` that trains twice as long.
         """
-        frame = trials_frame(self._records())
+        frame = tables.trials_frame(self._records())
         longer = frame["trial"].map(budgets(self._header)).astype("float64")
         return frame.assign(budget=longer.fillna(1.0))
 
@@ -282,83 +247,46 @@ class Store:
         """One row per evaluation: ``trial`` (str), ``step`` (int64), ``epoch``, ``train_loss``,
         ``eval_loss``, ``metric_value`` (float64), which is the task's metric; further metrics have
         columns of their own."""
-        return metrics_frame(self._records())
+        return tables.metrics_frame(self._records())
 
     def spectra(self) -> pd.DataFrame:
         """One row per (trial, step, layer, matrix): ``step``, ``m``, ``n`` (int64); ``layer``,
         ``matrix``, ``trial`` (str); ``stable_rank`` with its bounds ``lower`` and ``upper``,
         ``spectral_norm``, ``frobenius_norm``, ``effective_rank`` (float64, NaN where unknown)."""
-        parts = list(self.spectra_parts())
-        if not parts:
-            return spectra_frame([])
-        return pd.concat(parts, ignore_index=True).sort_values(
-            "trial", kind="stable", ignore_index=True
-        )
+        parts = list(self.spectra_parts()) or [tables.spectra_frame([])]
+        found = pd.concat(parts, ignore_index=True)
+        return found.sort_values("trial", kind="stable", ignore_index=True)
 
     def spectra_parts(self) -> Iterator[pd.DataFrame]:
-        """The same in parts of whole trials, each read when it is asked for; together they are in
-        no order."""
+        """The same in parts of whole trials, unordered, each read on demand."""
         for table in self._tables(self.done_ids()).spectra():
-            yield spectra_frame([table])
+            yield tables.spectra_frame([table])
 
     def _records(self) -> dict[str, dict[str, Any]]:
         return self._tables(self.done_ids()).records()
 
-    def _tables(self, ids: Sequence[str]) -> Tables:
-        return Tables(self.storage, self.log, ids)
+    def _tables(self, ids: Sequence[str]) -> tables.Tables:
+        return tables.Tables(self.storage, self.log, ids)
 
     def damaged_tables(self) -> list[str]:
-        """The tables in cache/ that are not what their commits say: readers make them again."""
+        """The tables in cache/ that differ from their commits: readers make them again."""
         return self._tables(self.done_ids()).damaged()
 
     def comparison(self) -> pd.DataFrame:
-        """LoRA against full fine-tuning, per layer; empty when the study has only one of them, or
-        where the file is damaged (``comparison_fault``)."""
-        return read_comparison(self.storage, trials=self.hash)[0]
+        """LoRA against full fine-tuning, per layer; empty if the study has only one of them or the
+        file is damaged (``comparison_fault``)."""
+        return tables.read_comparison(self.storage, trials=self.hash)[0]
 
     def comparison_fault(self) -> str | None:
-        """Why the comparison must be made again: never was, is damaged, or is of other
-        trials than are finished."""
-        return read_comparison(self.storage, trials=self.hash)[1]
+        """Why the comparison must be made again: missing, damaged, or of other trials."""
+        return tables.read_comparison(self.storage, trials=self.hash)[1]
 
     def write_comparison(self, comparison: pd.DataFrame) -> None:
-        write_comparison(self.storage, comparison, trials=self.hash())
+        tables.write_comparison(self.storage, comparison, trials=self.hash())
 
-    # what workers write
-
-    @contextlib.contextmanager
-    def claim_dir(self, claim: int, trials: Sequence[str]) -> Iterator[Path]:
-        """The local folder of a claim: ``trials/`` to be filled, and ``scratch/`` as the claim
-        before left it."""
-        path = self.storage.claim_dir(f"work/{claim}")
-        for before in self.log.ended.get(
-            frozenset(trials), []
-        ):  # a successor may have died before it took over
-            self.storage.take_over(f"work/{before}/scratch", f"work/{claim}/scratch")
-            self.storage.remove(f"work/{before}")
-        (path / "scratch").mkdir(exist_ok=True)
-        yield path
-
-    def flush(self, claim: int) -> None:
-        """All that the claim's worker wrote is safe from now on."""
-        self.storage.flush(f"work/{claim}/trials")
-
-    def write_table(self, claim: int, folders: Sequence[TrialDir]) -> list[Any]:
-        """Keeps the tables of a claim's trials in one file for readers. -> what its commit says of
-        it"""
-        data = pack_table(folders)
-        with contextlib.suppress(OSError):  # the trials say the same
-            self.storage.write(table_name(claim), data, durable=False)
-        return [len(data), hashlib.sha256(data).hexdigest()]
-
-    def flush_scratch(self, claim: int) -> None:
-        """Lets a successor find what is in the claim's scratch now."""
-        if not isinstance(self.storage, LocalStorage):  # there it lies in the store anyway
-            self.storage.flush(f"work/{claim}/scratch")
-
-    def place(self, claim: int) -> None:
-        """Puts the trials of a claim that was just committed in their place."""
-        place(self.storage, self.log, claim)
+    def claim(self, number: int) -> Claim:
+        """What a worker writes under that claim."""
+        return Claim(self.storage, self.log, number)
 
     def recover(self, *, thorough: bool = False) -> list[str]:
         """See ``recovery.recover``."""
@@ -367,19 +295,3 @@ class Store:
     def clean(self) -> list[str]:
         """See ``recovery.clean``."""
         return clean(self.storage, self.log)
-
-    def drop(self, claim: int) -> None:
-        self.storage.remove(f"work/{claim}")
-
-
-def storage_at(place: str | Path) -> Storage:
-    """The storage in that folder or at that URL."""
-    if not str(place).strip():
-        raise ValueError(f"{str(place)!r}: expected the path of a store; found none in it")
-    if "\0" in str(place):
-        raise ValueError(f"{str(place)!r}: expected the path of a store; found a NUL in it")
-    if "://" in str(place) and not str(place).startswith("file://"):
-        from rankscope.store.fsspec_storage import FsspecStorage
-
-        return FsspecStorage(str(place))
-    return LocalStorage(Path(str(place).removeprefix("file://")))

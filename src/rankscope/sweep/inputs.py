@@ -1,5 +1,4 @@
-"""Everything that a study needs, read and checked once: models, data, trials, and the
-packs that there is room for."""
+"""A study's inputs, read and checked once: models, data, trials, and the packs that fit."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ from rankscope.train.packed import BY_ITS_OWN_FORWARD, ONE_AT_A_TIME
 from rankscope.train.text_tokens import encode_text, learnt_tokens
 
 _SPLITS = ("train", "validation")
-METRIC = "metric"  # the fingerprint of a metric that is the user's own
+METRIC = "metric"  # the fingerprint of a user's own metric
 _ATTENTION = {"query", "key", "value", "q", "k", "v"}
 
 
@@ -45,9 +44,9 @@ class StudyInputs(Sizes):
     """A study's inputs. Writes nothing.
 
     Args:
-        workers: how many train; None: as many as train fastest here.
-        free: bytes that one of them may count on; None: its part of what is free here now.
-        metric: that tasks are judged by, instead of their own (``study.tasks.with_metric``).
+        workers: their number; None: as many as train fastest here.
+        free: memory of one worker, in bytes; None: its share of what is free here now.
+        metric: replaces the tasks' own metrics (``study.tasks.with_metric``).
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class StudyInputs(Sizes):
         self._rows: dict[tuple[str, str, int], Rows] = {}
 
     def _with_targets(self, study: Study) -> Study:
-        """The study with its models' own ``target_modules``, where it names none."""
+        """The study with its models' default ``target_modules`` if it names none."""
         parts = (study.scientific, *study.arm)
         if "target_modules" in study.fixed.model_fields_set or all(p.target_modules for p in parts):
             return study
@@ -120,8 +119,7 @@ class StudyInputs(Sizes):
 
     @cached_property
     def drawn(self) -> dict[str, str]:
-        """Per model: what its file lacks and each trial trains and saves with the head, in
-        one line. Local models only."""
+        """Per local model: what its file lacks, so that trials train and save it with the head."""
         found = {name: drawn_beside_head(model) for name, model in self._skeletons.items()}
         return {
             name: f"its file lacks {', '.join(layers)}: drawn at random, trained and saved "
@@ -132,7 +130,7 @@ class StudyInputs(Sizes):
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """What tells these inputs from others under the same name (``Store.create``)."""
+        """Digests that distinguish these inputs from others of the same name (``Store.create``)."""
         data = {
             f"data/{name}": data_fingerprint(
                 *splits, classes=self.tasks[name].labels if name in self.study.task else ()
@@ -152,27 +150,26 @@ class StudyInputs(Sizes):
         return model_path(self.study, name)
 
     def why_apart(self, trial: Trial) -> str | None:
-        """Why LoRA trials like this must train one at a time, as far as that can be known before
-        they train."""
+        """Why LoRA trials like this must train one at a time, as far as known before training."""
         key = (
             trial.model, trial.lora_dropout > 0, trial.init_lora_weights, trial.use_dora,
             *trial.target_modules,
         )  # fmt: skip
         if key not in self._apart:
             skeleton, found = self._skeletons[trial.model], None
-            # BERT's family on its attention's inputs is proved by the tests, and again before
-            # every pack; in its last block other layers' dropouts would be of one token
+            # BERT's family with adapters on the attention's inputs is covered by tests, and checked
+            # before every pack; in its last block dropouts of other layers would see one token only
             attention = {name.rsplit(".", 1)[-1] for name in trial.target_modules} <= _ATTENTION
             is_tested = trial.lora_dropout == 0 or (attention and not trial.use_dora)
             if not (is_tested and is_patchable(skeleton)):
-                from rankscope.train.packable import why_not_packed  # brings PEFT
+                from rankscope.train.packable import why_not_packed  # imports PEFT
 
                 found = why_not_packed(skeleton, trial, self.tasks[trial.task])
             self._apart[key] = found
         return self._apart[key]
 
     def why_slow(self, trial: Trial, device: str) -> str | None:
-        """Why LoRA trials of this model gain little or nothing from a pack, in one line."""
+        """Why LoRA trials of this model gain little or nothing from packs, in one line."""
         if trial.method != "lora":
             return None
         if (reason := self.why_apart(trial)) is not None:
@@ -211,11 +208,11 @@ class StudyInputs(Sizes):
         return {name: len(train) for name, (train, _) in self._splits.items()}
 
     def split(self, task: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The rows of a task: those trained on, those validated on."""
+        """The training and the validation rows of a task."""
         return self._splits[task]
 
     def encoded(self, trial: Trial) -> tuple[Encoded, Encoded]:
-        """The tokens of that trial's task for its model, made on first use."""
+        """The trial's data as tokens of its model, made on first use."""
         key = (trial.model, trial.task, trial.max_length)
         if key not in self._encoded:
             train, validation = self._splits[trial.task]
@@ -237,9 +234,9 @@ class StudyInputs(Sizes):
     def _check_vocabulary(self, name: str, splits: Sequence[Encoded]) -> None:
         try:
             embeddings = self._skeletons[name].get_input_embeddings()
-        except NotImplementedError:  # CANINE hashes characters: any number is one
+        except NotImplementedError:  # CANINE hashes characters: it has no vocabulary
             return
-        if not isinstance(embeddings, torch.nn.Embedding):  # Perceiver's are its latents
+        if not isinstance(embeddings, torch.nn.Embedding):  # Perceiver returns its latents
             return
         known = embeddings.num_embeddings
         largest = max(int(split.inputs["input_ids"].max()) for split in splits)
@@ -250,7 +247,7 @@ class StudyInputs(Sizes):
 
     @cached_property
     def summaries(self) -> list[str]:
-        """What the rows of each task are, in lines (``train.data_summary``)."""
+        """The data of each task, in lines (``train.data_summary``)."""
         lines = [
             line for name, task in self.tasks.items() for line in summary(task, *self._splits[name])
         ]
@@ -264,7 +261,7 @@ class StudyInputs(Sizes):
         return lines
 
     def _own(self, name: str) -> tuple[Task, pd.DataFrame, pd.DataFrame]:
-        """One of the study's own tasks: its classes are known only from its rows."""
+        """One of the study's own tasks, with its rows, from which its classes are known."""
         from rankscope.train.own_data import read_own_task
 
         fixed = self.study.fixed

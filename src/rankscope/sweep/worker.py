@@ -182,7 +182,7 @@ class Worker:
         """Trains ``together`` and commits ``pack``, a part of it or all."""
         ids = [trial.id for trial in pack]
         with (
-            self.store.claim_dir(lease.number, ids) as work,
+            self.store.claim(lease.number).dir(ids) as work,
             stopping_between_steps() as stop_if_asked,
         ):
             all_folders = [
@@ -201,7 +201,7 @@ class Worker:
                 stop_if_asked()
 
             try:
-                with lease.beating(lambda: self.store.flush_scratch(lease.number)):
+                with lease.beating(lambda: self.store.claim(lease.number).flush_scratch()):
                     for trial, folder in zip(together, all_folders, strict=True):
                         folder.begin(trial, provenance=self.provenance)
                     self.train_pack(together, all_folders, progress, scratch=work / "scratch")
@@ -214,12 +214,12 @@ class Worker:
                 return
             except KeyboardInterrupt:
                 with contextlib.suppress(OSError):
-                    self.store.flush_scratch(lease.number)
+                    self.store.claim(lease.number).flush_scratch()
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it was, it is recorded
                 self._failed(lease, ids, error)
             else:
-                self.store.place(lease.number)
+                self.store.claim(lease.number).place()
                 self.outcome.trained += ids
                 if log is not None:
                     log()
@@ -230,8 +230,9 @@ class Worker:
             folder.path.name: folder.seal(store=self.store.id, claim=lease.number)
             for folder in folders
         }
-        self.store.flush(lease.number)
-        table = self.store.write_table(lease.number, folders)
+        claim = self.store.claim(lease.number)
+        claim.flush()
+        table = claim.write_table(folders)
         results = {folder.path.name: folder.result() for folder in folders}
         lease.end("commit", results=results, files=files, table=table)
 
@@ -251,5 +252,5 @@ class Worker:
         reason = f"{type(error).__name__}: {error}"
         with contextlib.suppress(LeaseLost):
             lease.end("fail", reason=reason, traceback=traceback.format_exc())
-            self.store.drop(lease.number)
+            self.store.claim(lease.number).drop()
             self.outcome.failed |= dict.fromkeys(ids, reason)
