@@ -30,30 +30,20 @@ def best_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
     """One row per configuration (model, task, method, rank, scaling) with the rate that validates
     best.
 
-    The metric of a rate is the mean over its seeds of each trial's best evaluation, a diverged
-    trial with what it reached before; averaging first keeps one lucky seed from choosing. A rate
-    that misses seeds which another rate of the configuration has can only win if no rate has them
-    all. Ties go to the smaller rate.
+    The metric of a rate is the mean over its seeds of each trial's best evaluation, including what
+    a diverged trial reached before; averaging first keeps one lucky seed from choosing. A rate that
+    lacks seeds of another rate can only win if no rate has them all. Ties go to the smaller rate.
 
-    Columns: the configuration, ``learning_rate``, ``value`` (mean metric there: where the study has
-    a ``validation_split``, on the rows that chose nothing), ``optimism`` (how much better it is on
+    Columns: the configuration, ``learning_rate``, ``value`` (mean metric there; with a
+    ``validation_split`` on the rows that chose nothing), ``optimism`` (how much better it is on
     the rows that chose; NaN without a split), ``spread`` (standard deviation over seeds, NaN for
-    one), ``seeds``, ``diverged`` (trials at that
-    rate), ``rates`` (how many were tried), ``lowest``, ``highest`` (of the grid), ``edge``
-    (one of `EDGES`), ``metric``.
+    one), ``seeds``, ``diverged`` (trials at that rate), ``rates`` (how many were tried),
+    ``lowest``, ``highest`` (of the grid), ``edge`` (one of `EDGES`), ``metric``.
     """
     columns = [
-        *CONFIGURATION,
-        "learning_rate",
-        "value",
-        "optimism",
-        "spread",
-        "seeds",
-        "diverged",
-        "rates",
-        "lowest",
-    ]
-    columns += ["highest", "edge", "metric"]
+        *CONFIGURATION, "learning_rate", "value", "optimism", "spread", "seeds", "diverged",
+        "rates", "lowest", "highest", "edge", "metric",
+    ]  # fmt: skip
     if trials.empty:
         return pd.DataFrame(columns=columns)
     held_out = trials["held_out"] if "held_out" in trials else pd.Series(np.nan, trials.index)

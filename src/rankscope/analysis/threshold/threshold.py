@@ -18,8 +18,8 @@ from rankscope.analysis.inference import (
 )
 from rankscope.analysis.threshold.attained import attained, best_by_configuration
 from rankscope.analysis.threshold.brackets import brackets, tolerated
-from rankscope.analysis.threshold.dose import fits
-from rankscope.analysis.threshold.evidence import NEAR, evidence
+from rankscope.analysis.threshold.dose import Fits, fits
+from rankscope.analysis.threshold.evidence import NEAR, Evidence, evidence
 from rankscope.analysis.threshold.losses import loss, premise
 
 # of the way to the next checkpoint that the ends of the dose are moved out: what lies anywhere in a
@@ -237,15 +237,16 @@ def threshold(
     known["premise"] = premise(near, best, constant)
     pairs = brackets(data, constant, float(best.mean()), HALF)
     known["tolerated"], known["spread"] = tolerated(pairs)
-    corners = [0.0, found.turn[0], found.floor[0], data.reach]
-    known["line"] = pd.DataFrame(
-        {
-            "log_drift": data.sign * np.array(corners),
-            "value": found.plateau[0] - found.fall[0] * np.array([0.0, 0.0, 1.0, 1.0]),
-        }
-    )
+    known["line"] = _line(data, found)
     answer, reason = _judged(known)
     return Threshold(answer=answer, reason=reason, brackets=pairs, attained=attained(data), **known)
+
+
+def _line(data: Evidence, found: Fits) -> pd.DataFrame:
+    """The corners of the fitted line, from no drift to the largest one."""
+    corners = [0.0, found.turn[0], found.floor[0], data.reach]
+    value = found.plateau[0] - found.fall[0] * np.array([0.0, 0.0, 1.0, 1.0])
+    return pd.DataFrame({"log_drift": data.sign * np.array(corners), "value": value})
 
 
 def _problem(trials: int, near: int, far: int, constant: float) -> str:
