@@ -148,6 +148,15 @@ def test_no_file_is_longer_than_300_lines(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 300, "find its second subject"
 
 
+def test_no_function_is_longer_than_60_lines() -> None:
+    assert not [
+        f"{path.relative_to(SOURCE)}: {node.name}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
+    ]
+
+
 def test_every_room_stands() -> None:
     assert {path.name for path in SOURCE.iterdir() if path.is_dir()} >= ROOMS
 

@@ -203,11 +203,8 @@ def threshold(
     if problem:
         return Threshold(answer="undecided", reason=problem, **known)
     excess = data.near.excess(noise)
-    found = fits(
-        data,
-        np.vstack([np.ones(data.trials), stratified_draws(data.strata, resamples, rng)]),
-        excess,
-    )
+    draws = stratified_draws(data.strata, resamples, rng)
+    found = fits(data, np.vstack([np.ones(data.trials), draws]), excess)
     gain = found.near - constant
     first = (
         float(np.clip(DEVIATIONS * noise / gain[0], TENTH, 1))
