@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from rankscope import __version__
-from rankscope.commands import adapters, results, studies
+from rankscope.commands import adapters, results, smaller, studies
 from rankscope.console import message, say
 from rankscope.parser import SHELLS, Completion, Parser
 from rankscope.startup import end_at_once, with_large_pages
@@ -149,14 +149,14 @@ COMMANDS: dict[
             adapters.judge_options,
         ),
         (
-            adapters.resize,
+            smaller.resize,
             "write a smaller copy of an adapter, with a proved bound on its error",
-            adapters.resize_options,
+            smaller.resize_options,
         ),
         (
-            adapters.extract,
+            smaller.extract,
             "write a full fine-tune's update as a LoRA adapter, with a proved bound on its error",
-            adapters.extract_options,
+            smaller.extract_options,
         ),
         (
             results.intervene,

@@ -158,6 +158,34 @@ def test_each_task_and_rule_for_itself():
         suggest(found, task="v")
 
 
+def test_a_seed_is_compared_at_the_rate_that_is_best_over_the_others():
+    """Rank 4 has three rates, each of which shines on one seed: over the other two another rate
+    leads, so that no seed counts what chose its own rate. Rank 64 has one rate, and keeps it."""
+    lucky = {1e-4: [0.90, 0.70, 0.71], 1e-3: [0.72, 0.91, 0.70], 1e-2: [0.70, 0.71, 0.89]}
+    found = study({4: [0.0] * 3, 64: [0.80, 0.81, 0.80]}, worse_rate=False)
+    plain = found.trials[found.trials["rank"].eq(64)]
+    rows = [
+        plain.assign(rank=4, learning_rate=rate, best=values, last=values, trial=names)
+        for (rate, values), names in zip(
+            lucky.items(), ([f"{a}{s}" for s in range(3)] for a in "abc"), strict=True
+        )
+    ]
+    trials = pd.concat([plain, *rows], ignore_index=True)
+    metrics = trials[["trial"]].assign(
+        step=1, epoch=1.0, train_loss=0.0, eval_loss=0.0, metric_value=trials["best"]
+    )
+    split = Frames(trials, metrics, found.spectra, found.comparison)
+    (one,) = suggest(split, margin=0.2)
+    # over seeds 1 and 2: 0.705, 0.805, 0.80: 1e-3, where seed 0 has 0.72; over seeds 0 and 2:
+    # 0.805, 0.71, 0.795: 1e-4, 0.70; over seeds 0 and 1: 0.80, 0.815, 0.705: 1e-3, 0.70
+    fair, single = np.array([0.72, 0.70, 0.70]), np.array([0.80, 0.81, 0.80])
+    small, large = one.ranks
+    assert small.worse == pytest.approx((single - fair).mean())
+    assert small.at_most == pytest.approx(upper(single - fair))
+    assert large.worse == pytest.approx((fair - single).mean())
+    assert "at the rate that is best over the others" in " ".join(one.notes)
+
+
 @pytest.mark.parametrize("margin", [0.0, -0.01, np.nan, np.inf])
 def test_a_margin_is_a_positive_number(margin: float):
     with pytest.raises(ValueError, match="expected a positive number"):

@@ -1,7 +1,8 @@
 """How a run was trained: by its own files, by the user's map, by the name of its folder.
 
 Where several say something, the first of these counts: the map, training_args.bin, files of
-arguments (args.json, training_args.yaml), a model card (README.md), the folder's name.
+arguments (args.json, training_args.yaml, axolotl's config.yml), a model card (README.md), the
+folder's name.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ NAMES = {
 WHOLE = ("seed", "max_length")
 BATCH = ("per_device_train_batch_size", "micro_batch_size", "train_batch_size")
 FILES = ("args.json", "training_args.json", "training_args.yaml")
+AXOLOTL = ("axolotl_config.yaml", "axolotl_config.yml", "config.yaml", "config.yml")
 END = r"(?=$|[-_./+,])"
 START = r"(?:^|[-_./+,])"
 PATTERNS = {
@@ -100,10 +102,11 @@ def _sources(run: Run, found: Said) -> Iterator[dict[str, Any]]:
         except ValueError as error:
             found.notes.append(str(error))
     places = [run.path, *(run.weights[step] for step in sorted(run.weights, reverse=True))]
-    for name in FILES:
+    for name in (*FILES, *AXOLOTL):
         for place in places:
             if text := _text(place / name):
-                yield _mapping(text)
+                own = _mapping(text)
+                yield own if name in FILES or "base_model" in own else {}
                 break
     for place in places:
         if text := _text(place / "README.md"):
@@ -157,6 +160,8 @@ def _settings(trainer: Mapping[str, Any]) -> dict[str, Any]:
     batch = next((b for name in BATCH if (b := number(trainer.get(name))) is not None), None)
     if batch is not None:
         found["batch_size"] = int(batch * (number(trainer.get("gradient_accumulation_steps")) or 1))
+    if (whole := number(trainer.get("total_train_batch_size"))) is not None:
+        found["batch_size"] = int(whole)  # of all devices: a model card says it
     if trainer.get("bf16") is True:
         found["precision"] = "bfloat16"
     return found

@@ -1,10 +1,10 @@
-"""Commands on trained weights: measure, judge, resize, extract."""
+"""Commands that read trained weights: measure, judge."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
+import sys
 from typing import Any
 
 from rankscope.console import bar, say
@@ -12,7 +12,12 @@ from rankscope.console import bar, say
 
 def measure_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("source", metavar="ADAPTER_OR_CHECKPOINT", help="a local path or a hub id")
+    add(
+        "sources",
+        nargs="+",
+        metavar="ADAPTER_OR_CHECKPOINT",
+        help="a local path or a hub id; several: side by side in one table",
+    )
     add("--base", metavar="MODEL", help="the pretrained model: adds W and W + dW")
     add("--layers", metavar="REGEX", help="only layers whose names match")
     add(
@@ -55,33 +60,34 @@ def measure_options(command: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> int:
-    from rankscope.measurement import measure as measuring
-    from rankscope.measurement.terminal import as_csv, settings_of, show, writable, write_parquet
+    from rankscope.measurement import side_by_side, terminal
+    from rankscope.measurement.measure import measure as measuring
 
+    several = len(options.sources) > 1
+    if several and options.suggest:
+        raise ValueError(f"--suggest: expected one source; found {len(options.sources)}")
     if options.parquet:
-        writable(options.parquet)  # fail before the work, not after it
-    with bar("measuring", total=None):
-        table = measuring.measure(
-            options.source,
-            base=options.base,
-            layers=options.layers,
-            rtol=options.rtol,
-            certify=options.certify,
-            alpha=options.alpha,
-            subfolder=options.subfolder,
-            revision=options.revision,
-            base_revision=options.base_revision,
-        )
+        terminal.writable(options.parquet)  # said before the work, not after
+    names = ["base", "layers", "rtol", "certify", "alpha", "subfolder", "revision", "base_revision"]
+    how = {name: getattr(options, name) for name in names}
+    with bar("measuring", total=len(options.sources) if several else None) as advance:
+        tables = []
+        for source in options.sources:
+            tables.append(measuring(source, **how))
+            advance(1)
+    table = side_by_side.SideBySide(tuple(tables)) if several else tables[0]
     if options.json:
         print(json.dumps(table.to_dict(), indent=1, allow_nan=False))
     elif options.csv:
-        print(as_csv(table, raw=options.raw), end="")
+        print(terminal.as_csv(table, raw=options.raw), end="")
     elif options.parquet:
-        write_parquet(table, options.parquet)
+        terminal.write_parquet(table, options.parquet)
     elif options.suggest:
-        print(json.dumps(settings_of(table, options.suggest / 100), indent=1))
+        print(json.dumps(terminal.settings_of(tables[0], options.suggest / 100), indent=1))
+    elif several:
+        side_by_side.show(side_by_side.SideBySide(tuple(tables)))
     else:
-        show(table)
+        terminal.show(tables[0])
     return _unmeasured(table, options.rtol)
 
 
@@ -133,6 +139,11 @@ def judge_options(command: argparse.ArgumentParser) -> None:
         "'drift < -0.5 or rho > 1'",
     )
     add("--layers", metavar="REGEX", help="only layers whose names match")
+    add(
+        "--figure",
+        metavar="FILE",
+        help="draw drift and rho of each run's checkpoint-N by step into a .svg, .pdf or .png",
+    )
     add("--json", action="store_true", help="one JSON object")
 
 
@@ -144,6 +155,10 @@ def judge(options: argparse.Namespace) -> int:
     asked = condition(options.fail_if) if options.fail_if is not None else None
     against = standing.shipped() if options.against is None else standing.reference(options.against)
     places = sources(options.sources)
+    if options.figure:
+        from rankscope.report import trajectory
+
+        trajectory.check_figure(options.figure, places)  # said before the work, not after
     with bar("judging", total=len(places)) as advance:
         found = []
         for place in places:
@@ -153,109 +168,11 @@ def judge(options: argparse.Namespace) -> int:
         print(json.dumps(standing.as_dict(found, options.base, against), indent=1, allow_nan=False))
     else:
         standing.show(found, against)
+    if options.figure:
+        written = trajectory.write_figure(found, options.figure)
+        print(f"figure: {written}", file=sys.stderr if options.json else sys.stdout)
     failed = [one.source for one in found if asked is not None and asked.holds(one)]
     if failed:
         say(f"{options.fail_if} holds for {len(failed)} of {len(found)}: {failed[0]}")
         return 4
-    return 0
-
-
-def resize_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("source", metavar="ADAPTER", help="a local path or a hub id")
-    _smaller(command)
-    add(
-        "--subfolder",
-        metavar="NAME",
-        help="which adapter of a folder or repository that holds several",
-    )
-    add("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
-
-
-def resize(options: argparse.Namespace) -> int:
-    from rankscope.measurement.resize import resize as resizing
-
-    with bar("resizing", total=None):
-        result = resizing(
-            options.source,
-            to=options.to,
-            **_goal(options),
-            subfolder=options.subfolder,
-            revision=options.revision,
-        )
-    return _written(result, options)
-
-
-def extract_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("source", metavar="TUNED", help="a full fine-tune: a local path or a hub id")
-    add("--base", required=True, metavar="MODEL", help="the pretrained model that it started from")
-    _smaller(command)
-    add("--revision", metavar="NAME", help="branch, tag or commit of TUNED")
-    add("--base-revision", metavar="NAME", help="branch, tag or commit of the base")
-
-
-def extract(options: argparse.Namespace) -> int:
-    from rankscope.measurement.extract import extract as extracting
-
-    with bar("extracting", total=None):
-        result = extracting(
-            options.source,
-            base=options.base,
-            to=options.to,
-            **_goal(options),
-            revision=options.revision,
-            base_revision=options.base_revision,
-        )
-    return _written(result, options)
-
-
-def _smaller(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("--to", required=True, metavar="OUT", help="the folder to write; it must not exist yet")
-    goal = command.add_mutually_exclusive_group(required=True)
-    goal.add_argument(
-        "--energy",
-        type=float,
-        metavar="X",
-        help="the smallest rank that holds this share of ||dW||_F^2, layer by layer, such as 0.95",
-    )
-    goal.add_argument("--rank", type=int, metavar="K", help="at most this rank in each layer")
-    goal.add_argument(
-        "--error",
-        type=float,
-        metavar="X",
-        help="the smallest rank with ||dW - dW_k||_F / ||dW||_F of at most this, layer by layer",
-    )
-    goal.add_argument(
-        "--budget",
-        type=_bytes,
-        metavar="BYTES",
-        help="the size of the weights file, such as 3000000 or 3MB: one threshold on the "
-        "singular values of all layers",
-    )
-    add("--json", action="store_true", help="print resize.json")
-
-
-def _bytes(text: str) -> int:
-    """3000000, 3MB, 3MiB."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(
-            f"expected bytes, such as 3000000, 3MB or 3MiB; found {text!r:.40}"
-        )
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** " kMGT".index(found[2] or " "))
-
-
-def _goal(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("energy", "rank", "error", "budget")}
-
-
-def _written(result: Any, options: argparse.Namespace) -> int:
-    from rankscope.measurement.terminal import show_resized
-
-    if options.json:
-        print(json.dumps(result.to_dict(), indent=1, allow_nan=False))
-    else:
-        show_resized(result)
     return 0

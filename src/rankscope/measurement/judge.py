@@ -63,6 +63,17 @@ class Judged:
         """sr(W + dW) / sr(W)."""
         return None if self.drift is None else 1 + self.drift
 
+    @property
+    def run(self) -> str | None:
+        """The folder of a ``checkpoint-N``; None of any other source."""
+        return str(Path(self.source).parent) if self.step is not None else None
+
+    @property
+    def step(self) -> int | None:
+        """N of a ``checkpoint-N``."""
+        found = CHECKPOINT.fullmatch(Path(self.source).name)
+        return int(found[1]) if found else None
+
 
 def judge(source: str | Path, *, base: str | Path, **how: Any) -> Judged:
     """``source`` measured against its base. ``ValueError``, one line, as ``measure``, and where no

@@ -47,5 +47,13 @@ def written_whole(place: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """JSON without NaN, which it does not have."""
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    """JSON without NaN, which it does not have: an entry a line, and an item a line of its lists,
+    which is quicker than ``indent`` for thousands of them."""
+    entries = [f"{json.dumps(name)}: {_lines(value)}" for name, value in content.items()]
+    path.write_text("{\n" + ",\n".join(entries) + "\n}\n", encoding="utf-8")
+
+
+def _lines(value: Any) -> str:
+    if not (isinstance(value, list) and value):
+        return json.dumps(value, allow_nan=False)
+    return "[\n " + ",\n ".join(json.dumps(one, allow_nan=False) for one in value) + "\n]"

@@ -136,7 +136,7 @@ def _cut(
             found[pair.layer] = _zero(alike, i)
         else:
             waiting[i] = first_rank(whole.sigma[i], goal, ranks.get(pair.layer))
-    p = whole.sigma.shape[-1]
+    p, stored = whole.sigma.shape[-1], alike.stored(pairs)
     while waiting:
         k = min(waiting.values())
         index = [i for i, own in waiting.items() if own == k]
@@ -146,7 +146,7 @@ def _cut(
             after = next_rank(
                 goal, k, r, cut.error + cut.uncertainty,
                 rounding=max(cut.error**2 - tail**2, 0.0) ** 0.5,
-                what=f"{cut.layer}: expected {alike.stored(pairs)}",
+                what=f"{cut.layer}: expected {stored}",
             )  # fmt: skip
             if after is None:
                 found[cut.layer] = cut, factors

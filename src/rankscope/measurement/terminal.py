@@ -7,7 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -21,8 +21,17 @@ from rankscope.measurement.suggest import SHARES
 from rankscope.measurement.table import Table
 from rankscope.spreadsheet import defused
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 SHOWN = 2000  # rows, and reasons to skip, on a terminal: a table of 60,000 takes it a minute
 ALWAYS = ("layer", "matrix", "stable rank")
+
+
+class Rows(Protocol):
+    """What can be written as rows: a ``Table``, or several side by side."""
+
+    def to_pandas(self) -> pd.DataFrame: ...
 
 
 def show(table: Table, console: Console | None = None) -> None:
@@ -103,7 +112,7 @@ def writable(path: str) -> Path:
     return place
 
 
-def write_parquet(table: Table, path: str) -> None:
+def write_parquet(table: Rows, path: str) -> None:
     """The rows as a Parquet file, whole or not at all: written beside ``path``, then renamed."""
     place = writable(path)
     partial = place.with_name(f".{place.name}.{os.getpid()}")
@@ -119,11 +128,11 @@ def plain(text: str) -> Text:
     return Text(visible(text))
 
 
-def as_csv(table: Table, *, raw: bool = False) -> str:
+def as_csv(table: Rows, *, raw: bool = False) -> str:
     """The rows, comma-separated, with control characters in names escaped; names that a spreadsheet
     would run as formulas have an apostrophe before them, unless `raw`."""
     frame = table.to_pandas()
-    for name in ("layer", "note"):
+    for name in frame.columns.intersection(["source", "layer", "note"]):
         frame[name] = frame[name].map(visible, na_action="ignore")
         if not raw:
             frame[name] = frame[name].map(defused, na_action="ignore")

@@ -14,6 +14,7 @@ from rankscope.analysis.conclusions import Conclusions, conclude
 from rankscope.analysis.drift import condensed, drift
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.settings import by_setting
+from rankscope.report.best import best_by_rank
 from rankscope.store import interventions
 from rankscope.store.store import Store
 
@@ -84,8 +85,9 @@ def analyze(
 
 
 def text(conclusions: Conclusions) -> str:
-    """The verdicts as ``rankscope analyze`` prints them: hypothesis, answer, reasons, caveats."""
-    lines: list[str] = []
+    """What ``rankscope analyze`` prints: the best metric by rank and rate; then the verdicts, each
+    with its hypothesis, answer, the sentences that say why, caveats."""
+    lines = best_by_rank(conclusions)
     for verdict in conclusions.verdicts:
         lines += [f"{verdict.hypothesis}  {verdict.question}  {verdict.verdict.upper()}"]
         lines += [f"    {sentence}" for sentence in verdict.sentences]

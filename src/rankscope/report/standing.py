@@ -130,9 +130,41 @@ def _share(value: float | None, others: list[float | None]) -> float | None:
     return None if value is None or not known else sum(x < value for x in known) / len(known)
 
 
+def trajectories(found: Sequence[Any]) -> dict[str, list[Any]]:
+    """Run -> its judged checkpoints in the order of their steps, of runs with two or more."""
+    runs: dict[str, list[Any]] = {}
+    for one in found:
+        if one.step is not None:
+            runs.setdefault(one.run, []).append(one)
+    return {
+        run: sorted(own, key=lambda one: one.step)
+        for run, own in runs.items()
+        if len({one.step for one in own}) > 1
+    }
+
+
+def sentences(found: Sequence[Any]) -> list[str]:
+    """One of each run: from its first to its last checkpoint."""
+    said = []
+    for run, own in trajectories(found).items():
+        first, last = own[0], own[-1]
+        parts = [
+            f"{name} {form.format(a)} -> {form.format(b)}"
+            for name, form in (("drift", "{:+.1%}"), ("rho", "{:.4g}"), ("stable_rank", "{:.4g}"))
+            if (a := getattr(first, name)) is not None and (b := getattr(last, name)) is not None
+        ]
+        parts = [part.replace("stable_rank", "sr(dW)") for part in parts]
+        said.append(f"{run}, step {first.step} -> {last.step}: {', '.join(parts)}")
+    return said
+
+
 def as_dict(found: Sequence[Any], base: str, against: dict[str, Any]) -> dict[str, Any]:
     """What ``judge --json`` prints. ``found``: what ``measurement.judge`` returned."""
-    sources = [asdict(one) | {"standing": standing(one.drift, one.rho, against)} for one in found]
+    sources = [
+        asdict(one)
+        | {"run": one.run, "step": one.step, "standing": standing(one.drift, one.rho, against)}
+        for one in found
+    ]
     return {
         "rankscope": __version__,
         "base": base,
@@ -164,6 +196,8 @@ def show(found: Sequence[Any], against: dict[str, Any]) -> None:
             out.print(Text(visible(f"{one.source}: {left}")))
         for line in standing(one.drift, one.rho, against):
             out.print(Text(visible(f"{one.source}: beside {against['name']}, {line['sentence']}")))
+    for sentence in sentences(found):
+        out.print(Text(visible(sentence)))
     out.print(Text(f"note: {WARNING}"))
 
 

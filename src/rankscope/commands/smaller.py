@@ -1,0 +1,140 @@
+"""Commands that write smaller adapters: resize, extract."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from typing import Any
+
+from rankscope.console import bar
+
+
+def resize_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("source", metavar="ADAPTER", help="a local path or a hub id")
+    _smaller(command)
+    add(
+        "--subfolder",
+        metavar="NAME",
+        help="which adapter of a folder or repository that holds several",
+    )
+    add("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
+    add("--base", metavar="MODEL", help="with --task: the model that it was trained on")
+    add(
+        "--task",
+        metavar="TASK",
+        help="its metric before and after on the same validation rows, with the paired difference",
+    )
+    add("--data", default="hub", metavar="DIR", help='the rows of --task: a folder, or "hub" (hub)')
+    add("--rows", type=int, default=512, metavar="N", help="the first N validation rows (512)")
+
+
+def resize(options: argparse.Namespace) -> int:
+    from rankscope.measurement.resize import resize as resizing
+
+    if (options.base is None) != (options.task is None):
+        raise ValueError("the metric before and after needs both --base MODEL and --task TASK")
+    rows, before = None, None
+    if options.task is not None:
+        from rankscope.interventions.beside import Rows
+
+        if options.subfolder or options.revision:
+            raise ValueError("--task: expected an adapter's own folder, without --subfolder")
+        rows = Rows(options.base, options.task, options.data, options.rows)
+        before = rows.answers(options.source)  # what cannot be evaluated is said before the work
+    with bar("resizing", total=None):
+        result = resizing(
+            options.source,
+            to=options.to,
+            **_goal(options),
+            subfolder=options.subfolder,
+            revision=options.revision,
+        )
+    if rows is None:
+        return _written(result, options)
+    from rankscope.report.paired import paired
+
+    found = paired(before, rows.answers(result.to))
+    if options.json:
+        content = {**result.to_dict(), "task": {"name": options.task, **vars(found)}}
+        print(json.dumps(content, indent=1, allow_nan=False))
+        return 0
+    status = _written(result, options)
+    print(found.line(options.task))
+    return status
+
+
+def extract_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("source", metavar="TUNED", help="a full fine-tune: a local path or a hub id")
+    add("--base", required=True, metavar="MODEL", help="the pretrained model that it started from")
+    _smaller(command)
+    add("--revision", metavar="NAME", help="branch, tag or commit of TUNED")
+    add("--base-revision", metavar="NAME", help="branch, tag or commit of the base")
+
+
+def extract(options: argparse.Namespace) -> int:
+    from rankscope.measurement.extract import extract as extracting
+
+    with bar("extracting", total=None):
+        result = extracting(
+            options.source,
+            base=options.base,
+            to=options.to,
+            **_goal(options),
+            revision=options.revision,
+            base_revision=options.base_revision,
+        )
+    return _written(result, options)
+
+
+def _smaller(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--to", required=True, metavar="OUT", help="the folder to write; it must not exist yet")
+    goal = command.add_mutually_exclusive_group(required=True)
+    goal.add_argument(
+        "--energy",
+        type=float,
+        metavar="X",
+        help="the smallest rank that holds this share of ||dW||_F^2, layer by layer, such as 0.95",
+    )
+    goal.add_argument("--rank", type=int, metavar="K", help="at most this rank in each layer")
+    goal.add_argument(
+        "--error",
+        type=float,
+        metavar="X",
+        help="the smallest rank with ||dW - dW_k||_F / ||dW||_F of at most this, layer by layer",
+    )
+    goal.add_argument(
+        "--budget",
+        type=_bytes,
+        metavar="BYTES",
+        help="the size of the weights file, such as 3000000 or 3MB: one threshold on the "
+        "singular values of all layers",
+    )
+    add("--json", action="store_true", help="print resize.json")
+
+
+def _bytes(text: str) -> int:
+    """3000000, 3MB, 3MiB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(
+            f"expected bytes, such as 3000000, 3MB or 3MiB; found {text!r:.40}"
+        )
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " kMGT".index(found[2] or " "))
+
+
+def _goal(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("energy", "rank", "error", "budget")}
+
+
+def _written(result: Any, options: argparse.Namespace) -> int:
+    from rankscope.measurement.terminal import show_resized
+
+    if options.json:
+        print(json.dumps(result.to_dict(), indent=1, allow_nan=False))
+    else:
+        show_resized(result)
+    return 0

@@ -1,0 +1,71 @@
+"""Trained updates of one base beside each other on the same rows of a task, as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from rankscope.interventions.bench import Bench
+from rankscope.interventions.families import OWN, Variant
+from rankscope.interventions.settings import Settings
+from rankscope.study.study_file import Study
+from rankscope.study.tasks import task_named
+from rankscope.study.trial import ALL_LINEAR
+from rankscope.sweep.inputs import StudyInputs
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Of one update on N validation rows: ``value`` of ``metric``, ``answers`` and ``labels``
+    (N,)."""
+
+    metric: str
+    value: float
+    answers: NDArray[Any]
+    labels: NDArray[Any]
+
+
+class Rows:
+    """The first ``rows`` validation rows of ``task``, and a model on which updates answer them.
+
+    Args:
+        base: the model that they were trained on, a folder or a hub id.
+        data: where the rows are: "hub", or a folder of <TASK>/{train,validation}.tsv.
+
+    ``ValueError`` or ``OSError``, one line, where model, task or rows are not there.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        task: str,
+        data: str,
+        rows: int,
+        *,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        asked: dict[str, Any] = {
+            "name": "rows",
+            "scientific": {"model": base, "task": task_named(task).name, "rank": 1},
+            "nuisance": {"learning_rate": 1e-3},
+            "fixed": {"data": data, "target_modules": ALL_LINEAR},
+        }
+        inputs = StudyInputs(Study(**asked, folder=Path.cwd()))
+        (trial, *_) = inputs.trials
+        train, validation = inputs.encoded(trial)
+        self.bench = Bench(
+            inputs.model_path(trial.model), inputs.tasks[trial.task], train, validation,
+            Settings(rows, 0), device=inputs.device, say=say,
+        )  # fmt: skip
+
+    def answers(self, source: str | Path) -> Answers:
+        """Of an adapter or a full fine-tune in PEFT's or transformers' format; ``ValueError``, one
+        line, for anything else."""
+        (table,) = self.bench.tables([(self.bench.open(source), [Variant(*OWN)])])
+        (line,) = table.to_dict("records")
+        labels = self.bench.validation.labels.numpy()
+        return Answers(str(line["metric"]), float(line["value"]), line["answers"], labels)
