@@ -248,7 +248,7 @@ def test_an_index_that_leads_elsewhere(tmp_path: Path, where: object) -> None:
 def test_a_shard_that_is_missing_or_lacks_a_tensor(tmp_path: Path) -> None:
     index = {"weight_map": {"a.weight": "model-1.safetensors", "b.weight": "model-1.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "names the shard model-1.safetensors; it isn't there" in refusal(tmp_path)
+    assert "names the shard model-1.safetensors, which is missing" in refusal(tmp_path)
     save_file({"a.weight": torch.ones(2, 2)}, tmp_path / "model-1.safetensors")
     assert "expected b.weight in model-1.safetensors" in refusal(tmp_path)
 
