@@ -112,5 +112,5 @@ def test_what_is_no_adapter_is_refused(tiny_models: dict[str, str], tmp_path: Pa
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     update = rs.LowRank(B=torch.ones(3, 1), A=torch.ones(1, 3))
-    with pytest.raises(ValueError, match="are for whole adapters"):
+    with pytest.raises(ValueError, match="only for whole adapters"):
         rs.edit(update, scale=0.5, layers="x")  # type: ignore[call-overload]
