@@ -243,11 +243,14 @@ def test_a_failed_trial_is_status_3_and_named(
 @pytest.mark.slow
 def test_stopped_by_ctrl_c_and_started_again(typed: Typed, study: Path, tmp_path: Path) -> None:
     """A driver with two workers, stopped while they train: what had finished stays, the rest is
-    trained once."""
+    trained once. A module of a library's name in the working folder disturbs nobody."""
     study.write_text(study.read_text().replace("steps = 8", "steps = 300"))
+    (tmp_path / "transformers.py").write_text("raise SystemExit(9)")
     store = tmp_path / "store"
+    command = [sys.executable, "-P", "-m", "rankscope.cli"]  # as the installed command starts
     process = subprocess.Popen(
-        [sys.executable, "-m", "rankscope.cli", "run", study, "--store", store, "--workers", "2"],
+        [*command, "run", study, "--store", store, "--workers", "2"],
+        cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

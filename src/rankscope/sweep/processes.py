@@ -122,4 +122,5 @@ def _stop(processes: Sequence[subprocess.Popen[str]]) -> None:
 
 
 def worker_command() -> list[str]:
-    return [sys.executable, "-m", "rankscope.sweep.worker_process"]
+    # -P: a module in the working folder, such as a transformers.py, is not imported
+    return [sys.executable, "-P", "-m", "rankscope.sweep.worker_process"]
