@@ -131,9 +131,19 @@ def peak(trials: list[Trial], inputs: StudyInputs) -> int:
     return held + used.peak
 
 
+LAYERS = {
+    "query and value": ["query", "value"],
+    "the lab's": ["query", "key", "value", "attention.output.dense"],
+    "all": ["all-linear"],
+}
+
+
+@pytest.mark.parametrize("layers", LAYERS)
 @pytest.mark.parametrize("rank", [1, 16, 128])
-def test_memory_of_one_more_trial_is_what_is_then_allocated(rank: int, tmp_path: Path) -> None:
-    inputs = lab_inputs(tmp_path)
+def test_memory_of_one_more_trial_is_what_is_then_allocated(
+    rank: int, layers: str, tmp_path: Path
+) -> None:
+    inputs = lab_inputs(tmp_path, target_modules=LAYERS[layers])
     trials = [t for t in inputs.trials if (t.task, t.rank, t.seed) == ("MRPC", rank, 0)]
     found = (peak(trials, inputs) - peak(trials[:1], inputs)) / (len(trials) - 1)
     counted = memory(trials[0], inputs.shape(trials[0]), inputs.rows(trials[0]))

@@ -18,13 +18,14 @@ LOGITS = 2**24  # of a language model that are held at once (``train.language``)
 
 @dataclass(frozen=True)
 class Site:
-    """One adapted matrix, m x n: whether its input carries a gradient, and whether it sees one
-    token of a row only."""
+    """One adapted matrix, m x n: whether its input carries a gradient, whether it sees one token of
+    a row only, and whether it reads its block's input, which query, key and value share."""
 
     m: int
     n: int
     differentiated: bool = True
     one_token: bool = False
+    reads_block: bool = True
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,12 @@ def memory(trial: Trial, shape: Shape, rows: Rows, widths: Widths = Widths()) ->
     else:
         held = shape.layers * (p * (9 * d + 5 * f) + n * 3 * d + scores) + p * 2 * f
     trained = shape.all if full else adapter_weights(trial, shape) + shape.head
-    inner = (
-        0 if full else sum(p * (trial.rank or 0) for site in shape.adapted if not site.one_token)
-    )
-    if trial.use_dora:  # what each gain multiplies
-        inner += sum(p * site.m for site in shape.adapted if not site.one_token)
+    inner = 0
+    for site in () if full else shape.adapted:
+        if not site.one_token:
+            inner += p * (trial.rank or 0)
+            inner += 0 if site.reads_block else p * site.n  # held for the gradient of A alone
+            inner += p * site.m if trial.use_dora else 0  # what each gain multiplies
     start = 0 if full else _start_weights(trial, shape)
     if shape.vocabulary:  # what the head is given, chosen, and its gradient
         inner += 3 * n * d

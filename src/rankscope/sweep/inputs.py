@@ -24,6 +24,7 @@ from rankscope.train.encoder import is_patchable
 from rankscope.train.loading import fingerprint as model_fingerprint
 from rankscope.train.loading import load_tokenizer, skeleton
 from rankscope.train.model import (
+    ATTENTION_INPUTS,
     accepted_inputs,
     default_targets,
     drawn_beside_head,
@@ -37,7 +38,6 @@ from rankscope.train.text_tokens import encode_text, learnt_tokens
 
 _SPLITS = ("train", "validation")
 METRIC = "metric"  # the fingerprint of a user's own metric
-_ATTENTION = {"query", "key", "value", "q", "k", "v"}
 
 
 class StudyInputs(Sizes):
@@ -159,7 +159,9 @@ class StudyInputs(Sizes):
             skeleton, found = self._skeletons[trial.model], None
             # BERT's family with adapters on the attention's inputs is covered by tests, and checked
             # before every pack; in its last block dropouts of other layers would see one token only
-            attention = {name.rsplit(".", 1)[-1] for name in trial.target_modules} <= _ATTENTION
+            attention = {
+                name.rsplit(".", 1)[-1] for name in trial.target_modules
+            } <= ATTENTION_INPUTS
             is_tested = trial.lora_dropout == 0 or (attention and not trial.use_dora)
             if not (is_tested and is_patchable(skeleton)):
                 from rankscope.train.packable import why_not_packed  # imports PEFT

@@ -30,6 +30,11 @@ QUERY_AND_VALUE = (
     ("c_attn",),
     ("in_proj",),
 )
+# Layers that read their block's input: one tensor, held once for the gradients of all of them.
+ATTENTION_INPUTS = {
+    *("query", "key", "value", "q", "k", "v", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin"),
+    *("v_lin", "query_proj", "key_proj", "value_proj", "query_key_value", "c_attn", "Wqkv"),
+}
 # where PEFT chooses otherwise, by model_type
 OTHERS = {"phi": ("q_proj", "v_proj", "fc1", "fc2")}
 
@@ -106,6 +111,7 @@ def shape_of(model: PreTrainedModel, target_modules: Sequence[str]) -> Shape:
                 n=weight_of(site).shape[1],
                 differentiated=f"{name}.weight" not in shared,
                 one_token=f"{name}.weight" in one_token,
+                reads_block=name.rsplit(".", 1)[-1] in ATTENTION_INPUTS,
             )
             for name, site in sites(model, target_modules).items()
         ),
