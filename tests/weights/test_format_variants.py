@@ -348,3 +348,93 @@ def test_factors_of_another_shape_than_matrices(tmp_path: Path, kind: str, resha
     parts[first] = reshape(parts[first]).contiguous()
     with pytest.raises(ValueError, match="expected factors that fit"):
         measure(kohya(tmp_path / "x.safetensors", parts))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bfloat16])
+def test_an_alpha_of_any_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
+    A, B = randn(3, 20), randn(24, 3)
+    parts = {"lora_up.weight": B, "lora_down.weight": A, "alpha": torch.tensor(6, dtype=dtype)}
+    check(measure(kohya(tmp_path / "x.safetensors", parts)), LAYER, 2 * B @ A)
+
+
+@pytest.mark.parametrize("stem", ["to_q_lora", "to_q.lora", "to_q.lora_linear_layer"])
+def test_an_alpha_beside_diffusers_older_names(tmp_path: Path, stem: str) -> None:
+    A, B = randn(3, 20), randn(24, 3)
+    parts = {"up.weight": B, "down.weight": A, "alpha": torch.tensor(6.0)}
+    save_file({f"unet.attn1.{stem}.{k}": v for k, v in parts.items()}, tmp_path / "x.safetensors")
+    table = measure(tmp_path / "x.safetensors")
+    check(table, "unet.attn1.to_q", 2 * B @ A)
+    assert notes(table) == {None}
+
+
+def test_xlabs_streams_of_flux(tmp_path: Path) -> None:
+    """double_blocks.N.processor.qkv_lora2 belongs to txt_attn.qkv."""
+    tensors, base, updates = {}, {}, {}
+    for stream, name in (("1", "img"), ("2", "txt")):
+        A, B, W = randn(3, 20), randn(60, 3), randn(60, 20)
+        flat = f"double_blocks.0.processor.qkv_lora{stream}"
+        tensors |= {f"{flat}.up.weight": B, f"{flat}.down.weight": A}
+        own = f"double_blocks.0.{name}_attn.qkv"
+        base[f"{own}.weight"], updates[own] = W, B @ A
+    save_file(tensors, tmp_path / "x.safetensors")
+    save_file(base, tmp_path / "base.safetensors")
+    table = measure(tmp_path / "x.safetensors", base=tmp_path / "base.safetensors")
+    for own, dW in updates.items():
+        check(table, own, dW, base[f"{own}.weight"])
+
+
+def test_the_text_encoders_of_sd3s_single_file(tmp_path: Path) -> None:
+    """Two of them have equal names of layers."""
+    tensors, base, updates = {}, {}, {}
+    for te, name, layer in (
+        ("te1", "clip_l", "text_model.encoder.layers.0.q"),
+        ("te2", "clip_g", "text_model.encoder.layers.0.q"),
+        ("te3", "t5xxl", "encoder.block.0.layer.0.SelfAttention.q"),
+    ):
+        A, B, W = randn(3, 20), randn(24, 3), randn(24, 20)
+        flat = f"lora_{te}_{layer.replace('.', '_')}"
+        tensors |= {f"{flat}.lora_up.weight": B, f"{flat}.lora_down.weight": A}
+        own = f"text_encoders.{name}.transformer.{layer}"
+        base[f"{own}.weight"], updates[own] = W, B @ A
+    save_file(tensors, tmp_path / "x.safetensors")
+    save_file(base, tmp_path / "base.safetensors")
+    table = measure(tmp_path / "x.safetensors", base=tmp_path / "base.safetensors")
+    for own, dW in updates.items():
+        check(table, own, dW, base[f"{own}.weight"])
+
+
+@pytest.mark.parametrize(
+    ("down", "up"),
+    [
+        ("unet:{}:down", "unet:{}:up"),  # of the first LoRA for Stable Diffusion
+        ("linear1.lora_down.{}.weight", "linear1.lora_up.{}.weight"),
+        ("lora_A.layers.{}", "lora_B.layers.{}"),
+    ],
+)
+def test_pairs_whose_names_differ_in_one_word(tmp_path: Path, down: str, up: str) -> None:
+    tensors = {down.format(i): randn(3, 20) for i in range(4)}
+    tensors |= {up.format(i): randn(24, 3) for i in range(4)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="found pairs that look like factors"):
+        measure(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("prefix", ["", "base_model.model."])
+def test_a_base_that_was_saved_with_the_adapter_in_it(tmp_path: Path, prefix: str) -> None:
+    A, B, W = randn(3, 20), randn(24, 3), randn(24, 20)
+    layer = "model.layers.0.q_proj"
+    names = {f"base_model.model.{layer}.lora_A.weight": A,
+             f"base_model.model.{layer}.lora_B.weight": B}  # fmt: skip
+    adapter = folder(tmp_path / "adapter", PEFT, "adapter_model.safetensors", names)
+    state = {f"{prefix}{layer}.base_layer.weight": W, f"{prefix}{layer}.lora_A.default.weight": A}
+    save_file(state, tmp_path / "base.safetensors")
+    check(measure(adapter, base=tmp_path / "base.safetensors"), layer, 2 * B @ A, W)
+
+
+def test_minloras_names(tmp_path: Path) -> None:
+    A, B, W = randn(3, 20), randn(24, 3), randn(24, 20)
+    inside = "h.0.q.parametrizations.weight.0"
+    torch.save({f"{inside}.lora_A": A, f"{inside}.lora_B": B}, tmp_path / "x.pt")
+    save_file({"h.0.q.weight": W}, tmp_path / "base.safetensors")
+    table = measure(tmp_path / "x.pt", base=tmp_path / "base.safetensors", alpha=6)
+    check(table, "h.0.q", 2 * B @ A, W)

@@ -17,7 +17,7 @@ from rankscope.weights.flat_names import flat_names, layer_of_flat
 from rankscope.weights.hub import Place, place
 from rankscope.weights.matrix import Skipped
 from rankscope.weights.quantized import dequantised, packing
-from rankscope.weights.tensors import READABLE, Tensors, unreadable
+from rankscope.weights.tensors import READABLE, Tensors, renamed, unreadable
 
 # Layers that Transformers builds as Conv1D, whose weight is stored (in, out).
 CONV1D = {
@@ -236,6 +236,7 @@ def open_base_model(source: str | Path, *, revision: str | None = None) -> BaseM
     else:
         where = place(source, revision=revision)
         tensors = open_checkpoint(where)
+    tensors = _without_adapters(tensors)
     config = where.find("config.json")
     content = read_json(config) if config is not None else {}
     model_type, packing = content.get("model_type"), content.get("quantization")
@@ -244,6 +245,13 @@ def open_base_model(source: str | Path, *, revision: str | None = None) -> BaseM
         model_type if isinstance(model_type, str) else None,
         packing if isinstance(packing, dict) else {},
     )
+
+
+def _without_adapters(tensors: Tensors) -> Tensors:
+    """A PeftModel's whole state under the base's names."""
+    plain = {name.replace(f"{NESTED}.", "."): name for name in tensors}
+    wrapped = len(plain) == len(tensors.headers) and any(f"{NESTED}." in name for name in tensors)
+    return renamed(tensors, plain) if wrapped else tensors
 
 
 def _endings(tensors: Tensors) -> dict[str, str]:

@@ -11,8 +11,14 @@ import re
 from collections.abc import Iterable
 
 T5_OF_FLUX = ("text_encoder_3_", "text_encoder_2")
-# The text encoders of a pipeline's folders, and of a single file of SDXL.
-TEXT_ENCODER = re.compile(r"(text_encoder(?:_\d)?)\.|conditioner\.embedders\.(\d)\.")
+# The text encoders of a pipeline's folders, and of a single file of SDXL or of SD3.
+TEXT_ENCODER = re.compile(
+    r"(text_encoder(?:_\d)?)\.|conditioner\.embedders\.(\d)\.|text_encoders\.(clip_l|clip_g|t5xxl)\."
+)
+SINGLE_FILE = {
+    "0": "text_encoder", "1": "text_encoder_2",
+    "clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5xxl": "text_encoder_3",
+}  # fmt: skip
 BLOCK = re.compile(r"(?:input_blocks_(\d+)|middle_block|output_blocks_(\d+))_(\d)_(.+)")
 RESNET = {
     "in_layers_0": "norm1", "in_layers_2": "conv1", "emb_layers_1": "time_emb_proj",
@@ -34,8 +40,11 @@ def flat_names(layers: Iterable[str]) -> dict[str, str]:
     names: dict[str, set[str]] = {}
     for layer in layers:
         parts = layer.split(".")
-        for cut in range(min(5, len(parts))):
-            flat = "_".join(parts[cut:])
+        flats = ["_".join(parts[cut:]) for cut in range(min(5, len(parts)))]
+        if (found := TEXT_ENCODER.match(layer)) is not None:
+            inner = layer[found.end() :].removeprefix("transformer.").replace(".", "_")
+            flats.append(f"{_text_encoder(layer)}_{inner}")
+        for flat in flats:
             for name in {flat, as_diffusers(flat)}:
                 names.setdefault(name, set()).add(layer)
     return {flat: found.pop() for flat, found in names.items() if len(found) == 1}
@@ -86,5 +95,4 @@ def _text_encoder(layer: str) -> str | None:
     """Which of a pipeline's text encoders a layer belongs to; None if its name does not say."""
     if (found := TEXT_ENCODER.match(layer)) is None:
         return None
-    single = {"0": "text_encoder", "1": "text_encoder_2"}
-    return found[1] or single.get(found[2], f"text_encoder_{found[2]}")
+    return found[1] or SINGLE_FILE.get(found[2] or found[3], f"text_encoder_{found[2]}")

@@ -27,6 +27,7 @@ from rankscope.weights.matrix import Layer, Reading, Skipped
 from rankscope.weights.tensors import READABLE, Tensors, as_matrix
 
 EMBEDDING = re.compile(r"(.*\.)?(\w*embed\w*|wte|wpe|shared)")
+NUMBERS = ("alpha", "scale", "scalar")  # of any dtype: many files hold alpha as a whole number
 OWN_WEIGHT = (
     "the file also holds this layer's weight: saved after .eval(), it already contains s B A"
 )
@@ -56,7 +57,8 @@ def _site_matrices(file: LoraFile, site: Site, own: str) -> Reading:
     factors = {part: name for part, name in site.parts.items() if part != "diff_b"}
     if not factors:
         return
-    if any(headers[name].dtype not in READABLE for name in factors.values()):
+    matrices = [name for part, name in factors.items() if part not in NUMBERS]
+    if any(headers[name].dtype not in READABLE for name in matrices):
         yield Skipped(own, "its factors are not stored as floating-point matrices")
     elif "diff" in factors:
         yield from _difference(file, factors["diff"], own)

@@ -18,7 +18,7 @@ LAYER = r"(?P<layer>.+?)"
 # processor.to_q_lora.down.weight.
 STYLES = {
     "kohya": r"\.(?P<part>lora_up|lora_down|lora_mid)(?:\.default)?\.weight",
-    "diffusers": r"[._]lora(?:_linear_layer)?\.(?P<part>up|down)\.weight",
+    "diffusers": r"[._]lora(?:_linear_layer)?(?P<stream>[12]?)\.(?P<part>up|down)\.weight",
     "peft": r"\.(?P<part>lora_A|lora_B)(?:\.(?!weight$)[^.]+)?\.weight",
     "loralib": r"(?:\.loras\.[^.]+)?\.(?P<part>lora_A|lora_B)",  # AdapterHub, LitGPT
     "torchtune": r"\.(?P<part>lora_a|lora_b)\.weight",
@@ -43,6 +43,14 @@ NO_FACTORS = re.compile(LAYER + r"\.(?P<part>oft_blocks|oft_diag|on_input|a1|a2|
 ALONE = ("oft_blocks", "oft_diag", "on_input")  # models use the other names as well
 # Names of the two factors of a pair; other names count only if r is small.
 SAID = re.compile(r"lora|adapter|(^|[._])(a|b|down|up|left|right|low|rank)([._]|$)", re.IGNORECASE)
+# Words of one name that differ between two factors: lora_down.0 and lora_up.0, unet:0:down and :up.
+OPPOSITES = re.compile(r"(?:(?<=[._:/])|^)(?:a|b|down|up|left|right|u|v)(?=[._:/]|$)", re.I)
+# XLabs' files of Flux name a block's two streams by numbers: double_blocks.0.processor.qkv_lora2.
+XLABS = re.compile(r"\.processor\.(\w+)$")
+STREAMS = {"1": "img", "2": "txt"}
+PARAMETRIZED = re.compile(r"\.parametrizations\.weight\.\d+$")  # torch's, of minLoRA
+# where diffusers' older names end, before an alpha
+LORA_ENDING = re.compile(r"[._]lora(?:_linear_layer)?$")
 # times r at most min(m, n), of a pair whose names say nothing: a transformer's MLP has 4 r = m = n
 SMALL = 4
 
@@ -91,10 +99,12 @@ def check_no_factors(tensors: Tensors) -> None:
         for name, header in tensors.headers.items()
         if header.dtype in READABLE and len(header.shape) == 2
     }
-    modules: dict[str, list[str]] = {}
+    modules: dict[tuple[str, str], list[str]] = {}
     for name in shapes:
-        modules.setdefault(_module(name), []).append(name)
-    pairs = [names for names in modules.values() if len(names) == 2 and _are_factors(names, shapes)]
+        modules.setdefault(("module", _module(name)), []).append(name)
+        modules.setdefault(("but for a word", OPPOSITES.sub("*", name)), []).append(name)
+    twos = [names for names in modules.values() if len(names) == 2]
+    pairs = list({tuple(names): names for names in twos if _are_factors(names, shapes)}.values())
     if 3 * len(pairs) > len(shapes):
         one, other = pairs[0]
         raise ValueError(
@@ -128,6 +138,7 @@ def lora_names(tensors: Tensors) -> LoraNames:
         else:
             others.append(name)
     for layer, part, name in beside:
+        layer = layer if layer in sites else LORA_ENDING.sub("", layer)
         if layer in sites or part in ("diff", "diff_b"):
             _add(tensors, sites.setdefault(layer, Site(layer, "kohya", {})), part, name)
         else:  # the alpha of a method without factors, or a model's parameter of that name
@@ -145,12 +156,15 @@ def _style(name: str) -> tuple[str, str, str] | None:
         return None
     for style, pattern in PATTERNS.items():
         if (found := pattern.fullmatch(name)) is not None:
-            return style, _plain(found["layer"]), LETTER.get(found["part"], found["part"])
+            layer = found["layer"]
+            if stream := found.groupdict().get("stream"):
+                layer = XLABS.sub(rf".{STREAMS[stream]}_attn.\1", layer)
+            return style, _plain(layer), LETTER.get(found["part"], found["part"])
     return None
 
 
 def _plain(layer: str) -> str:
-    return layer.replace(".processor.", ".")
+    return PARAMETRIZED.sub("", layer.replace(".processor.", "."))
 
 
 def _add(tensors: Tensors, site: Site, part: str, name: str) -> None:
