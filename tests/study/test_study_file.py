@@ -179,7 +179,7 @@ def test_recipes_of_hu_et_al() -> None:
     assert (base.batch_size, base.epochs, base.lora_alpha, base.max_length) == (32, 80, 8, 512)
     assert (large.batch_size, large.epochs, large.lora_alpha, large.max_length) == (8, 20, 16, 512)
     full = {t.learning_rate for t in study.trials(d) if t.method == "full"}
-    assert min(full) < 1e-5 < 2e-5 < max(full)  # published rates lie inside, so H5 has a best to find
+    assert min(full) < 1e-5 < 2e-5 < max(full)  # published rates lie inside
 
 
 @pytest.mark.parametrize(
