@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import builtins
 import importlib.metadata
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -120,21 +120,13 @@ def test_a_shell_completes_commands_options_and_files(
     assert completed("rankscope", "measure", "ada") == ["adapter"]
 
 
-def test_without_shtab_it_says_what_to_install(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    load = builtins.__import__
-
-    def without(name: str, *rest: Any, **more: Any) -> Any:
-        if name == "shtab":
-            raise ImportError(name)
-        return load(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(SystemExit) as end:
-        main(["--print-completion", "zsh"])
-    assert end.value.code == 2
-    assert "Type: pip install shtab" in capsys.readouterr().err
+def test_without_shtab_it_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "shtab.py").write_text("raise ImportError")  # found before the installed one
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    command = [sys.executable, "-m", "rankscope.cli", "--print-completion", "zsh"]
+    ended = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True)
+    assert ended.returncode == 2
+    assert b"Type: pip install shtab" in ended.stderr
 
 
 def test_every_option_that_takes_files_is_completed_with_files() -> None:

@@ -65,20 +65,19 @@ def test_a_proof_exists_above_sigma_1_and_none_below(excess: float) -> None:
         assert sigma <= bound <= sigma * (1 + excess + 1e-9)
 
 
-def test_when_lanczos_misses_the_proof_falls_back_to_a_dense_svd(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    M = draw(80, 60)
-    monkeypatch.setattr(
-        "rankscope.linalg.sigma.certified_bound", lambda group, tau: tau * torch.inf
-    )
-    found = la.spectral_norm(M, 1e-3, certify=True)
-    assert (
-        found.lower
-        <= float(torch.linalg.matrix_norm(M, 2))
-        <= found.upper
-        <= found.lower * (1 + 1e-9)
-    )
+def test_where_lanczos_misses_sigma_1_no_proof_is_found_and_eigenvalues_are_taken() -> None:
+    """A matrix made against a known start: its first right singular vector is orthogonal to it."""
+    start = torch.randn(60, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    V = torch.linalg.qr(torch.column_stack([start, draw(60, 59)])).Q.roll(1, 1)
+    first, others = V[:, :1], V[:, 1:] @ torch.linalg.qr(draw(59, 59, seed=1)).Q
+    sigma = torch.tensor([1.2, *torch.linspace(1, 0.1, 59)], dtype=torch.float64)
+    M = torch.linalg.qr(draw(80, 60, seed=2)).Q * sigma @ torch.column_stack([first, others]).mT
+    for certify in (False, True):
+        source = torch.Generator().manual_seed(0)
+        found = la.spectral_norm(M, 0.05, certify=certify, generator=source)
+        assert bool(found.upper >= 1.2 - 1e-9) is certify
+    assert found.lower <= 1.2 + 1e-12
+    assert found.upper <= found.lower * (1 + 1e-9)
 
 
 def test_a_narrow_wish_is_met_in_float64() -> None:

@@ -41,12 +41,14 @@ def test_w_and_an_update_at_initialisation() -> None:
     assert found.lower <= true_rank(W) <= found.upper <= found.lower * 1.001
 
 
-def test_what_lanczos_does_not_reach_is_computed_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps are too few for any of these: each is finished from the eigenvalues of its Gram
-    matrix."""
-    monkeypatch.setattr("rankscope.linalg.sigma.PATIENCE", 2)
-    stack = torch.stack([gaussian(120, 70), gaussian(120, 70, seed=1) * torch.logspace(0, -6, 70)])
-    found = la.stable_rank(stack)
+def test_what_lanczos_does_not_reach_is_computed_exactly() -> None:
+    """Hundreds of singular values close to sigma_1: the eigenvalues of the Gram matrix cost less
+    than the steps that would tell them apart."""
+    U, V = (torch.linalg.qr(gaussian(310, 300, seed=s).double()).Q for s in (0, 1))
+    stack = torch.stack(
+        [U * (1 - gap * torch.linspace(0, 1, 300) ** 2) @ V.mT for gap in (1e-2, 1e-1)]
+    )
+    found = la.stable_rank(stack, 1e-5)
     assert found.method == "gram"
     assert found.confidence.tolist() == [1, 1]
     for M, one in zip(stack, (found[0], found[1]), strict=True):
