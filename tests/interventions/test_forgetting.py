@@ -18,9 +18,8 @@ from noisy import adapter
 from rankscope.cli import main
 from rankscope.evaluation.pack import Edited
 from rankscope.evaluation.trained import read_trained
-from rankscope.interventions import forgetting
 from rankscope.interventions.families import Variant
-from rankscope.interventions.forgetting import Forgetting, text_of
+from rankscope.interventions.forgetting import LARGEST, Forgetting, text_of
 from rankscope.interventions.settings import Settings
 from rankscope.interventions.variants import Edits
 from rankscope.train.loading import load_model
@@ -192,13 +191,11 @@ def test_refusals(
     assert says in line, line
 
 
-def test_only_the_beginning_of_a_large_text_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_beginning_of_a_large_text_is_read(tmp_path: Path) -> None:
     """Also where the limit cuts a letter."""
-    monkeypatch.setattr(forgetting, "LARGEST", 5)
-    (tmp_path / "t.txt").write_text("abcdé and more", encoding="utf-8")
-    assert text_of(tmp_path / "t.txt") == "abcd"
+    start = "a" * (LARGEST - 1)
+    (tmp_path / "t.txt").write_text(f"{start}é and more", encoding="utf-8")
+    assert text_of(tmp_path / "t.txt") == start
 
 
 def test_settings_without_a_text_keep_their_key() -> None:

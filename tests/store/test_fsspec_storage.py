@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import pandas as pd
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pretend import TRIALS, create, pretend, run
 from rankscope.store.place import storage_at
@@ -77,48 +79,56 @@ def test_an_heir_elsewhere_finds_the_scratch(
     assert Store(bucket).storage.names("work") == []
 
 
-def test_killed_between_commit_and_move(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+class Disturbed(MemoryFileSystem):  # type: ignore[misc]
+    """Files in memory; before each copy the next of ``disturbances`` happens."""
+
+    protocol = "disturbed"
+    disturbances: ClassVar[list[Callable[[], None]]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("disturbed://"))
+
+    def copy(self, *arguments: Any, **settings: Any) -> None:
+        if self.disturbances:
+            self.disturbances.pop(0)()
+        super().copy(*arguments, **settings)
+
+
+@pytest.fixture
+def disturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a store on ``Disturbed``."""
+    monkeypatch.setenv("RANKSCOPE_CACHE", str(tmp_path / "cache"))
+    fsspec.register_implementation("disturbed", Disturbed, clobber=True)
+    return f"disturbed://{tmp_path.name}"
+
+
+def nothing() -> None: ...
+
+
+def dies() -> None:
+    raise KeyboardInterrupt
+
+
+def test_killed_between_commit_and_move(disturbed: str) -> None:
     """Committed, half copied, dead: the next worker puts the rest in place, and trains nothing of
     it again."""
-    store = create(bucket)
-    copy, calls = store.storage.fs.copy, []  # type: ignore[attr-defined]
-
-    def dying(*arguments: Any) -> None:
-        calls.append(1)
-        if len(calls) > 2:
-            raise KeyboardInterrupt
-        copy(*arguments)
-
-    monkeypatch.setattr(store.storage.fs, "copy", dying)  # type: ignore[attr-defined]
+    Disturbed.disturbances[:] = [nothing, nothing, dies]
     with pytest.raises(KeyboardInterrupt):
-        run(store)
-    monkeypatch.setattr(store.storage.fs, "copy", copy)  # type: ignore[attr-defined]
-    again = run(Store(bucket))
+        run(create(disturbed))
+    again = run(Store(disturbed))
     assert len(again) == len(TRIALS) - 2
-    assert len(Store(bucket).trials()) == len(TRIALS)
+    assert len(Store(disturbed).trials()) == len(TRIALS)
 
 
-def test_a_peer_that_finishes_the_same_move(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_finishes_the_same_move(disturbed: str) -> None:
     """A worker died between commit and move; of two that go on with it one is faster, and
     removes what the other copies."""
-    store = create(bucket)
-    files, copy = store.storage.fs, store.storage.fs.copy  # type: ignore[attr-defined]
-
-    def dying(*arguments: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "copy", dying)
-        with pytest.raises(KeyboardInterrupt):
-            run(store)
-    slow, fast = Store(bucket), Store(bucket)
-
-    def overtaken(*arguments: Any) -> None:
-        monkeypatch.setattr(files, "copy", copy)
-        fast.recover()
-        copy(*arguments)
-
-    monkeypatch.setattr(files, "copy", overtaken)
+    Disturbed.disturbances[:] = [dies]
+    with pytest.raises(KeyboardInterrupt):
+        run(create(disturbed))
+    slow, fast = Store(disturbed), Store(disturbed)
+    Disturbed.disturbances[:] = [lambda: print(fast.recover())]
     slow.recover()
     assert len(slow.done_ids()) == 2
     assert len(run(slow)) == len(TRIALS) - 2

@@ -14,14 +14,12 @@ from typing import Any
 import pytest
 
 from pretend import TRIALS, create, pretend, run
-from rankscope.store import lease
-from rankscope.store.lease import FailureDetector, Lease, LeaseLost, WorkerLock, is_gone
+from rankscope.store.lease import FailureDetector, Lease, LeaseLost, WorkerLock, boot, is_gone
 from rankscope.store.log import Claim, Log
 from rankscope.store.storage import LocalStorage
 from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.trial import Trial
-from rankscope.sweep import worker as worker_loop
 from rankscope.sweep.worker import DEATHS, Worker, given_up
 
 ELSEWHERE = {"host": "elsewhere", "boot": "another"}
@@ -124,15 +122,15 @@ def test_the_kernel_says_who_is_dead(tmp_path: Path) -> None:
     """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    claim = Claim(1, process.stdout.readline().strip(), "here", lease.boot(), ("a",))
+    claim = Claim(1, process.stdout.readline().strip(), "here", boot(), ("a",))
     assert is_gone(claim) is False
     process.kill()
     process.wait()
     process.stdout.close()
     assert is_gone(claim) is True
     assert is_gone(Claim(1, claim.worker, "there", "another boot", ("a",))) is None
-    assert is_gone(Claim(1, "../" + claim.worker, "here", lease.boot(), ("a",))) is None
-    assert is_gone(Claim(1, "0" * 32, "here", lease.boot(), ("a",))) is None
+    assert is_gone(Claim(1, "../" + claim.worker, "here", boot(), ("a",))) is None
+    assert is_gone(Claim(1, "0" * 32, "here", boot(), ("a",))) is None
 
 
 def test_a_living_worker_is_present() -> None:
@@ -230,18 +228,14 @@ def test_two_workers_share_a_store(tmp_path: Path) -> None:
     assert all(trained)
 
 
-def test_who_waits_takes_over_from_the_dead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_waits_takes_over_from_the_dead(tmp_path: Path) -> None:
     """A worker elsewhere holds a pack and beats no more: after PATIENCE its pack is trained
     here."""
-    monkeypatch.setattr(lease, "BEAT", 0.05)
-    monkeypatch.setattr(worker_loop, "POLL", 0.05)
     store = create(tmp_path / "s")
     pack = store.packs(size=2)[0]
     held = store.log.claim([t.id for t in pack], worker="dead", **ELSEWHERE)
     worker = Worker(Store(store.path), store.packs(size=2), pretend, retries=0, provenance={})
-    worker.detector = FailureDetector(worker.log, patience=0.3)
+    worker.detector = FailureDetector(worker.log, patience=0.3, every=0.05)
     assert sorted(worker.run().trained) == sorted(t.id for t in TRIALS)
     assert held not in worker.log.live
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import re
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +16,6 @@ from rankscope.store.store import Store
 from rankscope.study.cost import base_memory, device_named, memory, widths
 from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial
-from rankscope.sweep import machine
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.machine import (
     PACK_SIZE,
@@ -25,45 +28,40 @@ from rankscope.sweep.machine import (
     workers_with_room,
 )
 from rankscope.sweep.plan import forecast
-from rankscope.sweep.run import _workers as workers_of
-from rankscope.sweep.speed import speed, speed_here
+from rankscope.sweep.run import chosen_workers
+from rankscope.sweep.speed import fastest, speed, speed_here
 
 GB = 1e9
 
 
-def test_memory_that_others_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_others_hold() -> None:
     """9 GB are free, and a worker needs 2.4 GB and its program's 0.6: three fit, not four."""
-    monkeypatch.setattr(machine.system, "free_memory", lambda: 9 * GB)
-    monkeypatch.setattr(machine, "left_by_cgroup", lambda: math.inf)
-    count, line = workers_with_room(4, 2.4 * GB)
+    count, line = workers_with_room(4, 2.4 * GB, free=9 * GB)
     assert (count, line) == (
         3,
         "9 GB of memory are free, and a worker of this study needs about 3 GB: there is room for "
         "3.0 of 4",
     )
-    assert workers_with_room(3, 2.4 * GB) == (3, None)
-    monkeypatch.setattr(machine, "left_by_cgroup", lambda: 1.5 * GB)  # a container's own limit
-    count, line = workers_with_room(2, 2.4 * GB)
+    assert workers_with_room(3, 2.4 * GB, free=9 * GB) == (3, None)
+    count, line = workers_with_room(2, 2.4 * GB, free=1.5 * GB)
     assert count == 1
     assert line is not None
     assert line.endswith("room for 0.5 of 2")
 
 
 def test_a_run_takes_the_workers_that_fit(
-    lab: StudyInputs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    lab: StudyInputs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The largest pack decides; what a user asks for is done, and said."""
     packs = [lab.trials[:1], lab.trials[:8]]
-    need = lab.memory(packs[1]) + machine.PROGRAM
     assert lab.memory(packs[0]) < lab.memory(packs[1])
-    monkeypatch.setattr(machine.system, "free_memory", lambda: 1.5 * need)
-    monkeypatch.setattr(machine, "left_by_cgroup", lambda: math.inf)
-    monkeypatch.setattr("rankscope.sweep.run.default_workers", lambda: 2)
-    assert workers_of(lab, None, packs) == 1
-    assert "room for 1.5 of 2; taking 1; --workers N decides otherwise" in capsys.readouterr().err
-    assert workers_of(lab, 2, packs) == 2
-    assert "room for 1.5 of 2; 2, as asked" in capsys.readouterr().err
-    assert workers_of(lab, None, packs[:1]) == 1  # no more than packs, and not a word
+    huge: Any = types.SimpleNamespace(memory=lambda pack: len(pack) ** 5 * GB)  # 32 TB for eight
+    assert chosen_workers(huge, None, packs) == 1
+    said = capsys.readouterr().err
+    assert re.search(r"room for 0\.0 of \d+; taking 1; --workers N decides otherwise", said)
+    assert chosen_workers(huge, 2, packs) == 2
+    assert "room for 0.0 of 2; 2, as asked" in capsys.readouterr().err
+    assert chosen_workers(lab, None, packs[:1]) == 1  # no more than packs, and not a word
     assert capsys.readouterr().err == ""
 
 
@@ -166,20 +164,20 @@ def test_a_gpu_that_is_here_counts_them_too() -> None:
     assert source.endswith("measured here; busy")
 
 
-def test_a_rate_of_a_busy_machine_is_measured_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rate_of_a_busy_machine_is_measured_again(tmp_path: Path) -> None:
     """The fastest counts; one of an idle machine is kept for good, one of a busy one until then."""
-    monkeypatch.setenv("RANKSCOPE_CACHE", str(tmp_path))
-    found = []
-    #                 load, what would be measured
-    for load, rate in ((9.0, 1e9), (9.0, 9e9), (0.1, 3e9), (0.1, 9e9), (9.0, 9e9)):
-        monkeypatch.setattr("rankscope.sweep.speed._load", lambda load=load: load)
-        monkeypatch.setattr("rankscope.sweep.speed.matrix_rate", lambda device, rate=rate: rate)
-        said = speed([], None, "cpu", None, 2)
-        assert ("9.0 processes compute" in said.source) == (load > 1)
-        found.append(said.rate / 0.35)
-    assert found == pytest.approx([1e9, 1e9, 3e9, 3e9, 3e9])
-    (kept,) = (tmp_path / "speed").glob("*.json")
+    kept = tmp_path / "speed.json"
+    #        busy, what would be measured
+    looks = ((True, 1e9), (True, 9e9), (False, 3e9), (False, 9e9), (True, 9e9))
+    found = [fastest(kept, lambda rate=rate: rate, busy=busy) for busy, rate in looks]
+    assert found == [1e9, 1e9, 3e9, 3e9, 3e9]
     kept.write_text("{")  # disposable
-    assert speed([], None, "cpu", None, 2).rate == pytest.approx(0.35 * 9e9)
+    assert fastest(kept, lambda: 9e9, busy=True) == 9e9
+
+
+def test_a_plan_measures_this_machine_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKSCOPE_CACHE", str(tmp_path))
+    found = speed([], None, "cpu", None, 2)
+    (kept,) = (tmp_path / "speed").glob("*.json")
+    assert found.rate == pytest.approx(0.35 * json.loads(kept.read_text())["rate"])
+    assert found.source.startswith("35% of ")

@@ -3,6 +3,7 @@ and a formula in numpy."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
+import pretend
 from conftest import TARGETS
-from rankscope.evaluation.evaluate import Evaluation
 from rankscope.evaluation.midpoint import linear_cka
 from rankscope.store.store import Store
 from rankscope.study.study_file import Study
@@ -24,7 +25,7 @@ from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.run import run
 from training import encoded
 
-ROWS = 24
+ROWS = 24  # all validation rows of the data
 
 
 def study(model: str, data: Path, architecture: str) -> Study:
@@ -58,9 +59,7 @@ def ran(
 ) -> tuple[str, Study, Store]:
     path = tiny_models[request.param]
     own = study(path, tiny_data, request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(midpoints, "ROWS", ROWS)
-        return request.param, own, run(own, tmp_path_factory.mktemp("store"), quiet=True)
+    return request.param, own, run(own, tmp_path_factory.mktemp("store"), quiet=True)
 
 
 def plain(store: Store, base: str, trial: str) -> Any:
@@ -123,57 +122,57 @@ def test_barriers_are_those_of_averaged_dense_weights(
         assert row.cka == pytest.approx(wanted, abs=1e-5)
 
 
-def test_what_is_known_is_not_evaluated_again(
-    ran: tuple[str, Study, Store], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_known_is_not_evaluated_again(ran: tuple[str, Study, Store]) -> None:
     """A run that was stopped goes on with the pairs that are left; without a study's rows what is
     known stays."""
     _, own, store = ran
-    monkeypatch.setattr(midpoints, "ROWS", ROWS)
     before = store.comparison()
-    pairs = list(before[["trial", "reference"]].drop_duplicates().itertuples(index=False))
+    pairs = [
+        tuple(p) for p in before[["trial", "reference"]].drop_duplicates().itertuples(index=False)
+    ]
     inputs = StudyInputs(own)
-    seen: list[int] = []
-    call = Evaluation.losses
-    monkeypatch.setattr(Evaluation, "losses", lambda s, v: seen.append(len(v)) or call(s, v))
-    for given in (inputs, None):
-        again = midpoints.midpoints(store, [tuple(p) for p in pairs], given)
-        assert len(again) == len(pairs)
-        assert not seen
     cache = midpoints.Kept.read(store)
-    gone = tuple(pairs[0])
+    gone, marked = pairs[0], pairs[1]
+    real = cache.get(marked)
+    assert real is not None
     del cache.found[cache.key(gone)]
-    cache.add({})
-    again = midpoints.midpoints(store, [tuple(p) for p in pairs], inputs)
-    assert sum(seen) == 3  # both ends and the middle
-    whole = again.set_index(["trial", "reference"]).sort_index()
-    known = before.drop_duplicates(["trial", "reference"]).set_index(["trial", "reference"])
-    pd.testing.assert_frame_equal(whole, known.sort_index()[whole.columns], atol=1e-6)
+    cache.add({marked: real | {"barrier": 123.0}})  # evaluated again it would be another number
+    assert gone not in _numbers(midpoints.midpoints(store, pairs, None))
+    again = _numbers(midpoints.midpoints(store, pairs, inputs))
+    assert again[marked]["barrier"] == 123
+    cache.add({marked: real})
+    known = _numbers(before)
+    assert again.keys() == known.keys()
+    assert again[gone] == pytest.approx(known[gone], abs=1e-6)
 
 
-def test_a_budget_takes_what_the_verdict_is_about_first(
-    ran: tuple[str, Study, Store], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _numbers(table: pd.DataFrame) -> dict[tuple[Any, ...], dict[str, float]]:
+    rows = table.drop_duplicates(["trial", "reference"]).to_dict("records")
+    return {(r["trial"], r["reference"]): {c: r[c] for c in midpoints.COLUMNS} for r in rows}
+
+
+def test_a_budget_takes_what_the_verdict_is_about_first(tmp_path: Path) -> None:
     """Pairs of the highest rank, of different seeds; the others have no number."""
-    _, _, store = ran
-    monkeypatch.setattr(midpoints, "ROWS", ROWS)
-    monkeypatch.setattr(midpoints, "PAIRS", 3)
-    pairs = store.comparison()[["trial", "reference"]].drop_duplicates()
-    found = midpoints.midpoints(store, [tuple(p) for p in pairs.itertuples(index=False)], None)
-    trials = store.trials().set_index("trial")
-    a, b = (trials.loc[found[name]].reset_index() for name in ("trial", "reference"))
-    assert len(found) == 3
-    assert a["seed"].ne(b["seed"]).all()
-    assert not a["rank"].eq(2).any()
+    rows = "1e-3\nseed = [0, 1, 2, 3, 4]"
+    text = pretend.TEXT.replace("[1, 2, 4]", "[1, 8]").replace("[1e-4, 1e-3]", rows)
+    store = pretend.create(tmp_path, Study.parse(text))
+    pretend.run(store)
+    trials = {t.id: t for t in store.planned()}
+    pairs = list(itertools.permutations(trials, 2))
+    cache = midpoints.Kept.read(store)
+    cache.add({pair: dict.fromkeys(midpoints.COLUMNS, 0.5) for pair in pairs})
+    found = midpoints.midpoints(store, pairs, None)
+    assert len(found) == midpoints.PAIRS == 64
+    of = [(trials[a], trials[b]) for a, b in zip(found["trial"], found["reference"], strict=True)]
+    assert all(a.seed != b.seed for a, b in of)
+    assert {a.rank or b.rank for a, b in of} == {None, 8}
 
 
 def test_an_older_comparison_gets_its_barriers(ran: tuple[str, Study, Store]) -> None:
     _, own, store = ran
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(midpoints, "ROWS", ROWS)
-        whole = store.comparison()
-        store.write_comparison(whole.drop(columns=list(midpoints.COLUMNS)))
-        run(own, store.path, quiet=True)
+    whole = store.comparison()
+    store.write_comparison(whole.drop(columns=list(midpoints.COLUMNS)))
+    run(own, store.path, quiet=True)
     pd.testing.assert_frame_equal(store.comparison(), whole)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -25,6 +26,14 @@ def test_a_parquet_file_of_one_long_text_many_times(tmp_path: Path) -> None:
     path = of_one_text(tmp_path / "bomb.parquet", "y" * 2_000_000, 1_000_000)
     assert path.stat().st_size < 20_000
     with pytest.raises(ValueError, match=r"expected text that fits into memory; found 2e\+03 GB"):
+        read_table(path)
+
+
+def test_a_file_larger_than_the_memory_is_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.csv"
+    path.touch()
+    os.truncate(path, 2**42)  # no block of it on the disk
+    with pytest.raises(ValueError, match="fits into memory; found 4.4e.03 GB"):
         read_table(path)
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import weakref
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rankscope.measurement.measure import Row, measure
-from rankscope.weights import Matrix
+from rankscope.measurement.measure import measure
+from rankscope.measurement.table import TOGETHER, tabulated
+from rankscope.weights import Matrix, read
+from rankscope.weights.matrix import Reading
 from tiny import stable_rank
 
 SHAPES = {
@@ -70,23 +70,24 @@ def test_a_checkpoint_alone_gives_its_weights(tmp_path: Path) -> None:
     assert "int64" in {s.layer: s.why for s in table.skipped}["positions"]
 
 
-def test_one_weight_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_weight_is_in_memory_at_a_time(tmp_path: Path) -> None:
     """The memory of a checkpoint's largest tensor is enough:
     benchmarks/streaming.py has the megabytes."""
     seen: list[weakref.ref[object]] = []
-    module = sys.modules["rankscope.measurement.table"]
-    real = module.measured_together
+    W = {f"layer.{i}.weight": torch.randn(1030, 1030) for i in range(3)}
+    assert all(w.nbytes > TOGETHER for w in W.values())  # too large to wait for others
 
-    def watched(matrices: list[Matrix], **settings: Any) -> list[Row]:
-        assert [ref() for ref in seen] == [None] * len(seen)
-        seen.extend(weakref.ref(matrix.operator) for matrix in matrices)
-        return real(matrices, **settings)
+    def watched(reading: Reading) -> Reading:
+        for one in reading:
+            assert isinstance(one, Matrix)
+            assert [ref() for ref in seen] == [None] * len(seen)
+            seen.append(weakref.ref(one.operator))
+            yield one
+            del one
 
-    monkeypatch.setattr(module, "measured_together", watched)
-    monkeypatch.setattr(module, "TOGETHER", 0)  # as if each were too large to wait for others
-    folder = save(tmp_path / "model", weights(0), torch.bfloat16)
-    measure(folder)
-    assert len(seen) == 3
+    reading = watched(read(save(tmp_path / "model", W)))
+    table = tabulated(reading, "model", None, rtol=0.5, energy=False, together=True)
+    assert len(table.rows) == len(seen) == 3
 
 
 def test_two_checkpoints_give_their_difference(tmp_path: Path) -> None:

@@ -50,7 +50,12 @@ def free_for_each(workers: int) -> float:
         import torch
 
         return shared(torch.cuda.mem_get_info()[0], math.ceil(workers / count))
-    return shared(min(system.free_memory(), left_by_cgroup()), workers)
+    return shared(free_here(), workers)
+
+
+def free_here() -> float:
+    """The memory that this process may still take, in bytes."""
+    return min(system.free_memory(), left_by_cgroup())
 
 
 def shared(free: float, workers: int) -> float:
@@ -75,13 +80,13 @@ def default_workers() -> int:
     return gpus() or system.cores()
 
 
-def workers_with_room(wanted: int, need: float) -> tuple[int, str | None]:
-    """How many of the wanted workers fit into free memory (at least one), if each needs ``need``
+def workers_with_room(wanted: int, need: float, *, free: float) -> tuple[int, str | None]:
+    """How many of the wanted workers fit into ``free`` bytes (at least one), if each needs ``need``
     bytes for tensors. -> that number, and a line if memory is short. On GPUs each worker has its
     own memory, and packs are cut to fit."""
     if gpus():
         return wanted, None
-    free, each = min(system.free_memory(), left_by_cgroup()), need + PROGRAM
+    each = need + PROGRAM
     fit = max(1, min(wanted, int(free // each)))
     if fit == wanted and free >= each:
         return wanted, None

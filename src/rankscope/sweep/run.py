@@ -25,6 +25,7 @@ from rankscope.sweep.machine import (
     default_workers,
     environments,
     free_for_each,
+    free_here,
     workers_with_room,
 )
 from rankscope.sweep.meter import Meter, mean
@@ -115,7 +116,7 @@ def _train(
         if ray is not None:
             job = worker_job(inputs, store, elsewhere=True)
             run_on_ray(ray, visit, job, workers=workers, most=len(left), tick=meter.read, say=say)
-        elif (count := _workers(inputs, workers, left)) == 1:
+        elif (count := chosen_workers(inputs, workers, left)) == 1:
             train(inputs, store, advance=lambda pack, n: advance(n * mean(pack, costs)))
         else:
             job = worker_job(inputs, store)
@@ -133,11 +134,11 @@ def _check_metric(store: Store, ours: str | None) -> None:
         )
 
 
-def _workers(inputs: StudyInputs, asked: int | None, left: Sequence[Sequence[Trial]]) -> int:
+def chosen_workers(inputs: StudyInputs, asked: int | None, left: Sequence[Sequence[Trial]]) -> int:
     """The number asked for, else as many as train fastest here and fit into free memory. Says so if
     memory is short."""
     wanted = min(asked or default_workers(), len(left))
-    fit, line = workers_with_room(wanted, max(map(inputs.memory, left)))
+    fit, line = workers_with_room(wanted, max(map(inputs.memory, left)), free=free_here())
     if line is None:
         return wanted
     decided = f"{wanted}, as asked" if asked else f"taking {fit}; --workers N decides otherwise"

@@ -105,21 +105,27 @@ def _cpu_rate() -> tuple[float, str]:
 
     A rate measured on a busy machine is too low: it is measured again when the machine is idle.
     """
-    place, old, was_idle = _place(), 0.0, False
+    load, cores = _load(), system.cores()
+    busy = load > _BUSY * cores
+    note = f"; {load:.1f} processes compute on its {cores} cores now: slower while they do"
+    return fastest(_place(), lambda: matrix_rate("cpu"), busy=busy), note * busy
+
+
+def fastest(place: Path | None, measure: Callable[[], float], *, busy: bool) -> float:
+    """The fastest rate ever measured, kept in the file ``place``. It is measured if none is known,
+    or none from an idle machine and this one is idle now."""
+    old, was_idle = 0.0, False
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         if place is not None:
             content: dict[str, Any] = read_json(place)
             old, was_idle = float(content["rate"]), bool(content["idle"])
-    load, cores = _load(), system.cores()
-    busy = load > _BUSY * cores
-    note = f"; {load:.1f} processes compute on its {cores} cores now: slower while they do"
     if old and (was_idle or busy):
-        return old, note * busy
-    rate = max(old, matrix_rate("cpu"))
+        return old
+    rate = max(old, measure())
     with contextlib.suppress(OSError):
         if place is not None:
             write_json(place, {"rate": rate, "idle": not busy})
-    return rate, note * busy
+    return rate
 
 
 def _load() -> float:
