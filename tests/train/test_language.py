@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoTokenizer,
+    HyperCLOVAXConfig,
+    HyperCLOVAXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from conftest import save_model, sizes
 from language import (
@@ -24,6 +30,7 @@ from language import (
     study_of,
     trl_losses,
 )
+from rankscope.study.cost import LOGITS
 from rankscope.study.packing import packs
 from rankscope.study.study_file import Study
 from rankscope.sweep.inputs import StudyInputs
@@ -131,12 +138,15 @@ def test_a_full_fine_tune_equals_sfttrainer(
 
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
 def test_the_loss_by_parts_is_that_of_all_logits_at_once(
-    trained: bool, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    trained: bool, models: dict[str, str]
 ) -> None:
     """Values and gradients, of hidden states and of a trained head; in parts of two tokens."""
     model = stock(models["gemma2"], torch.float64).requires_grad_(trained)
-    head = head_of(model)
-    monkeypatch.setattr("rankscope.train.language.LOGITS", 2 * head.size)
+    head: Any = head_of(model)
+    assert head.size == 20
+    head.size = LOGITS // 2  # as if the vocabulary were that large
+    parts: list[int] = []
+    model.lm_head.register_forward_hook(lambda *found: parts.append(len(found[-1])))
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(7, 16, generator=generator, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(20, (7,), generator=generator)
@@ -146,26 +156,13 @@ def test_the_loss_by_parts_is_that_of_all_logits_at_once(
     expected = torch.logsumexp(logits, 1) - logits[range(7), targets]
     found = by_parts(hidden, targets, head)
     assert_close(found, expected, rtol=0, atol=1e-12)
+    assert parts == [2, 2, 2, 1]
     for ours, theirs in zip(
         torch.autograd.grad((weights * found).sum(), of),
         torch.autograd.grad((weights * expected).sum(), of),
         strict=True,
     ):
         assert_close(ours, theirs, rtol=0, atol=1e-12)
-
-
-def test_no_more_logits_are_held_than_are_counted(
-    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inputs = inputs_of(tmp_path / "data", models["llama"])
-    run = run_of(inputs)
-    largest: list[int] = []
-    head = run.pack.model.get_output_embeddings()
-    head.register_forward_hook(lambda *found: largest.append(found[-1].numel()))
-    monkeypatch.setattr("rankscope.train.language.LOGITS", 200)
-    losses_of(run, stop=2)
-    assert len(largest) > 10
-    assert max(largest) <= 200
 
 
 @pytest.mark.parametrize("touch", ["shared adapter", "head"])
@@ -190,12 +187,12 @@ def test_a_neighbour_that_is_touched_is_seen(
         prove(run.pack, run.train, rows)
 
 
-def test_an_unknown_head_trains_one_at_a_time_and_equals_sfttrainer(
-    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where ``head_of`` does not know what a family does to its logits."""
-    monkeypatch.setattr("rankscope.train.language.DIVISOR", "another_name")
-    inputs = inputs_of(tmp_path / "data", models["granite"])
+def test_an_unknown_head_trains_one_at_a_time_and_equals_sfttrainer(tmp_path: Path) -> None:
+    """Where ``head_of`` does not know what a family does to its logits: HyperCLOVA X multiplies
+    them by the number that Granite divides them by."""
+    config = HyperCLOVAXConfig(**DECODER, logits_scaling=3.0)
+    model = save_model(tmp_path / "model", lambda: HyperCLOVAXForCausalLM(config))
+    inputs = inputs_of(tmp_path / "data", model)
     assert "differ from PEFT's" in str(inputs.why_apart(inputs.trials[0]))
     trial = inputs.trials[0]
     pack = PeftTrial([trial], model=trial.model, task=inputs.tasks["rows"], device=CPU)

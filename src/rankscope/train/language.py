@@ -24,8 +24,6 @@ from rankscope.train.pack import Pack, outputs
 from rankscope.train.text_tokens import IGNORED
 
 Head = Callable[[Tensor], Tensor]
-# what families call that which they do to their logits: Cohere, Granite, Gemma 2 and their kin
-SCALE, DIVISOR, CAP = "logit_scale", "logits_scaling", "final_logit_softcapping"
 
 
 def token_losses(pack: Pack, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
@@ -58,9 +56,9 @@ def learnt(labels: Tensor) -> tuple[Tensor, Tensor]:
 def head_of(model: Any) -> Head:
     """What the model does to a hidden state (N, d) to get logits (N, V), in float32 at least."""
     head, config = model.get_output_embeddings(), model.config
-    scale = getattr(config, SCALE, None) or 1.0
-    divisor = getattr(config, DIVISOR, None) or 1.0
-    cap = getattr(config, CAP, None)
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
 
     def logits(hidden: Tensor) -> Tensor:
         found = head(hidden)
