@@ -15,14 +15,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from rankscope.startup import without_collection
 
-from rankscope.store.trial_dir import TrialDir
-from rankscope.study.packing import packs
-from rankscope.study.study_file import Study
-from rankscope.sweep.inputs import StudyInputs
-from rankscope.sweep.run import provenance, trainer
-from rankscope.train import loop
+with without_collection():  # as workers import
+    import torch
+
+    from rankscope.store.trial_dir import TrialDir
+    from rankscope.study.packing import packs
+    from rankscope.study.study_file import Study
+    from rankscope.sweep.inputs import StudyInputs
+    from rankscope.sweep.run import provenance, trainer
+    from rankscope.train import loop
 
 STEPS = 300
 

@@ -3,8 +3,10 @@ largest."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from rankscope.linalg.tridiagonal import Tridiagonal
@@ -82,3 +84,29 @@ def test_what_rounding_takes_from_the_lower_bound_is_part_of_the_width() -> None
             log_target=-1e9 * one,
         )
         assert found.within(0.01 * one, least=0.0)[0].tolist() == [inside]
+
+
+@pytest.mark.parametrize("target", np.linspace(3, 9, 20))
+def test_the_likely_bound_lies_where_its_polynomial_does(target: float) -> None:
+    """Two rounds of trial values find t - theta, where log p_k (t) is what is asked, to 1 % of it:
+    docs/math.md, (12)."""
+    a, b = lanczos(SEEN.square(), 2)
+    theta = np.linalg.eigvalsh([[a[0], b[0]], [b[0], a[1]]])
+
+    def growth(log_distance: float) -> float:
+        t = theta[-1] + np.exp(log_distance)
+        return float(np.log(t - theta).sum() - np.log(b.numpy()).sum() - target)
+
+    expected = np.exp(brentq(growth, -30, 30))
+    found = Tridiagonal(
+        a[None],
+        b[None],
+        steps=torch.tensor([2]),
+        frobenius=torch.tensor([1e3], dtype=torch.float64),
+        allowance=torch.zeros(1, dtype=torch.float64),
+        below=torch.zeros(1, dtype=torch.float64),
+        log_target=torch.tensor([target], dtype=torch.float64),
+    )
+    upper, certain = found.upper(torch.tensor(1e-3))
+    assert not bool(certain)
+    assert 1 <= (float(upper) ** 2 - theta[-1]) / expected <= 1.01

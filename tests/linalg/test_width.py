@@ -116,6 +116,9 @@ def test_only_an_ended_krylov_space_is_run_again_in_float64() -> None:
     assert again.tolist() == [False, True, False, False]
     _, again = _products_in(torch.float32, group, SigmaOptions(1e-9), g, 128)
     assert again.tolist() == [True, True, True, False]
+    # known as soon as a look is taken, not only where all steps there are have been
+    _, again = _products_in(torch.float32, group, SigmaOptions(1e-9), g, 20)
+    assert again.tolist() == [True, True, True, False]
     _, again = _products_in(torch.float64, group, SigmaOptions(1e-9), g, 128)
     assert not again.any()
 

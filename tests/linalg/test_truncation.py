@@ -1,0 +1,36 @@
+"""Updates cut to a lower rank: their errors are those of dense matrices, in a batch of any form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import rankscope.linalg as la
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_errors_of_rounded_factors(batch: tuple[int, ...], k: int) -> None:
+    m, n, r = 30, 50, 4
+    generator = torch.Generator().manual_seed(0)
+    B, A = (torch.randn(*batch, *x, generator=generator) for x in ((m, r), (r, n)))
+    scale = torch.full(batch, -0.5, dtype=torch.float64)
+    whole = la.Truncation.of(la.LowRank(B=B, A=A, scale=scale))
+    cut = whole.factors(k, scale, (torch.bfloat16, torch.float16))
+    assert [tuple(x.shape) for x in cut] == [(*batch, m, k), (*batch, k, n)]
+    frobenius, spectral, uncertainty = whole.errors(*cut, scale)
+
+    dW = scale.numpy()[..., None, None] * (B.double() @ A.double()).numpy()
+    off = dW - scale.numpy()[..., None, None] * (cut[0].double() @ cut[1].double()).numpy()
+    for found, order in ((frobenius, "fro"), (spectral, 2)):
+        expected = np.linalg.norm(off, order, axis=(-2, -1)) / np.linalg.norm(
+            dW, order, axis=(-2, -1)
+        )
+        assert found.shape == batch
+        assert (np.abs(found.numpy() - expected) <= uncertainty.numpy() + 1e-15).all()
+    assert bool((uncertainty < 1e-12).all())
+    sigma = np.linalg.svd(dW, compute_uv=False)[..., :r]
+    tail = np.sqrt(np.cumsum(sigma[..., ::-1] ** 2, axis=-1)[..., ::-1])
+    np.testing.assert_allclose(whole.tail[..., :r], tail / tail[..., :1], rtol=1e-10)
+    assert bool((whole.tail[..., r] == 0).all())
