@@ -287,7 +287,7 @@ def collected(plan: Plan) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-LABELS = ("model", "task", "method", "rank", "scaling", "learning_rate", "seed")
+LABELS = ("model", "task", "method", "rank", "scaling", "learning_rate", "setting", "seed")
 
 
 def _reporter(quiet: bool) -> Callable[[str], None]:

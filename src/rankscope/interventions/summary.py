@@ -15,7 +15,7 @@ from rich.text import Text
 from rankscope.console import visible
 from rankscope.interventions.families import OWN
 
-_WHERE = ["model", "task", "method", "rank", "scaling", "learning_rate"]
+_WHERE = ["model", "task", "method", "rank", "scaling", "setting", "learning_rate"]
 _HIDDEN = ("answers", "refit_answers")
 SHOWN = 2000  # lines on a terminal
 
