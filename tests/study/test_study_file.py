@@ -251,7 +251,7 @@ def test_builtin_studies_load(name: str) -> None:
             "[1.5, 4",
             "[scientific] rank: expected a whole number from 1, or 'd'; found 1.5",
         ),
-        ("[1, 4", "[1, 1", "[scientific] rank: every value once, got [1, 1, 'd']"),
+        ("[1, 4", "[1, 1", "[scientific] rank: every value once, got 1 twice"),
         (
             '[1, 4, "d"]',
             "[]",
@@ -341,3 +341,30 @@ def test_a_multiple_of_the_rank_is_no_scale() -> None:
     """With scaling "alpha" s is alpha itself."""
     with pytest.raises(ValueError, match=r'lora_alpha: expected a number with scaling = "alpha"'):
         Study.parse(TEXT.replace('"alpha/sqrt(r)"', '"alpha"').replace("= 16", '= "2r"'))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"a = " + b"[\n" * 5000, "nested too deeply"),
+        (b"a = " + b"9" * 5000, "not TOML: Exceeds the limit"),
+        (b"[" + b".".join([b"a"] * 50_000) + b"]", "lines of at most 20000 characters"),
+        (b"# x\n" * 300_000, "at most 1048576 bytes of TOML"),
+        ("name = 'x'".encode("utf-16"), "expected UTF-8"),
+    ],
+)
+def test_files_that_would_take_forever(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "s.toml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"s\.toml: ") as error:
+        Study.load(tmp_path / "s.toml")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_more_trials_than_any_study_has() -> None:
+    many = parsed("[1, 4", str([*range(1, 1200)])[:-1])
+    study = many.model_copy(
+        update={"nuisance": many.nuisance.model_copy(update={"seed": [*range(2000)]})}
+    )
+    with pytest.raises(ValueError, match="at most 1,000,000 trials; found "):
+        study.trials({"m": 2000})

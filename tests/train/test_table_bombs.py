@@ -66,3 +66,27 @@ def test_a_long_file_of_ordinary_lines(tmp_path: Path) -> None:
     path = tmp_path / "train.tsv"
     path.write_text("sentence\tlabel\n" + ("x" * 3_000_000 + "\t1\n") * 4, encoding="utf-8")
     assert len(read_table(path)) == 4
+
+
+def test_text_of_a_dictionary_column_is_counted(tmp_path: Path) -> None:
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 400_000, pa.int32()), ["y" * 1000])
+    pq.write_table(pa.table({"text": column, "label": [0, 1] * 200_000}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="at most 100 times the file's bytes; found 400000000"):
+        read_table(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("x.csv", ",".join(map(str, range(20_000))), "at most 10000 columns; found 20000"),
+        (
+            "x.jsonl",
+            "".join(f'{{"k{i}": 1}}\n' for i in range(9000)),
+            "objects with the same names",
+        ),
+    ],
+)
+def test_columns_that_no_table_has(tmp_path: Path, name: str, content: str, says: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=says):
+        read_table(tmp_path / name)

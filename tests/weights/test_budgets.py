@@ -278,3 +278,47 @@ def test_an_enable_lora_that_makes_a_layer_larger_than_any(tmp_path: Path) -> No
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "enable_lora": enabled}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     assert f"at most {limits.FUSED_ROWS} rows" in refusal(tmp_path)
+
+
+def test_views_of_one_storage(tmp_path: Path) -> None:
+    """A file of 4 MB that holds 2,000 matrices of 4 MB."""
+    one = torch.zeros(1000, 1000)
+    torch.save({f"l{i}.weight": one for i in range(200)}, tmp_path / "x.bin")
+    assert "found 200 views that hold 800000000 bytes" in refusal(tmp_path / "x.bin")
+    torch.save({f"l{i}.weight": one[:50, :50] for i in range(3)}, tmp_path / "y.bin")
+    assert len(measure(tmp_path / "y.bin").rows) == 3
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors(tmp_path: Path) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2, 2), torch.ones(3, 2)])
+    torch.save({"a.weight": nested}, tmp_path / "x.bin")
+    assert "several of unlike shapes" in refusal(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize("pattern", ["(x+x+)+y", "(.*.*.*.*.*.*)*!"])
+def test_the_users_own_pattern_ends_as_well(tmp_path: Path, pattern: str) -> None:
+    save_file({f"{'x' * 60}{i}": torch.ones(2, 2) for i in range(4)}, tmp_path / "x.safetensors")
+    assert "layers" in refusal(tmp_path / "x.safetensors", layers=pattern)
+
+
+def test_an_alpha_of_a_dtype_that_torch_lacks(tmp_path: Path) -> None:
+    entries = {
+        "l.alpha": {"dtype": "F8_E8M0", "shape": [], "data_offsets": [0, 1]},
+        "l.lora_down.weight": {"dtype": "F32", "shape": [1, 2], "data_offsets": [1, 9]},
+        "l.lora_up.weight": {"dtype": "F32", "shape": [2, 1], "data_offsets": [9, 17]},
+    }
+    header = json.dumps(entries).encode()
+    (tmp_path / "x.safetensors").write_bytes(
+        struct.pack("<Q", len(header)) + header + b"\1" + b"\0\0\x80?" * 4
+    )
+    assert "expected one number as l.alpha" in refusal(tmp_path / "x.safetensors")
+
+
+def test_long_names_are_cut_in_messages(tmp_path: Path) -> None:
+    save_file({"a" * 900: torch.ones(3, 3)}, tmp_path / "base.safetensors")
+    save_file(
+        {"q.lora_down.weight": torch.ones(2, 3), "q.lora_up.weight": torch.ones(3, 2)},
+        tmp_path / "x.safetensors",
+    )
+    assert "a" * 101 not in refusal(tmp_path / "x.safetensors", base=tmp_path / "base.safetensors")

@@ -44,8 +44,11 @@ def _listed(value: Any) -> Any:
 
 
 def _distinct(values: list[Any] | None) -> list[Any] | None:
-    if values is not None and any(value in values[:i] for i, value in enumerate(values)):
-        raise ValueError(f"every value once, got {values}")
+    met: set[str] = set()
+    for value in values or ():
+        if repr(value) in met:
+            raise ValueError(f"every value once, got {value!r:.80} twice")
+        met.add(repr(value))
     return values
 
 

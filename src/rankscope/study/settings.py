@@ -6,11 +6,13 @@ import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from rankscope.study.sections import Arm, Fixed
 from rankscope.study.trial import LISTED, OF_FULL, Trial
 
+MOST = 1_000_000  # trials of a study: a plan of 100,000 takes seconds
 _NAMED = 8  # settings that a line names
 
 
@@ -44,6 +46,25 @@ def settings(arm: Arm, fixed: Fixed, method: str) -> Iterator[Setting]:
                 f"found {whole['optimizer']!r}. Take an [[arm]] for one of them"
             )
         yield Setting(values, listed)
+
+
+def check_size(arms: Sequence[Arm]) -> None:
+    """``ValueError`` if the lists multiply to more than ``MOST`` trials."""
+    count = 0
+    for arm in arms:
+        lists = ["model", "task", "learning_rate", "seed"]
+        lora = _product(arm, "rank", "scaling", *LISTED) if "lora" in arm.method else 0
+        full = _product(arm, *OF_FULL) if "full" in arm.method else 0
+        count += _product(arm, *lists) * (lora + full)
+    if count > MOST:
+        raise ValueError(
+            f"expected lists that make at most {MOST:,} trials; found {count:,}. Shorten one of "
+            "rank, learning_rate, seed"
+        )
+
+
+def _product(arm: Arm, *names: str) -> int:
+    return prod(len(getattr(arm, name) or [None]) for name in names)
 
 
 def compared(trials: Sequence[Trial], done: Collection[str] | None = None) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -22,8 +21,9 @@ from rankscope.study.sections import (
     Scientific,
     validation_message,
 )
-from rankscope.study.settings import Setting, settings
+from rankscope.study.settings import Setting, check_size, settings
 from rankscope.study.tasks import check_task, has_recipe, recipe_for
+from rankscope.study.toml_file import parse_toml, read_toml
 from rankscope.study.trial import GAP, GAP_CODE, LISTED, STRICT, Trial, digest, setting_of
 
 _PROPOSED_BATCH, _PROPOSED_STEPS = 16, 2000
@@ -97,9 +97,7 @@ class Study(BaseModel):
                 raise FileNotFoundError(
                     f"{path}: no such study file; built-in studies are {', '.join(builtin())}"
                 )
-            return cls.parse(
-                path.read_text(encoding="utf-8"), label=str(path), folder=path.resolve().parent
-            )
+            return cls.parse(read_toml(path), label=str(path), folder=path.resolve().parent)
         if str(study) not in builtin():
             raise FileNotFoundError(
                 f"study {str(study)!r}: expected a .toml file or one of {', '.join(builtin())}"
@@ -112,10 +110,7 @@ class Study(BaseModel):
     @classmethod
     def parse(cls, text: str, *, label: str = "study", folder: Path | None = None) -> Study:
         """A study from TOML text; ``label`` names it in errors."""
-        try:
-            table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{label}: not TOML: {error}") from None
+        table = parse_toml(text, label)
         known = ["name", "report_to", *(section for section in SECTIONS if "." not in section)]
         for key in sorted(table.keys() - set(known)):
             raise ValueError(f"{label}: {key}: unknown key; expected one of {', '.join(known)}")
@@ -205,6 +200,7 @@ class Study(BaseModel):
         """The product of all lists, then those of the arms; ``largest_rank[model]`` is what "d"
         stands for, and no rank may exceed it."""
         main = Arm(**self.scientific.model_dump(), **self.nuisance.model_dump())
+        check_size([main, *self.arm])
         trials: dict[str, Trial] = {}
         for arm in [main, *self.arm]:
             for trial in self._product(arm, largest_rank):

@@ -43,6 +43,10 @@ def class_names_of(column: pd.Series, known: Sequence[str] | None, where: str) -
         labels = [known[int(label)] for label in labels]
     elif all(map(_is_whole, labels)) and not all(map(_INTEGER.fullmatch, labels)):
         labels = [str(int(float(label))) for label in labels]  # 1.0 and 2.0
+    if (count := len(set(labels))) > MOST_CLASSES:  # before rows are drawn of each
+        raise ValueError(
+            f"{where}: expected at most {MOST_CLASSES} classes; found {count} in {len(labels)} rows"
+        )
     return pd.Series(labels, index=column.index, dtype=object)
 
 

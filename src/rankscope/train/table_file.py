@@ -28,6 +28,10 @@ CLASS_NAMES = "class_names"  # in a frame's attrs: column -> names of its whole 
 _IN_MEMORY = 8  # bytes for each byte of a file, at most, while it is read
 _VALUE = 64  # bytes that a value takes beside its own
 _LINE = 10_000_000  # characters: an example of a whole book has 2 million
+_COLUMNS = 10_000
+_EMPTY = 20  # cells of a table by values in its rows, before it is called one of unlike rows
+_UNPACKED = 100  # bytes of Parquet's text by bytes of the file, above _UNPACKED_FREE
+_UNPACKED_FREE = 2**28
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -61,13 +65,14 @@ def read_table(path: Path) -> pd.DataFrame:
             frame = from_text(text, separator="," if suffix == ".csv" else "\t")
         else:
             frame = _from_json(text)
-    except (pa.ArrowException, csv.Error, ValueError, RecursionError) as error:
+    except (pa.ArrowException, csv.Error, ValueError, RecursionError, MemoryError) as error:
         reason = str(error).removeprefix("Error tokenizing data. C error: ")
         raise ValueError(f"{path}: {' '.join(reason.split())[:300]}") from None
     return frame
 
 
 def _decoded(path: Path) -> str:
+    _check_line_ends(path)
     raw = path.read_bytes()
     encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), "utf-8")
     try:
@@ -92,11 +97,30 @@ def _decoded(path: Path) -> str:
     return text
 
 
+def _check_line_ends(path: Path) -> None:
+    """``ValueError`` before the file is in memory; a character has at most four bytes."""
+    since = 0
+    with path.open("rb") as file:
+        while chunk := file.read(2**22):
+            end = chunk.rfind(b"\n")
+            since = since + len(chunk) if end < 0 else len(chunk) - end - 1
+            if since > 4 * _LINE:
+                raise ValueError(
+                    f"expected lines of at most {_LINE} characters; found a longer one"
+                )
+
+
+def _check_columns(count: int) -> None:
+    if count > _COLUMNS:
+        raise ValueError(f"expected at most {_COLUMNS} columns; found {count}")
+
+
 def from_text(text: str, *, separator: str, header: bool = True) -> pd.DataFrame:
     """Comma- or tab-separated text. Every value is text; a row that is too short lacks its last
     ones."""
     quoted = separator != "\t" or is_quoted(text)
     names = _first_record(text, separator, quoted)
+    _check_columns(len(names))
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
         try:
@@ -156,6 +180,13 @@ def _from_json(text: str) -> pd.DataFrame:
             raise ValueError(
                 f"{what} {number}: expected a JSON object; found {json.dumps(row)[:40]}"
             )
+    names = {name for _, row in rows for name in row}
+    _check_columns(len(names))
+    values = sum(len(row) for _, row in rows)
+    if len(names) * len(rows) > max(_EMPTY * values, 10_000_000):
+        raise ValueError(
+            f"expected objects with the same names; found {len(names)} names in {len(rows)}"
+        )
     return pd.DataFrame([row for _, row in rows], dtype=object)
 
 
@@ -178,10 +209,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _from_parquet(path: Path) -> pd.DataFrame:
     with pq.ParquetFile(path) as file:
         plain = file.schema_arrow
-    texts = [one.name for one in plain if pa.types.is_string(one.type) or _is_large(one.type)]
+    texts = [one.name for one in plain if _is_text(one.type)]
     with pq.ParquetFile(path, read_dictionary=texts) as file:
         held = file.metadata.num_rows * file.metadata.num_columns * _VALUE
         held += sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+        _check_columns(file.metadata.num_columns)
         if held > (free := free_memory()):  # whatever its size on the disk
             raise ValueError(
                 f"expected rows that fit into memory; found {file.metadata.num_rows} of "
@@ -193,6 +225,11 @@ def _from_parquet(path: Path) -> pd.DataFrame:
                 f"expected text that fits into memory; found {held / 1e9:.3g} GB of it, with "
                 f"{free / 1e9:.3g} GB free"
             )
+        if held > max(_UNPACKED_FREE, _UNPACKED * (size := path.stat().st_size)):
+            raise ValueError(
+                f"expected text of at most {_UNPACKED} times the file's bytes; found {held} of it "
+                f"in a file of {size}"
+            )
         frame = table.cast(plain).to_pandas()
         metadata = file.schema_arrow.metadata or {}
     described = json.loads(metadata.get(b"huggingface", b"{}"))
@@ -200,8 +237,9 @@ def _from_parquet(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _is_large(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_large_string(kind))
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _expanded(column: pa.ChunkedArray) -> int:

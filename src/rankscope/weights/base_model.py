@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +52,26 @@ class BaseModel:
     tensors: Tensors
     model_type: str | None = None
     quantization: Mapping[str, Any] = field(default_factory=dict)
-    endings: dict[str, str] = field(init=False, repr=False)
-    tails: dict[str, str] = field(init=False, repr=False)
-    unwrapped: dict[str, str] = field(init=False, repr=False)
-    flat: dict[str, str] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "endings", _endings(self.tensors))
-        object.__setattr__(self, "tails", _tails(self.tensors))
-        object.__setattr__(self, "unwrapped", _only((_unwrapped(n), n) for n in self.tensors))
-        layers = (n.removesuffix(".weight") for n in self.tensors if n.endswith(".weight"))
-        object.__setattr__(self, "flat", flat_names(layers))
+    @cached_property
+    def endings(self) -> dict[str, str]:
+        """Name without its first one or two parts -> full name."""
+        return _endings(self.tensors)
+
+    @cached_property
+    def tails(self) -> dict[str, str]:
+        """Possible ending of a layer's name -> the first tensor that has it."""
+        return _tails(self.tensors)
+
+    @cached_property
+    def unwrapped(self) -> dict[str, str]:
+        """Name without ``WRAPPING`` -> full name."""
+        return _only((_unwrapped(name), name) for name in self.tensors)
+
+    @cached_property
+    def flat(self) -> dict[str, str]:
+        """kohya's name of a layer -> the layer."""
+        return flat_names(n.removesuffix(".weight") for n in self.tensors if n.endswith(".weight"))
 
     def name_of(self, layer: str) -> str | None:
         """The tensor with the layer's weight, found by name with or without the model's prefix.
@@ -214,8 +224,7 @@ class BaseModel:
         if layers and not matched:
             raise ValueError(
                 f"{self.tensors.where}: expected the base of {where}, with layers such as "
-                f"{', '.join(layers[:3])}; found none of its {len(layers)}, but "
-                f"{', '.join([*self.tensors][:3])}. "
+                f"{_some(layers)}; found none of its {len(layers)}, but {_some([*self.tensors])}. "
                 "It is another model; give the one that was adapted: --base MODEL"
             )
 
@@ -245,6 +254,10 @@ def open_base_model(source: str | Path, *, revision: str | None = None) -> BaseM
         model_type if isinstance(model_type, str) else None,
         packing if isinstance(packing, dict) else {},
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(name if len(name) <= 100 else f"{name[:97]}..." for name in names[:3])
 
 
 def _without_adapters(tensors: Tensors) -> Tensors:

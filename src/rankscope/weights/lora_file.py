@@ -122,7 +122,7 @@ def _factors(
 ) -> tuple[Tensor, Tensor | None, int | None]:
     """B (m, r) and A (r, n), or dW / s and None; and the rank that divides alpha, None if s is
     1."""
-    parts = {part: tensors.read(name) for part, name in site.parts.items()}
+    parts = {p: tensors.read(name) for p, name in site.parts.items() if p not in NUMBERS}
     try:
         if "hada_w1_a" in parts:
             (B, A), r = loha(parts)

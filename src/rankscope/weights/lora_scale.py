@@ -69,7 +69,11 @@ def _scale(file: LoraFile, site: Site, r: int | None) -> tuple[float, str | None
 
 
 def _number(tensors: Tensors, name: str) -> float:
-    value = tensors.read(name)
+    if tensors.headers[name].dtype is None:
+        raise ValueError(
+            f"{tensors.where}: expected one number as {name}; found a dtype that torch lacks."
+        )
+    value = tensors.read(name).double()
     if value.numel() != 1 or not finite(value):
         raise ValueError(
             f"{tensors.where}: expected one number as {name}; found {value.flatten()[:4].tolist()}."

@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+import regex
+
 from rankscope.linalg import Operator
+from rankscope.weights.limits import PATTERN_SECONDS, PATTERNS_SECONDS, Stopwatch
 
 Kind = Literal["W", "dW", "W+dW"]
 
@@ -68,9 +71,10 @@ def selected(layers: Iterable[Layer], pattern: re.Pattern[str] | None) -> Readin
     ``ValueError`` if none matches.
     """
     left_out: list[str] = []
+    watch = Stopwatch(PATTERNS_SECONDS)
     found = False
     for layer in layers:
-        if pattern is None or pattern.search(layer.name):
+        if pattern is None or _finds(pattern, layer.name, watch):
             found = True
             yield from layer.read()
         else:
@@ -80,8 +84,24 @@ def selected(layers: Iterable[Layer], pattern: re.Pattern[str] | None) -> Readin
         raise ValueError(
             f"layers = {pattern.pattern!r}: expected it to find a layer; found none in "
             f"{len(left_out)}, "
-            f"such as {', '.join(left_out[:3])}."
+            f"such as {', '.join(name[:100] for name in left_out[:3])}."
         )
+
+
+def _finds(pattern: re.Pattern[str], name: str, watch: Stopwatch) -> bool:
+    """As ``pattern.search``, within a time limit."""
+    try:
+        with watch:
+            found: object = regex.search(pattern.pattern, name, timeout=PATTERN_SECONDS)
+        if watch.left < 0:
+            raise TimeoutError
+    except TimeoutError:
+        raise ValueError(
+            f"layers: expected a regular expression that is soon done with a name; "
+            f"{pattern.pattern[:60]!r} took longer than {PATTERN_SECONDS:g} s on {name[:60]}, or "
+            f"all together than {PATTERNS_SECONDS:g} s."
+        ) from None
+    return found is not None
 
 
 def not_chosen(layer: str, pattern: re.Pattern[str]) -> Skipped:

@@ -3,11 +3,13 @@ executed."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import weakref
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 
@@ -61,9 +63,23 @@ def open_tensors(path: Path) -> Tensors:
     tensors.
     """
     kinds = {".safetensors": _open_safetensors, ".npz": _open_numpy}
-    tensors = kinds.get(path.suffix, open_torch)(path)
+    with no_collection():
+        tensors = kinds.get(path.suffix, open_torch)(path)
     check_names(path, tensors.headers)
     return tensors
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Garbage is not looked for meanwhile: among the objects of 100,000 new tensors it takes three
+    quarters of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 class OpenFile:

@@ -21,7 +21,14 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from rankscope.weights.limits import BYTES_A_STEP, PICKLE_BYTES, PICKLE_STEPS, TUPLE_SIZE
+from rankscope.weights.limits import (
+    BYTES_A_STEP,
+    PICKLE_BYTES,
+    PICKLE_STEPS,
+    TUPLE_SIZE,
+    UNPACKED_FREE,
+    UNPACKED_RATIO,
+)
 from rankscope.weights.tensors import Tensors, from_state_dict, one_line
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
@@ -201,6 +208,7 @@ def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
                 raise ValueError(
                     f"{path}: expected every tensor stored in full; found {name} {why}."
                 )
+        _check_views(path, tensors)
         if tensors:
             return tensors
     raise ValueError(
@@ -210,11 +218,23 @@ def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
     )
 
 
+def _check_views(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Tied weights are views of one another; a file of nothing but views is hours of work."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if size > max(UNPACKED_FREE, UNPACKED_RATIO * path.stat().st_size):
+        raise ValueError(
+            f"{path}: expected every tensor stored in full; found {len(tensors)} views that hold "
+            f"{size} bytes when written out."
+        )
+
+
 def _unstored(tensor: Tensor) -> str | None:
     """How a tensor differs from numbers in a file; None if it doesn't.
 
     A view with stride 0 claims a terabyte in a file of a kilobyte.
     """
+    if tensor.is_nested:
+        return "as several of unlike shapes"
     if tensor.is_quantized or tensor.layout != torch.strided:
         return f"as {'quantized' if tensor.is_quantized else tensor.layout}"
     if tensor.is_meta:
