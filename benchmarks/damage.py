@@ -1,13 +1,15 @@
 """Does a store heal, whatever happens to one of its files, to its disk or to those who write it?
 
-    python benchmarks/damage.py                  # all harms, both ways, with a training that trains nothing
-    python benchmarks/damage.py --bucket         # the harms to files, of a store in a bucket (moto's S3 server)
-    python benchmarks/damage.py --real           # every file of a trial, the header and the log, with the lab's encoder and the real commands
+    python benchmarks/damage.py --log harms.jsonl        # all of it; typed again, it goes on where it was stopped
+    python benchmarks/damage.py files                    # all harms, both ways, with a training that trains nothing
+    python benchmarks/damage.py runs                     # crash images, killed and stopped workers, full disks
+    python benchmarks/damage.py real                     # every file of a trial, the header and the log, with the lab's encoder and the real commands
+    python benchmarks/damage.py bucket                   # the harms to files, of a store in a bucket (moto's S3 server)
 
 Each harm is done to a copy of a finished store (tests/harms has the list). Then ``status`` is
 asked, and the store is healed by a run, or by ``check --repair`` and a run. Wanted: all tables and
 the comparison equal those of the undisturbed store bit for bit, no trial is trained again but the
-harmed one, and no command ends in a traceback. With ``--real`` a trial is trained again with those
+harmed one, and no command ends in a traceback. In ``real`` a trial is trained again with those
 that it was trained with first, and equals the first one bit for bit, bounds and weights too.
 Beside files: workers killed, stopped past their lease and woken again, two drivers at once; and crash images: at a random moment all writes that
 were not yet fsynced are cut, emptied or gone.
@@ -26,10 +28,10 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
-from damage_healed import Failed, compare, compare_files, quietly, reported, tables
+from damage_healed import Failed, Results, compare, compare_files, quietly, tables
 from damage_runs import harms_to_runs
 
-from harms import TRIAL_FILES, Harm, harms
+from harms import TRIAL_FILES, Harm, harms, odd
 from pretend import STUDY, edit, sweep
 from rankscope.store.store import Store
 from rankscope.study.study_file import Study
@@ -95,24 +97,25 @@ def asked(command: str, place: Path) -> tuple[int, str]:
     return status, said
 
 
-def table_of_harms(folder: Path, only: str) -> int:
+def table_of_harms(folder: Path, only: str, results: Results) -> None:
     sweep(folder / "whole")
     edit(Store(folder / "whole"))
     sweep(folder / "other", OTHER, **{"data/RTE": "b"})
-    wanted, failures, count = tables(Store(folder / "whole")), 0, 0
-    kinds = [harm for harm in harms() if re.search(only, harm.name)]
-    for harm in kinds:
+    wanted = tables(Store(folder / "whole"))
+    strange = {harm.name for harm in odd.harms()}
+    for harm in harms():
+        part = "odd" if harm.name in strange else "plain"
         for how in ("run", "repair")[harm.unseen :]:
-            count += 1
-            failures += reported(
-                f"{harm.name}, {how}",
-                lambda h=harm, w=how: tried(
-                    h, w, folder / "whole", folder / "other", folder / "s", wanted
-                ),
-            )
-            clear(folder)
-    print(f"{count} harms ({len(kinds)} kinds, two ways): {failures} not healed")
-    return failures
+            name = f"{harm.name}, {how}"
+            if re.search(only, harm.name) and results.lacks(part, name):
+                results.attempt(
+                    part,
+                    name,
+                    lambda h=harm, w=how: tried(
+                        h, w, folder / "whole", folder / "other", folder / "s", wanted
+                    ),
+                )
+                clear(folder)
 
 
 def clear(folder: Path) -> None:
@@ -156,8 +159,8 @@ def really(harm: Harm, folder: Path, study: Path, wanted: dict[str, pd.DataFrame
     return f"analyze: {seen.returncode} {last[0]}"
 
 
-def real_table(folder: Path, only: str) -> int:
-    study, failures = folder / "study.toml", 0
+def real_table(folder: Path, only: str, results: Results) -> None:
+    study = folder / "study.toml"
     study.write_text(REAL)
     rankscope("run", str(study), "--store", str(folder / "real"), "--workers", "1")
     (folder / "other.toml").write_text(
@@ -177,17 +180,14 @@ def real_table(folder: Path, only: str) -> int:
     }  # fmt: skip
     for harm in harms():
         if harm.name in names and re.search(only, harm.name):
-            failures += reported(
-                f"{harm.name}, real", lambda h=harm: really(h, folder, study, wanted)
-            )
+            results.attempt("real", harm.name, lambda h=harm: really(h, folder, study, wanted))
             shutil.rmtree(folder / "s", ignore_errors=True)
-    return failures
 
 
 # in a bucket
 
 
-def in_a_bucket(folder: Path, only: str) -> int:
+def in_a_bucket(folder: Path, only: str, results: Results) -> None:
     """Every harm to objects that a name and bytes can say, by check --repair and a run."""
     import s3fs
     from moto.server import ThreadedMotoServer
@@ -206,7 +206,7 @@ def in_a_bucket(folder: Path, only: str) -> int:
     sweep("s3://damage/whole")
     edit(Store("s3://damage/whole"))
     sweep(folder / "other", OTHER, **{"data/RTE": "b"})
-    wanted, failures, count = tables(Store("s3://damage/whole")), 0, 0
+    wanted = tables(Store("s3://damage/whole"))
     files.get("damage/whole", str(folder / "bucket"), recursive=True)
     for harm in harms():
         if harm.refused or harm.local or harm.unseen or not re.search(only, harm.name):
@@ -230,37 +230,49 @@ def in_a_bucket(folder: Path, only: str) -> int:
             compare(place, wanted)
             return f"{len(trained)} trained again"
 
-        count += 1
-        failures += reported(f"{harm.name}, in a bucket", attempt)
+        results.attempt("bucket", harm.name, attempt)
         shutil.rmtree(folder / "s", ignore_errors=True)
     server.stop()
-    print(f"{count} harms to objects: {failures} not healed")
-    return failures
+
+
+PARTS = ("files", "runs", "real", "bucket")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--real", action="store_true")
-    parser.add_argument("--bucket", action="store_true")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=", ".join(PARTS) + "; default: all"
+    )
+    parser.add_argument("--log", type=Path, help="results, a line each: go on where it ends")
     parser.add_argument(
         "--only", default="", help="harms whose names match this regular expression"
     )
     parser.add_argument("--images", type=int, default=16, help="crash images")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if options.real:
-            failures = real_table(folder, options.only)
-        elif options.bucket:
-            failures = in_a_bucket(folder, options.only)
-        else:
-            failures = table_of_harms(folder, options.only) + harms_to_runs(
-                folder, images=options.images
-            )
-    print(f"not healed: {failures}")
-    return int(failures > 0)
+    if wrong := set(options.parts) - set(PARTS):
+        parser.error(f"expected {', '.join(PARTS)}; found {wrong.pop()}")
+    try:
+        results = Results(options.log)
+    except ValueError as error:
+        parser.error(str(error))
+    for part in options.parts or PARTS:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            if part == "files":
+                table_of_harms(folder, options.only, results)
+            elif part == "runs":
+                sweep(folder / "whole")
+                edit(Store(folder / "whole"))
+                harms_to_runs(folder, results, images=options.images)
+            elif part == "real":
+                real_table(folder, options.only, results)
+            else:
+                in_a_bucket(folder, options.only, results)
+    print(f"version {results.version}\n{results.table()}")
+    print("\n".join(f"not healed: {name}" for name in results.failed))
+    return int(bool(results.failed))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from unittest import mock
 
 import pandas as pd
-from damage_healed import Failed, compare, quietly, reported, tables
+from damage_healed import Failed, Results, compare, quietly, tables
 
 from pretend import create, sweep
 from rankscope.store.store import Store
@@ -176,7 +176,7 @@ def two_drivers(folder: Path, luck: random.Random, wanted: dict[str, pd.DataFram
     return "four workers"
 
 
-def full(folder: Path, wanted: dict[str, pd.DataFrame]) -> str:
+def full(folder: Path, luck: random.Random, wanted: dict[str, pd.DataFrame]) -> str:
     """A disk of 200 kB, which grows; then read-only."""
     place = folder / "small"
     place.mkdir()
@@ -225,16 +225,17 @@ def full_pretended(folder: Path, wanted: dict[str, pd.DataFrame]) -> str:
     return f"pretended (mounting needs root): {said}"
 
 
-def harms_to_runs(folder: Path, *, images: int) -> int:
-    wanted, failures = tables(Store(folder / "whole")), 0
-    luck = random.Random(0)
-    for name, attempt in (
-        [(f"crash image {i + 1}", crashed) for i in range(images)]
-        + [("kill -9 of workers", killed), ("SIGSTOP past the lease, SIGCONT", stopped),
-                                            ("two drivers", two_drivers)]
-    ):  # fmt: skip
-        failures += reported(name, lambda a=attempt: a(folder, luck, wanted))
+def harms_to_runs(folder: Path, results: Results, *, images: int) -> None:
+    wanted = tables(Store(folder / "whole"))
+    kinds = [("crash images", f"crash image {i + 1}", crashed) for i in range(images)]
+    kinds += [
+        ("kills and disks", "kill -9 of workers", killed),
+        ("kills and disks", "SIGSTOP past the lease, SIGCONT", stopped),
+        ("kills and disks", "two drivers", two_drivers),
+        ("kills and disks", "disk full, then read-only", full),
+    ]
+    for part, name, attempt in kinds:
+        luck = random.Random(name)
+        results.attempt(part, name, lambda a=attempt, x=luck: a(folder, x, wanted))
         shutil.rmtree(folder / "s", ignore_errors=True)
-    failures += reported("disk full, then read-only", lambda: full(folder, wanted))
-    shutil.rmtree(folder / "s", ignore_errors=True)
-    return failures
+        shutil.rmtree(folder / "small", ignore_errors=True)
