@@ -160,13 +160,23 @@ def stopped(folder: Path, luck: random.Random, wanted: dict[str, pd.DataFrame]) 
 
         while_training(folder / "s", stop)
         with drivers(folder / "s", 1) as second:
-            time.sleep(15)
+            _until_revoked(folder / "s")
             for pid in sleeping:
                 os.kill(pid, signal.SIGCONT)
             ended([*first, *second], folder / "s", wanted)
     log = Store(folder / "s").log
     log.refresh()
     return f"{sum(log.deaths.values())} trials taken from sleeping workers"
+
+
+def _until_revoked(place: Path) -> None:
+    log, deadline = Store(place).log, time.monotonic() + 120
+    while time.monotonic() < deadline:
+        log.refresh()
+        if log.deaths:
+            return
+        time.sleep(0.1)
+    raise Failed("nobody took a sleeping worker's trials")
 
 
 def two_drivers(folder: Path, luck: random.Random, wanted: dict[str, pd.DataFrame]) -> str:
