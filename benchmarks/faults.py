@@ -35,10 +35,10 @@ name = "faults"
 [scientific]
 model = "lab"
 task = ["acceptability", "agreement"]
-rank = [1, 4, 16]
+rank = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48]
 [nuisance]
 learning_rate = [1e-3, 1e-2]
-seed = [0, 1, 2, 3, 4, 5]
+seed = [0, 1]
 [fixed]
 data = "lab"
 batch_size = 16
