@@ -28,10 +28,10 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
-from damage_healed import Failed, Results, compare, compare_files, quietly, tables
+from damage_healed import Failed, Results, apart, compare, compare_files, quietly, tables
 from damage_runs import harms_to_runs
 
-from harms import TRIAL_FILES, Harm, harms, odd
+from harms import TRIAL_FILES, Harm, copies, harms, odd
 from pretend import STUDY, edit, sweep
 from rankscope.store.store import Store
 from rankscope.study.study_file import Study
@@ -67,6 +67,8 @@ def tried(
     status, said = asked("status", place)
     reading = "analyze" if how == "run" else "check"
     read = asked(reading, place)[0]
+    if reading == "analyze" and read == 0:
+        same_conclusions(place, whole)
     line = next((x for x in said.splitlines() if re.search("harmed:|rankscope:|lost", x)), "")
     if harm.refused:
         if status != 2 or "pip install --upgrade" not in said:
@@ -87,6 +89,14 @@ def tried(
 WHOLE = "8 trials are whole, every file as it was committed"
 
 
+def same_conclusions(place: Path, whole: Path) -> None:
+    """What is said with status 0 is what the undisturbed store says."""
+    status, found, said = apart("analyze", str(place), "--json")
+    wanted = apart("analyze", str(whole), "--json")[1].replace(str(whole), str(place))
+    if (status, found) != (0, wanted):
+        raise Failed(f"analyze --json ends with {status} and says something else: {said[:80]}")
+
+
 def asked(command: str, place: Path) -> tuple[int, str]:
     """A command that only reads: its status, and what it said, in printable lines."""
     status, said = quietly(command, str(place))
@@ -102,9 +112,10 @@ def table_of_harms(folder: Path, only: str, results: Results) -> None:
     edit(Store(folder / "whole"))
     sweep(folder / "other", OTHER, **{"data/RTE": "b"})
     wanted = tables(Store(folder / "whole"))
-    strange = {harm.name for harm in odd.harms()}
+    kinds = {harm.name: "odd" for harm in odd.harms()}
+    kinds |= {harm.name: "copies" for harm in copies.harms()}
     for harm in harms():
-        part = "odd" if harm.name in strange else "plain"
+        part = kinds.get(harm.name, "plain")
         for how in ("run", "repair")[harm.unseen :]:
             name = f"{harm.name}, {how}"
             if re.search(only, harm.name) and results.lacks(part, name):

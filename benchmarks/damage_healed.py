@@ -65,10 +65,17 @@ def compare_files(place: Path, whole: Path) -> None:
 
 
 def quietly(*words: str) -> tuple[int, str]:
+    """-> the status of that command, and all that it printed"""
+    status, out, err = apart(*words)
+    return status, out + err
+
+
+def apart(*words: str) -> tuple[int, str, str]:
+    """-> status, standard output, standard error"""
     out, err = StringIO(), StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         status = command(list(words))
-    return status, out.getvalue() + err.getvalue()
+    return status, out.getvalue(), err.getvalue()
 
 
 def version() -> str:

@@ -16,7 +16,7 @@ import stat
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -137,10 +137,22 @@ def sync(path: Path) -> None:
     except PermissionError:  # a folder on Windows
         return
     try:
-        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+        with contextlib.suppress(OSError) if path.is_dir() else naming(path):
             os.fsync(descriptor)  # some file systems cannot fsync a folder
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """An ``OSError`` inside names this file: a write to a full disk says no name, a draft its
+    own."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
 
 
 class NotAFile(OSError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harms import files, folders, odd
+from harms import copies, files, folders, odd
 from harms.files import TRIAL_FILES
 from harms.ways import Harm
 
@@ -15,3 +15,4 @@ def harms() -> Iterator[Harm]:
     yield from files.harms()
     yield from folders.harms()
     yield from odd.harms()
+    yield from copies.harms()

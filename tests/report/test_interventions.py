@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +10,11 @@ import pandas as pd
 import pytest
 import vl_convert
 
+from pretend import edit, sweep
 from rankscope.analysis.verdicts.verdict import answer
+from rankscope.report.from_store import write_report
 from rankscope.report.interventions import interventions_table, paths_figure
+from rankscope.store.store import Store
 
 LINE = {
     "family": "restore", "level": 0.0, "trials": 3, "ratio": 1.0, "rho": 0.9, "metric": 0.6,
@@ -57,3 +61,10 @@ def test_a_line_for_each_edited_trial_over_the_cloud() -> None:
     assert vl_convert.vegalite_to_svg(figure.spec).startswith("<svg")
     frames.interventions = edited.iloc[:0]
     assert paths_figure(frames, SimpleNamespace()) is None  # type: ignore[arg-type]
+
+
+def test_edits_that_say_nothing_of_drift(tmp_path: Path) -> None:
+    """A trial whose edits are not those that H6 asks for is drawn nowhere, and stops no report."""
+    sweep(tmp_path / "s")
+    edit(Store(tmp_path / "s"))
+    assert "rankscope" in write_report(tmp_path / "s")[0].read_text(encoding="utf-8")

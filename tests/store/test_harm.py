@@ -28,6 +28,7 @@ MENDED = {
     "trials/ made_a_file", "an edited trial's .parquet cut", "a folder of interventions looped",
     "cache/verified.json says 5", "cache/packs/index.json says 5", "beside: a name that is no text",
     "a claim left by another host", "work/ with '²'", "store.json sealed with earlier = [5]",
+    "trials/ with a folder 'aaaaaaaaaaaa'", "a copy that went on, its log copied back",
     "store.json sealed with study = {}", "trial's best/ a link to itself",
 }  # fmt: skip
 SOME = (

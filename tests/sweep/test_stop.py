@@ -79,11 +79,22 @@ def test_a_run_that_is_asked_to_stop(name: str, workers: int, tmp_path: Path) ->
 
 
 def test_it_stops_where_it_is() -> None:
-    before = signal.getsignal(signal.SIGINT)  # ignored in a shell's background jobs
+    before = signal.getsignal(signal.SIGINT)
     with stopping_on_signals(), pytest.raises(Stopped) as stopped:
         signal.raise_signal(signal.SIGTERM)
     assert stopped.value.status == 143
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_nohup_ignores_is_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping_on_signals(), stopping_between_steps() as stop_if_asked:
+            signal.raise_signal(signal.SIGHUP)
+            stop_if_asked()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_step_that_is_running_ends() -> None:

@@ -12,8 +12,9 @@ from rankscope.analysis.conclusions import Conclusions, conclude
 from rankscope.analysis.frames import Frames
 from rankscope.report.from_store import opened
 from rankscope.report.opening import Opening, opening, today
-from rankscope.report.page import environment, write_whole
+from rankscope.report.page import environment
 from rankscope.report.table import NOTHING, unknown
+from rankscope.store.files import write_whole
 
 # hypothesis -> (key of its interval, words, format), of the study and of each of its groups
 OVERALL = {"H1": [("ratio", "sr at the largest over the smallest rank", ".2f"), ("b", "b", ".2f")]}

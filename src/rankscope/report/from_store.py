@@ -16,6 +16,7 @@ from rankscope.analysis.frames import Frames
 from rankscope.analysis.settings import by_setting
 from rankscope.report.best import best_by_rank
 from rankscope.store import interventions
+from rankscope.store.files import write_whole
 from rankscope.store.store import Store
 
 EDITED = "interventions"  # only if trials were edited
@@ -188,7 +189,7 @@ def _said_by(store: Store) -> dict[str, Any]:
 
 def _write_said(said: Mapping[str, Any], folder: Path) -> Path:
     path = folder / SAID
-    path.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(said, indent=1) + "\n")
     return path
 
 

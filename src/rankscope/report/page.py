@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -26,6 +25,7 @@ from rankscope.report.table import Table
 from rankscope.report.tables import tables
 from rankscope.report.theme import VEGA_LITE, Figure, series_name
 from rankscope.report.trials_table import is_long, searched_rows
+from rankscope.store.files import write_whole
 
 
 def write(
@@ -164,24 +164,14 @@ def _figure_files(drawn: list[Figure], folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for figure in drawn:
         svg = vl_convert.vegalite_to_svg(figure.spec, vl_version=VEGA_LITE)
-        (folder / f"{figure.name}.svg").write_text(svg, encoding="utf-8")
-        (folder / f"{figure.name}.pdf").write_bytes(to_pdf(svg))
+        write_whole(folder / f"{figure.name}.svg", svg)
+        write_whole(folder / f"{figure.name}.pdf", to_pdf(svg))
         yield from (folder / f"{figure.name}.svg", folder / f"{figure.name}.pdf")
 
 
 def _table_files(listed: list[Table], folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for table in listed:
-        (folder / f"{table.name}.csv").write_text(table.to_csv(), encoding="utf-8")
-        (folder / f"{table.name}.tex").write_text(table.to_latex(), encoding="utf-8")
+        write_whole(folder / f"{table.name}.csv", table.to_csv())
+        write_whole(folder / f"{table.name}.tex", table.to_latex())
         yield from (folder / f"{table.name}.csv", folder / f"{table.name}.tex")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes atomically: the old page or the new one, never a part, even on a full disk."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import vl_convert
 
 from rankscope.report.pdf import to_pdf
 from rankscope.report.theme import VEGA_LITE, Figure
+from rankscope.store.files import write_whole
 
 FORMATS = ("pdf", "svg", "png")
 INCHES = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27, "bp": 1 / 72}  # TeX's units
@@ -97,12 +98,12 @@ def write(
         for kind in kinds:
             path = folder / f"{figure.name}.{kind}"
             if kind == "svg":
-                path.write_text(svg, encoding="utf-8")
+                write_whole(path, svg)
             elif kind == "pdf":
-                path.write_bytes(to_pdf(_in_points(svg)))
+                write_whole(path, to_pdf(_in_points(svg)))
             else:
                 scale = 72 / PIXELS  # of the points that ppi counts
-                path.write_bytes(vl_convert.svg_to_png(_on_white(svg), scale=scale, ppi=PNG_DPI))
+                write_whole(path, vl_convert.svg_to_png(_on_white(svg), scale=scale, ppi=PNG_DPI))
             yield path
         progress(1 / len(drawn))
 

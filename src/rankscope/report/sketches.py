@@ -217,6 +217,8 @@ def _interventions(
     rows = []
     for verdict in conclusions.verdicts:
         for one in verdict.numbers.get("interventions", []):
+            if "regain_own" not in one:  # no edit of these trials says it
+                continue
             name = _place(pd.DataFrame([one]), frames).iloc[0]
             for key, words, sign in (("regain", "restored", 1), ("loss", "scaled", -1)):
                 ends = [sign * _float(one[f"{key}_own{end}"]) for end in ("", "_low", "_high")]

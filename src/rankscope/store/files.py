@@ -6,12 +6,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from rankscope.store.storage import LocalStorage
-from rankscope.system import read_file
+from rankscope.system import naming, read_file
 
 FORMAT = 1
 
@@ -73,6 +74,18 @@ def _seal(content: dict[str, Any]) -> str:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """For readers the file is the old one or the new one, never half."""
     LocalStorage(path.parent).write(path.name, dumps(content), durable=False)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Makes or replaces a file outside of a store: the old one or the new one, never a part, even
+    on a full disk."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with naming(path):
+            draft.write_bytes(content.encode() if isinstance(content, str) else content)
+            draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

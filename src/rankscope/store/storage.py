@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import stat
@@ -18,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from rankscope.system import read_file, sync
+from rankscope.system import naming, read_file, sync
 
 
 class Version(NamedTuple):
@@ -50,12 +51,16 @@ class Storage(Protocol):
     def fetch_below(self, folder: str) -> None: ...
 
 
+LONGEST = 200  # bytes of a name, of the 255 that most file systems allow
 HARMED = "harmed"  # what was found in a file's or folder's place, set aside; never read
 
 
 def free_name(storage: Storage, name: str) -> str:
-    """Where that file or folder can be set aside: nothing lies there."""
+    """Where that file or folder can be set aside: nothing lies there. A name of another program may
+    be too long for a number behind it."""
     last, taken = name.rsplit("/", 1)[-1], set(storage.names(HARMED))
+    if len(os.fsencode(last)) > LONGEST:
+        last = f"{last[:40]}-{hashlib.sha256(os.fsencode(last)).hexdigest()[:12]}"
     number = next(n for n in range(1, len(taken) + 2) if f"{last}-{n}" not in taken)
     return f"{HARMED}/{last}-{number}"
 
@@ -215,7 +220,7 @@ class LocalStorage:
         draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with draft.open("xb") as file:
+            with naming(path), draft.open("xb") as file:
                 file.write(data)
                 file.flush()
                 if durable:

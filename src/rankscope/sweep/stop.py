@@ -64,7 +64,9 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
         yield
         return
     before: dict[signal.Signals, Any] = {
-        number: signal.signal(number, handler) for number in (signal.SIGINT, *stop_signals())
+        number: signal.signal(number, handler)
+        for number in (signal.SIGINT, *stop_signals())
+        if signal.getsignal(number) is not signal.SIG_IGN  # nohup has it ignored, and means it
     }
     try:
         yield

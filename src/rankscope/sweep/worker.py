@@ -244,7 +244,7 @@ class Worker:
         ):  # whatever it was, the trials are another worker's now
             return
         if isinstance(error, OSError):
-            raise error
+            raise error if error.filename else OSError(f"{self.store}: {error}") from None
         if re.search(
             r"\(os error \d+\)", str(error)
         ):  # safetensors and other Rust: an OSError by another name
