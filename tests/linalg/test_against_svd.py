@@ -167,6 +167,36 @@ def test_a_large_matrix_read_by_blocks_of_rows(transposed: bool) -> None:
     assert found.value == pytest.approx(float(squares.sum() / squares[-1]), rel=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_large_matrix_is_widened_block_by_block(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """Never held in the wider dtype as a whole, and measured as if it were."""
+    M = matrix((203, 90), "slow power", seed=2).to(dtype)  # the last block is a short one
+    source = torch.Generator()
+    wide = la.stable_rank(M.double(), 1e-9, generator=source.manual_seed(5))
+    copies = []
+    cast = la.Dense.cast
+
+    def watched(self: la.Dense, dtype: torch.dtype) -> la.Dense:
+        copies.append(dtype)
+        return cast(self, dtype)
+
+    monkeypatch.setattr(la.Dense, "cast", watched)
+    monkeypatch.setattr("rankscope.linalg.lanczos.CACHED", 2**10)
+    monkeypatch.setattr("rankscope.linalg.lanczos.WIDENED", 2**13)
+    monkeypatch.setattr("rankscope.linalg.sigma.EXACT", 64)  # else a Gram matrix ends it
+    found = la.stable_rank(M, 1e-9, generator=source.manual_seed(5))  # ends in float64
+    assert set(copies) <= {dtype}  # that to its own dtype is no copy
+    assert contains(found, truth(M)[1])
+    assert found.method == "lanczos"
+    assert found.met
+    assert found.value == pytest.approx(wide.value, rel=1e-12)
+    assert la.stable_rank(M, generator=source.manual_seed(5)).value == pytest.approx(
+        wide.value, rel=1e-3
+    )
+
+
 @pytest.mark.parametrize("name", ["singular_values", "effective_rank", "frobenius_norm"])
 def test_exact_facts(name: str) -> None:
     M = matrix((3, 40, 30), "slow power", seed=8)

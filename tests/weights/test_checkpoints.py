@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import weakref
 from pathlib import Path
@@ -17,6 +18,8 @@ from rankscope.measurement.measure import measure
 from rankscope.measurement.table import TOGETHER, tabulated
 from rankscope.weights import Matrix, read
 from rankscope.weights.matrix import Reading
+from rankscope.weights.tensor_files import open_tensors
+from rankscope.weights.tensors import PIECE, finite
 from tiny import stable_rank
 
 SHAPES = {
@@ -88,6 +91,48 @@ def test_one_weight_is_in_memory_at_a_time(tmp_path: Path) -> None:
     reading = watched(read(save(tmp_path / "model", W)))
     table = tabulated(reading, "model", None, rtol=0.5, energy=False, together=True)
     assert len(table.rows) == len(seen) == 3
+
+
+def test_a_tensor_is_read_and_asked_for_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux reads ahead only the start of a large request; docs/log.md has the rates."""
+    W = torch.randn(300, 1500, generator=torch.Generator().manual_seed(0))
+    save_file({"a": torch.ones(3), "w": W}, tmp_path / "model.safetensors")
+    tensors = open_tensors(tmp_path / "model.safetensors")
+    asked: list[tuple[int, int]] = []
+    reads: list[int] = []
+    pread = os.preadv
+
+    def watched(file: int, buffers: list[memoryview], start: int) -> int:
+        reads.append(len(buffers[0]))
+        return pread(file, buffers, start)
+
+    monkeypatch.setattr(os, "preadv", watched)
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda file, start, size, advice: asked.append((start, size))
+    )
+    assert torch.equal(tensors.read("w"), W)
+    assert max(reads) == PIECE < W.nbytes
+    tensors.prefetch("w")
+    _, first, length = tensors.places["w"]
+    ends = [first, *(start + size for start, size in asked)]
+    assert [start for start, _ in asked] == ends[:-1]
+    assert (ends[-1], max(size for _, size in asked)) == (first + length, PIECE)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "large"), [(torch.float16, 6e4), (torch.bfloat16, 3e38), (torch.float32, 3e38)]
+)
+def test_a_sum_that_overflows_is_no_infinite_entry(dtype: torch.dtype, large: float) -> None:
+    W = torch.full((40, 50), large, dtype=dtype)
+    assert finite(W)
+    for bad in (torch.inf, -torch.inf, torch.nan):
+        W[3, 4] = bad
+        assert not finite(W)
+    W.fill_(1)
+    W[3, 4] = torch.nan
+    assert not finite(W)
 
 
 def test_two_checkpoints_give_their_difference(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from rankscope.linalg.operator import Operator, Sum, row_products
 from rankscope.linalg.rounding import gamma
 from rankscope.linalg.scaled import ROWS, Scaled
 
-BLOCK = 2**18  # entries of a float64 block: 2 MiB, which two cores' own caches hold
+# entries of a float64 block, for each thread: half a megabyte, which a core's own cache holds
+BLOCK = 2**16
+ACCELERATED = 2**24  # and on an accelerator, where it is launches that cost
 PRODUCT = 2**19  # and of one that is a product, or a factor of one: tall enough for full speed
 CHUNK = 2**16  # entries whose squares are added up in one sum
 PANEL = 96  # columns of the Gram matrix that are computed together
@@ -29,7 +31,9 @@ def row_blocks(op: Operator, entries: int | None = None) -> Iterator[tuple[int, 
     """(first row, block (*batch, h, n) float64) over all rows; the block's memory is reused by the
     next one."""
     m, n = op.shape[-2:]
-    height = max(1, min(m, (entries or BLOCK) // (n * max(1, prod(op.batch_shape)))))
+    if entries is None:
+        entries = BLOCK * torch.get_num_threads() if op.device.type == "cpu" else ACCELERATED
+    height = max(1, min(m, entries // (n * max(1, prod(op.batch_shape)))))
     memory = torch.empty(prod(op.batch_shape) * height * n, dtype=torch.float64, device=op.device)
     for start in range(0, m, height):
         h = min(height, m - start)
@@ -56,7 +60,11 @@ def frobenius_squared(op: Operator) -> Tensor:
 def _squares(block: Tensor) -> Tensor:
     """||block||_F^2, (*batch, h, n) -> (*batch), in short sums: see `summation_error`."""
     parts = block.split(max(1, CHUNK // block.shape[-1]), dim=-2)
-    sums = [torch.linalg.vector_norm(part, dim=(-2, -1)).square() for part in parts]
+    if prod(block.shape[:-2]) == 1:  # of one matrix: the same sum in half the time
+        flat = [part.reshape(-1) for part in parts]
+        sums = [part.dot(part).reshape(block.shape[:-2]) for part in flat]
+    else:
+        sums = [torch.linalg.vector_norm(part, dim=(-2, -1)).square() for part in parts]
     return sum(sums[1:], sums[0])
 
 

@@ -34,6 +34,9 @@ END = 64
 # entries up to which a single matrix stays in the last-level cache from one step to the next, and
 # of the blocks of rows of a larger one: from memory once, from a cache the second time
 CACHED = 2**22
+# bytes, for each thread, of a block of rows that is widened in every step: a core's own cache
+# holds it (docs/log.md)
+WIDENED = 2**19
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class Ritz:
 
 @dataclass(frozen=True)
 class StopRule:
-    """What a run works towards, per matrix (N,) float64 CPU: an upper bound on ||M||_F, what
-    rounding in op.dtype may add to sigma_1 and what it takes from the lower bound, and a relative
+    """What a run works towards, per matrix (N,) float64 CPU: an upper bound on ||M||_F, what the
+    products' rounding may add to sigma_1 and what it takes from the lower bound, and a relative
     width; `ignore` (N,) bool: matrices of no interest; for all a confidence."""
 
     frobenius: Tensor
@@ -65,16 +68,40 @@ class StopRule:
 
 
 class GramProduct:
-    """The map v -> M^T M v of a batch of matrices, (N, n) -> (N, n), by blocks of rows."""
+    """The map v -> M^T M v in `dtype` of a batch of matrices, (N, n) -> (N, n), by blocks of rows.
+    Blocks of a large matrix in a narrower dtype are widened, which is exact, and forgotten."""
 
-    def __init__(self, op: Operator) -> None:
+    def __init__(self, op: Operator, dtype: torch.dtype) -> None:
         N, m, n = op.shape
+        self.narrow: tuple[Tensor, ...] = ()
+        if isinstance(op, Dense) and widened_by_blocks(op, dtype):
+            height = max(1, WIDENED * torch.get_num_threads() // (n * dtype.itemsize))
+            self.narrow = op.W[0].split(height)
+            self.wide = torch.empty_like(self.narrow[0], dtype=dtype)
+            return
         height = max(1, CACHED // n) if N == 1 else m
         self.pieces = [op.rows(i, min(i + height, m)) for i in range(0, m, height)]
 
     def __call__(self, v: Tensor) -> Tensor:
+        if self.narrow:
+            return self._widening(v[0])[None]
         images = [_image(piece, v) for piece in self.pieces]
         return sum(images[1:], images[0])
+
+    def _widening(self, v: Tensor) -> Tensor:
+        image = torch.zeros_like(v)
+        for piece in self.narrow:
+            rows = self.wide[: len(piece)].copy_(piece)
+            image.addmv_(rows.mT, rows.mv(v))
+        return image
+
+
+def widened_by_blocks(op: Operator, dtype: torch.dtype) -> bool:
+    """Whether `GramProduct` reads this operator in its own, narrower dtype: a large matrix on a CPU
+    whose rows lie in memory as they are. A copy in `dtype` would cost twice the memory or more."""
+    if not isinstance(op, Dense) or op.W.dtype == dtype or op.shape[0] != 1:
+        return False
+    return op.W.is_cpu and op.W.stride(-1) == 1 and op.W[0].numel() > CACHED
 
 
 def _image(M: Operator, v: Tensor) -> Tensor:
@@ -92,7 +119,7 @@ class _Run:
     and b the columns of T_k."""
 
     def __init__(self, op: Operator, start: Tensor) -> None:
-        self.op, self.gram = op, GramProduct(op)
+        self.op, self.gram = op, GramProduct(op, start.dtype)
         self.V = start.new_empty(len(start), 1 + min(*op.shape[-2:], 24), start.shape[1])
         self.V[:, 0] = start
         self.a: list[Tensor] = []
@@ -131,7 +158,7 @@ class _Run:
     def keep(self, index: Tensor) -> None:
         """Goes on with the matrices at `index` only."""
         self.op = self.op.select(index, self.op.batch_shape)
-        self.gram = GramProduct(self.op)
+        self.gram = GramProduct(self.op, self.V.dtype)
         index = index.to(self.V.device)
         self.V = self.V[index]
         self.a, self.b = [x[index] for x in self.a], [x[index] for x in self.b]
@@ -142,25 +169,27 @@ def largest(
     rule: StopRule,
     *,
     g: Tensor,
+    dtype: torch.dtype,
     steps: int = STEPS,
 ) -> Ritz:
     """Runs until upper <= (1 + rtol) times the lower bound for every matrix, the Krylov space is
     all there is, or `steps` are taken.
 
-    op has a flat batch (N,). g (n,) float64 is a normal random vector, drawn independently of it:
-    (11). All matrices start from it, so that each is measured alike alone and among others. Where
+    op has a flat batch (N,) and is multiplied in `dtype`, which is its own unless
+    `widened_by_blocks`. g (n,) float64 is a normal random vector, drawn independently of it: (11).
+    All matrices start from it, so that each is measured alike alone and among others. Where
     the allowance alone is too much for `rtol`, a run in float32 ends at once, and one in float64
     settles for bounds a few allowances apart. Where a Krylov space has ended (few distinct
     singular values), the allowance is all of the width: float64 has more.
     """
     N, size = op.batch_shape[0], torch.linalg.vector_norm(g)
-    start = (g / size).to(op.device, op.dtype).expand(N, -1)
+    start = (g / size).to(op.device, dtype).expand(N, -1)
     delta = NormalDist().inv_cdf(1 - rule.confidence / 2)
     log_target = torch.full((N,), log(size / delta), dtype=torch.float64)  # (12)
     limit, look = min(*op.shape[-2:], steps), FIRST
-    wide = op.dtype == torch.float64
+    wide = dtype == torch.float64
     least = 3.0 if wide else 0.0
-    noise = END * max(op.shape[-2:]) ** 0.5 * unit_roundoff(op.dtype)
+    noise = END * max(op.shape[-2:]) ** 0.5 * unit_roundoff(dtype)
     run = _Run(op, start)
     running = torch.arange(N)
     taken = rule.ignore.long()  # by those running; 0: not there yet

@@ -17,7 +17,7 @@ from rankscope.linalg import lanczos
 from rankscope.linalg.certify import by_eigenvalues, certified_bound, largest_tau
 from rankscope.linalg.dense import Dense
 from rankscope.linalg.frobenius import product
-from rankscope.linalg.lanczos import CACHED
+from rankscope.linalg.lanczos import CACHED, widened_by_blocks
 from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma
 from rankscope.linalg.scaled_group import ScaledGroup
@@ -169,8 +169,10 @@ def _products_in(
         ~group.real,
         options.confidence,
     )
-    matrix = group.cast(dtype)
-    ritz = lanczos.largest(matrix.mT if flip else matrix, rule, g=g, steps=steps)
+    matrix = group.matrix.mT if flip else group.matrix
+    if not widened_by_blocks(matrix, dtype):
+        matrix = group.cast(dtype).mT if flip else group.cast(dtype)
+    ritz = lanczos.largest(matrix, rule, g=g, dtype=dtype, steps=steps)
     value = torch.linalg.vector_norm(product(op, ritz.vectors, transposed=flip), dim=-1).cpu()
     lower = torch.maximum(value - below, group.norm * (1 - group.error) / min(shape) ** 0.5)
     value = torch.maximum(value, lower)

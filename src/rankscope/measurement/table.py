@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from rankscope.linalg.surroundings import undisturbed
+from rankscope.measurement.overlap import overlapped
 from rankscope.measurement.row import Row, compared, measured_together
 from rankscope.measurement.suggest import SHARES
 from rankscope.weights.matrix import Matrix, Reading, Skipped, distinct
@@ -183,54 +184,76 @@ def tabulated(
 ) -> Table:
     """Measures what a reader hands over, one matrix in memory at a time.
 
-    With ``together`` small matrices wait for others of their shape and are measured in
-    one pass; only for readers whose matrices outlast the next one, as those gathered
-    from a sharded model do not.
+    With ``together`` small matrices wait for others of their shape and are measured in one pass,
+    and large ones are measured two at a time; only for readers whose matrices outlast the next one,
+    as those gathered from a sharded model do not.
 
     A matrix on which LAPACK or the memory fails is skipped, with the reason. ``energy=False`` saves
     the singular values that effective ranks and energy ranks take.
     """
-    rows: list[Row] = []
-    skipped: list[Skipped] = []
-    spectra: dict[str, tuple[int, ...]] = {}
-    waiting: list[Matrix] = []
-    held = 0
 
-    def measure_waiting() -> None:
+    def measured(group: list[Matrix] | Skipped) -> _Outcome:
+        if isinstance(group, Skipped):
+            return _Outcome((), (group,), {})
+        spectra: dict[str, tuple[int, ...]] = {}
         try:
-            rows.extend(
-                measured_together(
-                    waiting, rtol=rtol, certify=certify, spectra=spectra if energy else None
-                )
+            rows = measured_together(
+                group, rtol=rtol, certify=certify, spectra=spectra if energy else None
             )
         except (torch.linalg.LinAlgError, torch.OutOfMemoryError, MemoryError) as error:
-            if len(waiting) > 1:
-                together, waiting[:] = list(waiting), []
-                for one in together:
-                    waiting.append(one)
-                    measure_waiting()
-                return
-            skipped.append(
-                Skipped(
-                    waiting[0].layer, f"{waiting[0].matrix} cannot be measured: {one_line(error)}"
-                )
-            )
-        waiting.clear()
+            if len(group) > 1:
+                return _joined([measured([one]) for one in group])
+            why = f"{group[0].matrix} cannot be measured: {one_line(error)}"
+            return _Outcome((), (Skipped(group[0].layer, why),), {})
+        return _Outcome(tuple(rows), (), spectra)
 
-    for one in distinct(reading):
+    groups = _groups(distinct(reading), together)
+    threads = torch.get_num_threads() if together else 1
+    found = _joined(overlapped(groups, measured, _size, threads))
+    return Table(source, base, compared(found.rows), found.skipped, found.energy_ranks)
+
+
+class _Outcome(NamedTuple):
+    """What became of some matrices, in their order."""
+
+    rows: tuple[Row, ...]
+    skipped: tuple[Skipped, ...]
+    energy_ranks: dict[str, tuple[int, ...]]
+
+
+def _joined(parts: list[_Outcome]) -> _Outcome:
+    return _Outcome(
+        tuple(row for part in parts for row in part.rows),
+        tuple(one for part in parts for one in part.skipped),
+        {layer: ranks for part in parts for layer, ranks in part.energy_ranks.items()},
+    )
+
+
+def _groups(reading: Reading, together: bool) -> Iterator[list[Matrix] | Skipped]:
+    """The matrices that are measured in one pass, and what was skipped. Holds none of them while
+    the next are read."""
+    waiting: list[Matrix] = []
+    held = 0
+    for one in reading:
         if isinstance(one, Skipped):
-            skipped.append(one)
+            yield one
             continue
         waiting.append(one)
-        held += sum(
-            leaf.nbytes for leaf in (one.operator.leaves if one.operator is not None else ())
-        )
+        held += _size([one])[0]
         del one  # before the next is read
         if not together or held > TOGETHER or len(waiting) >= COUNT:
-            measure_waiting()
-            held = 0
-    measure_waiting()
-    return Table(source, base, compared(rows), tuple(skipped), spectra)
+            group, waiting, held = waiting, [], 0
+            yield group
+            del group
+    if waiting:
+        yield waiting
+
+
+def _size(group: list[Matrix] | Skipped) -> tuple[int, int]:
+    """Bytes of the matrices of a group, and how many numbers they are."""
+    matrices = [] if isinstance(group, Skipped) else group
+    leaves = [leaf for one in matrices if one.operator is not None for leaf in one.operator.leaves]
+    return sum(leaf.nbytes for leaf in leaves), sum(leaf.numel() for leaf in leaves)
 
 
 def median_drift(rows: Iterable[Row]) -> float:

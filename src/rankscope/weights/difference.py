@@ -150,11 +150,9 @@ def against_base(layer: str, name: str, tuned: Tensors, base: BaseModel) -> Read
 def _weight(layer: str, weight: Tensor, matrix: str = "W") -> Matrix:
     shape = (weight.shape[0], weight.shape[1])
     assert matrix in ("W", "W+dW")
-    # Upcast here (exactly), so that the file's pages are free while it is measured.
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    if not finite(wide):
+    if not finite(weight):
         return Matrix(layer, matrix, shape, None, "weights", note="the weight holds NaN or Inf")  # type: ignore[arg-type]
-    return Matrix(layer, matrix, shape, Dense(wide), "weights")  # type: ignore[arg-type]
+    return Matrix(layer, matrix, shape, Dense(weight), "weights")  # type: ignore[arg-type]
 
 
 def _rounding_note(share: float, tuned: Tensor, weight: Tensor) -> str | None:
