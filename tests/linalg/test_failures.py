@@ -141,3 +141,12 @@ def test_the_same_on_an_accelerator() -> None:
     )
     assert_close(la.captured_energy(M.cuda(), M.cuda(), 3), la.captured_energy(M, M, 3))
     assert_close(la.singular_values(M.cuda()), la.singular_values(M))
+
+
+def test_of_a_zero_matrix_and_of_one_that_is_not_finite_nothing_is_merely_likely() -> None:
+    M = torch.randn(3, 120, 100, generator=torch.Generator().manual_seed(0))
+    M[1], M[2, 5, 7] = 0, torch.nan
+    found = la.spectral_norm(M)
+    assert found.confidence.tolist() == [1 - 1e-3, 1, 1]
+    assert found.value[1] == 0
+    assert found.value[2].isnan()

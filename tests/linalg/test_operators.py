@@ -53,6 +53,7 @@ def test_an_operator_is_its_matrix(kind: str) -> None:
     assert_close(op.mT.to_dense(), M.mT)
     assert_close(op.mT @ draw(M.shape[-2], 3), M.mT @ draw(M.shape[-2], 3))
     assert_close(op.rows(3, 11).to_dense(), M[..., 3:11, :])
+    assert_close(op.cast(torch.float32).to_dense(), M, rtol=1e-5, atol=1e-5)
     assert_close(frobenius_squared(op), torch.linalg.matrix_norm(M) ** 2, rtol=1e-13, atol=0)
     assert_close(la.row_norms(op), torch.linalg.vector_norm(M, dim=-1))
     x = draw(*M.shape[:-2], M.shape[-1])

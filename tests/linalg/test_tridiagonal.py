@@ -110,3 +110,25 @@ def test_the_likely_bound_lies_where_its_polynomial_does(target: float) -> None:
     upper, certain = found.upper(torch.tensor(1e-3))
     assert not bool(certain)
     assert 1 <= (float(upper) ** 2 - theta[-1]) / expected <= 1.01
+
+
+def test_bounds_that_are_called_near_enough_are_it_with_their_allowance() -> None:
+    a, b = lanczos(SEEN.square(), 3)
+    allowance = 1e-2
+    found = Tridiagonal(
+        a[None],
+        b[None],
+        steps=torch.tensor([3]),
+        frobenius=torch.tensor([1e3], dtype=torch.float64),
+        allowance=torch.tensor([allowance], dtype=torch.float64),
+        below=torch.zeros(1, dtype=torch.float64),
+        log_target=torch.tensor([0.5], dtype=torch.float64),
+    )
+    theta = float(found.top[0].sqrt())
+    seen = set()
+    for room in torch.linspace(2.1 * allowance, 20 * allowance, 100, dtype=torch.float64):
+        enough = bool(found.within(room[None] / theta, least=0.0)[0])
+        upper, _ = found.upper(room[None] / theta)
+        seen.add(enough)
+        assert enough == (float(upper) - theta <= float(room) * 1.01), float(room)
+    assert seen == {False, True}

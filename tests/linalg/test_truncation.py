@@ -8,16 +8,21 @@ import torch
 
 import rankscope.linalg as la
 
+BF16, F64 = torch.bfloat16, torch.float64
+
 
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
 @pytest.mark.parametrize("k", [0, 1, 3])
-def test_errors_of_rounded_factors(batch: tuple[int, ...], k: int) -> None:
+@pytest.mark.parametrize("dtypes", [(BF16, torch.float16), (BF16, F64), (F64, BF16)])
+def test_errors_of_rounded_factors(
+    batch: tuple[int, ...], k: int, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
     m, n, r = 30, 50, 4
     generator = torch.Generator().manual_seed(0)
     B, A = (torch.randn(*batch, *x, generator=generator) for x in ((m, r), (r, n)))
     scale = torch.full(batch, -0.5, dtype=torch.float64)
     whole = la.Truncation.of(la.LowRank(B=B, A=A, scale=scale))
-    cut = whole.factors(k, scale, (torch.bfloat16, torch.float16))
+    cut = whole.factors(k, scale, dtypes)
     assert [tuple(x.shape) for x in cut] == [(*batch, m, k), (*batch, k, n)]
     frobenius, spectral, uncertainty = whole.errors(*cut, scale)
 
