@@ -73,6 +73,44 @@ def test_a_decline_from_the_start_is_told_from_a_threshold():
     assert sharp.plateau.high >= 0.8 - 0.02
 
 
+def falling(plateau: float, end: float) -> pd.DataFrame:
+    """Near sr(W) 0.9; drifted models of a larger rate have `plateau` until the drift `end`, and
+    fall to 0.5 within 0.2."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in range(6):
+        rows += [(f"a{seed}", 1e-4, seed, -0.02, 0.9)]
+        for rate in (1e-3, 1e-2):
+            for u in np.arange(0.12, 1.6, 0.1) + 0.02 * seed:
+                y = plateau - (plateau - 0.5) * np.clip((u - end) / 0.2, 0, 1)
+                rows.append((f"{rate}-{seed}", rate, seed, -u, y))
+    table = points(rows)
+    return table.assign(metric_value=table["metric_value"] + rng.normal(0, 0.01, len(table)))
+
+
+@pytest.mark.parametrize(
+    ("plateau", "end", "answer"),
+    [
+        (0.9, 0.8, "supported"),
+        (0.85, 0.8, "supported"),
+        (0.75, 0.8, "undecided"),
+        (0.9, 0.15, "undecided"),
+    ],
+)
+def test_a_threshold_is_where_a_plateau_ends_that_keeps_the_gain(plateau, end, answer):
+    """Of a gain of 0.4 a plateau at 0.85 keeps 0.875, though it lies below the references by more
+    than a tenth of it; one at 0.75 keeps 0.625, and one that ends at 0.15 is no range."""
+    t = threshold(
+        falling(plateau, end), 0.5, 0.01, {"model": "m", "task": "t"},
+        rng=np.random.default_rng(0), resamples=199,
+    )  # fmt: skip
+    assert t.answer == answer
+    assert (t.reason == GRADUAL) == (answer == "undecided")
+    assert t.kept.estimate == pytest.approx((plateau - 0.5) / 0.4, abs=0.05)
+    assert t.plateau.low - 0.01 <= end <= t.plateau.high + 0.01
+    assert t.plateau.estimate < t.first.estimate < t.half.estimate or plateau == 0.75
+
+
 def test_the_best_of_several_is_too_high_by_what_noise_gives_it():
     """For five equal means the winner's noise is 1.163 standard errors (the expected largest of
     five normals); for means far apart there is none."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 from scipy.optimize import isotonic_regression
 
 from rankscope.analysis.inference import LEVEL, Interval
@@ -40,8 +41,11 @@ def dose(
     rng: np.random.Generator,
     resamples: int = 1000,
 ) -> Dose:
-    """u*_q along the path of growing scales, of these trials; the interval by percentiles, infinity
-    counted."""
+    """u*_q along the path of growing scales, of these trials.
+
+    The interval is by percentiles, infinity counted, moved out for few trials as Student's t says
+    (Hesterberg 2015; the draws' variance is unbiased, so that no factor for it is needed).
+    """
     own = unedited(edited).query("trial in @trials").reset_index()
     drawn = Resamples.draw(own, len(edited.labels), rng=rng, resamples=resamples)
     zero = edited.constant()
@@ -56,11 +60,10 @@ def dose(
     found, values = np.array(crossings), np.array(redone).T  # (T,), (R, T)
     medians = np.array([_median(found, w) for w in drawn.trials])
     medians += _row_error(values, rng) * rng.normal(size=len(medians))
-    low, high = np.quantile(
-        medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="closest_observation"
-    )
-    if len(found) < 2:
-        low = high = np.nan
+    low = high = np.nan
+    if len(found) > 1 and drawn.degrees > 0:
+        tail = float(stats.norm.sf(stats.t.ppf((1 + LEVEL) / 2, drawn.degrees)))
+        low, high = np.quantile(medians, [tail, 1 - tail], method="closest_observation")
     middle = _median(found, np.ones(len(found)))
     return Dose(
         q,

@@ -12,14 +12,8 @@ from rankscope.report.theme import rate_name
 
 def thresholds_table(conclusions: Conclusions) -> Table:
     """H2 per model and task."""
-    shares = (
-        "half_ratio",
-        "half_ratio_low",
-        "half_ratio_high",
-        "first_ratio",
-        "first_ratio_low",
-        "first_ratio_high",
-    )
+    names = ("half_ratio", "first_ratio", "plateau_ratio", "kept")
+    shares = [name + end for name in names for end in ("", "_low", "_high")]
     rows = conclusions.thresholds_frame()
     for name in (*shares, "premise", "first_share") if len(rows) else ():
         rows[name] = 100 * rows[name].astype(float)
@@ -27,11 +21,10 @@ def thresholds_table(conclusions: Conclusions) -> Table:
         "thresholds",
         "The drift at which the gain is lost",
         "In per cent of sr(W): where half of LoRA's gain over a constant answer is lost, and "
-        "where the smallest share that "
-        "can be told from noise is, with 95 % intervals over resampled trials (0: open). The "
-        "loss is that of the fitted "
-        "line over the drifts that were visited. Premise: the gain of models near sr(W) in per "
-        "cent of the best gain.",
+        "where the fitted line leaves its plateau, with 95 % intervals over resampled trials (0: "
+        "open). Kept: what the plateau has of the gain. Loss: the mean of the models near sr(W) "
+        "less that of the deepest quarter of the drifted checkpoints. Premise: the gain of models "
+        "near sr(W) in per cent of the best gain.",
         (
             *WHERE,
             Column("answer", "answer"),
@@ -40,8 +33,10 @@ def thresholds_table(conclusions: Conclusions) -> Table:
             *interval_columns("half_ratio", "half lost at, %", ".0f"),
             *interval_columns("stable_rank", "s*", ".1f"),
             Column("base", "sr(W)", ".1f"),
-            Column("first_share", "share, %", ".0f"),
-            *interval_columns("first_ratio", "lost at, %", ".0f"),
+            *interval_columns("plateau_ratio", "plateau ends at, %", ".0f"),
+            *interval_columns("kept", "kept on it, %", ".0f"),
+            Column("first_share", "small share, %", ".0f", printed=False),
+            Column("first_ratio", "small share lost at, %", ".0f", printed=False),
             *interval_columns("loss", "loss", ".3f"),
             Column("gain", "gain near sr(W)", ".3f"),
             Column("premise", "premise, %", ".0f"),

@@ -30,7 +30,7 @@ FEWEST = 6  # trials of one model and task
 HALF, TENTH = 0.5, 0.1  # shares of the gain
 DEVIATIONS = 3  # the smallest loss looked for, in standard deviations of an evaluation
 PLATEAU = float(np.log(1.25))  # a threshold leaves the stable rank a range in which little is lost
-PREMISE = 0.8  # of the best gain, to be had near sr(W)
+PREMISE = 0.8  # of the best gain, to be had near sr(W); of that, kept on the plateau
 NEGLIGIBLE = 0.1  # of the gain: a smaller loss counts as none
 UNLEARNT = "nothing was learnt"
 GRADUAL = "half the gain is lost, but a decline from the start is not excluded"
@@ -48,15 +48,16 @@ class Threshold:
     the references P0, ``excess`` what choosing the best rates was expected to add to it and has
     been taken off, ``gain`` P0 - c0, ``best`` the best attained anywhere V, ``premise`` the best
     gain near sr(W) over the best gain anywhere. ``half`` is the drift at which half the gain is
-    lost, ``first`` the same for the share ``first_share``: a tenth, or the share that three
-    standard deviations of an evaluation are. ``plateau`` is the drift at which the fitted line
-    turns down, 0 for a decline from the start. ``loss`` is P0 less the mean metric of the deepest
-    quarter of the drifted checkpoints, which lie beyond ``deep``. ``line`` holds the corners of the
-    fitted line (log_drift, value). ``brackets``, ``tolerated`` and ``spread`` are the model of
-    thresholds that vary, ``attained`` the paired table. ``answer`` and ``reason`` follow the rules
-    of docs/analysis.md. Of a metric that is better when it is lower, ``constant``, ``near``,
-    ``best``, ``line`` and what was attained are as measured; ``gain``, ``loss`` and ``excess`` say
-    how much better or worse, as for all metrics.
+    lost, ``first`` the drift at which the line has fallen from its own plateau by the share
+    ``first_share`` of the gain: a tenth, or what three standard deviations of an evaluation are.
+    ``plateau`` is the drift at which the fitted line turns down, 0 for a decline from the start,
+    ``kept`` the share of the gain that the line has before it. ``loss`` is P0 less the mean metric
+    of the deepest quarter of the drifted checkpoints, which lie beyond ``deep``. ``line`` holds the
+    corners of the fitted line (log_drift, value). ``brackets``, ``tolerated`` and ``spread`` are
+    the model of thresholds that vary, ``attained`` the paired table. ``answer`` and ``reason``
+    follow the rules of docs/analysis.md. Of a metric that is better when it is lower, ``constant``,
+    ``near``, ``best``, ``line`` and what was attained are as measured; ``gain``, ``loss`` and
+    ``excess`` say how much better or worse, as for all metrics.
     """
 
     model: str
@@ -80,6 +81,7 @@ class Threshold:
     first: Interval = UNKNOWN
     first_share: float = np.nan
     plateau: Interval = UNKNOWN
+    kept: Interval = UNKNOWN
     loss: Interval = UNKNOWN
     deep: float = np.nan
     excess: float = np.nan
@@ -126,6 +128,7 @@ class Threshold:
         for name, dose in (
             ("half_ratio", self.half),
             ("first_ratio", self.first),
+            ("plateau_ratio", self.plateau),
             ("tolerated_ratio", self.tolerated),
         ):
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), self.ratio(dose), strict=True))
@@ -213,13 +216,15 @@ def threshold(
     )
     values = {
         "half": found.dose(found.near - HALF * gain),
-        "first": found.dose(found.near - first * gain),
+        "first": found.dose(found.plateau - first * gain),
         "plateau": np.where(found.fall > 0, found.turn, np.inf),
     }
     drifted = len(np.unique(data.far_trial))
     for name, v in values.items():
         share = BETWEEN if name == "half" else 1.0  # claims rest on the others: on the safe side
         known[name] = data.to_checkpoints(percentiles(v[0], v[1:], "trial", drifted), share)
+    kept = np.divide(found.plateau - constant, gain, out=np.full_like(gain, np.nan), where=gain > 0)
+    known["kept"] = percentiles(kept[0], kept[1:], "trial", drifted)
     known["loss"] = loss(data, found, noise)
     best = best_by_configuration(data.points)
     near = best_by_configuration(data.points[data.points["log_drift"].abs().le(NEAR)])
@@ -263,7 +268,7 @@ def _problem(trials: int, near: int, far: int, constant: float) -> str:
 
 def _judged(known: dict[str, Any]) -> tuple[Answer, str]:
     """The rules for one model and task, in the order in which they are asked."""
-    reached, half, first, loss = (known[name] for name in ("premise", "half", "first", "loss"))
+    reached, half, loss = (known[name] for name in ("premise", "half", "loss"))
     gain, noise = known["gain"], known["noise"]
     if known["best"] - known["constant"] <= DEVIATIONS * noise:
         return "undecided", UNLEARNT
@@ -279,6 +284,7 @@ def _judged(known: dict[str, Any]) -> tuple[Answer, str]:
         return "undecided", "models near sr(W) are not shown to reach the best values"
     if HALF * gain < DEVIATIONS * noise:
         return "undecided", "half the gain is within the noise of an evaluation"
-    if not (first.low > PLATEAU and known["plateau"].low > NEAR):
+    kept = known["kept"]
+    if not (known["plateau"].low > PLATEAU and kept.estimate >= PREMISE and kept.low > HALF):
         return "undecided", GRADUAL
     return "supported", "half the gain is lost past a plateau"

@@ -127,8 +127,10 @@ def _sentence(t: Threshold, several: bool) -> str:
     if t.answer == "supported" or t.reason == GRADUAL:
         parts.append(f"half of the gain is lost at {_share(t, t.half)} of sr(W)")
         parts.append(f"s* = {_plain(t.stable_rank, '.1f')}")
-        parts.append(f"{100 * t.first_share:.0f} % of it at {_share(t, t.first)}")
-        parts.append(f"the plateau ends at {_share(t, t.plateau)}")
+        parts.append(
+            f"drifted models keep {_plain(_percent(t.kept), '.0f')} % of the gain on a plateau "
+            f"that ends at {_share(t, t.plateau)}"
+        )
     if t.premise.known:
         parts.append(
             f"models near sr(W) reach {_plain(_percent(t.premise), '.0f')} % of the best gain"

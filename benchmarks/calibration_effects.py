@@ -1,0 +1,108 @@
+"""The studies of `calibration.py` on H1 (the exponent), H4 (the contrast) and H5 (best rates)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rankscope.analysis.alignment import contrast
+from rankscope.analysis.frames import Frames
+from rankscope.analysis.growth import growth
+from rankscope.analysis.rates import rates
+from simulate import Truth, study
+
+RESULT = dict[str, Any]
+
+
+def pairs(rng: np.random.Generator, resamples: int, *, seeds: int, drop: int = 0) -> RESULT:
+    """H4: cosines of pairs with effects of both trials; `drop` seeds have no full fine-tune."""
+    gap = float(rng.uniform(-0.2, 0.1))
+    lora, full = rng.normal(0, 0.03, (2, seeds))
+    rows = []
+    for s in range(seeds):
+        for other in range(seeds - drop):
+            if s != other:
+                rows.append(
+                    ("lora", s, other, 0.2 + gap + lora[s] + full[other] + rng.normal(0, 0.02))
+                )
+                if s < other:
+                    rows.append(
+                        ("full", s, other, 0.2 + full[s] + full[other] + rng.normal(0, 0.02))
+                    )
+    table = pd.DataFrame(rows, columns=["kind", "seed", "seed_reference", "cosine"])
+    found = contrast(table[table["kind"].eq("lora")], table[table["kind"].eq("full")])
+    return {
+        "contrast": [found.estimate, found.low, found.high],
+        "true_contrast": gap,
+        "seeds": seeds,
+    }
+
+
+def best_rates(
+    rng: np.random.Generator, resamples: int, *, seeds: int, unbalanced: bool = False
+) -> RESULT:
+    """H5: a parabola of the metric in log rate, whose top moves with the rank."""
+    exponent, times = (
+        float(rng.uniform(-0.4, 0.2)),
+        float(np.exp(rng.uniform(np.log(4), np.log(16)))),
+    )
+    full_top = np.log(1e-4)
+    grid = np.geomspace(1e-5, 1e-2, 10)
+    ranks = (4, 16, 64)
+    middle = float(np.mean(np.log(ranks)))
+    rows = []
+    for rank in (*ranks, None):
+        for seed in range(seeds):
+            if unbalanced and rank == 16 and seed:
+                continue
+            top = (
+                full_top
+                if rank is None
+                else full_top + np.log(times) + exponent * (np.log(rank) - middle)
+            )
+            top += rng.normal(0, 0.1)
+            for rate in grid:
+                best = max(0.5, 0.8 - 0.04 * (np.log(rate) - top) ** 2) + rng.normal(0, 0.004)
+                rows.append((rank, rate, seed, best))
+    table = pd.DataFrame(rows, columns=["rank", "learning_rate", "seed", "best"])
+    lora = table["rank"].notna()
+    table = table.assign(
+        trial=[f"t{i}" for i in range(len(table))], model="m", task="t", metric="accuracy",
+        constant=0.5,
+        method=np.where(lora, "lora", "full"), scaling=np.where(lora, "alpha/r", None),
+        rank=table["rank"].astype("Int64"),
+        status="done", best_step=1, last=table["best"], steps=1, diverged_at=pd.NA, seconds=1.0,
+    )  # fmt: skip
+    found = rates(Frames(table, pd.DataFrame(), pd.DataFrame(), pd.DataFrame())).groups.iloc[0]
+    return {
+        "exponent": [found["exponent"], found["exponent_low"], found["exponent_high"]],
+        "true_exponent": exponent,
+        "to_full": [found["to_full"], found["to_full_low"], found["to_full_high"]],
+        "true_to_full": times,
+        "seeds": seeds,
+    }
+
+
+def exponents(
+    rng: np.random.Generator, resamples: int, *, seeds: int = 3, uneven: bool = False
+) -> RESULT:
+    """H1: with `uneven`, seed 0 has all ranks and the others only two of them."""
+    known = Truth(b=float(rng.uniform(0, 1)), threshold=None)
+    tables = study(
+        known, seed=int(rng.integers(2**31)), seeds=seeds, full=False, rates=(1e-3,),
+        ranks=(1, 8, 64, 384), size=384,
+    )  # fmt: skip
+    trials = tables["trials"]
+    if uneven:
+        trials = trials[trials["seed"].eq(0) | trials["rank"].isin([8, 384])]
+    found = growth(Frames(**(tables | {"trials": trials})), rng=rng, resamples=resamples)
+    lowest = 8  # of the ranks above 1
+    return {
+        "b": [found.exponent.estimate, found.exponent.low, found.exponent.high],
+        "true_b": known.b,
+        "ratio": [found.ratio.estimate, found.ratio.low, found.ratio.high],
+        "true_ratio": (384 / lowest) ** known.b,
+        "seeds": seeds,
+    }
