@@ -10,6 +10,7 @@ from scipy import stats
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.growth import band, exponent, growth
 from rankscope.analysis.inference import holm, interval, mean_interval, mean_intervals
+from rankscope.analysis.verdicts.growth import growth_verdict
 from simulate import Truth, study
 
 
@@ -48,10 +49,12 @@ def test_unbalanced_ranks_need_one_intercept_per_layer():
 
 
 def test_few_seeds_fall_back_to_layers_and_say_so():
-    found = fitted(study(seeds=1)).exponent
-    assert found.cluster == "layer"
-    assert found.clusters == 4
-    assert fitted(study(seeds=2)).exponent.cluster == "seed"
+    one, two = fitted(study(seeds=1)), fitted(study(seeds=2))
+    assert one.exponent.cluster == "layer"
+    assert one.exponent.clusters == 4
+    assert two.exponent.cluster == "seed"
+    assert growth_verdict(one).sentences[0].endswith("4 layers of one seed).")
+    assert growth_verdict(two).sentences[0].endswith("2 seeds).")
 
 
 def test_one_layer_and_few_seeds_give_no_interval():

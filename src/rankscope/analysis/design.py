@@ -19,6 +19,7 @@ from rankscope.analysis.inference import LEVEL
 from rankscope.analysis.rates import FEWEST_RATES
 from rankscope.analysis.threshold.evidence import DEEPEST
 from rankscope.analysis.threshold.threshold import FEWEST
+from rankscope.analysis.verdicts.verdict import counted
 
 LOSSES = (0.02, 0.05)
 SETTLED = 0.8  # an accuracy that rows are taken to be answered with, for the noise of an evaluation
@@ -102,7 +103,7 @@ def _growth(lora: pd.DataFrame) -> tuple[Answerable, str]:
     ranks, count = best
     if not ranks:
         return "no", f"no two ranks of {LOWEST} or more are common to all seeds of a scaling rule"
-    text = f"r = {_list(f'{rank:g}' for rank in ranks)} with {_count(count, 'seed')}"
+    text = f"r = {_list(f'{rank:g}' for rank in ranks)} with {counted(count, 'seed')}"
     if count < 2:
         return "in part", f"{text}: the interval is over layers and says nothing about new seeds"
     return "yes", text
@@ -111,7 +112,7 @@ def _growth(lora: pd.DataFrame) -> tuple[Answerable, str]:
 def _threshold(lora: pd.DataFrame) -> tuple[Answerable, str]:
     trials = len(lora)
     if trials < FEWEST:
-        return "no", f"{_count(trials, 'LoRA trial')}; {FEWEST} are needed"
+        return "no", f"{counted(trials, 'LoRA trial')}; {FEWEST} are needed"
     rates = lora["learning_rate"]
     decades = float(np.log10(rates.max() / rates.min()))
     if decades < DECADES:
@@ -140,10 +141,10 @@ def _dynamics(lora: pd.DataFrame) -> tuple[Answerable, str]:
     often = lora["evaluations"].ge(LATE)
     if int(often.sum()) < 3:
         return "no", (
-            f"{_count(int(often.sum()), 'trial')} with {LATE} evaluations or more; 3 are needed, "
+            f"{counted(int(often.sum()), 'trial')} with {LATE} evaluations or more; 3 are needed, "
             "for slopes inside trials after the drift has begun: lower eval_every"
         )
-    return "yes", f"{_count(int(often.sum()), 'trial')} with {LATE} evaluations or more"
+    return "yes", f"{counted(int(often.sum()), 'trial')} with {LATE} evaluations or more"
 
 
 def _alignment(lora: pd.DataFrame, full: pd.DataFrame) -> tuple[Answerable, str]:
@@ -178,7 +179,3 @@ def _rates(lora: pd.DataFrame, full: pd.DataFrame) -> tuple[Answerable, str]:
 def _list(names: Iterable[str]) -> str:
     found = list(names)
     return " and ".join(filter(None, [", ".join(found[:-1]), found[-1]])) if found else "none"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -135,15 +135,11 @@ def ratio(points: pd.DataFrame) -> Interval:
     keys = [*GROUP, "layer", "seed"]
     sides = {name: cells[at].groupby(keys, dropna=False)["log"].mean() for name, at in ends.items()}
     change = (sides["high"] - sides["low"]).dropna().groupby(cluster).mean()
-    found = jackknife(
+    return jackknife(
         list(change.index),
         lambda kept: float(change[change.index.isin(kept)].mean()) if kept else np.nan,
         cluster,
-    )
-    estimate, low, high = (
-        float(np.exp(value)) for value in (found.estimate, found.low, found.high)
-    )
-    return Interval(estimate, low, high, cluster, found.clusters)
+    ).exp()
 
 
 def exponent(points: pd.DataFrame, *, rng: np.random.Generator, resamples: int) -> Interval:

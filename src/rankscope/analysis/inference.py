@@ -49,6 +49,13 @@ class Interval:
             return float(self.estimate == value)
         return float(2 * stats.t.sf(abs(self.estimate - value) / error, degrees))
 
+    def exp(self) -> Interval:
+        """The interval of a quantity whose logarithm this is."""
+        estimate, low, high = (
+            float(np.exp(value)) for value in (self.estimate, self.low, self.high)
+        )
+        return replace(self, estimate=estimate, low=low, high=high)
+
     def within(self, low: float, high: float) -> Interval:
         """The same with its bounds cut to what the quantity can be."""
         return replace(

@@ -15,16 +15,11 @@ import pandas as pd
 
 from rankscope.analysis.direction import sign_of
 from rankscope.analysis.frames import Frames
-from rankscope.analysis.inference import Interval, jackknife
+from rankscope.analysis.inference import jackknife
 from rankscope.analysis.selection import CONFIGURATION, DEVIATIONS
 
 FEWEST_RATES = 3
 KEPT = 0.5  # of the gain over a constant answer: rates that lose more are not on the parabola
-PUBLISHED = (
-    10.0,
-    15.0,
-    3.0,
-)  # LoRA's best rate over full fine-tuning's: LoRA Without Regret 2025; a reproducer
 
 
 @dataclass(frozen=True)
@@ -130,7 +125,7 @@ def curve(trials: pd.DataFrame, constant: float, noise: float) -> Curve:
 def _configuration(
     key: tuple[object, ...], found: Curve, curves: dict[tuple[object, ...], Curve]
 ) -> dict[str, object]:
-    best = _exponential(jackknife(found.seeds, found.best))
+    best = jackknife(found.seeds, found.best).exp()
     row = dict(zip(CONFIGURATION, key, strict=True)) | {"best": best.estimate, "low": best.low}
     row |= {
         "high": best.high,
@@ -182,15 +177,8 @@ def _group(
     paired = [seed for seed in common if full is not None and seed in full.seeds]
     for name, found in (
         ("exponent", jackknife(common, exponent)),
-        ("to_full", _exponential(jackknife(paired, to_full))),
+        ("to_full", jackknife(paired, to_full).exp()),
     ):
         row |= {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
         row[f"{name}_seeds"] = found.clusters
     return row
-
-
-def _exponential(found: Interval) -> Interval:
-    estimate, low, high = (
-        float(np.exp(value)) for value in (found.estimate, found.low, found.high)
-    )
-    return Interval(estimate, low, high, found.cluster, found.clusters)

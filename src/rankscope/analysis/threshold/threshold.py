@@ -51,13 +51,13 @@ class Threshold:
     lost, ``first`` the drift at which the line has fallen from its own plateau by the share
     ``first_share`` of the gain: a tenth, or what three standard deviations of an evaluation are.
     ``plateau`` is the drift at which the fitted line turns down, 0 for a decline from the start,
-    ``kept`` the share of the gain that the line has before it. ``loss`` is P0 less the mean metric
-    of the deepest quarter of the drifted checkpoints, which lie beyond ``deep``. ``line`` holds the
-    corners of the fitted line (log_drift, value). ``brackets``, ``tolerated`` and ``spread`` are
-    the model of thresholds that vary, ``attained`` the paired table. ``answer`` and ``reason``
-    follow the rules of docs/analysis.md. Of a metric that is better when it is lower, ``constant``,
-    ``near``, ``best``, ``line`` and what was attained are as measured; ``gain``, ``loss`` and
-    ``excess`` say how much better or worse, as for all metrics.
+    ``kept`` the share of the gain that the line has before it, where there is a gain. ``loss`` is
+    P0 less the mean metric of the deepest quarter of the drifted checkpoints, which lie beyond
+    ``deep``. ``line`` holds the corners of the fitted line (log_drift, value). ``brackets``,
+    ``tolerated`` and ``spread`` are the model of thresholds that vary, ``attained`` the paired
+    table. ``answer`` and ``reason`` follow the rules of docs/analysis.md. Of a metric that is
+    better when it is lower, ``constant``, ``near``, ``best``, ``line`` and what was attained are as
+    measured; ``gain``, ``loss`` and ``excess`` say how much better or worse, as for all metrics.
     """
 
     model: str
@@ -209,11 +209,7 @@ def threshold(
     draws = stratified_draws(data.strata, resamples, rng)
     found = fits(data, np.vstack([np.ones(data.trials), draws]), excess)
     gain = found.near - constant
-    first = (
-        float(np.clip(DEVIATIONS * noise / gain[0], TENTH, 1))
-        if gain[0] > 0 and np.isfinite(noise)
-        else TENTH
-    )
+    first = _small_share(gain[0], noise)
     values = {
         "half": found.dose(found.near - HALF * gain),
         "first": found.dose(found.plateau - first * gain),
@@ -223,8 +219,9 @@ def threshold(
     for name, v in values.items():
         share = BETWEEN if name == "half" else 1.0  # claims rest on the others: on the safe side
         known[name] = data.to_checkpoints(percentiles(v[0], v[1:], "trial", drifted), share)
-    kept = np.divide(found.plateau - constant, gain, out=np.full_like(gain, np.nan), where=gain > 0)
-    known["kept"] = percentiles(kept[0], kept[1:], "trial", drifted)
+    if not gain[0] <= DEVIATIONS * noise:  # a share of what is there
+        kept = (found.plateau - constant) / np.where(gain > 0, gain, np.nan)
+        known["kept"] = percentiles(kept[0], kept[1:], "trial", drifted)
     known["loss"] = loss(data, found, noise)
     best = best_by_configuration(data.points)
     near = best_by_configuration(data.points[data.points["log_drift"].abs().le(NEAR)])
@@ -242,6 +239,12 @@ def threshold(
     known["line"] = _line(data, found)
     answer, reason = _judged(known)
     return Threshold(answer=answer, reason=reason, brackets=pairs, attained=attained(data), **known)
+
+
+def _small_share(gain: float, noise: float) -> float:
+    """A tenth of the gain, or what `DEVIATIONS` of an evaluation are of it, if that is more."""
+    known = gain > 0 and np.isfinite(noise)
+    return float(np.clip(DEVIATIONS * noise / gain, TENTH, 1)) if known else TENTH
 
 
 def _line(data: Evidence, found: Fits) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import numpy as np
 from rankscope.analysis.alignment import Alignment
 from rankscope.analysis.inference import Interval
 from rankscope.analysis.verdicts.verdict import (
+    MOST_NAMED,
     Verdict,
     answer,
     counted,
@@ -18,7 +19,6 @@ from rankscope.analysis.verdicts.verdict import (
 )
 
 CLOSE = 0.05  # a difference of cosines that counts as none
-MOST_NAMED = 3
 
 
 def alignment_verdict(found: Alignment) -> Verdict:

@@ -20,6 +20,7 @@ from rankscope.analysis.verdicts.verdict import (
     named,
     overall,
     records,
+    sentence,
     where,
 )
 
@@ -118,8 +119,7 @@ def _headline(tasks: pd.DataFrame, several: bool, signs: Sequence[int]) -> str:
             f"on {named(where(row, several) for row in lowered)} the metric is a loss: lower is "
             "better"
         )
-    text = "; ".join(parts)
-    return text[0].upper() + text[1:] + "."
+    return sentence(parts)
 
 
 def _slope(row: dict[str, Any]) -> str:

@@ -62,10 +62,11 @@ def _headline(found: Growth) -> str:
     ranks = main["ranks"].iloc[0].split(", ")
     grown = float(ranks[-1]) / float(ranks[0])
     place = f"{named(main['task'])}, scale {main['scaling'].iloc[0]}"
+    once = "" if found.ratio.cluster == "seed" else " of one seed"
     return (
         f"From r = {ranks[0]} to r = {ranks[-1]}, {grown:.3g} times the rank, the stable rank of "
         f"the update changes by a factor of {found.ratio}, b = {found.exponent} ({place}, "
-        f"{counted(found.ratio.clusters, found.ratio.cluster)})."
+        f"{counted(found.ratio.clusters, found.ratio.cluster)}{once})."
     )
 
 

@@ -19,18 +19,19 @@ from rankscope.analysis.paths import dose, loss_at
 from rankscope.analysis.threshold.evidence import NEAR
 from rankscope.analysis.threshold.threshold import HALF, Threshold
 from rankscope.analysis.verdicts.verdict import (
+    MOST_NAMED,
     Verdict,
     answer,
     entries,
     interval_of,
     overall,
     records,
+    sentence,
 )
 from rankscope.analysis.weighted_metrics import METRICS
 
 HEADS = {"own": "answers", "refitted": "refit_answers"}
 FEWEST = 2  # trials of each group
-MOST_NAMED = 3
 
 
 def interventions_verdict(
@@ -83,8 +84,7 @@ def _headline(numbers: list[dict[str, Any]]) -> str:
         f"{MEANING[one['answer']]}"
         for one in told[:MOST_NAMED]
     ]
-    text = "; ".join(parts)
-    return text[0].upper() + text[1:] + ", in this study."
+    return sentence(parts, ", in this study")
 
 
 def _forgotten(task: str, one: dict[str, Any]) -> str:

@@ -7,11 +7,17 @@ from typing import Any
 import numpy as np
 
 from rankscope.analysis.rates import Rates
-from rankscope.analysis.verdicts.verdict import Verdict, answer, counted, interval_of, records
+from rankscope.analysis.verdicts.verdict import (
+    MOST_NAMED,
+    Verdict,
+    answer,
+    counted,
+    interval_of,
+    records,
+)
 
 # an exponent this small moves the best rate by less than sqrt(2) where the rank grows fourfold
 SAME = 0.25
-MOST_NAMED = 3
 PUBLISHED = (
     "Published: LoRA's best rate is about 10 times that of full fine-tuning, 15 times in short "
     "runs (LoRA Without "

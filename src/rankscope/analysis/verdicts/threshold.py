@@ -9,9 +9,16 @@ import numpy as np
 
 from rankscope.analysis.inference import Interval
 from rankscope.analysis.threshold.threshold import GRADUAL, HALF, UNLEARNT, Threshold
-from rankscope.analysis.verdicts.verdict import Verdict, answer, named, overall, records
+from rankscope.analysis.verdicts.verdict import (
+    MOST_NAMED,
+    Verdict,
+    answer,
+    named,
+    overall,
+    records,
+    sentence,
+)
 
-MOST_NAMED = 3
 PREMISE_FAILS = "the premise fails"
 BEFORE = "before training"  # a source of c0
 MARKER = "drift marks the loss here and is not shown to cause it"
@@ -86,8 +93,7 @@ def _headline(found: Sequence[Threshold], several: bool) -> str:
     silent = [t for t in open_ if t not in gradual]
     if silent:
         parts.append(f"no place is shown on {_listed(silent, several)}")
-    text = "; ".join([*parts, MARKER] if held else parts)
-    return text[0].upper() + text[1:] + "."
+    return sentence([*parts, MARKER] if held else parts)
 
 
 def _start(found: Sequence[Threshold]) -> str:

@@ -20,6 +20,7 @@ QUESTIONS = {
     "H6": "Is the drift of the stable rank the cause of the loss?",
 }
 ERROR_RATE = 0.05
+MOST_NAMED = 3  # tasks in a headline
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,12 @@ def named(names: Iterable[str]) -> str:
     """a; a and b; a, b and c."""
     found = list(dict.fromkeys(names))
     return " and ".join(filter(None, [", ".join(found[:-1]), found[-1]])) if found else ""
+
+
+def sentence(parts: Iterable[str], end: str = "") -> str:
+    """Parts joined by semicolons, with a capital and a stop; `end` stands before the stop."""
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}{end}."
 
 
 def counted(count: int, noun: str) -> str:
