@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from rankscope.evaluation.heads import refitted
 from rankscope.evaluation.pack import Edited, VariantPack
+from rankscope.evaluation.text import learnt_in_rows, most_variants, row_losses
 from rankscope.study.tasks import Task
 from rankscope.train.data import Encoded
 from rankscope.train.evaluation import loss
@@ -32,7 +33,8 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One variant on the validation rows. ``answers`` (N,): classes, or scores of a regression;
+    """One variant on the validation rows. ``answers`` (N,): classes, scores of a regression, or of
+    a language model the mean loss of a row's tokens;
     ``refit_`` with a head refitted on training rows (None if there is none). ``feature_sd`` is
     the standard deviation over the rows of the pooled features, mean over features."""
 
@@ -74,8 +76,11 @@ class Evaluation:
     ) -> None:
         self.task, self.validation, self.refit = task, validation, refit
         self.mixed, self.say, self.device = mixed, say, device
-        self._make = lambda K: VariantPack(load(), layers, K=K, device=device, dtype=dtype)
-        self.pack = self._make(K)
+        self._make = lambda K, model: VariantPack(model, layers, K=K, device=device, dtype=dtype)
+        self._load, model = load, load()
+        self.pack = self._make(
+            most_variants(model, validation, K) if task.is_language else K, model
+        )
         self._padded: bool | None = None  # whether rows of different lengths may share a batch
         self._ends = validation.batch(validation.lengths.argsort(stable=True)[[0, -1]])[0]
 
@@ -100,10 +105,12 @@ class Evaluation:
                 raise
             reason = " ".join(str(error).split())[:160]
             self.say(f"variants are evaluated one at a time, by the model's own layers: {reason}")
-            self.pack = self._make(1)
+            self.pack = self._make(1, self._load())
             return [self._each([one], read)[0] for one in variants]
         if self._padded is None:
-            self._padded = not padding_counts(self.pack.logits, self.validation)
+            self._padded = self.task.is_language or not padding_counts(
+                self.pack.logits, self.validation
+            )
         return read()
 
     def _losses(self) -> list[tuple[float, Tensor | None]]:
@@ -114,6 +121,8 @@ class Evaluation:
         return list(zip(losses, pooled, strict=True))
 
     def _evaluated(self) -> list[Evaluated]:
+        if self.task.is_language:
+            return self._of_text()
         found, features = self._all(self.validation)  # (K, N, C), (K, N, d)
         labels, first = self.validation.labels, len(self.validation) - self.validation.beside
         losses = loss(found[:, :first], labels[:first])
@@ -132,6 +141,15 @@ class Evaluation:
                 **heads[k],
             )
             for k in range(len(found))
+        ]
+
+    def _of_text(self) -> list[Evaluated]:
+        sums = row_losses(self.pack, self.validation, mixed=self.mixed)  # (K, N)
+        counts = learnt_in_rows(self.validation)
+        means = (sums.sum(1) / counts.sum()).tolist()
+        return [
+            Evaluated(mean, mean, False, (row / counts).numpy())
+            for mean, row in zip(means, sums, strict=True)
         ]
 
     def _refitted(self, features: Tensor | None, first: int) -> list[dict[str, Any]]:

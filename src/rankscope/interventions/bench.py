@@ -16,10 +16,12 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from rankscope.evaluation.evaluate import Evaluation
 from rankscope.evaluation.pack import Edited, together
 from rankscope.evaluation.rows import first_rows, some_rows
+from rankscope.evaluation.text import learnt_in_rows
 from rankscope.evaluation.trained import Trained, read_trained
 from rankscope.interventions.families import ALL, Variant
 from rankscope.interventions.forgetting import Forgetting
@@ -57,11 +59,19 @@ class Bench:
         self.device, self.K, self.say = device, K, say
         self.model = load_model(model, task)
         self.validation = first_rows(validation, settings.rows)
-        self.refit = some_rows(train, settings.refit) if settings.refit else None
+        has_head = settings.refit and not task.is_language  # of its own, that could be refitted
+        self.refit = some_rows(train, settings.refit) if has_head else None
         self._evaluations: dict[tuple[str, ...], Evaluation] = {}
         self._measures: dict[tuple[str, ...], Measure] = {}
         self._base_sd: float | None = None
         self.forgetting: Forgetting | None = None
+
+    @property
+    def labels(self) -> Tensor:
+        """Of the validation rows (N,); of a language model how many tokens each row has learnt."""
+        if self.task.is_language:
+            return learnt_in_rows(self.validation)
+        return self.validation.labels
 
     def open(self, source: str | Path, name: str = "") -> Trained:
         """See ``read_trained``."""

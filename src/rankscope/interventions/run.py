@@ -149,11 +149,9 @@ def plan_of(
             )
     own = store.study if study is None else study
     inputs = StudyInputs(own.model_copy(update={"fixed": store.study.fixed}))
-    texts = [task.name for task in inputs.tasks.values() if task.is_language]
-    if texts or METRIC in store.fingerprints:
-        what = f"{texts[0]}, a language model" if texts else store.fingerprints[METRIC]
+    if METRIC in store.fingerprints:
         raise ValueError(
-            f"intervene: expected tasks with answers and a metric of rankscope's own; found {what}"
+            f"intervene: expected a metric of rankscope's own; found {store.fingerprints[METRIC]}"
         )
     known = {t.id: t for t in store.planned()}
     chosen = [known[id] for id in (trials or done) if id in known]
@@ -250,7 +248,7 @@ def _about(plan: Plan, bench: Bench, table: pd.DataFrame) -> dict[str, Any]:
     return {
         "settings": asdict(plan.settings),
         "families": sorted({*plan.families, *table["family"]}),
-        "labels": bench.validation.labels.tolist(),
+        "labels": bench.labels.tolist(),
         "rankscope": rankscope.__version__,
         "torch": torch.__version__,
     }

@@ -72,6 +72,8 @@ def show(table: pd.DataFrame) -> None:
         out.print(
             f"language loss of the base: {loss:.4g} nats a token; forgotten: the rise over it"
         )
+    if lower := sorted(set(table["metric"]) & {"eval_loss"}):
+        out.print(f"{lower[0]}: lower is better, in nats a token; a change above 0 is a loss")
     base = table["base_feature_sd"].dropna()
     if len(base):
         out.print(f"pooled features of the base: standard deviation {base.iloc[0]:.3g}")
