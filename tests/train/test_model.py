@@ -23,6 +23,7 @@ from rankscope.train.model import (
     largest_rank,
     longest_input,
     modules_to_save,
+    row_length,
     sites,
     stream,
     trained_in_full,
@@ -184,3 +185,28 @@ def test_code_in_a_model_folder_is_never_run(
         load(path, TASKS["CoLA"])
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["block_sparse", "original_full"])
+def test_rows_of_a_model_whose_attention_changes_for_good(kind: str) -> None:
+    """BigBird's sparse attention becomes full attention at the first batch of short rows: what it
+    computes of a longer row would depend on the rows before it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.BigBirdForSequenceClassification(
+            transformers.BigBirdConfig(
+                vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                intermediate_size=16, max_position_embeddings=40, attention_type=kind,
+                block_size=2, num_random_blocks=1, initializer_range=0.5,
+            )
+        ).eval()  # fmt: skip
+        ids = torch.randint(3, 50, (1, 36))
+    with torch.no_grad():
+        before, _, after = (model(x).logits for x in (ids, ids[:, :14], ids))
+    assert torch.allclose(before, after, atol=1e-4) == (kind == "original_full")
+    assert row_length(model, 14) == 14
+    if kind == "original_full":
+        assert row_length(model, 99) == 40
+    else:
+        with pytest.raises(ValueError, match=r"at most 14 tokens .*found 15\. Set max_le"):
+            row_length(model, 15)

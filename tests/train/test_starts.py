@@ -12,10 +12,13 @@ from peft.tuners.lora import Linear
 from torch import Tensor
 from torch.testing import assert_close
 
-from conftest import save_tiny_model
+from conftest import save_model, save_tiny_model
+from families import FAMILIES
 from rankscope.linalg import Operator
+from rankscope.train.adapters import AdapterPack
 from rankscope.train.isolation import prove
 from rankscope.train.one_at_a_time import PeftTrial
+from rankscope.train.pack import logits
 from rankscope.train.packed import NotIsolated
 from rankscope.train.run import Run
 from training import CPU, TASK, alone, encoded, losses_of, plain_model, run_of, saved, trials_of
@@ -166,3 +169,27 @@ def test_dora_with_dropout_trains_one_at_a_time(models: dict[str, str], tiny_dat
     assert trials[0].lora_dropout > 0
     with pytest.raises(NotIsolated, match="DoRA multiplies W, too, with what lora_dropout leaves"):
         run_of(trials, models["roberta"], encoded(models["roberta"], tiny_data))
+
+
+def test_a_start_in_layers_that_share_a_weight_is_the_pretrained_model(
+    tmp_path: Path, tiny_data: Path
+) -> None:
+    """Zamba 2 has one block of attention under several names. PEFT's PiSSA takes the leading part
+    out of the shared weight once for each, so that its model starts elsewhere; ours does not."""
+    family = FAMILIES["zamba2"]
+    path = save_model(tmp_path / "zamba2", family.model)
+    batch = encoded(path, tiny_data).batch(torch.arange(4))[0]
+
+    def first(fixed: str) -> Tensor:
+        trials = trials_of("", path, targets=family.targets, ranks="[2, 4]", fixed=fixed)
+        pack = AdapterPack(trials, model=path, task=TASK, device=CPU)
+        pack.model.eval()
+        with torch.no_grad():
+            return logits(pack, batch)
+
+    pissa = 'init_lora_weights = "pissa"'
+    assert_close(first(pissa), first(""), rtol=1e-5, atol=1e-5)  # B = 0: the pretrained model
+    (trial, *_) = trials_of("", path, targets=family.targets, ranks="[2]", fixed=pissa)
+    peft = begun(run_of([trial], path, encoded(path, tiny_data)), 0, path, torch.float32).eval()
+    with torch.no_grad():
+        assert (peft(**batch).logits - first("")[0]).abs().max() > 1e-2

@@ -29,8 +29,8 @@ from rankscope.train.model import (
     default_targets,
     drawn_beside_head,
     largest_rank,
-    longest_input,
     reads_last,
+    row_length,
     shape_of,
 )
 from rankscope.train.packed import BY_ITS_OWN_FORWARD, ONE_AT_A_TIME
@@ -220,8 +220,7 @@ class StudyInputs(Sizes):
             train, validation = self._splits[trial.task]
             task, tokenizer = self.tasks[trial.task], self._tokenizers[trial.model]
             model = self._skeletons[trial.model]
-            longest = longest_input(model)
-            length = trial.max_length if longest is None else min(trial.max_length, longest)
+            length = row_length(model, trial.max_length)
             how: dict[str, Any] = {"max_length": length, "accepted": accepted_inputs(model)}
             if not task.is_language:
                 how["left"] = reads_last(model)

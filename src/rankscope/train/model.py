@@ -223,6 +223,25 @@ def longest_input(model: PreTrainedModel) -> int | None:
     return int(positions)
 
 
+def row_length(model: PreTrainedModel, asked: int) -> int:
+    """Tokens of a row that the model is given: as many as asked, or as it has positions for.
+
+    ``ValueError`` where what the model computes would depend on the rows before it.
+    """
+    found = min(asked, longest_input(model) or asked)
+    config = model.config
+    if getattr(config, "attention_type", None) == "block_sparse":  # BigBird
+        most = (5 + 2 * config.num_random_blocks) * config.block_size
+        if found > most:
+            raise ValueError(
+                f"max_length: expected at most {most} tokens for {type(model).__name__} with "
+                "block-sparse attention, which turns into full attention for good at the first "
+                f"batch of shorter rows; found {found}. Set max_length = {most}, or attention_type "
+                "to original_full in its config.json"
+            )
+    return found
+
+
 def reads_last(model: PreTrainedModel) -> bool:
     """Whether the head reads the last position, padding or not (XLNet); other decoders look for the
     last token."""
