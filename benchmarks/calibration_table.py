@@ -10,7 +10,7 @@ import pandas as pd
 HEAD = """# Calibration by simulation
 
 Written by `benchmarks/calibration.py`: {studies:,} simulated studies with known truth, {seconds:.2f} s of one core each. What each
-scenario is stands in `benchmarks/calibration_scenarios.py`; "real" ones have the drifts and sizes of
+scenario is stands in `benchmarks/calibration_scenarios.py` (H2) and `calibration_effects.py`; "real" ones have the drifts and sizes of
 [minilm-glue](../minilm-glue/README.md) and a simulated metric. A 95 % interval should hold the truth in 92 to 98 % of the
 studies. With n studies a share of 95 % is known to about ± {margin:.1f} points (two standard errors, n = {each})."""
 

@@ -1,4 +1,4 @@
-"""A study's frames in, its conclusions out: every estimate, and one verdict per hypothesis."""
+"""All estimates of a study, and one verdict per hypothesis, from its frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the spectra stand: at a trial's best checkpoint, and how far W + dW has drifted from W."""
+"""Spectra at each trial's best checkpoint, and the drift of W + dW from W."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def _best(trials: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def condensed(trials: pd.DataFrame, spectra: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `spectra` that are looked at beside their `drift`: those of W, and those
-    at each trial's best step."""
+    """The rows of `spectra` that are needed beside their `drift`: those of W, and those at
+    each trial's best step."""
     spectra = known(spectra)
     kept = [spectra["matrix"].eq("W")]
     for matrix in ("dW", "W+dW"):

@@ -1,4 +1,4 @@
-"""The four tables that every estimator reads, checked once at the gate."""
+"""The tables that every estimator reads, checked once when they are built."""
 
 from __future__ import annotations
 
@@ -105,9 +105,8 @@ class Frames:
 
     Metrics are as they were measured; ``greater_is_better`` says which way is better (`sign_of`).
 
-    What an arm trained for longer or shorter than the study says (``budget``, 1 where a
-    frame lacks it) is in ``continued`` and not in ``trials``: it takes no part in any
-    choice among configurations.
+    Trials with another budget than the study's (``budget``, 1 where a frame lacks it) are in
+    ``continued`` and not in ``trials``: no choice among configurations uses them.
 
     ``setting`` of a trial (empty where a frame lacks it) says what it differs in beside rank and
     scaling rule: `rankscope.analysis.settings` keeps unlike ones apart.

@@ -1,4 +1,4 @@
-"""Trials of unlike settings, kept apart and compared.
+"""Keeps trials of different settings apart, and compares them.
 
 A setting is what a study lists beside model, task, method, rank and scaling rule: optimiser,
 schedule, layers, initialisation, alpha, LoRA+, DoRA (text such as "optimizer=muon"). No estimate
