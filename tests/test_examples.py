@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -97,6 +98,26 @@ def test_from_a_chat_to_a_report(tmp_path: Path) -> None:
     validation = inputs.encoded(planned)[1]
     found = mean_loss(model, [validation.batch(torch.arange(len(validation)))])
     assert found == pytest.approx(trial["best"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_from_an_id_of_the_hub_to_a_report(tmp_path: Path) -> None:
+    hub, store = EXAMPLES / "hub", tmp_path / "store"
+    command = ["run", hub / "study.toml", "--store", store, "--workers", "1", "--report"]
+    found = subprocess.run(
+        [sys.executable, hub / "serve.py", sys.executable, "-m", "rankscope.cli", *command],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert found.returncode == 0, found.stderr
+    assert (store / "report.html").is_file()
+    trials = Store(store).trials()
+    assert trials["status"].eq("done").all()
+    assert set(trials["metric"]) == {"f1_macro"}
+    assert trials["best"].max() > 0.5  # of four classes
+    saved = store / "trials" / trials["trial"][0] / "best" / "config.json"
+    assert "complaint" in saved.read_text(encoding="utf-8")
 
 
 def test_a_plan_says_what_a_language_model_learns(capsys: pytest.CaptureFixture[str]) -> None:
