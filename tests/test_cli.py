@@ -75,6 +75,10 @@ def test_plan_run_status_analyze_report(typed: Typed, study: Path, tmp_path: Pat
     status, out, _ = typed("analyze", store)
     assert status == 0
     assert all(name in out for name in ("H1", "H2", "H3", "H4"))
+    status, out, err = typed("report", store, "-o", tmp_path / "out" / "page.html")
+    assert (status, out, (tmp_path / "out").exists()) == (2, "", False)  # no tree out of a typo
+    assert f"Type: mkdir -p {tmp_path / 'out'}" in err
+    (tmp_path / "out").mkdir()
     status, out, _ = typed("report", store, "-o", tmp_path / "out" / "page.html")
     assert status == 0
     assert "page.html" in out
@@ -93,6 +97,7 @@ def assert_report_again(typed: Typed, tmp_path: Path, page: str, study: Path) ->
     """``report data`` writes the same page and tables from the tables alone; without report.json
     the study's text is that of the file beside the folder."""
     data, again = tmp_path / "out" / "data", tmp_path / "again"
+    again.mkdir()
     assert typed("report", data, "-o", again / "page.html")[0] == 0
     assert (again / "page.html").read_text() == page
     names = sorted(path.name for path in (tmp_path / "out" / "tables").iterdir())

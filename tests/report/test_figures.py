@@ -207,3 +207,30 @@ def test_pairs_of_different_seeds_by_every_measure_that_is_known():
         "t: loss barrier at the midpoint": [0.4, 0.5],
     }
     assert set(table["pair"]) == {"LoRA and full", "two full", "two LoRA"}
+
+
+def test_a_rate_has_one_colour_in_all_figures():
+    """The rates of full fine-tuning stand in some of the figures only."""
+    frames = study(Truth(warmup=0.2), seeds=1, rates=(1e-3, 1e-2))
+    trials = frames["trials"]
+    lower = trials["learning_rate"].where(trials["method"].ne("full"), 3e-4)
+    shown = drawn(frames | {"trials": trials.assign(learning_rate=lower)})
+    colours: dict[str, set[str]] = {}
+    for name in ("threshold", "steps", "curves", "loss"):
+        layers = shown[name].spec["spec"]["layer"]
+        scale = next(
+            found["color"]["scale"]
+            for layer in layers
+            if (found := layer["encoding"]).get("color", {}).get("field") == "rate"
+        )
+        for rate, colour in zip(scale["domain"], scale["range"], strict=True):
+            colours.setdefault(rate, set()).add(colour)
+    assert set(colours) == {"3e-4", "1e-3", "1e-2"}
+    assert all(len(own) == 1 for own in colours.values())
+
+
+def test_equal_values_have_an_axis():
+    frames = study(Truth(warmup=0.2), seeds=1, rates=(1e-3, 1e-2))
+    frames["trials"] = frames["trials"].assign(best=0.9)
+    ends = rows(drawn(frames)["performance"], "room")["mean"]
+    assert sorted(ends.unique()) == pytest.approx([0.855, 0.945])

@@ -12,7 +12,7 @@ import pytest
 from rankscope.analysis import Frames, conclude
 from rankscope.report.figures import figures
 from rankscope.report.opening import study_name
-from rankscope.report.page import embedded, flattened, render, write
+from rankscope.report.page import embedded, flattened, render, unbroken, write
 from rankscope.report.tables import tables
 from simulate import Truth, study
 
@@ -186,6 +186,12 @@ def test_embedded_json_cannot_end_its_script():
     text = embedded(value)
     assert not set("<>&\u2028") & set(text)
     assert json.loads(text) == value
+
+
+def test_numbers_do_not_break_and_powers_are_raised():
+    assert unbroken("r = 2, 63 % [0.1, 2]") == "r\u00a0=\u00a02, 63\u00a0% [0.1,\u00a02]"
+    assert unbroken("as r^b <i>") == "as r<sup>b</sup> &lt;i&gt;"
+    assert unbroken("a [longer list, of words]") == "a [longer list, of words]"
 
 
 def test_nested_provenance_is_flattened():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 from xml.etree import ElementTree
@@ -128,9 +129,8 @@ def test_long_titles_are_broken(drawn):
     symbol stays."""
 
     def title(panel: float) -> list[str]:
-        spec = paper.restyled(
-            drawn["threshold"].spec, columns=2, legend=None, panel=panel, font=None
-        )
+        layout = paper.Layout(columns=2, legend=None, above=False, font=None)
+        spec = paper.restyled(drawn["threshold"].spec, layout, panel)
         return spec["spec"]["layer"][-1]["encoding"]["x"]["title"]
 
     assert title(400) == ["stable rank after / before, sr(W + ΔW) / sr(W)"]
@@ -138,6 +138,20 @@ def test_long_titles_are_broken(drawn):
     assert len(lines) > 1
     assert max(map(len, lines)) * paper.LETTER <= 92
     assert " ".join(lines) == "sr(W + ΔW) / sr(W)"
+
+
+def test_panels_are_level_and_lose_no_name(drawn):
+    """A row's panels begin at one height: their names have equally many lines."""
+    for name in ("contrasts", "performance"):
+        layout = paper.Layout(columns=2, legend=None, above=True, font=None)
+        spec = paper.restyled(drawn[name].spec, layout, 76)
+        named = json.loads(re.search(r"\((.*)\)", spec["facet"]["header"]["labelExpr"])[1])
+        panels = {row["panel"] for row in spec["datasets"]["rows"]}
+        assert {" ".join(filter(None, lines)) for lines in named.values()} == panels
+        assert len({len(lines) for lines in named.values()}) == 1
+        titles = [layer["encoding"].get("y", {}).get("title") for layer in spec["spec"]["layer"]]
+        assert not any(titles)
+        assert spec["title"]["text"]
 
 
 def test_pale_marks_need_no_groups(drawn):

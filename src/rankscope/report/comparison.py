@@ -12,6 +12,7 @@ from rankscope.analysis.conclusions import Conclusions, conclude
 from rankscope.analysis.frames import Frames
 from rankscope.report.from_store import opened
 from rankscope.report.opening import Opening, opening, today
+from rankscope.report.output import page_at
 from rankscope.report.page import environment
 from rankscope.report.table import NOTHING, unknown
 from rankscope.store.files import write_whole
@@ -55,12 +56,11 @@ def write_comparison(
 ) -> Path:
     """One self-contained page with a column for each of `stores` (stores, or folders ``data``
     beside reports). -> the page. ``progress`` adds up to the number of stores."""
+    page = page_at(output)
     studies = []
     for store in stores:
         found, said = opened(store)
         studies.append((found, conclude(found, progress=progress), said))
-    page = Path(output)
-    page.parent.mkdir(parents=True, exist_ok=True)
     write_whole(page, render(studies))
     return page
 

@@ -146,7 +146,7 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
     ]
     rows["place"] = dodged(rows, ["series"])
     rows = rows.assign(part=rows["method"], method=rows["series"])
-    rows = panels(rows, metric_names(frames))
+    rows = panels(pd.concat([rows, _room(rows)], ignore_index=True), metric_names(frames))
     colour = alt.Color("series:N", title=None, scale=named_scale(rows["series"]))
     x = rank_axis(rows["rank"].dropna(), field="place")
     y = alt.Y("mean:Q", title="best validation metric", scale=alt.Scale(zero=False, padding=8))
@@ -162,7 +162,8 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
         ("seeds", "seeds", "d"),
     )
     part = {
-        name: alt.Chart().transform_filter(f"datum.part == '{name}'") for name in ("lora", "full")
+        name: alt.Chart().transform_filter(f"datum.part == '{name}'")
+        for name in ("lora", "full", "room")
     }
     lora = part["lora"].encode(x=x, color=colour)
     layers = [
@@ -175,6 +176,7 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
             y=y, tooltip=tips, **hollow(rows["series"], "series")
         ),
         lora.mark_text(dy=-9, fontSize=9.5).encode(y="high:Q", text="seeds:N"),
+        part["room"].mark_point(opacity=0).encode(y=y),
     ]
     return Figure(
         "performance",
@@ -188,6 +190,20 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
         faceted(layers, rows, own_scales=("y",)),
         ("model", "task", "method"),
     )
+
+
+def _room(rows: pd.DataFrame) -> pd.DataFrame:
+    """Invisible points (part "room") a twentieth above and below values that differ by less than a
+    hundredth: their panel would have an axis of noise, or one with a single tick."""
+    tasks = rows.groupby(["model", "task"], as_index=False).agg(
+        low=("low", "min"), high=("high", "max")
+    )
+    reach = np.maximum(tasks["low"].abs(), tasks["high"].abs()) / 20
+    near = tasks["high"] - tasks["low"] < reach / 5
+    ends = [tasks["low"] - reach, tasks["high"] + reach]
+    return pd.concat([tasks[near].assign(part="room", mean=end[near]) for end in ends])[
+        ["model", "task", "part", "mean"]
+    ]
 
 
 def alignment_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:

@@ -70,7 +70,11 @@ def threshold_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         f"was visited.{thinned}",
         "Scatter plots, one per task: validation metric against relative stable rank on a "
         "logarithmic axis.",
-        faceted(_threshold_layers(rows, points), rows, own_scales=("x", "y")),
+        faceted(
+            _threshold_layers(rows, points, frames.trials["learning_rate"]),
+            rows,
+            own_scales=("x", "y"),
+        ),
         ("model", "task", "method", "rank"),
     )
 
@@ -88,7 +92,9 @@ def _checkpoint_rows(points: pd.DataFrame) -> pd.DataFrame:
     return points[[*where, "rate", "rank", "step", "seed"]]
 
 
-def _threshold_layers(rows: pd.DataFrame, points: pd.DataFrame) -> list[alt.Chart]:
+def _threshold_layers(
+    rows: pd.DataFrame, points: pd.DataFrame, tried: pd.Series
+) -> list[alt.Chart]:
     axis = log_axis(rows["ratio"], form=".3~g", grid=False, shown=1)
     x = alt.X(
         "ratio:Q",
@@ -107,7 +113,7 @@ def _threshold_layers(rows: pd.DataFrame, points: pd.DataFrame) -> list[alt.Char
         for name in ("near", "point", "curve", "threshold", "bracket")
     }
     seen = alt.Chart().transform_filter("datum.part == 'near' || datum.part == 'point'")
-    colour = rate_colour(points["learning_rate"])
+    colour = rate_colour(points["learning_rate"], tried)
     paths = seen.mark_line(strokeWidth=0.7, opacity=0.22).encode(
         x=x, y=y, color=colour, detail="trial:N", order="step:Q"
     )
@@ -219,9 +225,8 @@ def steps_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     methods = sorted(rows["method"].unique())
     dashed = alt.StrokeDash("method:N", title="method", scale=alt.Scale(domain=methods))
     dash = dashed if len(methods) > 1 else alt.Undefined
-    lines = alt.Chart().encode(
-        x=x, y=y, color=rate_colour(moved["learning_rate"]), detail="line:N", tooltip=tips
-    )
+    colour = rate_colour(moved["learning_rate"], frames.trials["learning_rate"])
+    lines = alt.Chart().encode(x=x, y=y, color=colour, detail="line:N", tooltip=tips)
     layers = [
         lines.mark_line(strokeWidth=1.4, opacity=0.8).encode(strokeDash=dash),
         lines.mark_circle(size=40, opacity=0),  # invisible, larger targets for tooltips

@@ -15,6 +15,7 @@ from rankscope.analysis.drift import condensed, drift
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.settings import by_setting
 from rankscope.report.best import best_by_rank
+from rankscope.report.output import folder_at, page_at
 from rankscope.store import interventions
 from rankscope.store.files import write_whole
 from rankscope.store.store import Store
@@ -114,6 +115,7 @@ def write_report(
     """
     from rankscope.report.page import write  # slow to import, and conclusions alone do not need it
 
+    chosen = None if output is None else page_at(output)  # before the work, not after it
     place = None if isinstance(store, Store) else Path(store)
     if place is not None and _is_kept(place):
         found, said, beside = kept(place), _said(place), place.resolve().parent
@@ -121,7 +123,7 @@ def write_report(
         opened = store if isinstance(store, Store) else Store(store)
         found, said, beside = frames(opened), _said_by(opened), opened.path
     conclusions = conclusions or conclude(found, progress=progress)
-    page = Path(output) if output is not None else beside / "report.html"
+    page = chosen or beside / "report.html"
     written = write(
         found,
         conclusions,
@@ -166,11 +168,12 @@ def write_figures(
     from rankscope.report import paper  # slow to import, as above
     from rankscope.report.figures import figures
 
+    chosen = None if output is None else folder_at(output)
     found, _ = opened(store)
     beside = store.path if isinstance(store, Store) else Path(store)
     if not isinstance(store, Store) and _is_kept(beside):
         beside = beside.resolve().parent
-    folder = Path(output) if output is not None else beside / f"figures-{label}"
+    folder = chosen or beside / f"figures-{label}"
     drawn = paper.chosen(figures(by_setting(found), conclude(found, progress=progress)), names)
     how: dict[str, Any] = {"width": width, "font": font, "kinds": kinds, "progress": progress}
     return list(paper.write(drawn, folder, **how))

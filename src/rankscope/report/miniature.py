@@ -30,7 +30,7 @@ def forest(rows: pd.DataFrame, colours: dict[str, str], words: str, says: str) -
     least, most = min(0.0, float(np.nanmin(known))), max(0.0, float(np.nanmax(known)))
     x = linear("x", [least, most], None, form="~r")
     labels = alt.Axis(
-        title=None, ticks=False, domain=False, labelFontSize=10, labelLimit=84,
+        title=None, ticks=False, domain=False, labelFontSize=10, labelLimit=84, labelPadding=5,
         labelExpr="slice(datum.label, indexof(datum.label, ' ') + 1)",
     )  # fmt: skip
     base = alt.Chart(rows).encode(y=alt.Y("row:O", sort=None, axis=labels), color=colour(colours))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from rankscope import __version__
 from rankscope.analysis.conclusions import Conclusions
@@ -49,7 +50,6 @@ def write(
     apart = by_setting(frames)
     drawn, listed = figures(apart, conclusions), tables(apart, conclusions)
     page = render(frames, conclusions, drawn, listed, study_text=study_text, provenance=provenance)
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, page)
     written = [output]
     for path in itertools.chain(
@@ -98,6 +98,7 @@ def environment() -> Environment:
     )
     found.filters |= {
         "embedded": embedded,
+        "unbroken": unbroken,
         "is_long": is_long,
         "searched_rows": searched_rows,
     }
@@ -117,6 +118,16 @@ def embedded(value: Any) -> Markup:
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return Markup(text)
+
+
+TOGETHER = re.compile(r"\b\w+ [=<>] [\d.−-]+|[\d.]+ %|\[[\d.,∞+−% -]+\]|\(p [=<] [\d.]+\)")
+
+
+def unbroken(text: str) -> Markup:
+    """`text`, escaped, in which no line breaks inside ``r = 8``, ``63 %`` or ``[0.71, 1.62]``, and
+    ``r^b`` is set as a power."""
+    kept = TOGETHER.sub(lambda found: found[0].replace(" ", "\u00a0"), text)
+    return Markup(re.sub(r"\br\^(b|\d+)\b", r"r<sup>\1</sup>", str(escape(kept))))
 
 
 def filters(frames: Frames) -> list[dict[str, Any]]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import json
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -20,10 +23,23 @@ FORMATS = ("pdf", "svg", "png")
 INCHES = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27, "bp": 1 / 72}  # TeX's units
 PIXELS = 96  # of an inch, in CSS, SVG and Vega
 TEXT = 8 / 72 * PIXELS  # 8 points
-NARROWEST = 76  # smallest panel in pixels before a row gets fewer panels
+NARROWEST = 72  # smallest panel in pixels before a row gets fewer panels
+SLACK = 8  # pixels that may stay free at the right: widths jump where an axis changes its labels
+ROW = 1.2 * TEXT  # of a heat map, whose rows are named
 LETTER = 0.5 * TEXT  # approximate width of a letter
 MOST_COLUMNS = 4
 PNG_DPI = 300
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``columns`` of panels, and of a legend (None: as in the report); whether the title of the
+    vertical axis stands once, ``above`` all panels; the ``font`` (None: as in the report)."""
+
+    columns: int
+    legend: int | None
+    above: bool
+    font: str | None
 
 
 def inches(width: str) -> float:
@@ -112,36 +128,37 @@ def sized(spec: dict[str, Any], width: float, font: str | None = None) -> str:
     """The figure as SVG of `width` inches, all its text 8 points.
 
     Axes and legends have fixed sizes: panels are narrowed until the whole has the requested width,
-    first with as many in a row as fit, then with fewer, and with legends in fewer columns. If even
+    first with as many in a row as fit, then with fewer, and with legends in fewer columns; before
+    there are fewer in a row, the title of the vertical axis is set once, above all panels. If even
     one narrow panel is too wide, the SVG is scaled.
     """
     target = width * PIXELS
     best = ""
     for columns in range(_most_columns(spec), 0, -1):
-        for legend in (None, 3, 2, 1):
-            fitted = _fitted(spec, columns, legend, target, font)
+        for above, legend in itertools.product((False, True), (None, 3, 2, 1)):
+            layout = Layout(columns, legend, above, font)
+            fitted = _fitted(spec, layout, target)
             if fitted is None:
                 continue
             best, found = fitted
-            if abs(found - target) <= 1:
+            if -SLACK <= found - target <= 1:
                 return _exactly(best, target)
-    return _exactly(best or _drawn(spec, 1, 1, NARROWEST, font), target)
+    return _exactly(best or _drawn(spec, Layout(1, 1, False, font), NARROWEST), target)
 
 
-def _fitted(
-    spec: dict[str, Any], columns: int, legend: int | None, target: float, font: str | None
-) -> tuple[str, float] | None:
+def _fitted(spec: dict[str, Any], layout: Layout, target: float) -> tuple[str, float] | None:
     """The figure with panels narrowed to make it `target` wide, and its width; None if such panels
     are too narrow."""
+    columns = layout.columns
     panel = target / columns - 60
     slope = float(columns)  # slope of the total width over a panel's; less if a title is wider
     before: tuple[float, float] | None = None
     for _ in range(5):
         if panel < NARROWEST:
             return None
-        svg = _drawn(spec, columns, legend, panel, font)
+        svg = _drawn(spec, layout, panel)
         found = _width(svg)
-        if abs(found - target) <= 1:
+        if -SLACK <= found - target <= 1:
             return svg, found
         if before is not None and panel != before[0]:
             slope = min(columns, max(0.8, (found - before[1]) / (panel - before[0])))
@@ -150,56 +167,71 @@ def _fitted(
     return svg, found
 
 
-def _drawn(
-    spec: dict[str, Any], columns: int, legend: int | None, panel: float, font: str | None
-) -> str:
-    return vl_convert.vegalite_to_svg(
-        restyled(spec, columns=columns, legend=legend, panel=panel, font=font), vl_version=VEGA_LITE
-    )
+def _drawn(spec: dict[str, Any], layout: Layout, panel: float) -> str:
+    return vl_convert.vegalite_to_svg(restyled(spec, layout, panel), vl_version=VEGA_LITE)
 
 
-def restyled(
-    spec: dict[str, Any], *, columns: int, legend: int | None, panel: float, font: str | None
-) -> dict[str, Any]:
-    """The specification with text of 8 points in `font`, and panels `panel` pixels wide."""
+def restyled(spec: dict[str, Any], layout: Layout, panel: float) -> dict[str, Any]:
+    """The specification with text of 8 points, and panels `panel` pixels wide."""
     spec = copy.copy(spec)
     spec["config"] = config = copy.deepcopy(spec["config"])
     config["axis"] |= {"labelFontSize": TEXT, "titleFontSize": TEXT, "titlePadding": 4}
     config["legend"] |= {"labelFontSize": TEXT, "titleFontSize": TEXT}
-    if legend is not None:
-        config["legend"]["columns"] = legend
+    if layout.legend is not None:
+        config["legend"]["columns"] = layout.legend
     config["padding"] = 1
-    if font is not None:
-        config["font"] = font
-    rows = spec["datasets"]["rows"]
-    panels = len({row["panel"] for row in rows})
+    if layout.font is not None:
+        config["font"] = layout.font
+    names = {row["panel"] for row in spec["datasets"]["rows"]}
     inner = spec["spec"] = copy.deepcopy(spec["spec"])
-    ratio = inner["height"] / inner["width"]
     inner["width"] = panel
-    # heat maps keep the height of their rows
-    inner["height"] = inner["height"] if ratio > 1 else min(inner["height"], 0.75 * panel + 20)
+    low = ROW * _rows_of_a_map(inner["layer"][0], spec["datasets"]["rows"])
+    inner["height"] = max(low, min(inner["height"], 0.75 * panel + 20))
+    if layout.above:
+        spec["title"] = {"text": _titles_above(inner["layer"]), "fontSize": TEXT, "offset": 6}
+        spec["title"] |= {"fontWeight": "normal", "fontStyle": "italic"}
     for layer in inner["layer"]:
         for name, room in (("x", panel), ("y", inner["height"])):
             _wrap(layer.get("encoding", {}).get(name), room)
         mark = layer["mark"]
         if isinstance(mark, dict) and mark.get("type") == "text" and mark.get("fontSize", 11) > 9:
             mark["fontSize"] = TEXT
-    spec["columns"] = min(columns, panels)
+    spec["columns"] = min(layout.columns, len(names))
     spec["bounds"] = "full"
     spec["spacing"] = {"column": 12, "row": 14}
     spec["facet"] = copy.deepcopy(spec["facet"])
     spec["facet"]["header"] |= {
         "labelFontSize": TEXT,
-        "labelLimit": panel + 30,
-        "labelExpr": _on_two_lines(int((panel + 30) / (1.15 * LETTER))),  # it is bold
+        "labelLimit": panel + 40,
     }
+    lines = _wrapped(names, int((panel + 30) / (1.1 * LETTER)))  # bold letters are wider
+    spec["facet"]["header"]["labelExpr"] = f"({json.dumps(lines)})[datum.label]"
     return spec
 
 
-def _on_two_lines(letters: int) -> str:
-    """A panel's name, broken before its metric if it is too long."""
-    broken = "replace(replace(datum.label, ' (', '|('), ': ', ':|')"
-    return f"length(datum.label) > {letters} ? split({broken}, '|') : datum.label"
+def _wrapped(names: Collection[str], letters: int) -> dict[str, list[str]]:
+    """Names of panels in lines of so many letters, all in equally many, so that panels are
+    level."""
+    lines = {name: textwrap.wrap(name, letters) for name in names}
+    most = max(map(len, lines.values()))
+    return {name: [""] * (most - len(own)) + own for name, own in lines.items()}
+
+
+def _rows_of_a_map(layer: dict[str, Any], rows: list[dict[str, Any]]) -> int:
+    """How many names the vertical axis has; 0 where it has numbers."""
+    y = layer.get("encoding", {}).get("y", {})
+    return len({row.get(y.get("field")) for row in rows}) if y.get("type") == "ordinal" else 0
+
+
+def _titles_above(layers: list[dict[str, Any]]) -> str:
+    """Takes the title from the vertical axis of every layer. -> the title"""
+    taken = ""
+    for layer in layers:
+        y = layer.get("encoding", {}).get("y")
+        if isinstance(y, dict) and isinstance(y.get("title"), str):
+            taken = y["title"]
+            y["title"] = None
+    return taken
 
 
 def _wrap(encoding: dict[str, Any] | None, room: float) -> None:

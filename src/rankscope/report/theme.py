@@ -180,12 +180,16 @@ def named_shapes(names: pd.Series, title: str, field: str) -> alt.Shape:
     return alt.Shape(f"{field}:N", title=title, scale=alt.Scale(domain=domain, range=shapes))
 
 
-def rate_colour(rates: Any) -> alt.Color:
-    """Learning rates in order, from slow to fast, as names: their column is ``rate``."""
-    names = [rate_name(rate) for rate in sorted(set(rates))]
-    return alt.Color(
-        "rate:N", title="learning rate", scale=alt.Scale(domain=names, range=ramp(len(names)))
+def rate_colour(shown: Any, tried: Any) -> alt.Color:
+    """Learning rates in order, from slow to fast, as names: their column is ``rate``. A rate has
+    one colour in all figures of a study, whose rates are `tried`; the legend has those `shown`."""
+    every = sorted(set(tried))
+    colours = dict(zip(every, ramp(len(every)), strict=True))
+    rates = sorted(set(shown))
+    scale = alt.Scale(
+        domain=[rate_name(rate) for rate in rates], range=[colours[rate] for rate in rates]
     )
+    return alt.Color("rate:N", title="learning rate", scale=scale)
 
 
 def ramp(count: int) -> list[str]:

@@ -55,7 +55,7 @@ def curves_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     lines = alt.Chart().encode(
         x=alt.X("step:Q", title="optimiser step", axis=alt.Axis(grid=False, tickCount=4)),
         y=alt.Y("value:Q", title="mean over seeds", scale=alt.Scale(zero=False, padding=8)),
-        color=rate_colour(means["learning_rate"]),
+        color=rate_colour(means["learning_rate"], frames.trials["learning_rate"]),
         detail="line:N",
         tooltip=tips,
     )
@@ -151,7 +151,8 @@ def loss_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         ("rate", "learning rate"), ("rank", "r", "d"), ("step", "step", "d"), ("seed", "seed", "d")
     )
     tips += tooltips(("ratio", "sr after / before", ".3~g"), ("value", "loss", ".3~g"))
-    base = alt.Chart().encode(x=x, y=y, color=rate_colour(points["learning_rate"]))
+    colour = rate_colour(points["learning_rate"], frames.trials["learning_rate"])
+    base = alt.Chart().encode(x=x, y=y, color=colour)
     paths = base.mark_line(strokeWidth=0.8, opacity=0.25).encode(detail="trial:N", order="step:Q")
     lines = [paths] if rows["trial"].nunique() <= MOST_LINES else []
     drawn = f" {len(rows):,} of {total:,} checkpoints are drawn." if len(rows) < total else ""
