@@ -147,6 +147,21 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
     rows["place"] = dodged(rows, ["series"])
     rows = rows.assign(part=rows["method"], method=rows["series"])
     rows = panels(pd.concat([rows, _room(rows)], ignore_index=True), metric_names(frames))
+    return Figure(
+        "performance",
+        "Best performance against rank",
+        "Mean over seeds at each configuration's best learning rate; thin bars span the seeds. "
+        "Dashed: full "
+        f"fine-tuning. Numbers: seeds.{seeds_words(rows['seeds'])}",
+        "Line charts, one per task: best validation metric against LoRA rank, full fine-tuning "
+        "as a dashed "
+        "line.",
+        faceted(_performance_layers(rows), rows, own_scales=("y",)),
+        ("model", "task", "method"),
+    )
+
+
+def _performance_layers(rows: pd.DataFrame) -> list[alt.Chart]:
     colour = alt.Color("series:N", title=None, scale=named_scale(rows["series"]))
     x = rank_axis(rows["rank"].dropna(), field="place")
     y = alt.Y("mean:Q", title="best validation metric", scale=alt.Scale(zero=False, padding=8))
@@ -166,7 +181,7 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
         for name in ("lora", "full", "room")
     }
     lora = part["lora"].encode(x=x, color=colour)
-    layers = [
+    return [
         part["full"]
         .mark_rule(strokeDash=[7, 3], strokeWidth=1.8)
         .encode(y=y, color=colour, tooltip=tips),
@@ -178,18 +193,6 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
         lora.mark_text(dy=-9, fontSize=9.5).encode(y="high:Q", text="seeds:N"),
         part["room"].mark_point(opacity=0).encode(y=y),
     ]
-    return Figure(
-        "performance",
-        "Best performance against rank",
-        "Mean over seeds at each configuration's best learning rate; thin bars span the seeds. "
-        "Dashed: full "
-        f"fine-tuning. Numbers: seeds.{seeds_words(rows['seeds'])}",
-        "Line charts, one per task: best validation metric against LoRA rank, full fine-tuning "
-        "as a dashed "
-        "line.",
-        faceted(layers, rows, own_scales=("y",)),
-        ("model", "task", "method"),
-    )
 
 
 def _room(rows: pd.DataFrame) -> pd.DataFrame:
