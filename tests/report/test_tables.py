@@ -174,10 +174,10 @@ def test_latex_compiles_and_fits(made, tmp_path):
         assert chosen
         body = "\n\\clearpage\n".join(table.to_latex() for table in chosen)
         page = [
-            rf"\documentclass[{'twocolumn' if columns == 2 else 'landscape'}]{{article}}",
+            rf"\documentclass[{'twocolumn' if columns == 2 else 'onecolumn'}]{{article}}",
             r"\usepackage[textwidth=6.75in, columnsep=0.25in, textheight=9in]{geometry}"
             if columns == 2
-            else r"\usepackage[letterpaper, landscape, margin=0.5in]{geometry}",
+            else r"\usepackage[letterpaper, margin=1in]{geometry}",
             r"\usepackage{booktabs, longtable, graphicx}",
             r"\begin{document}",
             body,

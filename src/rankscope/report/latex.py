@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 COLUMN_WIDTH, TEXT_WIDTH = 234.0, 486.0  # 3.25 in and 6.75 in, in points
+LONG_WIDTH = 469.0  # of pages of one column: letter paper with margins of an inch
 LETTER = 0.5 * 8.5  # points of one letter in \footnotesize
 GAP, NARROW_GAP = 6.0, 2.5  # \tabcolsep, on either side of a column
 MOST_LETTERS = 22  # of a column of words, before its lines are broken
@@ -93,7 +94,8 @@ def to_latex(
     )
     packages = "booktabs, longtable (one-column pages)" if long else "booktabs"
     packages += ", graphicx: wider than a page, so it is scaled" if scaled and not long else ""
-    size = rf"\footnotesize\setlength{{\tabcolsep}}{{{gap:g}pt}}"
+    small = r"\scriptsize" if long and width > LONG_WIDTH else r"\footnotesize"
+    size = rf"{small}\setlength{{\tabcolsep}}{{{gap:g}pt}}"
     if long:
         return f"% needs {packages}\n{{{size}\n{text}}}\n"
     environment = "table*" if wide else "table"
