@@ -50,6 +50,7 @@ def write(
     apart = by_setting(frames)
     drawn, listed = figures(apart, conclusions), tables(apart, conclusions)
     page = render(frames, conclusions, drawn, listed, study_text=study_text, provenance=provenance)
+    output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, page)
     written = [output]
     for path in itertools.chain(
