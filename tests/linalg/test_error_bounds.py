@@ -171,6 +171,17 @@ def test_singular_values() -> None:
     assert near(float(width), expected)
 
 
+@pytest.mark.parametrize("power", [-40, 0, 40])
+def test_the_magnitude_is_that_of_what_is_multiplied(power: int) -> None:
+    """It is computed once, before the power of two is taken out."""
+    size = torch.tensor(2.0**power)
+    A = whole(3, N, 3)
+    op = la.Dense(size * whole(M, N, 1)) + la.LowRank(B=size * whole(M, 3, 2), A=A)
+    group, taken = normalized(op.select(torch.tensor([0]), torch.Size()))
+    assert (float(taken) == 1) == (power == 0)
+    torch.testing.assert_close(group.magnitude, group.op.magnitude(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("apart", [0, 2.0**-30])
 def test_factors(apart: float) -> None:
     """(8): both bounds, of sigma_1 and of ||M||_F, relative to |s| ||B|| ||A||, which is far

@@ -114,7 +114,9 @@ def product(op: Operator, x: Tensor, *, transposed: bool = False) -> Tensor:
                 op.right, x, transposed=transposed
             )
         case LowRank():
-            return (op.mT if transposed else op).cast(torch.float64).matvec(x)
+            first, second = (op.B, op.A) if transposed else (op.A, op.B)
+            y = product(Dense(first), x, transposed=transposed)
+            return product(Dense(second), y, transposed=transposed) * op.scale[..., None]
         case Scaled():
             before = (op.dim == ROWS) == transposed  # d meets x itself, or the product
             y = product(op.M, x * op.d if before else x, transposed=transposed)

@@ -140,12 +140,13 @@ class _Run:
         along = w @ V.mT  # (N, 1, k)
         w = torch.baddbmm(w, along, V, alpha=-1)
         size, a = torch.linalg.vector_norm(w, dim=-1), along[..., -1]  # (N, 1)
-        if w.is_cuda or bool((size**2 < TWICE * along.square().sum(-1)).any()):
+        taken = torch.linalg.vector_norm(along, dim=-1)
+        if w.is_cuda or bool((size < TWICE**0.5 * taken).any()):
             along, once = w @ V.mT, size
             w = w.baddbmm_(along, V, alpha=-1)
             size, a = torch.linalg.vector_norm(w, dim=-1), a + along[..., -1]
             # in the span of V but for rounding (Kahan and Parlett): the Krylov space has ended
-            size = torch.where(size**2 < TWICE * once**2, 0.0, size)
+            size = torch.where(size < TWICE**0.5 * once, 0.0, size)
         self.a.append(a[:, 0])
         self.b.append(size[:, 0])
         self.V[:, k] = torch.where(size > 0, w[:, 0] / size, 0.0)

@@ -146,7 +146,7 @@ class LowRank(Operator):
         )
 
     def magnitude(self) -> Tensor:
-        norms = [norm(leaf.double()) for leaf in self.leaves]
+        norms = [1.01 * norm(leaf) for leaf in self.leaves]
         return (norms[0] * norms[1] * self.scale.abs()).expand(self.batch_shape)
 
     def exponent(self) -> Tensor:

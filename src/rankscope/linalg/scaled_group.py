@@ -96,9 +96,12 @@ def normalized(
     at least to a relative `slack`.
     """
     op, size = op.balanced(), torch.ones(op.batch_shape, dtype=torch.float64)
+    magnitude = None
     if not isinstance(op, Dense):  # what is added up, before float32 adds it
-        op, size = _rescaled(op, size, op.magnitude().expand(op.batch_shape).cpu())
-    group = _measured(op, form, slack)
+        magnitude = _magnitude(op)
+        op, again = _rescaled(op, size, magnitude)
+        magnitude, size = magnitude / (again / size), again
+    group = _measured(op, form, slack, magnitude)
     for _ in range(2):  # once more where the sum cancelled, or its squares had left float64's range
         op, again = _rescaled(op, size, group.norm)
         if again is size:
@@ -124,29 +127,39 @@ def _rescaled(op: Operator, size: Tensor, norm: Tensor) -> tuple[Operator, Tenso
     return op.scaled(1 / power), size * power
 
 
-def _measured(op: Operator, form: bool, slack: float) -> ScaledGroup:
+def _magnitude(op: Operator) -> Tensor:
+    return op.magnitude().expand(op.batch_shape).cpu()
+
+
+def _measured(
+    op: Operator, form: bool, slack: float, magnitude: Tensor | None = None
+) -> ScaledGroup:
+    """`magnitude` (N,): that of `op`, where it is known."""
     whole = all(
         leaf.shape[-2:] == op.shape[-2:] for leaf in op.leaves
     )  # W' - W: then a step reads one of two
     form = form and not isinstance(op, Dense) and (whole or prod(op.shape[-2:]) <= FORMED)
     if form and slack > LOOSE and op.dtype == torch.float32 and max(op.shape[-2:]) >= op.terms:
-        rough = _formed(op, torch.float32)
+        rough = _formed(op, torch.float32, magnitude)
         if bool((rough.error <= slack).all()):  # False for NaN as well
             return rough
     if form:
-        return _formed(op, torch.float64)
-    return _with_norm(op, op, frobenius_squared(op), torch.float64)
+        return _formed(op, torch.float64, magnitude)
+    return _with_norm(op, op, frobenius_squared(op), torch.float64, magnitude)
 
 
-def _formed(op: Operator, dtype: torch.dtype) -> ScaledGroup:
+def _formed(op: Operator, dtype: torch.dtype, magnitude: Tensor | None) -> ScaledGroup:
     matrix, square = formed(op, op.dtype, within=dtype)
-    return _with_norm(op, matrix, square, dtype)
+    return _with_norm(op, matrix, square, dtype, magnitude)
 
 
-def _with_norm(op: Operator, matrix: Operator, square: Tensor, dtype: torch.dtype) -> ScaledGroup:
+def _with_norm(
+    op: Operator, matrix: Operator, square: Tensor, dtype: torch.dtype, magnitude: Tensor | None
+) -> ScaledGroup:
     """dtype: what the entries of `matrix`, and those whose squares were added, were computed in."""
     norm = square.sqrt().cpu()
-    magnitude = norm if isinstance(op, Dense) else op.magnitude().expand(op.batch_shape).cpu()
+    if magnitude is None:
+        magnitude = norm if isinstance(op, Dense) else _magnitude(op)
     magnitude = torch.where(norm > 0, magnitude, 1.0)  # also where it is NaN
     error = formation_error(op, dtype) * magnitude / norm + summation_error(op)
     whole = isinstance(matrix, Dense) and dtype == torch.float64
