@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import rankscope.linalg as la
-from rankscope.linalg.frobenius import row_blocks
+from rankscope.linalg.frobenius import product, row_blocks
 from rankscope.linalg.operator import norm
 
 
@@ -28,6 +28,24 @@ def test_blocks_are_as_high_as_their_entries_allow(
     assert torch.equal(seen, M.double())
     assert heights[:-1] == [height] * (len(heights) - 1)
     assert sum(heights) == 50
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (3,)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_product_with_factors_is_that_of_their_matrix(
+    batch: tuple[int, ...], transposed: bool
+) -> None:
+    """Scales, factors that a batch shares, and terms of float32 whose product is of float64."""
+    source = torch.Generator().manual_seed(0)
+    B = torch.randn(*batch, 50, 7, generator=source)
+    A = torch.randn(7, 40, generator=source)
+    scale = torch.rand(batch, dtype=torch.float64, generator=source) - 2
+    op = la.LowRank(B=B, A=A, scale=scale) + la.Dense(torch.randn(50, 40, generator=source))
+    x = torch.randn(*batch, 50 if transposed else 40, dtype=torch.float64, generator=source)
+    dense = op.to_dense().mT if transposed else op.to_dense()
+    expected = (dense @ x[..., None])[..., 0]
+    found = product(op, x, transposed=transposed)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
