@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from rankscope import __version__
 from rankscope.commands import adapters, results, smaller, studies
+from rankscope.commands import suggest as suggesting
 from rankscope.console import message, say
 from rankscope.parser import SHELLS, Completion, Parser
 from rankscope.startup import end_at_once, with_large_pages
@@ -127,9 +128,9 @@ COMMANDS: dict[
             results.analyze_options,
         ),
         (
-            results.suggest,
+            suggesting.suggest,
             "suggest the smallest rank within a margin of the best, and its learning rate",
-            results.suggest_options,
+            suggesting.suggest_options,
         ),
         (
             results.report,

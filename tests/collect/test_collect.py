@@ -12,16 +12,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from conftest import save_model, sizes
 from own_store import assert_alike, own_store
 from rankscope.cli import main
-from rankscope.collect.collect import Asked, collect
+from rankscope.collect.collect import Asked, Collected, collect
 from rankscope.collect.history import history
 from rankscope.collect.trackers import entries_of
 from rankscope.report.from_store import analyze
 from rankscope.store.store import Store
+from tiny import MODELS, shake
 from trainers import sft_run, trainer_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the trainers
@@ -232,6 +234,95 @@ def test_an_evaluation_without_saved_weights_is_said(
     store = Store(tmp_path / "s")
     assert set(store.spectra()["step"]) == {0, 2, 6}
     assert list(store.metrics()["step"]) == [2, 4, 6]
+
+
+def adapters(folder: Path, steps: list[int], log: list[dict[str, Any]], **settings: Any) -> Path:
+    """Checkpoints of a run with that log: adapters of a tiny Llama, whose base is beside them."""
+    torch.manual_seed(0)
+    model = MODELS["llama"]()
+    model.save_pretrained(folder.parent / "base")
+    config = LoraConfig(r=4, target_modules=["q_proj"], **settings)
+    tuned = get_peft_model(model, config)
+    shake(tuned)
+    for step in steps:
+        tuned.save_pretrained(folder / f"checkpoint-{step}")
+        state = {"global_step": step, "log_history": log}
+        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
+    return folder
+
+
+def by_llama(folder: Path, place: Path) -> Collected:
+    return collect([folder], place, asked=Asked(base=str(folder.parent / "base"), task="t"))
+
+
+def test_a_resumed_run_counts_with_what_was_trained_last(tmp_path: Path) -> None:
+    """Resumed after step 4: the weights of 6 were written anew, and the first 6 is no longer
+    there. Training that goes on after its end goes on, too."""
+    losses = {2: [0.8], 4: [0.6], 6: [0.59, 0.55]}
+    log = [{"step": s, "eval_loss": losses[s][0]} for s in (2, 4, 6)]
+    log += [{"step": 5, "loss": 0.7}, {"step": 6, "eval_loss": losses[6][1]}]
+    run = adapters(tmp_path / "lr1e-4", [4, 6], log)
+    found = by_llama(run, tmp_path / "s")
+    table = Store(tmp_path / "s").metrics().set_index("step")["eval_loss"]
+    assert table.to_dict() == {2: 0.8, 4: 0.6, 6: 0.55}
+    (notes,) = found.notes.values()
+    assert any(note.startswith("resumed before step 5: of what was logged twice") for note in notes)
+    more = [*log, {"step": 6, "train_runtime": 1.0}, {"step": 7, "loss": 0.5},
+            {"step": 8, "eval_loss": 0.5}]  # fmt: skip
+    assert history(more, best_loaded=None).frame["step"].to_list() == [2, 4, 6, 8]
+
+
+def test_a_checkpoint_that_was_being_written_is_left_out(tmp_path: Path) -> None:
+    run = adapters(tmp_path / "lr1e-4", [2, 4], [{"step": 2, "eval_loss": 0.5}])
+    file = run / "checkpoint-4" / "adapter_model.safetensors"
+    for length in (4, 200, file.stat().st_size - 1):
+        file.write_bytes(file.read_bytes()[:length] + b"")
+        found = by_llama(run, tmp_path / f"s{length}")
+        (notes,) = found.notes.values()
+        why = "checkpoint-4: left out: adapter_model.safetensors is cut off or damaged"
+        assert why in notes
+        assert set(Store(tmp_path / f"s{length}").spectra()["step"]) == {0, 2}
+        shutil.copy(run / "checkpoint-2" / file.name, file)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    model = MODELS["llama"]()
+    run = tmp_path / "lr1e-5" / "checkpoint-4"
+    model.save_pretrained(run, max_shard_size="20KB")
+    (first, *_) = sorted(run.glob("model-*.safetensors"))
+    first.unlink()
+    found = collect([run.parent], tmp_path / "s", asked=Asked(task="t"))
+    (why,) = found.left_out.values()
+    assert f"checkpoint-4: left out: the shard {first.name} is missing" in why
+
+
+def test_unlike_adapters_of_one_rank_are_trials_of_their_own(tmp_path: Path) -> None:
+    """DoRA, a rank for each layer and another start: each has its setting, none is pooled."""
+    kinds: dict[str, dict[str, Any]] = {
+        "plain": {}, "dora": {"use_dora": True}, "gaussian": {"init_lora_weights": "gaussian"},
+        "pattern": {"rank_pattern": {"0.self_attn.q_proj": 2}},
+    }  # fmt: skip
+    for name, settings in kinds.items():
+        adapters(tmp_path / "runs" / f"{name}-lr1e-4", [2], [{"step": 2, "eval_loss": 0.5}],
+                 **settings)  # fmt: skip
+    base = str(tmp_path / "runs" / "base")
+    found = collect(
+        [tmp_path / "runs" / f"{name}-lr1e-4" for name in kinds],
+        tmp_path / "s",
+        asked=Asked(base=base, task="t"),
+    )
+    assert found.left_out == {}
+    settings = Store(tmp_path / "s").trials()["setting"]
+    assert len(settings) == len(set(settings)) == 4
+    said = {setting.split("=")[0] for setting in settings}
+    assert said == {"", "use_dora", "init_lora_weights", "rank_pattern"}
+
+
+def test_of_several_metrics_the_one_taken_is_said(tmp_path: Path) -> None:
+    log = [{"step": 4, "eval_en_loss": 0.5}, {"step": 4, "eval_de_loss": 0.7}]
+    run = adapters(tmp_path / "lr1e-4", [4], log)
+    (notes,) = by_llama(run, tmp_path / "s").notes.values()
+    assert any(note.startswith("metric: de_loss taken out of de_loss, en_loss") for note in notes)
 
 
 def test_weights_of_an_unknown_step_are_left_out(

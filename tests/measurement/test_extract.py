@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rankscope.cli import main
+from rankscope.linalg.leading import leading
+from rankscope.measurement import directions
 from rankscope.measurement.extract import extract
 from rankscope.measurement.resize import resize
 from tiny import MODELS
@@ -203,3 +205,46 @@ def test_the_command_says_what_is_lost(tmp_path: Path, capsys: pytest.CaptureFix
     written = json.loads((tmp_path / "out" / "resize.json").read_text())
     assert all(one["share"] > 0 for one in written["lost"] if one["share"] is not None)
     assert {one["why"] for one in written["lost"]} >= {"an embedding"}
+
+
+def wide(folder: Path) -> tuple[Path, Path, dict[str, Tensor]]:
+    """Two layers large enough for block Lanczos, and their changes."""
+    g = torch.Generator().manual_seed(0)
+    shapes = {"a.weight": (160, 120), "b.weight": (120, 160)}
+    base = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
+    moved = {}
+    for name, shape in shapes.items():
+        U, _, Vh = torch.linalg.svd(torch.randn(shape, generator=g), full_matrices=False)
+        moved[name] = base[name] + (U * 0.8 ** torch.arange(len(Vh))) @ Vh
+    for part, tensors in (("base", base), ("tuned", moved)):
+        (folder / part).mkdir()
+        save_file(tensors, folder / part / "model.safetensors")
+    changes = {name: moved[name].double() - base[name].double() for name in shapes}
+    return folder / "base", folder / "tuned", changes
+
+
+@pytest.mark.parametrize("misses", [False, True])
+@pytest.mark.parametrize("goal", [{"rank": 5}, {"budget": 13_000}], ids=str)
+def test_large_layers_are_cut_along_their_leading_directions(
+    goal: dict[str, int], misses: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the float64 SVD; also where Lanczos is made to miss the largest direction, which is
+    seen and answered by the whole decomposition."""
+    calls = []
+
+    def counted(M: Tensor, k: int) -> Any:
+        calls.append(k)
+        found = leading(M, k + 1)
+        assert found is not None
+        return (found[0][1:], found[1][:, 1:]) if misses else (found[0][:k], found[1][:, :k])
+
+    monkeypatch.setattr(directions, "leading", counted)
+    base, full, changes = wide(tmp_path)
+    result = extract(full, base=base, to=tmp_path / "out", **goal)
+    assert len(calls) == 2
+    for cut in result.layers:
+        dW = changes[f"{cut.layer}.weight"]
+        sigma = torch.linalg.svdvals(dW)
+        assert cut.error == pytest.approx(float(sigma[cut.rank :].norm() / sigma.norm()), rel=1e-6)
+        spectral = float(sigma[cut.rank] / sigma[0])
+        assert abs(cut.spectral_error - spectral) <= cut.uncertainty + 1e-6

@@ -88,7 +88,7 @@ def test_conditions(text: str, holds: bool, case: Case) -> None:
     ],
 )  # fmt: skip
 def test_no_other_condition_is_understood(text: str) -> None:
-    with pytest.raises(ValueError, match=r"expected such as 'rho > 1\.5'"):
+    with pytest.raises(ValueError, match=r"expected a condition such as 'rho > 1\.5'"):
         condition(text)
 
 
@@ -172,5 +172,9 @@ def test_several_sources_a_folder_of_checkpoints_and_ci(
     error = capsys.readouterr().err
     assert "rho >= " in error
     assert error.strip().count("\n") == 0
+    met, unmet = f"rho >= {rho / 2}", "rho > 100"
+    for first, second in ((met, unmet), (unmet, met)):  # none is forgotten for another
+        assert main([*command, "--fail-if", first, "--fail-if", second]) == 4
+        assert capsys.readouterr().err.startswith(f"rankscope: {met} holds")
     assert main([*command, "--fail-if", "rho > many"]) == 2
     assert main(["judge", str(case.base), "--base", str(tmp_path)]) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rankscope.study.budget import check_budget
 from rankscope.study.study_file import Study
 
 TEXT = """
@@ -126,9 +127,9 @@ def test_how_long_to_train_is_asked_where_nobody_says(
 ) -> None:
     study = study_of(model, task, fixed)
     if not asked:
-        return study.check_budget({task: 1600})
+        return check_budget(study, {task: 1600})
     with pytest.raises(ValueError, match=f"how long to train {model} on {task}") as error:
-        study.check_budget({task: 1600})
+        check_budget(study, {task: 1600})
     assert "batch_size = 16 and epochs = 20" in str(error.value)  # about 2,000 steps
     assert ('recipe = "paper"' in str(error.value)) == (task == "CoLA")
     assert study.trials({model: 8})[0].epochs  # stores that were begun without are read as before

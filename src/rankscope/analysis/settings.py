@@ -21,7 +21,7 @@ from rankscope.analysis.inference import Interval, jackknife
 if TYPE_CHECKING:
     from rankscope.analysis.frames import Frames
 
-OF_LORA = ("init_lora_weights", "lora_alpha", "lora_plus_ratio", "use_dora")
+OF_LORA = ("init_lora_weights", "lora_alpha", "lora_plus_ratio", "use_dora", "rank_pattern")
 GROUP = ["model", "task", "method", "scaling", "rank"]
 COLUMNS = [
     *GROUP, "setting", "learning_rate", "edge", "value", "seeds", "stable_rank", "stable_rank_low",

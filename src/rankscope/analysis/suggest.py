@@ -56,7 +56,8 @@ class Tried:
 @dataclass(frozen=True)
 class Suggestion:
     """What one model, task and scaling rule says: ``rank`` and its ``learning_rate``, None where no
-    rank is shown to be enough; ``reason``, one sentence; ``ranks``, ascending, what it rests on."""
+    rank is shown to be enough; ``reason``, one sentence; ``ranks``, ascending, what it rests on;
+    ``trials``: those at that rank and rate."""
 
     model: str
     task: str
@@ -69,6 +70,7 @@ class Suggestion:
     reason: str
     ranks: tuple[Tried, ...]
     notes: tuple[str, ...]
+    trials: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; a number that is unknown is None."""
@@ -141,6 +143,7 @@ def _of_group(
         reason=_reason(tried, enough, margin, bool(learnt)),
         ranks=tried,
         notes=_notes(trials, tried, enough),
+        trials=tuple(sorted(trials.loc[trials["rank"].eq(enough.rank), "trial"])) if enough else (),
     )
 
 

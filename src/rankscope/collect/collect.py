@@ -114,6 +114,7 @@ def _add(
         lines.frame,
         mapped.get("metric") or asked.metric,
         trainer_says if isinstance(trainer_says, str) else None,
+        lines.notes,
     )
     greater = mapped.get("greater_is_better")
     if greater is None and trainer_says in (metric, f"eval_{metric}"):

@@ -42,7 +42,8 @@ def history(entries: Iterable[Mapping[str, Any]], *, best_loaded: bool | None = 
     rows: dict[int, dict[str, float]] = {}
     losses: dict[int, float] = {}
     found = History(pd.DataFrame(columns=["step"]))
-    ended, after, twice = False, 0, 0
+    ended, after, twice, reached = False, 0, 0, 0
+    resumed: set[int] = set()
     for entry in entries:
         if "train_runtime" in entry:
             ended, found.seconds = True, number(entry["train_runtime"])
@@ -50,7 +51,13 @@ def history(entries: Iterable[Mapping[str, Any]], *, best_loaded: bool | None = 
         step = step_of(entry)
         if step is None:
             continue
-        metrics = _metrics(entry)
+        metrics, loss = _metrics(entry), _train_loss(entry)
+        ended = ended and loss is None  # else training went on
+        if step < reached and not ended:  # the weights of later steps were written anew
+            resumed.add(step)
+            rows = {s: row for s, row in rows.items() if s < step}
+            losses = {s: value for s, value in losses.items() if s < step}
+        reached = step
         if metrics and ended and best_loaded is not False:
             after += 1
             continue
@@ -60,12 +67,17 @@ def history(entries: Iterable[Mapping[str, Any]], *, best_loaded: bool | None = 
             rows[step] = metrics | row  # the first counts
             if (epoch := number(entry.get("epoch"))) is not None:
                 rows[step].setdefault("epoch", epoch)
-        if (loss := _train_loss(entry)) is not None:
+        if loss is not None:
             losses.setdefault(step, loss)
     if after:
         found.notes.append(
             f"{after} evaluation{'s' * (after > 1)} after training left out: the best weights may "
             "have been loaded back by then"
+        )
+    if resumed:
+        said = ", ".join(map(str, sorted(resumed)))
+        found.notes.append(
+            f"resumed before step {said}: of what was logged twice from there on, the later counts"
         )
     if twice:
         found.notes.append(f"{twice} values were logged twice at one step: the first is taken")
@@ -120,9 +132,10 @@ def _train_loss(entry: Mapping[str, Any]) -> float | None:
 KNOWN = ("matthews_correlation", "pearson", "spearman", "accuracy", "f1", "f1_macro")
 
 
-def metric_of(frame: pd.DataFrame, asked: str | None, said: str | None) -> str:
+def metric_of(frame: pd.DataFrame, asked: str | None, said: str | None, notes: list[str]) -> str:
     """The metric that chooses: as asked for, as the run says of itself, the one of ``KNOWN`` that
-    it has, else its loss. ``ValueError`` where it has not the one that was asked for."""
+    it has, else its loss, else the first, which is noted. ``ValueError`` where it has not the one
+    that was asked for."""
     names = [str(name) for name in frame.columns if name not in ("step", "epoch", "train_loss")]
     for name in (asked, said):
         if name is None:
@@ -136,4 +149,8 @@ def metric_of(frame: pd.DataFrame, asked: str | None, said: str | None) -> str:
     known = [name for name in KNOWN if name in names]
     if len(known) == 1:
         return known[0]
-    return "eval_loss" if "eval_loss" in names or not names else names[0]
+    if "eval_loss" in names or not names:
+        return "eval_loss"
+    if len(names) > 1:
+        notes.append(f"metric: {names[0]} taken out of {', '.join(names)}; --metric decides")
+    return names[0]

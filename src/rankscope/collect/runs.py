@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -19,6 +20,7 @@ WEIGHTS = (
 )  # fmt: skip
 DEPTH = 4  # folders below a PATH that runs are looked for in
 STATE_BYTES = 2**28
+HEADER_BYTES = 2**25  # of a safetensors file
 
 
 @dataclass
@@ -76,6 +78,29 @@ def has_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in WEIGHTS)
 
 
+def cut_off(folder: Path) -> str | None:
+    """Why the weights in a checkpoint's folder cannot be whole, as where training was killed while
+    it saved them; None if nothing says so."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = file.read(size) if size <= HEADER_BYTES else b""
+        try:
+            parts = [value for key, value in json.loads(header).items() if key != "__metadata__"]
+            end = max((part["data_offsets"][1] for part in parts), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return f"{path.name} is cut off or damaged"
+        if path.stat().st_size != 8 + size + end:
+            return f"{path.name} is cut off or damaged"
+    for path in folder.glob("*.index.json"):
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):
+            named = json.loads(path.read_bytes()).get("weight_map", {}).values()
+            gone = sorted({name for name in named if not (folder / str(name)).is_file()})
+            if gone:
+                return f"the shard {gone[0]} is missing"
+    return None
+
+
 def open_run(folder: Path) -> Run:
     """Which weights it saved, by the steps that its own files say."""
     run = Run(folder)
@@ -87,6 +112,8 @@ def open_run(folder: Path) -> Run:
         states.append(own)
         if not has_weights(path):
             run.notes.append(f"{path.name}: no weights in it")
+        elif (fault := cut_off(path)) is not None:
+            run.notes.append(f"{path.name}: left out: {fault}")
         elif own.get("global_step", step) != step:
             run.notes.append(f"{path.name}: left out: its {STATE} says step {own['global_step']}")
         else:

@@ -7,6 +7,7 @@ folder's name.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -226,6 +227,10 @@ def _typed(name: str, text: str) -> Any:
         return (
             [float(p) for p in parts] if name == "adam_betas" else [p.strip("'\"") for p in parts]
         )
+    if name == "rank_pattern":
+        with contextlib.suppress(ValueError):
+            return json.loads(text)
+        return text
     if name in ("greater_is_better", "init_lora_weights") and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if name in ("model", "task", "method", "scaling", "metric", "base", "metrics", "path"):

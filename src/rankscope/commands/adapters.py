@@ -134,9 +134,11 @@ def judge_options(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--fail-if",
+        action="append",
+        default=[],
         metavar="CONDITION",
         help="exit with status 4 if this holds for any source, such as 'rho > 1.5' or "
-        "'drift < -0.5 or rho > 1'",
+        "'drift < -0.5 or rho > 1'; may be repeated: any of them",
     )
     add("--layers", metavar="REGEX", help="only layers whose names match")
     add(
@@ -152,7 +154,7 @@ def judge(options: argparse.Namespace) -> int:
     from rankscope.measurement.judge import judge as judging
     from rankscope.report import standing
 
-    asked = condition(options.fail_if) if options.fail_if is not None else None
+    asked = [condition(text) for text in options.fail_if]
     against = standing.shipped() if options.against is None else standing.reference(options.against)
     places = sources(options.sources)
     if options.figure:
@@ -171,8 +173,9 @@ def judge(options: argparse.Namespace) -> int:
     if options.figure:
         written = trajectory.write_figure(found, options.figure)
         print(f"figure: {written}", file=sys.stderr if options.json else sys.stdout)
-    failed = [one.source for one in found if asked is not None and asked.holds(one)]
-    if failed:
-        say(f"{options.fail_if} holds for {len(failed)} of {len(found)}: {failed[0]}")
-        return 4
-    return 0
+    status = 0
+    for one in asked:
+        if failed := [judged.source for judged in found if one.holds(judged)]:
+            say(f"{one.text} holds for {len(failed)} of {len(found)}: {failed[0]}")
+            status = 4
+    return status

@@ -1,4 +1,4 @@
-"""Commands that read a store: analyze, suggest, intervene, report, figures."""
+"""Commands that read a store: analyze, intervene, report, figures."""
 
 from __future__ import annotations
 
@@ -25,32 +25,7 @@ def analyze(options: argparse.Namespace) -> int:
         if options.json
         else from_store.text(conclusions)
     )
-    return _left_out(options.store)
-
-
-def suggest_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("store", metavar="STORE", help="a store, or the folder data beside a report")
-    add(
-        "--margin",
-        type=float,
-        default=0.01,
-        metavar="X",
-        help="the loss to the best rank that you accept, in units of the metric (0.01)",
-    )
-    add("--task", metavar="NAME", help="only this task")
-    add("--json", action="store_true", help="one JSON object")
-
-
-def suggest(options: argparse.Namespace) -> int:
-    from rankscope.report import suggested
-
-    found = suggested.suggest(options.store, margin=options.margin, task=options.task)
-    if options.json:
-        print(json.dumps(suggested.as_dict(found), indent=1, allow_nan=False))
-    else:
-        suggested.show(found)
-    return _left_out(options.store)
+    return left_out(options.store)
 
 
 def intervene_options(command: argparse.ArgumentParser) -> None:
@@ -135,7 +110,7 @@ def intervene(options: argparse.Namespace) -> int:
     if skipped := table.attrs.get("skipped"):
         say(f"{len(skipped)} trials could not be edited")
         return 3
-    return 0 if options.base else _left_out(options.source)
+    return 0 if options.base else left_out(options.source)
 
 
 def report_options(command: argparse.ArgumentParser) -> None:
@@ -165,7 +140,7 @@ def report(options: argparse.Namespace) -> int:
     with bar("writing the report", total=2) as advance:
         page = write_report(options.store, options.output, progress=advance)[0]
     print(f"report: {Path(page).resolve()}")
-    return _left_out(options.store)
+    return left_out(options.store)
 
 
 def report_in_short(place: str) -> int:
@@ -177,7 +152,7 @@ def report_in_short(place: str) -> int:
         conclusions = analyze(place, progress=advance)
         page = write_report(place, conclusions=conclusions, progress=advance)[0]
     print("\n".join([*summary(conclusions), f"report: {Path(page).resolve()}"]))
-    return _left_out(place)
+    return left_out(place)
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -188,7 +163,7 @@ def _compare(options: argparse.Namespace) -> int:
             options.store, options.output or "comparison.html", progress=advance
         )
     print(f"comparison: {Path(page).resolve()}")
-    return max(map(_left_out, options.store))
+    return max(map(left_out, options.store))
 
 
 def figures_options(command: argparse.ArgumentParser) -> None:
@@ -249,10 +224,10 @@ def figures(options: argparse.Namespace) -> int:
         )
     for path in written:
         print(path)
-    return _left_out(options.store)
+    return left_out(options.store)
 
 
-def _left_out(place: str) -> int:
+def left_out(place: str) -> int:
     """Prints one line if some trials of a store are missing from its tables. -> exit status"""
     from rankscope.store.store import Store
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from rankscope.console import bar
@@ -12,7 +13,7 @@ from rankscope.console import bar
 
 def resize_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("source", metavar="ADAPTER", help="a local path or a hub id")
+    add("source", metavar="ADAPTER", help="a local path or a hub id; with --trial a store")
     _smaller(command)
     add(
         "--subfolder",
@@ -35,6 +36,7 @@ def resize(options: argparse.Namespace) -> int:
 
     if (options.base is None) != (options.task is None):
         raise ValueError("the metric before and after needs both --base MODEL and --task TASK")
+    options.source = _source(options, method="lora")
     rows, before = None, None
     if options.task is not None:
         from rankscope.interventions.beside import Rows
@@ -67,7 +69,11 @@ def resize(options: argparse.Namespace) -> int:
 
 def extract_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("source", metavar="TUNED", help="a full fine-tune: a local path or a hub id")
+    add(
+        "source",
+        metavar="TUNED",
+        help="a full fine-tune: a local path or a hub id; with --trial a store",
+    )
     add("--base", required=True, metavar="MODEL", help="the pretrained model that it started from")
     _smaller(command)
     add("--revision", metavar="NAME", help="branch, tag or commit of TUNED")
@@ -77,6 +83,7 @@ def extract_options(command: argparse.ArgumentParser) -> None:
 def extract(options: argparse.Namespace) -> int:
     from rankscope.measurement.extract import extract as extracting
 
+    options.source = _source(options, method="full")
     with bar("extracting", total=None):
         result = extracting(
             options.source,
@@ -92,6 +99,13 @@ def extract(options: argparse.Namespace) -> int:
 def _smaller(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--to", required=True, metavar="OUT", help="the folder to write; it must not exist yet")
+    add("--trial", metavar="ID", help="a store's trial, by its id or the first digits of it")
+    add(
+        "--weights",
+        choices=("best", "last"),
+        default="best",
+        help="which weights of that trial (best)",
+    )
     goal = command.add_mutually_exclusive_group(required=True)
     goal.add_argument(
         "--energy",
@@ -114,6 +128,44 @@ def _smaller(command: argparse.ArgumentParser) -> None:
         "singular values of all layers",
     )
     add("--json", action="store_true", help="print resize.json")
+
+
+def _source(options: argparse.Namespace, *, method: str) -> str:
+    """ADAPTER or TUNED as given, or the weights of a store's trial, which was trained by
+    ``method``. ``ValueError``, one line, where it is none."""
+    from rankscope.store.header import NAME
+    from rankscope.store.store import Store
+
+    given: str = options.source
+    if options.trial is None:
+        if (Path(given).expanduser() / NAME).is_file():
+            raise ValueError(
+                f"{given}: expected an adapter or a checkpoint; found a store. Name one of its "
+                f"trials: --trial ID (they are listed by: rankscope report {given})"
+            )
+        return given
+    store = Store(given)
+    found = [id for id in store.done_ids() if id.startswith(options.trial)]
+    if len(found) != 1:
+        said = f"{len(found)} of them" if found else "none"
+        raise ValueError(
+            f"{given}: expected the id of one finished trial; found {said} that begin with "
+            f"{options.trial!r:.40}"
+        )
+    folder = store.folder(found[0], weights=True)
+    if folder.trial()["method"] != method:
+        raise ValueError(f"{given}: trial {found[0]} {_OTHER[method]}")
+    if store.path.resolve() in Path(options.to).expanduser().absolute().resolve().parents:
+        raise ValueError(
+            f"--to {options.to}: expected a folder outside the store; found one inside"
+        )
+    return str(folder.path / options.weights)
+
+
+_OTHER = {
+    "lora": "is a full fine-tune, not an adapter. Type: rankscope extract, with --base MODEL",
+    "full": "is an adapter, not a full fine-tune. Type: rankscope resize",
+}
 
 
 def _bytes(text: str) -> int:

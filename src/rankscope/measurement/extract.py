@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rankscope.linalg import Dense, LowRank, frobenius_norm, spectral_norm
 from rankscope.linalg.rounding import gamma
+from rankscope.measurement.directions import all_directions, leading_directions, projected
 from rankscope.measurement.keep import Goal, first_rank, next_rank, shared_ranks
 from rankscope.measurement.new_folder import new_folder
 from rankscope.measurement.resized import Cut, Factors, Lost, Resized, write_resized
@@ -112,7 +113,7 @@ def extract(
     change = _sorted(tuned, open_base_model(base, revision=base_revision), str(source))
     spectra = None
     if goal.budget is not None:
-        spectra = {one.layer: _directions(*change.pair(one))[1] for one in change.layers}
+        spectra = {one.layer: all_directions(*change.pair(one))[1] for one in change.layers}
     pairs = _empty_adapter(change, str(source), str(base))
     ranks, threshold = shared_ranks(pairs, goal, spectra or {})
     cuts, factors = [], {}
@@ -192,39 +193,29 @@ def header_is_linear(name: str, header: Header) -> bool:
     return layer != name and len(header.shape) == 2 and not EMBEDDING.fullmatch(layer)
 
 
-def _directions(tuned: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """dW (m, n), its singular values (p,) descending and the singular vectors (m or n, p) of its
-    shorter side, float64: from the eigenvalues of dW dW^T or dW^T dW.
-
-    Values below sqrt(u) sigma_1 are rounding; no error is taken from them.
-    """
-    dW = tuned.double() - weight.double()
-    G = dW @ dW.mT if dW.shape[0] <= dW.shape[1] else dW.mT @ dW
-    energy, Q = torch.linalg.eigh(G)
-    return dW, energy.flip(-1).clamp(min=0).sqrt(), Q.flip(-1)
-
-
-def _projected(dW: Tensor, Q: Tensor, k: int) -> Factors:
-    """B A = Q_k Q_k^T dW or dW Q_k Q_k^T in float32, columns of B as long as rows of A."""
-    Q = Q[:, :k]
-    if dW.shape[0] <= dW.shape[1]:
-        B, A = Q, Q.mT @ dW
-        root = torch.linalg.vector_norm(A, dim=1)
-    else:
-        B, A = dW @ Q, Q.mT
-        root = 1 / torch.linalg.vector_norm(B, dim=0).clamp(min=torch.finfo(B.dtype).tiny)
-    root = root.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
-    return (B * root).float().contiguous(), (A / root[:, None]).float().contiguous()
-
-
 def _cut(change: Change, one: Layer, goal: Goal, k: int | None) -> tuple[Cut, Factors]:
+    """By the leading directions alone where the rank ``k`` is known, else by all of them. If more
+    is left than the smallest direction kept, a larger one was missed: then by all of them, too."""
     tuned, weight = change.pair(one)
-    dW, sigma, Q = _directions(tuned, weight)
+    wanted = k or goal.rank
+    if wanted is not None and (some := leading_directions(tuned, weight, wanted)) is not None:
+        cut, factors = _cut_along(one, tuned, weight, *some, goal, k)
+        left = (cut.spectral_error - cut.uncertainty) * cut.spectral_norm
+        if left <= float(some[1][-1]):
+            return cut, factors
+    return _cut_along(one, tuned, weight, *all_directions(tuned, weight), goal, k)
+
+
+def _cut_along(
+    one: Layer, tuned: Tensor, weight: Tensor, dW: Tensor, sigma: Tensor, Q: Tensor, goal: Goal,
+    k: int | None,
+) -> tuple[Cut, Factors]:  # fmt: skip
+    """dW cut to its projection on the directions Q, and how far what is written lies from it."""
     k = first_rank(sigma, goal, k)
     norm = float(torch.linalg.matrix_norm(dW))
     exact = Dense(tuned) - Dense(weight)
     while True:
-        factors = _projected(dW, Q, k)
+        factors = projected(dW, Q, k)
         left = exact - LowRank(B=factors[0], A=factors[1])
         off = float(frobenius_norm(left)) / norm
         formed = gamma(k + 4) * float(left.magnitude()) / norm  # by the rounding of W' - W - B A

@@ -167,8 +167,8 @@ def condition(text: str) -> Condition:
             number = math.nan
         if found is None or found[1] not in NAMES or math.isnan(number) or len(joints) > 1:
             raise ValueError(
-                f"--fail-if: expected such as 'rho > 1.5' or 'drift < -0.5 or rho > 1', of "
-                f"{', '.join(NAMES)}; found {text!r:.80}."
+                "--fail-if: expected a condition such as 'rho > 1.5' or 'drift < -0.5 or rho > 1' "
+                f"on {', '.join(NAMES)}; found {text!r:.80}."
             )
         terms.append((found[1], found[2], number))
     return Condition(text, tuple(terms), joints != {"or"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from rankscope.analysis.rank_pattern import RankPattern, Validation
 from rankscope.analysis.suggest import MARGIN, Suggestion
 from rankscope.analysis.suggest import suggest as suggesting
 from rankscope.console import visible
@@ -30,17 +33,38 @@ def suggest(
     return suggesting(found, margin=margin, task=task)
 
 
-def as_dict(found: tuple[Suggestion, ...]) -> dict[str, Any]:
-    """What ``rankscope suggest --json`` prints: docs/formats.md."""
-    return {"suggestions": [one.to_dict() for one in found]}
+def as_dict(
+    found: Sequence[Suggestion],
+    patterns: Sequence[RankPattern | str],
+    validated: Sequence[Validation | str | None],
+) -> dict[str, Any]:
+    """What ``rankscope suggest --json`` prints: docs/formats.md. ``patterns`` and ``validated``
+    belong to the suggestions in turn; text is the reason why there is none."""
+    return {
+        "suggestions": [
+            one.to_dict()
+            | {
+                "rank_pattern": None if isinstance(pattern, str) else vars(pattern),
+                "no_rank_pattern": pattern if isinstance(pattern, str) else None,
+                "validation": result.to_dict() if isinstance(result, Validation) else None,
+            }
+            for one, pattern, result in zip(found, patterns, validated, strict=True)
+        ]
+    }
 
 
-def show(found: tuple[Suggestion, ...], console: Console | None = None) -> None:
-    """Prints each suggestion: a line, a table of ranks, notes."""
+def show(
+    found: Sequence[Suggestion],
+    patterns: Sequence[RankPattern | str],
+    validated: Sequence[Validation | str | None],
+    console: Console | None = None,
+) -> None:
+    """Prints each suggestion: a line, a table of ranks, notes; its pattern, and what retraining
+    says of that."""
     out = console or Console(soft_wrap=True)
     if not out.is_terminal:
         out.width = max(out.width, 120)
-    for one in found:
+    for one, pattern, result in zip(found, patterns, validated, strict=True):
         said = "no rank suggested" if one.rank is None else f"rank {one.rank}"
         if one.learning_rate is not None:
             said += f" at {one.learning_rate:g}"
@@ -56,4 +80,40 @@ def show(found: tuple[Suggestion, ...], console: Console | None = None) -> None:
         out.print(grid)
         for note in one.notes:
             out.print(Text(f"note: {visible(note)}"))
+        _show_pattern(pattern, result, out)
         out.print()
+
+
+def _show_pattern(
+    pattern: RankPattern | str, result: Validation | str | None, out: Console
+) -> None:
+    if isinstance(pattern, str):
+        out.print(Text(f"no rank_pattern: {visible(pattern)}"))
+        return
+    ranks = ", ".join(f"{json.dumps(name)} = {rank}" for name, rank in pattern.ranks.items())
+    said = (
+        f"rank_pattern of {pattern.parameters:,} parameters (rank {pattern.uniform} in every "
+        f"layer: {pattern.uniform_parameters:,}), from the energies of {pattern.trials} updates:"
+    )
+    out.print(Text(said))
+    out.print(Text(visible(f"rank_pattern = {{ {ranks} }}")))
+    if not isinstance(result, Validation):
+        out.print(Text("It is not validated. --validate trains it beside a uniform rank."))
+        return
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
+    names = ("design", "parameters", visible(result.metric), "pattern minus it", "95 % interval")
+    for name in names:
+        grid.add_column(Text(name), justify="left" if name == "design" else "right", no_wrap=True)
+    against = {one.against: one.difference for one in result.contrasts}
+    for design, value in result.values.items():
+        cells = [design, f"{result.parameters[design]:,}", f"{value:.4f}"]
+        if (found := against.get(design)) is not None:
+            cells.append(f"{found.estimate:+.4f}")
+            cells.append(f"[{found.low:+.4f}, {found.high:+.4f}]" if found.known else "one seed")
+        grid.add_row(*map(Text, cells))
+    out.print(grid)
+    seeds = f"seeds {result.seeds[0]} to {result.seeds[-1]}"
+    out.print(Text(f"{len(result.seeds)} {seeds}, paired: {result.sentence}."))
+    if result.lost:
+        out.print(Text(f"note: a design has no metric at seed {', '.join(map(str, result.lost))}"))
+    out.print(Text(f"its trials: {visible(result.store)}"))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
 from rankscope.study.collected import trial_of
-from rankscope.study.trial import ALL_LINEAR, Trial
+from rankscope.study.trial import ALL_LINEAR, Init, Trial
 from rankscope.weights.checkpoints import read_json
 
 CONFIG = "adapter_config.json"
@@ -114,11 +114,16 @@ def adapter_settings(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: expected the configuration of a LoRA adapter; found {kind!r:.40}"
         )
-    targets = content.get("target_modules") or []
+    start = content.get("init_lora_weights", True)
+    start = start.lower() if isinstance(start, str) else True
+    targets, pattern = content.get("target_modules") or [], content.get("rank_pattern") or {}
     return {
         "method": "lora",
         "rank": rank,
         "scaling": "alpha/sqrt(r)" if content.get("use_rslora") else "alpha/r",
+        **({"rank_pattern": pattern} if pattern else {}),
+        **({"use_dora": True} if content.get("use_dora") is True else {}),
+        **({"init_lora_weights": start} if start in get_args(Init) and start is not True else {}),
         **({"lora_alpha": float(alpha)} if isinstance(alpha, int | float) else {}),
         **({"lora_dropout": content["lora_dropout"]} if "lora_dropout" in content else {}),
         "target_modules": [targets] if isinstance(targets, str) else sorted(map(str, targets)),

@@ -19,13 +19,15 @@ LOGITS = 2**24  # of a language model that are held at once (``train.language``)
 @dataclass(frozen=True)
 class Site:
     """One adapted matrix, m x n: whether its input carries a gradient, whether it sees one token of
-    a row only, and whether it reads its block's input, which query, key and value share."""
+    a row only, whether it reads its block's input, which query, key and value share, and its
+    name."""
 
     m: int
     n: int
     differentiated: bool = True
     one_token: bool = False
     reads_block: bool = True
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def memory(trial: Trial, shape: Shape, rows: Rows, widths: Widths = Widths()) ->
     inner = 0
     for site in () if full else shape.adapted:
         if not site.one_token:
-            inner += p * (trial.rank or 0)
+            inner += p * trial.rank_of(site.name)
             inner += 0 if site.reads_block else p * site.n  # held for the gradient of A alone
             inner += p * site.m if trial.use_dora else 0  # what each gain multiplies
     start = 0 if full else _start_weights(trial, shape)
@@ -162,11 +164,12 @@ def _rounded(weights: int, widths: Widths) -> int:
 
 def adapter_kind(trial: Trial) -> tuple[Any, ...]:
     """What tells the costs of a study's LoRA trials on one model and task from each other."""
-    return (trial.rank, trial.init_lora_weights, trial.use_dora, *trial.target_modules)
+    ranks = (trial.rank, *sorted(trial.rank_pattern.items()))
+    return (ranks, trial.init_lora_weights, trial.use_dora, *trial.target_modules)
 
 
 def adapter_weights(trial: Trial, shape: Shape) -> int:
-    return sum((trial.rank or 0) * (site.m + site.n) for site in shape.adapted)
+    return sum(trial.rank_of(site.name) * (site.m + site.n) for site in shape.adapted)
 
 
 def _start_weights(trial: Trial, shape: Shape) -> int:
@@ -182,7 +185,7 @@ def _adapter_operations(trial: Trial, shape: Shape, tokens: float) -> float:
     return sum(
         (1 if site.one_token else tokens)
         * (6 + 2 * frozen if site.differentiated else 4 + frozen)
-        * (trial.rank or 0)
+        * trial.rank_of(site.name)
         * (site.m + site.n)
         for site in shape.adapted
     )

@@ -13,7 +13,8 @@ from rankscope.study.trial import Trial
 _SHARED = {
     "lora": attrgetter(
         *Trial.model_fields.keys()
-        - {"rank", "scaling", "learning_rate", "lora_alpha", "target_modules", "setting"}
+        - {"rank", "rank_pattern", "scaling", "learning_rate", "lora_alpha"}
+        - {"target_modules", "setting"}
     ),
     "full": attrgetter("id"),
 }
@@ -41,7 +42,7 @@ def packs(
         groups.setdefault(key, []).append(trial)
     result: list[list[Trial]] = []
     for group in groups.values():
-        group.sort(key=lambda t: (t.rank or 0, t.scaling or "", t.learning_rate))
+        group.sort(key=lambda t: (t.largest_rank, t.scaling or "", t.learning_rate))
         result += _cut(group, size, [share(trial) for trial in group])
     return result
 

@@ -8,10 +8,9 @@ in every trial.
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     Field,
@@ -23,68 +22,19 @@ from pydantic import (
 
 from rankscope.study.own_task import OwnTask
 from rankscope.study.tasks import Name as Recipes
-from rankscope.study.trial import (
-    ALL_LINEAR,
-    LISTED,
-    STRICT,
-    Init,
-    Method,
-    Optimizer,
-    Precision,
-    Scaling,
-    Schedule,
+from rankscope.study.trial import LISTED, STRICT, Method, Optimizer, Precision, Scaling, Schedule
+from rankscope.study.values import (
+    EXPECTED,
+    Alpha,
+    Modules,
+    Pattern,
+    Rank,
+    Several,
+    Start,
+    distinct,
+    listed,
+    module_lists,
 )
-
-TimesRank = Annotated[str, Field(pattern=r"^(\d*\.?\d*[1-9]\d*)?r$")]
-Rank = Annotated[int, Field(ge=1, strict=True)] | Literal["d"]
-
-
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else [value]
-
-
-def _distinct(values: list[Any] | None) -> list[Any] | None:
-    met: set[str] = set()
-    for value in values or ():
-        if repr(value) in met:
-            raise ValueError(f"every value once, got {value!r:.80} twice")
-        met.add(repr(value))
-    return values
-
-
-def _module_lists(value: Any) -> Any:
-    """A list of lists of names, or of "all-linear"."""
-    values = _listed(value)
-    plain = [one for one in values if isinstance(one, str) and one != ALL_LINEAR]
-    if plain and len(values) > 1:
-        raise ValueError(
-            'expected a list of lists, such as [["query", "value"], "all-linear"], or names for '
-            f"all trials in [fixed]; found {value!r}"
-        )
-    return [_listed(one) for one in values]
-
-
-def _start(value: Any) -> Any:
-    """Refuses initialisations that need a pass over the data."""
-    if value in ("eva", "corda", "loftq", "lora_ga"):
-        raise ValueError(
-            f"expected {_OF_FIXED['init_lora_weights']}; found {value!r}, which "
-            + (
-                "quantises the base"
-                if value == "loftq"
-                else "needs a pass over the training data before the first step"
-            )
-        )
-    return value
-
-
-Start = Annotated[Init, BeforeValidator(_start)]
-Alpha = Annotated[float, Field(gt=0)] | TimesRank
-Modules = Annotated[list[str], Field(min_length=1)]
-T = TypeVar("T")
-Several = Annotated[list[T], BeforeValidator(_listed), Field(min_length=1)]
-Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
-ReportTo = Annotated[list[Tracker], BeforeValidator(_listed), AfterValidator(_distinct)]
 
 
 class Scientific(BaseModel):
@@ -92,26 +42,27 @@ class Scientific(BaseModel):
 
     model_config = STRICT
 
-    model: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
-    task: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
-    method: Annotated[list[Method], BeforeValidator(_listed), Field(min_length=1)] = [
+    model: Annotated[list[str], BeforeValidator(listed), Field(min_length=1)]
+    task: Annotated[list[str], BeforeValidator(listed), Field(min_length=1)]
+    method: Annotated[list[Method], BeforeValidator(listed), Field(min_length=1)] = [
         "lora",
         "full",
     ]
-    rank: Annotated[list[Rank], BeforeValidator(_listed)] = [8]
-    scaling: Annotated[list[Scaling], BeforeValidator(_listed), Field(min_length=1)] = ["alpha/r"]
+    rank: Annotated[list[Rank], BeforeValidator(listed)] = [8]
+    scaling: Annotated[list[Scaling], BeforeValidator(listed), Field(min_length=1)] = ["alpha/r"]
     # None: as in [fixed]
     target_modules: (
-        Annotated[list[Modules], BeforeValidator(_module_lists), Field(min_length=1)] | None
+        Annotated[list[Modules], BeforeValidator(module_lists), Field(min_length=1)] | None
     ) = None
     lora_alpha: Several[Alpha] | None = None
     init_lora_weights: Several[Start] | None = None
     use_dora: Several[StrictBool] | None = None
+    rank_pattern: Several[Pattern] | None = None  # {}: every layer at ``rank``
     optimizer: Several[Optimizer] | None = None
     lora_plus_ratio: Several[Annotated[float, Field(ge=1)]] | None = None  # 1: not LoRA+
     lr_scheduler_type: Several[Schedule] | None = None
 
-    _once = field_validator("model", "task", "method", "rank", "scaling", *LISTED)(_distinct)
+    _once = field_validator("model", "task", "method", "rank", "scaling", *LISTED)(distinct)
 
     @model_validator(mode="after")
     def _ranks_for_lora(self) -> Scientific:
@@ -126,15 +77,15 @@ class Nuisance(BaseModel):
     model_config = STRICT
 
     learning_rate: Annotated[
-        list[Annotated[float, Field(gt=0)]], BeforeValidator(_listed), Field(min_length=1)
+        list[Annotated[float, Field(gt=0)]], BeforeValidator(listed), Field(min_length=1)
     ]
     seed: Annotated[
         list[Annotated[int, Field(ge=0, strict=True)]],
-        BeforeValidator(_listed),
+        BeforeValidator(listed),
         Field(min_length=1),
     ] = [0]
 
-    _once = field_validator("learning_rate", "seed")(_distinct)
+    _once = field_validator("learning_rate", "seed")(distinct)
 
 
 class Budget(BaseModel):
@@ -171,7 +122,7 @@ class Fixed(Budget):
     # the other rows. None: both on all rows
     validation_split: Annotated[float, Field(gt=0, lt=1)] | None = None
     eval_every: Annotated[int, Field(ge=1)] | Literal["epoch"] = "epoch"  # or every n steps
-    target_modules: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] = [
+    target_modules: Annotated[list[str], BeforeValidator(listed), Field(min_length=1)] = [
         "query",
         "value",
     ]
@@ -179,6 +130,7 @@ class Fixed(Budget):
     lora_alpha: Alpha | None = None
     init_lora_weights: Start = True
     use_dora: StrictBool = False
+    rank_pattern: Pattern = {}
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     optimizer: Optimizer = "adamw"
     lora_plus_ratio: Annotated[float, Field(ge=1)] | None = None
@@ -229,13 +181,6 @@ _SHARE = "a file, a split, or a share of the rows: 0.2 or { fraction = 0.2, seed
 _OF_A_TASK = {"text": "one or two names of columns", "train": _SHARE, "validation": _SHARE}
 
 
-_OF_FIXED = {
-    "lora_alpha": 'a number above 0, or a multiple of the rank such as "r" or "2r"',
-    "init_lora_weights": 'true, "gaussian", "orthogonal", "pissa" or "olora"',
-    "use_dora": "true or false",
-}
-
-
 def validation_message(error: ValidationError) -> str:
     """One line: where, what was expected, what was found, what to type.
 
@@ -276,8 +221,8 @@ def validation_message(error: ValidationError) -> str:
     )
     if found["type"] == "value_error":
         return f"{place}: {message}"
-    if key in _OF_FIXED and section in ("fixed", "scientific", "arm"):
-        return f"{place}: expected {_OF_FIXED[key]}; found {found['input']!r}"
+    if key in EXPECTED and section in ("fixed", "scientific", "arm"):
+        return f"{place}: expected {EXPECTED[key]}; found {found['input']!r}"
     if found["type"] == "string_pattern_mismatch":
         message = "letters, digits, '.', '_' and '-'"
     if found["type"] == "list_type" and section == "arm":

@@ -45,6 +45,11 @@ def settings(arm: Arm, fixed: Fixed, method: str) -> Iterator[Setting]:
                 'lora_plus_ratio: expected optimizer = "adamw" in every trial that has it; '
                 f"found {whole['optimizer']!r}. Take an [[arm]] for one of them"
             )
+        if method == "lora" and whole["rank_pattern"] and whole["optimizer"] == "muon":
+            raise ValueError(
+                'rank_pattern: expected optimizer = "adamw" or "sgd" in every trial that has it; '
+                "found 'muon'. Take an [[arm]] for one of them"
+            )
         yield Setting(values, listed)
 
 

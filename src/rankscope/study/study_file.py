@@ -17,16 +17,15 @@ from rankscope.study.sections import (
     Budget,
     Fixed,
     Nuisance,
-    ReportTo,
     Scientific,
     validation_message,
 )
 from rankscope.study.settings import Setting, check_size, settings
-from rankscope.study.tasks import check_task, has_recipe, recipe_for
+from rankscope.study.tasks import check_task, recipe_for
 from rankscope.study.toml_file import parse_toml, read_toml
 from rankscope.study.trial import GAP, GAP_CODE, LISTED, STRICT, Trial, digest, setting_of
+from rankscope.study.values import ReportTo
 
-_PROPOSED_BATCH, _PROPOSED_STEPS = 16, 2000
 _SIDES = ("scientific", "fixed")
 
 
@@ -151,6 +150,12 @@ class Study(BaseModel):
         )
 
     @property
+    def rank_patterns(self) -> list[dict[str, int]]:
+        """The ``rank_pattern`` of its trials that have one."""
+        parts = (self.scientific, *self.arm)
+        return [p for part in parts for p in part.rank_pattern or [self.fixed.rank_pattern] if p]
+
+    @property
     def targets(self) -> list[list[str]]:
         """The ``target_modules`` of its trials, each list once."""
         found: list[list[str]] = []
@@ -159,42 +164,6 @@ class Study(BaseModel):
                 if one not in found:
                     found.append(one)
         return found
-
-    def check_budget(self, rows: Mapping[str, int], *, begun: Study | None = None) -> None:
-        """``ValueError`` if a model and task have no recipe and the study does not say how long to
-        train: RoBERTa-base's 30 or 60 epochs would be a guess.
-
-        Args:
-            rows: training rows per task; the proposed values depend on them.
-            begun: the study of an existing store, which keeps its budget.
-        """
-        if "recipe" in self.fixed.model_fields_set:
-            unknown = [
-                task for task in self.tasks if not has_recipe(model="roberta-base", task=task)
-            ]
-            pairs = itertools.product(self.models, unknown)
-        else:
-            pairs = itertools.product(self.models, self.tasks)
-        old = set(itertools.product(begun.models, begun.tasks)) if begun else set()
-        for model, task in pairs:
-            if (model, task) in old:
-                continue
-            own = self.fixed.task.get(task, Budget())
-            said = [(own.epochs, own.steps, own.batch_size)]
-            said += [(self.fixed.epochs, self.fixed.steps, self.fixed.batch_size)]
-            if has_recipe(model=model, task=task) or any(value for part in said for value in part):
-                continue
-            epochs = min(30, max(3, round(_PROPOSED_STEPS * _PROPOSED_BATCH / rows[task])))
-            raise ValueError(
-                f"[fixed]: expected how long to train {model} on {task}, which Hu et al. 2021 do "
-                "not say; found none of epochs, steps and batch_size. Add for example: "
-                f"batch_size = {_PROPOSED_BATCH} and epochs = {epochs}"
-                + (
-                    '; or recipe = "paper", RoBERTa\'s'
-                    if has_recipe(model="roberta-base", task=task)
-                    else ""
-                )
-            )
 
     def trials(self, largest_rank: Mapping[str, int]) -> list[Trial]:
         """The product of all lists, then those of the arms; ``largest_rank[model]`` is what "d"
@@ -238,14 +207,18 @@ class Study(BaseModel):
         for setting, named in lora if "lora" in arm.method else ():
             rank = limit if named == "d" else named
             init = setting.values.get("init_lora_weights", self.fixed.init_lora_weights)
-            if init == "orthogonal" and rank % 2:
-                raise ValueError(f'init_lora_weights: "orthogonal" needs even ranks; found {rank}')
-            if rank > limit:
+            pattern = setting.values.get("rank_pattern", self.fixed.rank_pattern)
+            odd = [one for one in (rank, *pattern.values()) if one % 2]
+            if init == "orthogonal" and odd:
+                raise ValueError(
+                    f'init_lora_weights: "orthogonal" needs even ranks; found {odd[0]}'
+                )
+            if (largest := max([rank, *pattern.values()])) > limit:
                 targets = [name for one in self.targets for name in one]
                 raise ValueError(
                     f"rank: expected 1 to {limit} for model {model!r} (the smallest dimension of "
-                    f'its {", ".join(dict.fromkeys(targets))} weights); found {rank}; "d" stands '
-                    f"for {limit}"
+                    f"its {', '.join(dict.fromkeys(targets))} weights); found {largest}; "
+                    f'"d" stands for {limit}'
                 )
             for scaling in arm.scaling:
                 yield {"method": "lora", "rank": rank, "scaling": scaling}, setting
@@ -276,7 +249,7 @@ class Study(BaseModel):
                 fixed["steps"] = max(1, round(fixed["steps"] * budget))
         if rank is None:  # a full fine-tune has no adapter to describe
             fixed |= {"lora_alpha": None, "lora_dropout": 0.0, "init_lora_weights": True}
-            fixed |= {"lora_plus_ratio": None, "use_dora": False}
+            fixed |= {"lora_plus_ratio": None, "use_dora": False, "rank_pattern": {}}
         elif isinstance(fixed["lora_alpha"], str):
             fixed["lora_alpha"] = float(fixed["lora_alpha"][:-1] or 1) * rank
         return fixed

@@ -5,7 +5,7 @@ with.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -135,6 +135,17 @@ def check_task(name: str, own: Collection[str] = ()) -> None:
     raise ValueError(
         f"task: expected one of {', '.join(known)}, or a table [task.{name}]; found {name!r}{hint}"
     )
+
+
+def check_one_kind(tasks: Iterable[Task]) -> None:
+    """``ValueError`` for language models beside classifiers."""
+    kinds = {task.is_language: task for task in tasks}
+    if len(kinds) > 1:
+        raise ValueError(
+            "task: expected language models or classifiers, not both in one study; found "
+            f"{kinds[True].name} ({kinds[True].kind}) and {kinds[False].name}: take a study for "
+            "each"
+        )
 
 
 Name = Literal["paper", "scripts"]

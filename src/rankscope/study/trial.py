@@ -6,10 +6,11 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
+import regex
 from pydantic import BaseModel, ConfigDict
 
 Method = Literal["lora", "full"]
@@ -31,6 +32,7 @@ _YOUNGER = (  # than the first stores
     "optimizer",
     "lora_plus_ratio",
     "validation_split",
+    "rank_pattern",
 )
 # what a study may list beside rank and scaling rule; of a full fine-tune only the last three
 LISTED = (
@@ -38,6 +40,7 @@ LISTED = (
     "lora_alpha",
     "lora_plus_ratio",
     "use_dora",
+    "rank_pattern",
     "target_modules",
     "optimizer",
     "lr_scheduler_type",
@@ -46,6 +49,7 @@ OF_FULL = LISTED[-3:]
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+SECONDS = 0.2  # of one expression of ``rank_pattern`` on one name
 GAP = "\0"
 GAP_CODE = _CANONICAL.encode(GAP)
 
@@ -88,6 +92,7 @@ class Trial(BaseModel):
     optimizer: Optimizer = "adamw"
     lora_plus_ratio: float | None = None  # how many times B's rate is A's
     validation_split: float | None = None
+    rank_pattern: dict[str, int] = {}  # regular expression for layers -> their rank, as PEFT's
     setting: str = ""  # see ``setting_of``; no part of the id
 
     @cached_property
@@ -115,6 +120,21 @@ class Trial(BaseModel):
         divisor = {"alpha/r": self.rank, "alpha/sqrt(r)": math.sqrt(self.rank), "alpha": 1.0}
         return self.lora_alpha / divisor[self.scaling or "alpha/r"]
 
+    @property
+    def largest_rank(self) -> int:
+        """Of any layer; 0 for full fine-tuning."""
+        return max([self.rank or 0, *self.rank_pattern.values()])
+
+    def rank_of(self, layer: str) -> int:
+        """The rank of a layer by ``rank_pattern``, else ``rank``; 0 for full fine-tuning."""
+        return rank_in(self.rank_pattern, layer) or self.rank or 0
+
+    def at(self, layer: str) -> Trial:
+        """The trial as one layer has it: with that layer's rank everywhere, and so its scale."""
+        if not self.rank_pattern:
+            return self
+        return self.model_copy(update={"rank": self.rank_of(layer), "rank_pattern": {}})
+
     def precision_on(self, device: str) -> Precision:
         """Of matrix products, on "cpu" or "cuda"."""
         return self.precision or ("bfloat16" if device == "cuda" else "float32")
@@ -125,6 +145,37 @@ class Trial(BaseModel):
             return self.steps
         assert self.epochs is not None
         return max(1, math.ceil(self.epochs * math.ceil(rows / self.batch_size)))
+
+
+def rank_in(pattern: Mapping[str, int], layer: str) -> int | None:
+    """The rank that a ``rank_pattern`` gives a layer, None if no expression stands for it.
+
+    PEFT's rule (``get_pattern_key``): an expression stands for the whole name or its last parts.
+    PEFT takes the first that matches; here all that match must agree, since a configuration has no
+    order. ``ValueError`` where they do not.
+    """
+    ranks = {rank for expression, rank in pattern.items() if _stands_for(expression, layer)}
+    if len(ranks) > 1:
+        raise ValueError(
+            f"rank_pattern: expected one rank for {layer}; found {sorted(ranks)}, by different "
+            "expressions. Write their names further out"
+        )
+    return ranks.pop() if ranks else None
+
+
+def _stands_for(expression: str, layer: str) -> bool:
+    try:
+        return _compiled(expression).match(layer, timeout=SECONDS) is not None
+    except TimeoutError:
+        raise ValueError(
+            f"rank_pattern: expected an expression that matches a name at once; {expression!r:.60} "
+            f"took longer than {SECONDS:g} s on {layer}"
+        ) from None
+
+
+@lru_cache(maxsize=4096)
+def _compiled(expression: str) -> regex.Pattern[str]:
+    return regex.compile(rf"(.*\.)?({expression})$")
 
 
 def setting_of(values: Mapping[str, Any], listed: Mapping[str, str] = MappingProxyType({})) -> str:
@@ -145,7 +196,17 @@ def setting_of(values: Mapping[str, Any], listed: Mapping[str, str] = MappingPro
         else:
             default = Trial.model_fields[name].default
             value = values.get(name, default)
-            told = None if value == default else str(value).lower()
+            told = None if value == default else _told(value)
         if told is not None:
             parts.append(f"{name}={told}")
     return ", ".join(parts)
+
+
+def _told(value: Any) -> str:
+    """A setting in a word: of a pattern the extreme ranks, and what tells it from other
+    patterns."""
+    if isinstance(value, Mapping):
+        return (
+            f"{min(value.values())}-{max(value.values())} #{digest(_CANONICAL.encode(value))[:6]}"
+        )
+    return str(value).lower()

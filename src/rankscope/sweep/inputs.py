@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from rankscope import lab
 from rankscope.console import bar
 from rankscope.study.cost import Rows, Shape
 from rankscope.study.study_file import Study
-from rankscope.study.tasks import Task, task_named, with_metric
+from rankscope.study.tasks import Task, check_one_kind, task_named, with_metric
 from rankscope.study.trial import Trial
 from rankscope.sweep.places import model_path
 from rankscope.sweep.sizes import Sizes
@@ -26,6 +26,7 @@ from rankscope.train.loading import load_tokenizer, skeleton
 from rankscope.train.model import (
     ATTENTION_INPUTS,
     accepted_inputs,
+    check_rank_pattern,
     default_targets,
     drawn_beside_head,
     largest_rank,
@@ -68,7 +69,7 @@ class StudyInputs(Sizes):
             own = {name: self._own(name) for name in study.tasks if name in study.task}
             self.tasks = {n: own[n][0] if n in own else task_named(n) for n in study.tasks}
             self._skeletons, self._tokenizers = {}, {}
-            _check_one_kind(self.tasks.values())
+            check_one_kind(self.tasks.values())
             if metric is not None:
                 self.tasks = {
                     name: with_metric(task, metric, greater_is_better=greater_is_better)
@@ -87,6 +88,8 @@ class StudyInputs(Sizes):
                 self._splits[name] = train, validation
                 advance(1)
         self.study = self._with_targets(study)
+        for pattern in self.study.rank_patterns:
+            check_rank_pattern(list(self._skeletons.values()), self.study.targets, pattern)
         self._encoded: dict[tuple[str, str, int], tuple[Encoded, Encoded]] = {}
         self._shapes: dict[tuple[str, ...], Shape] = {}
         self._apart: dict[tuple[Any, ...], str | None] = {}
@@ -287,13 +290,3 @@ class StudyInputs(Sizes):
                 f'task {name!r}: expected data = "lab" or a folder; found data = "hub"'
             )
         return read_split(data, task, split, rows=rows)
-
-
-def _check_one_kind(tasks: Iterable[Task]) -> None:
-    kinds = {task.is_language: task for task in tasks}
-    if len(kinds) > 1:
-        raise ValueError(
-            "task: expected language models or classifiers, not both in one study; found "
-            f"{kinds[True].name} ({kinds[True].kind}) and {kinds[False].name}: take a study for "
-            "each"
-        )

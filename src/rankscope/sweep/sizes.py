@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from rankscope.store.store import Store
+from rankscope.study.budget import check_budget
 from rankscope.study.cost import (
     Rows,
     Shape,
@@ -143,6 +144,6 @@ class Sizes(ABC):
         return base_memory(first, *held) + sum(memory(trial, *held) for trial in pack)
 
     def check_budget(self, store: Store | None) -> None:
-        """See ``Study.check_budget``."""
+        """See ``study.budget``."""
         begun = None if store is None else store.study
-        self.study.check_budget(self.training_rows, begun=begun)
+        check_budget(self.study, self.training_rows, begun=begun)

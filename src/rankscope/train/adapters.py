@@ -80,7 +80,7 @@ class AdapterPack:
         self.modules_to_save = modules_to_save(self.model)
         self.own_head, self.is_language = False, task.is_language
         found = sites(self.model, first.target_modules)
-        self.sites = {name: self._adapted(base, draws) for name, base in found.items()}
+        self.sites = {name: self._adapted(name, base, draws) for name, base in found.items()}
         self.takes_dropouts = not is_patchable(self.model)
         self.repeats = K if self.takes_dropouts else 1
         if not self.takes_dropouts:
@@ -90,11 +90,12 @@ class AdapterPack:
         self.model.to(device=device, dtype=dtype)
         self.params = self._flat_params()
 
-    def _adapted(self, base: nn.Module, draws: Sequence[torch.Generator]) -> PackedLoRA:
-        """As ``draw_factors`` has it."""
+    def _adapted(self, name: str, base: nn.Module, draws: Sequence[torch.Generator]) -> PackedLoRA:
+        """As ``draw_factors`` has it. Buckets are the same for all sites."""
         m, n = weight_of(base).shape
-        ranks = [trial.rank or 0 for trial in self.trials]
-        cuts = rank_buckets(ranks)
+        cuts = rank_buckets([trial.largest_rank for trial in self.trials])
+        trials = [trial.at(name) for trial in self.trials]
+        ranks = [trial.rank or 0 for trial in trials]
         largest = [max(ranks[bucket]) for bucket in cuts]
         As = [
             torch.zeros(bucket.stop - bucket.start, r, n)
@@ -105,7 +106,7 @@ class AdapterPack:
             pair for Bs_, As_ in zip(Bs, As, strict=True) for pair in zip(Bs_, As_, strict=True)
         ]
         parts = leading(weight_of(base), self.trials[0].init_lora_weights)
-        for (B, A), trial, generator in zip(padded, self.trials, draws, strict=True):
+        for (B, A), trial, generator in zip(padded, trials, draws, strict=True):
             B, A = B[:, : trial.rank], A[: trial.rank]
             if parts is None:
                 draw_factors(B, A, trial.init_lora_weights, generator)
@@ -115,7 +116,7 @@ class AdapterPack:
         settings: dict[str, Any] = {
             "B": Bs,
             "A": As,
-            "scale": torch.tensor([trial.scale for trial in self.trials], dtype=torch.float64),
+            "scale": torch.tensor([trial.scale for trial in trials], dtype=torch.float64),
             "buckets": cuts,
             "dropout": self.trials[0].lora_dropout,
             "masks": self.masks,
@@ -157,7 +158,8 @@ class AdapterPack:
         one by one."""
         shapes: dict[Any, list[str]] = {}
         for name, site in self.sites.items():
-            key = name if isinstance(site, PackedDoRA) else weight_of(site.base).shape
+            alike = (weight_of(site.base).shape, *(A.shape for A in site.A))
+            key = name if isinstance(site, PackedDoRA) else alike
             shapes.setdefault(key, []).append(name)
         for names in shapes.values():
             layers = [self.sites[name] for name in names]
@@ -170,7 +172,8 @@ class AdapterPack:
                 B, A = map(torch.stack, zip(*factors, strict=True))  # (S, k, m, r), (S, k, r, n)
                 # Of the trials, in float64: the modules' own scales are rounded to their dtype.
                 scale = torch.tensor(
-                    [trial.scale for trial in self.trials[bucket]], dtype=torch.float64
+                    [[trial.at(name).scale for trial in self.trials[bucket]] for name in names],
+                    dtype=torch.float64,
                 )
                 dW = LowRank(B=B, A=A, scale=scale.to(B.device))
                 magnitudes = [s.magnitude[i] for s in layers if isinstance(s, PackedDoRA)]
@@ -189,8 +192,9 @@ class AdapterPack:
         state: dict[str, Tensor] = {}
         for name, site in self.sites.items():
             bucket, place = site.place_of(k)
-            state[f"{name}.lora_A.weight"] = values[id(site.A[bucket])][place, : trial.rank]
-            state[f"{name}.lora_B.weight"] = values[id(site.B[bucket])][place, :, : trial.rank]
+            rank = trial.rank_of(name)
+            state[f"{name}.lora_A.weight"] = values[id(site.A[bucket])][place, :rank]
+            state[f"{name}.lora_B.weight"] = values[id(site.B[bucket])][place, :, :rank]
             if isinstance(site, PackedDoRA):
                 state[f"{name}.{MAGNITUDE}.weight"] = values[id(site.magnitude[bucket])][place]
         for name, head in self.heads.items():
@@ -205,11 +209,12 @@ class AdapterPack:
 
     def starts(self, k: int) -> dict[str, Pair]:
         """B0 and A0 of each site of trial ``k``, if its start took them out of the base."""
-        rank, found = self.trials[k].rank, {}
+        found = {}
         for name, site in self.sites.items():
             bucket, place = site.place_of(k)
             if (start := site.starts()[bucket]) is not None:
                 B, A = start
+                rank = self.trials[k].rank_of(name)
                 found[name] = B.detach()[place, :, :rank], A.detach()[place, :rank]
         return found
 

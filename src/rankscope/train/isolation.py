@@ -107,12 +107,15 @@ def _prove_full(pack: FullPack, stock: PreTrainedModel, train: Encoded, rows: Te
 
 
 class _PeftReference:
-    """The stock model with PEFT's own layers: one adapter per rank and scaling rule, into which
-    each trial's weights are loaded in turn."""
+    """The stock model with PEFT's own layers: one adapter per rank, pattern and scaling rule, into
+    which each trial's weights are loaded in turn."""
 
     def __init__(self, pack: AdapterPack) -> None:
         self.pack, first = pack, pack.params[0].values
-        self.configs = [(trial.rank, trial.scaling, trial.lora_alpha) for trial in pack.trials]
+        self.configs = [
+            (trial.rank, *sorted(trial.rank_pattern.items()), trial.scaling, trial.lora_alpha)
+            for trial in pack.trials
+        ]
         members = list({config: k for k, config in enumerate(self.configs)}.values())
         self.names = {self.configs[k]: f"trial{k}" for k in members}
         names = list(self.names.values())
@@ -134,7 +137,7 @@ class _PeftReference:
             for site, (B, A) in self.pack.starts(k).items():
                 W = weight_of(self.pack.sites[site].base)
                 layer = self.model.get_submodule(f"base_model.model.{site}")
-                leave(layer.base_layer, W - self.pack.trials[k].scale * (B @ A))
+                leave(layer.base_layer, W - self.pack.trials[k].at(site).scale * (B @ A))
         if name != self.model.active_adapter:
             self.model.set_adapter(name)
         return weights

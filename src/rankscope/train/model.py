@@ -4,7 +4,7 @@ full, the inputs that it takes."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rankscope.study.cost import Shape, Site
-from rankscope.study.trial import ALL_LINEAR
+from rankscope.study.trial import ALL_LINEAR, rank_in
 from rankscope.train.encoder import before_adapters, is_patchable, of_one_token
 
 # the names that families have for them; all must be there
@@ -73,6 +73,22 @@ def weight_of(site: nn.Module) -> Tensor:
     return weight.detach().mT if isinstance(site, Conv1D) else weight.detach()
 
 
+def check_rank_pattern(
+    models: Sequence[PreTrainedModel], targets: Sequence[Sequence[str]], pattern: Mapping[str, int]
+) -> None:
+    """``ValueError`` for an expression that stands for no site of these models, or where two give
+    one site different ranks."""
+    names = {name for model in models for one in targets for name in sites(model, one)}
+    for name in names:
+        rank_in(pattern, name)
+    for expression, rank in pattern.items():
+        if not any(rank_in({expression: rank}, name) for name in names):
+            raise ValueError(
+                f"rank_pattern: expected names of adapted layers, such as {min(names)}; "
+                f"found {expression!r}"
+            )
+
+
 def largest_rank(model: PreTrainedModel, target_modules: Sequence[str]) -> int:
     """The smallest dimension of the sites: what "d" stands for."""
     return min(min(weight_of(site).shape) for site in sites(model, target_modules).values())
@@ -112,6 +128,7 @@ def shape_of(model: PreTrainedModel, target_modules: Sequence[str]) -> Shape:
                 differentiated=f"{name}.weight" not in shared,
                 one_token=f"{name}.weight" in one_token,
                 reads_block=name.rsplit(".", 1)[-1] in ATTENTION_INPUTS,
+                name=name,
             )
             for name, site in sites(model, target_modules).items()
         ),

@@ -91,7 +91,7 @@ class PeftTrial:
     @torch.no_grad()
     def _start(self, name: str, generator: torch.Generator) -> None:
         """The site's first factors; PiSSA's and OLoRA's leave the rest of W in the base."""
-        (trial,) = self.trials
+        trial = self.trials[0].at(name)
         B, A = self._factors(name)
         W = weight_of(self.sites[name])
         parts = leading(W, trial.init_lora_weights)
@@ -110,7 +110,8 @@ class PeftTrial:
         like = self.params[0].values
         Ws = {name: weight_of(site) for name, site in self.sites.items()} | self.pretrained
         for name, W in Ws.items():
-            shapes.setdefault(name if trial.use_dora else W.shape, []).append(name)
+            kind = (W.shape, trial.rank_of(name))
+            shapes.setdefault(name if trial.use_dora else kind, []).append(name)
         for names in shapes.values():
             W = torch.stack([Ws[name].to(like) for name in names])  # (S, m, n)
             factors = [
@@ -118,7 +119,8 @@ class PeftTrial:
                 for name in names
             ]
             B, A = (torch.stack(each).detach()[:, None] for each in zip(*factors, strict=True))
-            scale = torch.tensor([trial.scale], dtype=torch.float64, device=W.device)
+            scales = [trial.at(names[0]).scale]  # the same rank at all of them
+            scale = torch.tensor(scales, dtype=torch.float64, device=W.device)
             magnitude = None
             if trial.use_dora:
                 each = [self.trained[f"{name}.{MAGNITUDE}.weight"].detach() for name in names]

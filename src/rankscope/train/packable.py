@@ -37,7 +37,7 @@ def why_not_packed(skeleton: PreTrainedModel, trial: Trial, task: Task) -> str |
     except Exception:  # noqa: BLE001 - whatever a family can't do in small, its own code says how
         return None
     ranks = (2, 4, 6) if trial.init_lora_weights == "orthogonal" else (1, 2, 3)
-    trials = [trial.model_copy(update={"rank": rank}) for rank in ranks]
+    trials = [trial.model_copy(update={"rank": rank, "rank_pattern": {}}) for rank in ranks]
     try:
         pack = AdapterPack(trials, model="", task=task, device=torch.device("cpu"), loaded=small)
         prove(pack, tokens, torch.arange(len(tokens)))

@@ -41,7 +41,8 @@ def lora_config(
     """
     assert trial.rank is not None
     assert trial.lora_alpha is not None
-    rank = trial.rank * (2 if converted and trial.init_lora_weights in CHANGES_BASE else 1)
+    times = 2 if converted and trial.init_lora_weights in CHANGES_BASE else 1
+    rank, pattern = trial.rank * times, {k: r * times for k, r in trial.rank_pattern.items()}
     # PEFT divides by r, or by its root
     alpha = {
         "alpha": trial.lora_alpha * rank,
@@ -52,7 +53,13 @@ def lora_config(
         inference_mode=True,
         base_model_name_or_path=base,
         r=rank,
-        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
+        lora_alpha=_plain(alpha),
+        rank_pattern=pattern,
+        alpha_pattern={
+            layer: _plain(trial.lora_alpha * r)
+            for layer, r in pattern.items()
+            if trial.scaling == "alpha"
+        },
         use_dora=trial.use_dora,
         use_rslora=trial.scaling == "alpha/sqrt(r)",
         lora_dropout=trial.lora_dropout,
@@ -62,6 +69,10 @@ def lora_config(
         fan_in_fan_out=fan_in_fan_out,
         modules_to_save=list(modules_to_save) or None,
     )
+
+
+def _plain(number: float) -> float | int:
+    return int(number) if float(number).is_integer() else number
 
 
 def save_adapter(

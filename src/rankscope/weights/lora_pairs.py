@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -105,12 +105,11 @@ class LoraPairs:
     def size(self, ranks: Mapping[str, int]) -> int:
         """Bytes of the weights file at these ranks, header included."""
         order = list(CODES)
-        headers = sorted(self._headers(ranks), key=lambda one: (-order.index(one[1].dtype), one[0]))
+        headers = sorted(self._headers(ranks), key=lambda one: (-order.index(one[1]), one[0]))
         body, entries = 0, []
-        for name, header in headers:
-            end = body + prod(header.shape) * header.dtype.itemsize
-            entry = {"dtype": CODES[header.dtype], "shape": header.shape}
-            entry |= {"data_offsets": [body, end]}
+        for name, dtype, shape in headers:
+            end = body + prod(shape) * dtype.itemsize
+            entry = {"dtype": CODES[dtype], "shape": shape, "data_offsets": [body, end]}
             entries.append(_compact({name: entry})[1:-1] + ",")
             body = end
         metadata = self._metadata(ranks)
@@ -135,16 +134,23 @@ class LoraPairs:
             content = {**self.content, **_settings(self.pairs, ranks)}
             (folder / CONFIG).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
-    def _headers(self, ranks: Mapping[str, int]) -> Iterator[tuple[str, Any]]:
+    def _headers(
+        self, ranks: Mapping[str, int]
+    ) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """Name, dtype and shape of each tensor of the file at these ranks."""
         for pair in self.pairs:
             k, headers = ranks[pair.layer], self.tensors.headers
             B, A = headers[pair.B], headers[pair.A]
-            yield pair.B, replace(B, shape=(B.shape[0], k, *B.shape[2:]))
-            yield pair.A, replace(A, shape=(k, *A.shape[1:]))
+            assert B.dtype is not None
+            assert A.dtype is not None
+            yield pair.B, B.dtype, (B.shape[0], k, *B.shape[2:])
+            yield pair.A, A.dtype, (k, *A.shape[1:])
             if self.format == "kohya":
-                yield _alpha_name(pair), replace(A, shape=(), dtype=_alpha(pair, k).dtype)
+                yield _alpha_name(pair), _alpha(pair, k).dtype, ()
         for name in self.others:
-            yield name, self.tensors.headers[name]
+            other = self.tensors.headers[name]
+            assert other.dtype is not None
+            yield name, other.dtype, other.shape
 
     def _metadata(self, ranks: Mapping[str, int]) -> dict[str, str]:
         found = {k: v for k, v in self.tensors.metadata.items() if k not in DIGESTS}

@@ -1,0 +1,56 @@
+"""The leading singular directions of a large dense matrix by block Lanczos, where a whole
+decomposition costs more. docs/math.md, (25).
+
+Golub, Luk and Overton 1981 (ACM TOMS 7, 149-169), from a random block as in Musco and Musco 2015
+(arXiv 1504.05477). Letters: m rows, n columns, p = min(m, n), k directions wanted, b columns of a
+block, d of the whole basis.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MORE = 8  # columns of a block beyond k: a cluster at sigma_k converges sooner
+LARGEST = 0.5  # part of p that a basis may reach
+SETTLED = 1e-7  # of the energy left: by what the last block moved it
+
+
+def is_cheaper(p: int, k: int) -> bool:
+    """Whether a basis of four blocks is small beside a matrix with that shorter side."""
+    return 4 * (k + MORE) <= LARGEST * p
+
+
+def leading(M: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """sigma_1 .. sigma_k, descending, and their singular vectors on M's shorter side (p, k).
+
+    M (m, n) float64. Values are Ritz values: never too large but for rounding. None where the basis
+    reached half of p before the energy of k directions settled; ask for all of them then. What is
+    made of the directions is to be checked: nothing here proves that none was missed.
+    """
+    A = M.mT if M.shape[0] < M.shape[1] else M  # (max, p)
+    size = float(A.abs().max())
+    if not 1e-100 < size < 1e100:  # energies would leave float64's range
+        found = leading(A / size, k) if 0 < size < float("inf") else None
+        return None if found is None else (found[0] * size, found[1])
+    p, b = A.shape[1], k + MORE
+    whole = float(torch.linalg.vector_norm(A)) ** 2
+    start = torch.randn(p, b, dtype=A.dtype, generator=torch.Generator().manual_seed(0))
+    block = torch.linalg.qr(start.to(A.device))[0]
+    V, image, before = block.new_empty(p, 0), A.new_empty(A.shape[0], 0), -1.0
+    while V.shape[1] + b <= LARGEST * p:
+        V = torch.cat([V, block], 1)  # (p, d)
+        new = A @ block
+        image = torch.cat([image, new], 1)  # A V (max, d)
+        energy, X = torch.linalg.eigh(image.mT @ image)
+        energy = energy.flip(-1)[:k].clamp(min=0)
+        held = float(energy.sum())
+        if held - before <= SETTLED * max(whole - held, whole * torch.finfo(A.dtype).eps):
+            return energy.sqrt(), V @ X.flip(-1)[:, :k]
+        before = held
+        block = A.mT @ new
+        for _ in range(2):  # twice is enough (Giraud et al. 2005)
+            block = block - V @ (V.mT @ block)
+        block = torch.linalg.qr(block)[0]
+        block = torch.linalg.qr(block - V @ (V.mT @ block))[0]
+    return None
