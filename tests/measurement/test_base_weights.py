@@ -167,3 +167,47 @@ def test_a_method_that_only_merging_tells_is_not_merged_into_packed_weights() ->
     shake(model)
     with pytest.raises(ValueError, match="would round it: dequantise it first"):
         rs.probe(model)
+
+
+class Int8Tensor(Tensor):
+    """As torchao's: it is called float32, and hardly any operation knows it."""
+
+    __module__ = "torchao.quantization"
+    scale = 0.5
+
+    def dequantize(self) -> Tensor:
+        return self.scale * self.as_subclass(Tensor)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function in (torch.sum, Tensor.sum):
+            raise NotImplementedError("aten.sum")
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+class HQQLinear(nn.Linear):
+    def dequantize(self) -> Tensor:
+        return 2 * self.W_q
+
+
+@pytest.mark.parametrize("kind", ["torchao", "HQQ"])
+def test_torchaos_and_hqqs_weights(kind: str) -> None:
+    """Both found by their names, as the libraries write them; tried with the libraries by hand."""
+    from rankscope.weights.live_weight import base_weight
+
+    layer = nn.Linear(5, 6) if kind == "torchao" else HQQLinear(5, 6)
+    plain = layer.weight.detach().clone()
+    if kind == "torchao":
+        layer.weight = nn.Parameter(plain.as_subclass(Int8Tensor), requires_grad=False)
+        wanted = plain / 2
+    else:
+        del layer.weight
+        layer.weight, layer.W_q, wanted = None, plain, 2 * plain
+    found, note = base_weight("l", layer, None)
+    assert isinstance(found, Tensor)
+    assert type(found) is Tensor
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert note is not None
+    assert kind in note

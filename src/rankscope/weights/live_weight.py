@@ -1,5 +1,5 @@
-"""The base weight of an adapted layer in memory as a plain tensor: dequantised from bitsandbytes,
-loaded back if accelerate offloaded it.
+"""The base weight of an adapted layer in memory as a plain tensor: dequantised from
+bitsandbytes, torchao or HQQ, loaded back if accelerate offloaded it.
 
 A dequantised W is what the model computes with (QLoRA), not the weight before quantisation.
 """
@@ -31,6 +31,8 @@ def base_weight(
     names = WEIGHTS if own is None else (own,)
     weight = next((w for name in names if (w := getattr(base, name, None)) is not None), None)
     why, note = None, None
+    if weight is None and type(base).__name__ == "HQQLinear":
+        return base.dequantize().detach(), "W is dequantised from HQQ"  # type: ignore[operator]
     if not isinstance(weight, Tensor):
         why = f"its base layer, {type(base).__name__}, has no weight"
     elif weight.is_meta:
@@ -38,6 +40,12 @@ def base_weight(
     elif (kind := NAMES.get(type(weight).__name__)) is not None:
         try:
             return _dequantised(base, weight), f"W is dequantised from {kind}"
+        except FAILS as error:
+            why = f"the base weight is packed ({kind}) and can't be unpacked: {one_line(error)}"
+    elif type(weight).__module__.startswith("torchao."):  # it says float32, and cannot be summed
+        kind = f"torchao's {type(weight).__name__}"
+        try:
+            return weight.dequantize().detach(), f"W is dequantised from {kind}"
         except FAILS as error:
             why = f"the base weight is packed ({kind}) and can't be unpacked: {one_line(error)}"
     elif weight.dtype not in READABLE:
