@@ -26,7 +26,7 @@ from rankscope.evaluation.evaluate import Evaluated, Evaluation
 from rankscope.evaluation.pack import Edited
 from rankscope.evaluation.trained import Trained
 from rankscope.interventions.bench import PACK, first_rows
-from rankscope.interventions.families import Variant
+from rankscope.interventions.settings import Variant
 from rankscope.interventions.variants import Edits
 from rankscope.linalg import LowRank
 from rankscope.study.tasks import Task, task_named

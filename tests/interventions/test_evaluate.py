@@ -21,7 +21,7 @@ from noisy import adapter
 from rankscope.evaluation.evaluate import Evaluation
 from rankscope.evaluation.pack import Edited
 from rankscope.evaluation.trained import read_trained
-from rankscope.interventions.families import Variant, variants
+from rankscope.interventions.settings import Variant, variants
 from rankscope.interventions.variants import Edits
 from rankscope.train.loading import load_model
 from rankscope.train.model import weight_of

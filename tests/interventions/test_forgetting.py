@@ -18,9 +18,8 @@ from noisy import adapter
 from rankscope.cli import main
 from rankscope.evaluation.pack import Edited
 from rankscope.evaluation.trained import read_trained
-from rankscope.interventions.families import Variant
 from rankscope.interventions.forgetting import LARGEST, Forgetting, text_of
-from rankscope.interventions.settings import Settings
+from rankscope.interventions.settings import Settings, Variant
 from rankscope.interventions.variants import Edits
 from rankscope.train.loading import load_model
 from rankscope.train.model import weight_of

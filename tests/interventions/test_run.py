@@ -14,7 +14,7 @@ import rankscope as rs
 from conftest import save_tiny_model, sentences, write_tsv
 from rankscope.cli import main
 from rankscope.interventions import run as running
-from rankscope.interventions.families import FAMILIES
+from rankscope.interventions.settings import FAMILIES
 from rankscope.store import interventions
 from rankscope.store.store import Store
 

@@ -14,8 +14,7 @@ from rankscope.evaluation.evaluate import Evaluation
 from rankscope.evaluation.pack import Edited
 from rankscope.evaluation.trained import Trained, read_trained
 from rankscope.interventions.bench import Bench
-from rankscope.interventions.families import Variant, variants
-from rankscope.interventions.settings import Settings
+from rankscope.interventions.settings import Settings, Variant, variants
 from rankscope.interventions.variants import Edits
 from rankscope.train.loading import load_model
 from rankscope.train.model import weight_of

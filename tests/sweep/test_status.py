@@ -10,8 +10,7 @@ from pretend import STUDY, create, pretend
 from rankscope.store.files import dumps
 from rankscope.store.lease import WorkerLock, beat
 from rankscope.study.study_file import Study
-from rankscope.sweep.meter import Meter
-from rankscope.sweep.status import status
+from rankscope.sweep.status import Meter, status
 from rankscope.sweep.worker import Worker
 
 ELSEWHERE = {"host": "elsewhere", "boot": "another"}

@@ -8,8 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rankscope.train.metrics import deviation
-from rankscope.train.rounding import may_be_rounding, rounded_at_random
+from rankscope.train.metrics import deviation, may_be_rounding, rounded_at_random
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "bert", "gpt2", "llama"])

@@ -47,8 +47,7 @@ def plan_options(command: argparse.ArgumentParser) -> None:
 
 @without_collection()
 def plan(options: argparse.Namespace) -> int:
-    from rankscope.interventions.families import variants
-    from rankscope.interventions.settings import Settings
+    from rankscope.interventions.settings import Settings, variants
     from rankscope.study.study_file import Study
     from rankscope.sweep.plan import forecast
     from rankscope.sweep.remembered import Remembered

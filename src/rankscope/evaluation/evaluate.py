@@ -21,10 +21,16 @@ from rankscope.evaluation.text import learnt_in_rows, most_variants, row_losses
 from rankscope.study.tasks import Task
 from rankscope.train.data import Encoded
 from rankscope.train.evaluation import loss
-from rankscope.train.metrics import deviation, flattened, is_constant, score
+from rankscope.train.metrics import (
+    deviation,
+    flattened,
+    is_constant,
+    may_be_rounding,
+    rounded_at_random,
+    score,
+)
 from rankscope.train.pack import padding_counts
 from rankscope.train.packed import NotIsolated
-from rankscope.train.rounding import may_be_rounding, rounded_at_random
 
 BATCH = 16  # rows; with K = 8 the sequences still fit the caches
 CPU = torch.device("cpu")

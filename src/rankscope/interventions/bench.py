@@ -20,20 +20,33 @@ from torch import Tensor
 
 from rankscope.evaluation.evaluate import Evaluation
 from rankscope.evaluation.pack import Edited, together
-from rankscope.evaluation.rows import first_rows, some_rows
 from rankscope.evaluation.text import learnt_in_rows
 from rankscope.evaluation.trained import Trained, read_trained
-from rankscope.interventions.families import ALL, Variant
 from rankscope.interventions.forgetting import Forgetting
-from rankscope.interventions.settings import Settings
+from rankscope.interventions.settings import ALL, Settings, Variant
 from rankscope.interventions.variants import Edits, Measure
-from rankscope.study.tasks import Task
+from rankscope.study.study_file import Study
+from rankscope.study.tasks import Task, task_named
+from rankscope.study.trial import ALL_LINEAR
+from rankscope.sweep.inputs import StudyInputs
 from rankscope.train.data import Encoded
 from rankscope.train.loading import load_model
 from rankscope.train.model import weight_of
 
 PACK = 8  # most variants evaluated together on a CPU, as in training
 BASE = ("scale", 0.0, ALL)  # the edit that removes the update
+
+
+def inputs_of(base: str, task: str, data: str) -> StudyInputs:
+    """Model, task and rows of an adapter that no study trained, as the inputs of one trial."""
+    asked: dict[str, Any] = {
+        "name": "intervene",
+        "scientific": {"model": base, "task": task_named(task).name, "rank": 1},
+        "nuisance": {"learning_rate": 1e-3},
+        # the adapter names its own layers; of those that have no default this asks for none
+        "fixed": {"data": data, "target_modules": ALL_LINEAR},
+    }
+    return StudyInputs(Study(**asked, folder=Path.cwd()))
 
 
 class Bench:
@@ -58,9 +71,9 @@ class Bench:
         self.path, self.task, self.settings, self.measured = model, task, settings, measured
         self.device, self.K, self.say = device, K, say
         self.model = load_model(model, task)
-        self.validation = first_rows(validation, settings.rows)
+        self.validation = validation.first(settings.rows)
         has_head = settings.refit and not task.is_language  # of its own, that could be refitted
-        self.refit = some_rows(train, settings.refit) if has_head else None
+        self.refit = train.drawn(settings.refit) if has_head else None
         self._evaluations: dict[tuple[str, ...], Evaluation] = {}
         self._measures: dict[tuple[str, ...], Measure] = {}
         self._base_sd: float | None = None

@@ -9,13 +9,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from rankscope.interventions.bench import Bench
-from rankscope.interventions.families import OWN, Variant
-from rankscope.interventions.settings import Settings
-from rankscope.study.study_file import Study
-from rankscope.study.tasks import task_named
-from rankscope.study.trial import ALL_LINEAR
-from rankscope.sweep.inputs import StudyInputs
+from rankscope.interventions.bench import Bench, inputs_of
+from rankscope.interventions.settings import OWN, Settings, Variant
 
 
 @dataclass(frozen=True)
@@ -48,13 +43,7 @@ class Rows:
         *,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        asked: dict[str, Any] = {
-            "name": "rows",
-            "scientific": {"model": base, "task": task_named(task).name, "rank": 1},
-            "nuisance": {"learning_rate": 1e-3},
-            "fixed": {"data": data, "target_modules": ALL_LINEAR},
-        }
-        inputs = StudyInputs(Study(**asked, folder=Path.cwd()))
+        inputs = inputs_of(base, task, data)
         (trial, *_) = inputs.trials
         train, validation = inputs.encoded(trial)
         self.bench = Bench(

@@ -36,7 +36,7 @@ class EditedAdapter:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes it as PEFT does; weights of the updates are rounded to float32."""
-        from rankscope.interventions.save import save_edited  # brings PEFT
+        from rankscope.interventions.editor import save_edited  # brings PEFT
 
         transposed = bool(self.settings.get("fan_in_fan_out"))
         updates = {k: u.mT if transposed else u for k, u in self.updates.items()}

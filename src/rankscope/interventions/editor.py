@@ -9,8 +9,10 @@ Letters: m rows, n columns, r rank of the update, p = min(m, n, r), k leading di
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +29,6 @@ class EditedUpdate(LowRank):
         """Writes it as a PEFT adapter of one layer, ``layer`` its name in the model, ``base`` what
         ``from_pretrained`` takes. Weights are rounded to float32.
         """
-        from rankscope.interventions.save import save_edited  # brings PEFT
-
         save_edited(folder, {layer: self}, base=base)
 
 
@@ -172,3 +172,42 @@ def _haar(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     gaussian = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
     Q, R = torch.linalg.qr(gaussian)
     return Q * R.diagonal().sign()
+
+
+def save_edited(
+    folder: str | Path,
+    updates: Mapping[str, LowRank],
+    *,
+    base: str | None = None,
+    others: Mapping[str, Tensor] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes edited updates, by layer, as a PEFT adapter that plain PEFT opens on the same base.
+    Each layer has its own rank, and scale 1; weights are rounded to float32.
+
+    Args:
+        others: tensors that are saved in full, by their names in the base model.
+        settings: further arguments of ``LoraConfig``.
+    """
+    from peft import LoraConfig  # slow to import
+    from transformers import PreTrainedConfig
+
+    from rankscope.train.saved_adapter import save_adapter
+
+    ranks = {layer: update.A.shape[-2] for layer, update in updates.items()}
+    most = max(ranks.values())
+    odd = {layer: r for layer, r in ranks.items() if r != most}
+    config = LoraConfig(
+        **{"base_model_name_or_path": base} | {k: v for k, v in (settings or {}).items() if v},
+        inference_mode=True,
+        r=most,
+        lora_alpha=most,
+        rank_pattern=dict(odd),
+        alpha_pattern=dict(odd),
+        target_modules=list(updates),
+    )
+    state: dict[str, Tensor] = dict(others or {})
+    for layer, update in updates.items():
+        state[f"{layer}.lora_A.weight"] = update.A.float().contiguous()
+        state[f"{layer}.lora_B.weight"] = (update.B.double() * update.scale).float().contiguous()
+    save_adapter(Path(folder), state, config, PreTrainedConfig())  # no names of classes

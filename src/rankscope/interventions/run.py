@@ -17,16 +17,13 @@ import torch
 
 import rankscope
 from rankscope.console import bar, say
-from rankscope.interventions.bench import PACK, Bench
-from rankscope.interventions.families import FAMILIES, Variant, variants
+from rankscope.interventions.bench import PACK, Bench, inputs_of
 from rankscope.interventions.forgetting import Forgetting, digest_of, text_of
-from rankscope.interventions.settings import Settings
+from rankscope.interventions.settings import FAMILIES, Settings, Variant, variants
 from rankscope.store import interventions
 from rankscope.store.header import check_same_inputs
 from rankscope.store.store import Store
 from rankscope.study.study_file import Study, Trial
-from rankscope.study.tasks import task_named
-from rankscope.study.trial import ALL_LINEAR
 from rankscope.sweep.inputs import METRIC, StudyInputs
 from rankscope.train.model import sites
 
@@ -100,14 +97,7 @@ def _adapter(
     source: str, base: str, task: str, data: str, families: Sequence[str], each_layer: bool,
     settings: Settings, text: str | None, say: Callable[[str], None],
 ) -> pd.DataFrame:  # fmt: skip
-    asked: dict[str, Any] = {
-        "name": "intervene",
-        "scientific": {"model": base, "task": task_named(task).name, "rank": 1},
-        "nuisance": {"learning_rate": 1e-3},
-        # the adapter names its own layers; of those that have no default this asks for none
-        "fixed": {"data": data, "target_modules": ALL_LINEAR},
-    }
-    inputs = StudyInputs(Study(**asked, folder=Path.cwd()))
+    inputs = inputs_of(base, task, data)
     bench = _bench(inputs, inputs.trials[0], settings, text, say, measured=False)
     trained = bench.open(source)
     with bar("intervening", total=None) as advance:

@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from rankscope.console import visible
-from rankscope.interventions.families import OWN
+from rankscope.interventions.settings import OWN
 
 _WHERE = ["model", "task", "method", "rank", "scaling", "setting", "learning_rate"]
 _HIDDEN = ("answers", "refit_answers")

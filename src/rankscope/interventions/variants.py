@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rankscope.interventions.editor import Editor
-from rankscope.interventions.families import ALL, Variant
+from rankscope.interventions.settings import ALL, Variant
 from rankscope.linalg import Dense, LowRank, stable_rank, summary
 
 RTOL = 1e-3  # relative width of the bounds on a stable rank, as in training

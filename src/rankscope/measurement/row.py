@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from rankscope.linalg import Dense, LowRank, Operator, Summary, summary
-from rankscope.measurement.suggest import energy_ranks
 from rankscope.weights.matrix import Matrix
 
 # Of a dense dW the effective rank takes all singular values: a whole SVD, which is
@@ -20,6 +20,7 @@ WHOLE_SVD = 1024
 SMALL = 2**23
 STACKED = 2**12  # m n up to which dense matrices of one shape are measured together
 FACTORED = "factors"
+SHARES = (0.90, 0.95, 0.99)  # of an update's energy ||dW||_F^2
 
 
 @dataclass(frozen=True)
@@ -232,3 +233,13 @@ def compared(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 def _ratio(above: float | None, below: float | None) -> float | None:
     return None if above is None or not below else above / below
+
+
+def energy_ranks(sigma: Tensor) -> list[tuple[int, ...]]:
+    """The ranks that hold each of SHARES of ||dW||_F^2: for each row of sigma (N, r) the smallest k
+    whose k largest sigma_i^2 do. docs/math.md, (3)."""
+    energy = sigma.double().square()
+    held = energy.cumsum(-1) / energy.sum(-1, keepdim=True)
+    wanted = torch.tensor(SHARES, dtype=torch.float64) * (1 - 1e-14)
+    below = (held[:, None, :] < wanted[:, None]).sum(-1)  # (N, shares)
+    return [tuple(ranks) for ranks in (below + 1).tolist()]

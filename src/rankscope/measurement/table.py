@@ -13,8 +13,7 @@ import torch
 
 from rankscope.linalg.surroundings import undisturbed
 from rankscope.measurement.overlap import overlapped
-from rankscope.measurement.row import Row, compared, measured_together
-from rankscope.measurement.suggest import SHARES
+from rankscope.measurement.row import SHARES, Row, compared, measured_together
 from rankscope.weights.matrix import Matrix, Reading, Skipped, distinct
 from rankscope.weights.peft_settings import peft_settings
 from rankscope.weights.tensors import one_line

@@ -16,8 +16,7 @@ from rich.text import Text
 
 from rankscope.console import visible
 from rankscope.measurement.resized import Resized
-from rankscope.measurement.row import Row
-from rankscope.measurement.suggest import SHARES
+from rankscope.measurement.row import SHARES, Row
 from rankscope.measurement.table import Table
 from rankscope.spreadsheet import defused
 

@@ -143,7 +143,7 @@ def _claimed(store: Keeps, id: str) -> Iterator[int]:
 
 def _measured(store: Keeps, given: Added) -> pd.DataFrame:
     from rankscope.measurement.checkpoint_spectra import spectra_on
-    from rankscope.weights.fingerprint import fingerprint
+    from rankscope.weights.hub import fingerprint
 
     if given.base is None and given.trial.method == "full":
         raise ValueError('base: expected the pretrained model with method = "full"; found none')

@@ -22,7 +22,6 @@ from transformers.pytorch_utils import Conv1D
 from rankscope.evaluation.evaluate import Evaluation
 from rankscope.evaluation.midpoint import Half, halfway, halfway_rest, linear_cka
 from rankscope.evaluation.pack import Edited, together
-from rankscope.evaluation.rows import first_rows
 from rankscope.evaluation.trained import Trained, read_trained
 from rankscope.store.files import DamagedFile, dumps, loads
 from rankscope.store.interventions import weights_of
@@ -142,7 +141,7 @@ class _Group:
             lambda: load_model(self.path, self.task),
             layers,
             self.task,
-            first_rows(inputs.encoded(trial)[1], ROWS),
+            inputs.encoded(trial)[1].first(ROWS),
             K=min(PACK, max(1, HELD // size)),
             device=inputs.device,
             mixed=trial.precision_on(inputs.device.type) == "bfloat16",

@@ -147,6 +147,19 @@ class Encoded:
         labels = self.labels[rows] if self.labels.ndim == 1 else self.labels[rows, kept]
         return {name: tensor[rows, kept] for name, tensor in self.inputs.items()}, labels
 
+    def first(self, count: int) -> Encoded:
+        """The first rows, without those of a second validation split."""
+        return self._select(torch.arange(min(count, len(self) - self.beside)))
+
+    def drawn(self, count: int) -> Encoded:
+        """Rows drawn without replacement, always the same; all if there are no more."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
+        return self._select(order[:count].sort().values)
+
+    def _select(self, rows: Tensor) -> Encoded:
+        inputs = {name: x[rows] for name, x in self.inputs.items()}
+        return Encoded(inputs, self.labels[rows], self.lengths[rows], 0, self.left)
+
     def by_length(
         self, batch_size: int, *, padded: bool = True
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:

@@ -23,11 +23,12 @@ from rankscope.train.metrics import (
     deviation,
     flattened,
     is_constant,
+    may_be_rounding,
+    rounded_at_random,
     score,
     unigram_entropy,
 )
 from rankscope.train.pack import Pack
-from rankscope.train.rounding import may_be_rounding, rounded_at_random
 
 
 class Run(Protocol):

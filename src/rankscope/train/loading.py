@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rankscope.study.tasks import Task
-from rankscope.weights.fingerprint import of_folder
+from rankscope.weights.hub import of_folder
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 LARGEST_FILE = 2**24  # bytes of a config.json: real ones have thousands

@@ -1,16 +1,19 @@
 """A model's location: a local folder or a repository of the Hugging Face hub, read one file at a
-time.
+time; and what identifies it.
 
 Only needed files are downloaded; cached files are used, offline as well (``HF_HUB_OFFLINE=1``).
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+BLOCK = 1 << 22  # bytes read at once
 
 
 @dataclass(frozen=True)
@@ -165,3 +168,33 @@ def _download(repository: str, name: str, revision: str | None, *, cached: bool)
 def _brief(error: Exception) -> str:
     """The first sentences of a message of the hub, which may run over many lines."""
     return " ".join(str(error).split())[:200]
+
+
+def fingerprint(model: str | Path) -> str:
+    """SHA-256 of a local folder's configuration and weights; the commit of a hub model."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return of_folder(folder)
+    found = place(model).find("config.json")  # the cache keeps a file under snapshots/<commit>/
+    if found is None:
+        raise ValueError(f"{model}: expected a folder or hub id with config.json; found none")
+    return found.parent.name
+
+
+def of_folder(folder: Path) -> str:
+    """SHA-256 of the configuration and the weights in that folder."""
+    suffixes = (".safetensors", ".bin")
+    files = sorted(p for p in folder.iterdir() if p.suffix in suffixes or p.name == "config.json")
+    seen = ((p, p.stat()) for p in files)
+    return _of_files(tuple((str(p), stat.st_size, stat.st_mtime_ns) for p, stat in seen))
+
+
+@lru_cache(maxsize=16)  # a base may have many gigabytes, and is asked for once per adapter
+def _of_files(seen: tuple[tuple[str, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, _, _ in seen:
+        digest.update(Path(path).name.encode())
+        with open(path, "rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
