@@ -139,5 +139,5 @@ def test_trials_of_dora_are_remembered_apart_from_others(study: Study) -> None:
     text = TEXT.replace("[nuisance]", "use_dora = [false, true]\n[nuisance]")
     both = Study.parse(text.replace("[fixed]", "[fixed]\nlora_dropout = 0.1"), folder=study.folder)
     first = forecast(StudyInputs(both), None, device="t4", edits=2, edited_rows=4)
-    assert "DoRA multiplies W, too" in first
+    assert "DoRA applies W to the dropped-out input" in first
     assert [planned(both, []) for _ in range(2)] == [first] * 2

@@ -100,7 +100,8 @@ class Evaluation:
 
     @torch.no_grad()
     def _each(self, variants: Sequence[Edited], read: Callable[[], list[_Found]]) -> list[_Found]:
-        """What ``read`` says of each variant, proved to be what it would be alone."""
+        """What ``read`` returns for each variant, after a check that it equals the variant
+        alone."""
         if len(variants) > self.pack.K:
             return [self._each([one], read)[0] for one in variants]
         self.pack.hold(variants)

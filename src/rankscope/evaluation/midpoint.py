@@ -1,4 +1,4 @@
-"""Halfway between two trained updates of one base, and how alike what they compute is.
+"""The midpoint of two trained updates of one base, and the similarity of their features.
 
 Letters: N rows, d, e widths of pooled features.
 """

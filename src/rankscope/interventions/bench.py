@@ -38,7 +38,7 @@ BASE = ("scale", 0.0, ALL)  # the edit that removes the update
 
 
 def inputs_of(base: str, task: str, data: str) -> StudyInputs:
-    """Model, task and rows of an adapter that no study trained, as the inputs of one trial."""
+    """The inputs of a study of one trial, for an adapter or fine-tune that no study trained."""
     asked: dict[str, Any] = {
         "name": "intervene",
         "scientific": {"model": base, "task": task_named(task).name, "rank": 1},
@@ -162,7 +162,7 @@ class Bench:
             yield held
 
     def _jobs(self, work: Sequence[tuple[Trained, Sequence[Variant]]]) -> Iterator[_Job]:
-        """What is evaluated: first the base under each head, then each trained update's edits."""
+        """The jobs: first the base under each head, then each trained update's edits."""
         opened = [_Opened(self, trained, wanted) for trained, wanted in work]
         if self._base_sd is None and work:
             self._base_sd = self._of_base(work[0][0])

@@ -1,4 +1,4 @@
-"""Trained updates of one base beside each other on the same rows of a task, as they are."""
+"""Evaluates unedited updates of one base on the same rows of a task, for paired comparisons."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rankscope.interventions.settings import OWN, Settings, Variant
 
 @dataclass(frozen=True)
 class Answers:
-    """Of one update on N validation rows: ``value`` of ``metric``, ``answers`` and ``labels``
+    """One update on N validation rows: the ``value`` of ``metric``, and ``answers`` and ``labels``
     (N,)."""
 
     metric: str

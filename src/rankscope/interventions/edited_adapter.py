@@ -1,4 +1,4 @@
-"""A PEFT adapter with every layer edited in one way, and its writing as an adapter."""
+"""Edits every layer of a PEFT adapter in one way, and writes the result as an adapter."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def _adapter(
 
 @dataclass(frozen=True)
 class Plan:
-    """What to make of a store's trials."""
+    """The edits to make of a store's trials."""
 
     store: Store
     inputs: StudyInputs
@@ -150,7 +150,7 @@ def plan_of(
 
 
 def _edit_store(plan: Plan, quiet: bool) -> pd.DataFrame:
-    """Makes the missing tables, group by group, and leaves to other processes what they hold."""
+    """Makes the missing tables, group by group, except those that other processes hold."""
     skipped: dict[str, str] = {}
     per_trial = len(variants(plan.families))
     reporter = _reporter(quiet)

@@ -1,1 +1,1 @@
-"""Updates -> a table: one row a matrix, from files or from a model in training."""
+"""Measures updates, from files or from a model in training, as a table with one row per matrix."""

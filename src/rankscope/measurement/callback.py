@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 # "W+dW" becomes "W_plus_dW" in logged names: MLflow takes no "+".
 LOGGED = {"dW": "dW", "W+dW": "W_plus_dW"}
 QUANTITIES = ("stable_rank", "spectral_norm", "frobenius_norm")
-# What a measurement may raise that is no reason to end a training.
+# Errors of a measurement that must not end a training.
 FAILURES = (ValueError, RuntimeError, OSError, MemoryError, LookupError, AttributeError, TypeError)
 
 
@@ -166,7 +166,7 @@ class StableRankCallback(TrainerCallback):
         self._values = {}
 
     def _warn(self, state: TrainerState) -> bool:
-        """Logs each level that is passed, once; whether one was passed now."""
+        """Logs each level once, when it is passed. Returns whether one was passed now."""
         above = False
         for quantity, level in self.levels.items():
             value = self._values.get(f"stable_rank/{quantity}", math.nan)
@@ -199,7 +199,7 @@ class StableRankCallback(TrainerCallback):
         self._reference = state_of(copies) if copies else None
 
     def _find_reference(self, model: nn.Module, state: TrainerState) -> None:
-        """The pretrained weights, also where training resumes; None where they are not known."""
+        """The pretrained weights, even if training resumes; None if they are unknown."""
         self._keep(model, state)  # of a model that model_init made after the callback was given
         if self._given or not state.global_step:
             return
@@ -207,7 +207,7 @@ class StableRankCallback(TrainerCallback):
             self._reference = _read_again(model)
         updates = self._measure(model, state, "dW")
         if updates and not any(row.frobenius_norm for row in updates):
-            self._reference = None  # what was loaded to go on from, not what it was trained from
+            self._reference = None  # a checkpoint to resume from, not the pretrained weights
         if self._reference is None:
             self._say(
                 state,
@@ -237,7 +237,7 @@ class StableRankCallback(TrainerCallback):
         return table.rows
 
     def _summarised(self, rows: Sequence[Row]) -> dict[str, float]:
-        """What is logged of the rows of all layers."""
+        """The values to log, from the rows of all layers."""
         unmet = {row.layer for row in rows if not row.met}
         met = [row for row in rows if row.layer not in unmet]
         values: dict[str, float] = {"stable_rank/unmet": len(unmet)} if unmet else {}
@@ -273,14 +273,14 @@ class StableRankCallback(TrainerCallback):
         return {name: value for name, value in values.items() if value is not None}
 
     def _say(self, state: TrainerState, line: str) -> None:
-        """One line, once, by the first process."""
+        """Prints a line once, on the first process."""
         if state.is_world_process_zero and line not in self._said:
             self._said.add(line)
             logger.warning("StableRankCallback: %s", line)
 
 
 def _read_again(model: nn.Module) -> BaseModel | None:
-    """The weights that ``from_pretrained`` loaded; None where they are not to be had."""
+    """The weights that ``from_pretrained`` loaded; None if they cannot be read again."""
     source = getattr(getattr(innermost(model), "config", None), "_name_or_path", "")
     try:
         return opened(source) if source else None

@@ -1,5 +1,5 @@
-"""The spectra of a trial that was trained elsewhere, from the weights that it saved: the numbers
-that training records, by the same rules (docs/formats.md, spectra.parquet)."""
+"""The spectra of a trial that was trained elsewhere, measured from its saved weights as training
+measures them (docs/formats.md, spectra.parquet)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FEW = 2**23
 # and up to which the effective rank of a dense update, which needs all of them, is worth it
 DENSE = 2**30
 OWN = ("factors", "magnitude", "merge")  # an adapter's own layers; others were saved beside it
-# what PEFT's "all-linear" leaves out, and embeddings, which are no linear layers
+# layers that PEFT's "all-linear" excludes, and embeddings
 NOT_LINEAR = re.compile(
     r"(.*\.)?(\w*embed\w*|wte|wpe|shared|relative_attention_bias|lm_head|classifier|score|"
     r"qa_outputs|cls|pre_classifier|decoder_head)(\..*)?"

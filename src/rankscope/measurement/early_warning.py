@@ -1,7 +1,7 @@
-"""Levels of the drift and of rho at which a training is warned of or ended.
+"""Levels of drift and rho at which the callback warns or ends a training.
 
-How often such a warning is false, and how far ahead of the loss it comes, was measured on stored
-trials: docs/results/early-warning.
+docs/results/early-warning measures, on stored trials, how often such a warning is false and how
+long before the loss it comes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LEVELS = ("drift", "rho")
 
 
 def checked_levels(warn: Mapping[str, float], stop: bool) -> dict[str, float]:
-    """``ValueError``, one line, where they are no levels, or there is none to stop at."""
+    """``ValueError``, one line, if they are not levels, or ``stop`` has no level."""
     for quantity, level in warn.items():
         right = isinstance(level, (int, float)) and math.isfinite(level) and level > 0
         if quantity not in LEVELS or not right:
@@ -30,7 +30,7 @@ def checked_levels(warn: Mapping[str, float], stop: bool) -> dict[str, float]:
 
 
 def first_process_says(flag: bool, device: torch.device) -> bool:
-    """The first process's answer, on all of them: one that stopped alone would leave the others
+    """The first process's answer, on every process: one that stopped alone would leave the others
     waiting."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return flag

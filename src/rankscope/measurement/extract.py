@@ -36,7 +36,7 @@ from rankscope.weights.tensors import (
     without_wrappers,
 )
 
-# What PEFT adapts in another way than a linear layer
+# Layers that PEFT does not adapt as linear ones
 EMBEDDING = re.compile(r"(.*\.)?(\w*embed\w*|wte|wpe|shared|relative_attention_bias)")
 PREFIX = "base_model.model."
 
@@ -158,7 +158,7 @@ def _sorted(tuned: Tensors, base: BaseModel, source: str) -> Change:
 
 
 def _place(change: Change, name: str, header: Header) -> None:
-    """Puts one tensor that both have where it belongs; nowhere where it did not change."""
+    """Sorts one tensor that both have, unless it is unchanged."""
     layer = name.removesuffix(".weight")
     if header.dtype not in READABLE:
         return  # a buffer

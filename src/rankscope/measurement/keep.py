@@ -1,4 +1,4 @@
-"""What to keep of each layer: the rank that an energy, a rank, an error or a budget asks for.
+"""Chooses each layer's rank for a given energy, rank, error or budget.
 docs/math.md, section 9.
 
 Letters: k kept rank; sigma, all singular values of a layer, descending.
@@ -57,8 +57,8 @@ class Goal:
 
 
 def first_rank(sigma: Tensor, goal: Goal, shared: int | None = None) -> int:
-    """The rank to begin with: the one that is asked for, and of an error the smallest that
-    exact factors could have. ``shared``: the one that a budget gave."""
+    """The rank to try first: the one asked for, or for an error the smallest that exact factors
+    could have. ``shared``: the rank that a budget gave."""
     return min(shared or goal.rank or smallest_rank(sigma, goal), len(sigma))
 
 
@@ -89,7 +89,7 @@ def _above(value: float) -> str:
 
 
 def smallest_rank(sigma: Tensor, goal: Goal) -> int:
-    """The smallest k that an energy or an error asks for, by the spectrum alone."""
+    """The smallest k that meets an energy or an error, by the spectrum alone."""
     share = goal.energy if goal.energy is not None else 1 - (goal.error or 0.0) ** 2
     energy = (sigma / sigma[0].clamp(min=torch.finfo(sigma.dtype).tiny)).square()
     return 1 + int((energy.cumsum(0) < share * energy.sum() * (1 - 1e-14)).sum())

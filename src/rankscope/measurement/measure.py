@@ -1,4 +1,4 @@
-"""An adapter or a checkpoint, with or without its base -> a table of its layers."""
+"""Measures an adapter or a checkpoint, with or without its base, as a table of its layers."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def measure(
             checkpoint gives dW = W_FT - W.
         layers: a regular expression; only layers whose name it finds are measured, the
             others are listed as skipped.
-        rtol: relative width of the bounds on the stable rank that is aimed at.
-        certify: prove the upper bounds, instead of giving ones that hold with high probability.
-        alpha: LoRA's alpha for loralib files, which carry none; without
-            it the scale is taken to be 1.
+        rtol: target relative width of the bounds on the stable rank.
+        certify: prove the upper bounds, which otherwise hold with high probability.
+        alpha: LoRA's alpha for loralib files, which store none; without it the scale is taken to
+            be 1.
         subfolder: the folder inside ``source``, where that holds several adapters.
         revision: branch, tag or commit of ``source`` on the hub.
-        base_revision: the same of ``base``; if not given, what the adapter's configuration says.
+        base_revision: the same for ``base``; by default the adapter's configuration decides.
 
     Returns a Table: ``.rows``, ``.skipped``, ``.to_dict()``, ``.to_pandas()``, ``.summary()``,
     ``.peft_settings()``. Raises ``ValueError``, one line, where a file is missing, malformed, or no
@@ -65,7 +65,7 @@ def measure(
 
 
 def pattern(layers: str | None) -> re.Pattern[str] | None:
-    """``layers`` as a regular expression; ``ValueError``, one line, where it is none."""
+    """``layers`` compiled; ``ValueError``, one line, if it is not a regular expression."""
     try:
         return None if layers is None else re.compile(layers)
     except re.error as error:

@@ -1,4 +1,4 @@
-"""A result's folder: made whole or not at all, and never over another."""
+"""Makes the folder of a result, whole or not at all, and never over another one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 
 def new_folder(to: str | Path, source: str | Path) -> Path:
-    """``to``, which must not be there yet. ``ValueError``, one line, where it is, where its parent
-    is no folder, or where it lies inside ``source``."""
+    """The path of a new folder ``to``. ``ValueError``, one line, if it exists, has no parent
+    folder, or lies inside ``source``."""
     place = Path(to).expanduser()
     if not str(to) or "\0" in str(to):
         raise ValueError(
@@ -47,8 +47,8 @@ def written_whole(place: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """JSON without NaN, which it does not have: an entry a line, and an item a line of its lists,
-    which is quicker than ``indent`` for thousands of them."""
+    """Writes JSON, one entry and one list item per line: faster than ``indent`` for thousands of
+    items. NaN is an error, as JSON has none."""
     entries = [f"{json.dumps(name)}: {_lines(value)}" for name, value in content.items()]
     path.write_text("{\n" + ",\n".join(entries) + "\n}\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""A model in memory, at any moment of any training loop -> a table of its layers."""
+"""Measures a model in memory, at any moment of any training loop, as a table of its layers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def probe(
     rtol: float = 1e-3,
     certify: bool = False,
 ) -> Table:
-    """The stable ranks of a model in memory, as they are now; for any training loop.
+    """The current stable ranks of a model in memory, for any training loop.
 
     A PEFT model is measured from its adapted layers, whatever the method. Any other model needs
     ``reference``, the pretrained weights: a state dictionary (``{name: tensor.clone() ...}``, on
@@ -65,7 +65,7 @@ def opened(reference: Reference) -> BaseModel:
 
 
 def nothing_measured(table: Table) -> str:
-    """Says of an empty table why it is empty."""
+    """Why the table is empty."""
     if not table.skipped:
         return f"expected a model with weight matrices; found {table.source} without any"
     first = table.skipped[0]

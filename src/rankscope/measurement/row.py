@@ -12,11 +12,10 @@ from torch import Tensor
 from rankscope.linalg import Dense, LowRank, Operator, Summary, summary
 from rankscope.weights.matrix import Matrix
 
-# Of a dense dW the effective rank takes all singular values: a whole SVD, which is
-# paid for up to this min(m, n).
+# The effective rank of a dense dW needs all singular values: computed up to this min(m, n).
 WHOLE_SVD = 1024
-# m n min(m, n) up to which all singular values cost less than looks at bounds: exact,
-# and the same in every run.
+# m n min(m, n) up to which all singular values cost less than iterating on bounds: exact, and the
+# same in every run.
 SMALL = 2**23
 STACKED = 2**12  # m n up to which dense matrices of one shape are measured together
 FACTORED = "factors"
@@ -25,8 +24,8 @@ SHARES = (0.90, 0.95, 0.99)  # of an update's energy ||dW||_F^2
 
 @dataclass(frozen=True)
 class Row:
-    """One matrix, measured: ``shape`` (m, n); what is undefined or untrusted is None: ``note`` says
-    why.
+    """One measured matrix of ``shape`` (m, n). Undefined or untrusted numbers are None; ``note``
+    says why.
 
     ``lower`` and ``upper`` bound ``stable_rank``. Where the layer's W was measured, too, ``drift``
     is sr(W + dW) / sr(W) - 1 (rows of W+dW), and ``rho`` is sigma_1(dW) / sigma_1(W) (rows of dW
@@ -56,7 +55,7 @@ class Row:
 
     @property
     def met(self) -> bool:
-        """False where there are bounds, but so wide that there is no value."""
+        """False if the bounds are so wide that there is no value."""
         return self.stable_rank is not None or self.lower is None
 
     @property
@@ -72,7 +71,8 @@ def measured_together(
     certify: bool,
     spectra: dict[str, tuple[int, ...]] | None = None,
 ) -> list[Row]:
-    """The rows of ``matrices``, those of one shape in one pass; each as alone, to rounding.
+    """The rows of ``matrices``, measured together if of one shape, with the same result up to
+    rounding.
 
     Where a matrix cannot be measured the numbers are None and ``note`` says why. Into ``spectra``
     go the energy ranks of dW under the layer's name. They and the effective rank take all singular
@@ -97,7 +97,7 @@ def measured_together(
 
 
 def _alike(matrix: Matrix, place: int) -> object:
-    """What the matrices of one pass share; any other matrix is measured alone."""
+    """A key that the matrices of one pass share; any other matrix is measured alone."""
     op = matrix.operator
     if type(op) is LowRank and not op.batch_shape:
         own: tuple[object, ...] = (op.B.shape, op.A.shape, op.B.dtype, op.A.dtype)
@@ -148,7 +148,7 @@ class _Facts:
 
 
 def _facts(found: Summary) -> Iterator[_Facts]:
-    """Those of each matrix of a batch, or of a single one. Every tensor becomes a list once."""
+    """The numbers of each matrix of a batch, or of a single one. Each tensor is converted once."""
     rank = found.stable_rank
     columns = [
         torch.as_tensor(numbers, dtype=torch.float64).reshape(-1).tolist()
@@ -199,7 +199,7 @@ def _row(matrix: Matrix, found: _Facts | None) -> Row:
 
 
 def _wide(found: _Facts) -> str:
-    """Why there is no stable rank although there are bounds."""
+    """The note for a matrix whose bounds are too wide for a value."""
     width = found.upper / found.lower - 1
     return (
         f"its bounds lie {width:.2g} of the lower one apart, more than asked for: --certify "

@@ -1,4 +1,4 @@
-"""Several measured sources in one table: a line a layer, a column a source."""
+"""Several measured sources in one table, with a row per layer and a column per source."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SideBySide:
         return {**head, "base": whole[0]["base"], "rows": rows, "skipped": skipped}
 
     def to_pandas(self) -> pd.DataFrame:
-        """The rows of all, with a first column ``source``."""
+        """The rows of all sources, with a first column ``source``."""
         import pandas as pd
 
         parts = []

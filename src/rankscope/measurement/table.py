@@ -1,4 +1,4 @@
-"""The table of measured layers: its rows, what was left out, and the ways to look at it."""
+"""The table of measured layers: its rows, what was skipped, and its conversions and summaries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rankscope.weights.tensors import one_line
 if TYPE_CHECKING:
     import pandas as pd
 
-# bytes of matrices that wait for others of their shape: about what a processor's caches hold
+# bytes of matrices that wait for others of their shape: about the size of a processor's caches
 TOGETHER = 2**22
 COUNT = 1024  # of them
 HELD = tuple(f"r{round(100 * share)}" for share in SHARES)
@@ -29,7 +29,7 @@ HELD = tuple(f"r{round(100 * share)}" for share in SHARES)
 
 @dataclass(frozen=True)
 class Table:
-    """What ``measure`` and ``probe`` return: rows, and what was not measured with the reason.
+    """The result of ``measure`` and ``probe``: rows, and what was not measured, with reasons.
 
     ``energy_ranks``: layer -> the ranks that hold 90, 95 and 99 % of ||dW||_F^2.
     """
@@ -87,7 +87,7 @@ class Table:
             raise ValueError(f"peft_settings: expected a share out of {SHARES}; found {share}.")
         updates = [row for row in self.rows if row.matrix == "dW"]
         found = {row.read_from for row in updates}
-        # Of an adapter its own layers: what was saved in full beside them is no matter of rank.
+        # Only the adapter's own layers: weights saved in full beside them have no rank to suggest.
         kind = next(
             (kind for kind in ("factors", "magnitude", "merge", "difference") if kind in found), ""
         )
@@ -181,14 +181,14 @@ def tabulated(
     energy: bool = True,
     together: bool = False,
 ) -> Table:
-    """Measures what a reader hands over, one matrix in memory at a time.
+    """Measures the matrices of a reader, one in memory at a time.
 
     With ``together`` small matrices wait for others of their shape and are measured in one pass,
     and large ones are measured two at a time; only for readers whose matrices outlast the next one,
     as those gathered from a sharded model do not.
 
-    A matrix on which LAPACK or the memory fails is skipped, with the reason. ``energy=False`` saves
-    the singular values that effective ranks and energy ranks take.
+    A matrix is skipped, with the reason, if LAPACK fails on it or memory runs out. With
+    ``energy=False`` the singular values for effective ranks and energy ranks are not computed.
     """
 
     def measured(group: list[Matrix] | Skipped) -> _Outcome:
@@ -256,7 +256,7 @@ def _size(group: list[Matrix] | Skipped) -> tuple[int, int]:
 
 
 def median_drift(rows: Iterable[Row]) -> float:
-    """Of the drifts of rows of W+dW, by the median of their logarithms; NaN where there is none."""
+    """The median drift of rows of W+dW, taken over logarithms; NaN if there is none."""
     return math.expm1(middle([math.log1p(row.drift) for row in rows if row.drift is not None]))
 
 
@@ -288,6 +288,6 @@ def _summary_line(
 
 
 def middle(values: list[Any]) -> float:
-    """The median of what is there; NaN where nothing is."""
+    """The median of the values that are not None; NaN if there are none."""
     there = [float(value) for value in values if value is not None]
     return median(there) if there else math.nan

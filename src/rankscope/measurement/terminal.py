@@ -152,8 +152,7 @@ def settings_of(table: Table, share: float) -> dict[str, Any]:
 
 
 def _rows(table: Table) -> tuple[Grid, list[str]]:
-    """The layers, without the columns that would be empty, and the notes that they refer to by
-    number."""
+    """The layers, without empty columns, and the notes that they refer to by number."""
     notes = list(dict.fromkeys(row.note for row in table.rows[:SHOWN] if row.note))
     numbers = {note: number for number, note in enumerate(notes, start=1)}
     lines = [_cells(row, table, numbers) for row in table.rows[:SHOWN]]
@@ -172,7 +171,7 @@ def _rows(table: Table) -> tuple[Grid, list[str]]:
 
 
 def _cells(row: Row, table: Table, notes: dict[str, int]) -> dict[str, str]:
-    """Column -> what stands in it."""
+    """Column -> its text."""
     update = row.matrix == "dW"
     return {
         "layer": row.layer,

@@ -38,7 +38,7 @@ _STAND_IN: dict[str, Any] = {
 
 
 def trial_of(settings: Mapping[str, Any]) -> Trial:
-    """A trial from its known settings. Unknown ones are None, except the optimiser's, which have
+    """A trial from its known settings. Unknown ones are None, except the optimiser's, which take
     the defaults of ``Trial``.
 
     ``ValueError``, one line, for a name that no trial has, for a value of another kind, and where

@@ -1,4 +1,4 @@
-"""What a trial costs before it runs: floating-point operations and bytes, counted from shapes.
+"""Predicts the cost of a trial, in floating-point operations and bytes, from shapes.
 
 Letters: N weights of the encoder's matrices (embeddings excluded), P trained weights, L layers, d
 width, f feed-forward width, T tokens of a row, H heads, r rank, K trials of a pack, V words of a
@@ -13,7 +13,7 @@ from typing import Any
 
 from rankscope.study.trial import CHANGES_BASE, Trial
 
-LOGITS = 2**24  # of a language model that are held at once (``train.language``)
+LOGITS = 2**24  # logits of a language model in memory at once (``train.language``)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def forward_operations(shape: Shape, tokens: float) -> float:
 
 
 def _met(shape: Shape, tokens: float) -> float:
-    """The weights that a row meets, each counted as often as it is met."""
+    """The weights applied to a row, each counted as often as it is applied."""
     return tokens * (shape.matrices - shape.one_token) + shape.one_token
 
 
@@ -102,16 +102,16 @@ def _attention(shape: Shape, tokens: float) -> float:
 
 @dataclass(frozen=True)
 class Widths:
-    """Bytes of what the backward pass holds: of outputs of matrix products, and of what norms and
-    softmax keep."""
+    """Bytes per number that the backward pass keeps: of outputs of matrix products, and of norms
+    and softmax."""
 
     products: int = 4
     norms: int = 4
 
 
 def widths(trial: Trial, device: str) -> Widths:
-    """In float32 all is; with bfloat16 products autocast leaves norms and softmax in float32
-    on CUDA, and not on a CPU."""
+    """Everything is float32, unless products are bfloat16; then autocast leaves norms and softmax
+    in float32 on CUDA, but not on a CPU."""
     if trial.precision_on(device) == "float32":
         return Widths()
     return Widths(products=2, norms=4 if device == "cuda" else 2)
@@ -124,7 +124,7 @@ def memory(trial: Trial, shape: Shape, rows: Rows, widths: Widths = Widths()) ->
     d, f, full = shape.width, shape.feed_forward, trial.method == "full"
     p, n = widths.products, widths.norms
     scores = shape.heads * rows.longest * (p + n)
-    if shape.is_trimmed:  # the last block holds next to nothing
+    if shape.is_trimmed:  # the last block keeps next to nothing
         block = p * (3 * d + f) + n * 3 * d + (p * (4 * d + f) if full else 0)
         held = (shape.layers - 1) * (block + scores) + p * 2 * f - n * d
     else:
@@ -196,7 +196,7 @@ def _evaluations(trial: Trial, rows: Rows, steps: int) -> int:
     return -(-steps // stride)
 
 
-# GPUs by name: what a plan for hardware that isn't here rests on
+# GPUs by name, for plans of other hardware
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ class OwnTask(BaseModel):
 
 
 def check_name(name: str) -> None:
-    """``ValueError`` for the name of a built-in task, or a name that a store cannot hold."""
+    """``ValueError`` for the name of a built-in task, or a name that is invalid in a store."""
     if name in TASKS:
         raise ValueError(
             f"[task.{name}]: expected another name: {name} is a built-in task, whose data are "

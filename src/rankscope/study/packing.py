@@ -9,7 +9,7 @@ from typing import Any
 
 from rankscope.study.trial import Trial
 
-# what the trials of a pack share, besides the list of target modules
+# settings that all trials of a pack share, besides the target modules
 _SHARED = {
     "lora": attrgetter(
         *Trial.model_fields.keys()

@@ -1,4 +1,4 @@
-"""The product of what a study lists beside model, task, rank and scaling rule: its settings."""
+"""Settings: the product of the lists in a study beside model, task, rank and scaling rule."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ _NAMED = 8  # settings that a line names
 
 @dataclass(frozen=True)
 class Setting:
-    """``values`` in place of ``[fixed]``'s; ``listed``: how the study writes those that a trial
-    bears otherwise (``trial.setting_of``)."""
+    """``values`` replace those of ``[fixed]``; ``listed``: values as the study writes them, if a
+    trial has them in another form (``trial.setting_of``)."""
 
     values: dict[str, Any]
     listed: dict[str, str]
 
 
 def settings(arm: Arm, fixed: Fixed, method: str) -> Iterator[Setting]:
-    """Those of an arm's trials by "lora" or "full", which has no factors."""
+    """The settings of an arm's trials by that method; a full fine-tune has no settings of
+    factors."""
     names = LISTED if method == "lora" else OF_FULL
     lists = {name: values for name in names if (values := getattr(arm, name)) is not None}
     for chosen in itertools.product(*lists.values()):

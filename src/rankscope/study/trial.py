@@ -22,9 +22,10 @@ Precision = Literal["float32", "bfloat16"]
 ALL_LINEAR = "all-linear"  # PEFT's value of target_modules: every linear layer but the head
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Init = Literal[True, "gaussian", "orthogonal", "pissa", "olora"]
-CHANGES_BASE = ("pissa", "olora")  # by what they start from: dW of trials has rank 2r
+# their initial factors are subtracted from the base, so dW has rank 2r
+CHANGES_BASE = ("pissa", "olora")
 Optimizer = Literal["adamw", "sgd", "muon"]
-_YOUNGER = (  # than the first stores
+_ADDED = (  # after the first stores were written
     "precision",
     "lr_scheduler_type",
     "init_lora_weights",
@@ -101,11 +102,11 @@ class Trial(BaseModel):
         return digest(self.canonical())
 
     def canonical(self, **others: Any) -> str:
-        """The configuration as JSON, with ``others`` in the place of its own values. What is
-        younger than the first stores is left out where it has its default: their trials keep their
-        ids."""
+        """The configuration as JSON, with ``others`` replacing its own values. Settings that were
+        added after the first stores are left out if they have their default, so that old ids
+        stay."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
-        for name in _YOUNGER:
+        for name in _ADDED:
             if values[name] == type(self).model_fields[name].default:
                 del values[name]
         del values["setting"]
@@ -179,15 +180,16 @@ def _compiled(expression: str) -> regex.Pattern[str]:
 
 
 def setting_of(values: Mapping[str, Any], listed: Mapping[str, str] = MappingProxyType({})) -> str:
-    """What tells a trial's kind from others of its rank and scaling rule: those of ``LISTED`` that
-    have not their default, as "lora_plus_ratio=4.0, optimizer=sgd". Unlike ones are never pooled.
+    """Names the settings that distinguish a trial from others of its rank and scaling rule: those
+    of ``LISTED`` that differ from their default, as "lora_plus_ratio=4.0, optimizer=sgd". Trials of
+    different settings are never pooled.
 
-    ``lora_alpha`` and ``target_modules`` have no default for all models: they are told only as the
-    study lists them, in ``listed``.
+    ``lora_alpha`` and ``target_modules`` have no general default: they are named only if the study
+    lists them.
 
     Args:
         values: the trial's configuration.
-        listed: what the study's own words are: ``lora_alpha`` -> "2r".
+        listed: such settings, as the study writes them: ``lora_alpha`` -> "2r".
     """
     parts = []
     for name in LISTED:

@@ -143,7 +143,7 @@ def _trials(store: Store, found: Checked, *, repair: bool) -> None:
         found.done += recover(store.storage, store.log, thorough=True, again=again)
         seen = inspect(store.storage, store.log, kinds=("records", "weights"))
     found.whole = len(seen.whole)
-    # a collected store has no plan: what was found harmed is what it lacks
+    # a collected store has no plan: it lacks the trials found damaged
     wanted = left_out if store.is_collected else {trial.id for trial in store.planned()}
     found.missing = len(wanted - set(seen.whole)) if found.faults else 0
 

@@ -87,7 +87,7 @@ def comparisons(store: Store) -> list[Comparison]:
 
 
 def _each_once(found: Sequence[Comparison]) -> list[Comparison]:
-    """Without repeated pairs: a full fine-tune may belong to several settings."""
+    """Removes repeated pairs: a full fine-tune may belong to several settings."""
     seen: set[tuple[str, str]] = set()
     kept = []
     for one in found:
@@ -107,9 +107,12 @@ def compare(
     progress: Callable[[float], None] = lambda _: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Writes the store's comparison. ``base_of`` gives the path of a model by its name, ``inputs``
-    the rows of loss barriers (without: those that are known); ``progress`` is told of each
-    trial."""
+    """Writes the store's comparison.
+
+    Args:
+        base_of: the path of a model, by its name.
+        inputs: has the rows for loss barriers; None: only the barriers that are already known.
+        progress: called with 1 after each trial."""
     rows: list[dict[str, object]] = []
     for one in found:
         base = base_of(one.model)
@@ -158,7 +161,7 @@ def updates(
 
 
 def against(lora: Update, full: Update, *, W: Tensor) -> dict[str, float | int]:
-    """How one site's two updates of `W` (m, n) lie to each other; NaN where one of them is zero."""
+    """Compares two updates of one layer `W` (m, n); NaN if one of them is zero."""
     norms = [torch.linalg.matrix_norm(update.dense) for update in (lora, full)]
     if min(norms) == 0:
         return {"k": 0, **dict.fromkeys(_NUMBERS, float("nan"))}

@@ -122,7 +122,7 @@ class StudyInputs(Sizes):
 
     @cached_property
     def drawn(self) -> dict[str, str]:
-        """Per local model: what its file lacks, so that trials train and save it with the head."""
+        """Per local model: layers that its file lacks; trials train and save them with the head."""
         found = {name: drawn_beside_head(model) for name, model in self._skeletons.items()}
         return {
             name: f"its file lacks {', '.join(layers)}: drawn at random, trained and saved "

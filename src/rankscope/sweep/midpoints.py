@@ -1,8 +1,8 @@
 """The loss halfway between two trained trials, and how alike their features are (H4).
 
-Of each pair the barrier is the loss at the midpoint less the mean of both ends' losses (Frankle et
-al. 2020, Linear mode connectivity), on the first validation rows, from the weights at the end of
-training. What was found is kept in the store's cache, so that a pair is evaluated once.
+The loss barrier of a pair is the loss at the midpoint of its weights minus the mean of both losses
+(Frankle et al. 2020, Linear mode connectivity), on the first validation rows, with the weights at
+the end of training. Results are cached in the store, so that a pair is evaluated once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Pair = tuple[str, str]  # trial, reference
 
 
 class End(NamedTuple):
-    """A trained trial: its mean loss, and its pooled features (N, d), where its head shows them."""
+    """A trained trial: its mean loss, and its pooled features (N, d), if its head has them."""
 
     loss: float
     features: Tensor | None
@@ -199,7 +199,7 @@ class _Group:
 
 
 def _packs(found: Iterator[tuple[Any, Edited]], K: int) -> Iterator[tuple[list[Any], list[Edited]]]:
-    """Up to K that one pack can hold, with their names."""
+    """Groups of up to K that fit one pack, with their names."""
     names: list[Any] = []
     held: list[Edited] = []
     for name, one in found:

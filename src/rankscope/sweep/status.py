@@ -16,7 +16,7 @@ from rankscope.study.settings import compared
 from rankscope.study.trial import Trial
 from rankscope.sweep.worker import given_up
 
-_NAMED = 5  # harmed trials that are named
+_NAMED = 5  # damaged trials that are listed
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _notes(store: Store) -> list[str]:
 
 class Meter:
     """Reads the progress of these trials from the store, whoever trains them: optimiser steps,
-    weighted by their trial's cost."""
+    weighted by their trial's cost, since tasks, ranks and full fine-tunes differ in speed."""
 
     def __init__(
         self,

@@ -30,8 +30,8 @@ _MATRICES = {"dW": "stable_rank/dW", "W+dW": "stable_rank/tuned"}  # MLflow take
 
 @dataclass(frozen=True)
 class Logged:
-    """``points``: step -> name -> value. ``settings``: the trial's, each a text, a number or a
-    truth."""
+    """A finished trial's metrics and spectra. ``points``: step -> name -> value; ``settings``: the
+    trial's configuration, each value a string, a number or a bool."""
 
     trial: str
     settings: dict[str, str | int | float]
@@ -123,7 +123,7 @@ class WandB:
 class MLflow:
     """A run a trial, in the experiment ``MLFLOW_EXPERIMENT_NAME``, else of the study's name."""
 
-    AT_ONCE = 1000, 100  # metrics and parameters that one request may bear
+    AT_ONCE = 1000, 100  # metrics and parameters per request
 
     def __init__(self, study: str, store: Path) -> None:
         from mlflow.tracking import MlflowClient
@@ -156,7 +156,7 @@ class Trackio:
     def log(self, run: Logged) -> None:
         import trackio
 
-        with contextlib.redirect_stdout(sys.stderr):  # it greets on standard output
+        with contextlib.redirect_stdout(sys.stderr):  # it prints a greeting to standard output
             session = trackio.init(
                 project=self.project,
                 name=run.trial,
@@ -188,7 +188,7 @@ def check(names: Sequence[str], study: str, store: str | Path) -> None:
     beside that store."""
     for name in names:
         spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:  # without an origin: a folder of logs in the way
+        if spec is None or spec.origin is None:  # no origin: a folder of that name, such as logs
             raise ValueError(
                 f"report_to: {name!r} needs its library, which is not installed. "
                 f"Type: pip install {name}"
@@ -206,8 +206,8 @@ def check(names: Sequence[str], study: str, store: str | Path) -> None:
 
 
 class Trackers:
-    """Those that a study names, of one worker. One that fails is said once and left alone from
-    then on; training goes on."""
+    """The trackers of one worker. One that fails is reported once and not used again; training
+    continues."""
 
     def __init__(
         self, names: Sequence[str], study: str, store: Path, say: Callable[[str], None]
@@ -216,7 +216,8 @@ class Trackers:
         self.left, self.opened = list(names), dict[str, Any]()
 
     def read(self, folders: Sequence[TrialDir]) -> Callable[[], None]:
-        """Reads a pack's finished trials. -> what logs them, once they are committed"""
+        """Reads a pack's finished trials. Returns a function that logs them, to be called after
+        their commit."""
         if not self.left:
             return lambda: None
         try:

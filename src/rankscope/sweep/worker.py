@@ -27,9 +27,7 @@ from rankscope.study.trial import Trial
 from rankscope.sweep.stop import stopping_between_steps
 from rankscope.sweep.trackers import Trackers
 
-DEATHS = (
-    20  # a pack whose workers die this often kills them (out of memory, most likely): it failed
-)
+DEATHS = 20  # after so many deaths a pack counts as failed: most likely it runs out of memory
 POLL = 0.5  # seconds between two looks for work, when others hold all there is
 
 
@@ -112,9 +110,7 @@ class Worker:
                     self._train(*claimed)
                 elif any(self._left()):  # held by others, who may yet die
                     time.sleep(POLL)
-                elif not self.store.clean() or not any(
-                    self._left()
-                ):  # nothing was harmed meanwhile
+                elif not self.store.clean() or not any(self._left()):  # nothing new was damaged
                     return self.outcome
         finally:
             said = False
@@ -124,14 +120,15 @@ class Worker:
                 self.lock.leave(holding=not said)
 
     def _let_go(self) -> bool:
-        """Releases what this worker still holds, if anything. -> whether that could be said"""
+        """Releases what this worker still holds, if anything. -> whether the log could be
+        written"""
         with contextlib.suppress(OSError):
             self.log.refresh()  # a claim may be there although writing it was interrupted
             for claim in list(self.log.live.values()):
                 if claim.worker == self.lock.worker:
                     self.log.end(claim.number, "release")
             return True
-        return False  # others will find out
+        return False  # other workers will detect it
 
     def _left(self) -> Iterator[tuple[list[str], tuple[str, ...]]]:
         """The ids that still want training, pack by pack, each with all that are to be trained
@@ -237,11 +234,9 @@ class Worker:
         lease.end("commit", results=results, files=files, table=table)
 
     def _failed(self, lease: Lease, ids: list[str], error: Exception) -> None:
-        """Records it and goes on; but where the store itself is the trouble, going on is no use."""
+        """Records the failure and continues; raises if the store itself is the cause."""
         self.log.refresh()
-        if (
-            lease.number not in self.log.live
-        ):  # whatever it was, the trials are another worker's now
+        if lease.number not in self.log.live:  # the trials belong to another worker now
             return
         if isinstance(error, OSError):
             raise error if error.filename else OSError(f"{self.store}: {error}") from None

@@ -1,2 +1,1 @@
-"""K trials, one frozen base: data, packed layers, injection into a Hugging Face model, and the
-loop."""
+"""Trains one pack, K trials over one frozen base: data, packed layers and the training loop."""

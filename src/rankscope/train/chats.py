@@ -1,5 +1,5 @@
-"""Chats: rows of messages, or of a prompt and its completion -> one text each, checked; and a
-tokenizer's own words for them, with what is an answer in them.
+"""Reads chats (messages, or a prompt and its completion) and tokenises them with the tokenizer's
+own template, marking which tokens are answers.
 
 A chat is held as JSON, ``{"messages": [...]}`` or ``{"prompt": ..., "completion": ...}``: messages
 are objects with a ``role`` and a ``content``. A prompt and its completion may also be plain text.
@@ -21,7 +21,7 @@ _ROLES = ("system", "user", ANSWERS, "tool", "developer")
 def chat_columns(frame: pd.DataFrame, where: str) -> list[str]:
     """One chat a row, as JSON.
 
-    ``ValueError``, one line, for a row that holds no answer, or what is no message.
+    ``ValueError``, one line, for a row without an answer, or with an invalid message.
     """
     chats = []
     for row, values in enumerate(frame.itertuples(index=False, name=None), 1):
@@ -66,7 +66,7 @@ def _messages(value: Any) -> list[dict[str, str]]:
 
 
 def _plain(value: Any) -> Any:
-    """Lists as JSON has them, where Parquet makes arrays; without the keys that a row lacks."""
+    """Arrays, which Parquet returns, as lists; keys without a value are left out."""
     if isinstance(value, np.ndarray):
         return [_plain(entry) for entry in value]
     if isinstance(value, list):

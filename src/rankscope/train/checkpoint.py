@@ -1,8 +1,8 @@
-"""A pack in the middle of its training, as one safetensors file: tensors, and in its header
-the rest as JSON. No pickle.
+"""A checkpoint of a pack in training: one safetensors file with the tensors, and everything else as
+JSON in its header. No pickle.
 
-A resumed pack goes on as an undisturbed one would: weights, moments, best copies, random
-streams, spectra and logs are in it.
+It holds weights, optimiser moments, best copies, random streams, spectra and logs, so a resumed
+pack continues exactly as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 NAME = "checkpoint.safetensors"
-FORMAT = "3"  # of the tensors' names; a pack begins again rather than read another one
+FORMAT = "3"  # of the checkpoint; a pack starts anew rather than read another format
 
 
 def write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Replaces the folder's checkpoint; a kill at any time leaves the old one or the new one,
-    whole."""
+    """Replaces the folder's checkpoint. If the process is killed, the old or the new one is
+    left, complete."""
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{NAME}.{os.getpid()}"
     save_file(

@@ -20,7 +20,7 @@ from rankscope.study.tasks import Task
 from rankscope.train.glue import find_file, read_glue
 
 GLUE = "nyu-mll/glue"
-# batches whose rows are sorted by length together: padding nearly vanishes, and chance decides
+# batches in a pool that is sorted by length: little padding, and the order stays random
 POOL = 32
 
 

@@ -1,4 +1,4 @@
-"""What a task's rows are, in lines for people."""
+"""Describes a task's rows for the user."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rankscope.study.tasks import Task
 
 
 def summary(task: Task, train: pd.DataFrame, validation: pd.DataFrame) -> list[str]:
-    """What the rows are, in lines: classes with their numbers of rows, or the range of the labels;
+    """One line on the labels: the classes with their numbers of rows, or their range;
     and how many rows of validation have a text that stands in train, too."""
     own = validation.loc[~validation.get("beside", pd.Series(False, validation.index)).astype(bool)]
     sides = {"train": train, "validation": own}

@@ -1,10 +1,10 @@
 """The forward pass of BERT's family (BERT, RoBERTa, MPNet and their kin), in the modules of a
 Hugging Face model.
 
-Two things that their own forward pass can't know: up to the first adapter all trials of a pack
-share one activation, and a classifier reads the first token only, so the last block computes no
-other. On the two layers of the lab encoder that halves the products. Values, and the draws of
-dropout, are those of the whole: ``isolation`` compares them with PEFT's before every pack.
+It saves two kinds of work: up to the first adapter all trials of a pack share one activation, and
+the last block computes the first token only, since a classifier reads no other. On the two layers
+of the lab encoder that halves the products. Values and dropout masks are those of the model's own
+forward pass: ``isolation`` compares them with PEFT's before every pack.
 
 Letters: K trials (1 while they share), B batch, T tokens, t tokens wanted (T, or 1 in the last
 block), d width, H heads, c = d/H.
@@ -54,7 +54,8 @@ def patch_encoder(model: PreTrainedModel, masks: DropoutMasks) -> None:
 
 
 def before_adapters(name: str, prefix: str) -> bool:
-    """Whether this weight meets what all trials share: query, key and value of the first block."""
+    """Whether the input of this weight is shared by all trials: query, key and value of the first
+    block."""
     first = f"{prefix}encoder.layer.0.attention."
     return name.startswith((f"{first}self.", f"{first}attn.")) and not name.startswith(
         f"{first}attn.o."
@@ -62,8 +63,8 @@ def before_adapters(name: str, prefix: str) -> bool:
 
 
 def of_one_token(name: str, prefix: str, config: Any) -> bool:
-    """Whether this weight meets one token a row: the last block's, except key and value; and the
-    pooler."""
+    """Whether this weight is applied to one token of each row: those of the last block, except key
+    and value, and the pooler."""
     last = f"{prefix}encoder.layer.{config.num_hidden_layers - 1}."
     read_by_all = ("self.key.", "self.value.", "attn.k.", "attn.v.")
     is_read_by_all = name.startswith(tuple(f"{last}attention.{part}" for part in read_by_all))

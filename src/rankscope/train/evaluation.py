@@ -1,9 +1,8 @@
-"""What a run is trained on and judged by: the loss of a batch, and its trials' metrics on the
-validation rows.
+"""The loss of a training batch, and each trial's metrics on the validation rows.
 
-Of classes and numbers from the answers of all rows; of a language model from the loss of every
-token that is learnt. Letters: K trials, N validation rows, B batch, C classes.
-"""
+For classification and regression, metrics are computed from the predictions of all rows; for a
+language model, from the loss of every learnt token. Letters: K trials, N validation rows, B batch,
+C classes."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ from rankscope.train.pack import Pack
 
 
 class Run(Protocol):
-    """What is asked of a run (``train.run``)."""
+    """What these functions need of a run (``train.run``)."""
 
     pack: Pack
     task: Task
@@ -79,7 +78,7 @@ def evaluate(run: Run) -> list[dict[str, float]]:
 
 
 def constant_metric(task: Task, validation: Encoded, rows: Tensor) -> float:
-    """The metric of a model that says the same whatever it is given, on these rows."""
+    """The metric of the best constant prediction on these rows."""
     if task.is_language:
         return unigram_entropy(validation.labels[rows])
     return constant_score(validation.labels[rows], task)
@@ -134,8 +133,8 @@ def _of_answers(run: Run) -> list[dict[str, float]]:
 
 
 def _rounding(run: Run, answers: Tensor) -> Tensor | None:
-    """How far rounding moves the answers (K, N, C) of a batch, where that may be all they
-    differ by. -> (K,)"""
+    """Standard deviation that rounding adds to the answers (K, N, C) of a batch, measured only if
+    it may explain all their variation. -> (K,)"""
     if not may_be_rounding(answers, deviation(answers), bfloat16=run.mixed).any():
         return None
     # a training batch: random numbers beside every layer's output take its memory twice

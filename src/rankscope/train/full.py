@@ -24,8 +24,8 @@ from rankscope.train.spectra import Updates
 
 
 class FullPack:
-    """K = 1. ``stock``: by the model's own forward pass, even where ``encoder`` has a faster
-    one, or ``language`` another head."""
+    """A pack with K = 1. With ``stock`` it uses the model's own forward pass and head, even if
+    ``encoder`` or ``language`` has a faster one."""
 
     def __init__(
         self,
@@ -97,6 +97,7 @@ class FullPack:
 
 
 def _write_labels(path: Path, config: PreTrainedConfig) -> None:
-    """transformers leaves out what is its general default, two labels; a BART's own is three."""
+    """Writes the number of labels: transformers omits its general default, two, but BART's is
+    three."""
     labels = {"id2label": config.id2label, "label2id": config.label2id}
     path.write_text(json.dumps(labels | json.loads(path.read_text()), indent=2) + "\n")

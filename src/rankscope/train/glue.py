@@ -25,7 +25,7 @@ _COLA = ["source", "label", "mark", "sentence"]  # its files have no header
 
 
 def find_file(data: str, task: Task, split: str) -> Path:
-    """The split's file; where there is none, what it would be called."""
+    """The path of the split's file, which may not exist."""
     folder = Path(data) / task.name
     named = folder / f"{split}.tsv"
     shipped = split.replace("validation", "dev")

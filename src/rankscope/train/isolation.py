@@ -1,7 +1,7 @@
-"""Proof, before a pack trains, that its trials do not touch each other and compute what PEFT
+"""Checks, before a pack trains, that its trials do not affect each other and compute what PEFT
 computes.
 
-With adapters and heads moved away from their start (B = 0 would prove nothing):
+Adapters and heads are first moved away from their initial values (B = 0 would show nothing). Then:
 
 1. on the pack's first batch, in training mode with dropout, the logits of each trial are those of
    the stock model with that adapter alone, through PEFT's own layers;
@@ -13,7 +13,7 @@ With adapters and heads moved away from their start (B = 0 would prove nothing):
 treat long rows and padding in another way. All in the precision of the weights, before any rounding
 to bfloat16. ``benchmarks/cost_of_proof.py`` measures what this costs.
 
-Of a language model the losses of all tokens that are learnt stand for the logits: on one side by
+For a language model the losses of all learnt tokens take the place of the logits: on one side by
 ``language`` from hidden states, on the other from the stock model's own logits.
 Letters: K trials, B batch, C classes (or tokens that are learnt, n instead of B, C).
 """
@@ -264,8 +264,8 @@ def _equal(ours: Tensor, theirs: Tensor, what: str, scale: float | None = None) 
 
 @contextlib.contextmanager
 def _refused() -> Iterator[None]:
-    """What the packed model can't compute is refused as well; what the machine can't hold is
-    not."""
+    """An error in the packed model's forward pass also means ``NotIsolated``; running out of memory
+    does not."""
     try:
         yield
     except (NotIsolated, torch.OutOfMemoryError):

@@ -14,7 +14,8 @@ from rankscope.study.own_task import OwnTask
 
 MOST_CLASSES = 10_000
 LONGEST_NAME = 200
-SELDOM = 50  # classes above which each must have two rows on average: else they are no classes
+# above so many classes, each must have two rows on average; else the labels are no classes
+SELDOM = 50
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 

@@ -1,5 +1,6 @@
-"""A Hugging Face classifier or language model from a folder or a hub id: its configuration checked
-before transformers acts on it, the model with or without its weights, tokenizer, fingerprint."""
+"""Loads a Hugging Face classifier or language model from a folder or a hub id: checks its
+configuration before transformers acts on it, then loads the model, with or without weights, and
+its tokenizer."""
 
 from __future__ import annotations
 
@@ -33,9 +34,9 @@ LARGEST_NUMBER = 2**31
 
 
 def load_model(model: str, task: Task) -> PreTrainedModel:
-    """The model in float32, with its own eager attention: the one that leaves no argument out.
+    """The model in float32, with eager attention, the only one that supports all arguments.
 
-    What its file lacks is drawn from a fixed seed, the same every time.
+    Weights that its file lacks are drawn from a fixed seed.
 
     Parameters require a gradient in the layers of ``trained_in_full``, in no other. ``ValueError``,
     one line, for a folder or hub id that can't be trained on.
@@ -158,8 +159,8 @@ def fingerprint(model: str) -> str:
 
 @contextlib.contextmanager
 def one_line(model: str) -> Iterator[None]:
-    """Whatever transformers raises on a model, as a ``ValueError`` of one line. Out of memory
-    passes as it is."""
+    """Turns any error of transformers about a model into a ``ValueError`` of one line.
+    Out-of-memory errors pass unchanged."""
     try:
         yield
     except Exception as error:
@@ -179,7 +180,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' own bars, and its report on heads that are new: ours always are."""
+    """Silences transformers' progress bars and its report on newly drawn heads, which we expect."""
     verbosity, bar = (
         transformers_logging.get_verbosity(),
         transformers_logging.is_progress_bar_enabled(),

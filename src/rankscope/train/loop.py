@@ -1,4 +1,4 @@
-"""Trains one pack and writes its trials' folders: resumes from a checkpoint, halves the pack where
+"""Trains one pack and writes its trials' folders. Resumes from a checkpoint; splits the pack if
 memory runs out."""
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def train_pack(
 
 
 class _StepCounter:
-    """Reports each step once, also when a pack begins again after a failure."""
+    """Reports each step once, even if a pack starts again after a failure."""
 
     def __init__(self, report: Callable[[int], None]) -> None:
         self.report = report
@@ -111,7 +111,7 @@ def _train(
     scratch: Path | None,
     pace: Pace,
 ) -> None:
-    """The whole pack, or one half after the other where memory runs out."""
+    """Trains the whole pack; if memory runs out, one half after the other."""
     before = counter.steps
     try:
         place = (
@@ -142,7 +142,8 @@ def _one_at_a_time(
     scratch: Path | None,
     pace: Pace,
 ) -> None:
-    """Keeps each result in the scratch folder until all are there, so that a kill loses none."""
+    """Trains each trial alone. Results wait in the scratch folder until all are there, so that a
+    killed process loses none."""
     for trial, folder in zip(trials, folders, strict=True):
         if scratch is None:
             _train([trial], [folder], counter, begin, None, pace)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from rankscope.study.tasks import REGRESSION, Task
 
 SMALL = (
-    1e-4  # of the labels' standard deviation, or nats: below it answers do not differ for anybody
+    1e-4  # of the labels' standard deviation, or nats: smaller differences of answers do not count
 )
-ROUNDED = 2  # times the rounding, measured, that answers must differ by
+ROUNDED = 2  # answers must vary by so many times what rounding adds
 WORTH = 256  # units in the last place: answers that differ by more are no rounding
 
 
@@ -46,7 +46,8 @@ def score(logits: Tensor, labels: Tensor, task: Task) -> list[dict[str, float]]:
 
 
 def _own(task: Task, logits: np.ndarray, truth: np.ndarray) -> float:
-    """The user's function of logits (N, C) and labels (N,). ``TypeError`` for what is no number."""
+    """The user's function of logits (N, C) and labels (N,). ``TypeError`` if it returns no
+    number."""
     assert task.function is not None
     found = task.function(logits, truth)
     if not isinstance(found, int | float | np.number) or isinstance(found, bool):
@@ -93,8 +94,8 @@ def _best_constant(labels: Tensor, task: Task) -> float:
 
 
 def unigram_entropy(labels: Tensor) -> float:
-    """The loss (nats a token) of the best model that gives every token the same probabilities
-    whatever stands before it: the entropy of the tokens that are learnt. labels (N, T)"""
+    """The loss (nats per token) of the best model that ignores the context: the entropy of the
+    learnt tokens' frequencies. labels (N, T)"""
     targets = labels[:, 1:]
     counts = targets[targets != -100].unique(return_counts=True)[1].double()
     share = counts / counts.sum()
@@ -104,8 +105,8 @@ def unigram_entropy(labels: Tensor) -> float:
 def is_constant(logits: Tensor, labels: Tensor, *, rounding: Tensor | None = None) -> Tensor:
     """Whether a trial gives every row the same answer, up to rounding. (K, N, C), (N,) -> (K,) bool
 
-    What a collapsed model leaves is rounding, or differences that nothing can use; but a
-    correlation is blind to scale, and would make a number of them. So an answer is constant if its
+    The answers of a collapsed model still differ by rounding, and a correlation, which ignores
+    scale, would turn that into a number. So the answers are constant if their
     standard deviation over the rows is below ``ROUNDED`` times that which rounding alone gives it,
     or below ``SMALL`` of the labels' own (regression), or below ``SMALL`` nats (classification: of
     the logits, less their mean over the classes).

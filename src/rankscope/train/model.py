@@ -16,7 +16,7 @@ from rankscope.study.cost import Shape, Site
 from rankscope.study.trial import ALL_LINEAR, rank_in
 from rankscope.train.encoder import before_adapters, is_patchable, of_one_token
 
-# the names that families have for them; all must be there
+# names that model families give them; all must exist
 QUERY_AND_VALUE = (
     ("query", "value"),
     ("q_proj", "v_proj"),
@@ -68,7 +68,7 @@ def sites(model: PreTrainedModel, target_modules: Sequence[str]) -> dict[str, nn
 
 
 def weight_of(site: nn.Module) -> Tensor:
-    """W as (out, in). GPT-2's Conv1D stores (in, out)."""
+    """W (out, in); GPT-2's Conv1D stores the transpose."""
     weight: Tensor = site.weight  # type: ignore[assignment]
     return weight.detach().mT if isinstance(site, Conv1D) else weight.detach()
 

@@ -1,4 +1,4 @@
-"""Muon: momentum whose singular values are brought near one, for the matrices inside a model.
+"""Muon: momentum, orthogonalised (its singular values moved near 1), for the matrices of a model.
 
 K. Jordan et al. 2024 (kellerjordan.github.io/posts/muon), as ``torch.optim.Muon`` computes it. In
 a pack the factors A and B are orthogonalised each by itself, all matrices of one shape at once;

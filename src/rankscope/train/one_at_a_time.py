@@ -1,5 +1,5 @@
-"""One LoRA trial through PEFT's own layers, on the stock model: where trials of a pack can't be
-kept apart.
+"""Trains one LoRA trial through PEFT's own layers, on the stock model, if the trials of a pack are
+not independent.
 
 Letters: S sites of one shape, m out, n in, r rank.
 """
@@ -36,8 +36,7 @@ def _factor_of(name: str) -> str | None:
 
 
 class PeftTrial:
-    """A pack with K = 1. It starts from the weights that the trial starts from in an
-    ``AdapterPack``."""
+    """A pack with K = 1, with the same initial weights as in an ``AdapterPack``."""
 
     repeats = 1
     own_head = True
@@ -143,7 +142,7 @@ class PeftTrial:
 
 
 def leave(site: nn.Module, W: Tensor) -> None:
-    """Puts W (m, n) in the place of a frozen layer's weight; others that share it keep theirs."""
+    """Replaces a frozen layer's weight by W (m, n); layers that shared it keep theirs."""
     W = W.mT.contiguous() if isinstance(site, Conv1D) else W
     site.weight = nn.Parameter(W, requires_grad=False)
 

@@ -2,9 +2,9 @@
 one gradient clipping per trial.
 
 Loshchilov and Hutter 2019 by torch's own kernel (``torch.optim.AdamW(fused=True)``): a pack steps
-as K separate runs would. One pass over a trial's row does it all; separate operations would be slow
-on the zeros and subnormal numbers in the second moments of embeddings (a square root of them takes
-5 and 35 times as long). Letters: K trials, P weights of one trial.
+as K separate runs would. The kernel makes one pass over a trial's row; separate operations would
+be slow on the zeros and subnormal numbers in the second moments of embeddings (a square root of
+them takes 5 and 35 times as long). Letters: K trials, P weights of one trial.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What a pack is to the training loop, and its forward pass. Letters: K trials, B batch, T tokens,
-C classes."""
+"""The interface of a pack, as the training loop uses it, and its forward pass. Letters: K trials, B
+batch, T tokens, C classes."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def logits(pack: Pack, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def outputs(pack: Pack, inputs: dict[str, Tensor], *, hidden: bool = False) -> Tensor:
-    """What the model gives for one batch, trial after trial: its logits, or with ``hidden`` what
-    its head is given."""
+    """The model's output for one batch, trial after trial: logits, or with ``hidden`` the input of
+    its head."""
     masks = pack.masks
     masks.batch = len(inputs["input_ids"])
     device = pack.params[0].values.device

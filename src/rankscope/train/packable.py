@@ -1,5 +1,5 @@
-"""Whether trials of a model can train in one pack, found out before its weights are read: on a
-small random copy."""
+"""Tests on a small random copy, before the weights are read, whether trials of a model can train in
+one pack."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ LARGEST = 50_000_000  # parameters of a copy that is still quick to make
 
 
 def why_not_packed(skeleton: PreTrainedModel, trial: Trial, task: Task) -> str | None:
-    """Why trials like this one must train one at a time. None: no reason was found; every pack is
-    proved anyway.
+    """Why trials like this one must train one at a time; None if no reason was found. Every pack is
+    checked again before it trains.
 
-    None also where no small copy can be made of the model, or it can't be run as it stands.
+    Also None if no small copy of the model can be made or run.
     """
     tokens = _tokens(task, rows=3)
     try:

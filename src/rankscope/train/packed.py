@@ -29,12 +29,11 @@ BY_ITS_OWN_FORWARD = (
 
 
 class NotIsolated(RuntimeError):
-    """The trials of a pack can't be told apart inside this model: they must train one at a time."""
+    """The trials of a pack affect each other in this model, so they must train one at a time."""
 
 
 class DropoutMasks(TorchFunctionMode):
-    """The randomness of a pack in training: a stream of its own, and one dropout mask for all
-    trials.
+    """The random stream of a pack in training, with one dropout mask for all trials.
 
     A pack draws what a single run draws, in the same order. While it is active as a mode, every
     ``torch.nn.functional.dropout`` of a model draws here, also inside the model's own attention.
@@ -49,8 +48,7 @@ class DropoutMasks(TorchFunctionMode):
 
     @contextlib.contextmanager
     def drawing(self) -> Iterator[None]:
-        """Whatever is drawn in here comes from this stream; torch's own generators stay as they
-        were."""
+        """Makes torch draw from this stream; its own generators are restored afterwards."""
         with torch.random.fork_rng(self._devices):
             torch.set_rng_state(self.state[0])
             for device, state in zip(self._devices, self.state[1:], strict=True):

@@ -168,7 +168,8 @@ class Run:
         return {"held_out": next(best, None)}
 
     def _direction(self, k: int) -> dict[str, Any]:
-        """Where less is better, that it is; of a language model its metric before training."""
+        """For the result: that less is better, if it is; a language model's metric before
+        training."""
         said: dict[str, Any] = {} if self.task.greater_is_better else {"greater_is_better": False}
         return said if self.untrained is None else said | {"untrained": self.untrained[k]}
 
@@ -190,7 +191,7 @@ class Run:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Goes back to what ``state`` gave."""
+        """Restores what ``state`` returned."""
         for name, tensor in self._tensors():
             tensor.copy_(tensors[name])
         self.pack.masks.state = [tensors[f"random.{i}"] for i in range(len(self.pack.masks.state))]

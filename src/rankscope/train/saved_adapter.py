@@ -29,7 +29,7 @@ def lora_config(
     is_language: bool = False,
     converted: bool = False,
 ) -> LoraConfig:
-    """What PEFT calls this trial.
+    """PEFT's configuration of this trial.
 
     Args:
         base: what ``from_pretrained`` was called with.

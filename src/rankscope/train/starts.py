@@ -1,8 +1,9 @@
-"""Where the factors of an adapter start: PEFT's ``init_lora_weights``.
+"""Initial values of an adapter's factors: PEFT's ``init_lora_weights``.
 
-PiSSA (Meng et al. 2024) and OLoRA (Büyükakyüz 2024) start from leading parts of W and take them out
-of the base: y = (W - s B0 A0) x + s B A x. A pack keeps the W that its trials share and gives each
-trial its frozen B0 and A0, so that dW = s (B A - B0 A0), of rank 2r, against the pretrained W.
+PiSSA (Meng et al. 2024) and OLoRA (Büyükakyüz 2024) initialise them from leading parts of W and
+subtract these from the base: y = (W - s B0 A0) x + s B A x. A pack keeps the W that its trials
+share and gives each trial its frozen B0 and A0, so that dW = s (B A - B0 A0), of rank 2r, against
+the pretrained W.
 
 Letters: m out, n in, r rank, p = min(m, n).
 """

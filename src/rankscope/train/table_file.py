@@ -1,7 +1,7 @@
 """One file of rows -> a table of text columns: CSV, TSV, JSON lines, Parquet.
 
-pandas and pyarrow read; what stands here is what they would guess: "NA" and "007" stay the text
-that they are, a missing value is told from it, and an encoding is taken from the byte order mark.
+pandas and pyarrow do the reading, with their guesses switched off: "NA" and "007" stay text, which
+is not a missing value, and the encoding is taken from the byte order mark.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _decoded(path: Path) -> str:
     if not text.strip():
         raise ValueError("expected rows below a header; found an empty file")
     start = 0
-    while len(text) - start > _LINE:  # looks at one line end in so many characters
+    while len(text) - start > _LINE:  # finds one line end per so many characters
         if (end := text.rfind("\n", start, start + _LINE)) < 0:
             raise ValueError(f"expected lines of at most {_LINE} characters; found a longer one")
         start = end + 1

@@ -1,4 +1,4 @@
-"""Where a task of the user's own has its rows: files, a folder, a saved data set, or the hub."""
+"""Finds the rows of a user's own task: in files, a folder, a saved data set, or on the hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a language model -> token batches whose labels are the tokens that are learnt.
+"""Rows of a language model -> token batches, labelled with the tokens that are learnt.
 
 Letters: N rows, T tokens.
 """

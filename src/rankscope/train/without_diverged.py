@@ -18,9 +18,8 @@ from rankscope.train.spectra import Record
 def without_diverged(run: Run) -> Run:
     """A run of the trials that have not diverged, with their weights, moments and results.
 
-    They compute what they would have computed in the whole pack, up to rounding: products of fewer
-    rows may add in another order.
-    """
+    Their numbers are those of the whole pack up to rounding: products of fewer rows may be summed
+    in another order."""
     assert isinstance(run.pack, AdapterPack)
     kept = run.alive.nonzero().flatten().tolist()
     pack = AdapterPack(

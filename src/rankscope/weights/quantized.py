@@ -1,5 +1,4 @@
-"""Quantised base weights: dequantised if a library can, otherwise refused with the name of their
-format.
+"""Dequantises base weights if a library can; otherwise names their format as the reason.
 
 A dequantised W is what the model computed with while the adapter was trained (QLoRA), not the
 weight before quantisation.

@@ -1,10 +1,9 @@
-"""Files of ``torch.save``, read with ``weights_only=True`` after a look at what they would make
-torch do.
+"""Reads files of ``torch.save`` with ``weights_only=True``, after checking their pickle.
 
-``weights_only`` keeps foreign code out; but it still calls ``bytearray(8 * 10**9)``,
+``weights_only`` runs no foreign code, but it still calls ``bytearray(8 * 10**9)``,
 ``torch.Tensor(10**5, 10**5)`` and the hash of a tuple of tuples of tuples, which takes 2^k steps.
-So the pickle is walked first, with nothing made: only what a dictionary of tensors needs may be
-called, and no tuple may be large.
+So the pickle's operations are checked first, without executing them: only the calls that a
+dictionary of tensors needs are allowed, and no tuple may be large.
 """
 
 from __future__ import annotations
@@ -92,12 +91,12 @@ def open_torch(path: Path) -> Tensors:
 
 
 class Unsafe(Exception):
-    """A pickle that asks for more than a dictionary of tensors."""
+    """A pickle that needs more than a dictionary of tensors does."""
 
 
 def _check_archive(path: Path) -> None:
-    """torch stores its archives uncompressed, with one pickle: in another one a kilobyte
-    may stand for a terabyte."""
+    """Refuses archives that torch does not write: its are uncompressed, with one pickle. In others
+    a kilobyte may unpack to a terabyte."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         names = [part.filename for part in parts]
