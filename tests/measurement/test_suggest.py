@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from rankscope.cli import main
 from rankscope.linalg import Dense, LowRank, energy_rank, singular_values
-from rankscope.measurement import suggest
 from rankscope.measurement.measure import measure
 from rankscope.measurement.row import measured_together
 from rankscope.weights import Matrix
@@ -49,10 +48,10 @@ def test_facts_of_a_spectrum_equal_those_of_linalg() -> None:
         B=torch.randn(30, 8, generator=generator), A=torch.randn(8, 20, generator=generator)
     )
     sigma = singular_values(M)
-    assert suggest.energy_ranks(sigma[None]) == [tuple(energy_rank(M).tolist())]
+    assert energy_ranks(sigma[None]) == [tuple(energy_rank(M).tolist())]
     # 0.9 exactly is enough
     both = torch.tensor([[3.0, 1.0], [1.0, 0.0]])
-    assert suggest.energy_ranks(both) == [(1, 2, 2), (1, 1, 1)]
+    assert energy_ranks(both) == [(1, 2, 2), (1, 1, 1)]
 
 
 @pytest.mark.parametrize("share", [90, 95, 99])
