@@ -132,10 +132,13 @@ def test_the_answer_depends_on_the_seed_only():
     assert json.dumps(one) != json.dumps(other)
 
 
-@pytest.mark.parametrize("name", ["whole", *ODD])
+AS_OTHERS = ("no metrics", "infinite metric", "constant metric", "no comparison")  # their spectra
+
+
+@pytest.mark.parametrize("name", ["whole", *(name for name in ODD if name not in AS_OTHERS)])
 def test_condensed_spectra_say_the_same(name):
     """Trial by trial: what was not looked at is not missed."""
-    frames = ODD.get(name) or study(scalings=("alpha/r", "alpha/sqrt(r)"))
+    frames = ODD.get(name) or study(seeds=2, scalings=("alpha/r", "alpha/sqrt(r)"))
     spectra = frames["spectra"]
     parts = [part for _, part in spectra.groupby("trial")] if len(spectra) else []
     shorter = frames | {
@@ -144,7 +147,7 @@ def test_condensed_spectra_say_the_same(name):
     drifts = pd.concat([drift(part) for part in parts], ignore_index=True) if parts else None
     assert len(shorter["spectra"]) < len(spectra) or name != "whole"
     whole, short = (
-        conclude(Frames(**tables), resamples=40)
+        conclude(Frames(**tables), resamples=10)
         for tables in (frames, shorter | ({} if drifts is None else {"drifts": drifts}))
     )
     assert json.dumps(short.to_dict()) == json.dumps(whole.to_dict())

@@ -198,13 +198,22 @@ def test_a_study_of_full_fine_tunes_only_is_one_line():
 
 
 def test_it_errs_in_one_study_of_twenty_at_most():
-    """Rank 4 is worse by a little more than the margin: 300 studies of 4 seeds, 5 % is 15, and 25
-    has probability below 0.01."""
+    """Rank 4 is worse by a little more than the margin: 100 tasks of 4 seeds, 5 % is 5, and 12 has
+    probability below 0.005. benchmarks/calibration_suggest.py draws more."""
     rng = np.random.default_rng(7)
-    wrong = 0
-    for _ in range(300):
+    parts = []
+    for i in range(100):
         own = {rank: 0.8 - lost + rng.normal(scale=0.002, size=4) for rank, lost in
                ((4, 0.0101), (16, 0.0), (64, 0.0))}  # fmt: skip
-        found = study({rank: list(v) for rank, v in own.items()}, worse_rate=False)
-        wrong += suggest(found)[0].rank == 4
-    assert wrong < 25
+        values = {rank: list(v) for rank, v in own.items()}
+        parts.append(study(values, worse_rate=False, task=f"task{i}"))
+    trials, metrics = (
+        pd.concat(
+            [getattr(p, name).assign(trial=lambda t, i=i: f"{i}-" + t["trial"])
+             for i, p in enumerate(parts)], ignore_index=True
+        )
+        for name in ("trials", "metrics")
+    )  # fmt: skip
+    found = suggest(Frames(trials, metrics, parts[0].spectra, parts[0].comparison))
+    assert len(found) == 100
+    assert sum(one.rank == 4 for one in found) < 12
