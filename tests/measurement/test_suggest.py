@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from rankscope.cli import main
 from rankscope.linalg import Dense, LowRank, energy_rank, singular_values
 from rankscope.measurement.measure import measure
-from rankscope.measurement.row import measured_together
+from rankscope.measurement.row import energy_ranks, measured_together
 from rankscope.weights import Matrix
 from rankscope.weights.lora_config import pattern_value
 from rankscope.weights.peft_settings import peft_settings
