@@ -149,7 +149,7 @@ def test_spectra_equal_the_svd_of_what_peft_merges(
             assert found.lower * (1 - 1e-5) <= truth <= found.upper * (1 + 1e-5)
 
 
-def test_full_fine_tunes_are_checkpoints_and_tsuccessor_spectra_are_tsuccessors(
+def test_full_fine_tunes_are_checkpoints_and_their_spectra_are_theirs(
     store: Store, tiny_models: dict[str, str]
 ) -> None:
     trials, spectra = store.trials(), store.spectra()

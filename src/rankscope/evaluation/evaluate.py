@@ -134,9 +134,9 @@ class Evaluation:
         labels, first = self.validation.labels, len(self.validation) - self.validation.beside
         losses = loss(found[:, :first], labels[:first])
         constant = is_constant(found, labels, rounding=self._rounding(found))
-        told = flattened(found, constant)
-        scores = score(told[:, :first], labels[:first], self.task)
-        answers = told[..., 0] if self.task.num_labels == 1 else told.argmax(-1)
+        predictions = flattened(found, constant)
+        scores = score(predictions[:, :first], labels[:first], self.task)
+        answers = predictions[..., 0] if self.task.num_labels == 1 else predictions.argmax(-1)
         heads = self._refitted(features, first)
         return [
             Evaluated(

@@ -208,8 +208,8 @@ class _Opened:
     def __init__(self, bench: Bench, trained: Trained, wanted: Sequence[Variant]) -> None:
         self.trained, self.metric = trained, bench.task.metric
         self.edits, chosen = bench.edits(trained), bench.chosen(trained)
-        told = [n for n in chosen if bench.measured is None or n in bench.measured] or chosen
-        self.measure = bench.measure(tuple(told))
+        layers = [n for n in chosen if bench.measured is None or n in bench.measured] or chosen
+        self.measure = bench.measure(tuple(layers))
         self.leaves_base = not trained.rest and set(chosen) == set(trained.updates)
         self.wanted = [(i, v) for i, v in enumerate(wanted) if self.edits.possible(v)]
 

@@ -19,14 +19,14 @@ def design_lines(inputs: Sizes) -> list[str]:
     """The settings that are compared, then one line per hypothesis and answer, with the tasks that
     it holds for."""
     planned = labelled(_table(inputs))
-    told: dict[tuple[str, str, str], list[str]] = {}
+    found: dict[tuple[str, str, str], list[str]] = {}
     several = planned["model"].nunique() > 1
     for check in design(planned):
         place = f"{check.task} ({check.model})" if several else check.task
-        told.setdefault((check.hypothesis, check.answerable, check.reason), []).append(place)
+        found.setdefault((check.hypothesis, check.answerable, check.reason), []).append(place)
     return compared(inputs.trials) + [
         f"{hypothesis} can be answered on {', '.join(places)}: {answerable}. {reason}"
-        for (hypothesis, answerable, reason), places in sorted(told.items())
+        for (hypothesis, answerable, reason), places in sorted(found.items())
     ]
 
 

@@ -137,8 +137,8 @@ def _place(study: Study) -> Path | None:
         return None
     ours = sorted(map(_state, Path(rankscope.__file__).parent.rglob("*.py")))
     libraries = [version(name) for name in ("torch", "transformers", "tokenizers", "rankscope")]
-    told = json.dumps([_seen(study.model_dump(mode="json")), state, ours, libraries])
-    return folder / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
+    key = json.dumps([_seen(study.model_dump(mode="json")), state, ours, libraries])
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 def _state(path: Path) -> tuple[int, int, int]:

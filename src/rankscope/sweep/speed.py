@@ -137,9 +137,9 @@ def _load() -> float:
 
 def _place() -> Path | None:
     """The file with the rate of this machine and library; None if others can write to it."""
-    told = (platform.node(), system.cores(), os.environ.get("OMP_NUM_THREADS"), version("torch"))
+    key = (platform.node(), system.cores(), os.environ.get("OMP_NUM_THREADS"), version("torch"))
     folder = system.own_cache("speed")
-    name = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+    name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     return None if folder is None else folder / f"{name}.json"
 
 
