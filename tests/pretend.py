@@ -30,6 +30,8 @@ learning_rate = [1e-4, 1e-3]
 epochs = 1
 """
 STUDY = Study.parse(TEXT)
+# two packs, for stores whose every file takes a request
+SMALL = Study.parse(TEXT.replace("[1, 2, 4]", "[1, 2]").replace("[1e-4, 1e-3]", "1e-3"))
 WIDTH = {"m": 8}
 TRIALS = STUDY.trials(WIDTH)
 PROVENANCE = {"versions": {"rankscope": "0"}, "machine": {"system": "none", "gpu": None}}

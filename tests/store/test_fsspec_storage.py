@@ -12,16 +12,16 @@ import pandas as pd
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pretend import TRIALS, create, pretend, run
+from pretend import SMALL, TRIALS, create, pretend, run
 from rankscope.store.place import storage_at
 from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
 
 
 def test_a_store_in_a_bucket_equals_one_on_disk(bucket: str, tmp_path: Path) -> None:
-    store = create(bucket)
-    assert len(run(store)) == len(TRIALS)
-    local = create(tmp_path / "s")
+    store = create(bucket, SMALL)
+    assert len(run(store)) == 3
+    local = create(tmp_path / "s", SMALL)
     run(local)
     opened = Store(bucket)
     assert opened.hash() == local.hash()
@@ -62,7 +62,7 @@ def test_an_heir_elsewhere_finds_the_scratch(
         store.claim(max(store.log.live)).flush_scratch()  # what every heartbeat does
         raise KeyboardInterrupt
 
-    store = create(bucket)
+    store = create(bucket, SMALL)
     with pytest.raises(KeyboardInterrupt):
         run(store, dies, size=6)
     monkeypatch.setenv("RANKSCOPE_CACHE", str(tmp_path / "another machine"))
@@ -74,7 +74,7 @@ def test_an_heir_elsewhere_finds_the_scratch(
         found.extend(path.read_bytes() for path in scratch.iterdir())
         pretend(trials, folders, progress, scratch=scratch)
 
-    assert len(run(Store(bucket), goes_on, size=6)) == len(TRIALS)
+    assert len(run(Store(bucket), goes_on, size=6)) == 3
     assert found == [b"half way"]
     assert Store(bucket).storage.names("work") == []
 
