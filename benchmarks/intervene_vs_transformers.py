@@ -25,7 +25,7 @@ from transformers import AutoModelForSequenceClassification
 from rankscope.evaluation.evaluate import Evaluated, Evaluation
 from rankscope.evaluation.pack import Edited
 from rankscope.evaluation.trained import Trained
-from rankscope.interventions.bench import PACK, first_rows
+from rankscope.interventions.bench import PACK
 from rankscope.interventions.settings import Variant
 from rankscope.interventions.variants import Edits
 from rankscope.linalg import LowRank
@@ -107,7 +107,7 @@ def main() -> None:
     split = read_split(options.data, task, "validation", rows=options.rows)
     tokenizer = load_tokenizer(options.model)
     encoded = encode(split, task, tokenizer, max_length=LONGEST, accepted=accepted_inputs(model))
-    rows = first_rows(encoded, options.rows)
+    rows = encoded.first(options.rows)
     trained = adapters(model, options.adapters)
     base = {name: weight_of(model.get_submodule(name)) for name in trained[0].updates}
     variants = []

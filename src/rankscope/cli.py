@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         end_at_once()
     with_large_pages()
     try:
-        chosen, unknown = parser().parse_known_args(arguments)
+        typed = sys.argv[1:] if arguments is None else arguments
+        chosen, unknown = parser(*typed[:1]).parse_known_args(arguments)
         if unknown:
             chosen.parser.refuse(unknown)
         with stopping_on_signals():
@@ -49,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def parser() -> Parser:
-    """All commands and their options."""
+def parser(only: str = "") -> Parser:
+    """All commands, with the options of the command ``only``; of all, if that is none of them."""
     top = Parser(
         prog="rankscope",
         description="How complex is a fine-tuning update? Stable ranks of W, dW and W + dW.",
@@ -67,12 +68,14 @@ def parser() -> Parser:
         help="print a completion script for bash, zsh, tcsh or fish",
     )
     added = top.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    names = {command.__name__ for group in COMMANDS.values() for command, *_ in group}
     for heading, group in COMMANDS.items():
         for command, says, add_options in group:
             description = f"{says[0].upper()}{says[1:]}."
             sub = added.add_parser(command.__name__, help=says, description=description)
             sub.set_defaults(command=command, parser=sub)
-            add_options(sub)
+            if only not in names or only == command.__name__:
+                add_options(sub)
         top.groups[heading] = [command.__name__ for command, *_ in group]
     return top
 
