@@ -65,8 +65,25 @@ def odd_studies():
 ODD = odd_studies()
 
 
+UNDECIDED = {
+    "one rank": {"H1"},
+    "no full fine-tuning": {"H4"},
+    "no LoRA": {"H1", "H2", "H3", "H4"},
+    "one trial": {"H1", "H2", "H3", "H4"},
+    "no frames at all": {"H1", "H2", "H3", "H4"},
+    "all diverged": {"H1", "H2", "H3", "H4"},
+    "no metrics": {"H2", "H3"},
+    "no comparison": {"H4"},
+    "one layer": {"H1", "H4"},
+    "constant metric": {"H2"},
+}
+# their spectra are those of others
+AS_OTHERS = ("no metrics", "infinite metric", "constant metric", "no comparison")
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_odd_studies_get_an_answer(name):
+    """What cannot be known is undecided; condensed spectra say the same."""
     found = conclude(Frames(**ODD[name]), resamples=60)
     assert [v.hypothesis for v in found.verdicts] == ["H1", "H2", "H3", "H4", "H5"]
     for verdict in found.verdicts:
@@ -74,26 +91,29 @@ def test_odd_studies_get_an_answer(name):
         assert verdict.sentences
         assert "nan" not in " ".join(verdict.sentences).lower()
     json.dumps(found.to_dict(), allow_nan=False)
+    undecided = {v.hypothesis for v in found.verdicts if v.verdict == "undecided"}
+    assert UNDECIDED.get(name, set()) <= undecided
+    if name not in AS_OTHERS:
+        short = conclude(Frames(**shortened(ODD[name])), resamples=60)
+        assert json.dumps(short.to_dict()) == json.dumps(found.to_dict())
 
 
-@pytest.mark.parametrize(
-    ("name", "undecided"),
-    [
-        ("one rank", {"H1"}),
-        ("no full fine-tuning", {"H4"}),
-        ("no LoRA", {"H1", "H2", "H3", "H4"}),
-        ("one trial", {"H1", "H2", "H3", "H4"}),
-        ("no frames at all", {"H1", "H2", "H3", "H4"}),
-        ("all diverged", {"H1", "H2", "H3", "H4"}),
-        ("no metrics", {"H2", "H3"}),
-        ("no comparison", {"H4"}),
-        ("one layer", {"H1", "H4"}),
-        ("constant metric", {"H2"}),
-    ],
-)
-def test_what_cannot_be_known_is_undecided(name, undecided):
-    found = conclude(Frames(**ODD[name]), resamples=60)
-    assert undecided <= {v.hypothesis for v in found.verdicts if v.verdict == "undecided"}
+def shortened(frames):
+    """With spectra condensed trial by trial, and the drifts as a store keeps them."""
+    spectra = frames["spectra"]
+    parts = [part for _, part in spectra.groupby("trial")] if len(spectra) else []
+    short = [spectra.iloc[:0], *(condensed(frames["trials"], part) for part in parts)]
+    drifts = {"drifts": pd.concat(map(drift, parts), ignore_index=True)} if parts else {}
+    return frames | {"spectra": pd.concat(short)} | drifts
+
+
+def test_condensed_spectra_say_the_same():
+    """What was not looked at is not missed."""
+    frames = study(seeds=2, scalings=("alpha/r", "alpha/sqrt(r)"))
+    shorter = shortened(frames)
+    assert len(shorter["spectra"]) < len(frames["spectra"])
+    whole, short = (conclude(Frames(**tables), resamples=40) for tables in (frames, shorter))
+    assert json.dumps(short.to_dict()) == json.dumps(whole.to_dict())
 
 
 def verdicts(truth: Truth, **options):
@@ -130,27 +150,6 @@ def test_the_answer_depends_on_the_seed_only():
     )
     assert json.dumps(one) == json.dumps(same)
     assert json.dumps(one) != json.dumps(other)
-
-
-AS_OTHERS = ("no metrics", "infinite metric", "constant metric", "no comparison")  # their spectra
-
-
-@pytest.mark.parametrize("name", ["whole", *(name for name in ODD if name not in AS_OTHERS)])
-def test_condensed_spectra_say_the_same(name):
-    """Trial by trial: what was not looked at is not missed."""
-    frames = ODD.get(name) or study(seeds=2, scalings=("alpha/r", "alpha/sqrt(r)"))
-    spectra = frames["spectra"]
-    parts = [part for _, part in spectra.groupby("trial")] if len(spectra) else []
-    shorter = frames | {
-        "spectra": pd.concat([spectra.iloc[:0]] + [condensed(frames["trials"], p) for p in parts])
-    }
-    drifts = pd.concat([drift(part) for part in parts], ignore_index=True) if parts else None
-    assert len(shorter["spectra"]) < len(spectra) or name != "whole"
-    whole, short = (
-        conclude(Frames(**tables), resamples=10)
-        for tables in (frames, shorter | ({} if drifts is None else {"drifts": drifts}))
-    )
-    assert json.dumps(short.to_dict()) == json.dumps(whole.to_dict())
 
 
 def test_few_seeds_edges_and_rules_are_said():
