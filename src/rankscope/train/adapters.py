@@ -65,7 +65,7 @@ class AdapterPack:
     ) -> None:
         first, K = trials[0], len(trials)
         if first.use_dora and first.lora_dropout > 0:
-            raise NotIsolated("DoRA multiplies W, too, with what lora_dropout leaves of its input")
+            raise NotIsolated("with lora_dropout, DoRA applies W to the dropped-out input as well")
         self.trials, self.base = list(trials), model
         self.masks = DropoutMasks(K, stream(first.seed, "dropout").initial_seed(), device)
         self.model = load_model(model, task) if loaded is None else loaded
