@@ -86,6 +86,20 @@ def test_it_stops_where_it_is() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_it_stops_where_a_library_takes_the_signal_for_an_error() -> None:
+    def import_a_model() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:  # noqa: BLE001 - as libraries do
+            raise ModuleNotFoundError("Could not import module") from None
+
+    with pytest.raises(Stopped) as stopped, stopping_on_signals():
+        import_a_model()
+    assert stopped.value.status == 143
+    with pytest.raises(KeyError), stopping_on_signals():
+        raise KeyError
+
+
 def test_what_nohup_ignores_is_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -1,8 +1,7 @@
 """A storage behind a URL that fsspec knows: an object store, most often.
 
-What was written once is never changed there (log, finished trials), so a copy in a local folder,
-the mirror, can't grow stale: everything that reads a store reads files from ``root``, and asks
-for them with ``fetch`` first.
+Log entries and finished trials never change, so their copies in a local folder, the mirror, never
+become stale. Readers call ``fetch`` and then read files below ``root``.
 """
 
 from __future__ import annotations
@@ -96,7 +95,7 @@ class FsspecStorage:
         self.fs.pipe_file(self._at(name), data)
 
     def remove(self, name: str) -> None:
-        """Here and there."""
+        """From the mirror and from the storage."""
         self._local.remove(name)
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm(self._at(name), recursive=True)
@@ -121,8 +120,8 @@ class FsspecStorage:
             shutil.copytree(self.root / source, self.root / target, dirs_exist_ok=True)
 
     def move(self, source: str, target: str) -> bool:
-        """Copies file by file, ``done.json`` last. Anybody may go on with it halfway, or do it
-        beside another."""
+        """Copies file by file, ``done.json`` last. Other workers may continue an interrupted
+        copy, or copy at the same time."""
         if self.exists(f"{target}/done.json"):
             return False
         names = [name.removeprefix(f"{source}/") for name in self._below(source)]
@@ -143,8 +142,8 @@ class FsspecStorage:
         self.remove(source)
 
     def fetch(self, names: Sequence[str], *, again: bool = False) -> None:
-        """Brings these files into the mirror, as far as they exist and aren't there yet (``again``:
-        or are)."""
+        """Downloads those of these files that exist and are not in the mirror yet (``again``: all
+        that exist)."""
         if again:
             for name in names:
                 self._local.remove(name)
@@ -159,7 +158,7 @@ class FsspecStorage:
                     raise data
 
     def fetch_below(self, folder: str) -> None:
-        """Brings a folder into the mirror."""
+        """Downloads a folder into the mirror."""
         self.fetch(self._below(folder))
 
     def _at(self, name: str) -> str:

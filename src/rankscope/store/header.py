@@ -50,7 +50,7 @@ def read_header(storage: Storage) -> tuple[dict[str, Any], str | None]:
 
 
 def _check_place(storage: Storage) -> None:
-    """``OSError`` where no store is nor can be."""
+    """``OSError`` if there is no store and none can be made."""
     if isinstance(storage, LocalStorage):
         try:
             os.stat(storage.root)
@@ -89,7 +89,7 @@ def _read(storage: Storage, name: str) -> dict[str, Any]:
 
 
 def _owner(storage: Storage) -> str | None:
-    """The store that the log belongs to, by its first entry that can be read."""
+    """The id of the store that the log belongs to, from its first readable entry."""
     for number in range(1, 4):
         with contextlib.suppress(OSError, ValueError):
             return str(loads(storage.read(entry_name(number)), LOG).get("store", ""))
@@ -181,7 +181,7 @@ def add_fingerprint(storage: Storage, key: str, value: str) -> None:
 
 
 def _begun(storage: Storage, header: dict[str, Any]) -> bool:
-    """Writes that header where there is no store yet. -> False: one is there"""
+    """Writes that header if there is no store yet. -> False: there is one"""
     _check_place(storage)
     if storage.exists(NAME) or storage.names(LOG):
         return False
@@ -213,8 +213,8 @@ def _copy(storage: Storage, header: dict[str, Any]) -> None:
 def _begun_again(
     storage: Storage, header: dict[str, Any], study: Study, fault: str
 ) -> dict[str, Any]:
-    """The header of a store of which only the log and the trials are left: that of the study given,
-    if trials of it are there."""
+    """The header of a store of which only log and trials are left: that of the given study, if the
+    log names trials of it."""
     found = []
     for number in entry_numbers(storage):
         with contextlib.suppress(OSError, DamagedFile):

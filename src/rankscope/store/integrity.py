@@ -94,8 +94,7 @@ def implausible(folder: Path) -> str | None:
 
 
 def own_record(folder: Path) -> tuple[dict[str, Any], dict[str, list[Any]]] | str:
-    """What a sealed trial says of itself: done.json, and its files as a commit has them.
-    Or what is wrong with it."""
+    """A sealed trial's done.json and its files as a commit lists them, or what is wrong with it."""
     if (fault := implausible(folder)) is not None:
         return fault
     said, found = read_json(folder / DONE), digests(folder)
@@ -160,7 +159,7 @@ class Inspection:
 
     @property
     def left_out(self) -> dict[str, str]:
-        """What no table shows, and why."""
+        """The trials that no table shows, and why."""
         return {**self.harmed, **self.unknown}
 
 

@@ -1,5 +1,5 @@
-"""How a worker shows that it lives, and how others tell that it doesn't. No clock that can be set
-is ever compared.
+"""Heartbeats and locks, by which workers tell who is alive. Only steady clocks are compared, never
+one that can be set.
 
 On one machine the kernel knows: a worker holds a lock on a file in the temporary folder, and loses
 it when it dies, however it dies. Across machines a worker counts its heartbeats, and whoever sees
@@ -76,7 +76,7 @@ def _lock_file(worker: str) -> Path:
 
 
 class FailureDetector:
-    """Looks at other workers' heartbeats, and remembers since when each stands still."""
+    """Follows the heartbeats of other workers and remembers when each was last seen to change."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ def last_heartbeat(log: Log, number: int) -> dict[str, Any]:
 
 
 class Lease:
-    """A live claim in its worker's hands."""
+    """A live claim, as its worker holds it."""
 
     def __init__(self, log: Log, number: int, *, every: float = BEAT) -> None:
         self.log, self.number, self.every = log, number, every
@@ -122,18 +122,18 @@ class Lease:
         self._ended = threading.Event()
 
     def progress(self, steps: int) -> None:
-        """Counts optimiser steps. ``LeaseLost`` when they are in vain."""
+        """Counts optimiser steps. ``LeaseLost`` if the claim was revoked."""
         self.steps += steps
         if self.number not in self.log.live:
             raise LeaseLost(f"claim {self.number} was revoked")
 
     @contextlib.contextmanager
     def beating(self, each: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Heartbeats from a thread of their own, so that a long step or evaluation is not taken for
-        death.
+        """Sends heartbeats from its own thread, so that a long step or evaluation does not pass
+        for a dead worker.
 
-        ``each`` is called with every one of them. At each the log is read, so a revocation is known
-        soon.
+        ``each`` is called at every heartbeat. The log is read then, too, so that a revocation is
+        noticed soon.
         """
         thread = threading.Thread(target=self._beat, args=(each,), name="heartbeat", daemon=True)
         thread.start()
@@ -159,7 +159,7 @@ class Lease:
                 return
 
     def end(self, how: str, **more: Any) -> None:
-        """``LeaseLost`` when somebody else ended it before."""
+        """``LeaseLost`` if another worker ended it before."""
         if not self.log.end(self.number, how, **more):
             raise LeaseLost(f"claim {self.number} was revoked")
 

@@ -30,12 +30,12 @@ def entry_name(number: int) -> str:
 
 
 def entry_numbers(storage: Storage) -> list[int]:
-    """Of all entries that are there; other files in the folder are none of ours."""
+    """The numbers of all entries; other files in the folder are ignored."""
     return [int(match[1]) for name in storage.names(LOG) if (match := _NAME.fullmatch(name))]
 
 
 def last_entry(storage: Storage) -> int:
-    """The number of the last; one far ahead of all others is none of this log's."""
+    """The number of the last entry. One far ahead of all others does not belong to this log."""
     last = 0
     for number in sorted(entry_numbers(storage)):
         if number - last > _GAP:
@@ -62,8 +62,8 @@ def read_entry(storage: Storage, number: int, store_id: str, data: bytes) -> dic
 def read_entries(
     storage: Storage, numbers: Sequence[int], store_id: str, *, again: bool = False
 ) -> list[dict[str, Any] | DamagedFile]:
-    """These entries, or why one is lost. All at once: one by one they take long over a network.
-    ``again``: not from what was fetched before."""
+    """These entries, or why one is lost, fetched together, which is faster over a network.
+    ``again``: fetched anew."""
     names = [entry_name(number) for number in numbers]
     storage.fetch(names, again=again)
     found: list[dict[str, Any] | DamagedFile] = []
@@ -88,8 +88,8 @@ def _read(storage: Storage, number: int, name: str, store_id: str) -> dict[str, 
 
 
 def read_snapshot(storage: Storage, store_id: str) -> list[dict[str, Any]]:
-    """The entries from the first on that it holds: none where it is damaged, or the log
-    has gone another way since."""
+    """The entries in the snapshot, from the first on; none if it is damaged or of another history
+    of the log."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         first, _, rest = storage.read(SNAPSHOT).partition(b"\n")
         head = loads(first, SNAPSHOT)
@@ -106,8 +106,8 @@ def read_snapshot(storage: Storage, store_id: str) -> list[dict[str, Any]]:
 
 
 def extend_snapshot(storage: Storage, store_id: str, length: int) -> int:
-    """Makes it hold the log up to that entry, unless another worker has done about as
-    much. -> how many it holds"""
+    """Extends the snapshot up to that entry, unless another worker has just done so. -> how many
+    entries it holds"""
     known = read_snapshot(storage, store_id)
     if is_worth_it(len(known), length):
         more = read_entries(storage, range(len(known) + 1, length + 1), store_id)
@@ -129,6 +129,6 @@ def write_snapshot(storage: Storage, store_id: str, entries: Sequence[dict[str, 
 
 
 def is_worth_it(known: int, length: int) -> bool:
-    """Whether the log has grown by a tenth and a hundred: so all that is ever written stays
-    in proportion to the log."""
+    """Whether the log has grown by a tenth plus a hundred entries: so the bytes written for
+    snapshots stay proportional to the log."""
     return length >= 1.1 * known + 100

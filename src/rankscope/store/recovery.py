@@ -1,5 +1,5 @@
-"""Sets a store right before and after work: finishes what a dead worker left half done,
-sets harmed trials aside."""
+"""Repairs a store before and after a run: completes the commits of dead workers and sets damaged
+trials aside."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ FOLDERS = ("trials", "log", "work", "beats", "cache", "cache/packs", "interventi
 
 
 def place(storage: Storage, log: Log, claim: int) -> None:
-    """Moves the trials of a committed claim from its folder in work/ to trials/. Anybody
-    may go on with it halfway."""
+    """Moves the trials of a committed claim from its folder in work/ to trials/. Any worker may
+    continue an interrupted move."""
     for trial in storage.names(f"work/{claim}/trials"):
         commit = log.done.get(trial)
         if (
@@ -34,8 +34,8 @@ def place(storage: Storage, log: Log, claim: int) -> None:
 
 
 def recover(storage: Storage, log: Log, *, thorough: bool, again: bool = False) -> list[str]:
-    """Puts trials in their place where a worker died between its commit and that; takes up whole
-    trials whose commit is lost; sets aside what is harmed, so that it is trained again.
+    """Moves committed trials to trials/ where their worker died before it did; records whole trials
+    whose commit is lost; sets damaged trials aside, so that they are trained again.
     ``thorough``: reads every file that changed since its commit, weights too; ``again``: every
     file, changed or not. -> what was done, a line each
     """
@@ -50,7 +50,7 @@ def recover(storage: Storage, log: Log, *, thorough: bool, again: bool = False) 
 
 
 def not_folders(storage: Storage) -> list[str]:
-    """What has the name of one of the store's folders and is none: a file, a link to nowhere."""
+    """Names of the store's folders that something else has: a file, a broken link."""
     if not isinstance(storage, LocalStorage):
         return []
     edited = [f"interventions/{key}" for key in storage.names("interventions")]
@@ -59,7 +59,7 @@ def not_folders(storage: Storage) -> list[str]:
 
 
 def clear_folders(storage: Storage) -> list[str]:
-    """Sets that aside. -> what was done, a line each"""
+    """Sets these aside. -> what was done, a line each"""
     lines = []
     for name in not_folders(storage):
         target = free_name(storage, name) if name != HARMED else f"{HARMED}-{uuid.uuid4().hex[:8]}"
@@ -69,8 +69,7 @@ def clear_folders(storage: Storage) -> list[str]:
 
 
 def clean(storage: Storage, log: Log) -> list[str]:
-    """Recovers, and removes what ended claims have left behind: for when nothing is left to
-    train."""
+    """Recovers the store and removes the folders of ended claims, once nothing is left to train."""
     lines = recover(storage, log, thorough=False)
     for name in storage.names("work"):
         if _is_number(name) and int(name) <= log.length and int(name) not in log.live:
@@ -79,12 +78,13 @@ def clean(storage: Storage, log: Log) -> list[str]:
 
 
 def _is_number(name: str) -> bool:
-    """Whether a claim's folder can be called so: other digits than 0 to 9 are digits, too."""
+    """Whether it is the name of a claim's folder; ``isdigit`` alone also holds for other digits
+    than 0 to 9."""
     return name.isascii() and name.isdigit()
 
 
 def _take_up(storage: Storage, log: Log, found: Inspection) -> list[str]:
-    """Commits again, claim by claim, the trials that say themselves that they belong here."""
+    """Commits again, claim by claim, the trials whose done.json names this store."""
     own: dict[int, dict[str, Any]] = defaultdict(dict)
     for id in list(found.unknown):
         storage.fetch_below(f"trials/{id}")
@@ -111,7 +111,7 @@ def _take_up(storage: Storage, log: Log, found: Inspection) -> list[str]:
 def _set_aside_harmed(storage: Storage, log: Log, found: Inspection) -> list[str]:
     lines = []
     for id, why in found.harmed.items():
-        if why.endswith(DENIED):  # whole or not: it is not ours to say
+        if why.endswith(DENIED):  # it may be whole
             raise PermissionError(
                 f"{storage}/trials/{id}: {why}. Let this user read it, then run again"
             )
@@ -126,8 +126,8 @@ def _set_aside_harmed(storage: Storage, log: Log, found: Inspection) -> list[str
 
 
 def set_aside(storage: Storage, log: Log, name: str) -> str | None:
-    """Moves a file or a folder to harmed/, where nothing is ever deleted. -> where it
-    lies; None: it was not there"""
+    """Moves a file or a folder to harmed/, where nothing is ever deleted. -> its new name; None if
+    it did not exist"""
     if not storage.names(name) and not storage.exists(name):
         return None
     last, target = name.rsplit("/", 1)[-1], free_name(storage, name)

@@ -1,8 +1,8 @@
-"""Where a store's files lie, and the few operations that everything else is built on.
+"""The files of a store, on a disk, and the few operations that all of the store is built on.
 
-A name is a path below the store, with slashes. The one operation that decides anything
-is ``create``: of all that try to create a name, exactly one succeeds, and nobody ever
-reads half of what it wrote.
+A name is a path relative to the store, with slashes. ``create`` is the only operation that
+decides between workers: of all that create the same name exactly one succeeds, and no reader sees
+a part of the file.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from rankscope.system import naming, read_file, sync
 
 
 class Version(NamedTuple):
-    """Of one file: another content most likely has another one."""
+    """Of one file. A change of its content changes it, except by a fault of the disk."""
 
     size: int  # bytes
     stamp: int | str  # time of its last change, in nanoseconds; an object's ETag
 
 
 class Storage(Protocol):
-    """Where a store lies. ``root`` is a local folder: the store itself, or a copy of what was
-    fetched of it."""
+    """The operations. ``root`` is a local folder: the store itself, or a copy of the files that
+    were fetched."""
 
     root: Path
 
@@ -52,12 +52,12 @@ class Storage(Protocol):
 
 
 LONGEST = 200  # bytes of a name, of the 255 that most file systems allow
-HARMED = "harmed"  # what was found in a file's or folder's place, set aside; never read
+HARMED = "harmed"  # folder for damaged or unexpected files; never read
 
 
 def free_name(storage: Storage, name: str) -> str:
-    """Where that file or folder can be set aside: nothing lies there. A name of another program may
-    be too long for a number behind it."""
+    """A free name in ``harmed/`` for that file or folder: its own with a number, shortened if it is
+    too long for one."""
     last, taken = name.rsplit("/", 1)[-1], set(storage.names(HARMED))
     if len(os.fsencode(last)) > LONGEST:
         last = f"{last[:40]}-{hashlib.sha256(os.fsencode(last)).hexdigest()[:12]}"

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def pack_table(folders: Sequence[TrialDir]) -> bytes:
 
 @dataclass(frozen=True)
 class PackTable:
-    """One that is what its commit says."""
+    """A pack's table whose size and SHA-256 are those of its commit."""
 
     data: bytes
 
@@ -124,11 +125,11 @@ class Tables:
             )
 
     def damaged(self) -> list[str]:
-        """The names of those that are there, and not what was written."""
+        """The names of tables that exist and differ from what was written."""
         names = {claim: table_name(claim) for claim in self.packs}
         self.storage.fetch(list(names.values()), again=True)
-        there = {
-            claim: name for claim, name in names.items() if (self.storage.root / name).exists()
+        there = {  # a folder that may not be read is no reason to stop
+            claim: name for claim, name in names.items() if os.path.exists(self.storage.root / name)
         }
         return [name for claim, name in there.items() if self._kept(claim) is None]
 
@@ -163,7 +164,7 @@ class Tables:
         return PackTable(data)
 
     def _versions(self, claim: int) -> str:
-        """Of the files that the table is made of, as they lie here."""
+        """A digest of the versions of the files that the table is made of."""
         names = [f"trials/{trial}/{name}" for trial in self.packs[claim] for name in RECORDS]
         return versions_digest(LocalStorage(self.storage.root).versions(names))
 
@@ -174,7 +175,7 @@ class Tables:
 
 
 def _write(path: Path, data: bytes) -> bool:
-    """Whether it could be kept: a store that can't be written can be read all the same."""
+    """-> whether it could be written; a read-only store is still readable."""
     try:
         LocalStorage(path.parent).write(path.name, data, durable=False)
     except OSError:

@@ -27,13 +27,21 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """Raises ``Stopped`` wherever the process is when it is asked to stop."""
+    """Raises ``Stopped`` wherever the process is when it is asked to stop; also where a library
+    makes an error of its own of it, as transformers does while it imports a model's module."""
+    asked: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
         raise Stopped(number)
 
     with _handled(stop):
-        yield
+        try:
+            yield
+        except Exception:
+            if asked:
+                raise Stopped(asked[0]) from None
+            raise
 
 
 @contextlib.contextmanager
