@@ -75,6 +75,8 @@ def apart(*words: str) -> tuple[int, str, str]:
     out, err = StringIO(), StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         status = command(list(words))
+    if status >= 128:  # this program was asked to stop: no result
+        raise KeyboardInterrupt
     return status, out.getvalue(), err.getvalue()
 
 
