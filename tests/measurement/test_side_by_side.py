@@ -76,7 +76,15 @@ def test_the_table_has_a_column_a_source(
     assert has[2] == has[3]  # a stable rank knows no scale
     assert "[2] has not 1 of" in out
     assert main(["measure", str(case.adapter), str(other), "--base", str(case.base)]) == 0
-    assert "drift [2]" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "drift [2]" in out
+    line = next(x for x in out.splitlines() if "layer.0.attention.self.value" in x and "W+dW" in x)
+    expected = []
+    for source in (case.adapter, other):
+        rows = {(row.layer, row.matrix): row for row in measure(source, base=case.base).rows}
+        expected.append(rows[line.split()[0], "W+dW"].stable_rank)
+    assert expected[0] != pytest.approx(expected[1], rel=0.05)
+    assert [float(x) for x in line.split()[2:4]] == pytest.approx(expected, rel=1e-2)
 
 
 def test_what_takes_one_source(pair: tuple[Case, Path], capsys: pytest.CaptureFixture[str]) -> None:
