@@ -1,7 +1,7 @@
 """Claim: certified stable ranks of every trial and layer cost less than 2 % of the training
 time at the default schedule.
 
-    python benchmarks/spectra_share.py [--tasks acceptability agreement determiner]
+    python benchmarks/spectra_share.py [--tasks acceptability agreement reference]
 
 Trains the lab study as `rankscope demo` does on two cores, two processes of one thread
 each, and prints what part of the packs' processor time (model on disk to results on disk;
@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    lab = ["acceptability", "agreement", "determiner"]
+    lab = ["acceptability", "agreement", "reference"]
     parser.add_argument("--tasks", nargs="+", choices=lab, default=lab)
     options = parser.parse_args()
     spawn = multiprocessing.get_context("spawn")

@@ -60,7 +60,7 @@ def study(trials: int) -> Study:
         name = "scale"
         [scientific]
         model = "lab"
-        task = ["acceptability", "agreement", "determiner"]
+        task = ["acceptability", "agreement", "reference"]
         rank = {ranks}
         scaling = ["alpha/r", "alpha/sqrt(r)"]
         [nuisance]

@@ -26,7 +26,7 @@ STUDY = """
 name = "workers"
 [scientific]
 model = "lab"
-task = ["acceptability", "agreement", "determiner"]
+task = ["acceptability", "agreement", "reference"]
 rank = [1, 4, 16, "d"]
 [nuisance]
 learning_rate = [1e-4, 1e-3, 3e-3, 1e-2]

@@ -19,12 +19,12 @@ from rankscope.lab.tasks import rows, write
 COLUMNS = {
     "acceptability": ["sentence", "label"],
     "agreement": ["sentence", "label"],
-    "determiner": ["sentence", "label"],
+    "reference": ["sentence1", "sentence2", "label"],
 }
 DIGESTS = {
     "acceptability": "6889f89b199b8edb",
     "agreement": "be92861da24433d0",
-    "determiner": "f96627e38f991ace",
+    "reference": "362df07d51ad45d5",
 }
 
 
@@ -50,7 +50,7 @@ def test_unknown_names() -> None:
     with pytest.raises(ValueError, match="task: expected one of acceptability"):
         rows("grammar", "train")
     with pytest.raises(ValueError, match="split: expected one of train"):
-        rows("determiner", "test")
+        rows("reference", "test")
 
 
 def test_written_files_read_back(tmp_path: Path) -> None:

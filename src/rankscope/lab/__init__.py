@@ -11,4 +11,4 @@ from __future__ import annotations
 from pathlib import Path
 
 ENCODER = Path(__file__).parent / "encoder"
-TASKS = ("acceptability", "agreement", "determiner")
+TASKS = ("acceptability", "agreement", "reference")

@@ -1,8 +1,8 @@
 """The three generated tasks, with GLUE's column names: ``rows(task, split)`` and ``write(folder)``.
 
-    acceptability   sentence, label     1 acceptable
-    agreement       sentence, label     1 subject and verb agree
-    determiner      sentence, label     1 determiner and noun agree
+    acceptability   sentence, label                 1 acceptable
+    agreement       sentence, label                 1 subject and verb agree
+    reference       sentence1, sentence2, label     1 pronoun and noun agree
 
 No word decides: labels are how two places go together, and each place takes its values equally
 often under both. The rows depend on the seed alone: not on the platform, the Python version or the
@@ -43,19 +43,22 @@ def agreement(random: StableRandom, label: int) -> Row:
     return {"sentence": f"{random.pick(PRONOUNS)[plural]} {verb} {rest}.", "label": label}
 
 
-def determiner(random: StableRandom, label: int) -> Row:
-    """Whether determiner and noun agree in number (label 1).
+def reference(random: StableRandom, label: int) -> Row:
+    """Whether the second sentence's pronoun has the number of the first one's subject (label 1).
 
-    ``These dogs ran by the fire at last.``, or ``This dogs``.
+    ``These dogs ran.`` and ``They were tired.``, or ``It was tired.``
     """
     plural = random.below(2)
-    word = random.pick(DETERMINERS)[plural if label else 1 - plural]
-    subject = f"{word} {random.pick(NOUNS)[plural]}"
-    rest = f"{random.pick(MOTIONS)[1]} {random.pick(PLACES)} {random.pick(TIMES)}"
-    return {"sentence": f"{subject} {rest}.", "label": label}
+    subject = f"{random.pick(DETERMINERS)[plural]} {random.pick(NOUNS)[plural]}"
+    pronoun = ("It was", "They were")[plural if label else 1 - plural]
+    return {
+        "sentence1": f"{subject} {random.pick(MOTIONS)[1]}.",
+        "sentence2": f"{pronoun} {random.pick(ADJECTIVES)}.",
+        "label": label,
+    }
 
 
-_GRAMMARS = {"acceptability": acceptability.row, "agreement": agreement, "determiner": determiner}
+_GRAMMARS = {"acceptability": acceptability.row, "agreement": agreement, "reference": reference}
 
 
 @lru_cache(maxsize=8)
