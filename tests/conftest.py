@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import random
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -249,3 +250,12 @@ def bucket(
     name = f"b{abs(hash(request.node.name))}"
     s3fs.S3FileSystem().mkdir(name)
     return f"s3://{name}/runs/study"
+
+
+@pytest.fixture
+def with_a_terminal() -> Iterator[None]:
+    """SIGHUP as a terminal's processes have it, here and in those begun here: under nohup it is
+    ignored, which a run keeps so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

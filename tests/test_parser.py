@@ -52,7 +52,10 @@ from rankscope.cli import COMMANDS, main, parser
         (["collect", "none", "--store", "s"], "none: expected the output folder of a trainer"),
         (["figures", "none", "--width", "3"], "--width: expected a width between 1.5in and 30in"),
         (["figures", "none", "--format", "pgn"], "--format: expected some of pdf,svg,png"),
-        (["judge", "x", "--base", "y", "--fail-if", "rho"], "--fail-if: expected a condition such as"),
+        (
+            ["judge", "x", "--base", "y", "--fail-if", "rho"],
+            "--fail-if: expected a condition such as",
+        ),
     ],
 )
 def test_one_line_and_status_2(

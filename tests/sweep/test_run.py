@@ -256,6 +256,7 @@ def test_a_pack_goes_on_from_where_its_worker_died(
     assert run(asked, tmp_path, quiet=True).hash() == store.hash()
 
 
+@pytest.mark.usefixtures("with_a_terminal")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_pack_that_is_asked_to_stop_leaves_a_checkpoint(
     name: str, store: Store, tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path

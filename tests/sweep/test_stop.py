@@ -41,6 +41,7 @@ def events(store: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("with_a_terminal")
 @pytest.mark.parametrize(("name", "workers"), [("SIGTERM", 1), ("SIGTERM", 2), ("SIGHUP", 1)])
 def test_a_run_that_is_asked_to_stop(name: str, workers: int, tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(STUDY)
