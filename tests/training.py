@@ -27,6 +27,7 @@ from rankscope.train.data import Encoded, encode, read_split
 from rankscope.train.full import FullPack
 from rankscope.train.loading import load_tokenizer
 from rankscope.train.model import stream
+from rankscope.train.one_at_a_time import PeftTrial
 from rankscope.train.run import Run, rows_of
 
 TASK, CPU = TASKS["CoLA"], torch.device("cpu")
@@ -76,6 +77,12 @@ def run_of(
 ) -> Run:
     kind = FullPack if trials[0].method == "full" else AdapterPack
     return Run(kind(trials, model=model, task=TASK, device=CPU, dtype=dtype), TASK, train, train)
+
+
+def run_alone(trial: Trial, model: str, train: Encoded, dtype: torch.dtype = torch.float32) -> Run:
+    """One trial through PEFT's own layers."""
+    pack = PeftTrial([trial], model=model, task=TASK, device=CPU, dtype=dtype)
+    return Run(pack, TASK, train, train)
 
 
 def losses_of(run: Run, *, stop: int | None = None) -> Tensor:

@@ -17,18 +17,15 @@ from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial, rank_in
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.train.isolation import prove
-from rankscope.train.one_at_a_time import PeftTrial
-from rankscope.train.run import Run
 from rankscope.train.without_diverged import without_diverged
 from training import (
-    CPU,
-    TASK,
     adapters,
     alone,
     encoded,
     losses_of,
     peft_model,
     plain_model,
+    run_alone,
     run_of,
     saved,
 )
@@ -129,8 +126,7 @@ def test_spectra_are_those_of_pefts_merge(
         run = run_of(trials, path, train, torch.float64)
     else:
         trials = trials[:1]
-        pack = PeftTrial(trials, model=path, task=TASK, device=CPU, dtype=torch.float64)
-        run = Run(pack, TASK, train, train)
+        run = run_alone(trials[0], path, train, torch.float64)
     losses_of(run)
     run.spectra.record(8, alive=run.alive)
     for k in range(len(trials)):

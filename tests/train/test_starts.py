@@ -17,11 +17,21 @@ from families import FAMILIES
 from rankscope.linalg import Operator
 from rankscope.train.adapters import AdapterPack
 from rankscope.train.isolation import prove
-from rankscope.train.one_at_a_time import PeftTrial
 from rankscope.train.pack import logits
 from rankscope.train.packed import NotIsolated
 from rankscope.train.run import Run
-from training import CPU, TASK, alone, encoded, losses_of, plain_model, run_of, saved, trials_of
+from training import (
+    CPU,
+    TASK,
+    alone,
+    encoded,
+    losses_of,
+    plain_model,
+    run_alone,
+    run_of,
+    saved,
+    trials_of,
+)
 
 WIDTH = 32
 
@@ -122,8 +132,7 @@ def test_spectra_are_those_of_the_change_from_the_pretrained_weight(
         run = run_of(trials, path, train, torch.float64)
     else:
         trials = trials[:1]
-        pack = PeftTrial(trials, model=path, task=TASK, device=CPU, dtype=torch.float64)
-        run = Run(pack, TASK, train, train)
+        run = run_alone(trials[0], path, train, torch.float64)
     losses_of(run)
     run.spectra.record(4, alive=run.alive)
     for k in range(len(trials)):

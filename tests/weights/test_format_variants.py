@@ -367,6 +367,17 @@ def test_an_alpha_beside_diffusers_older_names(tmp_path: Path, stem: str) -> Non
     assert notes(table) == {None}
 
 
+def check_all(
+    place: Path, tensors: dict[str, Tensor], base: dict[str, Tensor], updates: dict[str, Tensor]
+) -> None:
+    """The rows of a file of factors over the file of its base, each against its dW."""
+    save_file(tensors, place / "x.safetensors")
+    save_file(base, place / "base.safetensors")
+    table = measure(place / "x.safetensors", base=place / "base.safetensors")
+    for layer, dW in updates.items():
+        check(table, layer, dW, base[f"{layer}.weight"])
+
+
 def test_xlabs_streams_of_flux(tmp_path: Path) -> None:
     """double_blocks.N.processor.qkv_lora2 belongs to txt_attn.qkv."""
     tensors, base, updates = {}, {}, {}
@@ -376,11 +387,7 @@ def test_xlabs_streams_of_flux(tmp_path: Path) -> None:
         tensors |= {f"{flat}.up.weight": B, f"{flat}.down.weight": A}
         own = f"double_blocks.0.{name}_attn.qkv"
         base[f"{own}.weight"], updates[own] = W, B @ A
-    save_file(tensors, tmp_path / "x.safetensors")
-    save_file(base, tmp_path / "base.safetensors")
-    table = measure(tmp_path / "x.safetensors", base=tmp_path / "base.safetensors")
-    for own, dW in updates.items():
-        check(table, own, dW, base[f"{own}.weight"])
+    check_all(tmp_path, tensors, base, updates)
 
 
 def test_the_text_encoders_of_sd3s_single_file(tmp_path: Path) -> None:
@@ -396,11 +403,7 @@ def test_the_text_encoders_of_sd3s_single_file(tmp_path: Path) -> None:
         tensors |= {f"{flat}.lora_up.weight": B, f"{flat}.lora_down.weight": A}
         own = f"text_encoders.{name}.transformer.{layer}"
         base[f"{own}.weight"], updates[own] = W, B @ A
-    save_file(tensors, tmp_path / "x.safetensors")
-    save_file(base, tmp_path / "base.safetensors")
-    table = measure(tmp_path / "x.safetensors", base=tmp_path / "base.safetensors")
-    for own, dW in updates.items():
-        check(table, own, dW, base[f"{own}.weight"])
+    check_all(tmp_path, tensors, base, updates)
 
 
 @pytest.mark.parametrize(
