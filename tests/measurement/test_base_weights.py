@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 import rankscope as rs
 from rankscope.measurement.row import Row
+from rankscope.weights.live_weight import base_weight
+from rankscope.weights.matrix import Skipped
 from tiny import roberta, shake, stable_rank
 
 
@@ -195,8 +197,6 @@ class HQQLinear(nn.Linear):
 @pytest.mark.parametrize("kind", ["torchao", "HQQ"])
 def test_torchaos_and_hqqs_weights(kind: str) -> None:
     """Both found by their names, as the libraries write them; tried with the libraries by hand."""
-    from rankscope.weights.live_weight import base_weight
-
     layer = nn.Linear(5, 6) if kind == "torchao" else HQQLinear(5, 6)
     plain = layer.weight.detach().clone()
     if kind == "torchao":
@@ -211,3 +211,17 @@ def test_torchaos_and_hqqs_weights(kind: str) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
     assert note is not None
     assert kind in note
+
+
+@pytest.mark.parametrize("kind", ["torchao", "HQQ"])
+def test_a_packed_weight_that_cannot_be_unpacked_is_left_out_with_its_reason(kind: str) -> None:
+    layer = nn.Linear(5, 6) if kind == "torchao" else HQQLinear(5, 6)
+    if kind == "torchao":
+        packed = layer.weight.detach().as_subclass(Int8Tensor)
+        layer.weight = nn.Parameter(packed, requires_grad=False)
+        layer.weight.scale = None  # type: ignore[assignment]
+    else:
+        layer.weight = None  # and no W_q
+    found, _ = base_weight("l", layer, None)
+    assert isinstance(found, Skipped)
+    assert "can't be unpacked" in found.why

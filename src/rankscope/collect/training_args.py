@@ -45,7 +45,7 @@ def training_args(path: Path) -> dict[str, Any]:
         if len(data) > BYTES:
             raise ValueError(f"more than {BYTES} bytes")
         found = followed(data)
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except (OSError, zipfile.BadZipFile, RuntimeError) as error:
         raise ValueError(f"{path}: expected what torch.save wrote; {error}") from None
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: expected training arguments; found none ({error})") from None

@@ -7,7 +7,7 @@ A dequantised W is what the model computes with (QLoRA), not the weight before q
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from rankscope.weights.tensors import READABLE, one_line
 
 WEIGHTS = ("weight", "in_proj_weight")  # the latter is nn.MultiheadAttention's fused weight
 NAMES = {"Params4bit": "bitsandbytes 4 bits", "Int8Params": "bitsandbytes int8"}
-FAILS = (ImportError, AttributeError, RuntimeError, ValueError, TypeError, NotImplementedError)
+FAILS = (ImportError, AttributeError, RuntimeError, ValueError, TypeError)
 
 
 def base_weight(
@@ -30,30 +30,33 @@ def base_weight(
     """
     names = WEIGHTS if own is None else (own,)
     weight = next((w for name in names if (w := getattr(base, name, None)) is not None), None)
-    why, note = None, None
-    if weight is None and type(base).__name__ == "HQQLinear":
-        return base.dequantize().detach(), "W is dequantised from HQQ"  # type: ignore[operator]
-    if not isinstance(weight, Tensor):
-        why = f"its base layer, {type(base).__name__}, has no weight"
-    elif weight.is_meta:
+    if isinstance(weight, Tensor) and weight.is_meta:
         why = "its base's numbers are not in memory (device meta)"
-    elif (kind := NAMES.get(type(weight).__name__)) is not None:
+    elif (packed := _packed(base, weight)) is not None:
+        kind, unpack = packed
         try:
-            return _dequantised(base, weight), f"W is dequantised from {kind}"
+            return unpack().detach(), f"W is dequantised from {kind}"
         except FAILS as error:
             why = f"the base weight is packed ({kind}) and can't be unpacked: {one_line(error)}"
-    elif type(weight).__module__.startswith("torchao."):  # it says float32, and cannot be summed
-        kind = f"torchao's {type(weight).__name__}"
-        try:
-            return weight.dequantize().detach(), f"W is dequantised from {kind}"
-        except FAILS as error:
-            why = f"the base weight is packed ({kind}) and can't be unpacked: {one_line(error)}"
+    elif not isinstance(weight, Tensor):
+        why = f"its base layer, {type(base).__name__}, has no weight"
     elif weight.dtype not in READABLE:
         kind = str(weight.dtype).removeprefix("torch.")
         why = f"the base weight is {kind}, quantized: dequantise it first"
     else:
-        return weight.detach(), note
+        return weight.detach(), None
     return Skipped(layer, f"W and W + dW: {why}"), None
+
+
+def _packed(base: Any, weight: Any) -> tuple[str, Callable[[], Tensor]] | None:
+    """What packed the weight of ``base``, and the function that unpacks it; None if nothing did."""
+    if weight is None and type(base).__name__ == "HQQLinear":
+        return "HQQ", base.dequantize
+    if (kind := NAMES.get(type(weight).__name__)) is not None:
+        return kind, lambda: _from_bitsandbytes(base, weight)
+    if type(weight).__module__.startswith("torchao."):  # it says float32, and cannot be summed
+        return f"torchao's {type(weight).__name__}", weight.dequantize
+    return None
 
 
 @contextmanager
@@ -70,7 +73,7 @@ def onloaded(module: nn.Module) -> Iterator[None]:
         yield
 
 
-def _dequantised(base: Any, weight: Any) -> Tensor:
+def _from_bitsandbytes(base: Any, weight: Any) -> Tensor:
     functional: Any = importlib.import_module("bitsandbytes.functional")
     if type(weight).__name__ == "Params4bit":
         found = functional.dequantize_4bit(weight.data, weight.quant_state)
@@ -79,4 +82,4 @@ def _dequantised(base: Any, weight: Any) -> Tensor:
         if scales is None or weight.data.dtype != functional.torch.int8:
             raise ValueError("its scales (SCB) are not there yet")
         found = functional.int8_vectorwise_dequant(weight.data, scales)
-    return found.detach().float()
+    return found.float()

@@ -168,8 +168,7 @@ def _open_numpy(path: Path) -> Tensors:
         OSError,
         ValueError,
         zipfile.BadZipFile,
-        NotImplementedError,
-        RuntimeError,
+        RuntimeError,  # includes NotImplementedError
         EOFError,
     ) as error:
         raise ValueError(
