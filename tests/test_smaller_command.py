@@ -21,11 +21,16 @@ from tiny import Case
 def store(make_case: Callable[..., Case], tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Two adapters and a full fine-tune."""
     found = Store.create_empty(tmp_path_factory.mktemp("s") / "store", name="s")
-    frame = pd.DataFrame({"step": [4], "accuracy": [0.5]})
+    frame = pd.DataFrame({"step": [2, 4], "accuracy": [0.9, 0.5]})  # best and last differ
     same = {"metrics": frame, "metric": "accuracy", "task": "t", "learning_rate": 1e-3}
     for seed in (0, 1):
         case = make_case("roberta", r=4 + seed, target_modules=["query", "value"])
-        found.add_trial(adapter=case.adapter, model="m", seed=seed, **same)
+        longer = tmp_path_factory.mktemp("longer") / "adapter"
+        shutil.copytree(case.adapter, longer)
+        tensors = load_file(longer / "adapter_model.safetensors")
+        turned = {k: v.roll(1, -1) + 0.1 * v for k, v in tensors.items()}
+        save_file(turned, longer / "adapter_model.safetensors", metadata={"format": "pt"})
+        found.add_trial(adapter={2: case.adapter, 4: longer}, model="m", seed=seed, **same)
     tuned = tmp_path_factory.mktemp("tuned") / "m"
     shutil.copytree(case.base, tuned)
     tensors = load_file(tuned / "model.safetensors")
@@ -41,6 +46,7 @@ def test_a_trial_is_resized_as_its_folder_is(
 ) -> None:
     """By the first digits of its id, with either of its weights."""
     (id, *_) = (t.id for t in store.planned() if t.method == "lora")
+    written = []
     for name in ("best", "last"):
         place = tmp_path / name
         words = [str(store.path), "--trial", id[:6], "--weights", name, "--to", str(place)]
@@ -51,6 +57,8 @@ def test_a_trial_is_resized_as_its_folder_is(
         assert {cut["rank"] for cut in said["layers"]} == {2}
         same = [p / "adapter_model.safetensors" for p in (place, tmp_path / f"{name}-own")]
         assert same[0].read_bytes() == same[1].read_bytes()
+        written.append(same[0].read_bytes())
+    assert written[0] != written[1]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, matthews_corrcoef
 
-from rankscope.analysis.interventions import Edited, Resamples, changes, groups
+from rankscope.analysis.interventions import Edited, Resamples, changes, groups, unedited
 from rankscope.analysis.paths import dose, loss_at
 from rankscope.analysis.threshold import Threshold
 from rankscope.analysis.verdicts.interventions import interventions_verdict
@@ -118,6 +118,34 @@ def test_the_dose_along_the_path() -> None:
     assert found.u.low < 0.8 < found.u.high
     assert found.u.estimate == pytest.approx(0.8, abs=0.1)
     assert (found.censored, found.longest) == (0, pytest.approx(math.log(5)))
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_the_interval_of_a_dose_has_students_tails(seed: int) -> None:
+    """Against medians of the same redrawn trials, whose 2.5 % and 97.5 % lie further in."""
+    given = edited(half=0.8, rows=2000, seed=seed)
+    names = everyone(given)
+    found = dose(given, names, rng=np.random.default_rng(0), resamples=2000).u
+    each = np.array(
+        [dose(given, [n], rng=np.random.default_rng(0), resamples=9).u.estimate for n in names]
+    )
+    order = each.argsort()
+    drawn = Resamples.draw(unedited(given), 2000, rng=np.random.default_rng(0), resamples=2000)
+    share = drawn.trials[:, order].cumsum(axis=1) / drawn.trials.sum(axis=1, keepdims=True)
+    medians = each[order][(share < 0.5).sum(axis=1)]
+    tail = stats.norm.sf(stats.t.ppf(0.975, 12 - 4))
+    low, inner, outer, high = np.quantile(medians, [tail, 0.025, 0.975, 1 - tail])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=2e-3)
+    assert outer - inner < 0.9 * (high - low)
+
+
+def test_a_dose_of_five_trials_has_no_interval() -> None:
+    """The median lies outside the extremes of five with a probability of 2^(1 - 5) = 6 %."""
+    given = edited(half=0.8)
+    for count in (5, 6):
+        found = dose(given, everyone(given)[:count], rng=np.random.default_rng(0), resamples=50).u
+        assert found.known == (count == 6)
+        assert found.estimate == pytest.approx(0.8, abs=0.2)
 
 
 def test_a_path_that_loses_nothing_is_censored() -> None:

@@ -17,6 +17,10 @@ from scipy.optimize import isotonic_regression
 from rankscope.analysis.inference import LEVEL, Interval
 from rankscope.analysis.interventions import Array, Edited, Resamples, over_trials, unedited
 
+# Trials without which no interval of a median covers 95 %: the extremes of n hold it with a
+# probability of 1 - 2^(1 - n) (Conover 1999, section 3.2), and redrawn trials lie between them.
+FEWEST = 6
+
 
 @dataclass(frozen=True)
 class Dose:
@@ -44,7 +48,8 @@ def dose(
     """u*_q along the path of growing scales, of these trials.
 
     The interval is by percentiles, infinity counted, moved out for few trials as Student's t says
-    (Hesterberg 2015; the draws' variance is unbiased, so that no factor for it is needed).
+    (Hesterberg 2015; the draws' variance is unbiased, so that no factor for it is needed). There is
+    none of fewer than ``FEWEST`` trials.
     """
     own = unedited(edited).query("trial in @trials").reset_index()
     drawn = Resamples.draw(own, len(edited.labels), rng=rng, resamples=resamples)
@@ -61,7 +66,7 @@ def dose(
     medians = np.array([_median(found, w) for w in drawn.trials])
     medians += _row_error(values, rng) * rng.normal(size=len(medians))
     low = high = np.nan
-    if len(found) > 1 and drawn.degrees > 0:
+    if len(found) >= FEWEST and drawn.degrees > 0:
         tail = float(stats.norm.sf(stats.t.ppf((1 + LEVEL) / 2, drawn.degrees)))
         low, high = np.quantile(medians, [tail, 1 - tail], method="closest_observation")
     middle = _median(found, np.ones(len(found)))

@@ -63,16 +63,17 @@ def pattern_of(layers: Mapping[str, Layer], *, rank: int, trials: int) -> RankPa
     ranks = dict.fromkeys(layers, 1)
     budget = rank * sum(layer.cost for layer in layers.values())
     left = budget - sum(layer.cost for layer in layers.values())
-    waiting = [(-_worth(layer, 1), name) for name, layer in layers.items()]
+    # equal energies go to the layer with fewer ranks, not to the first name
+    waiting = [(-_worth(layer, 1), 1, name) for name, layer in layers.items()]
     heapq.heapify(waiting)
     while waiting:
-        _, name = heapq.heappop(waiting)
+        _, _, name = heapq.heappop(waiting)
         layer = layers[name]
         if layer.cost > left or ranks[name] >= _most(layer, rank):
             continue  # for good: what is left only shrinks
         ranks[name] += 1
         left -= layer.cost
-        heapq.heappush(waiting, (-_worth(layer, ranks[name]), name))
+        heapq.heappush(waiting, (-_worth(layer, ranks[name]), ranks[name], name))
     if len(set(ranks.values())) == 1:
         raise ValueError(f"the energies ask for rank {rank} in every layer")
     return RankPattern(ranks, rank, budget - left, budget, trials)
