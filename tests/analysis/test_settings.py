@@ -58,6 +58,9 @@ def test_each_setting_is_answered_as_if_it_were_alone() -> None:
             rates.drop(columns="model").reset_index(drop=True),
             alone.learning_rates.drop(columns="model"),
         )
+    for verdict in found.verdicts:  # two numbers of one task are told apart by the setting
+        if verdict.hypothesis in ("H1", "H5"):
+            assert "(small, optimizer=muon" in " ".join(verdict.sentences)
     assert found.counts["models"] == 1
     assert found.counts["trials"] == len(frames.trials)
 

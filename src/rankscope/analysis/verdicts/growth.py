@@ -13,6 +13,7 @@ from rankscope.analysis.verdicts.verdict import (
     interval_of,
     named,
     records,
+    where,
 )
 
 
@@ -61,13 +62,19 @@ def _headline(found: Growth) -> str:
     main = found.primary
     ranks = main["ranks"].iloc[0].split(", ")
     grown = float(ranks[-1]) / float(ranks[0])
-    place = f"{named(main['task'])}, scale {main['scaling'].iloc[0]}"
+    several = _several_models(found)
+    names = named(where(row, several) for row in records(main))
+    place = f"{names}, scale {main['scaling'].iloc[0]}"
     once = "" if found.ratio.cluster == "seed" else " of one seed"
     return (
         f"From r = {ranks[0]} to r = {ranks[-1]}, {grown:.3g} times the rank, the stable rank of "
         f"the update changes by a factor of {found.ratio}, b = {found.exponent} ({place}, "
         f"{counted(found.ratio.clusters, found.ratio.cluster)}{once})."
     )
+
+
+def _several_models(found: Growth) -> bool:
+    return bool(found.groups["model"].nunique() > 1)
 
 
 def _more(found: Growth) -> list[str]:
@@ -89,13 +96,15 @@ def _more(found: Growth) -> list[str]:
         )
     others = found.groups[~found.groups["primary"] & found.groups["kind"].eq(EVERY)]
     told = [
-        f"{row['task']}, {row['scaling']}, ranks {row['ranks']}: b = {interval_of(row, 'b')}"
+        f"{where(row, _several_models(found))}, {row['scaling']}, ranks {row['ranks']}: "
+        f"b = {interval_of(row, 'b')}"
         for row in records(others)[:6]
     ]
     if told:
-        sentences.append(
-            f"Designs with other seeds or ranks are not pooled with it: {'; '.join(told)}."
-        )
+        kinds = "Designs with other seeds or ranks"
+        if _several_models(found):
+            kinds = "Other models, settings and designs"
+        sentences.append(f"{kinds} are not pooled with it: {'; '.join(told)}.")
     return sentences
 
 

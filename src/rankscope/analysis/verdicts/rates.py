@@ -14,6 +14,7 @@ from rankscope.analysis.verdicts.verdict import (
     counted,
     interval_of,
     records,
+    where,
 )
 
 # an exponent this small moves the best rate by less than sqrt(2) where the rank grows fourfold
@@ -42,8 +43,9 @@ def rates_verdict(found: Rates) -> Verdict:
     ):
         word = "supported"
     edges = found.configurations[found.configurations["edge"].ne("")]
+    several = len({row["model"] for row in rows}) > 1
     named = ", ".join(
-        f"{row['task']} {row['method']}"
+        f"{where(row, several)} {row['method']}"
         + (f" r = {row['rank']:.0f}" if row["method"] == "lora" else "")
         for row in records(edges)[:8]
     )
@@ -52,20 +54,20 @@ def rates_verdict(found: Rates) -> Verdict:
         if named
         else ""
     )
-    return answer(
-        "H5", word, [_headline(rows, known), *map(_sentence, rows)], numbers, edge, PUBLISHED
-    )
+    sentences = [_headline(rows, known, several), *(_sentence(row, several) for row in rows)]
+    return answer("H5", word, sentences, numbers, edge, PUBLISHED)
 
 
-def _headline(rows: list[dict[str, Any]], known: list[dict[str, Any]]) -> str:
+def _headline(rows: list[dict[str, Any]], known: list[dict[str, Any]], several: bool) -> str:
     """The groups that have an interval; how many have none is said, and their numbers follow."""
     there = [row for row in rows if np.isfinite(row["exponent"])]
     if not there:
         return "No group has two ranks whose best rate lies inside the grid."
     shown = known or there
-    told = [
-        f"{_exponent(row, known)} on {row['task']} ({row['scaling']})" for row in shown[:MOST_NAMED]
-    ]
+    told = []
+    for row in shown[:MOST_NAMED]:
+        inner = f"{where(row, several).removesuffix(')')}, " if several else f"{row['task']} ("
+        told.append(f"{_exponent(row, known)} on {inner}{row['scaling']})")
     more = f" and {len(shown) - MOST_NAMED} more" if len(shown) > MOST_NAMED else ""
     silent = len(there) - len(known)
     ending = "with one seed there is no interval"
@@ -83,22 +85,14 @@ def _exponent(row: dict[str, Any], known: list[dict[str, Any]]) -> str:
     return f"{row['exponent']:.2f}".replace("-", "−")
 
 
-def _place(row: dict[str, Any]) -> str:
-    return f"{row['task']}, {row['scaling']} (r = {row['ranks']})"
-
-
-def _sentence(row: dict[str, Any]) -> str:
+def _sentence(row: dict[str, Any], several: bool) -> str:
+    place = f"{where(row, several)}, {row['scaling']}"
     if not row["ranks"]:
-        return (
-            f"{row['task']}, {row['scaling']}: every best rate lies at the edge of the grid "
-            "or has no neighbours."
-        )
+        return f"{place}: every best rate lies at the edge of the grid or has no neighbours."
+    place = f"{place} (r = {row['ranks']})"
     exponent = interval_of(row, "exponent", clusters=row["exponent_seeds"])
-    text = (
-        f"{_place(row)}: exponent {exponent}"
-        if np.isfinite(exponent.estimate)
-        else f"{_place(row)}: one rank"
-    )
+    known = np.isfinite(exponent.estimate)
+    text = f"{place}: exponent {exponent}" if known else f"{place}: one rank"
     if np.isfinite(row["to_full"]):
         times = interval_of(row, "to_full", clusters=row["to_full_seeds"])
         return f"{text}, {times:.1f} times the best rate of full fine-tuning."

@@ -71,8 +71,12 @@ def interval_of(row: Any, name: str, cluster: str = "seed", clusters: int = 0) -
 
 
 def where(row: Any, several_models: bool) -> str:
-    """How a model and task are called: by the task, and by the model if there are several."""
-    return f"{row['task']} ({row['model']})" if several_models else str(row["task"])
+    """How a model and task are called: by the task, and by the model if there are several. A
+    setting stands in the model's name (`rankscope.analysis.settings`)."""
+    if not several_models:
+        return str(row["task"])
+    model, _, setting = str(row["model"]).partition(" (")
+    return f"{row['task']} ({model}{', ' if setting else ''}{setting.removesuffix(')')})"
 
 
 def named(names: Iterable[str]) -> str:
