@@ -18,6 +18,7 @@ from rankscope.commands import suggest as suggesting
 from rankscope.console import message, say
 from rankscope.parser import SHELLS, Completion, Parser
 from rankscope.startup import end_at_once, with_large_pages
+from rankscope.sweep.installed import changed_code
 from rankscope.sweep.stop import Stopped, stopping_on_signals
 
 
@@ -47,6 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (OSError, ValueError) as error:
         say(message(error))
+        return 2
+    except Exception as error:
+        if (line := changed_code(error)) is None:
+            raise
+        say(line)
         return 2
 
 

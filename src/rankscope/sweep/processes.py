@@ -17,10 +17,12 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from rankscope.sweep.installed import BEGUN, changed
 from rankscope.system import apart
 
 TICK = 0.5  # seconds between two checks of the workers
 GRACE = 60.0  # seconds that a worker has to finish its optimiser step
+BEGAN = "began"  # of a job: when its driver began, in seconds since 1970
 FALLS = 20  # workers that may die in a row without progress
 
 
@@ -60,7 +62,8 @@ def run_processes(
                     )
                     running[slot] = _start(command, job, environments[slot])
                 elif process.returncode:
-                    reasons.append(reason or f"a worker ended with status {process.returncode}")
+                    status = f"a worker ended with status {process.returncode}"
+                    reasons.append(reason or changed(status) or status)
     finally:
         _stop(list(running.values()))
     if reasons:
@@ -80,7 +83,7 @@ def _start(
     )
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it died at once: noticed at the next check
-        process.stdin.write(json.dumps(dict(job)) + "\n")
+        process.stdin.write(json.dumps({**job, BEGAN: BEGUN}) + "\n")
         process.stdin.flush()
     return process
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rankscope.sweep.installed import changed_code
 from rankscope.sweep.processes import FALLS, GRACE, TICK
 
 
@@ -69,6 +70,10 @@ def _work(visit: Callable[[Mapping[str, Any]], object], job: Mapping[str, Any]) 
         visit(job)
     except (OSError, ValueError) as error:
         return " ".join(str(error).split())
+    except Exception as error:
+        if (line := changed_code(error)) is not None:
+            return line
+        raise
     return None
 
 

@@ -24,6 +24,7 @@ from rankscope.store.log import Log
 from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.trial import Trial
+from rankscope.sweep.installed import changed_code
 from rankscope.sweep.stop import stopping_between_steps
 from rankscope.sweep.trackers import Trackers
 
@@ -238,6 +239,8 @@ class Worker:
         self.log.refresh()
         if lease.number not in self.log.live:  # the trials belong to another worker now
             return
+        if (line := changed_code(error)) is not None:
+            raise OSError(line) from None
         if isinstance(error, OSError):
             raise error if error.filename else OSError(f"{self.store}: {error}") from None
         if re.search(

@@ -14,6 +14,8 @@ from typing import Any
 
 from rankscope.console import message
 from rankscope.startup import end_at_once, without_collection
+from rankscope.sweep.installed import BEGUN, changed_code
+from rankscope.sweep.processes import BEGAN
 from rankscope.sweep.stop import Stopped, stopping_on_signals
 
 
@@ -31,6 +33,7 @@ def serve(visit: Callable[[dict[str, Any]], None]) -> int:
     """Reads the job and runs it. Returns 0: nothing is left to do; 2: could not continue, and said
     why; from 128: asked to stop."""
     words = os.fdopen(os.dup(1), "w")
+    job: dict[str, Any] = {}
     os.dup2(2, 1)  # accidental output must not be taken for this worker's result
     try:
         with stopping_on_signals():
@@ -38,13 +41,20 @@ def serve(visit: Callable[[dict[str, Any]], None]) -> int:
             if not line:  # the driver has already gone
                 return 0
             threading.Thread(target=_follow_the_driver, daemon=True).start()
-            visit(json.loads(line))
+            job.update(json.loads(line))
+            visit(job)
     except Stopped as stopped:
         return stopped.status
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError) as error:
         print(message(error), file=words, flush=True)
+        return 2
+    except Exception as error:
+        line = changed_code(error, job.get(BEGAN, BEGUN))
+        if line is None:
+            raise
+        print(line, file=words, flush=True)
         return 2
     return 0
 
