@@ -6,6 +6,7 @@ import json
 import re
 import struct
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,10 @@ from safetensors.torch import save_file
 
 from rankscope.measurement.measure import measure
 from rankscope.weights import limits
+from rankscope.weights.base_model import BaseModel
+from rankscope.weights.matrix import Skipped
+from rankscope.weights.name_index import NameIndex
+from rankscope.weights.tensors import Header, Tensors
 
 
 def refusal(source: object, **settings: object) -> str:
@@ -322,3 +327,38 @@ def test_long_names_are_cut_in_messages(tmp_path: Path) -> None:
         tmp_path / "x.safetensors",
     )
     assert "a" * 101 not in refusal(tmp_path / "x.safetensors", base=tmp_path / "base.safetensors")
+
+
+class Counted(list[str]):
+    """Names that count how often all of them are looked through."""
+
+    passes = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_names_of_a_base_are_looked_through_a_few_times_whatever_is_asked() -> None:
+    """Of another model: by each of 300 layers, some called like outputs, some like experts."""
+    names = Counted(
+        f"h.{i}.mlp.experts.{e}.{half}.weight"
+        for i in range(3)
+        for e in range(2)
+        for half in ("gate_proj", "up_proj")
+    )
+    headers = dict.fromkeys(names, Header((2, 2), torch.float32))
+    base = BaseModel(Tensors("base", headers, {}))
+    vars(base)["names"] = NameIndex(names)  # in place of the cached one
+    names.passes = 0
+    layers = [f"x.{i}.{name}" for i in range(100) for name in ("q_proj", "lm_head", "experts.z")]
+    with pytest.raises(ValueError, match="found none of its 300"):
+        base.check_same_model(layers, "adapter")
+    for i in range(100):
+        assert isinstance(base.experts(f"x.{i}.mlp.experts.gate_up_proj", 2), Skipped)
+        assert "nearest: h.0" in str(base.weight(f"x.{i}.up_proj"))
+    assert names.passes <= 6
+    assert callable(base.experts("model.h.2.mlp.experts.gate_up_proj", 2)) is False
+    assert callable(base.experts("h.2.mlp.experts.gate_up_proj", 2))
+    assert NameIndex(["a.b.q.weight_packed"]).holds_any(["b.q"])
+    assert not NameIndex(["a.b.q.weight_packed"]).holds_any(["b.p", "c.q", "q.weight"])

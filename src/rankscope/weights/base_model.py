@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from rankscope.weights.checkpoints import open_checkpoint, open_file, read_json
 from rankscope.weights.flat_names import flat_names, layer_of_flat
 from rankscope.weights.hub import Place, place
 from rankscope.weights.matrix import Skipped
+from rankscope.weights.name_index import NameIndex, without_wrapping
 from rankscope.weights.quantized import dequantised, packing
 from rankscope.weights.tensors import READABLE, Tensors, renamed, unreadable
 
@@ -37,10 +37,6 @@ FUSED = {
 }
 # A checkpoint of a model that ties these holds only one of the two.
 OUTPUT_EMBEDDINGS = ("lm_head", "embed_out", "lm_head.decoder", "predictions.decoder")
-INPUT_EMBEDDINGS = re.compile(r"(.*\.)?(embed_tokens|wte|shared|word_embeddings|embed_in)\.weight")
-# Parts that transformers adds to or takes out of names between a multimodal file and its model:
-# "language_model.model.layers.0" of Gemma 3's files is "model.language_model.layers.0" there.
-WRAPPING = {"model", "language_model"}
 NESTED = ".base_layer"  # inserted where PEFT wraps part of a layer that it also wraps
 
 
@@ -54,19 +50,9 @@ class BaseModel:
     quantization: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
-    def endings(self) -> dict[str, str]:
-        """Name without its first one or two parts -> full name."""
-        return _endings(self.tensors)
-
-    @cached_property
-    def tails(self) -> dict[str, str]:
-        """Possible ending of a layer's name -> the first tensor that has it."""
-        return _tails(self.tensors)
-
-    @cached_property
-    def unwrapped(self) -> dict[str, str]:
-        """Name without ``WRAPPING`` -> full name."""
-        return _only((_unwrapped(name), name) for name in self.tensors)
+    def names(self) -> NameIndex:
+        """Its tensors by names that differ by a prefix."""
+        return NameIndex(self.tensors)
 
     @cached_property
     def flat(self) -> dict[str, str]:
@@ -92,10 +78,10 @@ class BaseModel:
                 if name in self.tensors:
                     return name
         return (
-            self.endings.get(f"{layer}.weight")
-            or self.endings.get(layer)
-            or self.unwrapped.get(_unwrapped(f"{layer}.weight"))
-            or self.unwrapped.get(_unwrapped(layer))
+            self.names.endings.get(f"{layer}.weight")
+            or self.names.endings.get(layer)
+            or self.names.unwrapped.get(without_wrapping(f"{layer}.weight"))
+            or self.names.unwrapped.get(without_wrapping(layer))
             or self.tied_to(layer)
         )
 
@@ -104,7 +90,7 @@ class BaseModel:
         to them."""
         if not layer.endswith(OUTPUT_EMBEDDINGS) or f"{layer}.weight" in self.tensors:
             return None
-        return next((name for name in self.tensors if INPUT_EMBEDDINGS.fullmatch(name)), None)
+        return self.names.input_embeddings
 
     def layer_of_flat(self, flat: str) -> str | None:
         """The layer that kohya calls ``lora_unet_down_blocks_0_...``; None if no layer, or more
@@ -191,13 +177,18 @@ class BaseModel:
         and w3."""
         module, _, own = parameter.rpartition(".")
         place = re.match(r".*?\.\d+\.", module)
-        inside = re.escape(place[0]) if place else ""
+        inside = place[0] if place else ""
+        here = [
+            experts
+            for before, experts in self.names.experts.items()
+            if before.startswith(inside) or f".{inside}" in before
+        ]
         for halves in FUSED.get(own, ()):
-            pattern = re.compile(
-                rf"(.*\.)?{inside}(.*\.)?experts\.(\d+)\.({'|'.join(halves)})\.weight"
-            )
             found = {
-                (int(m[3]), m[4]): name for name in self.tensors if (m := pattern.fullmatch(name))
+                (e, half): name
+                for experts in here
+                for (e, half), name in experts.items()
+                if half in halves
             }
             wanted = [(e, half) for e in range(count) for half in halves]
             if all(key in found for key in wanted) and len(found) == len(wanted):
@@ -215,12 +206,8 @@ class BaseModel:
     ) -> None:
         """``ValueError`` if the base holds none of ``layers``, so is another model."""
         if matched is None:
-            names = "".join(
-                f".{name}." for name in self.tensors
-            )  # including the names of quantised weights
-            matched = any(
-                self.name_of(layer) is not None or f".{layer}." in names for layer in layers
-            )
+            matched = any(self.name_of(layer) is not None for layer in layers)
+            matched = matched or self.names.holds_any(layers)
         if layers and not matched:
             raise ValueError(
                 f"{self.tensors.where}: expected the base of {where}, with layers such as "
@@ -231,7 +218,8 @@ class BaseModel:
     def _missing(self, layer: str) -> str:
         parts = layer.split(".")
         endings = (".".join(parts[cut:]) for cut in range(len(parts)))
-        near = next((self.tails[ending] for ending in endings if ending in self.tails), None)
+        tails = self.names.tails
+        near = next((tails[ending] for ending in endings if ending in tails), None)
         return f"the base {self.tensors.where} has no weight of that name" + (
             f"; nearest: {near}" if near else ""
         )
@@ -265,29 +253,3 @@ def _without_adapters(tensors: Tensors) -> Tensors:
     plain = {name.replace(f"{NESTED}.", "."): name for name in tensors}
     wrapped = len(plain) == len(tensors.headers) and any(f"{NESTED}." in name for name in tensors)
     return renamed(tensors, plain) if wrapped else tensors
-
-
-def _endings(tensors: Tensors) -> dict[str, str]:
-    """Name without its first one or two parts -> full name, where it is unique."""
-    return _only((".".join(name.split(".")[cut:]), name) for name in tensors for cut in (1, 2))
-
-
-def _only(named: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Those that stand for one name alone."""
-    pairs = list(named)
-    count = Counter(short for short, _ in pairs)
-    return {short: name for short, name in pairs if short and count[short] == 1}
-
-
-def _unwrapped(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in WRAPPING)
-
-
-def _tails(tensors: Tensors) -> dict[str, str]:
-    """Possible ending of a layer's name -> the first tensor that has it."""
-    tails: dict[str, str] = {}
-    for name in tensors:
-        parts = name.removesuffix(".weight").split(".")
-        for cut in range(max(0, len(parts) - 4), len(parts)):
-            tails.setdefault(".".join(parts[cut:]), name)
-    return tails
