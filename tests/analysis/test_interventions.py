@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from sklearn.metrics import accuracy_score, matthews_corrcoef
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from rankscope.analysis.interventions import Edited, Resamples, changes, groups, unedited
 from rankscope.analysis.paths import dose, loss_at
@@ -57,17 +57,41 @@ def test_weighted_metrics_are_those_of_repeated_rows(classes: int) -> None:
     rng = np.random.default_rng(classes)
     labels, answers = rng.integers(0, classes, 50), rng.integers(0, classes, (4, 50))
     weights = rng.integers(0, 4, (3, 50))
-    for name, oracle in (("accuracy", accuracy_score), ("matthews_correlation", matthews_corrcoef)):
+    oracles = {
+        "accuracy": accuracy_score,
+        "matthews_correlation": matthews_corrcoef,
+        "f1_macro": lambda truth, answer: f1_score(truth, answer, average="macro"),
+    }
+    if classes == 2:
+        oracles["f1"] = f1_score
+    for name, oracle in oracles.items():
         found = METRICS[name](answers.astype(float), labels.astype(float), weights.astype(float))
         wanted = [[oracle(labels.repeat(w), a.repeat(w)) for w in weights] for a in answers]
         np.testing.assert_allclose(found, wanted, rtol=1e-12)
     scores = rng.normal(size=(4, 50))
-    found = METRICS["pearson"](scores, labels.astype(float), weights.astype(float))
-    wanted = [[np.corrcoef(labels.repeat(w), s.repeat(w))[0, 1] for w in weights] for s in scores]
-    np.testing.assert_allclose(found, wanted, rtol=1e-10)
+    scores[:, :9] = 0.5  # ties
+    for name, of in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
+        found = METRICS[name](scores, labels.astype(float), weights.astype(float))
+        wanted = [[of(labels.repeat(w), s.repeat(w))[0] for w in weights] for s in scores]
+        np.testing.assert_allclose(found, wanted, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["matthews_correlation", "pearson"])
+def test_the_loss_of_rows_counts_each_token_once() -> None:
+    """Two rows of 3 tokens and 1, and one whose answer was cut away."""
+    losses, tokens = np.array([[2.0, 6.0, np.nan]]), np.array([3.0, 1.0, 0.0])
+    found = METRICS["eval_loss"](losses, tokens, np.array([[1.0, 1, 1], [0, 2, 1], [2, 0, 0]]))
+    assert found.tolist() == [[3.0, 6.0, 2.0]]
+
+
+def test_f1_of_nothing_is_none_and_of_one_class_is_its_own() -> None:
+    none, one = np.zeros((1, 4)), np.ones((1, 4))
+    assert METRICS["f1"](none, np.zeros(4), one).tolist() == [[0.0]]
+    assert METRICS["f1_macro"](none, np.zeros(4), one).tolist() == [[1.0]]
+    labels = np.array([0.0, 0.0, 0.0, 1.0])
+    assert Edited(pd.DataFrame({"trial": ["a"]}), none, labels, "f1").constant() == 0.4
+
+
+@pytest.mark.parametrize("name", ["matthews_correlation", "pearson", "spearman"])
 def test_a_constant_answer_correlates_with_nothing(name: str) -> None:
     labels = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
     found = METRICS[name](np.full((1, 5), 0.3), labels, np.ones((1, 5)))
@@ -285,3 +309,48 @@ def test_without_collapsed_trials_nothing_is_decided() -> None:
     )  # fmt: skip
     assert verdict.verdict == "undecided"
     assert "12 good and 0 collapsed" in verdict.sentences[0]
+
+
+def test_a_loss_is_read_the_other_way_round() -> None:
+    """A language model whose rows lose 1 - right: the same groups, dose and answer as accuracy
+    has, with changes of the other sign."""
+    table = collapsed(edited(half=0.4), regain=0.28)
+    labels = table["labels"].iloc[0]
+    bases = table.drop_duplicates("trial").assign(family="scale", level=0.0, log_drift=0.0)
+    bases["answers"] = [np.zeros(len(labels))] * len(bases)
+    right = pd.concat([table, bases], ignore_index=True)
+    right["refit_answers"] = None
+    wrong = right.assign(
+        metric="eval_loss",
+        answers=[(answers != labels).astype(float) for answers in right["answers"]],
+        labels=[np.ones(len(labels))] * len(right),
+    )
+    columns = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
+    trials = right.drop_duplicates("trial")[["trial", *columns]]
+    reference = Threshold("m", "t", "supported", "", gain=0.3)
+    found = [
+        interventions_verdict(
+            one.drop(columns=columns), trials, [reference], rng=np.random.default_rng(0),
+            resamples=60,
+        )
+        for one in (right, wrong)
+    ]  # fmt: skip
+    assert found[1].verdict == found[0].verdict == "supported"
+    plain, turned = (verdict.numbers["interventions"][0] for verdict in found)
+    for name in ("good", "collapsed", "regain_own", "regain_own_low", "loss_own_high", "half_high"):
+        assert turned[name] == pytest.approx(plain[name]), name
+    for group in ("changes_good_own", "changes_collapsed_own"):
+        for one, other in zip(plain[group], turned[group], strict=True):
+            assert other["change"] == pytest.approx(-one["change"])
+            assert other["metric"] == pytest.approx(1 - one["metric"])
+
+
+def test_without_the_base_the_gain_of_a_language_model_is_not_known() -> None:
+    table = collapsed(edited(), regain=0.2).assign(metric="eval_loss", refit_answers=None)
+    columns = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
+    verdict = interventions_verdict(
+        table.drop(columns=columns), table.drop_duplicates("trial")[["trial", *columns]],
+        [Threshold("m", "t", "supported", "", gain=0.3)],
+        rng=np.random.default_rng(0), resamples=20,
+    )  # fmt: skip
+    assert "the base alone was not evaluated" in " ".join(verdict.sentences)

@@ -17,12 +17,13 @@ from rankscope.sweep.inputs import StudyInputs
 FAMILIES = ["scale", "top"]
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
+@pytest.fixture(scope="module", params=[("llama", "text"), ("gpt2", "text"), ("llama", "messages")])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of six adapters and two full fine-tunes of a tiny language model."""
-    root = tmp_path_factory.mktemp(request.param)
-    model = save_language_model(root / request.param, request.param)
-    study = study_of(root / "study", model, methods='["lora", "full"]')
+    name, rows = request.param
+    root = tmp_path_factory.mktemp(name)
+    model = save_language_model(root / name, name)
+    study = study_of(root / "study", model, rows, methods='["lora", "full"]')
     rs.run(study, root / "runs", quiet=True)
     return root
 
@@ -86,4 +87,42 @@ def test_the_command_and_what_analyze_makes_of_it(
     assert main([*command, "--trials", id]) == 0
     assert "eval_loss: lower is better" in capsys.readouterr().out
     assert main(["analyze", str(trained / "runs")]) == 0
-    assert "eval_loss has no bootstrap" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "H6" in told
+    assert "no bootstrap" not in told
+
+
+def test_an_adapter_alone_needs_the_study_that_has_its_task(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its rows are those of its store; `resize` compares on them, too."""
+    monkeypatch.chdir(trained / "study")
+    store = Store(trained / "runs")
+    trial = store.trials().query("method == 'lora' and rank == 3").iloc[0]
+    adapter, file = store.folder(trial["trial"]).path / "last", trained / "study" / "own.toml"
+    file.write_text(
+        f"""name = "own"
+        scientific = {{ model = "{trial["model"]}", task = "rows", rank = 1 }}
+        nuisance = {{ learning_rate = 1e-3 }}
+        fixed = {{ batch_size = 4, steps = 1 }}
+        [task.rows]
+        kind = "{store.study.task["rows"].kind}"
+        train = "train.jsonl"
+        validation = "validation.jsonl"
+        """
+    )
+    source = ["intervene", str(adapter), "--base", trial["model"], "--task", "rows"]
+    assert main(source) == 2
+    assert "--study" in capsys.readouterr().err
+    of_store = rs.intervene(
+        trained / "runs", families=["scale"], trials=[trial["trial"]], quiet=True
+    )
+    alone = rs.intervene(
+        adapter, base=trial["model"], task="rows", study=rs.Study.load(file), families=["scale"],
+        quiet=True,
+    )  # fmt: skip
+    assert alone["value"].tolist() == pytest.approx(of_store["value"].tolist(), rel=1e-6)
+    resize = ["resize", str(adapter), "--base", trial["model"], "--task", "rows", "--rank", "1"]
+    assert main([*resize, "--study", str(file), "--to", str(tmp_path / "small")]) == 0
+    assert "rows, eval_loss on 12 rows (lower is better): " in capsys.readouterr().out

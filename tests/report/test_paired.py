@@ -39,9 +39,9 @@ def test_the_interval_is_that_of_paired_rows():
     same = paired(*[Answers("accuracy", 0.75, before, labels)] * 2)
     assert (same.change, same.low, same.high, same.unlike) == (0, 0, 0, 0)
     assert "no difference is shown" in same.line("t")
-    other = paired(*[Answers("f1_macro", 0.75, before, labels)] * 2)
+    other = paired(*[Answers("own_function", 0.75, before, labels)] * 2)
     assert (other.low, other.high) == (None, None)
-    assert "no interval for f1_macro" in other.line("t")
+    assert "no interval for own_function" in other.line("t")
 
 
 @pytest.fixture

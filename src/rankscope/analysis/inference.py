@@ -56,6 +56,12 @@ class Interval:
         )
         return replace(self, estimate=estimate, low=low, high=high)
 
+    def times(self, sign: float) -> Interval:
+        """The interval of the quantity times 1 or -1."""
+        if sign > 0:
+            return self
+        return replace(self, estimate=-self.estimate, low=-self.high, high=-self.low)
+
     def within(self, low: float, high: float) -> Interval:
         """The same with its bounds cut to what the quantity can be."""
         return replace(

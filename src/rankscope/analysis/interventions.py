@@ -14,8 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from rankscope.analysis.direction import LOWER
 from rankscope.analysis.inference import LEVEL, Interval, stratified_draws
-from rankscope.analysis.weighted_metrics import METRICS
+from rankscope.analysis.weighted_metrics import LANGUAGE, METRICS
 
 Array = NDArray[np.float64]
 
@@ -25,6 +26,7 @@ GOOD, COLLAPSED = (
 )  # shares of the gain that a good trial keeps at least, a collapsed one at most
 CONFIGURATION = ["model", "task", "method", "rank", "scaling", "learning_rate"]
 OWN = ("scale", 1.0)  # the variant that changes nothing
+NO_UPDATE = ("scale", 0.0)  # the variant that takes the whole update away
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Edited:
     Attributes:
         table: V rows: `trial`, its configuration and `seed`, `family`, `level`, `log_drift` (median
             over layers of log(sr(W + dW) / sr(W))) and `rho`. Each trial has its OWN variant.
-        answers: (V, N) predicted classes, or scores in a regression.
-        labels: (N,).
+        answers: (V, N) predicted classes; scores in a regression; a language model's mean losses.
+        labels: (N,); of a language model how many tokens each row has learnt.
         metric: a name in METRICS.
     """
 
@@ -59,13 +61,22 @@ class Edited:
         weights = np.ones((1, len(self.labels))) if weights is None else weights
         return METRICS[self.metric](self.answers, self.labels, weights)
 
+    @property
+    def sign(self) -> float:
+        """1, or -1 where a lower metric is better."""
+        return -1.0 if self.metric.endswith(LOWER) else 1.0
+
     def constant(self) -> float:
-        """The metric of the best constant answer, c0."""
+        """c0, where the gain begins: the metric of the best constant answer; of a language model
+        that of the base, NaN where no variant is the base alone."""
+        one = np.ones((1, len(self.labels)))
+        if self.metric == LANGUAGE:
+            family, level = NO_UPDATE
+            is_base = self.table["family"].eq(family) & self.table["level"].eq(level)
+            return float(self.values()[is_base.to_numpy(), 0].mean()) if is_base.any() else np.nan
         classes, counts = np.unique(self.labels, return_counts=True)
-        answer = np.full((1, len(self.labels)), classes[counts.argmax()])
-        return float(
-            METRICS[self.metric](answer, self.labels, np.ones((1, len(self.labels))))[0, 0]
-        )
+        answer = one if self.metric == "f1" else classes[counts.argmax()] * one
+        return float(METRICS[self.metric](answer, self.labels, one)[0, 0])
 
 
 @dataclass(frozen=True)
@@ -96,8 +107,8 @@ class Resamples:
 
 @dataclass(frozen=True)
 class Groups:
-    """Trials by how much of the gain G they keep: metric above c0 + 0.8 G, and below c0 + 0.2 G,
-    drifted."""
+    """Trials by how much of the gain G they keep: metric better than c0 + 0.8 G, and worse than
+    c0 + 0.2 G, drifted."""
 
     good: list[str]
     collapsed: list[str]
@@ -107,7 +118,7 @@ def groups(edited: Edited, *, gain: float, near: float) -> Groups:
     """``gain`` is G of H2, ``near`` the largest |log_drift| that is no drift. Others belong to
     neither."""
     own = unedited(edited)
-    kept = (edited.values()[own.index, 0] - edited.constant()) / gain
+    kept = edited.sign * (edited.values()[own.index, 0] - edited.constant()) / gain
     drifted = own["log_drift"].abs().to_numpy() > near
     return Groups(
         own["trial"][kept >= GOOD].tolist(), own["trial"][(kept <= COLLAPSED) & drifted].tolist()

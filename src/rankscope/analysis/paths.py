@@ -53,8 +53,8 @@ def dose(
     """
     own = unedited(edited).query("trial in @trials").reset_index()
     drawn = Resamples.draw(own, len(edited.labels), rng=rng, resamples=resamples)
-    zero = edited.constant()
-    plain, again = edited.values(), edited.values(drawn.rows)  # (V, 1), (V, R)
+    zero = edited.sign * edited.constant()
+    plain, again = _goodness(edited, drawn)
     crossings, redone, reached = [], [], []
     for index, u in _paths(edited, own["trial"].tolist()):
         crossings.append(_crossing(u, plain[index, 0], zero, q))
@@ -103,13 +103,19 @@ def loss_at(
     """
     own = unedited(edited).query("trial in @trials").reset_index()
     drawn = Resamples.draw(own, len(edited.labels), rng=rng, resamples=resamples)
-    plain, again = edited.values(), edited.values(drawn.rows)
+    plain, again = _goodness(edited, drawn)
     losses, redone, short = [], [], 0
     for index, place in _paths(edited, own["trial"].tolist()):
         short += bool(place.max() < u)
         losses.append(plain[index[0], 0] - _value(place, plain[index, 0], u))
         redone.append([y[0] - _value(place, y, u) for y in again[index].T])
     return over_trials(np.array(losses), np.array(redone), drawn), short
+
+
+def _goodness(edited: Edited, drawn: Resamples) -> tuple[Array, Array]:
+    """The metric with the sign that makes greater better: on the rows as they are (V, 1), and on
+    redrawn ones (V, R)."""
+    return edited.sign * edited.values(), edited.sign * edited.values(drawn.rows)
 
 
 def _value(place: Array, y: Array, u: float) -> float:

@@ -42,8 +42,8 @@ def intervene_options(command: argparse.ArgumentParser) -> None:
     add(
         "--study",
         metavar="STUDY",
-        help="the store's study file, for relative paths of models "
-        "and data; default: they are relative to this folder",
+        help="the store's study file, for relative paths of models and data (default: they are "
+        "relative to this folder); of an adapter, the file in which --task is [task.NAME]",
     )
     add("--trials", nargs="+", metavar="ID", help="only these trials of a store")
     add(

@@ -28,6 +28,7 @@ def resize_options(command: argparse.ArgumentParser) -> None:
         help="its metric before and after on the same validation rows, with the paired difference",
     )
     add("--data", default="hub", metavar="DIR", help='the rows of --task: a folder, or "hub" (hub)')
+    add("--study", metavar="STUDY", help="the study file in which --task is [task.NAME]")
     add("--rows", type=int, default=512, metavar="N", help="the first N validation rows (512)")
 
 
@@ -40,10 +41,12 @@ def resize(options: argparse.Namespace) -> int:
     rows, before = None, None
     if options.task is not None:
         from rankscope.interventions.beside import Rows
+        from rankscope.study.study_file import Study
 
         if options.subfolder or options.revision:
             raise ValueError("--task: expected an adapter's own folder, without --subfolder")
-        rows = Rows(options.base, options.task, options.data, options.rows)
+        study = Study.load(options.study) if options.study else None
+        rows = Rows(options.base, options.task, options.data, options.rows, study)
         before = rows.answers(options.source)  # what cannot be evaluated is said before the work
     with bar("resizing", total=None):
         result = resizing(

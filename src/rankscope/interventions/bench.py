@@ -26,7 +26,7 @@ from rankscope.interventions.forgetting import Forgetting
 from rankscope.interventions.settings import ALL, Settings, Variant
 from rankscope.interventions.variants import Edits, Measure
 from rankscope.study.study_file import Study
-from rankscope.study.tasks import Task, task_named
+from rankscope.study.tasks import Task, check_task
 from rankscope.study.trial import ALL_LINEAR
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.train.data import Encoded
@@ -37,16 +37,32 @@ PACK = 8  # most variants evaluated together on a CPU, as in training
 BASE = ("scale", 0.0, ALL)  # the edit that removes the update
 
 
-def inputs_of(base: str, task: str, data: str) -> StudyInputs:
-    """The inputs of a study of one trial, for an adapter or fine-tune that no study trained."""
+def inputs_of(base: str, task: str, data: str, study: Study | None = None) -> StudyInputs:
+    """The inputs of a study of one trial, for an adapter or fine-tune that no study trained.
+
+    `study`: where a task of the user's own, ``[task.NAME]``, stands. Its rows are cut and batched
+    as the study says; relative paths in it are relative to it.
+    """
+    # the adapter names its own layers; of those that have no default this asks for none
+    fixed: dict[str, Any] = {"target_modules": ALL_LINEAR}
+    more: dict[str, Any] = {"folder": Path.cwd()}
+    if study is not None and task in study.task:
+        base = str(Path(base).absolute()) if Path(base).exists() else base
+        more = {"folder": study.folder, "task": {task: study.task[task]}}
+        fixed |= study.fixed.model_dump(exclude_unset=True, exclude={"target_modules"})
+    else:
+        fixed |= {"data": data}
+        try:
+            check_task(task)
+        except ValueError as error:
+            raise ValueError(f"{error}. The file of that table: --study FILE") from None
     asked: dict[str, Any] = {
         "name": "intervene",
-        "scientific": {"model": base, "task": task_named(task).name, "rank": 1},
+        "scientific": {"model": base, "task": task, "rank": 1},
         "nuisance": {"learning_rate": 1e-3},
-        # the adapter names its own layers; of those that have no default this asks for none
-        "fixed": {"data": data, "target_modules": ALL_LINEAR},
+        "fixed": fixed,
     }
-    return StudyInputs(Study(**asked, folder=Path.cwd()))
+    return StudyInputs(Study(**asked, **more))
 
 
 class Bench:

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from rankscope.interventions.bench import Bench, inputs_of
 from rankscope.interventions.settings import OWN, Settings, Variant
+from rankscope.study.study_file import Study
 
 
 @dataclass(frozen=True)
 class Answers:
     """One update on N validation rows: the ``value`` of ``metric``, and ``answers`` and ``labels``
-    (N,)."""
+    (N,); of a language model mean losses, and how many tokens of a row have one."""
 
     metric: str
     value: float
@@ -30,6 +31,7 @@ class Rows:
     Args:
         base: the model that they were trained on, a folder or a hub id.
         data: where the rows are: "hub", or a folder of <TASK>/{train,validation}.tsv.
+        study: the study whose ``[task.NAME]`` ``task`` is, if it is no task of GLUE.
 
     ``ValueError`` or ``OSError``, one line, where model, task or rows are not there.
     """
@@ -40,10 +42,11 @@ class Rows:
         task: str,
         data: str,
         rows: int,
+        study: Study | None = None,
         *,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        inputs = inputs_of(base, task, data)
+        inputs = inputs_of(base, task, data, study)
         (trial, *_) = inputs.trials
         train, validation = inputs.encoded(trial)
         self.bench = Bench(
@@ -56,5 +59,5 @@ class Rows:
         line, for anything else."""
         (table,) = self.bench.tables([(self.bench.open(source), [Variant(*OWN)])])
         (line,) = table.to_dict("records")
-        labels = self.bench.validation.labels.numpy()
+        labels = self.bench.labels.numpy()
         return Answers(str(line["metric"]), float(line["value"]), line["answers"], labels)

@@ -54,17 +54,17 @@ def intervene(
     Args:
         source: a store; or, with ``base`` and ``task``, any adapter or full fine-tune.
         data: the data of that task: "hub", or a folder of <TASK>/{train,validation}.tsv.
-        study: the store's study, for relative paths; None: they are relative to this folder.
+        study: the store's, for its relative paths (None: they are relative to this folder); with
+            ``base``: that in which ``task`` is a table.
         trials: ids; None: all that have finished.
         families: names in ``FAMILIES``; None: all of them.
         each_layer: also make every edit on each layer alone.
-        rows: number of validation rows, from the first.
+        rows: validation rows, from the first.
         refit: training rows for a refitted head; 0: no such head.
         layers: a regular expression: only layers with matching names are edited.
         weights: which weights of a store's trials are edited, "last" or "best".
         precision: of matrix products, "float32" or "bfloat16"; None: the study's, or float32.
-        forgetting: a text file for the language loss of the base and of each edit; the base needs
-            a head for masked or next tokens.
+        forgetting: a text file for the language loss; the base needs a head for tokens.
 
     A store keeps the table (``interventions/``): finished rows are not made again, and several
     processes may share the work; ``attrs["skipped"]`` maps trials that cannot be edited to the
@@ -79,8 +79,8 @@ def intervene(
     if (base is None) != (task is None):
         raise ValueError("an adapter needs both --base MODEL and --task TASK; a store neither")
     if base is not None and task is not None:
-        reporter = _reporter(quiet)
-        return _adapter(str(source), base, task, data, wanted, each_layer, settings, text, reporter)
+        inputs = inputs_of(base, task, data, study)
+        return _adapter(str(source), inputs, wanted, each_layer, settings, text, _reporter(quiet))
     if not (Path(source) / "store.json").is_file() and "://" not in str(source):
         raise ValueError(
             f"{source}: expected a store (a folder with store.json), or an adapter with "
@@ -94,10 +94,9 @@ def intervene(
 
 
 def _adapter(
-    source: str, base: str, task: str, data: str, families: Sequence[str], each_layer: bool,
+    source: str, inputs: StudyInputs, families: Sequence[str], each_layer: bool,
     settings: Settings, text: str | None, say: Callable[[str], None],
 ) -> pd.DataFrame:  # fmt: skip
-    inputs = inputs_of(base, task, data)
     bench = _bench(inputs, inputs.trials[0], settings, text, say, measured=False)
     trained = bench.open(source)
     with bar("intervening", total=None) as advance:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rankscope.analysis.weighted_metrics import METRICS
+from rankscope.analysis.weighted_metrics import LANGUAGE, METRICS
 
 RESAMPLES, LEVEL = 4000, 0.95
 
@@ -17,7 +17,7 @@ RESAMPLES, LEVEL = 4000, 0.95
 class Paired:
     """``change`` = ``after`` - ``before`` over ``rows``; ``low`` and ``high``, percentiles of it
     over resampled rows, the same ones for both: None where ``metric`` has none here. ``unlike``:
-    rows that are answered differently."""
+    rows that are answered differently (of a language model: with another loss)."""
 
     metric: str
     rows: int
@@ -34,9 +34,12 @@ class Paired:
             interval = f", no interval for {self.metric}"
         else:
             interval = f" [{self.low:+.4f}, {self.high:+.4f}]"
+        lower, unlike = "", f"; {self.unlike} rows answered differently"
+        if self.metric == LANGUAGE:
+            lower, unlike = " (lower is better)", ""
         said = (
-            f"{task}, {self.metric} on {self.rows} rows: {self.before:.4f} -> {self.after:.4f}, "
-            f"change {self.change:+.4f}{interval}; {self.unlike} rows answered differently"
+            f"{task}, {self.metric} on {self.rows} rows{lower}: {self.before:.4f} -> "
+            f"{self.after:.4f}, change {self.change:+.4f}{interval}{unlike}"
         )
         if self.low is not None and self.high is not None and self.low <= 0 <= self.high:
             said += "; no difference is shown"

@@ -115,6 +115,8 @@ def _one(
         return _open("no gain near sr(W) is known that could be lost")
     labels = np.asarray(part["labels"].iloc[0], dtype=float)
     own = Edited(part, _answers(part, "answers"), labels, metric)
+    if not np.isfinite(own.constant()):
+        return _open("the base alone was not evaluated, which the edits of the family scale do")
     split = groups(own, gain=reference.gain, near=NEAR)
     counted = {"good": len(split.good), "collapsed": len(split.collapsed)}
     if min(counted.values()) < FEWEST:
@@ -136,7 +138,7 @@ def _one(
         restored = changed[changed["family"].eq("restore")]
         if restored.empty:
             return _open("no trial has the edit restore", **numbers)
-        regains[head] = restored["change"].iloc[0]
+        regains[head] = restored["change"].iloc[0].times(edited.sign)
         losses[head], short = loss_at(edited, split.good, u, **how)
         numbers |= entries(f"regain_{head}", regains[head]) | entries(f"loss_{head}", losses[head])
         numbers |= {f"short_{head}": short}
