@@ -1,8 +1,10 @@
 """Claim: a rank that `rankscope suggest` names is worse than the best by more than the margin in
 at most 5 % of studies.
 
-    python benchmarks/calibration_suggest.py [--studies 400] [--only "one rank"]
+    python benchmarks/calibration_suggest.py [--studies 400] [--only "one rank"] [--to FILE.jsonl]
 
+With ``--to`` each study is a line of that file, and studies that stand there are not run again: a
+run that was stopped goes on with the same command.
 Simulated studies of ranks 1 to 64, two to five seeds: the mean metric rises up to a plateau that
 begins at some rank, where the rank below is just beyond the margin or far beyond it; or one rank
 alone is best and all others are just beyond the margin (the hardest case). Seeds share what they
@@ -13,8 +15,10 @@ the same for all ranks or larger for small ones; an accuracy on 277 rows or a re
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -52,6 +56,7 @@ SCENARIOS = {
     "one rank alone, the largest just not enough": Scenario(ALONE, noise=0.001),
     "one rank alone, 5 seeds": Scenario(ALONE, noise=0.001, seeds=5),
     "one rank alone, three equal rates": Scenario(ALONE, noise=0.001, flat=True),
+    "one rank alone, three equal rates, 5 seeds": Scenario(ALONE, noise=0.001, seeds=5, flat=True),
     "one rank alone, equal rates but for it": Scenario(ALONE, noise=0.001, flattered=True),
     "rank below a plateau just not enough": Scenario(EDGE),
     "just not enough, 2 seeds": Scenario(EDGE, seeds=2),
@@ -97,8 +102,25 @@ def study(scenario: Scenario, number: int) -> Frames:
     return Frames(trials, metrics, pd.DataFrame(columns=SPECTRA), pd.DataFrame(columns=COMPARISON))
 
 
+def suggested(name: str, numbers: range, to: Path | None) -> list[int | None]:
+    """The rank that is suggested in each of the studies ``numbers``, None for none."""
+    lines = to.read_text().splitlines() if to is not None and to.exists() else []
+    known = {(one["scenario"], one["study"]): one["rank"] for one in map(json.loads, lines)}
+    found = []
+    for number in numbers:
+        if (name, number) not in known:
+            rank = suggest(study(SCENARIOS[name], number), margin=MARGIN)[0].rank
+            known[name, number] = rank
+            if to is not None:
+                with to.open("a") as file:
+                    print(json.dumps({"scenario": name, "study": number, "rank": rank}), file=file)
+        found.append(known[name, number])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--to", type=Path, metavar="FILE.jsonl")
     parser.add_argument("--studies", type=int, default=400)
     parser.add_argument("--only", default="", metavar="WORDS")
     asked = parser.parse_args()
@@ -108,9 +130,7 @@ def main() -> None:
     for name, scenario in SCENARIOS.items():
         if asked.only not in name:
             continue
-        found = Counter(
-            suggest(study(scenario, number), margin=MARGIN)[0].rank for number in range(studies)
-        )
+        found = Counter(suggested(name, range(studies), asked.to))
         worse = dict(zip(RANKS, scenario.means, strict=True))
         bad = sum(n for rank, n in found.items() if rank and worse[rank] > MARGIN)
         often = ", ".join(

@@ -10,7 +10,8 @@ import pytest
 from scipy import stats
 
 from rankscope.analysis.frames import COMPARISON, SPECTRA, Frames
-from rankscope.analysis.suggest import suggest, upper
+from rankscope.analysis.rate_choice import upper
+from rankscope.analysis.suggest import suggest
 
 Values = dict[int, list[float]]  # rank: the best metric of seeds 0, 1, ...
 
@@ -181,7 +182,7 @@ def test_a_seed_is_compared_at_the_rate_that_is_best_over_the_others():
     fair, single = np.array([0.72, 0.70, 0.70]), np.array([0.80, 0.81, 0.80])
     small, large = one.ranks
     assert small.worse == pytest.approx((single - fair).mean())
-    assert small.at_most == pytest.approx(upper(single - fair))
+    assert small.at_most == pytest.approx(upper(single - fair, rates=3))
     assert large.worse == pytest.approx((fair - single).mean())
     assert "at the rate that is best over the others" in " ".join(one.notes)
 

@@ -2,11 +2,11 @@
 
 Of a rank r let w(r) be how much worse its mean metric over seeds is than that of the best rank. No
 rank is taken for the best one because it came out best, which would flatter it: r is compared with
-every other rank j, by the differences between their trials of the same seed, each rank at its
-chosen rate. If U_j is the upper end of the one-sided 95 % t interval of the mean difference, the
-largest U_j is such an end for w(r), because it is at least that of the truly best rank
-(intersection-union: Berger 1982, Technometrics 24, 295-300). A rank is enough if that lies at or
-below the margin.
+every other rank j, by the differences between their trials of the same seed, each seed at the rate
+that is best over the other seeds (`rankscope.analysis.rate_choice`). If U_j is the upper end of the
+one-sided 95 % interval of the mean difference, the largest U_j is such an end for w(r), because it
+is at least that of the truly best rank (intersection-union: Berger 1982, Technometrics 24,
+295-300). A rank is enough if that lies at or below the margin.
 
 Ranks are tried from the largest down, an order that no result chooses, and the first that cannot be
 shown to be enough ends it. An error means that the first rank of this order which is not enough
@@ -24,16 +24,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from rankscope.analysis.direction import sign_of
 from rankscope.analysis.frames import Frames
-from rankscope.analysis.inference import FEWEST_SEEDS, LEVEL
+from rankscope.analysis.inference import FEWEST_SEEDS
+from rankscope.analysis.rate_choice import Choice, left_out, upper
 from rankscope.analysis.settings import by_setting
 
 MARGIN = 0.01
 GROUP = ["model", "task", "scaling"]
-FEWEST_WITHOUT_SPREAD = 3  # seeds: two equal differences are no rare chance on few rows
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,7 @@ def _of_group(
 ) -> Suggestion:
     """``trials``: those of one group at their ranks' chosen rates."""
     sign = float(sign_of(trials).iloc[0])
-    if trials["held_out"].isna().any():
-        trials = _left_out(frames.trials, trials, sign)
+    trials, choices = left_out(frames.trials, trials, sign)
     values = trials.pivot_table(
         index="rank", columns="seed", values="reported", aggfunc="mean", dropna=False
     ).sort_index()
@@ -128,8 +126,9 @@ def _of_group(
     lost = set(trials.loc[trials["reported"].isna(), "rank"].astype(int))
     ranks = [int(rank) for rank in values.index]
     signed = sign * values.to_numpy(dtype=float, na_value=np.nan)  # (ranks, seeds)
+    own_choices = [choices[rank] for rank in ranks]
     tried = tuple(
-        _tried(place, rank, signed, sign, rates, rank in learnt, rank in lost)
+        _tried(place, rank, signed, rates, own_choices, rank in learnt, rank in lost)
         for place, rank in enumerate(ranks)
     )
     enough = _from_the_largest(tried, margin)
@@ -142,29 +141,9 @@ def _of_group(
         at_most=enough.at_most if enough else None,
         reason=_reason(tried, enough, margin, bool(learnt)),
         ranks=tried,
-        notes=_notes(trials, tried, enough),
+        notes=_notes(tried, choices, enough),
         trials=tuple(sorted(trials.loc[trials["rank"].eq(enough.rank), "trial"])) if enough else (),
     )
-
-
-def _left_out(trials: pd.DataFrame, chosen: pd.DataFrame, sign: float) -> pd.DataFrame:
-    """``chosen`` with ``reported`` of each seed at the rate that is best over its rank's *other*
-    seeds: a rate chosen and compared on the same seed flatters a rank, the more of its rates do
-    about as well. A rank with one seed, or one rate, keeps its values."""
-    key = ["model", "task", "scaling", "method", "rank"]
-    own = trials.merge(chosen[key].drop_duplicates(), on=key)
-    found = chosen.copy()
-    for rank, part in own.groupby("rank"):
-        table = sign * part.pivot_table(index="learning_rate", columns="seed", values="best")
-        table = table.dropna()  # rates with every seed
-        if len(table) < 2 or table.shape[1] < FEWEST_SEEDS:
-            continue
-        values = table.to_numpy(dtype=float)  # (rates, seeds)
-        for at, seed in enumerate(table.columns):
-            best = np.delete(values, at, axis=1).mean(axis=1).argmax()
-            own_seed = found["rank"].eq(rank) & found["seed"].eq(seed)
-            found["reported"] = found["reported"].mask(own_seed, sign * values[best, at])
-    return found
 
 
 def _of(table: pd.DataFrame, group: dict[str, str]) -> pd.DataFrame:
@@ -179,16 +158,19 @@ def _tried(
     place: int,
     rank: int,
     signed: NDArray[np.float64],
-    sign: float,
     rates: pd.DataFrame,
+    choices: list[Choice],
     is_learnt: bool,
     has_lost: bool,
 ) -> Tried:
     row = rates[rates["rank"].eq(rank)].iloc[0]
-    own = signed[place]
-    others = [other for j, other in enumerate(signed) if j != place and _seeds(other)]
-    differences = [other - own for other in others]
-    bounds = np.array([upper(d[np.isfinite(d)]) for d in differences])
+    own, choice = signed[place], choices[place]
+    others = [j for j, other in enumerate(signed) if j != place and _seeds(other)]
+    differences = [signed[j] - own for j in others]
+    bounds = np.array([
+        upper(d[np.isfinite(d)], max(choice.rates, choices[j].rates))
+        for j, d in zip(others, differences, strict=True)
+    ])  # fmt: skip
     means = np.array([d[np.isfinite(d)].mean() for d in differences if np.isfinite(d).any()])
     worse = float(means.max()) if len(means) else np.nan
     at_most = float(bounds.max()) if len(bounds) else np.nan  # NaN if any is unknown
@@ -199,6 +181,8 @@ def _tried(
         why = "a seed without any evaluation"
     elif not _seeds(own):
         why = "left out: one seed"
+    elif choice.mixed:
+        why = "its rates were trained with different seeds"
     elif not len(bounds):
         why = "no other rank with two seeds"
     elif not np.isfinite(at_most):
@@ -218,19 +202,6 @@ def _tried(
 def _seeds(values: NDArray[np.float64]) -> bool:
     """Whether a rank's values (seeds,) are enough to compare it."""
     return int(np.isfinite(values).sum()) >= FEWEST_SEEDS
-
-
-def upper(differences: NDArray[np.float64]) -> float:
-    """Upper end of the one-sided 95 % t interval of a mean of differences (N,), N seeds; NaN for
-    fewer than two, and for two that are the same number."""
-    count = len(differences)
-    if count < FEWEST_SEEDS:
-        return math.nan
-    spread = float(np.std(differences, ddof=1))
-    if count < FEWEST_WITHOUT_SPREAD and np.ptp(differences) == 0:
-        return math.nan
-    reach = float(stats.t.ppf(LEVEL, count - 1)) * spread / math.sqrt(count)
-    return float(np.mean(differences)) + reach
 
 
 def _from_the_largest(tried: tuple[Tried, ...], margin: float) -> Tried | None:
@@ -271,7 +242,9 @@ def _missed(one: Tried) -> str:
     return one.why or f"{abs(one.worse):.2g} {than}, perhaps up to {one.at_most:.2g} worse"
 
 
-def _notes(trials: pd.DataFrame, tried: tuple[Tried, ...], enough: Tried | None) -> tuple[str, ...]:
+def _notes(
+    tried: tuple[Tried, ...], choices: dict[int, Choice], enough: Tried | None
+) -> tuple[str, ...]:
     notes = []
     alone = [str(one.rank) for one in tried if one.seeds < FEWEST_SEEDS]
     if enough is not None and alone:
@@ -282,10 +255,10 @@ def _notes(trials: pd.DataFrame, tried: tuple[Tried, ...], enough: Tried | None)
             if enough.edge != "only one tried"
             else f"rank {enough.rank} was trained at one rate only"
         )
-    if trials["held_out"].isna().any():
+    if (most := max(choice.rates for choice in choices.values())) > 1:
         notes.append(
-            "each seed is compared at the rate that is best over the others, since rates were "
-            "chosen on these rows; validation_split keeps the two apart"
+            "each seed is compared at the rate that is best over the others; intervals are wider "
+            f"where several rates may be as good (up to {most} here)"
         )
     if enough is not None and max(one.seeds for one in tried) == FEWEST_SEEDS:
         notes.append("two seeds: intervals with one degree of freedom; three say much more")
