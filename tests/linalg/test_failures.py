@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -150,3 +151,43 @@ def test_of_a_zero_matrix_and_of_one_that_is_not_finite_nothing_is_merely_likely
     assert found.confidence.tolist() == [1 - 1e-3, 1, 1]
     assert found.value[1] == 0
     assert found.value[2].isnan()
+
+
+@pytest.mark.parametrize("certify", [False, True])
+@pytest.mark.parametrize("shape", [(20, 30), (70, 80)])
+def test_a_sum_that_cancels_is_zero_to_rounding_only(certify: bool, shape: tuple[int, int]) -> None:
+    """W is B A as float64 has it; what that lost is W + (-B A), by exact arithmetic."""
+    (m, n), r = shape, 3
+    B, A = draw(m, r).double() / 3, draw(r, n).double() / 7
+    product = [
+        [
+            sum(Fraction(b) * Fraction(a) for b, a in zip(row, column, strict=True))
+            for column in A.mT.tolist()
+        ]
+        for row in B.tolist()
+    ]
+    W = torch.tensor([[float(x) for x in row] for row in product], dtype=torch.float64)
+    lost = torch.tensor(
+        [
+            [float(Fraction(w) - x) for w, x in zip(*rows, strict=True)]
+            for rows in zip(W.tolist(), product, strict=True)
+        ]
+    )
+    truth = float(torch.linalg.matrix_norm(lost.double(), 2))
+    assert truth > 0
+    low = la.LowRank(B=B, A=A)
+    cancelling = la.Dense(low.to_dense()) - low  # as it is formed
+    nearly = la.Dense(W) - low
+    for op in (cancelling, nearly):
+        found = la.spectral_norm(op, certify=certify)
+        assert found.lower <= truth <= found.upper < 1e-12
+        assert not found.met
+        assert found.reason is None
+    vanished = la.stable_rank(cancelling, certify=certify)
+    assert math.isnan(vanished.value)
+    assert math.isnan(vanished.lower)
+    assert math.isnan(vanished.upper)
+    assert vanished.reason == "is zero to rounding: its terms cancel"
+    same = la.Dense(W.float()) - la.Dense(W.float().double())
+    assert la.stable_rank(same).reason == "is exactly zero"
+    assert la.spectral_norm(same).upper == 0

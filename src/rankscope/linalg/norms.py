@@ -29,6 +29,7 @@ TOGETHER = 2**20
 ACCELERATED = 2**28  # and on an accelerator, whose memory it is that counts
 NOT_FINITE = "has NaN or infinite entries, or overflows float64"
 ZERO = "is exactly zero"
+CANCELS = "is zero to rounding: its terms cancel"
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def _of_group(op: Operator, options: SigmaOptions) -> Norms:
     if isinstance(op, LowRank):
         return _of_factors(op)
     group, size = normalized(op, slack=0.0 if options.certify else options.slack)
-    norm, reason = group.norm, _reasons(group.norm)
+    norm, vanishing = group.norm, group.vanishing
+    reason = _reasons(norm, vanishing)
     if options.all:
         values, width = by_svd(group)
         sigma = direct(values[:, 0], width, "svd")
@@ -130,14 +132,15 @@ def _of_group(op: Operator, options: SigmaOptions) -> Norms:
         sigma = (
             direct(norm, torch.zeros_like(norm), "none") if all(reason) else largest(group, options)
         )
-    zero = torch.tensor([r == ZERO for r in reason])
+    zero = norm == 0
     bad = torch.tensor([r == NOT_FINITE for r in reason])
 
-    def settled(x: Tensor) -> Tensor:
-        return torch.where(bad, torch.nan, torch.where(zero, 0.0, x))
+    def settled(x: Tensor, least: Tensor | float = 0.0) -> Tensor:
+        return torch.where(bad, torch.nan, torch.where(zero, least, x))
 
     confidence = torch.where(zero | bad, 1.0, sigma.confidence)
-    value, lower, upper = settled(sigma.value), settled(sigma.lower), settled(sigma.upper)
+    value, lower = settled(sigma.value), settled(sigma.lower)
+    upper = settled(sigma.upper, vanishing)
     sigma = replace(sigma, value=value, lower=lower, upper=upper, confidence=confidence)
     spectrum = None if values is None else torch.where(bad[:, None], torch.nan, values)
     return Norms(size, settled(norm), group.error, sigma, reason, spectrum)
@@ -147,18 +150,20 @@ def _of_factors(op: LowRank) -> Norms:
     """Exact to rounding, from the core."""
     found = factors.spectrum(op)
     norm, magnitude = found.frobenius.cpu(), found.magnitude.cpu()
-    reason = _reasons(norm)
+    reason = _reasons(norm, magnitude)
     bad = torch.tensor([r == NOT_FINITE for r in reason])
     sigma = torch.where(bad[:, None], torch.nan, found.sigma.cpu())
     rounding = gamma(4 * (sum(op.shape[-2:]) + op.A.shape[-2]))
     error = torch.where(norm > 0, rounding * magnitude / norm, 0.0)
-    width = torch.where(norm > 0, rounding * magnitude, 0.0)
-    value = direct(sigma[:, 0], width, "factors")
+    value = direct(sigma[:, 0], rounding * magnitude, "factors")
     return Norms(found.size.cpu(), torch.where(bad, torch.nan, norm), error, value, reason, sigma)
 
 
-def _reasons(norm: Tensor) -> tuple[str | None, ...]:
-    return tuple(ZERO if x == 0 else None if x < torch.inf else NOT_FINITE for x in norm.tolist())
+def _reasons(norm: Tensor, vanishing: Tensor) -> tuple[str | None, ...]:
+    """(N,) norms as computed; those of 0 may hide one as large as `vanishing` (N,)."""
+    hidden = (CANCELS if x > 0 else ZERO for x in vanishing.tolist())
+    found = zip(norm.tolist(), hidden, strict=True)
+    return tuple(zero if x == 0 else None if x < torch.inf else NOT_FINITE for x, zero in found)
 
 
 def _joined(parts: list[Norms], order: list[Tensor]) -> Norms:

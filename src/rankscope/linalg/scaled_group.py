@@ -18,7 +18,7 @@ from rankscope.linalg.frobenius import (
     frobenius_squared,
     summation_error,
 )
-from rankscope.linalg.operator import Operator
+from rankscope.linalg.operator import Operator, Sum
 from rankscope.linalg.rounding import unit_roundoff
 
 # entries up to which a sum is made into a matrix, which is then read alone in each step
@@ -53,6 +53,15 @@ class ScaledGroup:
     def formation(self) -> Tensor:
         """(N,): what forming the rows in float64 may change in Frobenius norm: docs/math.md, 5."""
         return formation_error(self.op) * self.magnitude
+
+    @property
+    def vanishing(self) -> Tensor:
+        """(N,): what ||M||_F may be where it was found to be 0. A difference of two matrices that
+        is 0 is exactly that."""
+        op = self.op
+        pair = isinstance(op, Sum) and isinstance(op.left, Dense) and isinstance(op.right, Dense)
+        exact = pair or isinstance(op, Dense)
+        return torch.zeros_like(self.norm) if exact else self.formation
 
     @property
     def frobenius(self) -> Tensor:
@@ -160,7 +169,7 @@ def _with_norm(
     norm = square.sqrt().cpu()
     if magnitude is None:
         magnitude = norm if isinstance(op, Dense) else _magnitude(op)
-    magnitude = torch.where(norm > 0, magnitude, 1.0)  # also where it is NaN
+    magnitude = torch.where(norm.isnan(), 1.0, magnitude)
     error = formation_error(op, dtype) * magnitude / norm + summation_error(op)
     whole = isinstance(matrix, Dense) and dtype == torch.float64
     return ScaledGroup(op, norm, magnitude, error, matrix, norm if whole else magnitude)

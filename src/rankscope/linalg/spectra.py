@@ -17,7 +17,7 @@ from torch import Tensor
 from rankscope.linalg.dense import as_operator
 from rankscope.linalg.estimate import Estimate, shaped
 from rankscope.linalg.low_rank import LowRank
-from rankscope.linalg.norms import ZERO, Norms, known, norms, spectrum
+from rankscope.linalg.norms import CANCELS, ZERO, Norms, known, norms, spectrum
 from rankscope.linalg.norms import frobenius as _frobenius
 from rankscope.linalg.operator import Operator, exponent
 from rankscope.linalg.rounding import sized
@@ -80,7 +80,9 @@ def spectral_norm(
     s, value = found.sigma, sized(found.sigma.value, found.size)
     lost = value.isnan() & ~s.value.isnan()
     reasons = zip(found.reason, lost.tolist(), strict=True)
-    reason = tuple(OUT_OF_RANGE if out else None if r == ZERO else r for r, out in reasons)
+    reason = tuple(
+        OUT_OF_RANGE if out else None if r in (ZERO, CANCELS) else r for r, out in reasons
+    )
     met = _met(s.lower, s.upper, rtol)
     lower, upper = (torch.where(lost, torch.nan, x * found.size) for x in (s.lower, s.upper))
     rounded = (upper > 0) & (upper < torch.finfo(torch.float64).tiny)  # to a multiple of 2^-1074
@@ -222,6 +224,7 @@ def _stable_rank(found: Norms, op: Operator, rtol: float, seed: int | None) -> E
         min(*op.shape[-2:], op.A.shape[-2]) if isinstance(op, LowRank) else min(op.shape[-2:])
     )
     lower = (F * (1 - found.error) / s.upper).square().clamp(min=1, max=most)
+    lower = torch.where(F == 0, torch.nan, lower)
     upper = (F * (1 + found.error) / s.lower).square().clamp(max=most)
     value = torch.maximum((F / s.value).square(), lower).clamp(max=most)
     upper = torch.maximum(upper, value)
