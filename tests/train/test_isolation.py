@@ -26,6 +26,8 @@ from transformers import (
     PreTrainedModel,
     ReformerConfig,
     ReformerForSequenceClassification,
+    T5Config,
+    T5ForSequenceClassification,
     XLNetConfig,
     XLNetForSequenceClassification,
 )
@@ -419,3 +421,34 @@ def test_answers_drawn_at_random_are_refused(tiny_models: dict[str, str], tiny_d
                 padding_counts(answers, data)
         else:
             padding_counts(answers, data)
+
+
+def test_a_layer_that_is_asked_for_its_weight(tmp_path: Path, tiny_data: Path) -> None:
+    """T5 looks at ``wo.weight.dtype`` before it calls ``wo``: ours has the base's, as PEFT's."""
+    path = str(tmp_path / "model")
+    save_tiny_model(tmp_path / "model", "roberta")
+    config = T5Config(
+        **SIZES, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, eos_token_id=2,
+        decoder_start_token_id=1, feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    T5ForSequenceClassification(config).save_pretrained(path)
+    trials, train = trials_of("t5", path, targets=["wo", "wi_0"], steps=2), encoded(path, tiny_data)
+    run = Run(AdapterPack(trials, model=path, task=TASK, device=CPU), TASK, train, train)
+    prove(run.pack, train, torch.arange(8))
+
+
+def test_any_error_of_the_packed_forward_pass_is_no_isolation(
+    tiny_models: dict[str, str], tiny_data: Path
+) -> None:
+    """Whatever a model's code makes of our layers; a module that is missing is another matter."""
+    path = tiny_models["roberta"]
+    train, trials = encoded(path, tiny_data), trials_of("roberta", path, steps=2)
+    for kind, refused in [(AttributeError, True), (AssertionError, True), (ImportError, False)]:
+        pack = AdapterPack(trials, model=path, task=TASK, device=CPU)
+
+        def fails(*_: Any, kind: type[Exception] = kind) -> None:
+            raise kind("no such thing")
+
+        pack.model.register_forward_pre_hook(fails)
+        with pytest.raises(NotIsolated if refused else kind, match="no such thing"):
+            prove(pack, train, torch.arange(8))

@@ -187,6 +187,19 @@ def test_code_in_a_model_folder_is_never_run(
     assert not (tmp_path / "run").exists()
 
 
+def test_layers_that_are_skipped_at_random_are_refused() -> None:
+    """torch's AdamW takes no step for a weight without a gradient, not even its decay."""
+    small = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "ffn_dim": 8}
+    for rate in (0.0, 0.25):
+        config = transformers.OPTConfig(**small, word_embed_proj_dim=8, layerdrop=rate)
+        model = transformers.OPTForSequenceClassification(config)
+        if rate:
+            with pytest.raises(ValueError, match=r"found layerdrop = 0\.25\. Set it to 0 in"):
+                row_length(model, 9)
+        else:
+            assert row_length(model, 9) == 9
+
+
 @pytest.mark.parametrize("kind", ["block_sparse", "original_full"])
 def test_rows_of_a_model_whose_attention_changes_for_good(kind: str) -> None:
     """BigBird's sparse attention becomes full attention at the first batch of short rows: what it

@@ -67,6 +67,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
         "its file lacks 16 of the model's weights",
     ),
     "a million layers": (settings(num_hidden_layers=10**6), "found num_hidden_layers = 1000000"),
+    "a million experts": (settings(num_experts=10**6), "found num_experts = 1000000"),
     "10^12 words": (settings(vocab_size=10**12), "found vocab_size = 1000000000000"),
 }
 
@@ -84,6 +85,14 @@ def test_one_line_says_what_is_wrong(
     assert says in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 600
+
+
+def test_doge_says_16384_experts_where_it_has_none(
+    tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_models["bert"], tmp_path / "bert")
+    settings(num_experts=16_384)(tmp_path / "bert")
+    assert skeleton(str(tmp_path / "bert"), TASKS["CoLA"]).config.num_experts == 16_384
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"version": "1.0"}'])

@@ -37,6 +37,8 @@ def test_the_bounds_hold_the_difference_of_the_stored_numbers(
     ("layer", "shapes"),
     [
         ("layers.0.mlp.experts.down_proj", [(3, 4)] * 2),
+        ("layers.0.mlp.input_linear", [(3, 4)] * 2),  # JetMoe's
+        ("layers.0.block_sparse_moe.output_linear.weight", [(3, 4)] * 2),  # in files of Granite's
         ("layers.0.mamba.x_proj_weight", [(3, 4)] * 2),  # Zamba's, one for each head
         ("layers.0.mamba.A_log", [(3, 4)] * 2),
         ("layers.0.mamba.conv1d", [(2, 12)]),

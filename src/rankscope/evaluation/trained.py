@@ -21,11 +21,11 @@ from rankscope.weights.checkpoints import open_checkpoint, open_file
 from rankscope.weights.hub import place
 from rankscope.weights.matrix import Matrix
 from rankscope.weights.source import ADAPTERS, read
-from rankscope.weights.tensors import Tensors
+from rankscope.weights.tensors import STACKED, Tensors
 
 _PREFIX = "base_model.model."  # of PEFT's names
 _CONFIG = "adapter_config.json"
-STACKED = "it is a stack of experts, and only linear layers are"
+NO_LAYER = "it is a stack of experts, and only linear layers are"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Trained:
     updates: Mapping[str, LowRank | Dense]
     head: Mapping[str, Tensor]
     rest: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def unedited(self) -> list[str]:
+        """The weights in ``rest`` of three dimensions: convolutions, XLNet's attention."""
+        return [key for key, value in self.rest.items() if value.ndim > 2]
 
 
 def read_trained(
@@ -93,7 +98,7 @@ def _adapter(
             _check(name, one.layer, tuple(operator.shape), tuple(weight.shape))
             rest[f"{one.layer}.weight"] = weight.detach() + operator.to_dense().to(weight.dtype)
         elif one.layer.rpartition("[")[0] in parameters:
-            raise ValueError(f"{name}: {one.layer} can't be edited: {STACKED}")
+            raise ValueError(f"{name}: {one.layer} can't be edited: {NO_LAYER}")
         else:
             raise ValueError(
                 f"{name}: expected layers of {type(base).__name__}; found {one.layer}: another "
@@ -136,8 +141,8 @@ def _checkpoint(
     if not any(bool(update.to_dense().any()) for update in updates.values()):
         raise ValueError(f"{name}: expected a fine-tuned model; its weights are the base's")
     rest = {k: tuned[k].detach() for k in sorted(left) if not tuned[k].equal(parameters[k])}
-    if stack := next((key for key in rest if key.count(".experts.") and rest[key].ndim > 2), None):
-        raise ValueError(f"{name}: {stack} can't be edited: {STACKED}")
+    if stack := next((k for k in rest if rest[k].ndim > 2 and STACKED.search(k)), None):
+        raise ValueError(f"{name}: {stack} can't be edited: {NO_LAYER}")
     return Trained(name, updates, {key: tuned[key].detach() for key in sorted(head)}, rest)
 
 

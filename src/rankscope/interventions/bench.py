@@ -8,6 +8,7 @@ Letters: K variants in a pack, N validation rows, F training rows of a refitted 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,6 +87,7 @@ class Bench:
     ) -> None:
         self.path, self.task, self.settings, self.measured = model, task, settings, measured
         self.device, self.K, self.say = device, K, say
+        self._say_once = functools.cache(say)
         self.model = load_model(model, task)
         self.validation = validation.first(settings.rows)
         has_head = settings.refit and not task.is_language  # of its own, that could be refitted
@@ -104,7 +106,13 @@ class Bench:
 
     def open(self, source: str | Path, name: str = "") -> Trained:
         """See ``read_trained``."""
-        return read_trained(source, self.model, self.task, base_path=self.path, name=name)
+        found = read_trained(source, self.model, self.task, base_path=self.path, name=name)
+        if kept := found.unedited:
+            self._say_once(
+                f"{len(kept)} weights stay as trained in every edit, such as {kept[0]}: "
+                "they are no linear layers"
+            )
+        return found
 
     def chosen(self, trained: Trained) -> list[str]:
         """Its layers that the settings let be edited. ``ValueError`` if there are none."""

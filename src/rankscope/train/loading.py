@@ -29,7 +29,8 @@ from rankscope.weights.hub import of_folder
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 LARGEST_FILE = 2**24  # bytes of a config.json: real ones have thousands
-MOST_PARTS = 10_000  # layers, heads, experts ...: transformers builds them one by one
+MOST_PARTS = 10_000  # layers, heads ...: transformers builds them one by one
+MOST_EXPERTS = 2**15  # are stacked; Doge says 16,384, also where it has none
 LARGEST_NUMBER = 2**31
 
 
@@ -228,7 +229,8 @@ def check_config(path: Path) -> None:
     if not isinstance(config.get("model_type"), str):
         raise ValueError(f"{path}: expected a model_type; found {config.get('model_type')!r}")
     for key, number in _whole_numbers(config):
-        if abs(number) > LARGEST_NUMBER or (abs(number) > MOST_PARTS and _counts_parts(key)):
+        most = MOST_EXPERTS if "expert" in key else MOST_PARTS
+        if abs(number) > LARGEST_NUMBER or (abs(number) > most and _counts_parts(key)):
             raise ValueError(
                 f"{path}: expected sizes of a model; found {key[:40]} = {str(number)[:40]}"
             )

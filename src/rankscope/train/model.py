@@ -243,10 +243,17 @@ def longest_input(model: PreTrainedModel) -> int | None:
 def row_length(model: PreTrainedModel, asked: int) -> int:
     """Tokens of a row that the model is given: as many as asked, or as it has positions for.
 
-    ``ValueError`` where what the model computes would depend on the rows before it.
+    ``ValueError`` where what the model computes would depend on the rows before it, and for
+    LayerDrop: torch's optimisers leave a weight alone in a step that skips its layer, ours move on.
     """
     found = min(asked, longest_input(model) or asked)
     config = model.config
+    dropped = [key for key, x in vars(config).items() if key.endswith("layerdrop") and x]
+    if dropped:
+        raise ValueError(
+            f"model: expected {type(model).__name__} to run all layers in training; found "
+            f"{dropped[0]} = {getattr(config, dropped[0])}. Set it to 0 in its config.json"
+        )
     if getattr(config, "attention_type", None) == "block_sparse":  # BigBird
         most = (5 + 2 * config.num_random_blocks) * config.block_size
         if found > most:

@@ -177,6 +177,12 @@ class PackedLoRA(nn.Module):
         self.register_buffer("scale", scale[:, None, None])  # (K, 1, 1)
         self.dropout = SharedDropout(dropout, masks)
 
+    @property
+    def weight(self) -> Tensor:
+        """The base's, as PEFT's layers have it: T5 asks its layers for their dtype."""
+        weight: Tensor = self.base.weight  # type: ignore[assignment]
+        return weight
+
     def forward(self, x: Tensor, *, tokens: int | None = None) -> Tensor:
         """x (K*B, T, n), (K*B*T, n), or (K or 1, B, T, n). With ``tokens`` only the first so many
         are wanted.

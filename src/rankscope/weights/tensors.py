@@ -24,9 +24,12 @@ WRAPPED = re.compile(
     r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
 PARALLEL = "module."  # and the prefix of DataParallel, DistributedDataParallel and DeepSpeed
-# Stacks (E, m, n): of experts, and of Zamba's Mamba heads. Other parameters of three dimensions are
-# one matrix: convolutions, and XLNet's (d, heads, width).
-STACKED = re.compile(r"(^|\.)experts(\.|$)|\.(x_proj_weight|dt_proj_weight|A_log)$")
+# Stacks (E, m, n): of experts (JetMoe's and Granite's files call them input_linear and
+# output_linear), and of Zamba's Mamba heads. Other parameters of three dimensions are one matrix:
+# convolutions, and XLNet's (d, heads, width).
+STACKED = re.compile(
+    r"(^|\.)(experts|input_linear|output_linear)(\.|$)|\.(x_proj_weight|dt_proj_weight|A_log)$"
+)
 
 
 @dataclass(frozen=True)
