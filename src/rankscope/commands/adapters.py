@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from rankscope.commands.results import left_out
 from rankscope.console import bar, say
 
 
@@ -173,7 +174,7 @@ def judge(options: argparse.Namespace) -> int:
     if options.figure:
         written = trajectory.write_figure(found, options.figure)
         print(f"figure: {written}", file=sys.stderr if options.json else sys.stdout)
-    status = 0
+    status = 0 if options.against is None else left_out(options.against, edited=False)
     for one in asked:
         if failed := [judged.source for judged in found if one.holds(judged)]:
             say(f"{one.text} holds for {len(failed)} of {len(found)}: {failed[0]}")

@@ -227,8 +227,10 @@ def figures(options: argparse.Namespace) -> int:
     return left_out(options.store)
 
 
-def left_out(place: str) -> int:
-    """Prints one line if some trials of a store are missing from its tables. -> exit status"""
+def left_out(place: str, *, edited: bool = True) -> int:
+    """Prints one line if some trials of a store are missing from its tables, or (``edited``) some
+    tables of edited trials. -> exit status"""
+    from rankscope.store import interventions
     from rankscope.store.store import Store
 
     try:
@@ -243,7 +245,10 @@ def left_out(place: str) -> int:
     fault = store.comparison_fault()
     if fault and "damaged" in fault:
         lines.append(fault)
-    if not lines:
-        return 0
-    say(f"{'; '.join(lines)}. To repair it, type: {store.remedy}")
-    return 3
+    if lines:
+        say(f"{'; '.join(lines)}. To repair it, type: {store.remedy}")
+    faults = interventions.faults(store) if edited else []
+    for name, why, is_closed in faults[:1]:
+        remedy = "nothing was changed" if is_closed else f"rankscope check {store} --repair"
+        say(f"edited trials left out, {len(faults)}; the first: {store}/{name}: {why}. {remedy}")
+    return 3 if lines or faults else 0

@@ -58,7 +58,7 @@ def suggest(options: argparse.Namespace) -> int:
         print(json.dumps(content, indent=1, allow_nan=False))
     else:
         suggested.show(found, patterns, validated)
-    return left_out(options.store)
+    return left_out(options.store, edited=False)
 
 
 def _rank_patterns(place: str, found: Sequence[Any]) -> list[Any]:

@@ -81,16 +81,22 @@ def intervene(
     if base is not None and task is not None:
         inputs = inputs_of(base, task, data, study)
         return _adapter(str(source), inputs, wanted, each_layer, settings, text, _reporter(quiet))
-    if not (Path(source) / "store.json").is_file() and "://" not in str(source):
-        raise ValueError(
-            f"{source}: expected a store (a folder with store.json), or an adapter with "
-            "--base MODEL --task TASK; found neither"
-        )
-    plan = replace(plan_of(Store(source), study, trials, wanted, each_layer, settings), text=text)
+    plan = plan_of(_opened(source), study, trials, wanted, each_layer, settings)
+    plan = replace(plan, text=text)
     if precision is None:
         own = plan.trials[0].precision_on(plan.inputs.device.type)
         plan = replace(plan, settings=replace(settings, precision=own))
     return _edit_store(plan, quiet)
+
+
+def _opened(source: str | Path) -> Store:
+    try:
+        return Store(source)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(
+            f"{source}: expected a store (a folder with store.json), or an adapter with "
+            "--base MODEL --task TASK; found neither"
+        ) from None
 
 
 def _adapter(

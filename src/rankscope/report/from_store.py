@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def _in_order(parts: list[pd.DataFrame]) -> pd.DataFrame:
 
 def kept(folder: Path) -> Frames:
     """The tables that a report keeps (``data/``), which give the same conclusions."""
-    names = [*KEPT, *([EDITED] if (folder / f"{EDITED}.parquet").is_file() else [])]
+    names = [*KEPT, *([EDITED] if os.path.isfile(folder / f"{EDITED}.parquet") else [])]
     return Frames(**{name: pd.read_parquet(folder / f"{name}.parquet") for name in names})
 
 
@@ -67,7 +68,7 @@ def _keep(found: Frames, folder: Path) -> list[Path]:
 
 
 def _is_kept(folder: Path) -> bool:
-    return all((folder / f"{name}.parquet").is_file() for name in KEPT)
+    return all(os.path.isfile(folder / f"{name}.parquet") for name in KEPT)
 
 
 def open_frames(place: str | Path) -> Frames:

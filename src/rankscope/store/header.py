@@ -21,6 +21,7 @@ from rankscope.store.storage import LocalStorage, Storage
 from rankscope.study.own_task import OwnTask
 from rankscope.study.sections import Fixed
 from rankscope.study.study_file import Study
+from rankscope.system import NotAFile
 
 NAME, COPY = "store.json", "cache/store.json"
 KINDS = {"study": dict, "text": str, "largest_rank": dict, "fingerprints": dict, "earlier": list}
@@ -30,6 +31,7 @@ PARTS = {"largest_rank": int, "fingerprints": str, "earlier": dict}  # what is i
 def read_header(storage: Storage) -> tuple[dict[str, Any], str | None]:
     """-> the header, and what is wrong with store.json where it comes from its copy"""
     _check_place(storage)
+    denied = False
     try:
         header = _read(storage, NAME)
         if _owner(storage) in (None, header.get("id", "")):
@@ -42,10 +44,15 @@ def read_header(storage: Storage) -> tuple[dict[str, Any], str | None]:
                 f"{storage}: expected a store (a folder with store.json); found none. "
                 f"Begin one with: rankscope run STUDY --store {storage}"
             ) from None
-    except (DamagedFile, OSError) as error:
+    except (DamagedFile, NotAFile) as error:
         fault = str(error)
+    except OSError as error:
+        fault = f"{storage}/{NAME}: {error.strerror or error}"
+        denied = isinstance(error, PermissionError)
     with contextlib.suppress(OSError, DamagedFile):
         return _read(storage, COPY), fault
+    if denied:
+        raise PermissionError(f"{fault}. Let this user read it")
     raise DamagedFile(f"{fault}. Write it again with: rankscope run STUDY --store {storage}")
 
 

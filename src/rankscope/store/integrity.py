@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from rankscope.store.files import dumps, loads, read_json
 from rankscope.store.log import Commit, Log
-from rankscope.store.storage import LocalStorage, Storage, Version
+from rankscope.store.storage import DENIED, LocalStorage, Storage, Version
 from rankscope.store.trial_dir import DONE, METRICS, RECORDS, SPECTRA, TRIAL, digests, sha256
 from rankscope.study.trial import Trial
 from rankscope.system import read_file
@@ -31,7 +31,7 @@ from rankscope.system import read_file
 Files = Mapping[str, Sequence[Any]]
 
 VERIFIED = "cache/verified.json"
-DENIED = os.strerror(errno.EACCES)
+REFUSED = os.strerror(errno.EACCES)  # how a fault ends of which nobody knows what is there
 
 
 def misfit(files: Files, versions: Sequence[Version | None]) -> str | None:
@@ -39,9 +39,17 @@ def misfit(files: Files, versions: Sequence[Version | None]) -> str | None:
     for (name, (size, *_)), version in zip(files.items(), versions, strict=True):
         if version is None:
             return f"{name} is missing"
+        if version == DENIED:
+            return f"{name}: {REFUSED}"
         if version.size != size:
             return f"{name}: expected {size} bytes; found {version.size}"
     return None
+
+
+def denied_in(names: Sequence[str], versions: Sequence[Version | None]) -> str | None:
+    """The first of these files that may not be read, without touching any."""
+    found = [name for name, seen in zip(names, versions, strict=True) if seen == DENIED]
+    return f"{found[0]}: {REFUSED}" if found else None
 
 
 def is_as_committed(files: Files, versions: Sequence[Version | None]) -> bool:
@@ -218,6 +226,8 @@ def _fault(
 def _fault_without_digests(
     storage: Storage, id: str, seen: list[Version | None], verified: Verified, *, again: bool
 ) -> str | None:
+    if (denied := denied_in(RECORDS, seen)) is not None:
+        return denied
     if verified.knows(id, "records", seen) and not again:
         return None
     storage.fetch_below(f"trials/{id}")
@@ -244,6 +254,8 @@ def is_whole(storage: Storage, folder: str, commit: Commit) -> bool:
     """Whether that folder holds what was committed."""
     names = [f"{folder}/{name}" for name in commit.files or (DONE,)]
     seen = storage.versions(names)
+    if (denied := denied_in(names, seen)) is not None:
+        raise PermissionError(f"{storage}/{denied}")
     if commit.files is None:
         return None not in seen
     if misfit(commit.files, seen) is not None:

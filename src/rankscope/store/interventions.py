@@ -2,7 +2,8 @@
 ``.json`` with its SHA-256, the digests of the weights that were edited, and the rows' labels.
 
 ``<settings>`` is a digest of what the numbers depend on beside the edits. A result whose digest is
-wrong, or whose trial was trained again since, counts as absent and is made again.
+wrong, or whose trial was trained again since, counts as absent and is made again. One that this
+user may not read, or that a newer rankscope wrote, is left out of all tables and left as it is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -37,16 +38,20 @@ def write(
 
 
 def read(store: Store, key: str, trial: str) -> tuple[pd.DataFrame, dict[str, Any]] | None:
-    """A trial's table and its description; None where it is absent, damaged or stale."""
-    name = f"{FOLDER}/{key}/{trial}"
+    """A trial's table and its description; None where it is absent, damaged or stale.
+    ``PermissionError`` or ``ValueError`` where it may be whole but cannot be read here."""
     try:
-        about = loads(store.storage.read(f"{name}.json"), f"{name}.json")
-        data = store.storage.read(f"{name}.parquet")
+        about, data = _read(store, f"{FOLDER}/{key}/{trial}")
     except (FileNotFoundError, NotADirectoryError, NotAFile, DamagedFile):
         return None
     if _fault(about, data) is not None or about["weights"] != weights_of(store, trial):
         return None
     return pd.read_parquet(io.BytesIO(data)), about
+
+
+def _read(store: Store, name: str) -> tuple[dict[str, Any], bytes]:
+    about = loads(store.storage.read(f"{name}.json"), f"{store}/{name}.json")
+    return about, store.storage.read(f"{name}.parquet")
 
 
 def _fault(about: Mapping[str, Any], data: bytes) -> str | None:
@@ -58,54 +63,78 @@ def _fault(about: Mapping[str, Any], data: bytes) -> str | None:
     return None
 
 
-def damaged(store: Store) -> dict[str, str]:
-    """Names of the files, without their endings, that are not what was written -> why. They count
-    as absent."""
-    found: dict[str, str] = {}
-    for key in keys(store):
-        names = store.storage.names(f"{FOLDER}/{key}")
-        for trial in sorted({name.rpartition(".")[0] for name in names}):
-            name = f"{FOLDER}/{key}/{trial}"
-            if not names or f"{trial}.json" not in names:  # its table alone: it was never finished
-                continue
-            try:
-                about = loads(store.storage.read(f"{name}.json"), f"{name}.json")
-                fault = _fault(about, store.storage.read(f"{name}.parquet"))
-            except FileNotFoundError:
-                fault = "its table is missing"
-            except (NotAFile, DamagedFile) as error:
-                fault = str(error)
-            if fault is not None:
-                found[name] = fault
+class Fault(NamedTuple):
+    """Of a folder, or of a trial's two files: ``name`` is without their endings."""
+
+    name: str
+    why: str
+    is_closed: bool  # to this user or this version: it may be whole
+
+
+def faults(store: Store) -> list[Fault]:
+    """What counts as absent, or is left out, though its trial was edited."""
+    found = closed(store)
+    for key, trial in _described(store):
+        if (fault := _fault_of(store, f"{FOLDER}/{key}/{trial}")) is not None:
+            found.append(fault)
+    return found
+
+
+def _fault_of(store: Store, name: str) -> Fault | None:
+    try:
+        why = _fault(*_read(store, name))
+    except FileNotFoundError:
+        why = "its table is missing"
+    except (NotAFile, DamagedFile) as error:
+        why = str(error)
+    except (PermissionError, ValueError) as error:
+        return Fault(name, getattr(error, "strerror", None) or str(error), True)
+    return None if why is None else Fault(name, why, False)
+
+
+def closed(store: Store) -> list[Fault]:
+    """The folders that this user may not list."""
+    found = []
+    for folder in (FOLDER, *(f"{FOLDER}/{key}" for key in keys(store))):
+        try:
+            store.storage.names(folder)
+        except PermissionError as error:
+            found.append(Fault(folder, error.strerror or str(error), True))
     return found
 
 
 def keys(store: Store) -> list[str]:
     """The settings under which anything was kept."""
-    return store.storage.names(FOLDER)
+    return _names(store, FOLDER)
 
 
 def trials(store: Store) -> set[str]:
     """Trials that have a description under some settings. By their names alone, unread: whether
     each counts is seen when it is read."""
-    return {
-        name.removesuffix(".json")
-        for key in keys(store)
-        for name in store.storage.names(f"{FOLDER}/{key}")
-        if name.endswith(".json")
-    }
+    return {trial for _, trial in _described(store)}
+
+
+def _described(store: Store) -> Iterator[tuple[str, str]]:
+    """Settings and trial of each description; a table alone was never finished."""
+    for key in keys(store):
+        for name in _names(store, f"{FOLDER}/{key}"):
+            if name.endswith(".json"):
+                yield key, name.removesuffix(".json")
+
+
+def _names(store: Store, folder: str) -> list[str]:
+    """What lies in it; nothing where this user may not list it, see ``closed``."""
+    with contextlib.suppress(PermissionError):
+        return store.storage.names(folder)
+    return []
 
 
 def everything(store: Store) -> Iterator[tuple[str, str, pd.DataFrame, dict[str, Any]]]:
     """All that counts: settings, trial, table, description."""
     done = set(store.done_ids())
-    for key in keys(store):
-        for name in store.storage.names(f"{FOLDER}/{key}"):
-            trial = name.removesuffix(".json")
-            if trial == name or trial not in done:
-                continue
-            found = read(store, key, trial)
-            if found is not None:
+    for key, trial in _described(store):
+        with contextlib.suppress(PermissionError, ValueError):  # see ``faults``
+            if trial in done and (found := read(store, key, trial)) is not None:
                 yield key, trial, *found
 
 

@@ -3,11 +3,13 @@ trials aside."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import uuid
 from collections import defaultdict
 from typing import Any
 
-from rankscope.store.integrity import DENIED, Inspection, inspect, is_whole, own_record
+from rankscope.store.integrity import REFUSED, Inspection, inspect, is_whole, own_record
 from rankscope.store.log import Log
 from rankscope.store.storage import HARMED, LocalStorage, Storage, free_name
 from rankscope.store.trial_dir import DONE, result_in
@@ -53,9 +55,11 @@ def not_folders(storage: Storage) -> list[str]:
     """Names of the store's folders that something else has: a file, a broken link."""
     if not isinstance(storage, LocalStorage):
         return []
-    edited = [f"interventions/{key}" for key in storage.names("interventions")]
+    edited: list[str] = []
+    with contextlib.suppress(PermissionError):
+        edited = [f"interventions/{key}" for key in storage.names("interventions")]
     taken = [name for name in (HARMED, *FOLDERS, *edited) if storage.exists(name)]
-    return [name for name in taken if not (storage.root / name).is_dir()]
+    return [name for name in taken if not os.path.isdir(storage.root / name)]
 
 
 def clear_folders(storage: Storage) -> list[str]:
@@ -110,18 +114,23 @@ def _take_up(storage: Storage, log: Log, found: Inspection) -> list[str]:
 
 def _set_aside_harmed(storage: Storage, log: Log, found: Inspection) -> list[str]:
     lines = []
-    for id, why in found.harmed.items():
-        if why.endswith(DENIED):  # it may be whole
-            raise PermissionError(
-                f"{storage}/trials/{id}: {why}. Let this user read it, then run again"
-            )
-    given = log.forget(
-        found.harmed, only={id: log.done[id] for id in found.harmed if id in log.done}
-    )
+    denied = {id: why for id, why in found.harmed.items() if why.endswith(REFUSED)}
+    harmed = [id for id in found.harmed if id not in denied]
+    given = log.forget(harmed, only={id: log.done[id] for id in harmed if id in log.done})
     for id in [*given, *found.unknown]:
-        where = set_aside(storage, log, f"trials/{id}")
-        what = f"set aside in {storage}/{where}" if where else "nothing is left of it"
+        try:
+            where = set_aside(storage, log, f"trials/{id}")
+        except PermissionError:  # such as lost+found
+            if id in given:
+                raise
+            what = "left where it is"
+        else:
+            what = f"set aside in {storage}/{where}" if where else "nothing is left of it"
         lines.append(f"trial {id}: {found.left_out[id]}; {what}")
+    for id, why in denied.items():  # it may be whole
+        raise PermissionError(
+            f"{storage}/trials/{id}: {why}. Let this user read it, then run again"
+        )
     return lines
 
 

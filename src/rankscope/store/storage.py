@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from rankscope.system import naming, read_file, sync
+from rankscope.system import may_read, naming, read_file, sync
 
 
 class Version(NamedTuple):
@@ -27,6 +27,10 @@ class Version(NamedTuple):
 
     size: int  # bytes
     stamp: int | str  # time of its last change, in nanoseconds; an object's ETag
+
+
+# of a file that this user may not read, or whose folder denies to say whether it is there
+DENIED = Version(-1, "denied")
 
 
 class Storage(Protocol):
@@ -84,20 +88,9 @@ class LocalStorage:
         return os.path.lexists(self.root / name)
 
     def versions(self, names: Sequence[str]) -> list[Version | None]:
-        """Size and time of the last change of these files; None for what is no file."""
-        found: list[Version | None] = []
-        for name in names:
-            try:
-                seen = os.stat(f"{self.root}/{name}")  # text, not paths: there may be very many
-            except PermissionError:  # nobody knows what is there
-                raise
-            except OSError:
-                found.append(None)
-            else:
-                found.append(
-                    Version(seen.st_size, seen.st_mtime_ns) if stat.S_ISREG(seen.st_mode) else None
-                )
-        return found
+        """Size and time of the last change of these files; None for what is no file, ``DENIED``
+        for what this user may not read."""
+        return [_version(f"{self.root}/{name}") for name in names]
 
     def names(self, folder: str) -> list[str]:
         """What lies directly in a folder, without hidden files; nothing if it isn't there."""
@@ -229,3 +222,18 @@ class LocalStorage:
             draft.unlink(missing_ok=True)
             raise
         return draft
+
+
+def _version(path: str) -> Version | None:
+    """Of a file; ``path`` is text, since there may be very many."""
+    try:
+        seen = os.stat(path)
+    except PermissionError:
+        return DENIED
+    except OSError:
+        return None
+    if not stat.S_ISREG(seen.st_mode):
+        return None
+    if seen.st_mode & 0o444 != 0o444 and not may_read(path):
+        return DENIED
+    return Version(seen.st_size, seen.st_mtime_ns)

@@ -12,7 +12,7 @@ from rankscope.console import message, visible
 from rankscope.store import interventions
 from rankscope.store.files import DamagedFile, dumps
 from rankscope.store.header import NAME, restore_header
-from rankscope.store.integrity import inspect
+from rankscope.store.integrity import REFUSED, inspect
 from rankscope.store.log_files import (
     SNAPSHOT,
     entry_name,
@@ -32,18 +32,20 @@ class Checked:
     whole: int = 0  # trials
     faults: list[str] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)  # that only another user or version can read
     missing: int = 0  # trials that are to be trained, or collected, again
     refill: str = ""  # what to type for those
     repaired: bool = False
 
     @property
     def is_whole(self) -> bool:
-        return not self.missing and (self.repaired or not self.faults)
+        return not self.missing and not self.left and (self.repaired or not self.faults)
 
     def text(self) -> str:
         lines = [
             *(f"found: {line}" for line in self.faults),
             *(f"done: {line}" for line in self.done),
+            *(f"left: {line}" for line in self.left),
         ]
         lines.append(f"{self.whole} trials are whole, every file as it was committed")
         if self.faults and not self.repaired:
@@ -138,14 +140,18 @@ def _trials(store: Store, found: Checked, *, repair: bool) -> None:
     seen = inspect(store.storage, store.log, kinds=("records", "weights"), again=True)
     found.faults += [f"trial {id}: {why}" for id, why in seen.left_out.items()]
     left_out = set(seen.left_out)
+    denied = {id for id, why in seen.harmed.items() if why.endswith(REFUSED)}
     if repair:
         again = bool(seen.harmed)  # a failing disk flips bits without changing the file's time
-        found.done += recover(store.storage, store.log, thorough=True, again=again)
+        try:
+            found.done += recover(store.storage, store.log, thorough=True, again=again)
+        except PermissionError as error:
+            found.left.append(message(error))
         seen = inspect(store.storage, store.log, kinds=("records", "weights"))
     found.whole = len(seen.whole)
     # a collected store has no plan: it lacks the trials found damaged
     wanted = left_out if store.is_collected else {trial.id for trial in store.planned()}
-    found.missing = len(wanted - set(seen.whole)) if found.faults else 0
+    found.missing = len(wanted - denied - set(seen.whole)) if found.faults else 0
 
 
 def _tables(store: Store, found: Checked, *, repair: bool) -> None:
@@ -160,9 +166,11 @@ def _tables(store: Store, found: Checked, *, repair: bool) -> None:
 
 
 def _interventions(store: Store, found: Checked, *, repair: bool) -> None:
-    for name, fault in interventions.damaged(store).items():
-        found.faults.append(f"{name}: {fault}")
-        if repair:
+    for name, why, is_closed in interventions.faults(store):
+        found.faults.append(f"{name}: {why}")
+        if repair and is_closed:
+            found.left.append(f"{name} may be whole, and stays as it is")
+        elif repair:
             for file in (f"{name}.json", f"{name}.parquet"):
                 set_aside(store.storage, store.log, file)
             found.done.append(f"{name} is set aside; rankscope intervene makes it again")

@@ -154,7 +154,10 @@ def _notes(store: Store) -> list[str]:
     if store.log.lost:
         first = next(iter(store.log.lost.values()))
         notes.append(f"{len(store.log.lost)} of the log's entries are lost, the first: {first}")
-    return [*notes, f"rankscope check {store} --repair"] if notes else []
+    notes += [f"rankscope check {store} --repair"] if notes else []
+    for name, why, _ in interventions.closed(store)[:1]:
+        notes.append(f"{store}/{name}: {why}; edited trials in it are not counted")
+    return notes
 
 
 class Meter:
