@@ -30,12 +30,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     [
         ([ASK], "row 1: expected a message of the role 'assistant'; found none"),
         ("the cat", "expected a list of messages; found 'the cat'"),
-        ([], "expected a list of messages; found '[]'"),
+        ([], "expected a list of messages; found a list, []"),
         (["the cat"], "expected messages as objects; found 'the cat'"),
         ([ASK, {"role": "assistent", "content": "a"}], "found 'assistent'"),
-        ([ASK, {"role": "assistant", "content": " "}], "expected text as content; found ' '"),
-        ([ASK, {"role": "assistant"}], "expected text as content; found 'None'"),
-        ([ASK, {"role": "assistant", "content": [1]}], "expected text as content; found '[1]'"),
+        (
+            [ASK, {"role": "assistant", "content": " "}],
+            "expected text as content of 'assistant'; found none",
+        ),
+        ([ASK, {"role": "assistant"}], "expected text as content of 'assistant'; found none"),
+        (
+            [ASK, {"role": "assistant", "content": [1]}],
+            "expected text as content of 'assistant'; found a list, [1]",
+        ),
     ],
 )
 def test_what_is_no_chat_is_said_in_one_line(row: Any, says: str) -> None:

@@ -90,7 +90,8 @@ def test_quotes_and_na_are_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [("", "expected rows below a header"), ("sentence\tlabel\n\xff", "CoLA")]
+    ("content", "says"),
+    [("", "expected rows; found an empty file"), ("sentence\tlabel\n\xff", "CoLA")],
 )
 def test_damaged_files_are_one_line(tmp_path: Path, content: str, says: str) -> None:
     (tmp_path / "CoLA").mkdir()

@@ -32,6 +32,13 @@ def _text(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _class_names(value: Any) -> Any:
+    """Truth values as JSON and Parquet files give them to classes."""
+    if not isinstance(value, list):
+        return value
+    return [str(one).lower() if isinstance(one, bool) else one for one in value]
+
+
 Name = Annotated[str, Field(min_length=1)]
 Split = Annotated[Fraction | Name, BeforeValidator(_fraction)]
 
@@ -57,7 +64,10 @@ class OwnTask(BaseModel):
         Annotated[list[Name], BeforeValidator(_text), Field(min_length=1, max_length=2)] | None
     ) = None
     label: Name = "label"
-    labels: Annotated[list[str | int], Field(min_length=2)] | None = None  # the order of classes
+    # the order of classes
+    labels: (
+        Annotated[list[str | int], BeforeValidator(_class_names), Field(min_length=2)] | None
+    ) = None
     train: Split | None = None
     validation: Split | None = None
     metric: Metric | None = None
@@ -71,12 +81,21 @@ class OwnTask(BaseModel):
         return self.kind in ("causal-lm", "sft")
 
     def columns(self, found: Sequence[str]) -> list[str]:
-        """The text columns to read, among those ``found`` in the data."""
+        """The text columns to read, among those ``found`` in the data. ``ValueError`` where chats
+        stand in both forms."""
         if self.text is not None:
             return self.text
         if self.kind == "causal-lm":
             return ["text"]
-        return ["messages"] if "prompt" not in found else ["prompt", "completion"]
+        pair = ["prompt", "completion"]
+        if not set(pair) <= set(found):
+            return ["messages"] if "messages" in found or "prompt" not in found else pair
+        if "messages" in found:
+            raise ValueError(
+                'text: expected text = "messages" or text = ["prompt", "completion"] where the '
+                "data have both; found none"
+            )
+        return pair
 
     @property
     def chosen_metric(self) -> Metric:

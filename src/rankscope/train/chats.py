@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rankscope.train.labels import said
+
 ANSWERS = "assistant"  # the role whose messages are learnt
 _ROLES = ("system", "user", ANSWERS, "tool", "developer")
 
@@ -34,10 +36,7 @@ def chat_columns(frame: pd.DataFrame, where: str) -> list[str]:
 
 def _chat(values: Sequence[Any]) -> dict[str, Any]:
     if len(values) == 1:
-        messages = _messages(values[0])
-        if not any(message["role"] == ANSWERS for message in messages):
-            raise ValueError(f"expected a message of the role {ANSWERS!r}; found none")
-        return {"messages": messages}
+        return {"messages": _answered(_messages(values[0]))}
     prompt, completion = values
     if isinstance(prompt, str) and isinstance(completion, str):
         for name, text in (("prompt", prompt), ("completion", completion)):
@@ -48,20 +47,29 @@ def _chat(values: Sequence[Any]) -> dict[str, Any]:
         _messages([{"role": role, "content": value}] if isinstance(value, str) else value)
         for role, value in (("user", prompt), (ANSWERS, completion))
     )
-    return {"prompt": prompt, "completion": completion}
+    return {"prompt": prompt, "completion": _answered(completion)}
+
+
+def _answered(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    if not any(message["role"] == ANSWERS for message in messages):
+        raise ValueError(f"expected a message of the role {ANSWERS!r}; found none")
+    return messages
 
 
 def _messages(value: Any) -> list[dict[str, str]]:
     if not isinstance(value, list) or not value:
-        raise ValueError(f"expected a list of messages; found {str(value)[:40]!r}")
+        raise ValueError(f"expected a list of messages; found {said(value)}")
     for message in value:
         if not isinstance(message, dict):
-            raise ValueError(f"expected messages as objects; found {str(message)[:40]!r}")
+            raise ValueError(f"expected messages as objects; found {said(message)}")
+        if "role" not in message:
+            names = ", ".join(map(repr, message))[:80] or "none"
+            raise ValueError(f"expected messages with 'role' and 'content'; found {names}")
         role, content = message.get("role"), message.get("content")
         if role not in _ROLES:
             raise ValueError(f"expected a role, one of {', '.join(_ROLES)}; found {role!r}")
         if not isinstance(content, str) or (role == ANSWERS and not content.strip()):
-            raise ValueError(f"expected text as content; found {str(content)[:40]!r}")
+            raise ValueError(f"expected text as content of {role!r}; found {said(content)}")
     return value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from rankscope.study.tasks import Task
+from rankscope.train.own_data import BLANK
 
 
 def summary(task: Task, train: pd.DataFrame, validation: pd.DataFrame) -> list[str]:
@@ -39,6 +40,8 @@ def summary(task: Task, train: pd.DataFrame, validation: pd.DataFrame) -> list[s
             f"{task.name}: {len(train)} + {len(own)} rows (train + validation), "
             f"{task.num_labels} classes: {', '.join(few)}; metric {task.metric}{positive}"
         ]
+    if blank := sum(rows.attrs.get(BLANK, 0) for rows in sides.values()):
+        lines.append(f"{task.name}: {blank} rows without text are left out")
     text = list(task.text)
     seen = pd.MultiIndex.from_frame(own[text]).isin(pd.MultiIndex.from_frame(train[text]))
     if seen.any():

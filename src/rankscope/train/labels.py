@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,11 @@ MOST_CLASSES = 10_000
 LONGEST_NAME = 200
 # above so many classes, each must have two rows on average; else the labels are no classes
 SELDOM = 50
-_INTEGER = re.compile(r"[+-]?\d{1,18}")
+_SHOWN = 40  # characters of a value that a message shows
+_ROUNDED = 1e-3  # of the labels' standard deviation: what float32 may take off
+# what programs write in a column of numbers where there is none
+_NO_NUMBER = {"none", "null", "na", "n/a", "#n/a", "<na>", "nat", "?", "-", "inf", "-inf"}
+_INTEGER = re.compile(r"[+-]?\d{1,100}")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -28,22 +34,22 @@ def class_names_of(column: pd.Series, known: Sequence[str] | None, where: str) -
     """
     found = [_text(value) for value in column]
     if None in found:
-        row = found.index(None)
-        value = column.iloc[row]
-        is_scalar = value is None or isinstance(value, str | float | np.generic)
-        what = "none" if is_scalar or value is pd.NA else f"a {type(value).__name__}"
-        raise ValueError(f"{where}: row {row + 1}: expected a label; found {what}")
+        row, missing = found.index(None), {"none", "'nan'"}
+        what = said(column.iloc[row])
+        advice = ": leave out rows without one" if what.lower() in missing else ""
+        raise ValueError(f"{where}: row {row + 1}: expected a label; found {what}{advice}")
     labels = [str(label) for label in found]
     if known is not None:
         odd = next((i for i, label in enumerate(labels) if not _is_below(label, len(known))), None)
         if odd is not None:
+            unlabelled = ": leave out rows without a label" if labels[odd] == "-1" else ""
             raise ValueError(
                 f"{where}: row {odd + 1}: expected a label from 0 to {len(known) - 1}; found "
-                f"{labels[odd]}"
+                f"{labels[odd]}{unlabelled}"
             )
         labels = [known[int(label)] for label in labels]
     elif all(map(_is_whole, labels)) and not all(map(_INTEGER.fullmatch, labels)):
-        labels = [str(int(float(label))) for label in labels]  # 1.0 and 2.0
+        labels = [str(int(Decimal(label))) for label in labels]  # 1.0 and 2.0
     if (count := len(set(labels))) > MOST_CLASSES:  # before rows are drawn of each
         raise ValueError(
             f"{where}: expected at most {MOST_CLASSES} classes; found {count} in {len(labels)} rows"
@@ -56,11 +62,27 @@ def _text(value: Any) -> str | None:
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float | Decimal) and value == value // 1:
         value = int(value)
-    if not isinstance(value, str | int | float) or str(value).strip().lower() in ("", "nan"):
+    if not isinstance(value, str | int | float | Decimal):
         return None
-    return str(value)
+    return None if str(value).strip().lower() in ("", "nan") else str(value)
+
+
+def said(value: Any) -> str:
+    """A value of a file, in a message."""
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    if isinstance(value, list):
+        return f"a list, {str(value)[:_SHOWN]}"
+    if isinstance(value, dict):
+        return f"an object with {', '.join(map(repr, value))[:_SHOWN]}"
+    missing = value is None or value is pd.NA or value is pd.NaT or value != value  # NaN
+    return "none" if missing or not str(value).strip() else repr(str(value)[:_SHOWN])
+
+
+def folded(name: str) -> str:
+    """Equal for names that look alike: without case, outer blanks and ways to write accents."""
+    return unicodedata.normalize("NFKC", name).strip().casefold()
 
 
 def _is_below(label: str, count: int) -> bool:
@@ -81,6 +103,7 @@ def classes_of(
         return tuple(str(label) for label in own.labels)
     if known is not None:
         return tuple(known)
+    _check_numbers(labels, where)
     longest = max(found, key=len)
     if len(longest) > LONGEST_NAME:
         raise ValueError(
@@ -98,11 +121,29 @@ def classes_of(
             f"{where}: expected classes in {own.label!r} (at most {MOST_CLASSES}, two rows each on "
             f"average); found {len(found)} in {len(labels)} rows"
         )
-    alike = sorted(found, key=lambda label: (label.strip(), label))
+    alike = sorted(found, key=lambda label: (_likeness(label), label))
     for one, other in itertools.pairwise(alike):
-        if one.strip() == other.strip():
-            raise ValueError(f"{where}: labels {one!r} and {other!r} differ by blanks alone")
+        if _likeness(one) == _likeness(other):
+            raise ValueError(
+                f"{where}: labels {one!r} and {other!r} differ by case, blanks or zeros alone: "
+                "write them alike, or name all classes in labels"
+            )
     return tuple(sorted(found) if broken else sorted(found, key=lambda label: (int(label), label)))
+
+
+def _likeness(label: str) -> str:
+    return str(int(label)) if _INTEGER.fullmatch(label) else folded(label)
+
+
+def _check_numbers(labels: pd.Series, where: str) -> None:
+    """``ValueError`` for numbers among which some say that they are none."""
+    absent = labels.str.strip().str.lower().isin(_NO_NUMBER).to_numpy()
+    if absent.any() and not absent.all() and all(map(_NUMBER.fullmatch, labels[~absent])):
+        row = int(absent.argmax())
+        raise ValueError(
+            f"{where}: row {labels.index[row]}: expected a number as label, as in other rows; "
+            f"found {labels.iloc[row]!r}: leave out rows without one, or name all classes in labels"
+        )
 
 
 def numbered(labels: pd.Series, classes: Sequence[str], where: str) -> pd.Series:
@@ -125,17 +166,29 @@ def numbered(labels: pd.Series, classes: Sequence[str], where: str) -> pd.Series
 
 
 def measured(column: pd.Series, where: str) -> pd.Series:
-    """The numbers of a regression (float32)."""
-    numbers = pd.to_numeric(column, errors="coerce").astype("float32")
+    """The numbers of a regression (float32). ``ValueError`` for what is none, where all are equal,
+    and where float32 would round their differences away."""
+    is_time = pd.api.types.is_datetime64_any_dtype(column)
+    found = column.astype(object)
+    exact = pd.to_numeric(found.astype(str) if is_time else found, errors="coerce").astype(float)
+    with np.errstate(over="ignore"):
+        numbers = exact.astype("float32")
     odd = ~np.isfinite(numbers.to_numpy())
     if odd.any():
         row = int(odd.argmax())
+        value = column.iloc[row]
+        comma = re.fullmatch(r"\s*[+-]?\d+,\d+\s*", str(value))
         raise ValueError(
             f"{where}: row {column.index[row]}: expected a finite number as label; found "
-            f"{str(column.iloc[row])[:40]!r}"
+            f"{said(value)}" + (": write decimals with a point" if comma else "")
         )
-    if numbers.nunique() == 1:
+    if exact.nunique() == 1:
         raise ValueError(
-            f"{where}: expected labels that differ; all {len(numbers)} rows have {numbers.iloc[0]}"
+            f"{where}: expected labels that differ; all {len(exact)} rows have {exact.iloc[0]:g}"
+        )
+    if (numbers - exact).abs().max() > _ROUNDED * exact.std(ddof=0):
+        raise ValueError(
+            f"{where}: expected labels whose differences float32 holds; found {exact.min():.12g} "
+            f"to {exact.max():.12g}: subtract their mean"
         )
     return numbers

@@ -3,6 +3,7 @@ validation."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import pandas as pd
 from rankscope.study.own_task import Fraction, OwnTask
 from rankscope.study.tasks import Kind, Task
 from rankscope.train.chats import chat_columns
-from rankscope.train.labels import class_names_of, classes_of, measured, numbered
+from rankscope.train.labels import class_names_of, classes_of, folded, measured, numbered, said
 from rankscope.train.table_file import CLASS_NAMES
 from rankscope.train.table_source import VALIDATION, Source
 
 TEXT = ("text", "text_pair")  # what the columns are called once they are read
+BLANK = "blank"  # in a frame's attrs: rows without text that were left out
 
 
 def read_own_task(
@@ -88,7 +90,14 @@ def _splits(
     parts = _shares(own)
     if source.is_one_file or isinstance(validation, Fraction):
         taken, left = _drawn(rows, own, *parts)
-        return (taken, where), (left, where)
+        if not len(left):
+            raise ValueError(
+                f"{where}: expected rows to validate on; found none in a share of "
+                f"{parts[1]:g} of {len(rows)} rows (of every class one row at least is trained "
+                "on): take a larger share, or more rows"
+            )
+        left.attrs.pop(BLANK, None)  # told once
+        return (taken, f"{where} (training rows)"), (left, f"{where} (validation rows)")
     if isinstance(train, Fraction):
         rows, _ = _drawn(rows, own, train.fraction, 0.0, train.seed)
     other, place = source.read(validation, otherwise=VALIDATION)
@@ -128,45 +137,31 @@ def _drawn(
 def _columns(frame: pd.DataFrame, own: OwnTask, where: str) -> pd.DataFrame:
     """``TEXT`` and ``label`` (the class's name, or what should be a number) of every row, with the
     row's number as index."""
-    found = [str(name) for name in frame.columns]
-    text = own.columns(found)
-    columns = text if own.is_language else [*text, own.label]
-    for column in columns:
-        if found.count(column) != 1:
-            word = "no column" if column not in found else f"{found.count(column)} columns"
-            raise ValueError(
-                f"{where}: expected the columns {', '.join(map(repr, columns))}; found {word} "
-                f"{column!r} among {', '.join(map(repr, found))[:300]}{_hint(found)}"
-            )
     if not len(frame):
         raise ValueError(f"{where}: expected rows; found none")
+    found = [_composed(str(name)) for name in frame.columns]
+    frame = frame.set_axis(found, axis=1)
+    text, label = [_composed(name) for name in own.columns(found)], _composed(own.label)
+    _check_there(text if own.is_language else [*text, label], found, where)
     result = pd.DataFrame(index=range(1, len(frame) + 1))
     if own.kind == "sft":
         return result.assign(**{TEXT[0]: chat_columns(frame[text], where)})
     for name, column in zip(TEXT, text, strict=False):
-        values = [_text(value) for value in frame[column]]
-        if None in values:
-            missing = values.index(None)
-            raise ValueError(
-                f"{where}: row {missing + 1}: expected text in {column!r}; found "
-                f"{str(frame[column].iloc[missing])[:40]!r}"
-            )
-        if (row := _not_unicode(values)) is not None:
-            raise ValueError(
-                f"{where}: row {row + 1}: expected text in {column!r}; found half of a surrogate "
-                "pair, which is no character"
-            )
-        result[name] = values
+        result[name] = _texts(frame[column], where)
     blank = np.logical_and.reduce([result[name].str.strip().eq("") for name in result])
+    if own.kind == "causal-lm":
+        if blank.all():
+            raise ValueError(f"{where}: expected text in {text[0]!r}; found none in any row")
+        result.attrs[BLANK] = int(blank.sum())
+        return result[~blank]
     if blank.any():
         raise ValueError(
             f"{where}: row {int(blank.argmax()) + 1}: expected text in "
-            f"{' or '.join(map(repr, text))}; found none"
+            f"{' or '.join(map(repr, text))}; found none{_others(blank)}. Leave out rows without "
+            "text"
         )
-    if own.is_language:
-        return result
-    known = frame.attrs.get(CLASS_NAMES, {}).get(own.label)
-    labels = frame[own.label].set_axis(result.index)
+    known = frame.attrs.get(CLASS_NAMES, {}).get(label)
+    labels = frame[label].set_axis(result.index)
     if not own.is_regression:
         labels = class_names_of(labels, known, where)
     result = result.assign(label=labels)
@@ -177,8 +172,6 @@ def _columns(frame: pd.DataFrame, own: OwnTask, where: str) -> pd.DataFrame:
 def _with_numbers(
     rows: pd.DataFrame, own: OwnTask, classes: Sequence[str], where: str
 ) -> pd.DataFrame:
-    if not len(rows):
-        raise ValueError(f"{where}: expected rows to validate on; found none: take a larger share")
     if own.is_language:
         return rows.reset_index(drop=True)
     labels = rows["label"]
@@ -186,14 +179,63 @@ def _with_numbers(
     return rows.assign(label=numbers).reset_index(drop=True)
 
 
-def _hint(columns: Sequence[str]) -> str:
-    """Where a file seems to be separated by something else than its name says."""
-    if len(columns) != 1:
-        return ""
+def _check_there(columns: Sequence[str], found: Sequence[str], where: str) -> None:
+    """``ValueError`` unless each of the columns is there once."""
+    for column in columns:
+        if found.count(column) != 1:
+            word = "no column" if column not in found else f"{found.count(column)} columns"
+            raise ValueError(
+                f"{where}: expected the columns {', '.join(map(repr, columns))}; found {word} "
+                f"{column!r} among {', '.join(map(repr, found))[:300]}"
+                f"{_hint(column, columns, found, where)}"
+            )
+
+
+def _hint(column: str, columns: Sequence[str], found: Sequence[str], where: str) -> str:
+    """What to type: a name that differs in case or blanks alone; a table that is separated by
+    something else, or has no header."""
+    near = [name for name in found if folded(name) == folded(column) and name != column]
+    if near:
+        return f": write {near[0]!r} as it stands there, blanks and case included"
     marks = [
-        name for mark, name in ((";", "';'"), ("\t", "tabs"), (",", "','")) if mark in columns[0]
+        name
+        for mark, name in ((";", "';'"), ("\t", "tabs"), (",", "','"))
+        if len(found) == 1 and mark in found[0]
     ]
-    return f": are they separated by {marks[0]}? .csv has ',', .tsv tabs" if marks else ""
+    if marks:
+        return f": are they separated by {marks[0]}? A .csv has ',' or ';', a .tsv tabs"
+    if found and not set(columns) & set(found):
+        header = "; its first line must hold them" if where.endswith((".csv", ".tsv")) else ""
+        return f": give the names of its columns in text{' and label' * (len(columns) > 1)}{header}"
+    return ""
+
+
+def _texts(column: pd.Series, where: str) -> list[str]:
+    values = [_text(value) for value in column]
+    missing = np.array([value is None for value in values])
+    if missing.any():
+        row = int(missing.argmax())
+        raise ValueError(
+            f"{where}: row {row + 1}: expected text in {str(column.name)!r}; found "
+            f"{said(column.iloc[row])}{_others(missing)}"
+        )
+    if (row_number := _not_unicode(values)) is not None:
+        raise ValueError(
+            f"{where}: row {row_number + 1}: expected text in {str(column.name)!r}; found half of "
+            "a surrogate pair, which is no character"
+        )
+    return [str(value) for value in values]
+
+
+def _others(wrong: np.ndarray) -> str:
+    """How many rows are wrong beside the first."""
+    others = int(wrong.sum()) - 1
+    return f" (as in {others} other rows)" if others else ""
+
+
+def _composed(name: str) -> str:
+    """With accents in one character each: macOS writes them apart, and both look the same."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _not_unicode(values: Sequence[str | None]) -> int | None:

@@ -1,17 +1,13 @@
-"""One file of rows -> a table of text columns: CSV, TSV, JSON lines, Parquet.
+"""One file of rows -> a table of text columns: CSV, TSV, JSON lines, Parquet, lines of text.
 
-pandas and pyarrow do the reading, with their guesses switched off: "NA" and "007" stay text, which
-is not a missing value, and the encoding is taken from the byte order mark.
+Nothing is guessed: "NA" and "007" stay text, which is not a missing value, and the encoding is
+taken from the byte order mark.
 """
 
 from __future__ import annotations
 
 import codecs
-import csv
-import io
 import json
-import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,14 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rankscope.system import free_memory
+from rankscope.train.delimited_text import LINE_END, LONGEST_LINE, check_columns, from_text
+from rankscope.train.json_rows import from_json
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
 CLASS_NAMES = "class_names"  # in a frame's attrs: column -> names of its whole numbers
 _IN_MEMORY = 8  # bytes for each byte of a file, at most, while it is read
 _VALUE = 64  # bytes that a value takes beside its own
-_LINE = 10_000_000  # characters: an example of a whole book has 2 million
-_COLUMNS = 10_000
-_EMPTY = 20  # cells of a table by values in its rows, before it is called one of unlike rows
 _UNPACKED = 100  # bytes of Parquet's text by bytes of the file, above _UNPACKED_FREE
 _UNPACKED_FREE = 2**28
 _MARKS = (
@@ -38,6 +33,14 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+# what begins a file that is no text, whatever its name says
+_PACKED = (
+    (b"\x1f\x8b", "a gzip file: unpack it"),
+    (b"PK\x03\x04", "a zip file or a spreadsheet: unpack it, or save its table as CSV"),
+    (b"PAR1", "a Parquet file: name it .parquet"),
+    (b"\xd0\xcf\x11\xe0", "a spreadsheet: save its table as CSV"),
+)
+_UNPACK = (".gz", ".zip", ".bz2", ".xz", ".zst")
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -48,7 +51,8 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ValueError(f"{path}: expected a file named {', '.join(SUFFIXES)}")
+        advice = "unpack it" if suffix in _UNPACK else "save its table as one of them"
+        raise ValueError(f"{path}: expected a file named {', '.join(SUFFIXES)}: {advice}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a file; found none")
     size, free = path.stat().st_size, free_memory()
@@ -61,19 +65,19 @@ def read_table(path: Path) -> pd.DataFrame:
         if suffix == ".parquet":
             return _from_parquet(path)
         text = _decoded(path)
+        if suffix == ".txt":
+            return pd.DataFrame({"text": LINE_END.split(text)}, dtype=object)
         if suffix in (".csv", ".tsv"):
-            frame = from_text(text, separator="," if suffix == ".csv" else "\t")
-        else:
-            frame = _from_json(text)
-    except (pa.ArrowException, csv.Error, ValueError, RecursionError, MemoryError) as error:
-        reason = str(error).removeprefix("Error tokenizing data. C error: ")
-        raise ValueError(f"{path}: {' '.join(reason.split())[:300]}") from None
-    return frame
+            return from_text(text, separator="," if suffix == ".csv" else "\t")
+        return from_json(text)
+    except (pa.ArrowException, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())[:300]}") from None
 
 
 def _decoded(path: Path) -> str:
-    _check_line_ends(path)
     raw = path.read_bytes()
+    if what := next((what for mark, what in _PACKED if raw.startswith(mark)), None):
+        raise ValueError(f"expected text; found {what}")
     encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), "utf-8")
     try:
         text = raw.decode(encoding)
@@ -88,122 +92,21 @@ def _decoded(path: Path) -> str:
             "order mark?). Save it as UTF-8"
         )
     if not text.strip():
-        raise ValueError("expected rows below a header; found an empty file")
-    start = 0
-    while len(text) - start > _LINE:  # finds one line end per so many characters
-        if (end := text.rfind("\n", start, start + _LINE)) < 0:
-            raise ValueError(f"expected lines of at most {_LINE} characters; found a longer one")
-        start = end + 1
+        raise ValueError("expected rows; found an empty file")
+    if not text.lstrip().startswith("["):  # a list of JSON may be one line
+        _check_line_ends(text)
     return text
 
 
-def _check_line_ends(path: Path) -> None:
-    """``ValueError`` before the file is in memory; a character has at most four bytes."""
-    since = 0
-    with path.open("rb") as file:
-        while chunk := file.read(2**22):
-            end = chunk.rfind(b"\n")
-            since = since + len(chunk) if end < 0 else len(chunk) - end - 1
-            if since > 4 * _LINE:
-                raise ValueError(
-                    f"expected lines of at most {_LINE} characters; found a longer one"
-                )
-
-
-def _check_columns(count: int) -> None:
-    if count > _COLUMNS:
-        raise ValueError(f"expected at most {_COLUMNS} columns; found {count}")
-
-
-def from_text(text: str, *, separator: str, header: bool = True) -> pd.DataFrame:
-    """Comma- or tab-separated text. Every value is text; a row that is too short lacks its last
-    ones."""
-    quoted = separator != "\t" or is_quoted(text)
-    names = _first_record(text, separator, quoted)
-    _check_columns(len(names))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
-        try:
-            frame = pd.read_csv(
-                io.StringIO(text, newline=""),
-                sep=separator,
-                header=0 if header else None,
-                names=list(range(len(names))),
-                quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
-                dtype=str,
-                keep_default_na=False,
-                index_col=False,
-            )
-        except pd.errors.ParserWarning:
+def _check_line_ends(text: str) -> None:
+    start = 0
+    while len(text) - start > LONGEST_LINE:  # finds one line end per so many characters
+        end = max(text.rfind(mark, start, start + LONGEST_LINE) for mark in "\n\r")
+        if end < 0:
             raise ValueError(
-                f"expected {len(names)} columns, as its first line has; found rows with more"
-            ) from None
-    if header:
-        frame.columns = names
-    return frame
-
-
-def _first_record(text: str, separator: str, quoted: bool) -> list[str]:
-    lines = io.StringIO(text, newline="")
-    quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    for record in csv.reader(lines, delimiter=separator, quoting=quoting):
-        if record:  # pandas skips blank lines
-            return record
-    raise ValueError("expected a header; found blank lines")
-
-
-# Fields: quoted ones, in which two marks are one, and plain ones without any.
-_WELL_QUOTED = re.compile(r'(?:(?:"(?:[^"]|"")*+"|[^"\t\r\n]*+)(?:[\t\r\n]|\Z))*+')
-
-
-def is_quoted(text: str) -> bool:
-    """Whether quotation marks in tab-separated text enclose fields, or are characters (GLUE's).
-
-    They enclose fields if every one of them belongs to a whole quoted field: whoever writes quoted
-    text quotes each field that holds a mark, and doubles the mark.
-    """
-    return '"' in text and _WELL_QUOTED.fullmatch(text) is not None
-
-
-def _from_json(text: str) -> pd.DataFrame:
-    """A list of objects, or one object a line."""
-    if text.lstrip().startswith("["):
-        found = json.loads(text, object_pairs_hook=_object)
-        rows = list(enumerate(found, 1))
-        what = "row"
-    else:
-        lines = enumerate(text.split("\n"), 1)
-        rows = [(n, _line(n, line)) for n, line in lines if line.strip()]
-        what = "line"
-    for number, row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(
-                f"{what} {number}: expected a JSON object; found {json.dumps(row)[:40]}"
+                f"expected lines of at most {LONGEST_LINE} characters; found a longer one"
             )
-    names = {name for _, row in rows for name in row}
-    _check_columns(len(names))
-    values = sum(len(row) for _, row in rows)
-    if len(names) * len(rows) > max(_EMPTY * values, 10_000_000):
-        raise ValueError(
-            f"expected objects with the same names; found {len(names)} names in {len(rows)}"
-        )
-    return pd.DataFrame([row for _, row in rows], dtype=object)
-
-
-def _line(number: int, line: str) -> Any:
-    try:
-        return json.loads(line, object_pairs_hook=_object)
-    except ValueError as error:
-        raise ValueError(f"line {number}: expected a JSON object; {error}") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"expected every name once; found {twice!r} twice")
-    return found
+        start = end + 1
 
 
 def _from_parquet(path: Path) -> pd.DataFrame:
@@ -213,7 +116,10 @@ def _from_parquet(path: Path) -> pd.DataFrame:
     with pq.ParquetFile(path, read_dictionary=texts) as file:
         held = file.metadata.num_rows * file.metadata.num_columns * _VALUE
         held += sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
-        _check_columns(file.metadata.num_columns)
+        check_columns(file.metadata.num_columns)
+        if (names := pd.Index(plain.names)).has_duplicates:
+            twice = str(names[names.duplicated()][0])
+            raise ValueError(f"expected every column once; found {twice!r} twice")
         if held > (free := free_memory()):  # whatever its size on the disk
             raise ValueError(
                 f"expected rows that fit into memory; found {file.metadata.num_rows} of "
@@ -230,7 +136,8 @@ def _from_parquet(path: Path) -> pd.DataFrame:
                 f"expected text of at most {_UNPACKED} times the file's bytes; found {held} of it "
                 f"in a file of {size}"
             )
-        frame = table.cast(plain).to_pandas()
+        # pandas' own metadata would hide a column that it calls the index
+        frame = table.cast(plain).to_pandas(ignore_metadata=True)
         metadata = file.schema_arrow.metadata or {}
     described = json.loads(metadata.get(b"huggingface", b"{}"))
     frame.attrs[CLASS_NAMES] = class_names(described.get("info", {}).get("features", {}))
