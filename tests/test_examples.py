@@ -131,7 +131,7 @@ def test_a_plan_says_what_a_language_model_learns(capsys: pytest.CaptureFixture[
 def test_a_plan_shows_classes_and_lengths(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(EXAMPLES / "letters" / "study.toml")]) == 0
     out = capsys.readouterr().out
-    assert "letters: 192 + 48 rows (train + validation), 4 classes: 0 complaint 48 + 12" in out
+    assert "letters: 192 + 48 rows (train + validation), 4 classes: 0 = complaint: 48 + 12" in out
     assert "metric f1_macro" in out
     assert "tokens a row" in out
     assert "validation rows have a text that is in train, too" in out  # letters come from templates

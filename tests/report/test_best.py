@@ -35,7 +35,7 @@ def test_the_best_of_each_rank_and_the_edge_of_the_grid():
     ]
     loss = rates.assign(metric="eval_loss")
     assert (
-        "eval_loss 0.700 by LoRA, alpha/r, r = 64"
+        "eval_loss (lower is better) 0.700 by LoRA, alpha/r, r = 64"
         in best_by_rank(replace(conclusions, learning_rates=loss))[1]
     )
     assert best_by_rank(replace(conclusions, learning_rates=rates.iloc[:0])) == []

@@ -193,3 +193,14 @@ def test_latex_compiles_and_fits(made, tmp_path):
         )
         assert run.returncode == 0, run.stdout[-1500:]
         assert "Overfull \\hbox" not in run.stdout, run.stdout[-3000:]
+
+
+def test_tables_of_a_loss_say_that_lower_is_better():
+    study_frames = study()
+    trials = study_frames["trials"].assign(metric="eval_loss", greater_is_better=False)
+    for lower, frames in ((True, study_frames | {"trials": trials}), (False, study_frames)):
+        frames = Frames(**frames)
+        made = {table.name: table.said for table in tables(frames, conclude(frames, resamples=20))}
+        for name in ("configurations", "thresholds", "trials"):
+            assert made[name].count("Lower is better: eval_loss.") == lower
+        assert "Lower" not in made["layers"]

@@ -85,6 +85,8 @@ def test_kind_and_metric_follow_from_each_other(
         ("0.2", '0.2\nkind = "regression"\nmetric = "f1"', "expected pearson or spearman"),
         ("0.2", '0.2\nkind = "classification"\nmetric = "pearson"', "expected accuracy, f1_macro"),
         ("0.2", '0.2\nlabels = ["a", "a"]', "[task.mine]: labels: every class once"),
+        ("0.2", '0.2\nlabels = ["a"]', "[task.mine] labels: expected 2 values at least; found"),
+        ("0.2", '0.2\nlabel = ""', "[task.mine] label: expected text that is not empty; found ''"),
         ('["mine"', '["../x"', "task: expected one of mine"),
         ("[task.mine]", '[task."../x"]', "expected a name of letters, digits, blanks"),
         ("[task.mine]", "[task.RTE]", "[task.RTE]: expected another name: RTE is a built-in task"),

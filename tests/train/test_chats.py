@@ -122,9 +122,9 @@ def test_rows_are_cut_at_the_length_and_that_is_said(model: str, tmp_path: Path)
     assert 0 < long < len(texts)
     assert train.cut == long
     assert int(train.lengths.max()) == 9
-    assert f"{long} of {len(texts)} training rows are longer than max_length = 9" in "\n".join(
-        inputs.summaries
-    )
+    told = "\n".join(inputs.summaries)
+    assert f"{long} of {len(texts)} training and " in told
+    assert "validation rows are longer than max_length = 9" in told
     assert ((train.labels != IGNORED).sum(1) == train.lengths).all()
     expected = float(train.lengths.double().mean() - 1)
     assert inputs.rows(inputs.trials[0]).learnt == pytest.approx(expected)

@@ -48,6 +48,19 @@ def test_long_rows_are_cut(tiny_models: dict[str, str], tiny_data: Path) -> None
     assert int(encoded.lengths.max()) == encoded.inputs["input_ids"].shape[1] == 5
 
 
+@pytest.mark.parametrize(("longest", "cut"), [(4, 2), (5, 1), (6, 1), (7, 0)])
+def test_rows_that_are_cut_are_counted(tiny_models: dict[str, str], longest: int, cut: int) -> None:
+    texts = [
+        "the",
+        "the cat",
+        "the cat sees",
+        "the cat sees a dog",
+    ]  # with <s> and </s>: 3, 4, 5, 7
+    frame = pd.DataFrame({"sentence": texts, "label": [0, 1, 0, 1]})
+    tokenizer = load_tokenizer(tiny_models["roberta"])
+    assert encode(frame, TASKS["CoLA"], tokenizer, max_length=longest).cut == cut
+
+
 def test_pairs_are_joined(tiny_models: dict[str, str], tmp_path: Path) -> None:
     frame = pd.DataFrame(
         {"sentence1": ["the cat", "a dog"], "sentence2": ["a bird sees", "the"], "label": [0, 1]}

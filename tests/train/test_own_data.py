@@ -286,6 +286,7 @@ def test_rows_that_are_in_both_parts_are_said(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("text,label\na,x\nnew,y\nd,x\n")
     lines = summary(*read(tmp_path, train="a.csv", validation="b.csv", text="text"))
     assert lines[0] == (
-        "mine: 4 + 3 rows (train + validation), 2 classes: 0 x 2 + 2, 1 y 2 + 1; metric accuracy"
+        "mine: 4 + 3 rows (train + validation), 2 classes: 0 = x: 2 + 2, 1 = y: 2 + 1; metric "
+        "accuracy"
     )
     assert "2 of 3 validation rows have a text that is in train" in lines[1]

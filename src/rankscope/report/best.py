@@ -24,10 +24,12 @@ def best_by_rank(conclusions: Conclusions) -> list[str]:
         own = own.assign(
             series=[_series(m, s) for m, s in zip(own["method"], own["scaling"], strict=True)]
         )
-        top = own.iloc[int((sign_of(own) * own["value"].astype(float)).argmax())]
+        sign = sign_of(own)
+        top = own.iloc[int((sign * own["value"].astype(float)).argmax())]
+        metric = f"{top['metric']}{' (lower is better)' * bool((sign < 0).any())}"
         name = top["series"] + ("" if pd.isna(top["rank"]) else f", r = {int(top['rank'])}")
         lines.append(
-            f"    {model}, {task}: {top['metric']} {_value(top)} by {name} at "
+            f"    {model}, {task}: {metric} {_value(top)} by {name} at "
             f"{top['learning_rate']:g}, {_seeds(int(top['seeds']))}"
         )
         for series, part in own.groupby("series", sort=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -22,6 +24,12 @@ from rankscope.report.pair_tables import alignment_table, contrasts_table, halfw
 from rankscope.report.table import RANK, WHERE, Column, Table, interval_columns
 from rankscope.report.theme import rate_name, series_name
 from rankscope.report.trials_table import trials_table
+
+# tables with values of the metric, or differences of it
+OF_A_METRIC = {
+    "configurations", "settings", "thresholds", "attained", "slopes", "continued", "halfway",
+    "interventions", "trials",
+}  # fmt: skip
 
 
 def tables(frames: Frames, conclusions: Conclusions) -> list[Table]:
@@ -44,7 +52,13 @@ def tables(frames: Frames, conclusions: Conclusions) -> list[Table]:
         layers_table(frames),
         trials_table(frames),  # the last one stands open on the page
     )
-    return [table for table in made if len(table.rows)]
+    lower = frames.trials.loc[~frames.trials["greater_is_better"].astype(bool), "metric"].unique()
+    direction = f" Lower is better: {', '.join(lower)}." if len(lower) else ""
+    return [
+        replace(table, caption=table.caption + direction) if table.name in OF_A_METRIC else table
+        for table in made
+        if len(table.rows)
+    ]
 
 
 def _ordered(rows: pd.DataFrame) -> pd.DataFrame:

@@ -222,12 +222,19 @@ def validation_message(error: ValidationError) -> str:
     if found["type"] == "value_error":
         return f"{place}: {message}"
     if key in EXPECTED and section in ("fixed", "scientific", "arm"):
-        return f"{place}: expected {EXPECTED[key]}; found {found['input']!r}"
-    if found["type"] == "string_pattern_mismatch":
+        message = EXPECTED[key]
+    elif found["type"] == "string_pattern_mismatch":
         message = "letters, digits, '.', '_' and '-'"
+    elif found["type"] == "too_short":
+        few = found["ctx"]["min_length"]
+        message = f"{few} value{'s' * (few > 1)} at least"
+    elif found["type"] == "string_too_short":
+        message = "text that is not empty"
     if found["type"] == "list_type" and section == "arm":
         return f"{place}: expected tables headed [[arm]]; found {found['input']!r}"
     word = {"rank": "d", "eval_every": "epoch"}.get(key)
     if word and not isinstance(found["input"], int):
         message = f"a whole number from 1, or {word!r}"
-    return f"{place}: expected {message}; found {found['input']!r}"
+    compared = section == "fixed" and key in LISTED and isinstance(found["input"], list)
+    where = ": a list stands in [scientific]" if compared else ""
+    return f"{place}: expected {message}; found {found['input']!r}{where}"

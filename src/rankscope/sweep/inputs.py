@@ -256,11 +256,15 @@ class StudyInputs(Sizes):
             line for name, task in self.tasks.items() for line in summary(task, *self._splits[name])
         ]
         for trial in {(t.model, t.task, t.max_length): t for t in self.trials}.values():
-            if cut := self.encoded(trial)[0].cut:
+            longer = [
+                f"{part.cut} of {len(part)} {what}"
+                for part, what in zip(self.encoded(trial), ("training", "validation"), strict=True)
+                if part.cut
+            ]
+            if longer:
                 lines.append(
-                    f"{trial.task}: {cut} of {len(self.split(trial.task)[0])} training rows are "
-                    f"longer than max_length = {trial.max_length} tokens of {trial.model}: what is "
-                    "beyond is not read"
+                    f"{trial.task}: {' and '.join(longer)} rows are longer than max_length = "
+                    f"{trial.max_length} tokens of {trial.model}: what is beyond is not read"
                 )
         return lines
 

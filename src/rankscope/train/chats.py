@@ -110,7 +110,10 @@ def tokens_of(chat: str, tokenizer: Any) -> tuple[list[int], list[bool]]:
             )
         messages, first = found["prompt"] + found["completion"], len(found["prompt"])
     if not tokenizer.chat_template:
-        raise ValueError("expected a tokenizer with a chat template; found none")
+        raise ValueError(
+            "expected a tokenizer with a chat template; found none: take a model that has one, or "
+            "prompts and completions as plain text"
+        )
     whole = _templated(messages, tokenizer)
     answers = [False] * len(whole)
     for i, message in enumerate(messages):

@@ -135,7 +135,7 @@ class Encoded:
     lengths: Tensor  # (N,) tokens of each row
     beside: int = 0  # how many of them, the last ones, are of a second validation split
     left: bool = False  # padded on the left
-    cut: int = 0  # rows of text whose end is beyond the longest that is read
+    cut: int = 0  # rows whose end is beyond the longest that is read
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -210,7 +210,16 @@ def encode(
         inputs[name] = torch.from_numpy(padded)
     labels = torch.from_numpy(frame["label"].to_numpy(copy=True))
     beside = int(frame.get("beside", pd.Series()).sum())
-    return Encoded(inputs, labels, torch.from_numpy(lengths), beside, left)
+    cut = _cut(columns, np.flatnonzero(lengths == max_length), tokenizer, max_length)
+    return Encoded(inputs, labels, torch.from_numpy(lengths), beside, left, cut)
+
+
+def _cut(columns: list[list[str]], full: np.ndarray, tokenizer: Any, max_length: int) -> int:
+    """How many of the rows that have all tokens that are read have more of them."""
+    if not len(full):
+        return 0
+    whole = tokenizer(*([column[row] for row in full] for column in columns), verbose=False)
+    return sum(len(ids) > max_length for ids in whole["input_ids"])
 
 
 def length_grouped_batches(

@@ -31,7 +31,7 @@ def summary(task: Task, train: pd.DataFrame, validation: pd.DataFrame) -> list[s
         names = task.labels or tuple(map(str, range(task.num_labels)))
         names = tuple(name if name.isprintable() else repr(name) for name in names)
         each = [
-            f"{number} {name} {counts[0].get(number, 0)} + {counts[1].get(number, 0)}"
+            f"{number} = {name}: {counts[0].get(number, 0)} + {counts[1].get(number, 0)}"
             for number, name in enumerate(names)
         ]
         few = each if len(each) <= 12 else [*each[:10], "...", each[-1]]
