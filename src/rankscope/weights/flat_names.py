@@ -29,6 +29,8 @@ OUTSIDE = {
     "time_embed_0": "time_embedding_linear_1", "time_embed_2": "time_embedding_linear_2",
     "label_emb_0_0": "add_embedding_linear_1", "label_emb_0_2": "add_embedding_linear_2",
 }  # fmt: skip
+# names in which there is something to translate begin so
+ORIGINAL = ("input_blocks_", "middle_block_", "output_blocks_", *OUTSIDE)
 # Stable Diffusion's blocks have two layers each on the way down, three on the way up.
 STEPS = 3
 MIDDLE = ("resnets_0", "attentions_0", "resnets_1")
@@ -37,7 +39,8 @@ MIDDLE = ("resnets_0", "attentions_0", "resnets_1")
 def flat_names(layers: Iterable[str]) -> dict[str, str]:
     """Layer name with underscores for dots, with or without its first one to four parts -> layer,
     where that is unique."""
-    names: dict[str, set[str]] = {}
+    names: dict[str, str] = {}
+    several = set()
     for layer in layers:
         parts = layer.split(".")
         flats = ["_".join(parts[cut:]) for cut in range(min(5, len(parts)))]
@@ -45,9 +48,10 @@ def flat_names(layers: Iterable[str]) -> dict[str, str]:
             inner = layer[found.end() :].removeprefix("transformer.").replace(".", "_")
             flats.append(f"{_text_encoder(layer)}_{inner}")
         for flat in flats:
-            for name in {flat, as_diffusers(flat)}:
-                names.setdefault(name, set()).add(layer)
-    return {flat: found.pop() for flat, found in names.items() if len(found) == 1}
+            for name in (flat, as_diffusers(flat)) if flat.startswith(ORIGINAL) else (flat,):
+                if names.setdefault(name, layer) != layer:
+                    several.add(name)
+    return {flat: layer for flat, layer in names.items() if flat not in several}
 
 
 def layer_of_flat(names: dict[str, str], flat: str) -> str | None:
