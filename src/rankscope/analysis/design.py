@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from rankscope.analysis.distributions import normal, student
 from rankscope.analysis.growth import LOWEST
 from rankscope.analysis.inference import LEVEL
 from rankscope.analysis.rates import FEWEST_RATES
@@ -86,7 +86,7 @@ def power(loss: float, noise: float, near: int, deep: int) -> float:
         return np.nan
     degrees = max(1, near + deep - 2)
     error = noise * np.sqrt(1 / near + 1 / deep)
-    return float(stats.norm.sf(stats.t.ppf((1 + LEVEL) / 2, degrees) - loss / error))
+    return float(normal.sf(student.ppf((1 + LEVEL) / 2, degrees) - loss / error))
 
 
 def _seeds(rows: pd.DataFrame) -> set[int]:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from rankscope.analysis.direction import sign_of
+from rankscope.analysis.distributions import student
 from rankscope.analysis.drift import LABELS, checkpoints
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.inference import LEVEL, Interval, cluster_of, holm, mean_interval
@@ -146,8 +146,8 @@ def _fixed_effects(rows: pd.DataFrame, outcome: str) -> list[tuple[float, float,
     np.add.at(scores, codes, x * (y - x @ slope)[:, None])
     variance = bread @ (scores.T @ scores) @ bread * count / (count - 1)
     error = np.sqrt(np.diag(variance))
-    reach = stats.t.ppf((1 + LEVEL) / 2, count - 1) * error
-    p = 2 * stats.t.sf(np.abs(slope) / np.where(error > 0, error, np.nan), count - 1)
+    reach = student.ppf((1 + LEVEL) / 2, count - 1) * error
+    p = 2 * student.sf(np.abs(slope) / np.where(error > 0, error, np.nan), count - 1)
     return [
         (float(b), float(low), float(high), float(q))
         for b, low, high, q in zip(slope, slope - reach, slope + reach, p, strict=True)

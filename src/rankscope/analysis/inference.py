@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+
+from rankscope.analysis.distributions import normal, student
 
 LEVEL = 0.95
 FEWEST_SEEDS = 2
@@ -44,10 +45,10 @@ class Interval:
         if not self.known:
             return np.nan
         degrees = self.clusters - 1
-        error = (self.high - self.low) / 2 / float(stats.t.ppf((1 + LEVEL) / 2, degrees))
+        error = (self.high - self.low) / 2 / float(student.ppf((1 + LEVEL) / 2, degrees))
         if error == 0:
             return float(self.estimate == value)
-        return float(2 * stats.t.sf(abs(self.estimate - value) / error, degrees))
+        return float(2 * student.sf(abs(self.estimate - value) / error, degrees))
 
     def exp(self) -> Interval:
         """The interval of a quantity whose logarithm this is."""
@@ -125,7 +126,7 @@ def interval(
     if clusters < 2 or len(replicates) < 2 or not np.isfinite(estimate):
         return Interval(float(estimate), np.nan, np.nan, cluster, clusters)
     error = float(np.std(replicates, ddof=1)) * np.sqrt(clusters / (clusters - 1))
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, clusters - 1)) * error
+    reach = float(student.ppf((1 + LEVEL) / 2, clusters - 1)) * error
     return Interval(
         float(estimate), float(estimate) - reach, float(estimate) + reach, cluster, clusters
     )
@@ -146,7 +147,7 @@ def jackknife(
     if count < 2 or not np.isfinite([estimate, *without]).all():
         return Interval(estimate, np.nan, np.nan, cluster, count)
     error = np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum())
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * float(error)
+    reach = float(student.ppf((1 + LEVEL) / 2, count - 1)) * float(error)
     return Interval(estimate, estimate - reach, estimate + reach, cluster, count)
 
 
@@ -161,8 +162,8 @@ def percentiles(
     known = replicates[~np.isnan(replicates)]
     if clusters < 2 or len(known) < 2:
         return Interval(float(estimate), np.nan, np.nan, cluster, clusters)
-    reach = stats.t.ppf((1 + LEVEL) / 2, clusters - 1) * np.sqrt(clusters / (clusters - 1))
-    tail = float(stats.norm.sf(reach))
+    reach = student.ppf((1 + LEVEL) / 2, clusters - 1) * np.sqrt(clusters / (clusters - 1))
+    tail = float(normal.sf(reach))
     low, high = np.quantile(known, [tail, 1 - tail], method="nearest")
     return Interval(float(estimate), float(low), float(high), cluster, clusters)
 

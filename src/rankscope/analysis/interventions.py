@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from rankscope.analysis.direction import LOWER
+from rankscope.analysis.distributions import student
 from rankscope.analysis.inference import LEVEL, Interval, stratified_draws
 from rankscope.analysis.weighted_metrics import LANGUAGE, METRICS
 
@@ -196,7 +196,7 @@ def over_trials(
     of_trials = ((weights @ values) / weights.sum(axis=1)).var(ddof=1)
     together, apart = redone.mean(axis=0).var(ddof=1), redone.var(axis=1, ddof=1).sum() / T**2
     of_rows = max(0.0, together - apart) * T / (T - 1)
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, drawn.degrees) * np.sqrt(of_trials + of_rows))
+    reach = float(student.ppf((1 + LEVEL) / 2, drawn.degrees) * np.sqrt(of_trials + of_rows))
     mean = float(values.mean())
     return Interval(mean, mean - reach, mean + reach, "trial", T)
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
-from scipy.optimize import isotonic_regression
 
+from rankscope.analysis.distributions import normal, student
 from rankscope.analysis.inference import LEVEL, Interval
 from rankscope.analysis.interventions import Array, Edited, Resamples, over_trials, unedited
 
@@ -67,7 +67,7 @@ def dose(
     medians += _row_error(values, rng) * rng.normal(size=len(medians))
     low = high = np.nan
     if len(found) >= FEWEST and drawn.degrees > 0:
-        tail = float(stats.norm.sf(stats.t.ppf((1 + LEVEL) / 2, drawn.degrees)))
+        tail = float(normal.sf(student.ppf((1 + LEVEL) / 2, drawn.degrees)))
         low, high = np.quantile(medians, [tail, 1 - tail], method="closest_observation")
     middle = _median(found, np.ones(len(found)))
     return Dose(
@@ -121,7 +121,9 @@ def _goodness(edited: Edited, drawn: Resamples) -> tuple[Array, Array]:
 def _value(place: Array, y: Array, u: float) -> float:
     """The falling fit of y over its places, at u; its last value beyond them."""
     order = np.argsort(place, kind="stable")
-    return float(np.interp(u, place[order], isotonic_regression(y[order], increasing=False).x))
+    return float(
+        np.interp(u, place[order], scipy.optimize.isotonic_regression(y[order], increasing=False).x)
+    )
 
 
 def _paths(edited: Edited, trials: list[str]) -> Iterator[tuple[NDArray[np.int64], Array]]:
@@ -136,7 +138,7 @@ def _crossing(u: Array, y: Array, zero: float, q: float) -> float:
     """Where the falling fit of y over u passes zero + (1 - q) (y of t = 1 - zero); infinite if it
     does not."""
     order = np.argsort(u, kind="stable")
-    place, fit = u[order], isotonic_regression(y[order], increasing=False).x
+    place, fit = u[order], scipy.optimize.isotonic_regression(y[order], increasing=False).x
     level = zero + (1 - q) * (y[0] - zero)
     below = np.flatnonzero(fit <= level)
     if y[0] <= zero or not len(below):

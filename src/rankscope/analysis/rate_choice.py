@@ -17,8 +17,8 @@ from functools import cache
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
+from rankscope.analysis.distributions import student
 from rankscope.analysis.inference import FEWEST_SEEDS, LEVEL
 
 FEWEST_WITHOUT_SPREAD = 3  # seeds: two equal differences are no rare chance on few rows
@@ -85,7 +85,7 @@ def upper(differences: NDArray[np.float64], rates: int = 1, level: float = LEVEL
     spread = float(np.std(differences, ddof=1))
     if count < FEWEST_WITHOUT_SPREAD and np.ptp(differences) == 0:
         return math.nan
-    reach = float(stats.t.ppf(level, count - 1)) * spread / math.sqrt(count)
+    reach = float(student.ppf(level, count - 1)) * spread / math.sqrt(count)
     return float(np.mean(differences)) + widening(count, rates) * reach
 
 
@@ -101,4 +101,4 @@ def widening(seeds: int, rates: int) -> float:
     others = noise.sum(axis=2, keepdims=True) - noise
     values = np.take_along_axis(noise, others.argmax(axis=1)[:, None], axis=1)[:, 0]
     t = values.mean(axis=1) / values.std(axis=1, ddof=1) * math.sqrt(seeds)
-    return max(1.0, float(np.quantile(t, LEVEL) / stats.t.ppf(LEVEL, seeds - 1)))
+    return max(1.0, float(np.quantile(t, LEVEL) / student.ppf(LEVEL, seeds - 1)))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 Array = NDArray[np.float64]
 
@@ -83,7 +82,7 @@ def _spearman(answers: Array, labels: Array, weights: Array) -> Array:
 
 def _midranks(values: Array, weights: Array) -> Array:
     """(N,) -> (R, N): the mean rank of each value among the rows, each repeated by its weight."""
-    place = rankdata(values, method="dense").astype(int) - 1
+    place = np.unique(values, return_inverse=True)[1]
     tied = np.zeros((place.max() + 1, weights.shape[1]))
     tied[place, np.arange(len(place))] = 1
     mass = weights @ tied.T  # (R, distinct values)

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from rankscope.analysis.distributions import student
 from rankscope.analysis.inference import LEVEL
 from rankscope.analysis.threshold.evidence import NEAR, Evidence
 
@@ -39,9 +39,9 @@ def attained(found: Evidence) -> pd.DataFrame:
         change = both["near"] - both["beyond"]
         count = len(change)
         error = change.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
-        reach = stats.t.ppf((1 + LEVEL) / 2, count - 1) * error if count > 1 else np.nan
+        reach = student.ppf((1 + LEVEL) / 2, count - 1) * error if count > 1 else np.nan
         p = (
-            2 * stats.t.sf(abs(change.mean()) / error, count - 1)
+            2 * student.sf(abs(change.mean()) / error, count - 1)
             if count > 1 and error > 0
             else np.nan
         )

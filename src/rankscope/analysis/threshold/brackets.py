@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from rankscope.analysis.distributions import chi_squared_ppf, normal
 from rankscope.analysis.inference import LEVEL, Interval
 from rankscope.analysis.threshold.evidence import NEAR, Evidence
 
@@ -49,10 +49,10 @@ def tolerated(pairs: pd.DataFrame) -> tuple[Interval, float]:
     top = float(closed.max())
     means, spreads = np.linspace(0, 1.5 * top, MEANS), np.geomspace(0.05, top, SPREADS)
     mu, omega = means[:, None, None], spreads[None, :, None]
-    below = np.where(last > 0, stats.norm.cdf((last - mu) / omega), 0.0)
-    likelihood = np.log(np.maximum(stats.norm.cdf((after - mu) / omega) - below, 1e-12)).sum(axis=2)
+    below = np.where(last > 0, normal.cdf((last - mu) / omega), 0.0)
+    likelihood = np.log(np.maximum(normal.cdf((after - mu) / omega) - below, 1e-12)).sum(axis=2)
     profile = likelihood.max(axis=1)
-    inside = means[profile >= profile.max() - stats.chi2.ppf(LEVEL, 1) / 2]
+    inside = means[profile >= profile.max() - chi_squared_ppf(LEVEL, 1) / 2]
     high = float(inside.max()) if inside.max() < means[-1] else np.inf
     spread = float(spreads[likelihood[profile.argmax()].argmax()])
     return Interval(

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
+from rankscope.analysis.distributions import normal
 from rankscope.analysis.inference import Interval
 
 Array = NDArray[np.float64]
@@ -23,7 +23,7 @@ DEEPEST = 0.25  # of the drifted checkpoints: where the loss is read
 # degrees of freedom between seeds, to take their spread for the noise, and to take its median
 FEWEST_REPETITIONS, ENOUGH_REPETITIONS = 4, 8
 # median difference of two draws of a normal distribution, in its standard deviations
-NORMAL_DIFFERENCE = float(np.sqrt(2) * stats.norm.ppf(0.75))
+NORMAL_DIFFERENCE = float(np.sqrt(2) * normal.ppf(0.75))
 IMAGINED = 400  # draws of the noise of several means
 FLOOR_DEVIATIONS = 3  # below a constant answer, in standard deviations of an evaluation
 

@@ -6,8 +6,8 @@ from collections.abc import Hashable
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from rankscope.analysis.distributions import student
 from rankscope.analysis.inference import LEVEL, Interval, jackknife
 from rankscope.analysis.threshold.dose import Fits
 from rankscope.analysis.threshold.evidence import Evidence
@@ -27,7 +27,7 @@ def loss(data: Evidence, found: Fits, noise: float) -> Interval:
     if not error > 0:
         return Interval(lost, np.nan, np.nan, "trial", clusters)
     degrees = error**4 / (errors**4 / np.maximum(1, counts - 1)).sum()
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, degrees)) * error
+    reach = float(student.ppf((1 + LEVEL) / 2, degrees)) * error
     return Interval(lost, lost - reach, lost + reach, "trial", clusters)
 
 
