@@ -1,6 +1,6 @@
 """Does a store heal, whatever happens to one of its files, to its disk or to those who write it?
 
-    python benchmarks/damage.py --log harms.jsonl        # all of it; typed again, it goes on where it was stopped
+    python benchmarks/damage.py --log harms.jsonl        # all of it, about 50 minutes; typed again, it goes on where it was stopped
     python benchmarks/damage.py files                    # all harms, both ways, with a training that trains nothing
     python benchmarks/damage.py runs                     # crash images, killed and stopped workers, full disks
     python benchmarks/damage.py real                     # every file of a trial, the header and the log, with the lab's encoder and the real commands
@@ -18,6 +18,7 @@ were not yet fsynced are cut, emptied or gone.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import re
@@ -92,9 +93,14 @@ WHOLE = "8 trials are whole, every file as it was committed"
 def same_conclusions(place: Path, whole: Path) -> None:
     """What is said with status 0 is what the undisturbed store says."""
     status, found, said = apart("analyze", str(place), "--json")
-    wanted = apart("analyze", str(whole), "--json")[1].replace(str(whole), str(place))
+    wanted = conclusions(whole).replace(str(whole), str(place))
     if (status, found) != (0, wanted):
         raise Failed(f"analyze --json ends with {status} and says something else: {said[:80]}")
+
+
+@functools.cache
+def conclusions(whole: Path) -> str:
+    return apart("analyze", str(whole), "--json")[1]
 
 
 def asked(command: str, place: Path) -> tuple[int, str]:

@@ -1,19 +1,23 @@
 """Is a study lost when its workers, their driver, the disk or the clock fail? Kills at random
 moments, then compares bit for bit.
 
-    python benchmarks/faults.py [--kills 50] [--seed 0]
+    python benchmarks/faults.py --log faults.jsonl     # about 15 minutes of two cores; typed again, it goes on where it was stopped
+    python benchmarks/faults.py --kills 5              # one round
 
-Runs a small study on the lab's encoder twice with two worker processes: undisturbed, and while
-workers die by kill -9 at random moments (and their driver at every fifth of them, and is started
-again), with clocks that jump in all of them. Then the disk fills up and a store becomes read-only
-(real file systems; needs root, else left out). Each time: nothing that was finished changes,
-every trial is committed once, and trials, metrics, spectra and weights equal the undisturbed
-run's, bit for bit ("seconds" apart).
+Runs a small study on the lab's encoder with two worker processes: once undisturbed, then in rounds
+of up to ten kills. In each workers die by kill -9 at random moments while they train (and their
+driver at every fifth of them, and is started again), with clocks that jump in all of them. In every
+second round all workers of the first driver sleep (SIGSTOP) past their lease, while a second driver
+takes over, whose workers are killed, and wake up (SIGCONT) then. At last the disk fills up and a
+store becomes read-only (real file systems; needs root, else left out). Each time: nothing that was
+finished changes, every trial is committed once, and trials, metrics, spectra, comparison and weights
+equal the undisturbed run's, bit for bit ("seconds" apart).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -23,11 +27,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+from damage_healed import Failed, Results
 
 from rankscope.store.lease import is_gone
+from rankscope.store.log import Log
 from rankscope.store.store import Store
 
 STUDY = """
@@ -35,7 +42,7 @@ name = "faults"
 [scientific]
 model = "lab"
 task = ["acceptability", "agreement"]
-rank = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48]
+rank = [1, 2, 4, 8, 16, 48]
 [nuisance]
 learning_rate = [1e-3, 1e-2]
 seed = [0, 1]
@@ -47,6 +54,8 @@ eval_every = 15
 validation_rows = 64
 lora_alpha = 16
 """
+ROUND = 10  # kills
+LONGEST = 1200  # seconds of a round
 CLOCK = """
 import random, time
 _luck = random.Random()
@@ -58,17 +67,8 @@ time.gmtime = lambda *seconds: _real(*(seconds or (_luck.uniform(0, 1e9),)))
 
 
 def command(study: Path, store: Path) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "rankscope.cli",
-        "run",
-        str(study),
-        "--store",
-        str(store),
-        "--workers",
-        "2",
-    ]
+    words = ["run", str(study), "--store", str(store), "--workers", "2"]
+    return [sys.executable, "-m", "rankscope.cli", *words]
 
 
 def workers(driver: subprocess.Popen[bytes]) -> list[int]:
@@ -76,54 +76,108 @@ def workers(driver: subprocess.Popen[bytes]) -> list[int]:
     return [int(pid) for pid in found.read_text().split()] if found.exists() else []
 
 
-def _training(store: Path) -> bool:
-    """Whether a worker that lives holds a pack: kills that hit nothing but
-    starts would prove little."""
-    if not (store / "store.json").is_file():
-        return False
-    log = Store(store).log
-    log.refresh()
-    return any(is_gone(claim) is False for claim in log.live.values())
+class Disturbed:
+    """A run of the study with kills on the way.
+
+    Args:
+        asleep: whether the first driver's workers sleep past their lease beside a second driver.
+    """
+
+    def __init__(
+        self, study: Path, store: Path, *, kills: int, luck: random.Random, asleep: bool
+    ) -> None:
+        self.study, self.store, self.luck = study, store, luck
+        self.kills, self.killed, self.killed_drivers = kills, 0, 0
+        self.asleep = asleep  # still to come
+        self.sleeping: list[int] = []
+        self.held: set[int] = set()  # their claims
+        self.drivers: list[subprocess.Popen[bytes]] = []
+        self.finished: dict[Path, int] = {}
+        self.log: Log | None = None
+
+    def start(self) -> None:
+        clock = self.store.parent / "clock"
+        clock.mkdir(exist_ok=True)
+        (clock / "sitecustomize.py").write_text(CLOCK)
+        path = os.pathsep.join(filter(None, [str(clock), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        words = command(self.study, self.store)
+        self.drivers.append(subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL))
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        self.start()
+        try:
+            yield
+        finally:
+            for process in self.drivers:
+                process.kill()
+                process.wait()
+            for pid in self.sleeping:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def run(self) -> str:
+        """-> what was done to it, in words. ``Failed`` where a driver ends otherwise than well."""
+        with self.running():
+            while any(driver.poll() is None for driver in self.drivers):
+                time.sleep(self.luck.uniform(0.1, 3))  # a pack takes 1 to 3 s, a worker's start 5 s
+                self.step()
+        if wrong := [d.returncode for d in self.drivers if d.returncode]:
+            raise Failed(f"a driver ended with {wrong[0]}")
+        taken = "; claims of sleeping workers revoked, the workers woken" if self.held else ""
+        return f"{self.killed} workers, {self.killed_drivers} drivers killed{taken}"
+
+    def step(self) -> None:
+        """Looks at the store, and kills, stops or wakes somebody."""
+        for done, stamp in self.finished.items():
+            if done.stat().st_mtime_ns != stamp:
+                raise Failed(f"{done} has changed")
+        found = self.store.glob("trials/*/done.json")
+        self.finished |= {done: done.stat().st_mtime_ns for done in found}
+        training = self.training()
+        if self.asleep and training:
+            self.stop(training)
+        elif self.sleeping and not self.held & training:
+            for pid in self.sleeping:
+                os.kill(pid, signal.SIGCONT)
+            self.sleeping = []
+        elif self.killed < self.kills and training - self.held:
+            self.kill()
+
+    def training(self) -> set[int]:
+        """The claims of workers that live: kills that hit nothing but starts would prove little."""
+        if self.log is None and (self.store / "store.json").is_file():
+            self.log = Store(self.store).log
+        if self.log is None:
+            return set()
+        self.log.refresh()
+        return {number for number, claim in self.log.live.items() if is_gone(claim) is False}
+
+    def stop(self, training: set[int]) -> None:
+        self.asleep, self.held = False, training
+        self.sleeping = workers(self.drivers[0])
+        for pid in self.sleeping:
+            os.kill(pid, signal.SIGSTOP)
+        self.start()
+
+    def kill(self) -> None:
+        victims = [pid for pid in workers(self.drivers[-1]) if pid not in self.sleeping]
+        if not victims:
+            return
+        os.kill(self.luck.choice(victims), signal.SIGKILL)
+        self.killed += 1
+        if self.killed % 5 == 0:
+            driver = self.drivers.pop()
+            driver.kill()
+            driver.wait()
+            self.killed_drivers += 1
+            self.start()
 
 
-def disturbed(study: Path, store: Path, folder: Path, *, kills: int, luck: random.Random) -> int:
-    """Runs the study to its end, killing on the way. -> how many workers"""
-    (folder / "clock").mkdir(exist_ok=True)
-    (folder / "clock" / "sitecustomize.py").write_text(CLOCK)
-    path = os.pathsep.join(filter(None, [str(folder / "clock"), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command(study, store), env=environment, stderr=subprocess.DEVNULL)
-
-    driver, killed, drivers, finished = start(), 0, 0, {}
-    while driver.poll() is None:
-        time.sleep(luck.uniform(0.1, 3))  # a pack takes 1 to 3 s, a worker's start 5 s
-        victims = workers(driver) if _training(store) else []
-        for done, stamp in finished.items():
-            assert done.stat().st_mtime_ns == stamp, f"{done} has changed"
-        finished |= {done: done.stat().st_mtime_ns for done in store.glob("trials/*/done.json")}
-        if killed < kills and victims:
-            os.kill(luck.choice(victims), signal.SIGKILL)
-            killed += 1
-            if killed % 5 == 0:
-                driver.kill()
-                driver.wait()
-                drivers += 1
-                driver = start()
-            print(
-                f"kill {killed}, {len(finished)} trials finished",
-                end="\r",
-                file=sys.stderr,
-                flush=True,
-            )
-    assert driver.returncode == 0, driver.returncode
-    print(f"{killed} workers and {drivers} drivers killed, clocks jumping", flush=True)
-    return killed
-
-
-def compare(store: Store, undisturbed: Store) -> None:
-    """Raises AssertionError where they differ."""
+def compare(store: Store, undisturbed: Store) -> str:
+    """-> what is equal. ``AssertionError`` where they differ."""
+    assert store.clean() == []  # what the next run does; nothing is to be mended
     assert sorted(t.id for t in store.planned()) == store.done_ids()
     assert store.hash() == undisturbed.hash()
     for mine, other in (
@@ -146,24 +200,23 @@ def compare(store: Store, undisturbed: Store) -> None:
     assert len(commits) == len(store.done_ids())
     assert not store.storage.names("work")
     events = Counter(entry["event"] for entry in entries)
-    print(f"    equal, bit for bit: {len(weights) // 2} trials; log: {dict(events)}", flush=True)
+    return f"{len(weights) // 2} trials equal, bit for bit; log: {dict(events)}"
 
 
-def full_disk(study: Path, folder: Path, undisturbed: Store) -> None:
+def full_disk(study: Path, folder: Path, undisturbed: Store) -> str:
     """The store lies on a file system of a few megabytes, which grows
     after the run has given up."""
     place = folder / "small"
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     if subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=6m", "none", place], capture_output=True
     ).returncode:
-        print("disk full, read-only: left out (mounting needs root)")
-        return
+        return "left out (mounting needs root)"
     try:
         first = subprocess.run(command(study, place / "s"), capture_output=True, text=True)
         last = first.stderr.strip().splitlines()[-1]
         assert (first.returncode, "No space left" in last) == (2, True), first
-        print(f"disk full: {len(Store(place / 's').done_ids())} trials finished; said: {last}")
+        said = f"disk full: {len(Store(place / 's').done_ids())} trials finished; said: {last}"
         subprocess.run(["mount", "-o", "remount,size=600m", place], check=True)
         subprocess.run(command(study, place / "s"), check=True, capture_output=True)
         compare(Store(place / "s"), undisturbed)
@@ -172,7 +225,8 @@ def full_disk(study: Path, folder: Path, undisturbed: Store) -> None:
             done = subprocess.run(
                 [sys.executable, "-m", "rankscope.cli", *words], capture_output=True, text=True
             )
-            assert done.stdout.startswith("96 of 96 trials done"), done
+            count = len(undisturbed.done_ids())
+            assert done.stdout.startswith(f"{count} of {count} trials done"), done
         subprocess.run(["mount", "-o", "remount,rw", place], check=True)
         victim = Store(place / "s").done_ids()[0]
         subprocess.run(["rm", "-r", place / "s" / "trials" / victim], check=True)
@@ -180,32 +234,60 @@ def full_disk(study: Path, folder: Path, undisturbed: Store) -> None:
         refused = subprocess.run(command(study, place / "s"), capture_output=True, text=True)
         last = refused.stderr.strip().splitlines()[-1]
         assert (refused.returncode, "Read-only" in last) == (2, True), refused
-        print(f"read-only: status answers, a run says: {last}")
+        return f"{said}; read-only: status answers, a run says: {last}"
     finally:
         subprocess.run(["umount", "-l", place], check=False)
 
 
-def main() -> None:
+def rounds(folder: Path, results: Results, *, kills: int, seed: int) -> None:
+    """Until so many workers were killed, or one round is not as wanted."""
+    study = folder / "study.toml"
+    study.write_text(STUDY)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    subprocess.run(command(study, folder / "undisturbed"), check=True)
+    undisturbed = Store(folder / "undisturbed")
+    number, killed = 0, 0
+    while killed < kills and not results.failed:
+        name = f"round {number + 1}, seed {seed}"
+
+        def attempt(number: int = number, left: int = kills - killed) -> str:
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                luck, most = random.Random(f"{seed} {number}"), min(ROUND, left)
+                store = Path(place, "s")
+                run = Disturbed(study, store, kills=most, luck=luck, asleep=number % 2 == 1)
+                return f"{run.run()}; {compare(Store(store), undisturbed)}"
+
+        results.attempt("kills", name, attempt)
+        said = results.known["kills", name]["said"]
+        killed += int(said.split()[0]) if not results.failed else 0
+        number += 1
+    results.attempt("disk", "full, then read-only", lambda: full_disk(study, folder, undisturbed))
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--log", type=Path, help="results, a line each: go on where it ends; stores beside it"
+    )
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        study = folder / "study.toml"
-        study.write_text(STUDY)
-        os.environ["OMP_NUM_THREADS"] = "1"
-        subprocess.run(command(study, folder / "undisturbed"), check=True)
-        undisturbed = Store(folder / "undisturbed")
-        left, luck = options.kills, random.Random(options.seed)
-        while left > 0:  # once more where a study ends before its kills do
-            store = folder / f"{left} to come"
-            left -= disturbed(study, store, folder, kills=left, luck=luck)
-            compare(Store(store), undisturbed)
-        full_disk(study, folder, undisturbed)
+    try:
+        results = Results(options.log, longest=LONGEST)
+    except ValueError as error:
+        parser.error(str(error))
+    with contextlib.ExitStack() as stack:
+        if options.log is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            folder = Path(f"{options.log}.stores")
+            folder.mkdir(exist_ok=True)
+        rounds(folder, results, kills=options.kills, seed=options.seed)
+    print(f"version {results.version}\n{results.table()}")
+    return int(bool(results.failed))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
