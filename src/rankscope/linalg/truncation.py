@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rankscope.linalg.factors import triplets_and_magnitude
+from rankscope.linalg.factors import Directions, decomposition
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.rounding import gamma
 
@@ -23,23 +23,33 @@ class Truncation:
     its head, V (*batch, n, p), float64. ``magnitude``: (*batch), |s| ||B||_F ||A||_F, ``r`` the
     rank of these factors; by both the rounding of U, sigma and V is bounded."""
 
-    U: Tensor
+    left: Directions
     sigma: Tensor
-    V: Tensor
+    right: Directions
     magnitude: Tensor
     r: int
 
     @classmethod
     def of(cls, update: LowRank) -> Truncation:
         """From the factors, by QR and a small SVD."""
-        return cls(*triplets_and_magnitude(update), update.A.shape[-2])
+        return cls(*decomposition(update), update.A.shape[-2])
 
     def select(self, index: list[int]) -> Truncation:
         """Those at ``index`` of a flat batch."""
         if index == list(range(len(self.sigma))):
             return self
-        U, sigma, V, magnitude = (x[index] for x in (self.U, self.sigma, self.V, self.magnitude))
-        return Truncation(U, sigma, V, magnitude, self.r)
+        left, right = self.left.select(index), self.right.select(index)
+        return Truncation(left, self.sigma[index], right, self.magnitude[index], self.r)
+
+    @cached_property
+    def U(self) -> Tensor:
+        """All left singular vectors."""
+        return self.left.first(self.sigma.shape[-1])
+
+    @cached_property
+    def V(self) -> Tensor:
+        """All right singular vectors."""
+        return self.right.first(self.sigma.shape[-1])
 
     @cached_property
     def tail(self) -> Tensor:
@@ -52,23 +62,61 @@ class Truncation:
     def _shares(self) -> Tensor:
         return self.sigma / self.sigma[..., :1]
 
-    def factors(
+    def cut(
         self, k: int, scale: Tensor, dtypes: tuple[torch.dtype, torch.dtype]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
         """B (*batch, m, k) and A (*batch, k, n), equally large, with ``scale`` B A = U_k Sigma_k
-        V_k^T but for their rounding to ``dtypes``. ``scale``: (*batch) float64, not zero."""
-        root = (self.sigma[..., :k] / scale.abs()[..., None]).sqrt()[..., None, :]
-        B = self.U[..., :k] * (root * scale.sign()[..., None, None])
-        A = (self.V[..., :k] * root).mT
-        return B.to(dtypes[0]).contiguous(), A.to(dtypes[1]).contiguous()
+        V_k^T but for their rounding to ``dtypes``; and of these rounded ones ||dW - scale B A|| /
+        ||dW|| in Frobenius and in spectral norm, and how far either may be off, each (*batch)
+        float64. ``scale``: (*batch) float64, not zero.
 
-    def errors(self, B: Tensor, A: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of rounded factors B (*batch, m, k), A (*batch, k, n): ||dW - scale B A|| / ||dW|| in
-        Frobenius and in spectral norm, and how far either may be off, each (*batch) float64.
-
-        From the Gram matrices of P and Q, whose product P Q^T is the difference: see ``_grams``.
+        Errors are NaN where a factor leaves the range of its dtype. Where the dtypes round little,
+        as float32 does, the sums of what was cut are the errors to that precision (``_nearly``).
+        Else they are found from Gram matrices (``_from_grams``).
         """
-        G, H = self._grams(B, A, scale)
+        root = (self.sigma[..., :k] / scale.abs()[..., None]).sqrt()[..., None, :]
+        wide_B = self.left.first(k) * (root * scale.sign()[..., None, None])
+        wide_A = self.right.first(k) * root  # (*batch, n, k)
+        B, A = wide_B.to(dtypes[0]), wide_A.mT.to(dtypes[1], memory_format=torch.contiguous_format)
+        share = (scale.abs() / self.sigma[..., 0]).sqrt()
+        moved_B, moved_A = wide_B - B, wide_A - A.mT  # in float64
+        e, f = (share * torch.linalg.matrix_norm(X) for X in (moved_B, moved_A))
+        room = gamma(4 * (B.shape[-2] + A.shape[-1] + self.r + k))
+        if not bool((e + f).isfinite().all()):  # beyond the dtypes' range
+            return (B, A), (e * torch.nan,) * 3
+        found = self._nearly(k, e, f)
+        if found is None or not bool((found[2] <= room / 4).all()):
+            share = share[..., None, None]
+            found = self._from_grams(
+                moved_B * (share * -scale.sign()[..., None, None]), moved_A * -share, room
+            )
+        squared, spectral, off = found
+        norm = torch.linalg.vector_norm(self._shares, dim=-1)
+        uncertainty = off + room * self.magnitude / self.sigma[..., 0]
+        return (B, A), (squared.sqrt() / norm, spectral, uncertainty)
+
+    def _nearly(self, k: int, e: Tensor, f: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """||D||_F^2, ||D||_2 and how far either norm may be off, by (23a), of the difference D
+        divided by sigma_1; ``e``, ``f``: ||E||_F, ||F||_F. None where nothing is cut."""
+        if k == self.sigma.shape[-1]:
+            return None
+        cut = self._shares[..., k:]
+        top, energy = cut[..., 0], cut.square().sum(-1)
+        moved, inner = e + f + e * f, e * f
+        low = (energy - 2 * top * inner).clamp(min=0)
+        high = energy + moved.square() + 2 * top * inner
+        beside, under, below = (1 + e) * f, e * (1 + f), top + inner
+        total = moved.square() + beside.square() + under.square() + below.square()
+        minor = moved * below - beside * under
+        ends = ((total + (total.square() - 4 * minor.square()).clamp(min=0).sqrt()) / 2).sqrt()
+        start = (top - inner).clamp(min=0)
+        off = torch.maximum(high.sqrt() - low.sqrt(), ends - start) / 2
+        return ((low.sqrt() + high.sqrt()) / 2).square(), (start + ends) / 2, off
+
+    def _from_grams(self, E: Tensor, F: Tensor, room: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, from the Gram matrices of P and Q, whose product P Q^T is the difference:
+        see ``_grams``."""
+        G, H = self._grams(E, F)
         p, q = (X.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt() for X in (G, H))
         live = (p > 0) & (q > 0)
         t = torch.where(live, (q / p.where(live, 1)).sqrt(), 0.0)
@@ -76,16 +124,12 @@ class Truncation:
         t = torch.where(live, 1 / t.where(live, 1), 0.0)
         H = H * t[..., :, None] * t[..., None, :]
         squared, spectral = (G * H).sum((-2, -1)).clamp(min=0), _largest(G, H).sqrt()
-        room = gamma(4 * (B.shape[-2] + A.shape[-1] + self.r + A.shape[-2]))
         # of the squares; what moves the larger norm moves the smaller one at least as far
         squares = room * (p * q).sum(-1).square()
         ends = (spectral.square() + squares).sqrt() + spectral
-        moved = squares / ends.clamp(min=torch.finfo(ends.dtype).tiny)
-        uncertainty = moved + room * self.magnitude / self.sigma[..., 0]
-        norm = torch.linalg.vector_norm(self._shares, dim=-1)
-        return squared.sqrt() / norm, spectral, uncertainty
+        return squared, spectral, squares / ends.clamp(min=torch.finfo(ends.dtype).tiny)
 
-    def _grams(self, B: Tensor, A: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    def _grams(self, E: Tensor, F: Tensor) -> tuple[Tensor, Tensor]:
         """P^T P and Q^T Q (*batch, p + k, p + k) of the difference, divided by sigma_1.
 
         What was cut and what rounding moved have columns of their own, so that nothing large
@@ -93,13 +137,8 @@ class Truncation:
         R = (Sigma / sigma_1)^(1/2), and E and F are what rounding added to U_k R_k and V_k R_k.
         U^T U = V^T V = I leaves products with E and F to be formed.
         """
-        k = A.shape[-2]
-        share = (scale.abs() / self.sigma[..., 0]).sqrt()[..., None, None]
+        k = E.shape[-1]
         root = self._shares.sqrt()[..., None, :]
-        E = B.double() * (share * scale.sign()[..., None, None])
-        F = A.mT.double() * share
-        E = E.addcmul_(self.U[..., :k], root[..., :k], value=-1)
-        F = F.addcmul_(self.V[..., :k], root[..., :k], value=-1)
         X, Y = (W.mT @ D * root.mT for W, D in ((self.U, E), (self.V, F)))
         N, M = E.mT @ E, F.mT @ F
         S = torch.diag_embed(self._shares)

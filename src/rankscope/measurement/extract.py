@@ -18,7 +18,7 @@ from torch import Tensor
 from rankscope.linalg import Dense, LowRank, frobenius_norm, spectral_norm
 from rankscope.linalg.rounding import gamma
 from rankscope.measurement.directions import all_directions, leading_directions, projected
-from rankscope.measurement.keep import Goal, first_rank, next_rank, shared_ranks
+from rankscope.measurement.keep import Goal, first_ranks, next_rank, shared_ranks
 from rankscope.measurement.new_folder import new_folder
 from rankscope.measurement.resized import Cut, Factors, Lost, Resized, write_resized
 from rankscope.weights.base_model import BaseModel, open_base_model
@@ -211,7 +211,7 @@ def _cut_along(
     k: int | None,
 ) -> tuple[Cut, Factors]:  # fmt: skip
     """dW cut to its projection on the directions Q, and how far what is written lies from it."""
-    k = first_rank(sigma, goal, k)
+    (k,) = first_ranks(sigma[None], goal, [k])
     norm = float(torch.linalg.matrix_norm(dW))
     exact = Dense(tuned) - Dense(weight)
     while True:

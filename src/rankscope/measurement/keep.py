@@ -7,7 +7,7 @@ Letters: k kept rank; sigma, all singular values of a layer, descending.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,10 +56,12 @@ class Goal:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def first_rank(sigma: Tensor, goal: Goal, shared: int | None = None) -> int:
-    """The rank to try first: the one asked for, or for an error the smallest that exact factors
-    could have. ``shared``: the rank that a budget gave."""
-    return min(shared or goal.rank or smallest_rank(sigma, goal), len(sigma))
+def first_ranks(sigma: Tensor, goal: Goal, shared: Sequence[int | None]) -> list[int]:
+    """The ranks to try first, of N layers with ``sigma`` (N, p): those asked for, or for an error
+    the smallest that exact factors could have. ``shared``: the ranks that a budget gave."""
+    known = [one or goal.rank for one in shared]
+    found = smallest_ranks(sigma, goal) if None in known else [0] * len(known)
+    return [min(one or own, sigma.shape[-1]) for one, own in zip(known, found, strict=True)]
 
 
 def next_rank(
@@ -88,11 +90,12 @@ def _above(value: float) -> str:
     return f"{(math.floor(value / unit) + 1) * unit:.2g}"
 
 
-def smallest_rank(sigma: Tensor, goal: Goal) -> int:
-    """The smallest k that meets an energy or an error, by the spectrum alone."""
+def smallest_ranks(sigma: Tensor, goal: Goal) -> list[int]:
+    """The smallest k that meet an energy or an error, by the spectra ``sigma`` (N, p) alone."""
     share = goal.energy if goal.energy is not None else 1 - (goal.error or 0.0) ** 2
-    energy = (sigma / sigma[0].clamp(min=torch.finfo(sigma.dtype).tiny)).square()
-    return 1 + int((energy.cumsum(0) < share * energy.sum() * (1 - 1e-14)).sum())
+    energy = (sigma / sigma[:, :1].clamp(min=torch.finfo(sigma.dtype).tiny)).square()
+    wanted = share * energy.sum(-1, keepdim=True) * (1 - 1e-14)
+    return (1 + (energy.cumsum(-1) < wanted).sum(-1)).tolist()
 
 
 def shared_ranks(

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from rankscope.linalg import LowRank, Truncation, singular_values
-from rankscope.measurement.keep import Goal, first_rank, next_rank, shared_ranks
+from rankscope.measurement.keep import Goal, first_ranks, next_rank, shared_ranks
 from rankscope.measurement.new_folder import new_folder
 from rankscope.measurement.resized import Cut, Factors, Resized, write_resized
 from rankscope.weights.lora_pairs import LoraPairs, Pair, open_pairs
 
 # entries of the factors that are cut together: what a cache holds of them and their parts
 TOGETHER = 2**18
+Norms = list[tuple[float, float]]  # of each layer: ||dW||_F and ||dW||_2
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,7 @@ def _together(pairs: LoraPairs) -> Iterator[Alike]:
         count = max(1, TOGETHER // size)
         for start in range(0, len(those), count):
             part = those[start : start + count]
-            read = [pairs.read(pair) for pair in part]
-            B, A = torch.stack([one.B for one in read]), torch.stack([one.A for one in read])
-            scale = torch.tensor([pair.scale for pair in part], dtype=torch.float64)
-            yield Alike(part, LowRank(B=B, A=A, scale=scale))
+            yield Alike(part, pairs.read(part))
 
 
 def _spectra(pairs: LoraPairs) -> dict[str, Tensor]:
@@ -129,20 +127,23 @@ def _cut(
     that a budget gave."""
     update, r = alike.update, alike.r
     whole = Truncation.of(update)
-    found: dict[str, tuple[Cut, Factors]] = {}
-    waiting: dict[int, int] = {}
-    for i, pair in enumerate(alike.pairs):
-        if float(whole.sigma[i, 0]) == 0:
-            found[pair.layer] = _zero(alike, i)
-        else:
-            waiting[i] = first_rank(whole.sigma[i], goal, ranks.get(pair.layer))
+    first = first_ranks(whole.sigma, goal, [ranks.get(pair.layer) for pair in alike.pairs])
+    live = (whole.sigma[:, 0] > 0).tolist()
+    found = {pair.layer: _zero(alike, i) for i, pair in enumerate(alike.pairs) if not live[i]}
+    waiting = {i: k for i, k in enumerate(first) if live[i]}
     p, stored = whole.sigma.shape[-1], alike.stored(pairs)
+    norms = [torch.linalg.vector_norm(whole.sigma, dim=-1).tolist(), whole.sigma[:, 0].tolist()]
+    sizes: Norms = list(zip(*norms, strict=True))
     while waiting:
         k = min(waiting.values())
         index = [i for i, own in waiting.items() if own == k]
-        tried = _kept(pairs, alike, whole, index) if k == r else _at(pairs, alike, whole, index, k)
+        if k == r:
+            tried = _kept(pairs, alike, sizes, index)
+        else:
+            tried = _at(pairs, alike, sizes, index, whole.select(index), k)
+        tails = whole.tail[:, min(k, p)].tolist()
         for i, (cut, factors) in zip(index, tried, strict=True):
-            tail = float(whole.tail[i, k]) if k < r else 0.0
+            tail = tails[i] if k < r else 0.0
             after = next_rank(
                 goal, k, r, cut.error + cut.uncertainty,
                 rounding=max(cut.error**2 - tail**2, 0.0) ** 0.5,
@@ -165,19 +166,18 @@ def _zero(alike: Alike, i: int) -> tuple[Cut, Factors]:
 
 
 def _at(
-    pairs: LoraPairs, alike: Alike, whole: Truncation, index: list[int], k: int
+    pairs: LoraPairs, alike: Alike, sizes: Norms, index: list[int], own: Truncation, k: int
 ) -> list[tuple[Cut, Factors]]:
-    """The layers ``index`` at rank ``k``."""
+    """The layers ``index``, decomposed in ``own``, at rank ``k``."""
     scales = [pairs.scale_at(alike.pairs[i], k) for i in index]
-    own = whole.select(index)
     scale = torch.tensor(scales, dtype=torch.float64)
-    B, A = own.factors(k, scale, alike.dtypes)
+    (B, A), errors = own.cut(k, scale, alike.dtypes)
     largest = (own.sigma[:, 0] / scale.abs()).sqrt()  # no entry is larger
     if not bool(largest.max() < min(torch.finfo(dtype).max for dtype in alike.dtypes)):
         _check_finite(alike, index, B, A)
-    errors = own.errors(B, A, scale)
-    return [
-        (_cut_of(alike, whole, i, k, scales[j], tuple(float(x[j]) for x in errors)), (B[j], A[j]))
+    listed = list(zip(*(x.tolist() for x in errors), strict=True))
+    return [  # a tensor each: safetensors looks twice at those that share memory
+        (_cut_of(alike, sizes, i, k, scales[j], listed[j]), (B[j].clone(), A[j].clone()))
         for j, i in enumerate(index)
     ]
 
@@ -195,7 +195,7 @@ def _check_finite(alike: Alike, index: list[int], B: Tensor, A: Tensor) -> None:
 
 
 def _kept(
-    pairs: LoraPairs, alike: Alike, whole: Truncation, index: list[int]
+    pairs: LoraPairs, alike: Alike, sizes: Norms, index: list[int]
 ) -> list[tuple[Cut, Factors]]:
     """The layers ``index`` with their own factors: only the scale may be off, by how it is
     written."""
@@ -203,18 +203,17 @@ def _kept(
     for i in index:
         scale = pairs.scale_at(alike.pairs[i], alike.r)
         off = abs(scale / alike.pairs[i].scale - 1)
-        cut = _cut_of(alike, whole, i, alike.r, scale, (off, off, 0.0), "factors kept as they are")
+        cut = _cut_of(alike, sizes, i, alike.r, scale, (off, off, 0.0), "factors kept as they are")
         found.append((cut, (alike.update.B[i], alike.update.A[i])))
     return found
 
 
 def _cut_of(
-    alike: Alike, whole: Truncation, i: int, k: int, scale: float, errors: tuple[float, ...],
+    alike: Alike, sizes: Norms, i: int, k: int, scale: float, errors: tuple[float, ...],
     note: str | None = None,
 ) -> Cut:  # fmt: skip
     m, n = alike.update.shape[-2:]
-    norms = float(torch.linalg.vector_norm(whole.sigma[i])), float(whole.sigma[i, 0])
     off, spectral, uncertainty = errors
     return Cut(
-        alike.pairs[i].layer, (m, n), alike.r, k, scale, *norms, off, spectral, uncertainty, note
+        alike.pairs[i].layer, (m, n), alike.r, k, scale, *sizes[i], off, spectral, uncertainty, note
     )

@@ -43,8 +43,8 @@ def layers_of(store: Store, trials: Sequence[str]) -> dict[str, Layer]:
             raise ValueError(f"{folder}: expected the weights of trial {id}; found none")
         pairs = open_pairs(folder)
         for pair in pairs.pairs:
-            update = pairs.read(pair)
-            energy = singular_values(update).square().numpy()
+            update = pairs.read([pair])
+            energy = singular_values(update)[0].square().numpy()
             shapes[pair.layer] = (update.shape[-2], update.shape[-1])
             found.setdefault(pair.layer, []).append(energy)
     return {name: Layer(*shapes[name], np.mean(values, axis=0)) for name, values in found.items()}

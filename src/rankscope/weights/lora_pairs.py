@@ -9,7 +9,7 @@ Letters: m rows (out), n columns (in), r rank, s scale. B (m, r), A (r, n), dW =
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -75,16 +75,21 @@ class LoraPairs:
     content: Mapping[str, Any] = field(default_factory=dict)
     neighbours: tuple[str, ...] = ()
 
-    def read(self, pair: Pair) -> LowRank:
-        """s B A. ``ValueError``, one line, if a factor is not finite."""
-        B, A = (self.tensors.read(name).flatten(1) for name in (pair.B, pair.A))
-        for name, factor in (("B", B), ("A", A)):
-            if not finite(factor):
+    def read(self, alike: Sequence[Pair]) -> LowRank:
+        """s B A (N, m, n) of N layers of one shape and dtype. ``ValueError``, one line, if a factor
+        is not finite."""
+        factors = {}
+        for name in "BA":
+            read = [self.tensors.read(getattr(pair, name)).flatten(1) for pair in alike]
+            factors[name] = torch.stack(read)
+            if not finite(factors[name]):  # asked once for all
+                layer = alike[[finite(own) for own in read].index(False)].layer
                 raise ValueError(
-                    f"{self.source}: expected finite factors; {name} of {pair.layer} holds NaN "
+                    f"{self.source}: expected finite factors; {name} of {layer} holds NaN "
                     "or Inf. Nothing was written."
                 )
-        return LowRank(B=B, A=A, scale=pair.scale)
+        scale = torch.tensor([pair.scale for pair in alike], dtype=torch.float64)
+        return LowRank(B=factors["B"], A=factors["A"], scale=scale)
 
     def rank(self, pair: Pair) -> int:
         """r."""
@@ -104,17 +109,17 @@ class LoraPairs:
 
     def size(self, ranks: Mapping[str, int]) -> int:
         """Bytes of the weights file at these ranks, header included."""
-        order = list(CODES)
-        headers = sorted(self._headers(ranks), key=lambda one: (-order.index(one[1]), one[0]))
-        body, entries = 0, []
-        for name, dtype, shape in headers:
+        order = {dtype: i for i, dtype in enumerate(CODES)}
+        body, entries = 0, dict[str, object]()
+        for name, dtype, shape in sorted(
+            self._headers(ranks), key=lambda one: (-order[one[1]], one[0])
+        ):
             end = body + prod(shape) * dtype.itemsize
-            entry = {"dtype": CODES[dtype], "shape": shape, "data_offsets": [body, end]}
-            entries.append(_compact({name: entry})[1:-1] + ",")
+            entries[name] = {"dtype": CODES[dtype], "shape": shape, "data_offsets": [body, end]}
             body = end
         metadata = self._metadata(ranks)
-        text = _compact({"__metadata__": metadata} if metadata else {})
-        header = len("".join(entries).encode()) + len(text.encode()) - (not metadata)
+        content = {"__metadata__": metadata, **entries} if metadata else entries
+        header = len(json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode())
         return 8 + -(-header // 8) * 8 + body
 
     def write(self, folder: Path, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -274,10 +279,6 @@ def _checked(found: LoraPairs) -> LoraPairs:
     if not found.pairs:
         raise ValueError(f"{found.source}: expected pairs of LoRA factors; found none.")
     return found
-
-
-def _compact(content: object) -> str:
-    return json.dumps(content, separators=(",", ":"), ensure_ascii=False)
 
 
 def _alpha_name(pair: Pair) -> str:
