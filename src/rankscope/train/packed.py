@@ -190,8 +190,7 @@ class PackedLoRA(nn.Module):
         ``NotIsolated`` for anything else: its rows can't be given to trials.
         """
         K = len(self.scale)
-        if x.ndim < 4 and not _is_cut_by_trials(x, self.masks):
-            raise NotIsolated(_unlike("an adapter", x, self.masks))
+        x = self.checked(x)
         # contiguous: torch would multiply strided rows one by one, with a
         # copy of the weight for each
         met = x[..., :tokens, :].contiguous() if x.ndim > 2 else x
@@ -213,6 +212,12 @@ class PackedLoRA(nn.Module):
         flat = met.to(y.dtype).reshape(groups, -1, x.shape[-1])
         out = _Updated.apply(out, flat, scale, self.buckets, *factors)
         return out.view(*lead, -1)
+
+    def checked(self, x: Tensor) -> Tensor:
+        """As given; ``NotIsolated`` where its rows can't be given to trials."""
+        if x.ndim < 4 and not _is_cut_by_trials(x, self.masks):
+            raise NotIsolated(_unlike("an adapter", x, self.masks))
+        return x
 
     def starts(self) -> list[tuple[Tensor, Tensor] | None]:
         """B0 (k, m, r) and A0 (k, r, n) of each bucket; None where nothing was taken out."""
