@@ -1,5 +1,5 @@
-"""Weights of a full fine-tune that are no linear layers: refused where they are experts, else left
-as trained, and said so."""
+"""Weights of a full fine-tune that are neither linear layers nor experts: left as trained, and
+said so."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, JetMoeConfig
 
-from families import DECODER, FAMILIES
-from rankscope.evaluation.trained import read_trained
+from families import FAMILIES
 from rankscope.interventions.bench import Bench
 from rankscope.interventions.settings import Settings
 from rankscope.train.data import Encoded
-from rankscope.train.loading import load_model
 from training import CPU, TASK
 
 
@@ -28,14 +24,6 @@ def shaken(model: Any, folder: Path) -> str:
             p.add_(0.1 * torch.randn_like(p))
     model.save_pretrained(folder / "full")
     return str(folder / "base")
-
-
-def test_stacks_by_other_names_are_refused(tmp_path: Path) -> None:
-    """JetMoe's experts stand in ``mlp.input_linear.weight`` (E, m, n)."""
-    config = JetMoeConfig(**DECODER, num_local_experts=3, num_experts_per_tok=2)
-    path = shaken(AutoModelForSequenceClassification.from_config(config), tmp_path)
-    with pytest.raises(ValueError, match=r"mlp.*_linear\.weight can't be edited: it is a stack"):
-        read_trained(tmp_path / "full", load_model(path, TASK), TASK, base_path=path)
 
 
 def test_what_no_edit_changes_is_said_once(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rankscope.evaluation.heads import refitted
+from rankscope.evaluation.matrices import is_expert
 from rankscope.evaluation.pack import Edited, VariantPack
 from rankscope.evaluation.text import learnt_in_rows, most_variants, row_losses
 from rankscope.study.tasks import Task
@@ -86,6 +87,8 @@ class Evaluation:
         self.pack = self._make(
             most_variants(model, validation, K) if task.is_language else K, model
         )
+        if any(map(is_expert, layers)):
+            say("variants are evaluated one at a time, by the model's own layers: it has experts")
         self._padded: bool | None = None  # whether rows of different lengths may share a batch
         self._ends = validation.batch(validation.lengths.argsort(stable=True)[[0, -1]])[0]
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from rankscope.evaluation.matrices import Matrices, is_expert
 from rankscope.evaluation.trained import Trained
 from rankscope.linalg import LowRank, Operator
 from rankscope.train.encoder import is_patchable, patch_encoder
@@ -87,7 +87,8 @@ class VariantPack:
     """Args:
     model: the pretrained model; it is changed.
     layers: the layers that any variant edits or that training changed.
-    K: variants evaluated together at most; with K = 1 by the model's own forward pass.
+    K: variants evaluated together at most; with K = 1 by the model's own forward pass, as wherever
+        ``layers`` has experts.
     """
 
     def __init__(
@@ -99,14 +100,16 @@ class VariantPack:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.K, self.device, self.dtype = K, device, dtype
+        # experts are no modules of their own, of which there could be K
+        self.K = K = 1 if any(map(is_expert, layers)) else K
+        self.device, self.dtype = device, dtype
         inside = f"{model.base_model_prefix}."
         outside = [name for name in trained_in_full(model) if not name.startswith(inside)]
         self.reads_features = outside[0] if outside else None  # the first layer of the head
         model.to(device=device, dtype=dtype).eval()
         self.stock = sharing_weights(model).eval()
-        self.base = {name: weight_of(model.get_submodule(name)) for name in layers}
-        self._conv = {n for n in layers if isinstance(model.get_submodule(n), Conv1D)}
+        self.matrices = Matrices(self.stock)
+        self.base = {name: self.matrices[name] for name in layers}
         self.model, self.masks = model, DropoutMasks(K, 0, device)
         self.patched = is_patchable(model) and K > 1
         self.heads: dict[str, Any] = {}
@@ -134,6 +137,7 @@ class VariantPack:
         """Loads up to K variants: all of one full fine-tune, or all of adapters."""
         rest = variants[0].trained.rest
         assert 1 <= len(variants) <= self.K
+        assert all(v.updates.keys() <= self.base.keys() for v in variants)  # none left out unseen
         assert all(v.trained.rest is rest or not (v.trained.rest or rest) for v in variants)
         self._exchange(rest)
         self.variants, self.masks.trials = list(variants), len(variants)
@@ -182,8 +186,7 @@ class VariantPack:
     def _weights(self, variant: Edited) -> dict[str, Tensor]:
         """This variant's merged weights and head, by their names in the stock model."""
         merged = {name: self.merged(variant, name) for name in self.base}
-        weights = {f"{n}.weight": W.mT if n in self._conv else W for n, W in merged.items()}
-        return weights | {
+        return self.matrices.as_parameters(merged) | {
             key: x.to(device=self.device, dtype=self.dtype)
             for key, x in variant.trained.head.items()
         }

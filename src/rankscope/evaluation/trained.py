@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from rankscope.evaluation.matrices import experts
 from rankscope.linalg import Dense, LowRank
 from rankscope.study.tasks import Task
 from rankscope.train.loading import load_model
@@ -21,11 +22,11 @@ from rankscope.weights.checkpoints import open_checkpoint, open_file
 from rankscope.weights.hub import place
 from rankscope.weights.matrix import Matrix
 from rankscope.weights.source import ADAPTERS, read
-from rankscope.weights.tensors import STACKED, Tensors
+from rankscope.weights.tensors import Tensors
 
 _PREFIX = "base_model.model."  # of PEFT's names
 _CONFIG = "adapter_config.json"
-NO_LAYER = "it is a stack of experts, and only linear layers are"
+STACK = "its factors are those of a stack of experts, and only a full fine-tune's experts can be"
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class Trained:
     """A trained update.
 
     Attributes:
-        updates: dW of each changed linear layer of the base model, by the layer's name: LowRank
-            where it has factors, else Dense (a full fine-tune; DoRA's W' - W).
+        updates: dW of each changed linear layer of the base model, by the layer's name, and of each
+            expert of a stack (``name[e]``): LowRank where it has factors, else Dense (a full
+            fine-tune; DoRA's W' - W).
         head: parameters of the modules that are trained in full, by their names.
         rest: trained values of the other parameters of the base model: embeddings, norms, biases of
             a full fine-tune. No edit changes them.
@@ -98,7 +100,7 @@ def _adapter(
             _check(name, one.layer, tuple(operator.shape), tuple(weight.shape))
             rest[f"{one.layer}.weight"] = weight.detach() + operator.to_dense().to(weight.dtype)
         elif one.layer.rpartition("[")[0] in parameters:
-            raise ValueError(f"{name}: {one.layer} can't be edited: {NO_LAYER}")
+            raise ValueError(f"{name}: {one.layer} can't be edited: {STACK}")
         else:
             raise ValueError(
                 f"{name}: expected layers of {type(base).__name__}; found {one.layer}: another "
@@ -118,7 +120,7 @@ def _adapter(
 def _checkpoint(
     source: str, tensors: Tensors, base: PreTrainedModel, task: Task, name: str
 ) -> Trained:
-    """A full fine-tune: all linear layers of the base model have updates."""
+    """A full fine-tune: all linear layers and experts of the base model have updates."""
     head = _head_names(base)
     if lacking := sorted(head - set(tensors)):
         raise ValueError(
@@ -138,11 +140,13 @@ def _checkpoint(
             dW = tuned[key].detach().double() - parameters[key].double()
             updates[layer] = Dense(dW.mT if isinstance(module, Conv1D) else dW)
             left.discard(key)
+    for key, names in experts(parameters).items():
+        stack = tuned[key].detach().double() - parameters[key].double()
+        updates |= {expert: Dense(dW) for expert, dW in zip(names, stack, strict=True)}
+        left.discard(key)
     if not any(bool(update.to_dense().any()) for update in updates.values()):
         raise ValueError(f"{name}: expected a fine-tuned model; its weights are the base's")
     rest = {k: tuned[k].detach() for k in sorted(left) if not tuned[k].equal(parameters[k])}
-    if stack := next((k for k in rest if rest[k].ndim > 2 and STACKED.search(k)), None):
-        raise ValueError(f"{name}: {stack} can't be edited: {NO_LAYER}")
     return Trained(name, updates, {key: tuned[key].detach() for key in sorted(head)}, rest)
 
 

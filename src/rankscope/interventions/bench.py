@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rankscope.evaluation.evaluate import Evaluation
+from rankscope.evaluation.matrices import Matrices
 from rankscope.evaluation.pack import Edited, together
 from rankscope.evaluation.text import learnt_in_rows
 from rankscope.evaluation.trained import Trained, read_trained
@@ -32,7 +33,6 @@ from rankscope.study.trial import ALL_LINEAR
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.train.data import Encoded
 from rankscope.train.loading import load_model
-from rankscope.train.model import weight_of
 
 PACK = 8  # most variants evaluated together on a CPU, as in training
 BASE = ("scale", 0.0, ALL)  # the edit that removes the update
@@ -89,6 +89,7 @@ class Bench:
         self.device, self.K, self.say = device, K, say
         self._say_once = functools.cache(say)
         self.model = load_model(model, task)
+        self.matrices = Matrices(self.model)
         self.validation = validation.first(settings.rows)
         has_head = settings.refit and not task.is_language  # of its own, that could be refitted
         self.refit = train.drawn(settings.refit) if has_head else None
@@ -127,14 +128,13 @@ class Bench:
         return found
 
     def edits(self, trained: Trained) -> Edits:
-        base = {layer: weight_of(self.model.get_submodule(layer)) for layer in trained.updates}
+        base = {layer: self.matrices[layer] for layer in trained.updates}
         return Edits(trained.updates, base, chosen=self.chosen(trained), name=trained.name)
 
     def measure(self, layers: tuple[str, ...]) -> Measure:
         """Measures drift over these layers; the base's part is computed once."""
         if layers not in self._measures:
-            base = {layer: weight_of(self.model.get_submodule(layer)) for layer in layers}
-            self._measures[layers] = Measure(base)
+            self._measures[layers] = Measure({layer: self.matrices[layer] for layer in layers})
         return self._measures[layers]
 
     def tables(

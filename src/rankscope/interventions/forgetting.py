@@ -23,11 +23,10 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
-from transformers.pytorch_utils import Conv1D
 
+from rankscope.evaluation.matrices import Matrices
 from rankscope.evaluation.pack import Edited, is_zero
 from rankscope.train.loading import check_folder, load_tokenizer, one_line, quiet
-from rankscope.train.model import weight_of
 
 LARGEST = 2**22  # bytes of the text that are read
 BLOCKS, TOKENS = 128, 128  # S and T at most
@@ -69,23 +68,21 @@ class Forgetting:
         self.lm.to(device).eval()
         self.blocks = _blocks(text, tokenizer, masked=masked, longest=_longest(self.lm))
         self.shift = 0 if masked else 1
-        self.parameters = dict(self.lm.named_parameters())
+        self.matrices = Matrices(self.lm)
         self.base = self._loss({})
 
     @torch.no_grad()
     def __call__(self, edited: Edited) -> float:
         """The loss of the base with this variant's updates and a full fine-tune's other weights."""
-        weights = {}
+        merged = {}
         for name, update in edited.updates.items():
-            key = f"{name}.weight"
-            if key not in self.parameters or is_zero(update):  # such as BERT's pooler
+            if name not in self.matrices or is_zero(update):  # such as BERT's pooler
                 continue
-            layer = self.lm.get_submodule(name)
-            W = weight_of(layer)
-            merged = (W.double().cpu() + update.to_dense().double().cpu()).to(W)
-            weights[key] = merged.mT if isinstance(layer, Conv1D) else merged
-        rest = {k: x.to(self.device) for k, x in edited.trained.rest.items()}
-        return self._loss(weights | {k: x for k, x in rest.items() if k in self.parameters})
+            W = self.matrices[name]
+            merged[name] = (W.double().cpu() + update.to_dense().double().cpu()).to(W)
+        weights, known = self.matrices.as_parameters(merged), self.matrices.parameters
+        rest = {k: x.to(self.device) for k, x in edited.trained.rest.items() if k in known}
+        return self._loss(weights | rest)
 
     def _loss(self, weights: Mapping[str, Tensor]) -> float:
         total, count = 0.0, 0

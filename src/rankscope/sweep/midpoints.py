@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rankscope.evaluation.evaluate import Evaluation
+from rankscope.evaluation.matrices import experts
 from rankscope.evaluation.midpoint import Half, halfway, halfway_rest, linear_cka
 from rankscope.evaluation.pack import Edited, together
 from rankscope.evaluation.trained import Trained, read_trained
@@ -137,6 +138,7 @@ class _Group:
             if isinstance(layer, nn.Linear | Conv1D) and name not in heads
         ]
         size = sum(4 * self.base[f"{name}.weight"].numel() for name in layers)
+        layers += [expert for names in experts(self.base).values() for expert in names]
         return Evaluation(
             lambda: load_model(self.path, self.task),
             layers,
