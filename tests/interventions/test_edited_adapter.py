@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 import rankscope as rs
 from noisy import HEADS, adapter
+from tiny import Case
 from training import plain_model
 
 
@@ -114,3 +116,13 @@ def test_what_is_no_adapter_is_refused(tiny_models: dict[str, str], tmp_path: Pa
     update = rs.LowRank(B=torch.ones(3, 1), A=torch.ones(1, 3))
     with pytest.raises(ValueError, match="only for whole adapters"):
         rs.edit(update, scale=0.5, layers="x")  # type: ignore[call-overload]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_factors_of_a_stack_of_experts_are_refused(make_case: Callable[..., Case]) -> None:
+    """PEFT has one pair for all experts of a layer, which no pair for each of them is."""
+    case = make_case("mixtral", target_parameters=["experts.down_proj"], target_modules=[], r=2)
+    with pytest.raises(
+        ValueError, match=r"down_proj\[0\] can't be edited: factors of a stack of exp"
+    ):
+        rs.edit(case.adapter, scale=0.5)

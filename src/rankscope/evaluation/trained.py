@@ -26,7 +26,7 @@ from rankscope.weights.tensors import Tensors
 
 _PREFIX = "base_model.model."  # of PEFT's names
 _CONFIG = "adapter_config.json"
-STACK = "its factors are those of a stack of experts, and only a full fine-tune's experts can be"
+STACK = "factors of a stack of experts; those of a full fine-tune can be"
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,8 @@ def _pattern(layers: str | None) -> re.Pattern[str]:
 def _update(found: Matrix | Skipped, source: str | Path) -> LowRank | Dense:
     if isinstance(found, Skipped):
         raise ValueError(f"{source}: {found.layer} can't be edited: {found.why}")
+    if found.layer.endswith("]"):  # PEFT keeps those of all experts in one tensor
+        raise ValueError(f"{source}: {found.layer} can't be edited: factors of a stack of experts")
     operator = found.operator
     if operator is None:
         raise ValueError(f"{source}: {found.layer} can't be edited: {found.note}")
