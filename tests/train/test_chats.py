@@ -134,9 +134,28 @@ def test_an_answer_beyond_the_length_is_an_error(model: str, tmp_path: Path) -> 
     inputs = inputs_of(tmp_path / "a", model, "messages", fixed="max_length = 6")
     with pytest.raises(ValueError, match="within max_length = 6 tokens; found none, nor in") as e:
         inputs.encoded(inputs.trials[0])
-    assert str(e.value).startswith("[task.rows] row ")
+    assert str(e.value).startswith('[task.rows] row \'{"messages": [{"role": "user", ')
     assert "\n" not in str(e.value)
     assert chat(0)["messages"][0]["role"] == "user"
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_one_row_without_a_token_to_predict_is_an_error(
+    part: str, model: str, tmp_path: Path
+) -> None:
+    """Its loss would be a mean of nothing."""
+    study = study_of(tmp_path, model, "messages", fixed="max_length = 30")
+    inputs = StudyInputs(study, workers=1)
+    for split in inputs.encoded(inputs.trials[0]):
+        assert ((split.labels[:, 1:] != IGNORED).sum(1) > 0).all()
+    question = {"role": "user", "content": "red cat " * 20}
+    with (tmp_path / f"{part}.jsonl").open("a") as file:
+        file.write(json.dumps({"messages": [question, ANSWER]}) + "\n")
+    inputs = StudyInputs(study, workers=1)
+    with pytest.raises(ValueError, match="an answer that begins within max_length = 30") as error:
+        inputs.encoded(inputs.trials[0])
+    assert "found none, nor in 0 of the other" in str(error.value)
+    assert "red cat red cat" in str(error.value)
 
 
 def test_classifiers_and_language_models_are_two_studies(

@@ -16,6 +16,7 @@ from rankscope.study.tasks import Task
 from rankscope.train.chats import tokens_of, with_end
 from rankscope.train.data import Encoded
 
+_SHOWN = 80  # characters of a row that a message shows
 IGNORED = -100  # the label of a token that is read and not learnt
 
 
@@ -35,19 +36,19 @@ def encode_text(
     """
     texts = frame[task.text[0]].tolist()
     ragged, kept, cut = [], [], 0
-    for row, text in enumerate(texts, 1):
+    for text in texts:
         if task.kind == "sft":
             try:
                 ids, learnt = tokens_of(text, tokenizer)
             except ValueError as error:
-                raise ValueError(f"[task.{task.name}] row {row}: {error}") from None
+                raise ValueError(f"[task.{task.name}] row {_shown(text)}: {error}") from None
         else:
             ids = tokenizer(with_end(text, tokenizer), verbose=False)["input_ids"]
             learnt = [True] * len(ids)
         cut += len(ids) > max_length
         ragged.append(ids[:max_length])
         kept.append(learnt[:max_length])
-    _check(kept, task, max_length)
+    _check(texts, kept, task, max_length)
     lengths = np.array([len(ids) for ids in ragged])
     inside = np.arange(lengths.max()) < lengths[:, None]
     padded = np.full(inside.shape, tokenizer.pad_token_id or 0, dtype=np.int64)
@@ -72,13 +73,20 @@ def learnt_tokens(split: Encoded) -> float:
     return float((split.labels[:, 1:] != IGNORED).sum()) / len(split)
 
 
-def _check(kept: list[list[bool]], task: Task, max_length: int) -> None:
-    empty = [row for row, learnt in enumerate(kept, 1) if not any(learnt[1:])]
+def _shown(text: str) -> str:
+    """How a message names a row: by its text, since rows that were drawn have other numbers than
+    in their file."""
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
+
+
+def _check(texts: list[str], kept: list[list[bool]], task: Task, max_length: int) -> None:
+    """``ValueError`` for rows without a token to predict: their loss would be a mean of nothing."""
+    empty = [text for text, learnt in zip(texts, kept, strict=True) if not any(learnt[1:])]
     if not empty:
         return
     what = "an answer that begins" if task.kind == "sft" else "two tokens at least"
     raise ValueError(
-        f"[task.{task.name}] row {empty[0]}: expected {what} within max_length = {max_length} "
-        f"tokens; found none, nor in {len(empty) - 1} of the other {len(kept) - 1} rows. Raise "
-        "max_length, or leave them out"
+        f"[task.{task.name}] row {_shown(empty[0])}: expected {what} within max_length = "
+        f"{max_length} tokens; found none, nor in {len(empty) - 1} of the other {len(kept) - 1} "
+        "rows. Raise max_length, or leave them out"
     )
