@@ -10,7 +10,7 @@ import torch
 
 from conftest import sentences, write_tsv
 from rankscope.study.tasks import TASKS
-from rankscope.train.data import encode, fingerprint, read_split
+from rankscope.train.data import check_parts, encode, fingerprint, read_split
 from rankscope.train.loading import load_tokenizer
 
 
@@ -128,3 +128,26 @@ def test_regression_labels(tmp_path: Path) -> None:
     frame = pd.DataFrame({"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": [0.5, 4.75]})
     write_tsv(tmp_path, "STS-B", "train", frame)
     assert read_split(str(tmp_path), TASKS["STS-B"], "train")["label"].tolist() == [0.5, 4.75]
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "says"),
+    [
+        ("STS-B", [1.5] * 7 + [2.5], "found 1.5 in all 4 of those that"),
+        ("CoLA", [0] * 7 + [1], "found 'unacceptable' in all 4 of those that"),
+        ("CoLA", [0], "found 'unacceptable' in all 1 of those that choose"),
+        ("STS-B", list(range(8)), ""),
+        ("CoLA", [0, 1] * 8, ""),
+    ],
+)
+def test_both_parts_of_validation_have_labels_that_differ(
+    task: str, labels: list[float], says: str
+) -> None:
+    frame = pd.DataFrame({"label": labels})
+    check_parts(TASKS[task], frame, None)
+    if not says:
+        check_parts(TASKS[task], frame, 0.5)
+        return
+    with pytest.raises(ValueError, match="validation_split: expected rows whose labels") as error:
+        check_parts(TASKS[task], frame, 0.5)
+    assert says in str(error.value)

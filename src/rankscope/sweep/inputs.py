@@ -17,7 +17,7 @@ from rankscope.study.tasks import Task, check_one_kind, task_named, with_metric
 from rankscope.study.trial import Trial
 from rankscope.sweep.places import model_path
 from rankscope.sweep.sizes import Sizes
-from rankscope.train.data import Encoded, encode, read_split
+from rankscope.train.data import Encoded, check_parts, encode, read_split
 from rankscope.train.data import fingerprint as data_fingerprint
 from rankscope.train.data_summary import summary
 from rankscope.train.encoder import is_patchable
@@ -85,6 +85,7 @@ class StudyInputs(Sizes):
                 train, validation = (
                     own[name][1:] if name in own else map(self._split, [task] * 2, _SPLITS)
                 )
+                check_parts(task, validation, study.fixed.validation_split)
                 self._splits[name] = train, validation
                 advance(1)
         self.study = self._with_targets(study)

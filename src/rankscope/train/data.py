@@ -242,6 +242,29 @@ def length_grouped_batches(
             yield drawn[i]
 
 
+def check_parts(task: Task, validation: pd.DataFrame, share: float | None) -> None:
+    """``ValueError`` where ``split_rows`` leaves a part without rows, or with one label alone: a
+    correlation has no value there, and no other metric says anything."""
+    if share is None:
+        return
+    beside = validation.get("beside", pd.Series(False, validation.index)).astype(bool)
+    own = validation.loc[~beside]
+    for part, what in zip(split_rows(len(own), share), ("choose", "report"), strict=True):
+        labels = own["label"].iloc[part.numpy()] if "label" in own else part
+        if len(labels) and (task.is_language or labels.nunique() > 1):
+            continue
+        found = "none"
+        if len(labels):
+            first = labels.iloc[0]
+            name = repr(task.labels[int(first)]) if task.labels else f"{first:g}"
+            found = f"{name} in all {len(labels)}"
+        raise ValueError(
+            f"validation_split: expected rows whose labels differ in both parts of {task.name}'s "
+            f"{len(own)} validation rows; found {found} of those that {what}: take another share, "
+            "or more validation rows"
+        )
+
+
 def split_rows(rows: int, share: float | None) -> tuple[Tensor, Tensor]:
     """The numbers of the validation rows that choose rates and checkpoints, and of those that
     report what they reach; all and none where no share is given.
