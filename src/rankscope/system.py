@@ -55,6 +55,11 @@ def may_have_gpu() -> bool:
     return sys.platform != "darwin"
 
 
+def may_have_mps() -> bool:
+    """Whether there may be a GPU that torch calls "mps", and its use was not declined."""
+    return sys.platform == "darwin" and os.environ.get("RANKSCOPE_DEVICE") != "cpu"
+
+
 @functools.cache
 def boot() -> str | None:
     """An id of this boot of this machine; processes with equal ids share a kernel. None if unknown,

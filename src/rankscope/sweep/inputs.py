@@ -15,6 +15,7 @@ from rankscope.study.cost import Rows, Shape
 from rankscope.study.study_file import Study
 from rankscope.study.tasks import Task, check_one_kind, task_named, with_metric
 from rankscope.study.trial import Trial
+from rankscope.sweep.machine import check_precision, device_type
 from rankscope.sweep.places import model_path
 from rankscope.sweep.sizes import Sizes
 from rankscope.train.data import Encoded, check_parts, encode, read_split
@@ -61,7 +62,9 @@ class StudyInputs(Sizes):
         quiet: bool = True,
     ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        super().__init__(study, self.device.type, workers=workers, free=free)
+        self.training_device = torch.device(device_type())
+        super().__init__(study, self.training_device.type, workers=workers, free=free)
+        check_precision(study, self.training_device.type)
         models = {name: self.model_path(name) for name in study.models}
         with bar(
             "reading models and data", total=len(models) + len(study.tasks), quiet=quiet

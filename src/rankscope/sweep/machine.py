@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankscope import system
+from rankscope.study.study_file import Study
 
 PACK_SIZE = 8  # measured on two CPU cores: larger packs leave the caches (docs/log.md)
 SHARE = 0.8  # of the free memory; the rest covers the error of the estimate (15 %)
@@ -39,9 +40,34 @@ def gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def has_mps() -> bool:
+    """Whether there is a GPU of Apple's that torch can use; imports torch only if there may be."""
+    if not system.may_have_mps():
+        return False
+    import torch
+
+    return torch.backends.mps.is_available()
+
+
 def device_type() -> str:
     """The device type that trials train on, as torch names it."""
-    return "cuda" if gpus() else "cpu"
+    return "cuda" if gpus() else "mps" if has_mps() else "cpu"
+
+
+ON_MPS = (
+    "training on Apple's GPU (MPS), in float32 and without torch's fused AdamW; it has no float64, "
+    "so stable ranks are measured on the CPU. Never run on such hardware yet: RANKSCOPE_DEVICE=cpu "
+    "trains on the CPU"
+)
+
+
+def check_precision(study: Study, device: str) -> None:
+    """``ValueError`` where a study asks for what its device has not been tried with."""
+    if device == "mps" and study.fixed.precision == "bfloat16":
+        raise ValueError(
+            '[fixed] precision: expected "float32" on Apple\'s GPU; found "bfloat16". Change it, '
+            "or train on the CPU: RANKSCOPE_DEVICE=cpu rankscope run ..."
+        )
 
 
 def free_for_each(workers: int) -> float:
@@ -77,7 +103,7 @@ def left_by_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> float:
 
 def default_workers() -> int:
     """The number of workers that trains fastest: one per GPU, or one per core (docs/log.md)."""
-    return gpus() or system.cores()
+    return gpus() or (1 if has_mps() else system.cores())
 
 
 def workers_with_room(wanted: int, need: float, *, free: float) -> tuple[int, str | None]:

@@ -22,7 +22,9 @@ from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import METRIC, StudyInputs
 from rankscope.sweep.machine import (
+    ON_MPS,
     default_workers,
+    device_type,
     environments,
     free_for_each,
     free_here,
@@ -31,6 +33,7 @@ from rankscope.sweep.machine import (
 from rankscope.sweep.plan import begun
 from rankscope.sweep.processes import run_processes, worker_command
 from rankscope.sweep.ray import run_on_ray
+from rankscope.sweep.speed import gpu_name
 from rankscope.sweep.status import Meter, mean
 from rankscope.sweep.trackers import Trackers
 from rankscope.sweep.trackers import check as check_trackers
@@ -87,8 +90,7 @@ def run(
     opened = Store.create(
         store, inputs.study, largest_rank=inputs.largest_rank, fingerprints=inputs.fingerprints
     )
-    drawn = [f"{name}: {layers}" for name, layers in inputs.drawn.items()]
-    for line in (*drawn, *opened.recover(thorough=True)):
+    for line in (*_told(inputs), *opened.recover(thorough=True)):
         say(line)
     if retry_failed:
         opened.log.forget([trial.id for trial in inputs.trials if trial.id not in opened.log.done])
@@ -98,6 +100,12 @@ def run(
     if before != set(opened.done_ids()) or not is_compared(opened):
         make_comparison(opened, base_of=inputs.model_path, inputs=inputs, quiet=quiet)
     return opened
+
+
+def _told(inputs: StudyInputs) -> list[str]:
+    """What a user should know of the models and the device before they train."""
+    lines = [f"{name}: {layers}" for name, layers in inputs.drawn.items()]
+    return lines + [ON_MPS] * (inputs.training_device.type == "mps")
 
 
 def _train(
@@ -249,7 +257,7 @@ def trainer(inputs: StudyInputs, **settings: Any) -> TrainPack:
         if (drawn := inputs.drawn.get(trials[0].model)) is not None:
             for folder in folders:
                 folder.amend(drawn=drawn)
-        slow = inputs.why_slow(trials[0], inputs.device.type)
+        slow = inputs.why_slow(trials[0], inputs.training_device.type)
         if slow == BY_ITS_OWN_FORWARD and len(trials) > 1:  # that trials are independent is proved
             say_once(f"{trials[0].model}: {slow}")
             for folder in folders:
@@ -263,7 +271,7 @@ def trainer(inputs: StudyInputs, **settings: Any) -> TrainPack:
             task=inputs.tasks[trials[0].task],
             train=rows,
             validation=validation,
-            device=inputs.device,
+            device=inputs.training_device,
             scratch=scratch,
             say=say_once,
             **settings,
@@ -276,7 +284,7 @@ def provenance() -> dict[str, Any]:
     """Versions and machine, for trial.json."""
     import peft  # slow to import
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    gpu = gpu_name(device_type())
     return {
         "versions": {
             "rankscope": rankscope.__version__,

@@ -43,8 +43,8 @@ class Speed(NamedTuple):
 def speed(
     groups: Iterable[Priced], store: Store | None, here: str, device: Device | None, workers: int
 ) -> Speed:
-    """The speed of this machine (``here``: "cpu" or "cuda"), or of so many ``device``s."""
-    gpu = device.name if device else _gpu_name() if here == "cuda" else None
+    """The speed of this machine (``here``: "cpu", "cuda" or "mps"), or of so many ``device``s."""
+    gpu = device.name if device else gpu_name(here)
     found = _measured(groups, store, gpu)
     if found is not None:
         rate, count = found
@@ -53,14 +53,14 @@ def speed(
     if device is not None:
         assumed = f"assuming {_SHARE_OF_PEAK:.0%} of {flops(device.peak)} each and {_LAUNCHES}"
         return Speed(_SHARE_OF_PEAK * device.peak * workers, assumed, _STEP_OF_A_BLOCK)
-    return speed_here(*(matrix_rate("cuda"), "") if here == "cuda" else _cpu_rate(), here, workers)
+    return speed_here(*_cpu_rate() if here == "cpu" else (matrix_rate(here), ""), here, workers)
 
 
 def speed_here(peak: float, note: str, kind: str, workers: int) -> Speed:
     """The speed of a machine whose matrix product was measured: a GPU serves one worker, a CPU is
     shared by all."""
     measured = f"the fastest matrix product measured here{note}"
-    if kind == "cuda":
+    if kind != "cpu":
         assumed = f"{_SHARE:.0%} of {flops(peak)} each, {measured}, and {_LAUNCHES}"
         return Speed(_SHARE * peak * workers, assumed, _STEP_OF_A_BLOCK)
     return Speed(_SHARE * peak, f"{_SHARE:.0%} of {flops(peak)}, {measured}")
@@ -90,7 +90,10 @@ def _same_device(trained_on: str | None, wanted: str | None) -> bool:
     return wanted.lower() in trained_on.lower().replace(" ", "") or wanted == trained_on
 
 
-def _gpu_name() -> str:
+def gpu_name(device_type: str) -> str | None:
+    """Of the GPU that trials train on; None: they train on a CPU."""
+    if device_type != "cuda":
+        return {"mps": "Apple GPU (MPS)"}.get(device_type)
     import torch
 
     return str(torch.cuda.get_device_name())

@@ -38,6 +38,7 @@ from rankscope.train.packed import (
     rank_buckets,
 )
 from rankscope.train.packed_dora import PackedDoRA
+from rankscope.train.precision import measurable
 from rankscope.train.saved_adapter import MAGNITUDE, lora_config, save_adapter
 from rankscope.train.spectra import Updates, updated
 from rankscope.train.starts import Pair, against_pretrained, draw_factors, leading
@@ -163,7 +164,7 @@ class AdapterPack:
             shapes.setdefault(key, []).append(name)
         for names in shapes.values():
             layers = [self.sites[name] for name in names]
-            W = torch.stack([weight_of(site.base) for site in layers])  # (S, m, n)
+            W = measurable(torch.stack([weight_of(site.base) for site in layers]))  # (S, m, n)
             for i, bucket in enumerate(layers[0].buckets):
                 factors = [
                     against_pretrained(site.B[i].detach(), site.A[i].detach(), site.starts()[i])
@@ -177,7 +178,7 @@ class AdapterPack:
                 )
                 dW = LowRank(B=B, A=A, scale=scale.to(B.device))
                 magnitudes = [s.magnitude[i] for s in layers if isinstance(s, PackedDoRA)]
-                magnitude = torch.stack(magnitudes) if magnitudes else None
+                magnitude = measurable(torch.stack(magnitudes)) if magnitudes else None
                 yield updated(names, bucket, W, dW, magnitude)
 
     def state(self, k: int, buffers: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from rankscope.train.loading import load_model, quiet, sharing_weights
 from rankscope.train.model import draw_head, sites, stream, weight_of
 from rankscope.train.optimizer import FlatParams, kind_of
 from rankscope.train.packed import DropoutMasks
+from rankscope.train.precision import measurable
 from rankscope.train.spectra import Updates
 
 
@@ -71,8 +72,9 @@ class FullPack:
         for name, W in self.pretrained.items():
             shapes.setdefault(W.shape, []).append(name)
         for names in shapes.values():
-            W = torch.stack([self.pretrained[name] for name in names])
+            W = measurable(torch.stack([self.pretrained[name] for name in names]))
             tuned = torch.stack([weight_of(self.sites[name]) for name in names])[:, None]
+            tuned = measurable(tuned)
             yield Updates(
                 names, slice(0, 1), W, Dense(tuned.double() - W[:, None].double()), Dense(tuned)
             )

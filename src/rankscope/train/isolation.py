@@ -152,7 +152,7 @@ class _PeftReference:
         with contextlib.ExitStack() as stack:
             if training:
                 stack.enter_context(self.masks.drawing())
-                if device.type == "cuda":  # torch's fused dropout draws in another order there
+                if device.type != "cpu":  # torch's fused dropout draws in another order there
                     stack.enter_context(self.masks)
             found: Tensor = self.model(**{name: x.to(device) for name, x in inputs.items()}).logits
         if not self.pack.is_language:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rankscope.train.optimizer import FlatParams, Kind, PackedAdamW
+from rankscope.train.precision import widest
 
 MOMENTUM = 0.95
 _COEFFICIENTS, _STEPS, _SMALLEST = (3.4445, -4.7750, 2.0315), 5, 1e-7  # torch.optim.Muon's
@@ -73,7 +74,9 @@ class PackedMuon(PackedAdamW):
                     tuple(tensor.data.view(k, m, n) for tensor in tensors)
                 )
         own = slice(group.members.start, group.members.stop)
-        rates = torch.tensor(self.learning_rates[own], dtype=torch.float64, device=mean.device)
+        rates = torch.tensor(
+            self.learning_rates[own], dtype=widest(mean.device), device=mean.device
+        )
         rates = rates * schedule
         for (kind, m, n), found in shapes.items():
             values, gradients, means = (list(each) for each in zip(*found, strict=True))

@@ -24,6 +24,7 @@ from rankscope.train.loading import load_model
 from rankscope.train.model import draw_head, modules_to_save, sites, stream, weight_of
 from rankscope.train.optimizer import FlatParams, kind_of
 from rankscope.train.packed import DropoutMasks
+from rankscope.train.precision import measurable
 from rankscope.train.saved_adapter import MAGNITUDE, lora_config, save_adapter
 from rankscope.train.spectra import Updates, updated
 from rankscope.train.starts import Pair, against_pretrained, draw_factors, leading
@@ -112,7 +113,7 @@ class PeftTrial:
             kind = (W.shape, trial.rank_of(name))
             shapes.setdefault(name if trial.use_dora else kind, []).append(name)
         for names in shapes.values():
-            W = torch.stack([Ws[name].to(like) for name in names])  # (S, m, n)
+            W = measurable(torch.stack([Ws[name].to(like) for name in names]))  # (S, m, n)
             factors = [
                 against_pretrained(*self._factors(name), _to(self.starts.get(name), like))
                 for name in names
@@ -123,7 +124,7 @@ class PeftTrial:
             magnitude = None
             if trial.use_dora:
                 each = [self.trained[f"{name}.{MAGNITUDE}.weight"].detach() for name in names]
-                magnitude = torch.stack(each)[:, None]
+                magnitude = measurable(torch.stack(each))[:, None]
             yield updated(names, slice(0, 1), W, LowRank(B=B, A=A, scale=scale), magnitude)
 
     def _factors(self, name: str) -> Pair:

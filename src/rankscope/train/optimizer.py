@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rankscope.study.trial import Schedule, Trial
+from rankscope.train.precision import widest
 
 # "fast": at ``lora_plus_ratio`` times the rate; "matrix", and LoRA's factor "B": by Muon
 Kind = Literal["plain", "fast", "matrix", "B"]
@@ -133,9 +134,9 @@ class PackedAdamW:
         self.weight_decay = weight_decay
         self.betas, self.epsilon, self.max_grad_norm = betas, epsilon, max_grad_norm
         self.ratio = ratio
-        self._kernel: Callable[..., None] = (
-            torch._fused_adamw_ if fused or (fused is None and has_fused_kernel()) else plain_adamw
-        )
+        if fused is None:  # MPS's kernel has not been tried
+            fused = has_fused_kernel() and params[0].values.device.type != "mps"
+        self._kernel: Callable[..., None] = torch._fused_adamw_ if fused else plain_adamw
         if sgd:
             self._kernel = plain_sgd
         self.steps = 0
@@ -149,10 +150,10 @@ class PackedAdamW:
         Trials that are not alive, or whose gradient is not finite, keep their
         parameters. -> (K,) bool: still alive
         """
-        squares = torch.zeros(len(alive), dtype=torch.float64, device=alive.device)
+        squares = torch.zeros(len(alive), dtype=widest(alive.device), device=alive.device)
         for group in self.params:
             squares[group.members] += (
-                torch.linalg.vector_norm(group.gradients, dim=1).double().square()
+                torch.linalg.vector_norm(group.gradients, dim=1).to(squares).square()
             )
         norms = squares.sqrt()  # (K,)
         alive = alive & norms.isfinite()

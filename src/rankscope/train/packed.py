@@ -57,9 +57,10 @@ class DropoutMasks(TorchFunctionMode):
             self.state = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)]
 
     def mask(self, shape: Sequence[int], p: float, like: Tensor) -> Tensor:
-        """A dropout mask, scaled to mean 1."""
-        mask = torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
-        return mask.bernoulli_(1 - p).div_(1 - p)
+        """A dropout mask, scaled to mean 1; drawn on the CPU for Apple's GPU."""
+        place = "cpu" if like.device.type == "mps" else like.device
+        mask = torch.empty(tuple(shape), dtype=like.dtype, device=place)
+        return mask.bernoulli_(1 - p).div_(1 - p).to(like.device)
 
     def drop(self, x: Tensor, p: float) -> Tensor:
         """Dropout of ``x`` (K*B, ...), or (B, ...) where trials still share it, with one mask for

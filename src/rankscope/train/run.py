@@ -30,6 +30,7 @@ from rankscope.train.optimizer import (
     share_of_peak,
 )
 from rankscope.train.pack import Pack, logits, reads_padding
+from rankscope.train.precision import widest
 from rankscope.train.spectra import Record, Recorder
 
 # steps between two calls of malloc_trim: variable batch lengths fragment the heap (docs/log.md)
@@ -56,7 +57,7 @@ class Run:
         # the step at which a trial diverged; 0: it did not
         self.diverged_at = torch.zeros(self.K, dtype=torch.int64, device=self.device)
         # sums of losses since the last evaluation
-        self.losses = torch.zeros(self.K, dtype=torch.float64, device=self.device)
+        self.losses = torch.zeros(self.K, dtype=widest(self.device), device=self.device)
         self.counted = 0
         self.best = Best(pack.params, self.K, greater_is_better=task.greater_is_better)
         self.evaluations: list[list[dict[str, float]]] = [[] for _ in pack.trials]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rankscope.study.trial import CHANGES_BASE, Init, Trial
+from rankscope.train.precision import measurable
 
 Pair = tuple[Tensor, Tensor]  # B (m, r), A (r, n)
 
@@ -75,10 +76,11 @@ def leading(W: Tensor, init: Init) -> Leading | None:
 
 def against_pretrained(B: Tensor, A: Tensor, start: Pair | None) -> Pair:
     """B' (..., m, 2r) and A' (..., 2r, n) with B' A' = B A - B0 A0, float64: (B - B0) A +
-    B0 (A - A0), which does not cancel while an update is small. As given without a start."""
+    B0 (A - A0), which does not cancel while an update is small. As given without a start; on the
+    CPU where the device has no float64."""
     if start is None:
-        return B, A
-    B, A, B0, A0 = (x.double() for x in (B, A, *start))
+        return measurable(B), measurable(A)
+    B, A, B0, A0 = (measurable(x).double() for x in (B, A, *start))
     return torch.cat([B - B0, B0], dim=-1), torch.cat([A, A - A0], dim=-2)
 
 
