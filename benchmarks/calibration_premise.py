@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from rankscope.analysis.inference import percentiles, stratified_draws
-from rankscope.analysis.threshold.attained import best_by_configuration
+from rankscope.analysis.threshold.losses import best_by_configuration
 from rankscope.analysis.threshold.threshold import premise
 
 SHARES = (0.3, 0.6, 1.0)  # of the best gain, to be had near sr(W)

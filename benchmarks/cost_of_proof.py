@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rankscope.startup import without_collection
+from rankscope.process import without_collection
 
 with without_collection():  # as workers import
     import torch

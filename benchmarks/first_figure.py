@@ -22,8 +22,7 @@ from playwright.sync_api import sync_playwright
 
 from rankscope.analysis.conclusions import conclude
 from rankscope.analysis.frames import Frames
-from rankscope.report.figures import figures
-from rankscope.report.page import render
+from rankscope.report.page import figures, render
 from rankscope.report.tables import tables
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -22,8 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from rankscope.analysis import Frames, conclude
-from rankscope.report.figures import figures
-from rankscope.report.page import render
+from rankscope.report.page import figures, render
 from rankscope.report.tables import tables
 from simulate import Truth, study
 

@@ -10,28 +10,17 @@ import pytest
 import rankscope as rs
 from rankscope.store.store import Store
 from rankscope.train.run import Run
-
-STUDY = """
-name = "own"
-[scientific]
-model = "{model}"
-task = "CoLA"
-rank = [1, 4]
-[nuisance]
-learning_rate = [1e-3, 3e-2]
-seed = [0, 1]
-[fixed]
-data = "{data}"
-batch_size = 8
-steps = 12
-eval_every = 4
-"""
+from studies import study_text
 
 
 def own_store(model: str, data: Path, place: Path) -> tuple[Store, Path, str]:
     """-> a store of twelve trials; <id>/checkpoint-<step> with the weights of each evaluation; the
     model"""
-    study = rs.Study.parse(STUDY.format(model=model, data=data))
+    study = rs.Study.parse(
+        study_text(
+            model, "CoLA", rank=[1, 4], learning_rate=[1e-3, 3e-2], seed=[0, 1], data=data, steps=12
+        )
+    )
     evaluate = Run.evaluate
 
     def saving(self: Run, step: int, *, epoch: float) -> None:

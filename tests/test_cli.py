@@ -19,21 +19,13 @@ from markupsafe import escape
 from conftest import sentences, write_tsv
 from rankscope.cli import main
 from rankscope.store.store import Store
+from studies import study_text
 
-STUDY = """
-name = "tiny"
-[scientific]
-model = "{model}"
-task = "CoLA"
-rank = [1, 2, "d"]
-[nuisance]
-learning_rate = [1e-3, 1e-2]
-[fixed]
-data = "{data}"
-batch_size = 8
-steps = 8
-eval_every = 4
-"""
+
+def study_of(model: str, data: Path | str) -> str:
+    return study_text(model, "CoLA", rank=[1, 2, "d"], learning_rate=[1e-3, 1e-2], data=data)
+
+
 Typed = Callable[..., tuple[int, str, str]]
 
 
@@ -55,7 +47,7 @@ def typed(capsys: pytest.CaptureFixture[str]) -> Typed:
 @pytest.fixture
 def study(tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path) -> Path:
     path = tmp_path / "study.toml"
-    path.write_text(STUDY.format(model=tiny_models["roberta"], data=tiny_data))
+    path.write_text(study_of(tiny_models["roberta"], tiny_data))
     return path
 
 
@@ -190,7 +182,7 @@ def test_wrong_data_is_one_line(
     write_tsv(tmp_path / "data", "CoLA", "train", pd.DataFrame(rows))
     write_tsv(tmp_path / "data", "CoLA", "validation", sentences(8))
     path = tmp_path / "study.toml"
-    path.write_text(STUDY.format(model=tiny_models["roberta"], data="data"))
+    path.write_text(study_of(tiny_models["roberta"], "data"))
     check_refused(typed, path, tmp_path / "store", says)
 
 

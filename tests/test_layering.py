@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "spreadsheet": set(),
     "notebook": set(),
     "system": set(),
-    "startup": set(),
+    "process": set(),
     "weights": {"linalg"},
     "measurement": {"weights", "linalg", "console", "spreadsheet"},
     "study": set(),
@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "lab",
         "console",
         "system",
-        "startup",
+        "process",
     },
     "collect": {"sweep", "store", "study"},
     "commands": {
@@ -70,10 +70,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "store",
         "study",
         "console",
-        "startup",
+        "process",
     },
-    "parser": set(),
-    "cli": {"commands", "parser", "sweep", "console", "startup"},
+    "cli": {"commands", "sweep", "console", "process"},
 }
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -134,7 +134,7 @@ def test_without_shtab_it_says_what_to_install(tmp_path: Path) -> None:
 
 def test_every_option_that_takes_files_is_completed_with_files() -> None:
     """A new metavar has to be put among those, or here."""
-    from rankscope.parser import PATHS, all_actions
+    from rankscope.cli import PATHS, all_actions
 
     no_path = {
         "ADDRESS", "BYTES", "COMMAND", "CONDITION", "ID", "K", "LIST", "N", "NAME", "REGEX",

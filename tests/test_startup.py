@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from rankscope.startup import without_collection
+from rankscope.process import without_collection
 
 
 @pytest.mark.parametrize("enabled", [True, False])

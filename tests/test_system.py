@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rankscope import system
+from studies import study_text
 
 ROOT = Path(__file__).parents[1]
 STRIPPED = """
@@ -41,22 +42,7 @@ def without_proc(self, *rest, **more):
     return read(self, *rest, **more)
 Path.read_text = without_proc
 """
-STUDY = """
-name = "small"
-[scientific]
-model = "lab"
-task = "acceptability"
-rank = 2
-[nuisance]
-learning_rate = [1e-3, 3e-3, 1e-2]
-[fixed]
-data = "lab"
-steps = 8
-batch_size = 8
-eval_every = 4
-validation_rows = 32
-lora_alpha = 16
-"""
+STUDY = study_text(rank=2, learning_rate=[1e-3, 3e-3, 1e-2], validation_rows=32)
 
 
 @pytest.mark.slow

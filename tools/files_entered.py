@@ -1,8 +1,8 @@
 """Which files of ours a command enters, in order: ``python tools/files_entered.py measure
 ADAPTER``.
 
-A file is entered when one of its functions runs; importing it does not count. Only this process is
-followed, so give ``run`` the option ``--workers 1``.
+A file is entered when one of its functions runs; importing it does not count, nor what a module's
+own body calls meanwhile. Only this process is followed, so give ``run`` the option ``--workers 1``.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ def files_entered(arguments: list[str]) -> list[Path]:
     root = str(SOURCE)
 
     def note(frame: FrameType, event: str, argument: Any) -> None:
-        code = frame.f_code
+        code, caller = frame.f_code, frame.f_back
         a_function = code.co_flags & inspect.CO_OPTIMIZED  # no module's or class's body
-        if event == "call" and a_function and code.co_filename.startswith(root):
+        imported = caller is not None and not caller.f_code.co_flags & inspect.CO_OPTIMIZED
+        if event == "call" and a_function and not imported and code.co_filename.startswith(root):
             entered.setdefault(code.co_filename)
 
     threading.setprofile(note)

@@ -1,15 +1,17 @@
-"""Terminal output: a progress bar with the time left, messages of one line, escaped text."""
+"""Terminal output: a progress bar with the time left, messages of one line, tables, plain text."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 EVERY = 30.0  # seconds between two lines
 
@@ -73,6 +75,36 @@ def bar(
     ) as progress:
         task = progress.add_task(what, total=total)
         yield lambda amount: progress.advance(task, amount)
+
+
+def output(console: Console | None = None, *, width: int = 150) -> Console:
+    """Standard output, or the console given; where it is no terminal it is at least so wide."""
+    from rich.console import Console
+
+    out = console or Console()
+    if not out.is_terminal:
+        out.width = max(out.width, width)
+    return out
+
+
+def grid(first: str, *headings: str, left: Sequence[str] = ()) -> Table:
+    """A table whose first column may wrap; the others are aligned right unless in ``left``."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, overflow="fold", min_width=20)
+    for name in headings:
+        justify: Literal["left", "right"] = "left" if name in left else "right"
+        table.add_column(plain(name), justify=justify, no_wrap=True)
+    return table
+
+
+def plain(text: str) -> Text:
+    """Text that no markup or control character changes: names come from untrusted files."""
+    from rich.text import Text
+
+    return Text(visible(text))
 
 
 def say(line: str) -> None:

@@ -11,7 +11,6 @@ import ctypes
 import errno
 import functools
 import os
-import signal
 import stat
 import sys
 import tempfile
@@ -192,11 +191,6 @@ def read_file(path: str | Path) -> bytes:
 def may_read(path: str) -> bool:
     """Whether this user may open that file, without opening it."""
     return os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
-
-
-def stop_signals() -> list[signal.Signals]:
-    """The signals that end a process besides Ctrl-C: from batch systems and closed terminals."""
-    return [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def apart() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from rankscope.analysis.paths import _median
-from rankscope.analysis.threshold.brackets import tolerated
+from rankscope.analysis.threshold.losses import tolerated
 from rankscope.analysis.verdicts import alignment, dynamics
 from rankscope.analysis.verdicts.verdict import ERROR_RATE
 

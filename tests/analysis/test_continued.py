@@ -10,8 +10,8 @@ import pytest
 
 from rankscope.analysis.conclusions import conclude
 from rankscope.analysis.frames import Frames
-from rankscope.report.figures import figures
 from rankscope.report.from_store import _keep, kept
+from rankscope.report.page import figures
 from rankscope.report.tables import tables
 from simulate import study
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from rankscope.analysis.inference import interval, jackknife, stratified_draws
 from rankscope.analysis.paths import _median
-from rankscope.analysis.threshold.brackets import tolerated
+from rankscope.analysis.threshold.losses import tolerated
 
 
 def test_two_replicates_have_a_spread_and_one_has_none() -> None:

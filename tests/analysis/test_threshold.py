@@ -12,9 +12,9 @@ from scipy.optimize import least_squares
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.inference import Interval
 from rankscope.analysis.threshold import threshold, thresholds
-from rankscope.analysis.threshold.brackets import brackets, tolerated
 from rankscope.analysis.threshold.dose import fits
 from rankscope.analysis.threshold.evidence import NEAR, evidence, excess_of_best
+from rankscope.analysis.threshold.losses import brackets, tolerated
 from rankscope.analysis.threshold.threshold import GRADUAL, UNLEARNT
 from rankscope.analysis.verdicts.threshold import threshold_verdict
 from simulate import Truth, study

@@ -198,7 +198,7 @@ def test_unsloth(run: Path, base: str, capsys: pytest.CaptureFixture[str]) -> No
     """Nothing but the map says the rate and the seed; the base is given, as its own is not here."""
     unsloth(run)
     collected(run, base, status=3)
-    assert "learning_rate: no file of it says the rate" in capsys.readouterr().err
+    assert "learning_rate: expected in a file of the run" in capsys.readouterr().err
     table = run.parent / "map.csv"
     table.write_text("path,learning_rate,seed\nrun,1e-2,3407\n")
     trial = one(collected(run, base, "--map", str(table)))

@@ -81,6 +81,14 @@ def oracle(W: Tensor, dW: Tensor, one: Variant, made: Tensor) -> Tensor:
     return torch.from_numpy((U * values[one.family]) @ Vh)
 
 
+def of_eight(path: str, layers: list[str], data: Any) -> Evaluation:
+    """Packs of eight variants, in float64."""
+    return Evaluation(
+        lambda: load_model(path, TASK), layers, TASK, data, K=8, dtype=torch.float64,
+        say=pytest.fail,
+    )  # fmt: skip
+
+
 def evaluated_alone(model: Any, W: dict[str, Tensor], data: Any) -> tuple[Tensor, float]:
     """Logits of a plain model with these weights (m, n) in place, and its mean loss."""
     placed = copy.deepcopy(model)
@@ -107,18 +115,11 @@ def test_every_edit_equals_the_dense_one_evaluated_by_transformers(
     W = {name: weight_of(base.get_submodule(name)) for name in trained.updates}
     dW = {name: weight_of(theirs.get_submodule(name)) - W[name] for name in W}
     edits = Edits(trained.updates, W, chosen=W, name="a")
-    wanted = [v for v in variants(layers=[next(iter(W))]) if edits.possible(v)]
+    one_layer = {v.family: v for v in variants(layers=[next(iter(W))]) if v.scope != "all"}
+    wanted = [v for v in (*variants(), *one_layer.values()) if edits.possible(v)]
     assert {v.family for v in wanted} >= {"scale", "cap", "restore", "top", "without_top", "random"}
     data = encoded(path, tiny_data, "validation")
-    evaluation = Evaluation(
-        lambda: load_model(path, TASK),
-        list(W),
-        TASK,
-        data,
-        K=8,
-        dtype=torch.float64,
-        say=pytest.fail,
-    )
+    evaluation = of_eight(path, list(W), data)
     for start in range(0, len(wanted), 8):
         chunk = wanted[start : start + 8]
         made = [edits.make(one) for one in chunk]
@@ -155,15 +156,7 @@ def test_full_fine_tunes(tiny_models: dict[str, str], tiny_data: Path, tmp_path:
     edits = Edits(trained.updates, W, chosen=[n for n in W if "attention" in n], name="a")
     chunk = [v for v in variants(["scale", "restore", "top"]) if edits.possible(v)][:8]
     data = encoded(path, tiny_data, "validation")
-    evaluation = Evaluation(
-        lambda: load_model(path, TASK),
-        list(W),
-        TASK,
-        data,
-        K=8,
-        dtype=torch.float64,
-        say=pytest.fail,
-    )
+    evaluation = of_eight(path, list(W), data)
     made = [edits.make(one) for one in chunk]
     found = evaluation([Edited(trained, updates) for updates in made])
     theirs = tuned.double().eval()

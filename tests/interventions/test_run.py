@@ -17,22 +17,12 @@ from rankscope.interventions import run as running
 from rankscope.interventions.settings import FAMILIES
 from rankscope.store import interventions
 from rankscope.store.store import Store
+from studies import study_text
 
-STUDY = """
-name = "t"
-[scientific]
-model = "model"
-task = "CoLA"
-rank = [2, 4]
-[nuisance]
-learning_rate = 3e-2
-[fixed]
-data = "data"
-batch_size = 8
-steps = 12
-eval_every = 12
-target_modules = ["query", "value"]
-"""
+STUDY = study_text(
+    "model", "CoLA", rank=[2, 4], learning_rate=3e-2, data="data", steps=12, eval_every=12,
+    target_modules=["query", "value"],
+)  # fmt: skip
 FEW = {"rows": 20, "refit": 16}
 
 

@@ -9,24 +9,12 @@ import pytest
 import rankscope as rs
 from conftest import save_tiny_model, sentences, write_tsv
 from rankscope.interventions.summary import show, summary
+from studies import study_text
 
-STUDY = """
-name = "t"
-[scientific]
-model = "model"
-task = "CoLA"
-rank = 2
-lora_alpha = [2.0, 16.0]
-[nuisance]
-learning_rate = 3e-2
-seed = [0, 1]
-[fixed]
-data = "data"
-batch_size = 8
-steps = 4
-eval_every = 4
-target_modules = ["query", "value"]
-"""
+STUDY = study_text(
+    "model", "CoLA", rank=2, lora_alpha=[2.0, 16.0], learning_rate=3e-2, seed=[0, 1], data="data",
+    steps=4, target_modules=["query", "value"],
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -236,9 +236,3 @@ def test_all_singular_values_give_the_norms_too(size: float) -> None:
             la.effective_rank(M) if wanted else torch.full((5,), torch.nan, dtype=torch.float64)
         )
         assert_close(found.effective_rank, expected, rtol=1e-12, atol=0, equal_nan=True)
-
-
-def test_energy_rank_counts_singular_values() -> None:
-    M = torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.0]))  # energies 9, 4, 1 of 14
-    assert la.energy_rank(M, (0.5, 9 / 14, 0.65, 0.93, 1.0)).tolist() == [1, 1, 2, 3, 3]
-    assert la.energy_rank(torch.zeros(2, 3, 3), (0.9,)).tolist() == [[0], [0]]

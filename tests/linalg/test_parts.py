@@ -63,15 +63,6 @@ def test_the_norm_of_a_batch_of_every_scale(dtype: torch.dtype, powers: list[int
         assert one == pytest.approx(float(norm(alone)), rel=1e-6)
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_one_matrix_that_is_not_finite_refuses_the_energy_ranks_of_a_batch(bad: float) -> None:
-    M = torch.eye(4, 3).repeat(3, 1, 1)
-    assert la.energy_rank(M, (0.5, 0.9)).tolist() == [[2, 3]] * 3
-    M[1, 2, 2] = bad
-    with pytest.raises(ValueError, match="needs finite matrices"):
-        la.energy_rank(M)
-
-
 def test_one_matrix_that_is_not_finite_is_nan_among_the_singular_values_of_a_batch() -> None:
     M = torch.eye(4, 3).repeat(2, 5, 1, 1)
     M[1, 2, 3, 0] = torch.nan

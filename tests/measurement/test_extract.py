@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rankscope.cli import main
+from rankscope.linalg import leading as directions
 from rankscope.linalg.leading import leading
-from rankscope.measurement import directions
 from rankscope.measurement.extract import extract
 from rankscope.measurement.resize import resize
 from tiny import MODELS

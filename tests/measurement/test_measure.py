@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import rankscope
-from rankscope.measurement.measure import Row, Skipped, Table, measure
-from rankscope.measurement.row import compared
-from rankscope.measurement.table import kind_of
+from rankscope.measurement.measure import measure
+from rankscope.measurement.row import Row, compared
+from rankscope.measurement.table import Table, kind_of
+from rankscope.weights import Skipped
 from tiny import stable_rank
 
 LAYERS = [

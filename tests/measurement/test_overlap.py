@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rankscope.measurement import overlap
-from rankscope.measurement.measure import measure
-from rankscope.measurement.overlap import overlapped
+from rankscope.measurement import measure as overlap
+from rankscope.measurement.measure import measure, overlapped
 
 LARGE = 2 * overlap.SMALL
+UNIT = 8 * overlap.ROOM // 5
 
 
 def sized(item: int) -> tuple[int, int]:
@@ -48,15 +48,11 @@ def test_two_at_a_time_in_order_and_small_ones_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "width", "most"), [(2**20, 4, 1), (2**19, 4, 2), (2**20, 2, 3), (2**12, 4, 3)]
+    ("size", "width", "most"), [(UNIT, 4, 1), (UNIT // 2, 4, 2), (UNIT, 2, 3), (LARGE, 4, 3)]
 )
-def test_memory_is_bounded_by_the_bytes_that_are_held(
-    monkeypatch: pytest.MonkeyPatch, size: int, width: int, most: int
-) -> None:
-    """In units of 1 MB with room for 0.6: one float32 matrix alone, or two of half the size; of
-    bfloat16 three, which take 1.5 times what one does in float32; never more than three."""
-    monkeypatch.setattr(overlap, "SMALL", 2**10)
-    monkeypatch.setattr(overlap, "ROOM", 5 * 2**17)
+def test_memory_is_bounded_by_the_bytes_that_are_held(size: int, width: int, most: int) -> None:
+    """In units with room for 0.6: one float32 matrix alone, or two of half the size; of bfloat16
+    three, which take 1.5 times what one does in float32; never more than three."""
     held, seen, lock = 0, [], threading.Lock()
     enough, more = threading.Event(), threading.Event()
 
@@ -117,7 +113,7 @@ def test_a_checkpoint_on_two_threads_is_one_on_one_thread(
     state["w2"][3, 3] = torch.nan
     save_file({name: W.bfloat16() for name, W in state.items()}, tmp_path / "model.safetensors")
     monkeypatch.setattr(overlap, "SMALL", 0)
-    monkeypatch.setattr("rankscope.measurement.table.TOGETHER", 0)
+    monkeypatch.setattr("rankscope.measurement.measure.TOGETHER", 0)
     threads, tables = torch.get_num_threads(), []
     try:
         for count in (1, 2):

@@ -8,7 +8,7 @@ import pandas as pd
 
 from rankscope.analysis.conclusions import conclude
 from rankscope.analysis.frames import Frames
-from rankscope.report.best import best_by_rank
+from rankscope.report.summary import best_by_rank
 from simulate import study
 
 

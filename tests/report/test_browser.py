@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from rankscope.analysis import Frames, conclude
-from rankscope.report.figures import figures
-from rankscope.report.page import render
+from rankscope.report.page import figures, render
 from rankscope.report.tables import tables
 from simulate import Truth, study
 

@@ -10,8 +10,8 @@ import pytest
 
 from rankscope.analysis import Frames, conclude
 from rankscope.report.contrasts import contrasts_figure
-from rankscope.report.figures import figures
 from rankscope.report.maps import _cell_words, short_names
+from rankscope.report.page import figures
 from rankscope.report.theme import MOST_ROWS, inline, ramp, rate_name
 from simulate import Truth, study
 

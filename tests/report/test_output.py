@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rankscope.report.output import folder_at, page_at
+from rankscope.report.from_store import folder_at, page_at
 
 
 def test_a_page_in_a_folder_that_is_there(tmp_path, monkeypatch):

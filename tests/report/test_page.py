@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from rankscope.analysis import Frames, conclude
-from rankscope.report.figures import figures
 from rankscope.report.opening import study_name
-from rankscope.report.page import embedded, flattened, render, unbroken, write
+from rankscope.report.page import embedded, figures, flattened, render, unbroken, write
 from rankscope.report.tables import tables
 from simulate import Truth, study
 

@@ -11,7 +11,7 @@ import pytest
 
 from rankscope.analysis import Frames, conclude
 from rankscope.report import paper
-from rankscope.report.figures import figures
+from rankscope.report.page import figures
 from simulate import Truth, study
 
 EIGHT = 8 * 96 / 72  # points in pixels

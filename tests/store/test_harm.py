@@ -129,11 +129,11 @@ def test_places_that_are_no_store(
     (file := tmp_path / "file").write_text("x")
     for place, found in (
         (loop, "found a link to itself or to nothing"),
-        (loop / "in", "found a link to itself above it"),
+        (loop / "in", "found above it a folder that is a link to itself"),
         (loop.parent / ("n" * 300), "name too long"),
-        ("", "'': expected the path of a store; found none in it"),
+        ("", "'': expected the path of a store; found no characters"),
         (file, "found a file"),
-        ("a\0b", "'a\\x00b': expected the path of a store; found a NUL in it"),
+        ("a\0b", "'a\\x00b': expected the path of a store; found a NUL character in it"),
     ):
         assert main([command, str(place)]) == 2
         said = capsys.readouterr().err

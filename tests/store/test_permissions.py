@@ -127,7 +127,7 @@ def test_edited_trials_of_a_newer_version_are_named_and_stay(
         capsys.readouterr().out
     )
     assert main(["analyze", str(place)]) == 3
-    assert f"{newer}: written in format 2" in capsys.readouterr().err
+    assert f"{newer}: expected format 1 or older; found 2" in capsys.readouterr().err
     assert newer.read_bytes() == before
     with pytest.raises(ValueError, match="pip install --upgrade"):
         interventions.read(Store(place), "settings", newer.stem)

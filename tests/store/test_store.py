@@ -56,7 +56,6 @@ def test_stopped_anywhere_goes_on(
     again, and what comes out equals a run that was left alone."""
     store, calls = create(tmp_path / "s"), 0
     place = Path if what == "open" else os
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a killed process loses no write
     real = getattr(place, what)
 
     def failing(*arguments: Any, **more: Any) -> Any:

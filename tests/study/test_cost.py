@@ -24,25 +24,14 @@ from rankscope.train.adapters import AdapterPack
 from rankscope.train.full import FullPack
 from rankscope.train.pack import logits
 from rankscope.train.run import Run
+from studies import study_text
 
 
 @pytest.fixture(scope="module")
 def inputs(tiny_models: dict[str, str], tiny_data: Path) -> StudyInputs:
     return StudyInputs(
         Study.parse(
-            f"""
-            name = "t"
-            [scientific]
-            model = "{tiny_models["roberta"]}"
-            task = "CoLA"
-            rank = [1, "d"]
-            [nuisance]
-            learning_rate = 1e-3
-            [fixed]
-            data = "{tiny_data}"
-            batch_size = 8
-            steps = 1
-            """
+            study_text(tiny_models["roberta"], "CoLA", rank=[1, "d"], data=tiny_data, steps=1)
         )
     )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rankscope.study.budget import check_budget
 from rankscope.study.study_file import Study
+from rankscope.sweep.sizes import check_budget
+from studies import SMALL, study_text
 
 TEXT = """
 name = "t"
@@ -84,9 +85,9 @@ def test_kind_and_metric_follow_from_each_other(
         ("0.2", '0.2\nkind = "regresion"', "[task.mine] kind: expected 'classification'"),
         ("0.2", '0.2\nkind = "regression"\nmetric = "f1"', "expected pearson or spearman"),
         ("0.2", '0.2\nkind = "classification"\nmetric = "pearson"', "expected accuracy, f1_macro"),
-        ("0.2", '0.2\nlabels = ["a", "a"]', "[task.mine]: labels: every class once"),
         ("0.2", '0.2\nlabels = ["a"]', "[task.mine] labels: expected 2 values at least; found"),
         ("0.2", '0.2\nlabel = ""', "[task.mine] label: expected text that is not empty; found ''"),
+        ("0.2", '0.2\nlabels = ["a", "a"]', "[task.mine]: labels: expected every class once"),
         ('["mine"', '["../x"', "task: expected one of mine"),
         ("[task.mine]", '[task."../x"]', "expected a name of letters, digits, blanks"),
         ("[task.mine]", "[task.RTE]", "[task.RTE]: expected another name: RTE is a built-in task"),
@@ -103,10 +104,9 @@ def test_what_is_wrong_is_said_in_one_line(old: str, new: str, says: str) -> Non
 
 def study_of(model: str, task: str, fixed: str) -> Study:
     table = '[task.mine]\ntext = "t"\ndata = "a.csv"\nvalidation = 0.1\n'
-    return Study.parse(
-        f'name = "t"\n[scientific]\nmodel = "{model}"\ntask = "{task}"\n[nuisance]\n'
-        f"learning_rate = 1e-3\n[fixed]\n{fixed}\n{table}"
-    )
+    table = '[task.mine]\ntext = "t"\ndata = "a.csv"\nvalidation = 0.1\n'
+    bare = {name: None for name in SMALL if name != "learning_rate"}
+    return Study.parse(study_text(model, task, **bare, own=f"{fixed}\n{table}"))
 
 
 @pytest.mark.parametrize(

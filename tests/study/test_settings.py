@@ -126,7 +126,7 @@ def test_older_trials_say_their_setting_by_their_configuration() -> None:
     [
         ('optimizer = ["adam"]', "", "[scientific] optimizer: expected 'adamw', 'sgd' or 'muon'"),
         ('optimizer = ["muon"]', 'optimizer = "muon"', "optimizer: expected in [scientific] or in"),
-        ('optimizer = ["muon", "muon"]', "", "every value once"),
+        ('optimizer = ["muon", "muon"]', "", "expected every value once"),
         ('target_modules = ["query", "value"]', "", 'expected a list of lists, such as [["query"'),
         ('init_lora_weights = ["eva"]', "", "found 'eva', which needs a pass over the training"),
         ('init_lora_weights = ["loftq"]', "", "found 'loftq', which quantises the base"),

@@ -251,7 +251,7 @@ def test_builtin_studies_load(name: str) -> None:
             "[1.5, 4",
             "[scientific] rank: expected a whole number from 1, or 'd'; found 1.5",
         ),
-        ("[1, 4", "[1, 1", "[scientific] rank: every value once, got 1 twice"),
+        ("[1, 4", "[1, 1", "[scientific] rank: expected every value once; found 1 twice"),
         (
             '[1, 4, "d"]',
             "[]",

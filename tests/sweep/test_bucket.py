@@ -19,25 +19,12 @@ import pytest
 
 from pretend import create, run
 from rankscope.store.store import Store
+from studies import study_text
 from sweep.test_processes import DRIVER, STUDY, children
 
-REAL = """
-name = "small"
-[scientific]
-model = "lab"
-task = "acceptability"
-method = "lora"
-rank = [1, 2]
-[nuisance]
-learning_rate = [1e-3, 1e-2]
-seed = [0, 1]
-[fixed]
-data = "lab"
-steps = 12
-batch_size = 8
-validation_rows = 32
-lora_alpha = 16
-"""
+REAL = study_text(
+    learning_rate=[1e-3, 1e-2], method="lora", seed=[0, 1], steps=12, validation_rows=32
+)
 
 
 def worker(store: str, cache: Path, **job: object) -> subprocess.Popen[str]:

@@ -12,6 +12,7 @@ import pandas as pd
 from conftest import sentences
 from hub_server import serve
 from rankscope.store.store import Store
+from studies import study_text
 
 CARD = """---
 configs:
@@ -24,18 +25,7 @@ configs:
   - {split: train, path: other/train-*}
 ---
 """
-STUDY = """
-name = "hub"
-[scientific]
-model = "MODEL"
-task = "letters"
-method = "lora"
-rank = [1, 4]
-[nuisance]
-learning_rate = 1e-3
-[fixed]
-batch_size = 8
-steps = 4
+TASK = """
 [task.letters]
 data = "org/letters"
 config = "plain"
@@ -56,7 +46,9 @@ def test_from_a_data_set_of_the_hub_to_a_store(tmp_path: Path, tiny_models: dict
         frame.to_parquet(folder / "plain" / f"{split}-00000-of-00001.parquet", index=False)
     frame.to_parquet(folder / "other" / "train-00000-of-00001.parquet", index=False)
     (folder / "README.md").write_text(CARD)
-    (tmp_path / "study.toml").write_text(STUDY.replace("MODEL", tiny_models["roberta"]))
+    (tmp_path / "study.toml").write_text(
+        study_text(tiny_models["roberta"], "letters", method="lora", rank=[1, 4], steps=4, own=TASK)
+    )
     with serve(tmp_path / "hub") as (address, fetched):
         command = ["run", tmp_path / "study.toml", "--store", tmp_path / "store", "--workers", "1"]
         found = subprocess.run(

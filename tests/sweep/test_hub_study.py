@@ -15,22 +15,12 @@ import pytest
 from conftest import sentences
 from hub_server import COMMIT, serve
 from rankscope.store.store import Store
+from studies import study_text
 
-STUDY = """
-name = "hub"
-[scientific]
-model = "FacebookAI/roberta-base"
-task = ["CoLA", "STS-B", "MNLI"]
-rank = [1, "d"]
-[nuisance]
-learning_rate = 1e-3
-[fixed]
-data = "hub"
-batch_size = 8
-steps = 4
-eval_every = 2
-max_length = 16
-"""
+STUDY = study_text(
+    "FacebookAI/roberta-base", ["CoLA", "STS-B", "MNLI"], rank=[1, "d"], data="hub", steps=4,
+    eval_every=2, max_length=16,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

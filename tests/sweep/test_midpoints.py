@@ -23,31 +23,18 @@ from rankscope.study.study_file import Study
 from rankscope.sweep import midpoints
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.run import run
+from studies import study_text
 from training import encoded
 
 ROWS = 24  # all validation rows of the data
 
 
 def study(model: str, data: Path, architecture: str) -> Study:
-    return Study.parse(
-        f"""
-        name = "tiny"
-        [scientific]
-        model = "{model}"
-        task = "CoLA"
-        method = ["lora", "full"]
-        rank = [2, "d"]
-        [nuisance]
-        learning_rate = [1e-2]
-        seed = [0, 1]
-        [fixed]
-        data = "{data}"
-        batch_size = 8
-        steps = 4
-        eval_every = 4
-        target_modules = {TARGETS[architecture]}
-        """
-    )
+    text = study_text(
+        model, "CoLA", rank=[2, "d"], learning_rate=1e-2, seed=[0, 1], data=data, steps=4,
+        target_modules=TARGETS[architecture],
+    )  # fmt: skip
+    return Study.parse(text)
 
 
 @pytest.fixture(scope="module", params=["roberta", "gpt2"])

@@ -11,23 +11,7 @@ import pytest
 import rankscope as rs
 from language import save_language_model, study_of
 from rankscope.study.study_file import Study
-
-TEXT = """
-name = "t"
-[scientific]
-model = "{model}"
-task = "CoLA"
-method = ["lora", "full"]
-rank = [1, 4]
-[nuisance]
-learning_rate = [1e-3, 1e-1]
-[fixed]
-data = "{data}"
-steps = 24
-eval_every = 4
-batch_size = 8
-target_modules = ["query", "value"]
-"""
+from studies import study_text
 
 
 def brier(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -38,7 +22,11 @@ def brier(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def loaded(models: dict[str, str], data: Path) -> Study:
-    return Study.parse(TEXT.format(model=models["roberta"], data=data))
+    text = study_text(
+        models["roberta"], "CoLA", rank=[1, 4], learning_rate=[1e-3, 1e-1], data=data, steps=24,
+        target_modules=["query", "value"],
+    )  # fmt: skip
+    return Study.parse(text)
 
 
 def test_it_chooses_checkpoints_and_rates_and_stands_beside_the_tasks_own(

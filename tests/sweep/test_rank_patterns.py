@@ -19,24 +19,9 @@ from rankscope.cli import main
 from rankscope.store.store import Store
 from rankscope.study.study_file import Study
 from rankscope.sweep.run import run
+from studies import study_text
 
-STUDY = """
-name = "tiny"
-[scientific]
-model = "{model}"
-task = "share"
-method = "lora"
-rank = [6, 8]
-use_dora = [false]
-lora_alpha = ["2r"]
-[nuisance]
-learning_rate = [2e-2]
-seed = [0, 1, 2]
-[fixed]
-batch_size = 8
-steps = 20
-eval_every = 10
-target_modules = {targets}
+TASK = """
 [task.share]
 data = "{data}"
 text = "text"
@@ -53,7 +38,11 @@ def ran(tiny_models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
     words = [i * 7 % 11 for i in range(60)]
     rows = [f"{' '.join(['the'] * k + ['cat'] * (10 - k))},{k / 10}" for k in words if k < 11]
     (place / "rows.csv").write_text("\n".join(["text,label", *rows]))
-    text = STUDY.format(model=path, data=place / "rows.csv", targets=TARGETS["roberta"])
+    text = study_text(
+        path, "share", method="lora", rank=[6, 8], use_dora=[False], lora_alpha=["2r"],
+        learning_rate=2e-2, seed=[0, 1, 2], steps=20, eval_every=10,
+        target_modules=TARGETS["roberta"], own=TASK.format(data=place / "rows.csv"),
+    )  # fmt: skip
     return path, run(Study.parse(text), place / "store", workers=1, quiet=True)
 
 

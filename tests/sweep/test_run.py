@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
@@ -22,6 +22,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
 
 from conftest import TARGETS
+from rankscope.process import Stopped
 from rankscope.store.store import Store
 from rankscope.study.study_file import Study
 from rankscope.study.tasks import TASKS
@@ -29,11 +30,11 @@ from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.sweep.run import run, train, worker_job
 from rankscope.sweep.status import status
-from rankscope.sweep.stop import Stopped
 from rankscope.train.data import split_rows
 from rankscope.train.loop import Pace
 from rankscope.train.metrics import score
 from rankscope.train.run import Run
+from studies import study_text
 from sweep.stalled import STALL
 
 ALWAYS = Pace(every=0.0, share=1e9)  # a checkpoint after every step
@@ -44,26 +45,14 @@ def study(
     data: Path,
     *,
     architecture: str = "roberta",
-    ranks: str = '[1, "d"]',
+    ranks: Any = (1, "d"),
     steps: int = 6,
 ) -> Study:
-    return Study.parse(
-        f"""
-        name = "tiny"
-        [scientific]
-        model = "{model}"
-        task = "CoLA"
-        rank = {ranks}
-        [nuisance]
-        learning_rate = [1e-2, 1e30]
-        [fixed]
-        data = "{data}"
-        batch_size = 8
-        steps = {steps}
-        eval_every = 3
-        target_modules = {TARGETS[architecture]}
-        """
-    )
+    text = study_text(
+        model, "CoLA", rank=list(ranks), learning_rate=[1e-2, 1e30], data=data, steps=steps,
+        eval_every=3, target_modules=TARGETS[architecture],
+    )  # fmt: skip
+    return Study.parse(text)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +76,7 @@ def test_rates_are_chosen_on_some_rows_and_reported_on_the_others(
     tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path
 ) -> None:
     """The oracle: PEFT loads the best adapter and scores the two halves of the rows."""
-    plain = study(tiny_models["roberta"], tiny_data, ranks="[2]", steps=3)
+    plain = study(tiny_models["roberta"], tiny_data, ranks=[2], steps=3)
     halved = Study.parse(plain.source + "        validation_split = 0.5\n", folder=plain.folder)
     store = run(halved, tmp_path / "halved", quiet=True)
     row = store.trials().query("method == 'lora' and learning_rate < 1").iloc[0]
@@ -345,7 +334,7 @@ def test_other_architectures_train_save_and_compare(
     is said once, and kept with the LoRA trials that were in a pack."""
     path = tiny_models[architecture]
     done = run(
-        study(path, tiny_data, architecture=architecture, ranks="[2]", steps=3),
+        study(path, tiny_data, architecture=architecture, ranks=[2], steps=3),
         tmp_path,
         quiet=True,
     )
@@ -363,7 +352,7 @@ def test_wide_inputs_are_refused_before_anything_is_written(
 ) -> None:
     target = tmp_path / "new"
     with pytest.raises(ValueError, match=r"rank: expected 1 to 16 .*found 17"):
-        run(study(tiny_models["roberta"], tiny_data, ranks="[17]"), target, quiet=True)
+        run(study(tiny_models["roberta"], tiny_data, ranks=[17]), target, quiet=True)
     with pytest.raises(ValueError, match="model '/nowhere'"):
         run(study("/nowhere", tiny_data), target, quiet=True)
     with pytest.raises(FileNotFoundError, match=r"expected .*CoLA.*train.tsv; found no such file"):

@@ -12,28 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from rankscope.process import Stopped, stopping_between_steps, stopping_on_signals
 from rankscope.store.lease import is_gone
 from rankscope.store.store import Store
-from rankscope.sweep.stop import Stopped, stopping_between_steps, stopping_on_signals
+from studies import study_text
 
-STUDY = """
-name = "long"
-[scientific]
-model = "lab"
-task = "acceptability"
-method = "lora"
-rank = [1, 2]
-[nuisance]
-learning_rate = [1e-3, 1e-2]
-seed = [0, 1]
-[fixed]
-data = "lab"
-steps = 100000
-batch_size = 8
-eval_every = 100000
-validation_rows = 8
-lora_alpha = 16
-"""
+STUDY = study_text(
+    learning_rate=[1e-3, 1e-2], method="lora", seed=[0, 1], steps=100000, eval_every=100000,
+    validation_rows=8,
+)  # fmt: skip
 
 
 def events(store: Path) -> list[str]:

@@ -7,6 +7,7 @@ import json
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from rankscope.store.store import Store
 from rankscope.study.study_file import Study
 from rankscope.sweep import trackers
 from rankscope.sweep.run import run
+from studies import study_text
 
 Points = dict[tuple[str, int], float]
 Make = Callable[..., Study]
@@ -25,27 +27,12 @@ Make = Callable[..., Study]
 
 @pytest.fixture
 def study(tiny_models: dict[str, str], tiny_data: Path) -> Make:
-    def make(*names: str, rates: str = "[1e-2, 1e30]", seeds: str = "0") -> Study:
-        model = tiny_models["roberta"]
-        text = f"""
-        name = "tracked"
-        {f"report_to = {list(names)}" if names else ""}
-        [scientific]
-        model = "{model}"
-        task = "CoLA"
-        method = "lora"
-        rank = 2
-        [nuisance]
-        learning_rate = {rates}
-        seed = {seeds}
-        [fixed]
-        data = "{tiny_data}"
-        batch_size = 8
-        steps = 6
-        eval_every = 3
-        target_modules = {TARGETS["roberta"]}
-        """
-        return Study.parse(text)
+    def make(*names: str, rates: Any = (1e-2, 1e30), seeds: Any = 0) -> Study:
+        text = study_text(
+            tiny_models["roberta"], "CoLA", method="lora", rank=2, learning_rate=rates, seed=seeds,
+            data=tiny_data, steps=6, eval_every=3, target_modules=TARGETS["roberta"],
+        )  # fmt: skip
+        return Study.parse(f"report_to = {list(names)}\n{text}" if names else text)
 
     return make
 
@@ -183,10 +170,10 @@ def test_a_store_goes_on_with_trackers_and_without(study: Make, tmp_path: Path) 
     logged."""
     pytest.importorskip("tensorboard")
     logs = tmp_path / "s" / trackers.FOLDER
-    store = run(study(rates="[1e-2]"), tmp_path / "s", quiet=True)
+    store = run(study(rates=[1e-2]), tmp_path / "s", quiet=True)
     first = store.done_ids()
     before = json.loads((tmp_path / "s/store.json").read_text())["study"]
-    run(study("tensorboard", rates="[1e-2]"), tmp_path / "s", quiet=True)
+    run(study("tensorboard", rates=[1e-2]), tmp_path / "s", quiet=True)
     assert json.loads((tmp_path / "s/store.json").read_text())["study"] == before
     assert not logs.exists()
     store = run(study("tensorboard"), tmp_path / "s", quiet=True)
@@ -200,9 +187,9 @@ def test_a_tracker_that_fails_is_said_once_and_training_goes_on(
 ) -> None:
     """Two more seeds are two packs."""
     pytest.importorskip("tensorboard")
-    run(study(rates="1e-2"), tmp_path / "s", quiet=True)
+    run(study(rates=1e-2), tmp_path / "s", quiet=True)
     (tmp_path / "s" / trackers.FOLDER).write_text("a file, where a folder would be made")
-    more = study("tensorboard", rates="1e-2", seeds="[0, 1, 2]")
+    more = study("tensorboard", rates=1e-2, seeds=[0, 1, 2])
     store = run(more, tmp_path / "s", quiet=True)
     assert len(store.done_ids()) == 3
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "report_to" in line]

@@ -24,6 +24,7 @@ from rankscope.train.loading import load_model
 from rankscope.train.model import sites
 from rankscope.train.packed import rank_buckets
 from rankscope.train.starts import draw_factors
+from studies import study_text
 from training import (
     TASK,
     adapters,
@@ -289,10 +290,8 @@ def test_other_settings_equal_peft_alone(
 def test_what_trains_alone_is_known_before_it_trains(
     architecture: str, settings: str, apart: bool, models: dict[str, str], tiny_data: Path
 ) -> None:
-    study = Study.parse(
-        f'name = "t"\n[scientific]\nmodel = "{models[architecture]}"\ntask = "CoLA"\nrank = 2\n'
-        f'[nuisance]\nlearning_rate = 1e-3\n[fixed]\ndata = "{tiny_data}"\nsteps = 2\n{settings}'
-    )
+    own = {"rank": 2, "data": tiny_data, "eval_every": None, "batch_size": None, "steps": 2}
+    study = Study.parse(study_text(models[architecture], "CoLA", **own, own=settings))
     inputs = StudyInputs(study)
     assert (inputs.why_apart(inputs.trials[0]) is not None) == apart
 

@@ -27,6 +27,7 @@ from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.train.loop import train_pack
 from rankscope.train.model import stream
+from studies import study_text
 from training import CPU, TASK, alone, numbers, opened
 
 STEPS = 5
@@ -53,25 +54,13 @@ PLAIN = "lora_dropout = 0.1"
 def study(family: str, model: str, data: Path, method: str) -> Study:
     """Two ranks, two rates, two scaling rules, of which ``pack`` takes four trials; and a full
     fine-tune."""
-    return Study.parse(
-        f"""
-        name = "t"
-        [scientific]
-        model = "{model}"
-        task = "CoLA"
-        rank = [2, 5]
-        scaling = ["alpha/r", "alpha/sqrt(r)"]
-        [nuisance]
-        learning_rate = [1e-2, 3e-2]
-        [fixed]
-        data = "{data}"
-        batch_size = 8
-        steps = {STEPS}
-        eval_every = 3
-        target_modules = {list(FAMILIES[family].targets)}
-        {method if "lora_dropout" in method else f"{method}{chr(10)}{PLAIN}"}
-        """
-    )
+    text = study_text(
+        model, "CoLA", rank=[2, 5], scaling=["alpha/r", "alpha/sqrt(r)"],
+        learning_rate=[1e-2, 3e-2], data=data, steps=STEPS, eval_every=3,
+        target_modules=list(FAMILIES[family].targets),
+        own=method if "lora_dropout" in method else f"{method}\n{PLAIN}",
+    )  # fmt: skip
+    return Study.parse(text)
 
 
 @pytest.fixture(scope="module", params=[*FAMILIES, *METHODS])

@@ -49,6 +49,7 @@ from rankscope.train.one_at_a_time import PeftTrial
 from rankscope.train.pack import padding_counts
 from rankscope.train.packed import NotIsolated
 from rankscope.train.run import Run, rows_of
+from studies import study_text
 from training import CPU, TASK, alone, encoded, losses_of, peft_model, trials_of
 
 TOKENS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 2}
@@ -365,23 +366,11 @@ def test_the_model_as_loaded_leaves_no_argument_of_its_attention_out(
 def test_plan_says_what_the_proof_will_say_and_cuts_packs_alike(
     name: str, families: dict[str, str], tiny_data: Path
 ) -> None:
-    study = Study.parse(
-        f"""
-        name = "t"
-        [scientific]
-        model = "{families[name]}"
-        task = "CoLA"
-        method = "lora"
-        rank = [1, 2]
-        [nuisance]
-        learning_rate = [1e-3, 1e-2]
-        [fixed]
-        data = "{tiny_data}"
-        batch_size = 8
-        steps = 1
-        target_modules = {MODELS[name][1]}
-        """
-    )
+    text = study_text(
+        families[name], "CoLA", method="lora", learning_rate=[1e-3, 1e-2], data=tiny_data, steps=1,
+        target_modules=MODELS[name][1],
+    )  # fmt: skip
+    study = Study.parse(text)
     inputs = StudyInputs(study)
     printed = forecast(inputs, None)
     said = [line for line in printed.splitlines() if "one at a time" in line]

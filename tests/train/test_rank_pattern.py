@@ -18,6 +18,7 @@ from rankscope.study.trial import Trial, rank_in
 from rankscope.sweep.inputs import StudyInputs
 from rankscope.train.isolation import prove
 from rankscope.train.without_diverged import without_diverged
+from studies import study_text
 from training import (
     adapters,
     alone,
@@ -52,31 +53,13 @@ def table(pattern: dict[str, int]) -> str:
 
 
 def study_of(architecture: str, model: str, fixed: str = "", data: str = "hub") -> Study:
-    patterns = ", ".join(map(table, [{}, *PATTERNS[architecture]]))
-    return Study.parse(
-        f"""
-        name = "t"
-        [scientific]
-        model = "{model}"
-        task = "CoLA"
-        method = "lora"
-        rank = 4
-        scaling = ["alpha/r", "alpha/sqrt(r)", "alpha"]
-        rank_pattern = [{patterns}]
-        [nuisance]
-        learning_rate = 5e-2
-        seed = 5
-        [fixed]
-        data = "{data}"
-        batch_size = 8
-        steps = 8
-        eval_every = 4
-        lora_alpha = 3
-        target_modules = {TARGETS[architecture]}
-        lora_dropout = 0.1
-        {fixed}
-        """
-    )
+    text = study_text(
+        model, "CoLA", method="lora", rank=4, scaling=["alpha/r", "alpha/sqrt(r)", "alpha"],
+        learning_rate=5e-2, seed=5, data=data, lora_alpha=3, target_modules=TARGETS[architecture],
+        lora_dropout=0.1, own=fixed,
+    )  # fmt: skip
+    patterns = ", ".join(map(table, [{}, *PATTERNS[architecture]]))  # json has other tables
+    return Study.parse(text.replace("[nuisance]", f"rank_pattern = [{patterns}]\n[nuisance]"))
 
 
 def pack_of(architecture: str, model: str, fixed: str = "") -> list[Trial]:

@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rankscope.measurement.measure import measure
-from rankscope.measurement.table import TOGETHER, tabulated
+from rankscope.measurement.measure import TOGETHER, measure, tabulated
 from rankscope.weights import Matrix, read
 from rankscope.weights.matrix import Reading
 from rankscope.weights.tensor_files import open_tensors

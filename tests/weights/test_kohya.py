@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rankscope.measurement.measure import Table, measure
+from rankscope.measurement.measure import measure
+from rankscope.measurement.table import Table
 from tiny import stable_rank
 
 BLOCK = "down_blocks.0.attentions.1.transformer_blocks.0"

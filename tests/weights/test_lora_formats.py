@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rankscope.measurement.measure import Table, measure
+from rankscope.measurement.measure import measure
+from rankscope.measurement.table import Table
 from tiny import stable_rank
 
 G = torch.Generator().manual_seed(11)

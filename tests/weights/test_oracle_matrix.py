@@ -11,7 +11,8 @@ import peft
 import pytest
 import torch
 
-from rankscope.measurement.measure import Table, measure
+from rankscope.measurement.measure import measure
+from rankscope.measurement.table import Table
 from tiny import MODELS, Case, shake, stable_rank
 
 QV = ["query", "value"]

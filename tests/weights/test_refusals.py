@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from rankscope.cli import main
 from rankscope.measurement.measure import measure
-from rankscope.measurement.new_folder import new_folder
+from rankscope.measurement.resized import new_folder
 from tiny import Case, roberta
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["query"]}

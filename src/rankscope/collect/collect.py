@@ -104,7 +104,10 @@ def _add(
     lines = _history(run, said, mapped)
     place(run, _root_step(run, said, mapped, lines), best_loaded=said.best_loaded or False)
     if not run.weights:
-        raise ValueError(f"no weights of a known step; {'; '.join(run.notes) or 'none were saved'}")
+        raise ValueError(
+            "expected weights of a known step; found none: "
+            + ("; ".join(run.notes) or "no checkpoint was saved")
+        )
     settings = _settings(run, said, mapped, asked, counts)
     if settings["method"] == "full":
         settings.setdefault("target_modules", _adapted(store, settings["model"]))
@@ -185,7 +188,8 @@ def _settings(
         run.notes.append("seed: no file says it; 0 taken")
     if "learning_rate" not in settings:
         raise ValueError(
-            "learning_rate: no file of it says the rate; add a column learning_rate to --map"
+            "learning_rate: expected in a file of the run; found none. Add a column learning_rate "
+            "to the table of --map"
         )
     if "model" not in settings:
         settings["model"] = mapped.get("base") or asked.base or _model(run)
@@ -205,7 +209,8 @@ def _model(run: Run) -> str:
     named = adapter_settings(folder / "adapter_config.json").get("model") if run.is_lora else None
     if not named:
         raise ValueError(
-            "model: no file of it names the base model; give --base, or a column model"
+            "model: expected the base model's name in a file of the run; found none. Give --base, "
+            "or a column base in the table of --map"
         )
     return str(named)
 
@@ -251,7 +256,10 @@ def _compare(store: Store, bases: Mapping[str, str]) -> None:
 
     def base_of(model: str) -> str:
         if model not in bases:
-            raise ValueError(f"model {model!r}: expected --base for all runs at once")
+            raise ValueError(
+                f"model {model!r}: expected its weights, for the comparison; found none. Collect "
+                "all runs at once, with --base"
+            )
         return bases[model]
 
     make_comparison(store, base_of=base_of)

@@ -145,7 +145,7 @@ def metric_of(frame: pd.DataFrame, asked: str | None, said: str | None, notes: l
             if candidate in names:
                 return candidate
         if name is asked and names:
-            raise ValueError(f"--metric {asked}: expected one of {', '.join(names)}")
+            raise ValueError(f"--metric: expected one of {', '.join(names)}; found {asked!r}")
     known = [name for name in KNOWN if name in names]
     if len(known) == 1:
         return known[0]

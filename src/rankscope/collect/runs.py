@@ -179,7 +179,7 @@ def state(folder: Path) -> dict[str, Any]:
 def _log(one: dict[str, Any]) -> list[Any]:
     found = one.get("log_history", [])
     if not isinstance(found, list):
-        raise ValueError("log_history is no list")
+        raise ValueError("its log_history is not a list")
     return found
 
 

@@ -1,8 +1,8 @@
-"""How a run was trained: by its own files, by the user's map, by the name of its folder.
+"""Determines how a run was trained: from its own files, from the user's map, from its folder's
+name.
 
-Where several say something, the first of these counts: the map, training_args.bin, files of
-arguments (args.json, training_args.yaml, axolotl's config.yml), a model card (README.md), the
-folder's name.
+Where several sources give a value, the first counts: the map, training_args.bin, files of arguments
+(args.json, training_args.yaml, axolotl's config.yml), a model card (README.md), the folder's name.
 """
 
 from __future__ import annotations

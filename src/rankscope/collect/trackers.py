@@ -1,4 +1,4 @@
-"""What trackers wrote while a run trained -> its lines, in a trainer's words.
+"""Reads the metrics that trackers logged, as lines with the trainer's names.
 
 CSV, TSV and JSON lines are read here; TensorBoard's event files, offline runs of W&B and folders of
 MLflow by their own libraries, imported where such a file is met.
@@ -127,13 +127,18 @@ def _merged(points: Iterator[tuple[int, str, float]]) -> Iterator[dict[str, Any]
         yield _words({"step": step} | line)
 
 
+def _needs(place: Path, package: str) -> ValueError:
+    return ValueError(
+        f"{place}: expected the package {package}, which reads it; found none. Type: pip install "
+        f"{package}"
+    )
+
+
 def _tensorboard(folder: Path) -> Iterator[tuple[int, str, float]]:
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:
-        raise ValueError(
-            f"{folder}: TensorBoard's event files need its library: pip install tensorboard"
-        ) from None
+        raise _needs(folder, "tensorboard") from None
     found = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
     found.Reload()
     tags = found.Tags()
@@ -151,9 +156,7 @@ def _mlflow(folder: Path) -> Iterator[tuple[int, str, float]]:
     try:
         from mlflow.tracking import MlflowClient
     except ImportError:
-        raise ValueError(
-            f"{folder}: MLflow's folders need its library: pip install mlflow"
-        ) from None
+        raise _needs(folder, "mlflow") from None
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # its newer versions ask for that
     client = MlflowClient(tracking_uri=folder.parent.parent.resolve().as_uri())
     for name in sorted(client.get_run(folder.name).data.metrics):
@@ -165,9 +168,7 @@ def _wandb(path: Path) -> Lines:
     try:
         from wandb.proto import wandb_internal_pb2
     except ImportError:
-        raise ValueError(
-            f"{path}: offline runs of W&B need its library: pip install wandb"
-        ) from None
+        raise _needs(path, "wandb") from None
     found: Lines = []
     for content in messages(path):
         record = wandb_internal_pb2.Record()

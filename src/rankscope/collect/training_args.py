@@ -1,8 +1,8 @@
-"""training_args.bin, read without unpickling: its instructions are followed on paper.
+"""Reads training_args.bin without unpickling it: its instructions are interpreted here.
 
-The file is a pickle of an object whose class may be anybody's, and unpickling runs what it names.
-Here nothing is imported or called: strings, numbers, lists and dictionaries are put together, and
-whatever would be called becomes an inert record of its name and arguments.
+The file is a pickle whose class may be anybody's, and unpickling runs whatever it names. Here
+nothing is imported or called: strings, numbers, lists and dictionaries are built, and every call
+becomes an inert record of its name and arguments.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Named:
 
 @dataclass
 class Made:
-    """What a call would have made."""
+    """The record of a call that was not made."""
 
     of: Any
     arguments: Any

@@ -108,7 +108,8 @@ def intervene(options: argparse.Namespace) -> int:
     elif len(table):
         show(table)
     if skipped := table.attrs.get("skipped"):
-        say(f"{len(skipped)} trials could not be edited")
+        trial, why = next(iter(skipped.items()))
+        say(f"{len(skipped)} trials could not be edited; the first: {trial}: {why}")
         return 3
     return 0 if options.base else left_out(options.source)
 

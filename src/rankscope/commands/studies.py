@@ -8,7 +8,7 @@ from typing import Any
 
 from rankscope.commands.results import report, report_in_short
 from rankscope.console import bar, say, visible
-from rankscope.startup import without_collection
+from rankscope.process import without_collection
 
 
 def demo_options(command: argparse.ArgumentParser) -> None:

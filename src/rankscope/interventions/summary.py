@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table as Grid
-from rich.text import Text
 
-from rankscope.console import visible
+from rankscope.console import output, plain
 from rankscope.interventions.settings import OWN
 
 _WHERE = ["model", "task", "method", "rank", "scaling", "setting", "learning_rate"]
@@ -50,9 +48,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def show(table: pd.DataFrame) -> None:
     """Prints the summary. Names come from untrusted files: they are printed as plain text."""
     lines = summary(table)
-    out = Console()
-    if not out.is_terminal:
-        out.width = 150
+    out = output()
     several = [c for c in _WHERE if c in lines and lines[c].nunique(dropna=False) > 1]
     scopes = ["scope"] if lines["scope"].nunique() > 1 else []
     refits = [] if lines["refit_value"].isna().all() else ["refit_value", "refit_change"]
@@ -63,7 +59,7 @@ def show(table: pd.DataFrame) -> None:
     ]  # fmt: skip
     grid = Grid(*(name.replace("_", " ") for name in columns), box=SIMPLE_HEAD)
     for line in lines[columns].head(SHOWN).itertuples(index=False):
-        grid.add_row(*(Text(_plain(value)) for value in line))
+        grid.add_row(*(plain(_shown(value)) for value in line))
     out.print(grid)
     if len(lines) > SHOWN:
         out.print(f"{len(lines) - SHOWN} more lines: type --json")
@@ -86,8 +82,7 @@ def as_json(table: pd.DataFrame) -> str:
     return json.dumps({"rows": rows}, indent=1)
 
 
-def _plain(value: Any) -> str:
+def _shown(value: Any) -> str:
     if value is None or pd.isna(value):
         return "–"
-    text = f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
-    return visible(text)
+    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)

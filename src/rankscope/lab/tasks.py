@@ -11,25 +11,108 @@ hash seed.
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
-from rankscope.lab import TASKS, acceptability
-from rankscope.lab.words import (
-    ADJECTIVES,
-    DETERMINERS,
-    MOTIONS,
-    NOUNS,
-    PLACES,
-    PRONOUNS,
-    TIMES,
-    VERBS,
-    StableRandom,
-)
+from rankscope.lab import TASKS
 
 SIZES = {"train": 2000, "validation": 500}
-
 Row = dict[str, str | int]
+
+# Plain English of the nineteenth century; most words are one token.
+ADJECTIVES = (
+    "old", "young", "poor", "little", "great", "brave", "tall", "strange", "tired", "good",
+)  # fmt: skip
+PLACES = (
+    "in the garden",
+    "near the river",
+    "in the house",
+    "on the road",
+    "by the fire",
+    "at the door",
+)
+TIMES = ("that night", "in the morning", "at last", "once more", "for an hour", "all day")
+# Singular and plural.
+NOUNS = (
+    ("boy", "boys"), ("girl", "girls"), ("friend", "friends"), ("servant", "servants"),
+    ("horse", "horses"), ("dog", "dogs"), ("bird", "birds"), ("lady", "ladies"),
+    ("gentleman", "gentlemen"), ("child", "children"), ("man", "men"), ("woman", "women"),
+    ("creature", "creatures"), ("fellow", "fellows"), ("companion", "companions"),
+    ("animal", "animals"),
+)  # fmt: skip
+# Plain form and past tense, never the same.
+MOTIONS = (
+    ("go", "went"), ("come", "came"), ("run", "ran"), ("sit", "sat"), ("stand", "stood"),
+    ("fall", "fell"), ("sleep", "slept"), ("speak", "spoke"), ("wait", "waited"),
+    ("walk", "walked"),
+)  # fmt: skip
+# Of each pair the first is singular, the second plural.
+PRONOUNS = (("He", "They"), ("She", "We"), ("It", "You"))
+VERBS = (("was", "were"), ("has been", "have been"), ("is", "are"))
+DETERMINERS = (("This", "These"), ("That", "Those"))
+
+
+T = TypeVar("T")
+
+
+class StableRandom:
+    """Draws from a text seed, such as ``"0 agreement"``."""
+
+    def __init__(self, seed: str) -> None:
+        self._random = random.Random(seed).random
+
+    def happens(self, probability: float) -> bool:
+        return self._random() < probability
+
+    def below(self, n: int) -> int:
+        """An integer from 0 to n - 1."""
+        return int(self._random() * n)
+
+    def pick(self, items: Sequence[T]) -> T:
+        return items[self.below(len(items))]
+
+    def several(self, items: Sequence[T], count: int) -> list[T]:
+        """`count` different items, in the order drawn."""
+        left = list(items)
+        return [left.pop(self.below(len(left))) for _ in range(count)]
+
+
+def word_order(random: StableRandom, good: bool) -> str:
+    """Adjective and noun, determiner and adjective, or preposition and article change places."""
+    words = [
+        "The",
+        random.pick(ADJECTIVES),
+        random.pick(random.pick(NOUNS)),
+        random.pick(MOTIONS)[1],
+    ]
+    words += random.pick(PLACES).split()
+    if not good:
+        i = random.pick((1, 2, 4, 5))
+        words[i], words[i + 1] = words[i + 1], words[i]
+    return f"{' '.join(words)} {random.pick(TIMES)}."
+
+
+def auxiliary(random: StableRandom, good: bool) -> str:
+    """``did not go`` and ``went``."""
+    helped = random.happens(0.5)
+    verb = random.pick(MOTIONS)[helped != good]
+    words = (
+        f"{random.pick(('did not', 'could not', 'would', 'must'))} {verb}"
+        if helped
+        else f"{random.pick(('never', 'also', 'then', 'soon'))} {verb}"
+    )
+    return (
+        f"The {random.pick(ADJECTIVES)} {random.pick(random.pick(NOUNS))} {words} "
+        f"{random.pick(PLACES)} {random.pick(TIMES)}."
+    )
+
+
+def acceptability(random: StableRandom, label: int) -> Row:
+    """A good sentence (label 1, as CoLA), or one with a fault of word order or of a verb's form."""
+    return {"sentence": random.pick((word_order, auxiliary))(random, label == 1), "label": label}
 
 
 def agreement(random: StableRandom, label: int) -> Row:
@@ -58,7 +141,7 @@ def reference(random: StableRandom, label: int) -> Row:
     }
 
 
-_GRAMMARS = {"acceptability": acceptability.row, "agreement": agreement, "reference": reference}
+_GRAMMARS = {"acceptability": acceptability, "agreement": agreement, "reference": reference}
 
 
 @lru_cache(maxsize=8)

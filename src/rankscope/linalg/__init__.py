@@ -13,7 +13,6 @@ from rankscope.linalg.scaled import Scaled
 from rankscope.linalg.spectra import (
     Summary,
     effective_rank,
-    energy_rank,
     frobenius_norm,
     singular_values,
     spectral_norm,
@@ -40,7 +39,6 @@ __all__ = [
     "as_operator",
     "captured_energy",
     "effective_rank",
-    "energy_rank",
     "frobenius_norm",
     "intruder_dimensions",
     "principal_angles",

@@ -1,4 +1,4 @@
-"""The operator of a matrix that is held as it is."""
+"""A stored matrix as an operator."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from rankscope.linalg.operator import (
 
 
 class Dense(Operator):
-    """A matrix that is held as it is: W (*batch, m, n), any floating dtype, strided as it may
-    be."""
+    """A stored matrix W (*batch, m, n), of any floating dtype and any strides."""
 
     def __init__(self, W: Tensor) -> None:
         if not isinstance(W, Tensor) or W.ndim < 2 or W.dtype not in FLOATS:

@@ -1,4 +1,4 @@
-"""What a measurement is: a value, its bounds, how sure they are, and how they were got."""
+"""A measured value with its bounds, their confidence, and the method."""
 
 from __future__ import annotations
 
@@ -82,23 +82,3 @@ class Estimate:
             numbers=[True] * (4 if single else 5) + [False],
             note=", ".join(part for part in (f"by {self.method}", more) if part),
         )
-
-
-def shaped(flat: Estimate, batch: torch.Size) -> Estimate:
-    """An estimate over a flat batch (N,) as one over `batch`; floats where `batch` is empty."""
-    reasons = flat.reason if isinstance(flat.reason, tuple) else (flat.reason,) * prod(batch)
-    numbers = (
-        torch.as_tensor(x).cpu() for x in (flat.value, flat.lower, flat.upper, flat.confidence)
-    )
-    if not batch:
-        value, lower, upper, confidence = (float(x.reshape(())) for x in numbers)
-        met = bool(torch.as_tensor(flat.met).all())
-        return Estimate(
-            value, lower, upper, confidence, flat.method, flat.products, reasons[0], met, flat.seed
-        )
-    values, lowers, uppers, confidences = (x.reshape(batch) for x in numbers)
-    reason = reasons if any(reasons) else None
-    mets = torch.as_tensor(flat.met).expand(prod(batch)).reshape(batch)
-    return Estimate(
-        values, lowers, uppers, confidences, flat.method, flat.products, reason, mets, flat.seed
-    )

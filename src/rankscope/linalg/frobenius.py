@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from rankscope.linalg import factors
+from rankscope.linalg import low_rank
 from rankscope.linalg.dense import Dense
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator, Sum, row_products
@@ -28,8 +28,8 @@ PANEL = 96  # columns of the Gram matrix that are computed together
 
 
 def row_blocks(op: Operator, entries: int | None = None) -> Iterator[tuple[int, Tensor]]:
-    """(first row, block (*batch, h, n) float64) over all rows; the block's memory is reused by the
-    next one."""
+    """(first row, block (*batch, h, n) float64) over all rows. The next block overwrites the memory
+    of the last one."""
     m, n = op.shape[-2:]
     if entries is None:
         entries = BLOCK * torch.get_num_threads() if op.device.type == "cpu" else ACCELERATED
@@ -50,7 +50,7 @@ def frobenius_squared(op: Operator) -> Tensor:
     BA> + s^2 ||BA||^2, and right also where the terms cancel.
     """
     if isinstance(op, LowRank):
-        return factors.frobenius_norm(op).square()
+        return low_rank.frobenius_norm(op).square()
     total = torch.zeros(op.batch_shape, dtype=torch.float64, device=op.device)
     for _, block in row_blocks(op):
         total += _squares(block)
@@ -78,9 +78,9 @@ def summation_error(op: Operator) -> float:
 def formed(
     op: Operator, dtype: torch.dtype, *, within: torch.dtype = torch.float64
 ) -> tuple[Dense, Tensor]:
-    """The matrix itself in `dtype`, its entries computed in `within`; and ||M||_F^2 (*batch)
-    float64, of the entries as computed. For matrices that fit in a cache: they are then read in
-    each step without their factors."""
+    """The matrix in ``dtype``, its entries computed in ``within``; and ||M||_F^2 (*batch) float64
+    of these entries. For matrices that fit in a cache: each step then reads them without their
+    factors."""
     M = torch.empty(op.shape, dtype=dtype, device=op.device)
     if within == dtype:
         op.rows_into(M, 0)

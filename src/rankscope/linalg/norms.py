@@ -1,10 +1,9 @@
-"""||M||_F and sigma_1, which everything else is made of, for one matrix or a
-batch of any size and scale.
+"""||M||_F and sigma_1 of one matrix or of a batch; every other quantity is computed from them.
 
-Matrices of one used rank are run together, as many as a cache holds: zero-padded factors (a pack of
-trials of different ranks) are cut to what they hold, so that rank 1 costs as rank 1. Small matrices
-stay together. Names what cannot be measured. Letters: N matrices of a flat batch, *batch leading
-dimensions.
+Matrices with equally many nonzero factor columns are measured together, as many as a cache holds.
+Zero-padded factors (a pack of trials of different ranks) are cut to their nonzero columns, so rank
+1 costs what rank 1 costs. Small matrices stay together. A matrix that cannot be measured gets a
+reason. Letters: N matrices of a flat batch, *batch leading dimensions.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rankscope.linalg import factors
+from rankscope.linalg import low_rank
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import gamma, sized
@@ -34,12 +33,12 @@ CANCELS = "is zero to rounding: its terms cancel"
 
 @dataclass(frozen=True)
 class Norms:
-    """`frobenius` (N,) float64 CPU, to a relative `error` (N,); `sigma`; why a matrix has
-    none (NaN) or is zero; of a LowRank, and where they are wished for, all singular
-    values too, (N, min(m, n) or r).
+    """``frobenius`` (N,) float64 CPU, to a relative ``error`` (N,); ``sigma``; the ``reason`` why a
+    matrix has no value (NaN) or is zero; and, for a LowRank or where they were asked for, all
+    singular values (N, min(m, n) or r).
 
-    All norms and values are those of the matrices divided by `size` (N,), powers of two: ratios of
-    them lose nothing where the norms themselves are too small or too large for float64.
+    All of them are of the matrices divided by ``size`` (N,), powers of two: ratios stay exact where
+    a norm itself leaves float64's range.
     """
 
     size: Tensor
@@ -51,8 +50,8 @@ class Norms:
 
 
 def norms(op: Operator, options: SigmaOptions) -> Norms:
-    """Both norms of every matrix of `op`; what others are in the batch is felt far below the width
-    asked for."""
+    """Both norms of every matrix of ``op``. The other matrices of the batch change a result by far
+    less than the width asked for."""
     generator = options.generator
     state = generator.get_state()
     parts, order = [], []
@@ -68,7 +67,7 @@ def frobenius(op: Operator) -> Tensor:
     parts, order = [], []
     for index, group in groups(op):
         if isinstance(group, LowRank):
-            value = factors.frobenius_norm(group).cpu()
+            value = low_rank.frobenius_norm(group).cpu()
         else:
             scaled, size = normalized(group, form=False)
             value = sized(scaled.norm, size)
@@ -82,7 +81,7 @@ def spectrum(op: LowRank) -> Tensor:
     order, parts = [], []
     for index, group in groups(op):
         assert isinstance(group, LowRank)
-        part = factors.spectrum(group)
+        part = low_rank.spectrum(group)
         parts.append(known(part.sigma, part.size).cpu())
         order.append(index)
     found = _spectra(parts, order)
@@ -97,8 +96,8 @@ def known(sigma: Tensor, size: Tensor) -> Tensor:
 
 
 def groups(op: Operator) -> Iterator[tuple[Tensor, Operator]]:
-    """(positions in the flattened batch (N,) int, the matrices there with batch shape
-    (N,)): all of them, each once."""
+    """Splits a batch: (positions in the flattened batch (N,) int, the matrices there with batch
+    shape (N,)), each matrix once."""
     batch, (m, n) = op.batch_shape, op.shape[-2:]
     live = op.used_rank().expand(batch).reshape(-1).cpu()
     room = GROUP if op.device.type == "cpu" else ACCELERATED
@@ -148,7 +147,7 @@ def _of_group(op: Operator, options: SigmaOptions) -> Norms:
 
 def _of_factors(op: LowRank) -> Norms:
     """Exact to rounding, from the core."""
-    found = factors.spectrum(op)
+    found = low_rank.spectrum(op)
     norm, magnitude = found.frobenius.cpu(), found.magnitude.cpu()
     reason = _reasons(norm, magnitude)
     bad = torch.tensor([r == NOT_FINITE for r in reason])

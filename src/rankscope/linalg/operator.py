@@ -1,4 +1,5 @@
-"""Matrices that are multiplied, never formed: dense, low rank, sums, and scaled rows or columns.
+"""Operators: matrices that are multiplied and never formed. Dense, low rank, sums, and scaled rows
+or columns.
 
 Letters: m rows (out), n columns (in), r rank, c columns of a multiplied block, *batch leading
 dimensions (broadcast against each other as in torch; a frozen W of shape (S, 1, m, n) plus updates
@@ -18,7 +19,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Operator(ABC):
-    """A batch of (m, n) matrices, known by what it does to vectors."""
+    """A batch of (m, n) matrices, defined by their products with vectors."""
 
     @property
     @abstractmethod
@@ -28,12 +29,12 @@ class Operator(ABC):
     @property
     @abstractmethod
     def leaves(self) -> tuple[Tensor, ...]:
-        """The tensors that the operator is made of, scales excepted."""
+        """The tensors that the operator holds, without scales."""
 
     @property
     @abstractmethod
     def terms(self) -> int:
-        """How many products an entry of M is added up from."""
+        """The number of products that are summed in an entry of M."""
 
     @property
     @abstractmethod
@@ -72,7 +73,7 @@ class Operator(ABC):
 
     @abstractmethod
     def used_rank(self) -> Tensor:
-        """(*batch) int: how many leading columns of its factors hold anything; the others are
+        """(*batch) int: the number of leading factor columns that are not zero; the others are
         padding. 0 where there are no factors."""
 
     @abstractmethod
@@ -262,8 +263,8 @@ def exponent(tensor: Tensor, core: int) -> Tensor:
 
 
 def select(tensor: Tensor, index: Tensor, batch: torch.Size, core: int = 2) -> Tensor:
-    """What belongs to positions `index` (N,) of the flattened `batch`: (N, *core), or (1,
-    *core) where they share it."""
+    """The entries at positions ``index`` (N,) of the flattened ``batch``: (N, *core), or (1, *core)
+    where all share one."""
     lead, own = tensor.shape[: tensor.ndim - core], tensor.shape[tensor.ndim - core :]
     if all(size == 1 for size in lead):
         return tensor.reshape(1, *own)
@@ -286,10 +287,9 @@ def select(tensor: Tensor, index: Tensor, batch: torch.Size, core: int = 2) -> T
 
 
 def broadcast(*shapes: tuple[int, ...]) -> torch.Size:
-    """What `torch.broadcast_shapes` gives; but that one's first call imports SymPy, which takes a
-    second.
+    """As ``torch.broadcast_shapes``, whose first call imports SymPy (1 s).
 
-    RuntimeError where they don't fit.
+    ``RuntimeError`` where the shapes do not fit.
     """
     if all(shape == shapes[0] for shape in shapes):
         return torch.Size(shapes[0])

@@ -1,7 +1,12 @@
-"""How far floating-point arithmetic may be off: unit roundoff, and what storage in a narrow dtype
-adds."""
+"""Rounding: unit roundoff, error constants, what storage in a narrow dtype adds; and what keeps a
+caller's autocast and default device out of a measurement."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,7 +43,28 @@ def rounding_floor(W: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def sized(x: Tensor, size: Tensor) -> Tensor:
-    """x >= 0 times its power of two; NaN where float64 holds no such number but infinity or
-    zero."""
+    """x >= 0 times its power of two; NaN where the product overflows or underflows float64."""
     found = x * size
     return torch.where((found.isinf() | (found == 0)) & (x > 0), torch.nan, found)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+DEVICES = ("cpu", "cuda")
+
+
+def undisturbed(measured: Callable[P, R]) -> Callable[P, R]:
+    """The same function without autocast, which would take products in bfloat16 outside of all
+    bounds, and without a default device other than the CPU, where the small tensors lie."""
+
+    @wraps(measured)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> R:
+        with ExitStack() as stack:
+            for device in DEVICES:
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            if torch.get_default_device().type != "cpu":
+                stack.enter_context(torch.device("cpu"))
+            return measured(*args, **kwargs)
+
+    return alone

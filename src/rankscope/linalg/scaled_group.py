@@ -1,4 +1,5 @@
-"""A group of matrices made ready: near 1 in size, ||M||_F known, and what Lanczos multiplies.
+"""A batch of matrices scaled to norms near 1, with ||M||_F, and the operator that Lanczos
+multiplies.
 
 Letters: N matrices of a flat batch, m rows, n columns.
 """
@@ -33,9 +34,10 @@ LOOSE = 1e-4  # relative error of ||M||_F that must be allowed before anything i
 
 @dataclass(frozen=True)
 class ScaledGroup:
-    """`op` (N, m, n), its `norm` ||M||_F (N,) float64 CPU to a relative `error` (N,), its
-    `magnitude` (N,), and `matrix`: M itself in op.dtype where it is small, for a sum too, else op.
-    `reach` (N,): what the rounding of a product with it is relative to."""
+    """Matrices ``op`` (N, m, n); their ``norm`` ||M||_F (N,) float64 CPU, to a relative ``error``
+    (N,); their ``magnitude`` (N,); and ``matrix``, which Lanczos multiplies: M formed in op.dtype
+    where it is small, also for a sum, else ``op``. ``reach`` (N,): the norm that the rounding of a
+    product is relative to."""
 
     op: Operator
     norm: Tensor
@@ -97,12 +99,11 @@ class ScaledGroup:
 def normalized(
     op: Operator, *, form: bool = True, slack: float = 0.0
 ) -> tuple[ScaledGroup, Tensor]:
-    """The operator brought near 1 in size, and the powers of two (N,) that were taken out of its
-    matrices.
+    """The operator scaled to norms near 1, and the powers of two (N,) that were divided out.
 
-    Float32 is then far from its limits: Lanczos squares sigma_1 twice. A power of two
-    changes no entry. ||M||_F is exact to float64's rounding, or, where that is much cheaper,
-    at least to a relative `slack`.
+    Float32 is then far from its limits: Lanczos squares sigma_1 twice. Scaling by a power of two is
+    exact. ||M||_F is exact to float64's rounding, or, where that is much cheaper, to a relative
+    ``slack``.
     """
     op, size = op.balanced(), torch.ones(op.batch_shape, dtype=torch.float64)
     magnitude = None
@@ -120,8 +121,8 @@ def normalized(
 
 
 def _rescaled(op: Operator, size: Tensor, norm: Tensor) -> tuple[Operator, Tensor]:
-    """`op` divided by powers of two near `norm` where that is not of ordinary size, and `size`
-    times them; both as they are where nothing is to do."""
+    """``op`` divided by powers of two near ``norm`` where that is not of ordinary size, and
+    ``size`` times these powers; both unchanged where no matrix needs it."""
     extreme = ~((norm > 1 / ORDINARY) & (norm < ORDINARY))
     if not bool(extreme.any()):
         return op, size
@@ -165,7 +166,8 @@ def _formed(op: Operator, dtype: torch.dtype, magnitude: Tensor | None) -> Scale
 def _with_norm(
     op: Operator, matrix: Operator, square: Tensor, dtype: torch.dtype, magnitude: Tensor | None
 ) -> ScaledGroup:
-    """dtype: what the entries of `matrix`, and those whose squares were added, were computed in."""
+    """``dtype``: the dtype in which the entries of ``matrix``, and the entries that were squared,
+    were computed."""
     norm = square.sqrt().cpu()
     if magnitude is None:
         magnitude = norm if isinstance(op, Dense) else _magnitude(op)

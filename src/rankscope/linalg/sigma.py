@@ -1,4 +1,4 @@
-"""sigma_1 with bounds: by which algorithm, in which precision, and proved if asked.
+"""sigma_1 with bounds: chooses algorithm and precision, and proves the bound if asked.
 
 Letters: N matrices of a flat batch, m rows, n columns, *batch leading dimensions.
 """
@@ -32,8 +32,8 @@ PROOF = 24  # and where a proof is wanted, for which that Gram matrix is formed 
 
 @dataclass(frozen=True)
 class SigmaOptions:
-    """What is asked of sigma_1: a relative width, a proof, a confidence; and what is known or drawn
-    for it."""
+    """Options for estimating sigma_1: relative width, proof, confidence, and the generator of the
+    start vector."""
 
     rtol: float
     certify: bool = False
@@ -65,7 +65,7 @@ class Sigma:
 
 
 def largest(group: ScaledGroup, options: SigmaOptions) -> Sigma:
-    """sigma_1 of every matrix of a group; those whose Frobenius norm is 0 or NaN give nonsense."""
+    """sigma_1 of every matrix of a group. Undefined where the Frobenius norm is 0 or NaN."""
     side = min(group.op.shape[-2:])
     if side <= SMALL:
         return _by_svd(group)
@@ -85,14 +85,14 @@ def largest(group: ScaledGroup, options: SigmaOptions) -> Sigma:
 
 
 def direct(value: Tensor, width: Tensor, method: str) -> Sigma:
-    """A value that is off by rounding alone, at most `width`."""
+    """A value whose only error is rounding, at most ``width``."""
     return Sigma(
         value, (value - width).clamp(min=0), value + width, torch.ones_like(value), method, 0
     )
 
 
 def by_svd(group: ScaledGroup) -> tuple[Tensor, Tensor]:
-    """All singular values (N, min(m, n)), descending, and what each may be off by (N,)."""
+    """All singular values (N, min(m, n)), descending, and a bound on their errors (N,)."""
     values = torch.linalg.svdvals(torch.nan_to_num(group.op.to_dense())).cpu()
     return values, group.formation + gamma(8 * sum(group.op.shape[-2:])) * group.frobenius
 
@@ -122,9 +122,9 @@ def _wide(found: Sigma, group: ScaledGroup, options: SigmaOptions) -> Tensor:
 def _narrowed(
     found: Sigma, which: Tensor, group: ScaledGroup, way: Callable[[ScaledGroup], Sigma]
 ) -> Sigma:
-    """`found`, with what another way gives for those that `which` (N,) names, where it is
-    narrower. Every lower bound is certain, so the larger one holds; an upper one below it has
-    failed."""
+    """``found``, with the bounds that another method gives for the matrices ``which`` (N,), where
+    they are narrower. Every lower bound is certain, so the larger one holds; an upper bound below
+    it has failed."""
     if not bool(which.any()):
         return found
     index = which.nonzero()[:, 0]
@@ -144,8 +144,8 @@ def _narrowed(
 
 
 def _by_lanczos(group: ScaledGroup, options: SigmaOptions, g: Tensor, *, steps: int) -> Sigma:
-    """Float32 products first, unless the leaves are float64; float64 where their rounding is felt
-    at `rtol` or is all that is left of the width: docs/math.md, (13)."""
+    """Products in float32 first, unless the leaves are float64; in float64 where float32's rounding
+    matters at ``rtol`` or is all that is left of the width: docs/math.md, (13)."""
     found, again = _products_in(group.op.dtype, group, options, g, steps)
 
     def in_float64(some: ScaledGroup) -> Sigma:
@@ -157,7 +157,8 @@ def _by_lanczos(group: ScaledGroup, options: SigmaOptions, g: Tensor, *, steps: 
 def _products_in(
     dtype: torch.dtype, group: ScaledGroup, options: SigmaOptions, g: Tensor, steps: int
 ) -> tuple[Sigma, Tensor]:
-    """By Lanczos with products in `dtype`, and which matrices (N,) float64 would know better."""
+    """By Lanczos with products in ``dtype``; and the matrices (N,) for which float64 would give
+    more digits."""
     op, shape = group.op, group.op.shape[-2:]
     flip = _lies_flat(group.matrix)
     below = group.formation + gamma(sum(shape) + 8) * group.magnitude
@@ -185,8 +186,8 @@ def _products_in(
 
 
 def _certified(group: ScaledGroup, options: SigmaOptions, g: Tensor) -> Sigma:
-    """Lanczos finds, Cholesky proves. Where Lanczos is slow or has not found sigma_1, eigenvalues
-    or a dense SVD do."""
+    """Lanczos estimates, Cholesky proves. Where Lanczos is slow or has not converged: eigenvalues
+    of the Gram matrix, or a dense SVD."""
     side = min(group.op.shape[-2:])
     rough = replace(options, rtol=options.rtol / 2, confidence=0.9)
     found = _by_lanczos(group, rough, g, steps=lanczos.STEPS if side > EXACT else PROOF)
@@ -203,8 +204,8 @@ def _certified(group: ScaledGroup, options: SigmaOptions, g: Tensor) -> Sigma:
 
 
 def _lies_flat(op: Operator) -> bool:
-    """Is M^T the better one to iterate on? The short side makes short vectors; a large single
-    matrix wants its rows in memory order, since it is read by blocks of rows."""
+    """Whether to iterate on M^T. The short side gives short vectors; a large single matrix is read
+    by blocks of rows and should lie in memory that way."""
     if op.shape[0] == 1 and prod(op.shape) > CACHED:
         W = op.leaves[0]
         return isinstance(op, Dense) and W.stride(-1) > W.stride(-2)

@@ -8,30 +8,29 @@ for one matrix and float64 CPU tensors (*batch) for a batch.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
 from rankscope.linalg.dense import as_operator
-from rankscope.linalg.estimate import Estimate, shaped
+from rankscope.linalg.estimate import Estimate
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.norms import CANCELS, ZERO, Norms, known, norms, spectrum
 from rankscope.linalg.norms import frobenius as _frobenius
 from rankscope.linalg.operator import Operator, exponent
-from rankscope.linalg.rounding import sized
+from rankscope.linalg.rounding import sized, undisturbed
 from rankscope.linalg.sigma import Sigma, SigmaOptions
-from rankscope.linalg.surroundings import undisturbed
 
 OUT_OF_RANGE = "lies outside float64's range; its stable rank does not"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What one look at a matrix or a batch yields; `effective_rank` is NaN where it was not asked
-    for or is undefined. `singular_values` (*batch, p) float64 CPU, p as in `singular_values`, or
-    None where they were not needed."""
+    """All facts of a matrix or a batch. ``effective_rank`` is NaN where it was not asked for or is
+    undefined. ``singular_values`` (*batch, p) float64 CPU, p as in ``singular_values``, or None
+    where they were not needed."""
 
     stable_rank: Estimate
     spectral_norm: float | Tensor
@@ -60,7 +59,7 @@ def stable_rank(
     op = as_operator(M)
     start, seed = _start(generator)
     found = norms(op, SigmaOptions(_sigma_width(rtol), certify, confidence, start, slack=rtol / 24))
-    return shaped(_stable_rank(found, op, rtol, seed), op.batch_shape)
+    return _estimate(_stable_rank(found, op, rtol, seed), op.batch_shape)
 
 
 @undisturbed
@@ -88,7 +87,7 @@ def spectral_norm(
     rounded = (upper > 0) & (upper < torch.finfo(torch.float64).tiny)  # to a multiple of 2^-1074
     lower = torch.where(rounded, lower.nextafter(torch.zeros_like(lower)), lower)
     upper = torch.where(rounded, upper.nextafter(torch.ones_like(upper)), upper)
-    return shaped(
+    return _estimate(
         Estimate(
             value, lower, upper, s.confidence, s.method, s.products, reason, met, _used(s, seed)
         ),
@@ -132,20 +131,6 @@ def effective_rank(M: Tensor | Operator) -> float | Tensor:
 
 
 @undisturbed
-def energy_rank(M: Tensor | Operator, shares: Sequence[float] = (0.90, 0.95, 0.99)) -> Tensor:
-    """The smallest k whose k largest sigma_i^2 hold each share of ||M||_F^2: (*batch,
-    len(shares)) int64; 0 for M = 0."""
-    sigma = singular_values(M)
-    energy = (sigma / sigma[..., :1].clamp(min=torch.finfo(sigma.dtype).tiny)).square()
-    if not bool(energy.isfinite().all()):
-        raise ValueError("energy_rank needs finite matrices; M has NaN or infinite entries.")
-    wanted = energy.sum(-1, keepdim=True) * torch.tensor(shares, dtype=torch.float64)
-    return (energy.cumsum(-1)[..., None] < wanted[..., None, :] * (1 - 1e-14)).sum(-2) + (
-        wanted > 0
-    ).long()
-
-
-@undisturbed
 def summary(
     M: Tensor | Operator,
     rtol: float = 1e-3,
@@ -175,7 +160,7 @@ def summary(
         rank = _effective(found.spectrum)
     sigma = None if found.spectrum is None else known(found.spectrum, found.size)
     return Summary(
-        shaped(_stable_rank(found, op, rtol, seed), batch),
+        _estimate(_stable_rank(found, op, rtol, seed), batch),
         _shaped(sized(found.sigma.value, found.size), batch),
         _shaped(sized(found.frobenius, found.size), batch),
         _shaped(rank, batch),
@@ -236,3 +221,23 @@ def _stable_rank(found: Norms, op: Operator, rtol: float, seed: int | None) -> E
 
 def _shaped(flat: Tensor, batch: torch.Size) -> float | Tensor:
     return flat.reshape(batch) if batch else float(flat)
+
+
+def _estimate(flat: Estimate, batch: torch.Size) -> Estimate:
+    """An estimate over a flat batch (N,) as one over `batch`; floats where `batch` is empty."""
+    reasons = flat.reason if isinstance(flat.reason, tuple) else (flat.reason,) * prod(batch)
+    numbers = (
+        torch.as_tensor(x).cpu() for x in (flat.value, flat.lower, flat.upper, flat.confidence)
+    )
+    if not batch:
+        value, lower, upper, confidence = (float(x.reshape(())) for x in numbers)
+        met = bool(torch.as_tensor(flat.met).all())
+        return Estimate(
+            value, lower, upper, confidence, flat.method, flat.products, reasons[0], met, flat.seed
+        )
+    values, lowers, uppers, confidences = (x.reshape(batch) for x in numbers)
+    reason = reasons if any(reasons) else None
+    mets = torch.as_tensor(flat.met).expand(prod(batch)).reshape(batch)
+    return Estimate(
+        values, lowers, uppers, confidences, flat.method, flat.products, reason, mets, flat.seed
+    )

@@ -1,5 +1,4 @@
-"""How two updates lie to each other: shared singular subspaces, captured energy, intruder
-dimensions.
+"""Compares two updates: shared singular subspaces, captured energy, intruder dimensions.
 
 Letters: m rows, n columns, k leading singular vectors, *batch leading dimensions.
 """
@@ -9,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rankscope.linalg import factors
+from rankscope.linalg import low_rank
 from rankscope.linalg.dense import as_operator
 from rankscope.linalg.frobenius import frobenius_squared
 from rankscope.linalg.low_rank import LowRank
 from rankscope.linalg.operator import Operator
-from rankscope.linalg.surroundings import undisturbed
+from rankscope.linalg.rounding import undisturbed
 
 
 @undisturbed
@@ -28,7 +27,7 @@ def singular_subspaces(M: Tensor | Operator, k: int) -> tuple[Tensor, Tensor, Te
     limit = min(op.shape[-2:])
     if isinstance(op, LowRank):
         limit = min(limit, op.A.shape[-2])
-        U, sigma, V = factors.singular_vectors(op)
+        U, sigma, V = low_rank.singular_vectors(op)
     else:
         U, sigma, Vh = torch.linalg.svd(_finite(op.to_dense()), full_matrices=False)
         V = Vh.mT

@@ -1,9 +1,9 @@
-"""What the Lanczos matrix T_k says about sigma_1: a Ritz value below it, two bounds above
-it: docs/math.md, (9) to (14).
+"""Bounds on sigma_1 from the Lanczos matrix T_k: a Ritz value below it, two bounds above it.
+docs/math.md, (9) to (14).
 
-Letters: N matrices, k steps taken, G trial values t of sigma^2; a (N, k) diagonal and b (N,
-k) couplings of T_k, the last of which leads to the next vector; `steps` (N,) says how many of
-the k belong to each matrix.
+Letters: N matrices, k steps taken, G trial values t of sigma^2; a (N, k) diagonal and b (N, k)
+couplings of T_k, the last of which leads to the next vector; ``steps`` (N,) says how many of the k
+belong to each matrix.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ FLOOR = -35.0
 
 @dataclass(frozen=True)
 class Tridiagonal:
-    """T_k of N matrices, and what the bounds need to know beside it. All tensors float64 on the
-    CPU.
+    """T_k of N matrices, and what the bounds need beside it. All tensors float64 on the CPU.
 
     frobenius, allowance, below, log_target (N,): a bound on ||M||_F; what rounding may add to
     sigma_1, and what it takes from the lower bound (10); log(||g|| / delta) of (12).

@@ -1,5 +1,5 @@
-"""An update s B A cut to rank k, and how far the rounded factors lie from it: docs/math.md, (22)
-and (23).
+"""An update s B A truncated to rank k, and the error of the rounded factors: docs/math.md, (22) and
+(23).
 
 Letters: m rows, n columns, r stored rank, k kept rank, p = min(m, n, r), *batch leading dimensions.
 """
@@ -12,16 +12,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rankscope.linalg.factors import Directions, decomposition
-from rankscope.linalg.low_rank import LowRank
+from rankscope.linalg.low_rank import Directions, LowRank, decomposition
 from rankscope.linalg.rounding import gamma
 
 
 @dataclass(frozen=True)
 class Truncation:
-    """dW = U diag(sigma) V^T with U (*batch, m, p), sigma (*batch, p) descending and above zero at
-    its head, V (*batch, n, p), float64. ``magnitude``: (*batch), |s| ||B||_F ||A||_F, ``r`` the
-    rank of these factors; by both the rounding of U, sigma and V is bounded."""
+    """dW = U diag(sigma) V^T with U (*batch, m, p), sigma (*batch, p) descending, its first entry
+    above zero, and V (*batch, n, p), float64. ``magnitude`` (*batch) is |s| ||B||_F ||A||_F, and
+    ``r`` the rank of these factors; both bound the rounding of U, sigma and V."""
 
     left: Directions
     sigma: Tensor

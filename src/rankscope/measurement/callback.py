@@ -12,10 +12,10 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rankscope.measurement.early_warning import checked_levels, first_process_says
-from rankscope.measurement.measure import pattern
+from rankscope.measurement.measure import pattern, tabulated
 from rankscope.measurement.probe import Reference, nothing_measured, opened
 from rankscope.measurement.row import Row, compared
-from rankscope.measurement.table import median_drift, middle, tabulated
+from rankscope.measurement.table import median_drift, middle
 from rankscope.weights import Matrix
 from rankscope.weights.base_model import BaseModel
 from rankscope.weights.in_memory import (

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from rankscope.linalg import Dense, LowRank, frobenius_norm, spectral_norm
+from rankscope.linalg.leading import all_directions, leading_directions, projected
 from rankscope.linalg.rounding import gamma
-from rankscope.measurement.directions import all_directions, leading_directions, projected
 from rankscope.measurement.keep import Goal, first_ranks, next_rank, shared_ranks
-from rankscope.measurement.new_folder import new_folder
-from rankscope.measurement.resized import Cut, Factors, Lost, Resized, write_resized
+from rankscope.measurement.resized import Cut, Factors, Lost, Resized, new_folder, write_resized
 from rankscope.weights.base_model import BaseModel, open_base_model
 from rankscope.weights.difference import difference_matrices
 from rankscope.weights.lora_names import is_adapter

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from rankscope.measurement.measure import pattern
-from rankscope.measurement.table import Table, tabulated
+from rankscope.measurement.measure import pattern, tabulated
+from rankscope.measurement.table import Table
 from rankscope.weights.base_model import BaseModel, open_base_model
 from rankscope.weights.in_memory import adapted_layers, adapter_matrices, full_matrices, state_of
 from rankscope.weights.sharded import Shards, all_called, unwrapped

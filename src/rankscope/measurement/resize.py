@@ -18,8 +18,7 @@ from torch import Tensor
 
 from rankscope.linalg import LowRank, Truncation, singular_values
 from rankscope.measurement.keep import Goal, first_ranks, next_rank, shared_ranks
-from rankscope.measurement.new_folder import new_folder
-from rankscope.measurement.resized import Cut, Factors, Resized, write_resized
+from rankscope.measurement.resized import Cut, Factors, Resized, new_folder, write_resized
 from rankscope.weights.lora_pairs import LoraPairs, Pair, open_pairs
 
 # entries of the factors that are cut together: what a cache holds of them and their parts

@@ -1,11 +1,14 @@
 """A smaller adapter as a result: what each layer lost, and the folder it is written into.
-docs/formats.md, "Written: resized adapters".
-"""
+docs/formats.md, "Written: resized adapters"."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankscope.measurement.new_folder import write_json, written_whole
 from rankscope.weights.lora_pairs import LoraPairs, open_pairs
+
+
+def new_folder(to: str | Path, source: str | Path) -> Path:
+    """The path of a new folder ``to``. ``ValueError``, one line, if it exists, has no parent
+    folder, or lies inside ``source``."""
+    place = Path(to).expanduser()
+    if not str(to) or "\0" in str(to):
+        raise ValueError(
+            f"{str(to)!r}: expected a folder's name to make; found none that can be one."
+        )
+    if os.path.lexists(place):
+        raise ValueError(f"{to}: expected a folder that is not there yet; found one. Name another.")
+    parent = place.absolute().parent
+    if not parent.is_dir():
+        raise ValueError(f"{to}: expected a folder {parent} to make it in; found none.")
+    own = Path(source).expanduser()
+    if own.is_dir() and parent.resolve().is_relative_to(own.resolve()):
+        raise ValueError(f"{to}: expected a folder outside {source}; found one inside.")
+    return place
+
+
+def written_whole(place: Path, write: Callable[[Path], None]) -> None:
+    """Makes the folder ``place`` with all that ``write`` puts into it, or not at all."""
+    parent = place.absolute().parent
+    partial = Path(tempfile.mkdtemp(dir=parent, prefix=f".{place.name[:40]}."))
+    try:
+        write(partial)
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o777 & ~mask)
+        if os.path.lexists(place):
+            raise ValueError(f"{place}: expected no such folder; one appeared meanwhile.")
+        partial.rename(place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON, one entry and one list item per line: faster than ``indent`` for thousands of
+    items. NaN is an error, as JSON has none."""
+    entries = [f"{json.dumps(name)}: {_lines(value)}" for name, value in content.items()]
+    path.write_text("{\n" + ",\n".join(entries) + "\n}\n", encoding="utf-8")
+
+
+def _lines(value: Any) -> str:
+    if not (isinstance(value, list) and value):
+        return json.dumps(value, allow_nan=False)
+    return "[\n " + ",\n ".join(json.dumps(one, allow_nan=False) for one in value) + "\n]"
+
 
 Factors = tuple[Tensor, Tensor]  # B (m, k) and A (k, n)
 RESULT = "resize.json"

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table as Grid
 
+from rankscope.console import grid, output, plain
 from rankscope.measurement.row import Row
 from rankscope.measurement.table import Table, kind_of, median_drift, middle
-from rankscope.measurement.terminal import SHOWN, plain
+from rankscope.measurement.terminal import SHOWN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,12 +54,10 @@ class SideBySide:
         return pd.concat(parts, ignore_index=True)
 
 
-def show(found: SideBySide, console: Console | None = None) -> None:
+def show(found: SideBySide) -> None:
     """Prints stable ranks of all sources beside each other, then drift and rho: layer by layer, and
     medians per kind of layer. What a source lacks is left empty."""
-    out = console or Console()
-    if not out.is_terminal:
-        out.width = max(out.width, 150)
+    out = output()
     for number, table in enumerate(found.tables, start=1):
         out.print(plain(f"[{number}] {table.source}"), soft_wrap=True)
     own = [{(row.layer, row.matrix): row for row in table.rows} for table in found.tables]
@@ -110,16 +107,12 @@ def _medians(tables: Sequence[Table]) -> list[list[str]]:
 
 def _grid(first: str, lines: Sequence[Sequence[str]], count: int) -> Grid:
     """``sr``: stable ranks. Without the columns of drift and rho that would be empty."""
-    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
-    grid.add_column(first, overflow="fold", min_width=20)
-    grid.add_column("matrix", no_wrap=True)
     names = [f"{name} [{n}]" for name in ("sr", "drift", "rho") for n in range(1, count + 1)]
     kept = [c for c in range(len(names)) if c < count or any(line[2 + c] for line in lines)]
-    for c in kept:
-        grid.add_column(plain(names[c]), justify="right")
+    found = grid(first, "matrix", *(names[c] for c in kept), left=["matrix"])
     for line in lines:
-        grid.add_row(*map(plain, (*line[:2], *(line[2 + c] for c in kept))))
-    return grid
+        found.add_row(*map(plain, (*line[:2], *(line[2 + c] for c in kept))))
+    return found
 
 
 def _number(value: float | None) -> str:

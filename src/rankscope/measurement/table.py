@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from rankscope.linalg.surroundings import undisturbed
-from rankscope.measurement.overlap import overlapped
-from rankscope.measurement.row import SHARES, Row, compared, measured_together
-from rankscope.weights.matrix import Matrix, Reading, Skipped, distinct
+from rankscope.measurement.row import SHARES, Row
+from rankscope.weights.matrix import Skipped
 from rankscope.weights.peft_settings import peft_settings
-from rankscope.weights.tensors import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# bytes of matrices that wait for others of their shape: about the size of a processor's caches
-TOGETHER = 2**22
-COUNT = 1024  # of them
 HELD = tuple(f"r{round(100 * share)}" for share in SHARES)
 
 
@@ -168,91 +160,6 @@ class Table:
 def kind_of(layer: str) -> str:
     """``encoder.layer.3.attention.self.query`` -> ``encoder.layer.*.attention.self.query``."""
     return re.sub(r"(?<![^.\[])\d+(?![^.\]])", "*", layer)
-
-
-@undisturbed
-def tabulated(
-    reading: Reading,
-    source: str,
-    base: str | None,
-    *,
-    rtol: float,
-    certify: bool = False,
-    energy: bool = True,
-    together: bool = False,
-) -> Table:
-    """Measures the matrices of a reader, one in memory at a time.
-
-    With ``together`` small matrices wait for others of their shape and are measured in one pass,
-    and large ones are measured two at a time; only for readers whose matrices outlast the next one,
-    as those gathered from a sharded model do not.
-
-    A matrix is skipped, with the reason, if LAPACK fails on it or memory runs out. With
-    ``energy=False`` the singular values for effective ranks and energy ranks are not computed.
-    """
-
-    def measured(group: list[Matrix] | Skipped) -> _Outcome:
-        if isinstance(group, Skipped):
-            return _Outcome((), (group,), {})
-        spectra: dict[str, tuple[int, ...]] = {}
-        try:
-            rows = measured_together(
-                group, rtol=rtol, certify=certify, spectra=spectra if energy else None
-            )
-        except (torch.linalg.LinAlgError, torch.OutOfMemoryError, MemoryError) as error:
-            if len(group) > 1:
-                return _joined([measured([one]) for one in group])
-            why = f"{group[0].matrix} cannot be measured: {one_line(error)}"
-            return _Outcome((), (Skipped(group[0].layer, why),), {})
-        return _Outcome(tuple(rows), (), spectra)
-
-    groups = _groups(distinct(reading), together)
-    threads = torch.get_num_threads() if together else 1
-    found = _joined(overlapped(groups, measured, _size, threads))
-    return Table(source, base, compared(found.rows), found.skipped, found.energy_ranks)
-
-
-class _Outcome(NamedTuple):
-    """What became of some matrices, in their order."""
-
-    rows: tuple[Row, ...]
-    skipped: tuple[Skipped, ...]
-    energy_ranks: dict[str, tuple[int, ...]]
-
-
-def _joined(parts: list[_Outcome]) -> _Outcome:
-    return _Outcome(
-        tuple(row for part in parts for row in part.rows),
-        tuple(one for part in parts for one in part.skipped),
-        {layer: ranks for part in parts for layer, ranks in part.energy_ranks.items()},
-    )
-
-
-def _groups(reading: Reading, together: bool) -> Iterator[list[Matrix] | Skipped]:
-    """The matrices that are measured in one pass, and what was skipped. Holds none of them while
-    the next are read."""
-    waiting: list[Matrix] = []
-    held = 0
-    for one in reading:
-        if isinstance(one, Skipped):
-            yield one
-            continue
-        waiting.append(one)
-        held += _size([one])[0]
-        del one  # before the next is read
-        if not together or held > TOGETHER or len(waiting) >= COUNT:
-            group, waiting, held = waiting, [], 0
-            yield group
-            del group
-    if waiting:
-        yield waiting
-
-
-def _size(group: list[Matrix] | Skipped) -> tuple[int, int]:
-    """Bytes of the matrices of a group, and how many numbers they are."""
-    matrices = [] if isinstance(group, Skipped) else group
-    leaves = [leaf for one in matrices if one.operator is not None for leaf in one.operator.leaves]
-    return sum(leaf.nbytes for leaf in leaves), sum(leaf.numel() for leaf in leaves)
 
 
 def median_drift(rows: Iterable[Row]) -> float:

@@ -9,12 +9,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as Grid
-from rich.text import Text
 
-from rankscope.console import visible
+from rankscope.console import grid, output, plain, visible
 from rankscope.measurement.resized import Resized
 from rankscope.measurement.row import SHARES, Row
 from rankscope.measurement.table import Table
@@ -33,15 +31,13 @@ class Rows(Protocol):
     def to_pandas(self) -> pd.DataFrame: ...
 
 
-def show(table: Table, console: Console | None = None) -> None:
+def show(table: Table) -> None:
     """Prints the table. Names come from untrusted files: they are printed as plain text,
     never as markup or codes."""
-    out = console or Console()
-    if not out.is_terminal:
-        out.width = max(out.width, 150)
+    out = output()
     if table.rows:
-        grid, notes = _rows(table)
-        out.print(grid)
+        lines, notes = _rows(table)
+        out.print(lines)
         for number, note in enumerate(notes, start=1):
             out.print(plain(f"[{number}] {note}"))
     if len(table.rows) > 1:
@@ -60,20 +56,15 @@ def show(table: Table, console: Console | None = None) -> None:
         out.print("nothing was measured")
 
 
-def show_resized(result: Resized, console: Console | None = None) -> None:
+def show_resized(result: Resized) -> None:
     """Prints what was cut, layer by layer, and the error of all together."""
-    out = console or Console()
-    if not out.is_terminal:
-        out.width = max(out.width, 150)
-    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
-    grid.add_column("layer", overflow="fold", min_width=20)
-    for name in ("shape", "r", "rank", "error", "spectral error"):
-        grid.add_column(name, justify="right", no_wrap=True)
+    out = output()
+    cuts = grid("layer", "shape", "r", "rank", "error", "spectral error")
     for cut in result.layers[:SHOWN]:
         cells = (f"{cut.shape[0]} x {cut.shape[1]}", str(cut.r), str(cut.rank))
         errors = (f"{cut.error:.4g}", f"{cut.spectral_error:.4g}")
-        grid.add_row(*map(plain, (cut.layer, *cells, *errors)))
-    out.print(grid)
+        cuts.add_row(*map(plain, (cut.layer, *cells, *errors)))
+    out.print(cuts)
     if len(result.layers) > SHOWN:
         out.print(f"{len(result.layers) - SHOWN} more layers: type --json")
     size = f"{result.bytes_before} -> {result.bytes_after} bytes"
@@ -122,11 +113,6 @@ def write_parquet(table: Rows, path: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def plain(text: str) -> Text:
-    """Text without control characters, which a terminal would obey."""
-    return Text(visible(text))
-
-
 def as_csv(table: Rows, *, raw: bool = False) -> str:
     """The rows, comma-separated, with control characters in names escaped; names that a spreadsheet
     would run as formulas have an apostrophe before them, unless `raw`."""
@@ -156,18 +142,11 @@ def _rows(table: Table) -> tuple[Grid, list[str]]:
     notes = list(dict.fromkeys(row.note for row in table.rows[:SHOWN] if row.note))
     numbers = {note: number for number, note in enumerate(notes, start=1)}
     lines = [_cells(row, table, numbers) for row in table.rows[:SHOWN]]
-    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
     kept = [name for name in lines[0] if name in ALWAYS or any(line[name] for line in lines)]
-    for name in kept:
-        if name == "layer":
-            grid.add_column(name, overflow="fold", min_width=20)
-        else:
-            grid.add_column(
-                name, justify="left" if name in ("matrix", "note") else "right", no_wrap=True
-            )
+    found = grid(*kept, left=("matrix", "note"))
     for line in lines:
-        grid.add_row(*(plain(line[name]) for name in kept))
-    return grid, notes
+        found.add_row(*(plain(line[name]) for name in kept))
+    return found, notes
 
 
 def _cells(row: Row, table: Table, notes: dict[str, int]) -> dict[str, str]:
@@ -215,16 +194,15 @@ def _bounds(row: Row) -> str:
 
 
 def _summary(table: Table) -> Grid:
-    grid = Grid("kind of layer (medians)", "matrix", box=SIMPLE_HEAD, pad_edge=False)
     columns = ("layers", "stable_rank", "lowest", "highest", "utilisation", "rho", "drift")
-    for name in columns:
-        grid.add_column(name.replace("_", " "), justify="right")
+    names = [name.replace("_", " ") for name in columns]
+    found = grid("kind of layer (medians)", "matrix", *names, left=["matrix"])
     for line in table.summary().to_dict("records"):
         cells = [str(line["kind"]), str(line["matrix"]), str(line["layers"])]
         cells += [_number(line[name]) for name in columns[1:-1]]
         cells.append("" if math.isnan(line["drift"]) else f"{line['drift']:+.1%}")
-        grid.add_row(*map(plain, cells))
-    return grid
+        found.add_row(*map(plain, cells))
+    return found
 
 
 def _number(value: float | None) -> str:

@@ -10,9 +10,8 @@ from typing import Any
 from rankscope import __version__
 from rankscope.analysis.conclusions import Conclusions, conclude
 from rankscope.analysis.frames import Frames
-from rankscope.report.from_store import opened
+from rankscope.report.from_store import opened, page_at
 from rankscope.report.opening import Opening, opening, today
-from rankscope.report.output import page_at
 from rankscope.report.page import environment
 from rankscope.report.table import NOTHING, unknown
 from rankscope.store.files import write_whole
@@ -59,7 +58,7 @@ def write_comparison(
     page = page_at(output)
     studies = []
     for store in stores:
-        found, said = opened(store)
+        found, said, _ = opened(store)
         studies.append((found, conclude(found, progress=progress), said))
     write_whole(page, render(studies))
     return page

@@ -27,6 +27,7 @@ from rankscope.report.theme import (
     rule_name,
     seeds_words,
     series_name,
+    series_names,
     tooltips,
 )
 
@@ -141,9 +142,7 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
         high=("reported", "max"),
         seeds=("seed", "nunique"),
     )
-    rows["series"] = [
-        series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)
-    ]
+    rows["series"] = series_names(rows)
     rows["place"] = dodged(rows, ["series"])
     rows = rows.assign(part=rows["method"], method=rows["series"])
     rows = panels(pd.concat([rows, _room(rows)], ignore_index=True), metric_names(frames))

@@ -24,6 +24,7 @@ from rankscope.report.theme import (
     rate_colour,
     rate_name,
     series_name,
+    series_names,
     tooltips,
 )
 
@@ -198,9 +199,7 @@ def steps_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     moved = frames.drifts[frames.drifts["step"].gt(0)].merge(frames.trials[LABELS], on="trial")
     if moved.empty:
         return None
-    moved["method"] = [
-        series_name(m, s) for m, s in zip(moved["method"], moved["scaling"], strict=True)
-    ]
+    moved["method"] = series_names(moved)
     keys = ["model", "task", "method", "rank", "learning_rate"]
     moved, note = thinned(moved, keys)
     rows = moved.groupby([*keys, "step"], dropna=False, as_index=False).agg(

@@ -15,8 +15,7 @@ from rankscope.analysis.conclusions import Conclusions, conclude
 from rankscope.analysis.drift import condensed, drift
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.settings import by_setting
-from rankscope.report.best import best_by_rank
-from rankscope.report.output import folder_at, page_at
+from rankscope.report.summary import best_by_rank
 from rankscope.store import interventions
 from rankscope.store.files import write_whole
 from rankscope.store.store import Store
@@ -71,11 +70,11 @@ def _is_kept(folder: Path) -> bool:
     return all(os.path.isfile(folder / f"{name}.parquet") for name in KEPT)
 
 
-def open_frames(place: str | Path) -> Frames:
+def open_frames(place: str | Path | Store) -> Frames:
     """The tables of a store, or those that a report keeps in its folder ``data``."""
-    if _is_kept(Path(place)):
-        return kept(Path(place))
-    return frames(Store(place))
+    if isinstance(place, Store):
+        return frames(place)
+    return kept(Path(place)) if _is_kept(Path(place)) else frames(Store(place))
 
 
 def analyze(
@@ -83,8 +82,7 @@ def analyze(
 ) -> Conclusions:
     """H1 to H5 for the trials that have finished, each with its numbers and intervals. ``store``
     may also be the folder ``data`` that a report was written with. ``progress`` adds up to 1."""
-    found = frames(store) if isinstance(store, Store) else open_frames(store)
-    return conclude(found, progress=progress)
+    return conclude(open_frames(store), progress=progress)
 
 
 def text(conclusions: Conclusions) -> str:
@@ -117,12 +115,7 @@ def write_report(
     from rankscope.report.page import write  # slow to import, and conclusions alone do not need it
 
     chosen = None if output is None else page_at(output)  # before the work, not after it
-    place = None if isinstance(store, Store) else Path(store)
-    if place is not None and _is_kept(place):
-        found, said, beside = kept(place), _said(place), place.resolve().parent
-    else:
-        opened = store if isinstance(store, Store) else Store(store)
-        found, said, beside = frames(opened), _said_by(opened), opened.path
+    found, said, beside = opened(store)
     conclusions = conclusions or conclude(found, progress=progress)
     page = chosen or beside / "report.html"
     written = write(
@@ -134,19 +127,20 @@ def write_report(
         provenance=said["provenance"],
     )
     data = page.parent / "data"
-    if place is not None and data.resolve() == place.resolve():  # do not write what is being read
-        return written
+    if not isinstance(store, Store) and data.resolve() == Path(store).resolve():
+        return written  # what was read is not written
     return [*written, *_keep(found, data), _write_said(said, data)]
 
 
-def opened(store: str | Path | Store) -> tuple[Frames, dict[str, Any]]:
-    """The tables of a store, or of the folder ``data`` beside a report, with ``study_text`` and
-    ``provenance`` for the page."""
+def opened(store: str | Path | Store) -> tuple[Frames, dict[str, Any], Path]:
+    """The tables of a store, or of the folder ``data`` beside a report; ``study_text`` and
+    ``provenance`` for the page; and the folder that the page stands in by default."""
     if not isinstance(store, Store):
-        if _is_kept(Path(store)):
-            return kept(Path(store)), _said(Path(store))
+        folder = Path(store)
+        if _is_kept(folder):
+            return kept(folder), _said(folder), folder.resolve().parent
         store = Store(store)
-    return frames(store), _said_by(store)
+    return frames(store), _said_by(store), store.path
 
 
 def write_figures(
@@ -167,13 +161,10 @@ def write_figures(
     ``progress`` adds up to 2: the analysis, then the drawing.
     """
     from rankscope.report import paper  # slow to import, as above
-    from rankscope.report.figures import figures
+    from rankscope.report.page import figures
 
     chosen = None if output is None else folder_at(output)
-    found, _ = opened(store)
-    beside = store.path if isinstance(store, Store) else Path(store)
-    if not isinstance(store, Store) and _is_kept(beside):
-        beside = beside.resolve().parent
+    found, _, beside = opened(store)
     folder = chosen or beside / f"figures-{label}"
     drawn = paper.chosen(figures(by_setting(found), conclude(found, progress=progress)), names)
     how: dict[str, Any] = {"width": width, "font": font, "kinds": kinds, "progress": progress}
@@ -217,3 +208,34 @@ def _said(folder: Path) -> dict[str, Any]:
         "study_text": "# not kept with these tables",
         "provenance": {"drawn from": "the tables of another report"},
     }
+
+
+def page_at(output: str | Path) -> Path:
+    """The page to write. ``ValueError``, one line, where it is a folder, or in none."""
+    page = Path(output)
+    if page.is_dir():
+        raise ValueError(
+            f"-o {output}: expected a file's name; found a folder. Type: -o {page / 'report.html'}"
+        )
+    _in_a_folder(output)
+    return page
+
+
+def folder_at(output: str | Path) -> Path:
+    """The folder to make, or to write into. ``ValueError``, one line, where it is a file, or in no
+    folder."""
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"-o {output}: expected a folder; found a file. Name another")
+    _in_a_folder(output)
+    return folder
+
+
+def _in_a_folder(output: str | Path) -> None:
+    parent = Path(output).absolute().parent
+    if not parent.is_dir():
+        there = next(above for above in parent.parents if above.exists())
+        raise ValueError(
+            f"-o {output}: expected a folder that is there; found no {parent.name} in {there}. "
+            f"Type: mkdir -p {Path(output).parent}"
+        )

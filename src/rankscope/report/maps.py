@@ -22,7 +22,7 @@ from rankscope.report.theme import (
     rate_name,
     rule_name,
     seeds_words,
-    series_name,
+    series_names,
     tooltips,
 )
 
@@ -217,9 +217,7 @@ def _rank_names(rows: pd.DataFrame) -> pd.Series:
 
 def _by_rule(rows: pd.DataFrame) -> pd.DataFrame:
     """One panel per scaling rule if there are several; full fine-tuning is in each."""
-    rows = rows.assign(
-        method=[series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)]
-    )
+    rows = rows.assign(method=series_names(rows))
     rules = sorted(rows["scaling"].dropna().unique())
     if len(rules) < 2:
         return rows

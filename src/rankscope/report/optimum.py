@@ -21,7 +21,7 @@ from rankscope.report.theme import (
     rank_axis,
     rate_name,
     seeds_words,
-    series_name,
+    series_names,
     tooltips,
 )
 
@@ -101,9 +101,7 @@ def _rows(conclusions: Conclusions) -> pd.DataFrame:
     rows = rows[rows["value"].notna()]
     if not rows["method"].eq("lora").any():
         return pd.DataFrame()
-    rows["series"] = [
-        series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)
-    ]
+    rows["series"] = series_names(rows)
     rows["place"] = dodged(rows, ["series"])
     rows["part"] = rows["method"].where(rows["mark"].isna(), rows["method"] + " edge")
     rows["rate"] = rows["learning_rate"].map(rate_name)

@@ -19,12 +19,18 @@ from rankscope.analysis.conclusions import Conclusions
 from rankscope.analysis.drift import kind
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.settings import by_setting
-from rankscope.report.figures import figures
+from rankscope.report.contrasts import contrasts_figure
+from rankscope.report.curves import alignment_figure, growth_figure, performance_figure
+from rankscope.report.drifts import steps_figure, threshold_figure
+from rankscope.report.interventions import paths_figure
+from rankscope.report.maps import layers_figure, rates_figure
 from rankscope.report.opening import opening
+from rankscope.report.optimum import optimum_figure
 from rankscope.report.pdf import to_pdf
 from rankscope.report.table import Table
 from rankscope.report.tables import tables
-from rankscope.report.theme import VEGA_LITE, Figure, series_name
+from rankscope.report.theme import VEGA_LITE, Figure, series_names
+from rankscope.report.training import continued_figure, curves_figure, loss_figure
 from rankscope.report.trials_table import is_long, searched_rows
 from rankscope.store.files import write_whole
 
@@ -134,9 +140,7 @@ def unbroken(text: str) -> Markup:
 def filters(frames: Frames) -> list[dict[str, Any]]:
     """The page's filters, each with a label and (value, text) options, if there are several."""
     trials = frames.trials
-    methods = sorted(
-        {series_name(m, s) for m, s in zip(trials["method"], trials["scaling"], strict=True)}
-    )
+    methods = sorted(set(series_names(trials)))
     ranks = sorted(trials["rank"].dropna().unique())
     choices = (
         ("task", "Task", [(name, name) for name in sorted(trials["task"].unique())]),
@@ -187,3 +191,26 @@ def _table_files(listed: list[Table], folder: Path) -> Iterator[Path]:
         write_whole(folder / f"{table.name}.csv", table.to_csv())
         write_whole(folder / f"{table.name}.tex", table.to_latex())
         yield from (folder / f"{table.name}.csv", folder / f"{table.name}.tex")
+
+
+DRAWN = (
+    growth_figure,
+    threshold_figure,
+    paths_figure,
+    loss_figure,
+    steps_figure,
+    curves_figure,
+    continued_figure,
+    contrasts_figure,
+    alignment_figure,
+    performance_figure,
+    rates_figure,
+    optimum_figure,
+    layers_figure,
+)
+
+
+def figures(frames: Frames, conclusions: Conclusions) -> list[Figure]:
+    """The figures that this study has data for."""
+    drawn = (draw(frames, conclusions) for draw in DRAWN)
+    return [figure for figure in drawn if figure is not None]

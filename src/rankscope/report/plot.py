@@ -19,7 +19,7 @@ from rankscope.analysis.conclusions import Conclusions, conclude
 from rankscope.analysis.frames import Frames
 from rankscope.report import curves as rank_curves
 from rankscope.report import drifts, maps, training
-from rankscope.report.from_store import frames, open_frames
+from rankscope.report.from_store import open_frames
 from rankscope.report.maps import short_names
 from rankscope.report.theme import Figure, look, named_colours, named_shapes, tooltips
 from rankscope.store.store import Store
@@ -96,7 +96,7 @@ def _chart(
     store: str | Path | Store,
     conclusions: Conclusions | None,
 ) -> alt.Chart:
-    found = frames(store) if isinstance(store, Store) else open_frames(store)
+    found = open_frames(store)
     figure = draw(found, conclusions if conclusions is not None else conclude(found))
     if figure is None:
         name = draw.__name__.removesuffix("_figure")

@@ -14,15 +14,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table as Grid
-from rich.text import Text
-
 from rankscope import __version__
 from rankscope.analysis.conclusions import conclude
 from rankscope.analysis.frames import Frames
-from rankscope.console import visible
+from rankscope.console import grid, output, plain
 from rankscope.report.from_store import open_frames
 
 SHIPPED = "minilm-glue"
@@ -176,29 +171,25 @@ def as_dict(found: Sequence[Any], base: str, against: dict[str, Any]) -> dict[st
 
 def show(found: Sequence[Any], against: dict[str, Any]) -> None:
     """Prints one line per source, then its position relative to each threshold."""
-    out = Console()
-    if not out.is_terminal:
-        out.width = max(out.width, 150)
-    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
-    grid.add_column("source (medians of layers)", overflow="fold", min_width=20)
-    for name in ("layers", "drift", "lowest", "rho", "highest", "sr(dW)", "sr/r"):
-        grid.add_column(name, justify="right", no_wrap=True)
+    out = output()
+    columns = ("layers", "drift", "lowest", "rho", "highest", "sr(dW)", "sr/r")
+    lines = grid("source (medians of layers)", *columns)
     for one in found:
         cells = (
             str(one.layers), _percent(one.drift), _percent(one.lowest_drift), _number(one.rho),
             _number(one.highest_rho), _number(one.stable_rank), _percent(one.utilisation, "{:.0%}"),
         )  # fmt: skip
-        grid.add_row(*(Text(visible(cell)) for cell in (one.source, *cells)))
-    out.print(grid)
+        lines.add_row(*map(plain, (one.source, *cells)))
+    out.print(lines)
     for one in found:
         if one.undefined or one.skipped:
             left = f"{one.undefined} layers without a drift, {one.skipped} parts not measured"
-            out.print(Text(visible(f"{one.source}: {left}")))
+            out.print(plain(f"{one.source}: {left}"))
         for line in standing(one.drift, one.rho, against):
-            out.print(Text(visible(f"{one.source}: beside {against['name']}, {line['sentence']}")))
+            out.print(plain(f"{one.source}: beside {against['name']}, {line['sentence']}"))
     for sentence in sentences(found):
-        out.print(Text(visible(sentence)))
-    out.print(Text(f"note: {WARNING}"))
+        out.print(plain(sentence))
+    out.print(plain(f"note: {WARNING}"))
 
 
 def _percent(value: float | None, form: str = "{:+.1%}") -> str:

@@ -12,17 +12,19 @@ from rankscope.analysis.drift import at_best, kind
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.selection import CONFIGURATION
 from rankscope.report.drift_tables import (
+    alignment_table,
     attained_table,
     continued_table,
+    contrasts_table,
     dynamics_table,
+    halfway_table,
     slopes_table,
     thresholds_table,
 )
 from rankscope.report.interventions import interventions_table
 from rankscope.report.maps import short_names
-from rankscope.report.pair_tables import alignment_table, contrasts_table, halfway_table
 from rankscope.report.table import RANK, WHERE, Column, Table, interval_columns
-from rankscope.report.theme import rate_name, series_name
+from rankscope.report.theme import rate_name, series_names
 from rankscope.report.trials_table import trials_table
 
 # tables with values of the metric, or differences of it
@@ -94,9 +96,7 @@ def configurations_table(frames: Frames, conclusions: Conclusions) -> Table:
     same = marked.groupby(at_rate, dropna=False, as_index=False)[["one_answer"]].sum()
     rows = rows.merge(same.astype({n: rows[n].dtype for n in at_rate}), on=at_rate, how="left")
     rows["edge"] = rows["edge"].where(rows["edge"].ne("none"))
-    rows["series"] = [
-        series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)
-    ]
+    rows["series"] = series_names(rows)
     return Table(
         "configurations",
         "Every configuration at its best learning rate",
@@ -128,9 +128,7 @@ def settings_table(conclusions: Conclusions) -> Table:
     """Every configuration that was trained in several settings, beside each other."""
     rows = conclusions.settings
     if len(rows):
-        rows = rows.assign(
-            series=[series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)]
-        )
+        rows = rows.assign(series=series_names(rows))
     return Table(
         "settings",
         "Settings beside each other",
@@ -191,9 +189,7 @@ def rates_table(conclusions: Conclusions) -> Table:
     """H5 per configuration."""
     rows = conclusions.rates.configurations
     if len(rows):
-        rows = rows.assign(
-            series=[series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)]
-        )
+        rows = rows.assign(series=series_names(rows))
     return Table(
         "best_rates",
         "Best learning rates",
@@ -238,9 +234,7 @@ def layers_table(frames: Frames) -> Table:
         )
     table["percent"] = 100 * (table["moved"] / table["base"] - 1)
     table["used"] = table["stable_rank"] / table["rank"]
-    table["series"] = [
-        series_name(m, s) for m, s in zip(table["method"], table["scaling"], strict=True)
-    ]
+    table["series"] = series_names(table)
     return Table(
         "layers",
         "Every layer at the best learning rate and checkpoint",

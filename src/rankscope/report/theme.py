@@ -213,6 +213,11 @@ def series_name(method: str, scaling: Any) -> str:
     return f"LoRA, {rule_name(scaling)}" if pd.notna(scaling) else "LoRA"
 
 
+def series_names(rows: pd.DataFrame) -> list[str]:
+    """`series_name` of every row."""
+    return [series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)]
+
+
 def rule_name(scaling: str) -> str:
     """The notation of a scaling rule: α/r, α/√r."""
     return scaling.replace("alpha", "α").replace("sqrt(r)", "√r")

@@ -7,7 +7,7 @@ import numpy as np
 from rankscope.analysis.drift import at_best
 from rankscope.analysis.frames import Frames
 from rankscope.report.table import RANK, WHERE, Column, Table
-from rankscope.report.theme import rate_name, series_name
+from rankscope.report.theme import rate_name, series_names
 
 
 def trials_table(frames: Frames) -> Table:
@@ -15,7 +15,7 @@ def trials_table(frames: Frames) -> Table:
     at the best evaluation."""
     rows = frames.all_trials
     rows = rows.assign(
-        series=[series_name(m, s) for m, s in zip(rows["method"], rows["scaling"], strict=True)],
+        series=series_names(rows),
         budget=rows["budget"].where(rows["budget"].ne(1)),
         diverged_at=rows["diverged_at"].astype(float),
     )

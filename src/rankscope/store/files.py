@@ -45,14 +45,13 @@ def loads(data: bytes, where: str) -> dict[str, Any]:
         raise DamagedFile(f'{where}: expected an object with a "format" number; found none')
     if content["format"] > FORMAT:
         raise ValueError(
-            f"{where}: written in format {content['format']}, and this rankscope reads up to "
-            f"{FORMAT}: "
-            "pip install --upgrade rankscope"
+            f"{where}: expected format {FORMAT} or older; found {content['format']}. Type: pip "
+            "install --upgrade rankscope"
         )
     seal = content.pop("sha256", None)
     if seal is not None and seal != _seal(content):
         raise DamagedFile(
-            f"{where}: expected the content that its sha256 was taken of; found another"
+            f"{where}: expected content with the SHA-256 that it states; found other content"
         )
     return content
 
@@ -62,7 +61,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"{twice!r} stands in it twice")
+        raise ValueError(f"the key {twice!r} occurs twice")
     return found
 
 

@@ -68,7 +68,8 @@ def _check_place(storage: Storage) -> None:
                 ) from None
             if error.errno == errno.ELOOP and not os.path.islink(storage.root):
                 raise NotADirectoryError(
-                    f"{storage}: expected a folder for the store; found a link to itself above it"
+                    f"{storage}: expected a folder for the store; found above it a folder that "
+                    "is a link to itself"
                 ) from None
     if isinstance(storage, LocalStorage) and os.path.lexists(storage.root):
         if storage.root.is_dir():

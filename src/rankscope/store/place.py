@@ -20,9 +20,11 @@ DEVICES = {
 def storage_at(place: str | Path) -> Storage:
     """The storage in that folder or at that URL."""
     if not str(place).strip():
-        raise ValueError(f"{str(place)!r}: expected the path of a store; found none in it")
+        raise ValueError(f"{str(place)!r}: expected the path of a store; found no characters")
     if "\0" in str(place):
-        raise ValueError(f"{str(place)!r}: expected the path of a store; found a NUL in it")
+        raise ValueError(
+            f"{str(place)!r}: expected the path of a store; found a NUL character in it"
+        )
     if "://" in str(place) and not str(place).startswith("file://"):
         from rankscope.store.fsspec_storage import FsspecStorage
 

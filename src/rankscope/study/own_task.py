@@ -123,7 +123,7 @@ class OwnTask(BaseModel):
         if self.is_regression and self.labels:
             raise ValueError('labels: expected none with kind = "regression"')
         if self.labels and len({str(label) for label in self.labels}) < len(self.labels):
-            raise ValueError(f"labels: every class once, got {self.labels}")
+            raise ValueError(f"labels: expected every class once; found {self.labels}")
         columns = [*(self.text or []), *([] if self.is_language else [self.label])]
         if len(set(columns)) < len(columns):
             raise ValueError(f"text and label: expected different columns; found {columns}")

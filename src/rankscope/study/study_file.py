@@ -22,9 +22,8 @@ from rankscope.study.sections import (
 )
 from rankscope.study.settings import Setting, check_size, settings
 from rankscope.study.tasks import check_task, recipe_for
-from rankscope.study.toml_file import parse_toml, read_toml
 from rankscope.study.trial import GAP, GAP_CODE, LISTED, STRICT, Trial, digest, setting_of
-from rankscope.study.values import ReportTo
+from rankscope.study.values import ReportTo, parse_toml, read_toml
 
 _SIDES = ("scientific", "fixed")
 

@@ -1,13 +1,45 @@
-"""The values that a study's keys may have, and what a message says was expected."""
+"""A study file as a table of TOML, read within limits; the values that its keys may have, and what
+a message says was expected."""
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import regex
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from rankscope.study.trial import ALL_LINEAR, Init
+
+_BYTES = 2**20  # of a study file; the largest that ships has 2,000
+_LINE = 20_000  # characters: tomllib's time grows with the square of the parts of a.b.c
+
+
+def read_toml(path: Path) -> str:
+    """The text of a file. ``ValueError``, one line, if it is too large or no UTF-8."""
+    if (size := path.stat().st_size) > _BYTES:
+        raise ValueError(f"{path}: expected at most {_BYTES} bytes of TOML; found {size}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8; found {error}. Save it as UTF-8") from None
+
+
+def parse_toml(text: str, label: str) -> dict[str, Any]:
+    """The table; ``label`` names it in a ``ValueError`` of one line."""
+    if (longest := max(map(len, text.split("\n")))) > _LINE:
+        raise ValueError(
+            f"{label}: expected lines of at most {_LINE} characters; found one of {longest}. Lists "
+            "may have several lines"
+        )
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(f"{label}: not TOML: nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
+        raise ValueError(f"{label}: not TOML: {error}") from None
+
 
 EXPECTED = {
     "lora_alpha": 'a number above 0, or a multiple of the rank such as "r" or "2r"',
@@ -28,7 +60,7 @@ def distinct(values: list[Any] | None) -> list[Any] | None:
     met: set[str] = set()
     for value in values or ():
         if repr(value) in met:
-            raise ValueError(f"every value once, got {value!r:.80} twice")
+            raise ValueError(f"expected every value once; found {value!r:.80} twice")
         met.add(repr(value))
     return values
 

@@ -30,14 +30,13 @@ from rankscope.sweep.machine import (
     free_here,
     workers_with_room,
 )
-from rankscope.sweep.plan import begun
 from rankscope.sweep.processes import run_processes, worker_command
 from rankscope.sweep.ray import run_on_ray
 from rankscope.sweep.speed import gpu_name
 from rankscope.sweep.status import Meter, mean
 from rankscope.sweep.trackers import Trackers
 from rankscope.sweep.trackers import check as check_trackers
-from rankscope.sweep.worker import Outcome, TrainPack, Worker
+from rankscope.sweep.worker import Outcome, TrainPack, Worker, begun
 from rankscope.train.packed import BY_ITS_OWN_FORWARD
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from rankscope.process import stopping_between_steps
 from rankscope.store.lease import (
     FailureDetector,
     Lease,
@@ -25,7 +26,6 @@ from rankscope.store.store import Store
 from rankscope.store.trial_dir import TrialDir
 from rankscope.study.trial import Trial
 from rankscope.sweep.installed import changed_code
-from rankscope.sweep.stop import stopping_between_steps
 from rankscope.sweep.trackers import Trackers
 
 DEATHS = 20  # after so many deaths a pack counts as failed: most likely it runs out of memory
@@ -57,6 +57,14 @@ class Outcome:
 
     trained: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+
+
+def begun(store: str | Path | None) -> Store | None:
+    """The store, if it exists."""
+    try:
+        return None if store is None else Store(store)
+    except FileNotFoundError:
+        return None
 
 
 def missing(store: Store | None, trials: Sequence[Trial]) -> list[Trial]:

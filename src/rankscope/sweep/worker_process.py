@@ -13,10 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from rankscope.console import message
-from rankscope.startup import end_at_once, without_collection
+from rankscope.process import Stopped, end_at_once, stopping_on_signals, without_collection
 from rankscope.sweep.installed import BEGUN, changed_code
 from rankscope.sweep.processes import BEGAN
-from rankscope.sweep.stop import Stopped, stopping_on_signals
 
 
 def main() -> int:

@@ -6,8 +6,6 @@ any of its content is used.
 
 from __future__ import annotations
 
-import time
-
 MB = 2**20
 NAME = 1_000  # characters of a tensor's name; real ones have up to 150
 TENSORS = 200_000  # tensors of one file
@@ -31,17 +29,3 @@ REPEATS = 1_000  # its counted repeats, such as {3}, multiplied: compiling it ta
 PATTERN_SECONDS = 0.2  # one of them on one name: it takes microseconds
 PATTERNS_SECONDS = 0.5  # all of them on all names, above 10 microseconds for each
 LAYERS = 10_000  # of a model made by layer_replication
-
-
-class Stopwatch:
-    """A time budget that many small tasks share."""
-
-    def __init__(self, seconds: float) -> None:
-        self.left = seconds
-
-    def __enter__(self) -> Stopwatch:
-        self.started = time.thread_time()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.left -= max(0.0, time.thread_time() - self.started - 1e-5)

@@ -19,9 +19,8 @@ from rankscope.weights.limits import (
     PATTERNS,
     PATTERNS_SECONDS,
     REPEATS,
-    Stopwatch,
 )
-from rankscope.weights.matrix import Skipped
+from rankscope.weights.matrix import Skipped, Stopwatch
 
 T = TypeVar("T")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Literal, NamedTuple
 import regex
 
 from rankscope.linalg import Operator
-from rankscope.weights.limits import PATTERN_SECONDS, PATTERNS_SECONDS, Stopwatch
+from rankscope.weights.limits import PATTERN_SECONDS, PATTERNS_SECONDS
 
 Kind = Literal["W", "dW", "W+dW"]
 
@@ -86,6 +87,20 @@ def selected(layers: Iterable[Layer], pattern: re.Pattern[str] | None) -> Readin
             f"{len(left_out)}, "
             f"such as {', '.join(name[:100] for name in left_out[:3])}."
         )
+
+
+class Stopwatch:
+    """A time budget that many small tasks share."""
+
+    def __init__(self, seconds: float) -> None:
+        self.left = seconds
+
+    def __enter__(self) -> Stopwatch:
+        self.started = time.thread_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.left -= max(0.0, time.thread_time() - self.started - 1e-5)
 
 
 def _finds(pattern: re.Pattern[str], name: str, watch: Stopwatch) -> bool:

@@ -1,4 +1,6 @@
-"""How much is lost in the deepest drifts, and whether models near sr(W) do well at all."""
+"""Losses with drift, read three ways: the mean of the deepest drifts less that near sr(W); the best
+attained beyond a drift, paired by configuration; and brackets, the two visited drifts between which
+each configuration and seed lost a share of the gain."""
 
 from __future__ import annotations
 
@@ -7,10 +9,10 @@ from collections.abc import Hashable
 import numpy as np
 import pandas as pd
 
-from rankscope.analysis.distributions import student
+from rankscope.analysis.distributions import chi_squared_ppf, normal, student
 from rankscope.analysis.inference import LEVEL, Interval, jackknife
 from rankscope.analysis.threshold.dose import Fits
-from rankscope.analysis.threshold.evidence import Evidence
+from rankscope.analysis.threshold.evidence import NEAR, Evidence
 
 
 def loss(data: Evidence, found: Fits, noise: float) -> Interval:
@@ -41,3 +43,109 @@ def premise(near: pd.Series, best: pd.Series, constant: float) -> Interval:
         return float(at / top) if top > 0 else np.nan
 
     return jackknife(list(both.index), share, "configuration")
+
+
+RATIOS = (
+    0.9,
+    0.75,
+    0.5,
+    0.35,
+    0.25,
+    0.2,
+    0.15,
+    0.1,
+    0.05,
+)  # where sr falls; their inverses where it rises
+
+
+def attained(found: Evidence) -> pd.DataFrame:
+    """One row per ratio c: ``near``, ``beyond`` (means over configurations), ``loss`` = near -
+    beyond with its Student interval ``low``, ``high`` over ``configurations``, and ``p`` of no
+    loss.
+
+    For each configuration and side the rate is chosen by the mean over seeds of the trials' best
+    evaluation there. Both sides are best values, so neither has an advantage by selection alone.
+    """
+    near = best_by_configuration(found.points[found.points["log_drift"].abs().le(NEAR)])
+    rows = []
+    for ratio in RATIOS:
+        beyond = best_by_configuration(found.points[found.points["u"].gt(-np.log(ratio))])
+        both = pd.concat([near, beyond], axis=1, keys=["near", "beyond"]).dropna()
+        change = both["near"] - both["beyond"]
+        count = len(change)
+        error = change.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
+        reach = student.ppf((1 + LEVEL) / 2, count - 1) * error if count > 1 else np.nan
+        p = (
+            2 * student.sf(abs(change.mean()) / error, count - 1)
+            if count > 1 and error > 0
+            else np.nan
+        )
+        rows.append(
+            {
+                "ratio": ratio if found.sign < 0 else 1 / ratio,
+                "configurations": count,
+                "near": both["near"].mean(),
+                "beyond": both["beyond"].mean(),
+                "loss": change.mean(),
+                "low": change.mean() - reach,
+                "high": change.mean() + reach,
+                "p": float(p),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def best_by_configuration(points: pd.DataFrame) -> pd.Series:
+    """Per configuration, the best mean over seeds of any rate that no other rate outnumbers in
+    seeds."""
+    tops = points.groupby(["configuration", "learning_rate", "trial_code"])["y"].max()
+    rates = tops.groupby(["configuration", "learning_rate"]).agg(["mean", "size"])
+    most = rates.groupby("configuration")["size"].transform("max")
+    return rates.loc[rates["size"].eq(most), "mean"].groupby("configuration").max()
+
+
+FEWEST = 3
+MEANS, SPREADS = 241, 40  # points of the grid over mu and omega
+
+
+def brackets(found: Evidence, constant: float, best: float, share: float) -> pd.DataFrame:
+    """One row per configuration and seed that reached the level c0 + (1 - q)(V - c0) and drifted.
+
+    Columns: ``rank``, ``scaling``, ``seed``, ``last`` (the largest drift u at which the
+    level was held, over all rates) and ``next`` (the next larger drift that was
+    visited; infinite if there is none).
+    """
+    level = constant + (1 - share) * (best - constant)
+    rows = []
+    for (rank, scaling, seed), part in found.points.groupby(
+        ["rank", "scaling", "seed"], dropna=False
+    ):
+        held = part.loc[part["y"].ge(level), "u"]
+        if held.empty or part["u"].max() <= NEAR:
+            continue
+        last = float(held.max())
+        later = part.loc[part["u"].gt(max(last, NEAR)), "u"]
+        rows.append((rank, scaling, seed, last, float(later.min()) if len(later) else np.inf))
+    return pd.DataFrame(rows, columns=["rank", "scaling", "seed", "last", "next"])
+
+
+def tolerated(pairs: pd.DataFrame) -> tuple[Interval, float]:
+    """mu with its 95 % profile-likelihood interval, and omega. Unknown for fewer than three
+    pairs."""
+    count = len(pairs)
+    last, after = pairs["last"].to_numpy(dtype=float), pairs["next"].to_numpy(dtype=float)
+    closed = after[np.isfinite(after)]
+    if count < FEWEST or len(closed) < 2:
+        return Interval(np.nan, np.nan, np.nan, "bracket", count), np.nan
+    top = float(closed.max())
+    means, spreads = np.linspace(0, 1.5 * top, MEANS), np.geomspace(0.05, top, SPREADS)
+    mu, omega = means[:, None, None], spreads[None, :, None]
+    below = np.where(last > 0, normal.cdf((last - mu) / omega), 0.0)
+    likelihood = np.log(np.maximum(normal.cdf((after - mu) / omega) - below, 1e-12)).sum(axis=2)
+    profile = likelihood.max(axis=1)
+    inside = means[profile >= profile.max() - chi_squared_ppf(LEVEL, 1) / 2]
+    high = float(inside.max()) if inside.max() < means[-1] else np.inf
+    spread = float(spreads[likelihood[profile.argmax()].argmax()])
+    return Interval(
+        float(means[profile.argmax()]), float(inside.min()), high, "bracket", count
+    ), spread

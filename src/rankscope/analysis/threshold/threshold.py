@@ -16,11 +16,16 @@ from rankscope.analysis.inference import (
     percentiles,
     stratified_draws,
 )
-from rankscope.analysis.threshold.attained import attained, best_by_configuration
-from rankscope.analysis.threshold.brackets import brackets, tolerated
 from rankscope.analysis.threshold.dose import Fits, fits
 from rankscope.analysis.threshold.evidence import NEAR, Evidence, evidence
-from rankscope.analysis.threshold.losses import loss, premise
+from rankscope.analysis.threshold.losses import (
+    attained,
+    best_by_configuration,
+    brackets,
+    loss,
+    premise,
+    tolerated,
+)
 
 # of the way to the next checkpoint that the ends of the dose are moved out: what lies anywhere in a
 # bracket lies a quarter of it from its middle on average; less covers too little, more too much

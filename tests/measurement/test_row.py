@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rankscope.cli import main
-from rankscope.linalg import Dense, LowRank, energy_rank, singular_values
+from rankscope.linalg import Dense, LowRank
 from rankscope.measurement.measure import measure
 from rankscope.measurement.row import energy_ranks, measured_together
 from rankscope.weights import Matrix
@@ -42,13 +42,18 @@ def uneven(case: Case, folder: Path) -> Path:
     return folder
 
 
-def test_facts_of_a_spectrum_equal_those_of_linalg() -> None:
+def test_energy_ranks_count_singular_values() -> None:
     generator = torch.Generator().manual_seed(0)
-    M = LowRank(
-        B=torch.randn(30, 8, generator=generator), A=torch.randn(8, 20, generator=generator)
-    )
-    sigma = singular_values(M)
-    assert energy_ranks(sigma[None]) == [tuple(energy_rank(M).tolist())]
+    sigma = torch.randn(3, 8, generator=generator).abs().sort(descending=True).values.double()
+    energy = sigma.numpy() ** 2
+    expected = [
+        tuple(
+            next(k for k in range(1, 9) if own[:k].sum() >= share * own.sum())
+            for share in (0.90, 0.95, 0.99)
+        )
+        for own in energy
+    ]
+    assert energy_ranks(sigma) == expected
     # 0.9 exactly is enough
     both = torch.tensor([[3.0, 1.0], [1.0, 0.0]])
     assert energy_ranks(both) == [(1, 2, 2), (1, 1, 1)]
