@@ -13,6 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 import rankscope as rs
+from measurement.sharded import logged
 from rankscope.measurement.row import Row
 from rankscope.weights.live_weight import base_weight
 from rankscope.weights.matrix import Skipped
@@ -148,11 +149,7 @@ def test_a_whole_model_on_no_device_is_one_line(caplog: pytest.LogCaptureFixture
     callback = rs.StableRankCallback(every=1)
     callback.on_init_end(None, state, control, model=model)
     callback.on_train_begin(None, state, control, model=model)
-    state.global_step = 1
-    callback.on_step_end(None, state, control, model=model)
-    logs = {"loss": 1.0}
-    callback.on_log(None, state, control, model=model, logs=logs)
-    assert logs == {"loss": 1.0}
+    assert logged(callback, model, 0) == {"loss": 1.0}
     assert "meta" in caplog.text
 
 

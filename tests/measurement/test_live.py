@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import rankscope as rs
+from measurement.sharded import logged
 from tiny import Attention, roberta, shake, stable_rank
 
 DATA = [{"input_ids": torch.arange(6) + i, "labels": torch.tensor(i % 2)} for i in range(16)]
@@ -119,11 +120,7 @@ def test_partitioned_parameters_are_said_in_one_line(
     )
     callback = rs.StableRankCallback(every=1)
     callback.on_train_begin(None, state, control, model=model)
-    state.global_step = 1
-    callback.on_step_end(None, state, control, model=model)
-    logs = {"loss": 1.0}
-    callback.on_log(None, state, control, model=model, logs=logs)
-    assert logs == {"loss": 1.0}
+    assert logged(callback, model, 0) == {"loss": 1.0}
     assert caplog.text.count("partitioned by DeepSpeed ZeRO-3") == 1
     with pytest.raises(ValueError, match="partitioned by DeepSpeed ZeRO-3"):
         rs.probe(model, reference if kind == "full" else None)

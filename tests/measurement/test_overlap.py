@@ -15,7 +15,7 @@ from rankscope.measurement import measure as overlap
 from rankscope.measurement.measure import measure, overlapped
 
 LARGE = 2 * overlap.SMALL
-UNIT = 8 * overlap.ROOM // 5
+UNIT = 8 * (overlap.ROOM // 5)
 
 
 def sized(item: int) -> tuple[int, int]:

@@ -131,7 +131,7 @@ def test_places_that_are_no_store(
         (loop, "found a link to itself or to nothing"),
         (loop / "in", "found above it a folder that is a link to itself"),
         (loop.parent / ("n" * 300), "name too long"),
-        ("", "'': expected the path of a store; found no characters"),
+        ("", "'': expected the path of a store; found none"),
         (file, "found a file"),
         ("a\0b", "'a\\x00b': expected the path of a store; found a NUL character in it"),
     ):

@@ -24,6 +24,15 @@ def noise(*shape: int) -> Tensor:
 W, B, A = noise(256, 192), noise(256, 4), noise(4, 192)
 
 
+def check(adapter: Path, base: Path, dense: Tensor, note: str, *, rel: float) -> None:
+    """Rows of an adapter on a packed base, against the base's dense values."""
+    rows = {row.matrix: row for row in measure(adapter, base=base, rtol=1e-6).rows}
+    assert rows["W"].stable_rank == pytest.approx(stable_rank(dense), rel=rel)
+    expected = stable_rank(dense + B.double() @ A.double())
+    assert rows["W+dW"].stable_rank == pytest.approx(expected, rel=rel)
+    assert note in rows["W+dW"].note
+
+
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
     folder = tmp_path / "adapter"
@@ -75,15 +84,7 @@ def test_float8_is_scaled(adapter: Path, tmp_path: Path, scale: tuple[int, ...],
             for j in range(2):
                 whole[128 * i : 128 * (i + 1), 128 * j : 128 * (j + 1)] = s[i, j]
     dense = small.double() * whole.double()
-    rows = {
-        row.matrix: row
-        for row in measure(adapter, base=tmp_path / "base.safetensors", rtol=1e-6).rows
-    }
-    assert rows["W"].stable_rank == pytest.approx(stable_rank(dense), rel=1e-6)
-    assert rows["W+dW"].stable_rank == pytest.approx(
-        stable_rank(dense + B.double() @ A.double()), rel=1e-6
-    )
-    assert "W is dequantised from float8" in rows["W+dW"].note
+    check(adapter, tmp_path / "base.safetensors", dense, "W is dequantised from float8", rel=1e-6)
 
 
 def test_float8_without_or_with_a_strange_scale(adapter: Path, tmp_path: Path) -> None:
@@ -138,12 +139,10 @@ def test_bitsandbytes(adapter: Path, tmp_path: Path, kind: str) -> None:
         {name: tensor.contiguous() for name, tensor in stored.items()},
         tmp_path / "base.safetensors",
     )
-    rows = {
-        row.matrix: row
-        for row in measure(adapter, base=tmp_path / "base.safetensors", rtol=1e-6).rows
-    }
-    assert rows["W"].stable_rank == pytest.approx(stable_rank(dense), rel=1e-5)
-    assert rows["W+dW"].stable_rank == pytest.approx(
-        stable_rank(dense + B.double() @ A.double()), rel=1e-5
+    check(
+        adapter,
+        tmp_path / "base.safetensors",
+        dense,
+        "W is dequantised from bitsandbytes",
+        rel=1e-5,
     )
-    assert "W is dequantised from bitsandbytes" in rows["W+dW"].note

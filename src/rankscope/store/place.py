@@ -20,7 +20,7 @@ DEVICES = {
 def storage_at(place: str | Path) -> Storage:
     """The storage in that folder or at that URL."""
     if not str(place).strip():
-        raise ValueError(f"{str(place)!r}: expected the path of a store; found no characters")
+        raise ValueError(f"{str(place)!r}: expected the path of a store; found none")
     if "\0" in str(place):
         raise ValueError(
             f"{str(place)!r}: expected the path of a store; found a NUL character in it"
