@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -90,3 +91,18 @@ def test_columns_that_no_table_has(tmp_path: Path, name: str, content: str, says
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=says):
         read_table(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["one.csv", "one.txt", "one.jsonl"])
+def test_a_line_without_an_end_is_not_taken_into_memory(tmp_path: Path, name: str) -> None:
+    """Its first 44 MB are looked at, piece by piece."""
+    path = tmp_path / name
+    path.touch()
+    os.truncate(path, 300_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="expected lines of at most 10000000 characters"):
+            read_table(path)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()

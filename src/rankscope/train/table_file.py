@@ -75,6 +75,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _decoded(path: Path) -> str:
+    _check_unread_lines(path)
     raw = path.read_bytes()
     if what := next((what for mark, what in _PACKED if raw.startswith(mark)), None):
         raise ValueError(f"expected text; found {what}")
@@ -96,6 +97,23 @@ def _decoded(path: Path) -> str:
     if not text.lstrip().startswith("["):  # a list of JSON may be one line
         _check_line_ends(text)
     return text
+
+
+def _check_unread_lines(path: Path) -> None:
+    """What ``_check_line_ends`` finds in text, before the file is in memory, by bytes: of a
+    character there are at most four."""
+    since, begun = 0, False
+    with path.open("rb") as file:
+        while chunk := file.read(2**22):
+            if not begun and chunk.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n").startswith(b"["):
+                return
+            begun = True
+            end = max(chunk.rfind(mark) for mark in (b"\n", b"\r"))
+            since = since + len(chunk) if end < 0 else len(chunk) - end - 1
+            if since > 4 * LONGEST_LINE:
+                raise ValueError(
+                    f"expected lines of at most {LONGEST_LINE} characters; found a longer one"
+                )
 
 
 def _check_line_ends(text: str) -> None:
