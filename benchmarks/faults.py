@@ -244,8 +244,9 @@ def rounds(folder: Path, results: Results, *, kills: int, seed: int) -> None:
     study = folder / "study.toml"
     study.write_text(STUDY)
     os.environ["OMP_NUM_THREADS"] = "1"
-    subprocess.run(command(study, folder / "undisturbed"), check=True)
-    undisturbed = Store(folder / "undisturbed")
+    whole = folder / f"undisturbed {results.version}"
+    subprocess.run(command(study, whole), check=True)
+    undisturbed = Store(whole)
     number, killed = 0, 0
     while killed < kills and not results.failed:
         name = f"round {number + 1}, seed {seed}"
