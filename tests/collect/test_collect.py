@@ -319,6 +319,71 @@ def test_unlike_adapters_of_one_rank_are_trials_of_their_own(tmp_path: Path) -> 
     assert said == {"", "use_dora", "init_lora_weights", "rank_pattern"}
 
 
+def test_optimisers_and_alphas_are_never_pooled(tmp_path: Path) -> None:
+    """Equal in rank, rate and seed: an optimiser of the run, an alpha of the adapter."""
+    kinds = {"a": ("adamw_torch", 8), "b": ("muon", 8), "c": ("adamw_torch", 16)}
+    for name, (optim, alpha) in kinds.items():
+        run = adapters(tmp_path / "runs" / f"{name}-lr1e-4", [2], [{"step": 2, "eval_loss": 0.5}],
+                       lora_alpha=alpha)  # fmt: skip
+        (run / "args.json").write_text(json.dumps({"optim": optim, "seed": 0}))
+    folders = [tmp_path / "runs" / f"{name}-lr1e-4" for name in kinds]
+    found = collect(folders, tmp_path / "s",
+                    asked=Asked(base=str(tmp_path / "runs" / "base"), task="t"))  # fmt: skip
+    assert found.left_out == {}
+    settings = Store(tmp_path / "s").trials()["setting"]
+    assert set(settings) == {"lora_alpha=2r", "lora_alpha=2r, optimizer=muon", "lora_alpha=4r"}
+
+
+def test_an_adapter_with_a_name_of_its_own(tmp_path: Path) -> None:
+    """PEFT saves it in a folder of that name, beside the trainer's own files; pickled ones are
+    read as they are."""
+    run = adapters(tmp_path / "lr1e-4", [2, 4], [{"step": 2, "eval_loss": 0.5}])
+    for checkpoint in run.glob("checkpoint-*"):
+        (checkpoint / "mine").mkdir()
+        for file in checkpoint.glob("adapter_*"):
+            file.rename(checkpoint / "mine" / file.name)
+    weights = run / "checkpoint-4" / "mine" / "adapter_model.safetensors"
+    torch.save(load_file(weights), weights.with_name("adapter_model.bin"))
+    weights.unlink()
+    found = by_llama(run, tmp_path / "s")
+    assert found.left_out == {}
+    assert set(Store(tmp_path / "s").spectra()["step"]) == {0, 2, 4}
+    shutil.copytree(run / "checkpoint-2" / "mine", run / "checkpoint-2" / "other")
+    (notes,) = by_llama(run, tmp_path / "t").notes.values()
+    assert any(n.startswith("checkpoint-2: left out: 2 adapters in it, mine, other") for n in notes)
+
+
+def test_evaluations_by_another_name_than_eval(tmp_path: Path) -> None:
+    log: list[dict[str, Any]] = [{"step": 2, "loss": 0.9}]
+    log += [{"step": 2, "valid_loss": 0.5, "valid_runtime": 1.0}, {"step": 2, "train_runtime": 3.0}]
+    found = history(log)
+    assert found.frame["eval_loss"].to_list() == [0.5]
+    assert found.notes == ["evaluations are named valid_*: taken as eval_*"]
+    found = history([*log, {"step": 4, "test_loss": 0.4, "test_runtime": 1.0}])
+    assert found.frame.empty
+    assert found.notes[0].startswith(
+        "evaluations are named test_*, valid_*, none eval_*: not taken"
+    )
+    found = history([*log, {"step": 4, "eval_loss": 0.4, "eval_runtime": 1.0}])
+    assert found.frame["eval_loss"].to_list() == [0.4]
+
+
+def test_rewards_are_there_to_choose_by(tmp_path: Path) -> None:
+    """DPO's and GRPO's logs, and sentence-transformers': the loss is taken, which is said."""
+    lines = {"eval_loss": 0.69, "eval_rewards/accuracies": 0.6, "eval_rewards/margins": 0.1}
+    run = adapters(tmp_path / "lr1e-4", [4], [{"step": 4, **lines}])
+    (notes,) = by_llama(run, tmp_path / "s").notes.values()
+    assert (
+        "metric: eval_loss taken; also logged: rewards_accuracies, rewards_margins; " in notes[-1]
+    )
+    asked = Asked(base=str(tmp_path / "base"), task="t", metric="rewards/accuracies")
+    assert collect([run], tmp_path / "t", asked=asked).left_out == {}
+    trials = Store(tmp_path / "t").trials()
+    assert (trials["metric"].item(), trials["best"].item()) == ("rewards_accuracies", 0.6)
+    found = history([{"step": 4, "eval_sts-dev_spearman_cosine": 0.8, "eval_loss": 0.1}]).frame
+    assert found["sts-dev_spearman_cosine"].to_list() == [0.8]
+
+
 def test_of_several_metrics_the_one_taken_is_said(tmp_path: Path) -> None:
     log = [{"step": 4, "eval_en_loss": 0.5}, {"step": 4, "eval_de_loss": 0.7}]
     run = adapters(tmp_path / "lr1e-4", [4], log)

@@ -42,6 +42,8 @@ def history(entries: Iterable[Mapping[str, Any]], *, best_loaded: bool | None = 
     rows: dict[int, dict[str, float]] = {}
     losses: dict[int, float] = {}
     found = History(pd.DataFrame(columns=["step"]))
+    entries = list(entries)
+    prefix = _prefix(entries, found.notes)
     ended, after, twice, reached = False, 0, 0, 0
     resumed: set[int] = set()
     for entry in entries:
@@ -51,7 +53,7 @@ def history(entries: Iterable[Mapping[str, Any]], *, best_loaded: bool | None = 
         step = step_of(entry)
         if step is None:
             continue
-        metrics, loss = _metrics(entry), _train_loss(entry)
+        metrics, loss = _metrics(entry, prefix), _train_loss(entry)
         ended = ended and loss is None  # else training went on
         if step < reached and not ended:  # the weights of later steps were written anew
             resumed.add(step)
@@ -108,10 +110,30 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def _metrics(entry: Mapping[str, Any]) -> dict[str, float]:
+def _prefix(entries: Iterable[Mapping[str, Any]], notes: list[str]) -> str:
+    """What the names of evaluations begin with: eval, or where no name does, what the run said to
+    Trainer (``metric_key_prefix``), by the runtimes that it logs."""
+    keys = {str(key).replace("/", "_") for entry in entries for key in entry}
+    ends = {key.removesuffix("_runtime") for key in keys if key.endswith("_runtime")}
+    others = sorted(ends - {"train"})
+    if not others or any(key.startswith("eval_") for key in keys):
+        return "eval"
+    if len(others) > 1:
+        notes.append(
+            f"evaluations are named {', '.join(f'{one}_*' for one in others)}, none eval_*: not "
+            "taken; a column metrics of --map names a table of those that count"
+        )
+        return "eval"
+    notes.append(f"evaluations are named {others[0]}_*: taken as eval_*")
+    return others[0]
+
+
+def _metrics(entry: Mapping[str, Any], prefix: str) -> dict[str, float]:
     found = {}
     for key, value in entry.items():
         name = str(key).replace("/", "_")
+        if name.startswith(f"{prefix}_"):
+            name = f"eval_{name.removeprefix(f'{prefix}_')}"
         if not name.startswith("eval_") or name.removeprefix("eval_") in _NOT_METRICS:
             continue
         if any(name.endswith(f"_{end}") for end in _NOT_METRICS):
@@ -129,6 +151,7 @@ def _train_loss(entry: Mapping[str, Any]) -> float | None:
     return None
 
 
+_LISTED = 6
 KNOWN = ("matthews_correlation", "pearson", "spearman", "accuracy", "f1", "f1_macro")
 
 
@@ -150,6 +173,10 @@ def metric_of(frame: pd.DataFrame, asked: str | None, said: str | None, notes: l
     if len(known) == 1:
         return known[0]
     if "eval_loss" in names or not names:
+        others = [name for name in names if name not in (*KNOWN, "eval_loss", "is_constant")]
+        if others and not known:
+            listed = ", ".join(others[:_LISTED]) + ", ..." * (len(others) > _LISTED)
+            notes.append(f"metric: eval_loss taken; also logged: {listed}; --metric decides")
         return "eval_loss"
     if len(names) > 1:
         notes.append(f"metric: {names[0]} taken out of {', '.join(names)}; --metric decides")

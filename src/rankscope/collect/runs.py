@@ -74,6 +74,11 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(p for p in inside if not p.name.startswith("."))
 
 
+def _adapters_in(checkpoint: Path) -> list[Path]:
+    """The folders of adapters with names other than "default", which PEFT saves inside."""
+    return [p for p in _folders(checkpoint) if (p / ADAPTER).is_file() and has_weights(p)]
+
+
 def has_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in WEIGHTS)
 
@@ -104,22 +109,31 @@ def cut_off(folder: Path) -> str | None:
 def open_run(folder: Path) -> Run:
     """Which weights it saved, by the steps that its own files say."""
     run = Run(folder)
-    states = [state(folder)]
+    states, saved = [state(folder)], dict[int, Path]()
     for path in _folders(folder):
         if not (match := CHECKPOINT.fullmatch(path.name)):
             continue
         own, step = state(path), int(match[1])
         states.append(own)
-        if not has_weights(path):
+        saved[step] = path
+        named = [] if has_weights(path) else _adapters_in(path)
+        weights = named[0] if len(named) == 1 else path
+        if len(named) > 1:
+            run.notes.append(
+                f"{path.name}: left out: {len(named)} adapters in it, "
+                f"{', '.join(one.name for one in named)}; a run has one: copy it to a folder of "
+                "its own"
+            )
+        elif not has_weights(weights):
             run.notes.append(f"{path.name}: no weights in it")
-        elif (fault := cut_off(path)) is not None:
+        elif (fault := cut_off(weights)) is not None:
             run.notes.append(f"{path.name}: left out: {fault}")
         elif own.get("global_step", step) != step:
             run.notes.append(f"{path.name}: left out: its {STATE} says step {own['global_step']}")
         else:
-            run.weights[step] = path
+            run.weights[step] = weights
     run.state = max(states, key=lambda one: (_int(one.get("global_step")), len(_log(one))))
-    places = [folder, *(run.weights[step] for step in sorted(run.weights, reverse=True))]
+    places = [folder, *(saved[step] for step in sorted(run.weights, reverse=True))]
     run.args = next((place for place in places if (place / ARGS).is_file()), None)
     if has_weights(folder):
         _place_root(run, states[0])

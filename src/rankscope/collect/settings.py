@@ -21,7 +21,7 @@ import yaml
 from rankscope.collect.history import number
 from rankscope.collect.runs import ARGS, Run
 from rankscope.collect.training_args import training_args
-from rankscope.study.trial import Schedule, Trial
+from rankscope.study.trial import Optimizer, Schedule, Trial
 
 TEXT_BYTES = 2**20
 # a trainer's word -> a trial's
@@ -86,10 +86,10 @@ def said_of(run: Run, mapped: Mapping[str, Any], *, root: Path) -> Said:
         settings["learning_rate"] = rate
         found.notes.append("learning rate: as logged, where it never changed")
     optimizer = str(trainer.get("optim", trainer.get("optimizer", "adamw"))).lower()
-    if "adam" not in optimizer and optimizer != "sgd":
+    if optimizer in get_args(Optimizer):
+        settings["optimizer"] = optimizer
+    elif "adam" not in optimizer:
         found.notes.append(f"optimizer {optimizer[:40]}: kept as adamw, which is not so")
-    elif optimizer == "sgd":
-        settings["optimizer"] = "sgd"
     given = {k: v for k, v in mapped.items() if k not in COLUMNS}
     found.settings = settings | given
     return found

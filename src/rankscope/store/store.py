@@ -32,7 +32,7 @@ from rankscope.store.planned import budgets, is_collected, packs, progress, stud
 from rankscope.store.recovery import clean, recover
 from rankscope.store.storage import LocalStorage
 from rankscope.store.trial_dir import TrialDir
-from rankscope.study.collected import study_of
+from rankscope.study.collected import settings_of, study_of
 from rankscope.study.packing import no_share
 from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial
@@ -240,6 +240,9 @@ class Store:
         is 2 for a trial of an ``[[arm]]`` that trains twice as long.
         """
         frame = tables.trials_frame(self._records())
+        if self.is_collected and len(frame):
+            apart = settings_of({id: said["trial"] for id, said in self._records().items()})
+            frame["setting"] = frame["trial"].map(apart)
         longer = frame["trial"].map(budgets(self._header)).astype("float64")
         return frame.assign(budget=longer.fillna(1.0))
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from rankscope.study.sections import Fixed, Nuisance, Scientific
 from rankscope.study.study_file import Study
-from rankscope.study.trial import Trial
+from rankscope.study.trial import Trial, setting_of
 
 # settings that the analysis needs
 NEEDED = ("model", "task", "method", "learning_rate", "seed")
@@ -71,6 +71,39 @@ def trial_of(settings: Mapping[str, Any]) -> Trial:
         raise ValueError(f"learning_rate: expected a number above 0; found {checked.learning_rate}")
     known = {name: getattr(checked, name) for name in Trial.model_fields}
     return Trial.model_construct(**(known | dict.fromkeys(_STAND_IN.keys() - given.keys())))
+
+
+def settings_of(trials: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The setting of each trial (``setting_of``) from its configuration. ``lora_alpha`` and
+    ``target_modules``, which a study names where it lists them, are named where adapters differ in
+    nothing else: they are never pooled."""
+    adapters = {id: values for id, values in trials.items() if values["method"] == "lora"}
+    alphas = {v.get("lora_alpha") for v in adapters.values()} - {None}
+    shares = {v["lora_alpha"] / v["rank"] for v in adapters.values() if v.get("lora_alpha")}
+    by_rank = len(shares) <= len(alphas)
+
+    def told(name: str, values: Mapping[str, Any]) -> str:
+        value = values.get(name)
+        if value is None:
+            return "unknown"
+        if name == "lora_alpha":
+            return f"{value / values['rank']:g}r" if by_rank else f"{value:g}"
+        return "+".join(value)
+
+    listed = []
+    for name in ("lora_alpha", "target_modules"):
+        seen: dict[tuple[Any, ...], set[str]] = {}
+        for values in adapters.values():
+            same = tuple(values.get(key) for key in ("model", "task", "rank", "scaling"))
+            seen.setdefault((*same, setting_of(values)), set()).add(told(name, values))
+        if any(len(kinds) > 1 for kinds in seen.values()):
+            listed.append(name)
+    return {
+        id: setting_of(
+            values, {name: told(name, values) for name in listed} if id in adapters else {}
+        )
+        for id, values in trials.items()
+    }
 
 
 def _plain(value: Any) -> Any:
