@@ -353,6 +353,15 @@ def test_an_adapter_with_a_name_of_its_own(tmp_path: Path) -> None:
     assert any(n.startswith("checkpoint-2: left out: 2 adapters in it, mine, other") for n in notes)
 
 
+def test_weights_that_equal_a_checkpoints_are_of_its_step(tmp_path: Path) -> None:
+    """Trainers save the last weights once more in the folder itself: nothing is left out."""
+    run = adapters(tmp_path / "lr1e-4", [2, 4], [{"step": 2, "eval_loss": 0.5}])
+    for file in (run / "checkpoint-2").glob("adapter_*"):
+        shutil.copy(file, run / file.name)
+    (notes,) = by_llama(run, tmp_path / "s").notes.values()
+    assert not any("left out" in note for note in notes)
+
+
 def test_evaluations_by_another_name_than_eval(tmp_path: Path) -> None:
     log: list[dict[str, Any]] = [{"step": 2, "loss": 0.9}]
     log += [{"step": 2, "valid_loss": 0.5, "valid_runtime": 1.0}, {"step": 2, "train_runtime": 3.0}]
