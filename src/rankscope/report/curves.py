@@ -83,8 +83,8 @@ def growth_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         "growth",
         "The stable rank of the update against its nominal rank",
         "Median over layers and seeds at the best learning rate and checkpoint, both axes "
-        "logarithmic; bars span the 10th to the 90th percentile. Dotted: sr = r, full use of the "
-        "rank, which leaves the frame."
+        "logarithmic; bars span the 10th to the 90th percentile. "
+        f"{_diagonal_words(rows)}"
         f"{dashed} In the headline's design the largest "
         f"rank's stable rank is {grown} times the smallest's (b = {b})."
         f"{seeds_words(rows['seeds'])}",
@@ -106,15 +106,22 @@ def _growth_rows(frames: Frames, points: pd.DataFrame) -> pd.DataFrame:
     full = full.assign(part="full", method=series_name("full", None))
     seeds = points.groupby(["model", "task", "scaling", "kind", "rank"], dropna=False)
     lora["seeds"] = seeds["seed"].nunique().to_numpy()
+    reach = _reach(pd.concat([lora, full]))
     ends = points.groupby(["model", "task"])["rank"].agg(["min", "max"]).reset_index()
+    ends = ends[ends["min"] < reach]  # else sr = r lies above the frame
+    label = ends[["model", "task"]].assign(rank=ends["max"].clip(upper=0.7 * reach))
     ends = ends.melt(["model", "task"], value_name="rank")
     # to the frame and no further: Chromium draws only some of a dashed line that is clipped
-    ends["rank"] = ends["rank"].clip(upper=_reach(pd.concat([lora, full])))
+    ends["rank"] = ends["rank"].clip(upper=reach)
     ends = ends.assign(part="diagonal", p50=ends["rank"])
-    label = points.groupby(["model", "task"], as_index=False)["rank"].max()
-    label["rank"] = label["rank"].clip(upper=0.7 * _reach(pd.concat([lora, full])))
     label = label.assign(part="label", p50=label["rank"])
     return pd.concat([lora, full, ends, label], ignore_index=True)
+
+
+def _diagonal_words(rows: pd.DataFrame) -> str:
+    if rows["part"].eq("diagonal").any():
+        return "Dotted: sr = r, full use of the rank, which leaves the frame."
+    return "sr = r, full use of the rank, lies above the frame."
 
 
 def _reach(rows: pd.DataFrame) -> float:

@@ -15,6 +15,7 @@ from rankscope.report.theme import REFERENCE, VEGA_LITE, look
 
 WIDTH, HEIGHT = 188, 62
 ROW = 15  # pixels of an interval
+LONGEST = 14  # letters of a name beside its interval
 Drawn = tuple[Any, str, str]  # chart, its words for those who do not see it, what its axes are
 
 
@@ -23,7 +24,8 @@ def forest(rows: pd.DataFrame, colours: dict[str, str], words: str, says: str) -
     if rows.empty:
         return None
     if "label" not in rows:
-        rows = rows.assign(label=rows["place"])
+        long = rows["place"].str.len().max() > LONGEST and len(colours) > 1
+        rows = rows.assign(label="" if long else rows["place"])  # then the legend names them
     rows = rows[["place", "label", "x", "low", "high"]].reset_index(drop=True)
     rows = rows.assign(row=[f"{at} {label}" for at, label in enumerate(rows["label"])])
     known = rows[["x", "low", "high"]].to_numpy(dtype=float)

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from rankscope.analysis.conclusions import Conclusions
 from rankscope.analysis.frames import Frames
+from rankscope.analysis.settings import by_setting
 from rankscope.report.miniature import (
     Drawn,
     colour,
@@ -41,13 +42,14 @@ class Sketch:
 
 
 def places(frames: Frames) -> list[tuple[str, str]]:
-    """(name, colour) of every model and task."""
-    names = sorted(set(_place(frames.trials)))
+    """(name, colour) of every model, with its setting where there are several, and task."""
+    names = sorted(set(_place(by_setting(frames).trials)))
     return [(name, SERIES[at % len(SERIES)]) for at, name in enumerate(names)]
 
 
 def sketches(frames: Frames, conclusions: Conclusions) -> dict[str, Sketch]:
     """Hypothesis -> its picture, if the study has data for one."""
+    frames = by_setting(frames)
     colours = dict(places(frames))
     found = {}
     for hypothesis, draw in DRAWN.items():
@@ -65,7 +67,7 @@ def _growth(frames: Frames, conclusions: Conclusions, colours: dict[str, str]) -
     points = conclusions.growth.points
     if points.empty or points["rank"].nunique() < 2:
         return None
-    rows = points.assign(place=_place(points))
+    rows = points.assign(place=_place(points, frames))
     rows = rows.groupby(["place", "scaling", "rank"], dropna=False, as_index=False).agg(
         y=("stable_rank", "median")
     )
@@ -74,13 +76,14 @@ def _growth(frames: Frames, conclusions: Conclusions, colours: dict[str, str]) -
     base = min(1.0, float(rows["y"].min()))
     x, y = log("rank", [low, high], [low, high]), log("y", [base, top], [base, top], form=".2~g")
     line = pd.DataFrame({"rank": [low, min(top, high)], "y": [low, min(top, high)]})
-    layers = [reference_line(line, x, y)] if low < top else []
+    inside = low < top  # else sr = r lies above all of it
+    layers = [reference_line(line, x, y)] if inside else []
     layers += lines(rows, x, y, colours, detail="scaling:N")
     return (
         alt.layer(*layers),
-        f"The stable rank of the update from rank {low:g} to {high:g}, one line per task; dotted: "
-        "as large as the rank.",
-        "sr(ΔW) against r; dotted: sr = r",
+        f"The stable rank of the update from rank {low:g} to {high:g}, one line per task"
+        f"{'; dotted: as large as the rank' * inside}.",
+        f"sr(ΔW) against r{'; dotted: sr = r' * inside}",
     )
 
 
@@ -206,8 +209,8 @@ def _rates(frames: Frames, conclusions: Conclusions, colours: dict[str, str]) ->
     return (
         alt.layer(*layers),
         f"The best learning rate against the rank, {rate_name(ends[0])} to {rate_name(ends[1])}, "
-        "one line per task and scale; dashed: full fine-tuning.",
-        "best rate against r; dashed: full",
+        f"one line per task and scale{'; dashed: full fine-tuning' * bool(len(full))}.",
+        f"best rate against r{'; dashed: full' * bool(len(full))}",
     )
 
 
