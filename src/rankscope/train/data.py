@@ -250,7 +250,8 @@ def check_parts(task: Task, validation: pd.DataFrame, share: float | None) -> No
     beside = validation.get("beside", pd.Series(False, validation.index)).astype(bool)
     own = validation.loc[~beside]
     for part, what in zip(split_rows(len(own), share), ("choose", "report"), strict=True):
-        labels = own["label"].iloc[part.numpy()] if "label" in own else part
+        rows = own.iloc[part.numpy()]
+        labels = rows["label"] if "label" in rows else pd.Series(part.numpy())
         if len(labels) and (task.is_language or labels.nunique() > 1):
             continue
         found = "none"
