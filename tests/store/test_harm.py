@@ -68,6 +68,7 @@ def assert_healed(place: Path, whole: Store, trained: list[str], harm: Harm) -> 
     assert store.hash() == whole.hash()
     assert len(trained) <= harm.again
     assert store.inspect().left_out == {}
+    assert sorted(store.storage.names("trials")) == sorted(store.done_ids())
     for path in whole.path.glob("trials/*/**/*"):
         if path.is_file() and path.name != "done.json":  # which says how long it took
             assert (place / path.relative_to(whole.path)).read_bytes() == path.read_bytes(), path
