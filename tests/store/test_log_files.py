@@ -131,7 +131,8 @@ def test_a_newer_format_stops(store: Store) -> None:
     path = store.path / "log" / "00000003.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     shutil.rmtree(store.path / "cache")
-    with pytest.raises(ValueError, match=r"00000003.json: found 99.*pip install --upgrade"):
+    says = r"00000003.json: expected format 1 .*; found 99.*pip install --upgrade"
+    with pytest.raises(ValueError, match=says):
         state(store)
 
 
