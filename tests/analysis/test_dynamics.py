@@ -53,6 +53,13 @@ def test_slopes_are_those_inside_trials_though_levels_differ():
     assert [found["metric_before"], found["metric_after"]] == pytest.approx(oracle[:2])
 
 
+def test_an_interval_and_its_p_are_of_one_t_with_a_degree_less_than_trials():
+    found = slopes(table(np.random.default_rng(2), trials=4))
+    half = (found["metric_after_high"] - found["metric_after_low"]) / 2
+    t = found["metric_after"] / (half / stats.t.ppf(0.975, 3))
+    assert found["metric_after_p"] == pytest.approx(2 * stats.t.sf(abs(t), 3))
+
+
 def test_slopes_cover():
     hits = 0
     for seed in range(100):

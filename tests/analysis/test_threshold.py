@@ -44,6 +44,9 @@ def test_the_dose_is_recovered(direction):
     assert t.direction == ("falls" if direction < 0 else "rises")
     assert t.stable_rank[0] == pytest.approx(t.base * np.exp(direction * t.half.estimate))
     assert t.loss.low < 0.3 < t.loss.high + 0.02
+    ratios = {0.9, 0.75, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1, 0.05}
+    assert set(t.attained["ratio"]) <= (ratios if direction < 0 else {1 / c for c in ratios})
+    assert len(t.attained) >= 3
 
 
 def test_no_dose_is_told_that_is_not_shown():
