@@ -209,10 +209,10 @@ def test_an_unwritable_store_is_one_line(typed: Typed, study: Path, tmp_path: Pa
 
 def test_a_store_of_another_study_is_one_line(typed: Typed, study: Path, tmp_path: Path) -> None:
     typed("run", study, "--store", tmp_path / "store", "--workers", 1)
-    study.write_text(study.read_text().replace('"tiny"', '"other"'))
+    study.write_text(study.read_text().replace('name = "t"', 'name = "other"'))
     status, _, err = typed("run", study, "--store", tmp_path / "store", "--workers", 1)
     assert status == 2
-    assert "holds study 'tiny'; found study 'other'" in err
+    assert "holds study 't'; found study 'other'" in err
 
 
 @pytest.mark.parametrize("command", ["status", "analyze", "report"])

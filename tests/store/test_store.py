@@ -279,7 +279,9 @@ def test_no_store_says_how_to_begin_one(tmp_path: Path) -> None:
 def test_a_newer_format_says_so(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": 1})
     (tmp_path / "a.json").write_text('{"format": 99}')
-    with pytest.raises(ValueError, match=r"format 99.*pip install --upgrade rankscope"):
+    with pytest.raises(
+        ValueError, match=r"expected format 1 or older; found 99.*pip install --upgrade rankscope"
+    ):
         read_json(tmp_path / "a.json")
     (tmp_path / "a.json").write_text('{"format"')
     with pytest.raises(ValueError, match="found damage"):
