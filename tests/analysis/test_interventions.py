@@ -87,7 +87,8 @@ def test_f1_of_nothing_is_none_and_of_one_class_is_its_own() -> None:
     none, one = np.zeros((1, 4)), np.ones((1, 4))
     assert METRICS["f1"](none, np.zeros(4), one).tolist() == [[0.0]]
     assert METRICS["f1_macro"](none, np.zeros(4), one).tolist() == [[1.0]]
-    labels = np.array([0.0, 0.0, 0.0, 1.0])
+    labels = np.array([0.0, 0.0, 0.0, 1.0])  # the row of class 1 not drawn: class 0 alone counts
+    assert METRICS["f1_macro"](labels[None], labels, np.array([[1.0, 1, 1, 0]])).tolist() == [[1.0]]
     assert Edited(pd.DataFrame({"trial": ["a"]}), none, labels, "f1").constant() == 0.4
 
 
