@@ -7,12 +7,17 @@ computed of them; their arithmetic is the CPU's.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
+
+from rankscope.sweep import machine
 
 DEVICE = torch.device("mps")
 REFUSED = (
@@ -89,6 +94,13 @@ class FakeMPS(TorchFunctionMode):
             for x in tree_flatten(found)[0]:
                 _mark(x)
         return found
+
+
+@contextlib.contextmanager
+def apple_gpu() -> Iterator[FakeMPS]:
+    """A machine that has the device."""
+    with mock.patch.object(machine, "has_mps", return_value=True), FakeMPS() as fake:
+        yield fake
 
 
 def _names_it(x: Any) -> bool:

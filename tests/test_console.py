@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from rankscope import console
 from rankscope.console import bar, duration
 
 
@@ -25,17 +24,18 @@ def test_no_part_of_a_duration_reaches_60(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_lines_in_the_place_of_a_bar(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lines_in_the_place_of_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    with bar("comparing 4 trials", total=4, announce=True) as advance:
+
+    def clock() -> float:
+        return now[0]
+
+    with bar("comparing 4 trials", total=4, announce=True, clock=clock) as advance:
         assert capsys.readouterr().err == "comparing 4 trials\n"
         for now[0] in (20.0, 3360.0):
             advance(1)
     assert capsys.readouterr().err == "comparing 4 trials: 50%, 56 min 0 s left\n"
-    with bar("training", total=4, quiet=True, announce=True) as advance:
+    with bar("training", total=4, quiet=True, announce=True, clock=clock) as advance:
         now[0] += 100
         advance(1)
     assert capsys.readouterr().err == ""

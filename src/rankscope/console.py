@@ -19,14 +19,16 @@ EVERY = 30.0  # seconds between two lines
 class _Lines:
     """Prints progress and the time left, a line every half minute."""
 
-    def __init__(self, what: str, total: float | None, console: Console) -> None:
-        self.what, self.total, self.console = what, total, console
-        self.started = self.said = time.monotonic()
+    def __init__(
+        self, what: str, total: float | None, console: Console, clock: Callable[[], float]
+    ) -> None:
+        self.what, self.total, self.console, self.clock = what, total, console, clock
+        self.started = self.said = clock()
         self.done = 0.0
 
     def __call__(self, amount: float) -> None:
         self.done += amount
-        now = time.monotonic()
+        now = self.clock()
         if now - self.said > EVERY and self.total and self.done:
             self.said = now
             left = (now - self.started) * (self.total / self.done - 1)
@@ -38,7 +40,12 @@ class _Lines:
 
 @contextlib.contextmanager
 def bar(
-    what: str, *, total: float | None, quiet: bool = False, announce: bool = False
+    what: str,
+    *,
+    total: float | None,
+    quiet: bool = False,
+    announce: bool = False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Callable[[float], None]]:
     """Yields the function that advances the bar. ``total=None``: the total is unknown.
 
@@ -51,7 +58,7 @@ def bar(
     if not console.is_terminal:
         if announce:
             console.print(what, highlight=False)
-        yield _Lines(what, total, console)
+        yield _Lines(what, total, console, clock)
         return
     from rich.progress import (
         BarColumn,

@@ -54,9 +54,9 @@ def may_have_gpu() -> bool:
     return sys.platform != "darwin"
 
 
-def may_have_mps() -> bool:
+def may_have_mps(platform: str = sys.platform) -> bool:
     """Whether there may be a GPU that torch calls "mps", and its use was not declined."""
-    return sys.platform == "darwin" and os.environ.get("RANKSCOPE_DEVICE") != "cpu"
+    return platform == "darwin" and os.environ.get("RANKSCOPE_DEVICE") != "cpu"
 
 
 @functools.cache

@@ -3,11 +3,8 @@ it was. ``benchmarks/damage.py`` tries all harms both ways, and the real trainin
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 from pathlib import Path
-from unittest import mock
 
 import pandas as pd
 import pytest
@@ -15,7 +12,7 @@ import pytest
 from harms import Harm, harms
 from pretend import STUDY, create, edit, run, sweep
 from rankscope.cli import main
-from rankscope.store import integrity, interventions
+from rankscope.store import interventions
 from rankscope.store.store import Store
 from rankscope.study.study_file import Study
 from rankscope.sweep.check import check
@@ -142,25 +139,6 @@ def test_places_that_are_no_store(
         assert len(said.splitlines()) == 1
         with pytest.raises((OSError, ValueError), match=r"found (a|none)"):
             create(place)
-
-
-def test_what_may_not_be_read_is_no_harm(stores: tuple[Path, Path], tmp_path: Path) -> None:
-    """Another user's file: nothing is set aside, and nothing trained again."""
-    place = tmp_path / "s"
-    shutil.copytree(stores[0], place, copy_function=shutil.copyfile)
-    victim = Store(place).done_ids()[0]
-    real = integrity.sha256
-
-    def refused(path: Path) -> str:
-        if path.name == "adapter_config.json" and victim in path.parts:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return real(path)
-
-    named = pytest.raises(PermissionError, match=f"{victim}: best/adapter_config.json: Perm")
-    with mock.patch.object(integrity, "sha256", refused), named:
-        create(place).recover(thorough=True)
-    assert create(place).recover(thorough=True) == []
-    assert not (place / "harmed").exists()
 
 
 def test_an_entry_far_ahead_is_none_of_the_log(stores: tuple[Path, Path], tmp_path: Path) -> None:

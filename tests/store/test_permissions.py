@@ -13,10 +13,11 @@ import pytest
 
 from pretend import create, edit, sweep
 from rankscope.cli import main
+from rankscope.report import from_store  # noqa: F401 - Python's own files may be root's alone
 from rankscope.store import interventions
 from rankscope.store.files import dumps, loads
 from rankscope.store.store import Store
-from rankscope.sweep import compare, run  # noqa: F401 - Python's own files may be root's alone
+from rankscope.sweep import compare, run  # noqa: F401
 from rankscope.sweep.check import check
 
 NOBODY = 65534
@@ -78,6 +79,19 @@ def test_what_may_not_be_read_is_named_and_left(
     (place / name).chmod(0o755)
     assert sorted(place.rglob("*")) == before
     assert check(place).is_whole
+
+
+def test_a_trial_that_may_not_be_read_is_no_harm(place: Path) -> None:
+    """Nothing is set aside, and nothing trained again."""
+    victim = Store(place).done_ids()[0]
+    file = place / "trials" / victim / "best" / "adapter_config.json"
+    file.chmod(0)
+    named = pytest.raises(PermissionError, match=f"{victim}: best/{file.name}: Perm")
+    with without_rights(), named:
+        create(place).recover(thorough=True)
+    file.chmod(0o644)
+    assert create(place).recover(thorough=True) == []
+    assert not (place / "harmed").exists()
 
 
 def contents(place: Path) -> dict[Path, bytes]:

@@ -4,16 +4,16 @@ same numbers as on the CPU, to rounding."""
 from __future__ import annotations
 
 from pathlib import Path
-from unittest import mock
 
 import pandas as pd
 import pytest
 import torch
 
 import rankscope as rs
-from mps import DEVICE, FakeMPS, is_there
+from mps import DEVICE, FakeMPS, apple_gpu, is_there
 from rankscope.sweep import machine
 from rankscope.sweep.speed import gpu_name, speed_here
+from rankscope.system import may_have_mps
 from rankscope.train.precision import measurable, widest
 
 STUDY = """
@@ -69,7 +69,7 @@ def test_it_trains_as_the_cpu_does(
     study = rs.Study.parse(STUDY.format(method=method, more=more))
     here = rs.run(study, tmp_path / "cpu", quiet=True)
     capsys.readouterr()
-    with mock.patch.object(machine, "has_mps", return_value=True), FakeMPS() as fake:
+    with apple_gpu() as fake:
         there = rs.run(study, tmp_path / "mps", quiet=True)
     said = capsys.readouterr().err
     assert machine.ON_MPS in said
@@ -85,25 +85,23 @@ def test_it_trains_as_the_cpu_does(
 def test_bfloat16_is_refused_there(tmp_path: Path) -> None:
     study = rs.Study.parse(STUDY.format(method='"lora"', more='precision = "bfloat16"'))
     refused = pytest.raises(ValueError, match='expected "float32" on Apple')
-    with mock.patch.object(machine, "has_mps", return_value=True), FakeMPS(), refused:
+    with apple_gpu(), refused:
         rs.run(study, tmp_path / "s", quiet=True)
     assert not (tmp_path / "s").exists()
 
 
-def test_what_a_plan_says_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "has_mps", lambda: True)
-    assert (machine.device_type(), machine.default_workers()) == ("mps", 1)
+def test_what_a_plan_says_of_it() -> None:
+    with apple_gpu():
+        assert (machine.device_type(), machine.default_workers()) == ("mps", 1)
     assert gpu_name("mps") == "Apple GPU (MPS)"
     assert "each" in speed_here(1e12, "", "mps", 1).source
 
 
 def test_it_is_looked_for_on_a_mac_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
-    monkeypatch.setattr("sys.platform", "darwin")
     monkeypatch.delenv("RANKSCOPE_DEVICE", raising=False)
-    assert machine.has_mps()
+    assert may_have_mps("darwin")
+    assert not may_have_mps("linux")
+    assert machine.has_mps() == torch.backends.mps.is_available()
     monkeypatch.setenv("RANKSCOPE_DEVICE", "cpu")
-    assert not machine.has_mps()
-    monkeypatch.delenv("RANKSCOPE_DEVICE")
-    monkeypatch.setattr("sys.platform", "linux")
+    assert not may_have_mps("darwin")
     assert not machine.has_mps()
