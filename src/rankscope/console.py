@@ -1,4 +1,5 @@
-"""Terminal output: a progress bar with the time left, messages of one line, tables, plain text."""
+"""Terminal output: a progress bar with the time left, messages of one line, tables; and text from
+untrusted files made safe for a terminal or a spreadsheet."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 EVERY = 30.0  # seconds between two lines
+# Characters that start a formula in spreadsheets (OWASP, "CSV Injection").
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 class _Lines:
@@ -134,6 +137,22 @@ def message(error: BaseException) -> str:
 def visible(text: str) -> str:
     """Text with control characters escaped: names come from untrusted files."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def defused(value: Any) -> Any:
+    """`value`, with a leading apostrophe (which spreadsheets hide) if it is text that a spreadsheet
+    would run as a formula. Numbers stay numbers, even as text."""
+    if isinstance(value, str) and value.startswith(FORMULA) and not _number(value):
+        return f"'{value}"
+    return value
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def duration(seconds: float) -> str:

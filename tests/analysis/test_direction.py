@@ -11,8 +11,7 @@ import pytest
 
 from rankscope.analysis import Frames, conclude
 from rankscope.analysis.conclusions import Conclusions
-from rankscope.analysis.direction import sign_of
-from rankscope.analysis.selection import baselines, best_learning_rates, learnt
+from rankscope.analysis.selection import baselines, best_learning_rates, learnt, sign_of
 from simulate import Truth, study
 
 TOP = 2.0  # a loss is so much less the simulated metric

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 from scipy import stats
 
-from rankscope.analysis.distributions import chi_squared_ppf, normal, student
+from rankscope.analysis.inference import chi_squared_ppf, normal, student
 
 P = np.array([1e-12, 0.025, 0.5, 0.75, 0.95, 0.975, 1 - 1e-12, np.nan])
 X = np.array([-np.inf, -40.0, -1.3, 0.0, 1e-9, 2.5, 9.0, np.inf, np.nan])

@@ -12,9 +12,11 @@ import torch
 import rankscope as rs
 from mps import DEVICE, FakeMPS, apple_gpu, is_there
 from rankscope.sweep import machine
-from rankscope.sweep.speed import gpu_name, speed_here
+from rankscope.sweep.machine import gpu_name
+from rankscope.sweep.speed import speed_here
 from rankscope.system import may_have_mps
-from rankscope.train.precision import measurable, widest
+from rankscope.train.optimizer import widest
+from rankscope.train.spectra import measurable
 
 STUDY = """
 name = "mps"

@@ -13,9 +13,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from rankscope.analysis.distributions import normal, student
 from rankscope.analysis.growth import LOWEST
-from rankscope.analysis.inference import LEVEL
+from rankscope.analysis.inference import LEVEL, normal, student
 from rankscope.analysis.rates import FEWEST_RATES
 from rankscope.analysis.threshold.evidence import DEEPEST
 from rankscope.analysis.threshold.threshold import FEWEST

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from rankscope.analysis.direction import sign_of
-from rankscope.analysis.distributions import student
 from rankscope.analysis.drift import LABELS, checkpoints
 from rankscope.analysis.frames import Frames
-from rankscope.analysis.inference import LEVEL, Interval, cluster_of, holm, mean_interval
+from rankscope.analysis.inference import LEVEL, Interval, cluster_of, holm, mean_interval, student
+from rankscope.analysis.selection import sign_of
 from rankscope.analysis.threshold.evidence import NEAR
 
 FEWEST_STEPS = 3

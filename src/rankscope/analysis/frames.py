@@ -7,7 +7,6 @@ from functools import cached_property
 
 import pandas as pd
 
-from rankscope.analysis.direction import sign_of
 from rankscope.analysis.drift import checkpoints, drift, known
 from rankscope.analysis.selection import (
     CONFIGURATION,
@@ -16,6 +15,7 @@ from rankscope.analysis.selection import (
     chosen,
     learnt,
     one_answer,
+    sign_of,
 )
 
 TRIALS = [

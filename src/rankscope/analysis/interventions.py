@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rankscope.analysis.direction import LOWER
-from rankscope.analysis.distributions import student
-from rankscope.analysis.inference import LEVEL, Interval, stratified_draws
+from rankscope.analysis.inference import LEVEL, Interval, stratified_draws, student
+from rankscope.analysis.selection import LOWER
 from rankscope.analysis.weighted_metrics import LANGUAGE, METRICS
 
 Array = NDArray[np.float64]

@@ -13,8 +13,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from rankscope.analysis.distributions import normal, student
-from rankscope.analysis.inference import LEVEL, Interval
+from rankscope.analysis.inference import LEVEL, Interval, normal, student
 from rankscope.analysis.interventions import Array, Edited, Resamples, over_trials, unedited
 
 # Trials without which no interval of a median covers 95 %: the extremes of n hold it with a

@@ -18,8 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rankscope.analysis.distributions import student
-from rankscope.analysis.inference import FEWEST_SEEDS, LEVEL
+from rankscope.analysis.inference import FEWEST_SEEDS, LEVEL, student
 
 FEWEST_WITHOUT_SPREAD = 3  # seeds: two equal differences are no rare chance on few rows
 NUMBERS = 2**22  # drawn for a widening: its third digit is known

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from rankscope.analysis.direction import sign_of
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.inference import jackknife
-from rankscope.analysis.selection import CONFIGURATION, DEVIATIONS
+from rankscope.analysis.selection import CONFIGURATION, DEVIATIONS, sign_of
 
 FEWEST_RATES = 3
 KEPT = 0.5  # of the gain over a constant answer: rates that lose more are not on the parabola

@@ -1,5 +1,8 @@
 """Which learning rate a configuration is seen at, and whether it learnt anything.
 
+Values stay as they were measured, in every frame and table; what asks which is better multiplies by
+`sign_of`.
+
 The rate is the one with the best validation metric, seeds averaged first. Learnt is what lies above
 the metric of a constant answer by more than the noise of an evaluation.
 """
@@ -11,8 +14,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from rankscope.analysis.direction import sign_of
-
 # What identifies a configuration: everything that is studied, nothing that is tuned.
 CONFIGURATION = ["model", "task", "method", "rank", "scaling"]
 EDGES = ("none", "smallest tried", "largest tried", "only one tried")
@@ -23,7 +24,24 @@ ZERO = ("matthews_correlation", "pearson", "spearman")  # correlations of a cons
 # Trials, and share of the evaluations, at one value, to take it for a constant answer's; and its
 # share of those within NEARBY: a metric of some hundred rows repeats values near a plateau as well.
 FEWEST_TRIALS, SMALLEST_SHARE, OF_NEARBY, NEARBY = 3, 0.05, 0.5, 0.01
+LOWER = ("loss", "perplexity")  # how metrics end that are better when they are lower
 DEVIATIONS = 3  # above a constant answer, in standard deviations of an evaluation: learnt
+
+
+def sign_of(trials: pd.DataFrame) -> pd.Series:
+    """1.0 for each trial whose metric is better when it is greater, else -1.0: as recorded
+    (``greater_is_better``), else by the metric's name."""
+    if not {"metric", "greater_is_better"} & set(trials.columns):
+        return pd.Series(1.0, trials.index)
+    if "metric" not in trials:
+        return trials["greater_is_better"].astype(bool).map({True: 1.0, False: -1.0})
+    named = ~trials["metric"].astype(str).str.lower().str.endswith(LOWER)
+    if "greater_is_better" not in trials:
+        greater = named
+    else:
+        recorded = trials["greater_is_better"]
+        greater = recorded.where(recorded.notna(), named).astype(bool)
+    return greater.map({True: 1.0, False: -1.0}).astype(float)
 
 
 def best_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:

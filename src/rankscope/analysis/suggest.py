@@ -25,10 +25,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rankscope.analysis.direction import sign_of
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.inference import FEWEST_SEEDS
 from rankscope.analysis.rate_choice import Choice, left_out, upper
+from rankscope.analysis.selection import sign_of
 from rankscope.analysis.settings import by_setting
 
 MARGIN = 0.01

@@ -192,7 +192,7 @@ def save_edited(
     from peft import LoraConfig  # slow to import
     from transformers import PreTrainedConfig
 
-    from rankscope.train.saved_adapter import save_adapter
+    from rankscope.train.peft_adapter import save_adapter
 
     ranks = {layer: update.A.shape[-2] for layer, update in updates.items()}
     most = max(ranks.values())

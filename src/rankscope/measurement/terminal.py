@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rich.console import Console
 from rich.table import Table as Grid
 
-from rankscope.console import grid, output, plain, visible
+from rankscope.console import defused, grid, output, plain, visible
 from rankscope.measurement.resized import Resized
 from rankscope.measurement.row import SHARES, Row
 from rankscope.measurement.table import Table
-from rankscope.spreadsheet import defused
 
 if TYPE_CHECKING:
     import pandas as pd

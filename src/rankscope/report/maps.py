@@ -6,10 +6,9 @@ import altair as alt
 import pandas as pd
 
 from rankscope.analysis.conclusions import Conclusions
-from rankscope.analysis.direction import sign_of
 from rankscope.analysis.drift import at_best, kind
 from rankscope.analysis.frames import Frames
-from rankscope.analysis.selection import CONFIGURATION
+from rankscope.analysis.selection import CONFIGURATION, sign_of
 from rankscope.report.curves import metric_names
 from rankscope.report.theme import (
     HEAT,

@@ -27,11 +27,10 @@ from rankscope.report.maps import layers_figure, rates_figure
 from rankscope.report.opening import opening
 from rankscope.report.optimum import optimum_figure
 from rankscope.report.pdf import to_pdf
-from rankscope.report.table import Table
+from rankscope.report.table import Table, is_long, searched_rows
 from rankscope.report.tables import tables
 from rankscope.report.theme import VEGA_LITE, Figure, series_names
 from rankscope.report.training import continued_figure, curves_figure, loss_figure
-from rankscope.report.trials_table import is_long, searched_rows
 from rankscope.store.files import write_whole
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from rankscope.analysis.conclusions import Conclusions
-from rankscope.analysis.direction import sign_of
+from rankscope.analysis.selection import sign_of
 from rankscope.report.theme import rate_name
 
 EDGE = "*"

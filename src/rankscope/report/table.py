@@ -1,4 +1,5 @@
-"""A table: shown on the page, and written as CSV (all digits) and LaTeX (booktabs)."""
+"""A table: shown on the page, and written as CSV (all digits) and LaTeX (booktabs); and the table
+of all trials, which points of figures link to."""
 
 from __future__ import annotations
 
@@ -9,8 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rankscope.analysis.drift import at_best
+from rankscope.analysis.frames import Frames
+from rankscope.console import defused
 from rankscope.report.latex import to_latex
-from rankscope.spreadsheet import defused
+from rankscope.report.theme import rate_name, series_names
 
 NOTHING = "–"
 FILTERS = {"task": "task", "model": "model", "method": "series", "rank": "rank", "kind": "kind"}
@@ -164,3 +168,85 @@ def sortable(value: Any) -> Any:
     if unknown(value):
         return None
     return value.item() if isinstance(value, np.generic) else value
+
+
+def trials_table(frames: Frames) -> Table:
+    """One row per finished trial, arms included: its configuration, its result, and its stable rank
+    at the best evaluation."""
+    rows = frames.all_trials
+    rows = rows.assign(
+        series=series_names(rows),
+        budget=rows["budget"].where(rows["budget"].ne(1)),
+        diverged_at=rows["diverged_at"].astype(float),
+    )
+    measured = at_best(frames.all_trials, frames.spectra, "dW")
+    rows = rows.merge(
+        measured.groupby("trial", as_index=False)["stable_rank"].median(), on="trial", how="left"
+    )
+    moved = frames.drifts.drop_duplicates(["trial", "step"])
+    rows = rows.merge(
+        moved[["trial", "step", "log_drift", "rho"]],
+        left_on=["trial", "best_step"],
+        right_on=["trial", "step"],
+        how="left",
+    )
+    rows["percent"] = 100 * np.expm1(rows["log_drift"].astype(float))
+    order = ["model", "task", "method", "scaling", "rank", "learning_rate", "seed"]
+    ascending = [name != "method" for name in order]  # LoRA, then full
+    arms = [Column("budget", "budget", "g")] if rows["budget"].notna().any() else []
+    split = rows["held_out"].notna().any()
+    return Table(
+        "trials",
+        "All trials",
+        "Every trial that finished. sr(ΔW), drift and ρ are medians over layers at the best "
+        "evaluation.",
+        (
+            Column("trial", "trial"),
+            *WHERE,
+            Column("series", "method"),
+            RANK,
+            Column("learning_rate", "learning rate", rate_name),
+            Column("seed", "seed", "d"),
+            *arms,
+            Column("status", "status"),
+            Column("metric", "metric", printed=False),
+            Column("best", "best", ".3f"),
+            *([Column("held_out", "held out", ".3f")] if split else []),
+            Column("best_step", "at step", ".0f"),
+            Column("last", "last", ".3f"),
+            Column("steps", "steps", ".0f"),
+            Column("diverged_at", "diverged at", ".0f", printed=False),
+            Column("stable_rank", "sr(ΔW)", ".2f"),
+            Column("percent", "drift, %", "+.1f"),
+            Column("rho", "ρ", ".2f"),
+            Column("seconds", "seconds", ".0f"),
+        ),
+        rows.sort_values(order, ascending=ascending, kind="stable", ignore_index=True),
+        searched=True,
+    )
+
+
+def searched_rows(table: Table) -> dict[str, object]:
+    """What the page needs to show a long table in parts: the text of every cell, and which
+    column is what the filters and the points of figures name."""
+    columns = table.printed
+    keys = [column.key for column in columns]
+    named = {
+        "task": "task",
+        "model": "model",
+        "method": "series",
+        "rank": "rank",
+        "rate": "learning_rate",
+        "seed": "seed",
+        "kind": "kind",
+        "trial": "trial",
+    }
+    return {
+        "rows": [[text for text, _ in row] for row in table.cells()],
+        "columns": {name: keys.index(key) for name, key in named.items() if key in keys},
+    }
+
+
+def is_long(table: Table, most: int = 150) -> bool:
+    """Whether the page shows it in parts."""
+    return table.searched or len(table.rows) > most

@@ -188,8 +188,8 @@ def _comparison(
     if not repair:
         return
     try:
-        from rankscope.sweep.places import model_path
         from rankscope.sweep.run import make_comparison
+        from rankscope.sweep.sizes import model_path
 
         make_comparison(store, base_of=base_of or (lambda name: model_path(store.study, name)))
         found.done.append("the comparison is made again from the trials")

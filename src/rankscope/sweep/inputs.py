@@ -16,8 +16,7 @@ from rankscope.study.study_file import Study
 from rankscope.study.tasks import Task, check_one_kind, task_named, with_metric
 from rankscope.study.trial import Trial
 from rankscope.sweep.machine import check_precision, device_type
-from rankscope.sweep.places import model_path
-from rankscope.sweep.sizes import Sizes
+from rankscope.sweep.sizes import Sizes, model_path
 from rankscope.train.data import Encoded, check_parts, encode, read_split
 from rankscope.train.data import fingerprint as data_fingerprint
 from rankscope.train.data_summary import summary

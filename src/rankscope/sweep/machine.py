@@ -54,6 +54,15 @@ def device_type() -> str:
     return "cuda" if gpus() else "mps" if has_mps() else "cpu"
 
 
+def gpu_name(device_type: str) -> str | None:
+    """Of the GPU that trials train on; None: they train on a CPU."""
+    if device_type != "cuda":
+        return {"mps": "Apple GPU (MPS)"}.get(device_type)
+    import torch
+
+    return str(torch.cuda.get_device_name())
+
+
 ON_MPS = (
     "training on Apple's GPU (MPS), in float32 and without torch's fused AdamW; it has no float64, "
     "so stable ranks are measured on the CPU. Never run on such hardware yet: RANKSCOPE_DEVICE=cpu "

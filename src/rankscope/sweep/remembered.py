@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
@@ -26,10 +27,10 @@ from rankscope.study.cost import Rows, Shape, Site, adapter_kind
 from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial
 from rankscope.sweep.machine import device_type
-from rankscope.sweep.places import local_files
-from rankscope.sweep.sizes import Sizes
+from rankscope.sweep.sizes import Sizes, model_path
 
 MOST = 64  # most recent files that are kept
+MOST_FILES = 10_000  # files of a study whose state is checked one by one
 _UNSEEN = {"learning_rate", "seed", "rank"}  # keys of a study that do not affect the cached values
 Key = tuple[Any, ...]
 
@@ -139,6 +140,34 @@ def _place(study: Study) -> Path | None:
     libraries = [version(name) for name in ("torch", "transformers", "tokenizers", "rankscope")]
     key = json.dumps([_seen(study.model_dump(mode="json")), state, ours, libraries])
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def local_files(study: Study) -> list[Path] | None:
+    """Every file that the study's models and data can be read from, sorted; None if some are on the
+    hub or there are too many."""
+    places = [Path(model_path(study, name)) for name in study.models]
+    for name in study.tasks:
+        if name not in study.task:
+            places += [] if study.fixed.data == "lab" else [study.folder / study.fixed.data]
+            continue
+        own = study.task[name]
+        if own.data is None:
+            splits = [part for part in (own.train, own.validation) if isinstance(part, str)]
+            places += [study.folder / Path(split).expanduser() for split in splits]
+        else:
+            places.append(study.folder / Path(own.data).expanduser())
+    if not all(place.exists() for place in places):
+        return None
+    files = itertools.chain.from_iterable(map(_below, dict.fromkeys(places)))
+    found = list(itertools.islice(files, MOST_FILES + 1))
+    return sorted(found) if len(found) <= MOST_FILES else None
+
+
+def _below(place: Path) -> Iterator[Path]:
+    if not place.is_dir():
+        yield place
+    for folder, _, names in os.walk(place):
+        yield from (Path(folder, name) for name in names)
 
 
 def _state(path: Path) -> tuple[int, int, int]:

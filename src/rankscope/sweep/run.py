@@ -28,11 +28,11 @@ from rankscope.sweep.machine import (
     environments,
     free_for_each,
     free_here,
+    gpu_name,
     workers_with_room,
 )
 from rankscope.sweep.processes import run_processes, worker_command
 from rankscope.sweep.ray import run_on_ray
-from rankscope.sweep.speed import gpu_name
 from rankscope.sweep.status import Meter, mean
 from rankscope.sweep.trackers import Trackers
 from rankscope.sweep.trackers import check as check_trackers

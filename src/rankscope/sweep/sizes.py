@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
+from rankscope import lab
 from rankscope.store.store import Store
 from rankscope.study.cost import Rows, Shape, adapter_kind, base_memory, memory, operations, widths
 from rankscope.study.sections import Budget
@@ -18,6 +19,22 @@ from rankscope.study.study_file import Study
 from rankscope.study.tasks import has_recipe
 from rankscope.study.trial import Trial
 from rankscope.sweep.machine import default_workers, free_for_each, room
+
+
+def model_path(study: Study, name: str) -> str:
+    """What ``from_pretrained`` takes: "lab" is ours, a folder may be relative to the study file,
+    else a hub id."""
+    if name == "lab":
+        return str(lab.ENCODER)
+    local = study.folder / name
+    if local.is_dir():
+        return str(local)
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:  # no hub id looks like this
+        raise ValueError(
+            f"model {name!r}: expected a folder, or a hub id such as org/name; found no folder "
+            f"{local}"
+        )
+    return name
 
 
 class Sizes(ABC):

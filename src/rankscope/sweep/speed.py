@@ -18,6 +18,7 @@ from rankscope.store.files import read_json, write_json
 from rankscope.store.store import Store
 from rankscope.study.cost import Device
 from rankscope.study.trial import Trial
+from rankscope.sweep.machine import gpu_name
 
 # share of the matrix-product rate that training reaches; measured on the lab study (docs/log.md)
 _SHARE = 0.35
@@ -88,15 +89,6 @@ def _same_device(trained_on: str | None, wanted: str | None) -> bool:
     if trained_on is None or wanted is None:
         return trained_on is wanted
     return wanted.lower() in trained_on.lower().replace(" ", "") or wanted == trained_on
-
-
-def gpu_name(device_type: str) -> str | None:
-    """Of the GPU that trials train on; None: they train on a CPU."""
-    if device_type != "cuda":
-        return {"mps": "Apple GPU (MPS)"}.get(device_type)
-    import torch
-
-    return str(torch.cuda.get_device_name())
 
 
 def flops(rate: float) -> str:

@@ -38,9 +38,8 @@ from rankscope.train.packed import (
     rank_buckets,
 )
 from rankscope.train.packed_dora import PackedDoRA
-from rankscope.train.precision import measurable
-from rankscope.train.saved_adapter import MAGNITUDE, lora_config, save_adapter
-from rankscope.train.spectra import Updates, updated
+from rankscope.train.peft_adapter import MAGNITUDE, lora_config, save_adapter
+from rankscope.train.spectra import Updates, measurable, updated
 from rankscope.train.starts import Pair, against_pretrained, draw_factors, leading
 
 

@@ -20,8 +20,7 @@ from rankscope.train.loading import load_model, quiet, sharing_weights
 from rankscope.train.model import draw_head, sites, stream, weight_of
 from rankscope.train.optimizer import FlatParams, kind_of
 from rankscope.train.packed import DropoutMasks
-from rankscope.train.precision import measurable
-from rankscope.train.spectra import Updates
+from rankscope.train.spectra import Updates, measurable
 
 
 class FullPack:

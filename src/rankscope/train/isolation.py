@@ -35,11 +35,11 @@ from rankscope.train.full import FullPack
 from rankscope.train.language import learnt, token_losses
 from rankscope.train.loading import sharing_weights
 from rankscope.train.model import weight_of
-from rankscope.train.one_at_a_time import adapted, leave, trained_weights
 from rankscope.train.optimizer import differentiate
 from rankscope.train.pack import Pack, logits
 from rankscope.train.packed import DropoutMasks, NotIsolated
 from rankscope.train.packed_dora import PackedDoRA
+from rankscope.train.peft_adapter import adapted, leave, trained_weights
 
 Batch = tuple[dict[str, Tensor], Tensor]  # inputs, labels
 _SIZE = 0.3  # of a moved update: ||s B A|| / ||W||

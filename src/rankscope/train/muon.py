@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankscope.train.optimizer import FlatParams, Kind, PackedAdamW
-from rankscope.train.precision import widest
+from rankscope.train.optimizer import FlatParams, Kind, PackedAdamW, widest
 
 MOMENTUM = 0.95
 _COEFFICIENTS, _STEPS, _SMALLEST = (3.4445, -4.7750, 2.0315), 5, 1e-7  # torch.optim.Muon's

@@ -6,13 +6,10 @@ Letters: S sites of one shape, m out, n in, r rank.
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -24,12 +21,17 @@ from rankscope.train.loading import load_model
 from rankscope.train.model import draw_head, modules_to_save, sites, stream, weight_of
 from rankscope.train.optimizer import FlatParams, kind_of
 from rankscope.train.packed import DropoutMasks
-from rankscope.train.precision import measurable
-from rankscope.train.saved_adapter import MAGNITUDE, lora_config, save_adapter
-from rankscope.train.spectra import Updates, updated
+from rankscope.train.peft_adapter import (
+    ADAPTER,
+    MAGNITUDE,
+    adapted,
+    leave,
+    lora_config,
+    save_adapter,
+    trained_weights,
+)
+from rankscope.train.spectra import Updates, measurable, updated
 from rankscope.train.starts import Pair, against_pretrained, draw_factors, leading
-
-ADAPTER = "default"  # PEFT's name for the only adapter
 
 
 def _factor_of(name: str) -> str | None:
@@ -142,40 +144,5 @@ class PeftTrial:
         save_adapter(folder, state, self.config, self.model.config, self.starts)
 
 
-def leave(site: nn.Module, W: Tensor) -> None:
-    """Replaces a frozen layer's weight by W (m, n); layers that shared it keep theirs."""
-    W = W.mT.contiguous() if isinstance(site, Conv1D) else W
-    site.weight = nn.Parameter(W, requires_grad=False)
-
-
 def _to(start: Pair | None, like: Tensor) -> Pair | None:
     return None if start is None else (start[0].to(like), start[1].to(like))
-
-
-def adapted(
-    model: Any, configs: Sequence[peft.LoraConfig], names: Sequence[str] = (ADAPTER,)
-) -> Any:
-    """PEFT's model with one adapter per configuration. PEFT writes into configurations, so it gets
-    copies."""
-    configs = [copy.deepcopy(config) for config in configs]
-    with warnings.catch_warnings():  # PEFT's advice on several adapters in one model
-        warnings.simplefilter("ignore")
-        kind = (
-            peft.PeftModelForCausalLM
-            if configs[0].task_type == peft.TaskType.CAUSAL_LM
-            else peft.PeftModelForSequenceClassification
-        )
-        found = kind(model, configs[0], adapter_name=names[0])
-        for name, config in zip(names[1:], configs[1:], strict=True):
-            found.add_adapter(name, config)
-    return found
-
-
-def trained_weights(model: Any, adapter: str) -> dict[str, nn.Parameter]:
-    """Weights of one adapter and of the modules saved with it, by their names in the model."""
-    found = {}
-    for name, parameter in model.named_parameters():
-        plain = name.replace(f".modules_to_save.{adapter}.", ".").replace(f".{adapter}.", ".")
-        if plain != name and ".original_module." not in name:
-            found[plain.removeprefix("base_model.model.")] = parameter.requires_grad_()
-    return found

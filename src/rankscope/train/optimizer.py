@@ -18,10 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from rankscope.study.trial import Schedule, Trial
-from rankscope.train.precision import widest
 
 # "fast": at ``lora_plus_ratio`` times the rate; "matrix", and LoRA's factor "B": by Muon
 Kind = Literal["plain", "fast", "matrix", "B"]
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The widest floating type that this device adds in: Apple's GPU (MPS) has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def kind_of(trial: Trial, *, factor: str | None, is_vector: bool = False) -> Kind:

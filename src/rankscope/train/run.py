@@ -28,9 +28,9 @@ from rankscope.train.optimizer import (
     PackedAdamW,
     differentiate,
     share_of_peak,
+    widest,
 )
 from rankscope.train.pack import Pack, logits, reads_padding
-from rankscope.train.precision import widest
 from rankscope.train.spectra import Record, Recorder
 
 # steps between two calls of malloc_trim: variable batch lengths fragment the heap (docs/log.md)

@@ -47,6 +47,11 @@ def updated(
     return Updates(layers, members, W, change, Scaled(base + dW, gain))
 
 
+def measurable(x: Tensor) -> Tensor:
+    """The tensor where float64 is: its own device, or the CPU for one on Apple's GPU (MPS)."""
+    return x.cpu() if x.device.type == "mps" else x
+
+
 class HasUpdates(Protocol):
     def updates(self) -> Iterable[Updates]: ...
 

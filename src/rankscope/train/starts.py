@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rankscope.study.trial import CHANGES_BASE, Init, Trial
-from rankscope.train.precision import measurable
+from rankscope.train.spectra import measurable
 
 Pair = tuple[Tensor, Tensor]  # B (m, r), A (r, n)
 

@@ -133,7 +133,8 @@ def _site_matrices(adapter: Adapter, layer: str, base: BaseModel | None) -> Read
         yield Skipped(layer, why)
         return
     B, A = (adapter.tensors.read(site[part]).flatten(1) for part in pair)  # (m, r), (r, n)
-    if (target := targeted_parameter(config.target_parameters, adapter.sites, layer)) is not None:
+    targets = config.target_parameters
+    if targets and (target := targeted_parameter(targets, adapter.sites, layer)) is not None:
         parameter, doubt = target
         yield from expert_matrices(config, parameter, B, A, base, doubt=doubt)
         return

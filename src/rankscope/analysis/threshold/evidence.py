@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rankscope.analysis.distributions import normal
-from rankscope.analysis.inference import Interval
+from rankscope.analysis.inference import Interval, normal
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]

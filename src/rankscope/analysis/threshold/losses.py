@@ -9,8 +9,14 @@ from collections.abc import Hashable
 import numpy as np
 import pandas as pd
 
-from rankscope.analysis.distributions import chi_squared_ppf, normal, student
-from rankscope.analysis.inference import LEVEL, Interval, jackknife
+from rankscope.analysis.inference import (
+    LEVEL,
+    Interval,
+    chi_squared_ppf,
+    jackknife,
+    normal,
+    student,
+)
 from rankscope.analysis.threshold.dose import Fits
 from rankscope.analysis.threshold.evidence import NEAR, Evidence
 

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from rankscope.analysis.direction import sign_of
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.inference import (
     Interval,
     percentiles,
     stratified_draws,
 )
+from rankscope.analysis.selection import sign_of
 from rankscope.analysis.threshold.dose import Fits, fits
 from rankscope.analysis.threshold.evidence import NEAR, Evidence, evidence
 from rankscope.analysis.threshold.losses import (

@@ -1,21 +1,26 @@
-"""Writes a trained LoRA adapter as PEFT does: plain PEFT opens it on the same base, heads
-included."""
+"""LoRA adapters in PEFT's form: its configuration of a trial, its model with several adapters, and
+the files that plain PEFT opens on the same base, heads included."""
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
-from peft import LoraConfig, TaskType
+from peft import LoraConfig, PeftModelForCausalLM, PeftModelForSequenceClassification, TaskType
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from rankscope.study.trial import ALL_LINEAR, CHANGES_BASE, Trial
 from rankscope.train.starts import Pair, to_save
 
+ADAPTER = "default"  # PEFT's name for the only adapter
 MAGNITUDE = "lora_magnitude_vector"  # DoRA's; its file leaves out ".weight"
 
 
@@ -73,6 +78,39 @@ def lora_config(
 
 def _plain(number: float) -> float | int:
     return int(number) if float(number).is_integer() else number
+
+
+def adapted(model: Any, configs: Sequence[LoraConfig], names: Sequence[str] = (ADAPTER,)) -> Any:
+    """PEFT's model with one adapter per configuration. PEFT writes into configurations, so it gets
+    copies."""
+    configs = [copy.deepcopy(config) for config in configs]
+    with warnings.catch_warnings():  # PEFT's advice on several adapters in one model
+        warnings.simplefilter("ignore")
+        kind = (
+            PeftModelForCausalLM
+            if configs[0].task_type == TaskType.CAUSAL_LM
+            else PeftModelForSequenceClassification
+        )
+        found = kind(model, configs[0], adapter_name=names[0])
+        for name, config in zip(names[1:], configs[1:], strict=True):
+            found.add_adapter(name, config)
+    return found
+
+
+def trained_weights(model: Any, adapter: str) -> dict[str, nn.Parameter]:
+    """Weights of one adapter and of the modules saved with it, by their names in the model."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        plain = name.replace(f".modules_to_save.{adapter}.", ".").replace(f".{adapter}.", ".")
+        if plain != name and ".original_module." not in name:
+            found[plain.removeprefix("base_model.model.")] = parameter.requires_grad_()
+    return found
+
+
+def leave(site: nn.Module, W: Tensor) -> None:
+    """Replaces a frozen layer's weight by W (m, n); layers that shared it keep theirs."""
+    W = W.mT.contiguous() if isinstance(site, Conv1D) else W
+    site.weight = nn.Parameter(W, requires_grad=False)
 
 
 def save_adapter(
