@@ -101,6 +101,7 @@ ARCHITECTURES: dict[str, Any] = {
         )
     ),
 }
+WIDTH = 32  # of the wide models
 TARGETS = {
     "roberta": ["query", "value"],
     "bert": ["query", "value"],
@@ -150,6 +151,13 @@ def save_model(folder: Path, make: Callable[[], Any], *, names: Sequence[str] = 
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("models")
     return {name: save_tiny_model(root / name, name) for name in ARCHITECTURES}
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Wide enough for ranks 1, 4, 16 and d."""
+    root = tmp_path_factory.mktemp("wide")
+    return {name: save_tiny_model(root / name, name, width=WIDTH) for name in TARGETS}
 
 
 @pytest.fixture

@@ -61,9 +61,9 @@ def test_a_top_stays_inside_the_rates_it_was_fitted_to():
     trials = pd.DataFrame(
         {"seed": 0, "learning_rate": [1e-4, 1e-3, 1e-2], "best": [0.7, 0.80001, 0.8]}
     )
-    found = curve(trials, 0.5, 0.01)
+    found = curve(trials, 0.5)
     assert np.log(1e-4) <= found.best(found.seeds) <= np.log(1e-2)
-    assert curve(trials.iloc[:2], 0.5, 0.01).edge == "fewer than three rates"
+    assert curve(trials.iloc[:2], 0.5).edge == "fewer than three rates"
 
 
 def test_one_seed_has_no_interval():

@@ -14,7 +14,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from conftest import TARGETS, save_tiny_model
+from conftest import TARGETS, WIDTH
 from rankscope.study.study_file import Study
 from rankscope.study.trial import Init
 from rankscope.sweep.inputs import StudyInputs
@@ -38,15 +38,6 @@ from training import (
     trials_of,
 )
 
-WIDTH = 32
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Wide enough for ranks 1, 4, 16 and d."""
-    root = tmp_path_factory.mktemp("wide")
-    return {name: save_tiny_model(root / name, name, width=WIDTH) for name in TARGETS}
-
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
@@ -55,10 +46,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 )
 @pytest.mark.parametrize("architecture", TARGETS)
 def test_every_lora_trial_of_a_pack_equals_peft_alone(
-    architecture: str, dtype: torch.dtype, tolerance: float, models: dict[str, str],
+    architecture: str, dtype: torch.dtype, tolerance: float, wide: dict[str, str],
     tiny_data: Path, tmp_path: Path
 ) -> None:  # fmt: skip
-    path = models[architecture]
+    path = wide[architecture]
     trials, train = trials_of(architecture, path), encoded(path, tiny_data)
     assert (len(trials), len({(t.rank, t.scaling) for t in trials})) == (12, 12)
     assert {t.rank for t in trials} == {1, 4, 16, WIDTH}
@@ -102,11 +93,11 @@ def test_a_full_fine_tune_equals_plain_pytorch(
 
 @pytest.mark.parametrize("setting", ["sgd", "muon"])
 def test_a_full_fine_tune_by_other_optimizers(
-    setting: str, models: dict[str, str], tiny_data: Path, tmp_path: Path,
+    setting: str, wide: dict[str, str], tiny_data: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     iterations_in_float64(monkeypatch)
-    path = models["roberta"]
+    path = wide["roberta"]
     trials = trials_of("roberta", path, method="full", steps=8, fixed=SETTINGS[setting])
     train = encoded(path, tiny_data)
     run = run_of(trials, path, train, torch.float64)
@@ -136,9 +127,9 @@ def test_muons_iteration_is_torchs_for_all_matrices_at_once(m: int, n: int) -> N
 
 @pytest.mark.parametrize("architecture", ["roberta", "gpt2"])
 def test_neither_the_order_of_slots_nor_the_size_of_the_pack_matters(
-    architecture: str, models: dict[str, str], tiny_data: Path
+    architecture: str, wide: dict[str, str], tiny_data: Path
 ) -> None:
-    path = models[architecture]
+    path = wide[architecture]
     trials, train = trials_of(architecture, path, steps=8), encoded(path, tiny_data)
     together = losses_of(run_of(trials, path, train, torch.float64))
     order = [7, 2, 11, 0, 5, 9, 3, 1, 10, 4, 8, 6]
@@ -154,10 +145,8 @@ def test_neither_the_order_of_slots_nor_the_size_of_the_pack_matters(
         )
 
 
-def test_a_neighbour_that_turns_nan_changes_nothing(
-    models: dict[str, str], tiny_data: Path
-) -> None:
-    path = models["roberta"]
+def test_a_neighbour_that_turns_nan_changes_nothing(wide: dict[str, str], tiny_data: Path) -> None:
+    path = wide["roberta"]
     trials, train = trials_of("roberta", path, steps=8), encoded(path, tiny_data)
     undisturbed = losses_of(run_of(trials, path, train))
     run = run_of(trials, path, train)
@@ -172,9 +161,9 @@ def test_a_neighbour_that_turns_nan_changes_nothing(
 
 
 def test_bfloat16_products_leave_weights_in_float32(
-    models: dict[str, str], tiny_data: Path, tmp_path: Path
+    wide: dict[str, str], tiny_data: Path, tmp_path: Path
 ) -> None:
-    path = models["roberta"]
+    path = wide["roberta"]
     trials, train = trials_of("roberta", path, steps=10), encoded(path, tiny_data)
     mixed = run_of([t.model_copy(update={"precision": "bfloat16"}) for t in trials], path, train)
     exact, rounded = losses_of(run_of(trials, path, train)), losses_of(mixed)
@@ -183,8 +172,8 @@ def test_bfloat16_products_leave_weights_in_float32(
     assert {tensor.dtype for tensor in saved(mixed, 0, tmp_path).values()} == {torch.float32}
 
 
-def test_padding_of_ranks_stays_zero(models: dict[str, str], tiny_data: Path) -> None:
-    path = models["roberta"]
+def test_padding_of_ranks_stays_zero(wide: dict[str, str], tiny_data: Path) -> None:
+    path = wide["roberta"]
     trials, train = trials_of("roberta", path, steps=5), encoded(path, tiny_data)
     run = run_of(trials, path, train)
     losses_of(run)
@@ -249,11 +238,11 @@ def iterations_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_other_settings_equal_peft_alone(
-    setting: str, architecture: str, models: dict[str, str], tiny_data: Path, tmp_path: Path,
+    setting: str, architecture: str, wide: dict[str, str], tiny_data: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     iterations_in_float64(monkeypatch)
-    path, targets = models[architecture], ["all-linear"] if setting == "all-linear" else []
+    path, targets = wide[architecture], ["all-linear"] if setting == "all-linear" else []
     trials = trials_of(
         architecture, path, ranks="[2, 6]", steps=8, targets=targets, fixed=SETTINGS[setting]
     )
@@ -288,28 +277,28 @@ def test_other_settings_equal_peft_alone(
     ],
 )
 def test_what_trains_alone_is_known_before_it_trains(
-    architecture: str, settings: str, apart: bool, models: dict[str, str], tiny_data: Path
+    architecture: str, settings: str, apart: bool, wide: dict[str, str], tiny_data: Path
 ) -> None:
     own = {"rank": 2, "data": tiny_data, "eval_every": None, "batch_size": None, "steps": 2}
-    study = Study.parse(study_text(models[architecture], "CoLA", **own, own=settings))
+    study = Study.parse(study_text(wide[architecture], "CoLA", **own, own=settings))
     inputs = StudyInputs(study)
     assert (inputs.why_apart(inputs.trials[0]) is not None) == apart
 
 
 @pytest.mark.parametrize("architecture", TARGETS)
 def test_all_linear_is_every_layer_that_peft_adapts_below_the_head(
-    architecture: str, models: dict[str, str]
+    architecture: str, wide: dict[str, str]
 ) -> None:
-    model = plain_model(models[architecture], torch.float32)
+    model = plain_model(wide[architecture], torch.float32)
     prefix = model.base_model_prefix + "."
     config = LoraConfig(
         task_type="SEQ_CLS", target_modules="all-linear", fan_in_fan_out=architecture == "gpt2"
     )
     adapted = get_peft_model(
-        plain_model(models[architecture], torch.float32), config
+        plain_model(wide[architecture], torch.float32), config
     ).base_model.model
     theirs = {name for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
-    loaded = load_model(models[architecture], TASK)
+    loaded = load_model(wide[architecture], TASK)
     found = set(sites(loaded, ["all-linear"]))
     assert found == {name for name in theirs if name.startswith(prefix)}
     assert len(found) > len(sites(loaded, TARGETS[architecture]))

@@ -11,7 +11,7 @@ from peft import PeftModel
 from peft.tuners.lora import Linear
 from torch.testing import assert_close
 
-from conftest import TARGETS, save_tiny_model
+from conftest import TARGETS, WIDTH
 from rankscope.study.packing import packs
 from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial, rank_in
@@ -31,7 +31,6 @@ from training import (
     saved,
 )
 
-WIDTH = 32
 # a name's last parts, an expression, and a whole name
 PATTERNS = {
     "roberta": [
@@ -40,12 +39,6 @@ PATTERNS = {
     ],
     "gpt2": [{"h.0.attn.c_attn": 5}, {"1.attn.c_attn": 24}],
 }
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    root = tmp_path_factory.mktemp("wide")
-    return {name: save_tiny_model(root / name, name, width=WIDTH) for name in PATTERNS}
 
 
 def table(pattern: dict[str, int]) -> str:
@@ -70,10 +63,10 @@ def pack_of(architecture: str, model: str, fixed: str = "") -> list[Trial]:
 
 @pytest.mark.parametrize("architecture", PATTERNS)
 def test_a_pack_with_patterns_equals_peft_alone(
-    architecture: str, models: dict[str, str], tiny_data: Path, tmp_path: Path
+    architecture: str, wide: dict[str, str], tiny_data: Path, tmp_path: Path
 ) -> None:
     """Losses and weights; plain PEFT reads what is saved, with each layer's own rank and scale."""
-    path, train = models[architecture], encoded(models[architecture], tiny_data)
+    path, train = wide[architecture], encoded(wide[architecture], tiny_data)
     trials = pack_of(architecture, path)
     assert len(trials) == 9
     run = run_of(trials, path, train, torch.float64)
@@ -99,10 +92,10 @@ def test_a_pack_with_patterns_equals_peft_alone(
 @pytest.mark.parametrize("kind", ["pack", "alone"])
 @pytest.mark.parametrize("fixed", ["", 'init_lora_weights = "pissa"'])
 def test_spectra_are_those_of_pefts_merge(
-    kind: str, fixed: str, models: dict[str, str], tiny_data: Path, tmp_path: Path
+    kind: str, fixed: str, wide: dict[str, str], tiny_data: Path, tmp_path: Path
 ) -> None:
     """Of every layer, against the float64 SVD of PEFT's merge of what is saved, minus W."""
-    path, train = models["roberta"], encoded(models["roberta"], tiny_data)
+    path, train = wide["roberta"], encoded(wide["roberta"], tiny_data)
     trials = [t.model_copy(update={"lora_dropout": 0.0}) for t in pack_of("roberta", path, fixed)]
     trials = [t for t in trials if t.rank_pattern and t.scaling != "alpha/r"]
     if kind == "pack":
@@ -128,9 +121,9 @@ def test_spectra_are_those_of_pefts_merge(
             assert row["spectral_norm"] == pytest.approx(float(sigma[0]), rel=max(slack, 1e-6))
 
 
-def test_a_pack_goes_on_without_a_diverged_trial(models: dict[str, str], tiny_data: Path) -> None:
+def test_a_pack_goes_on_without_a_diverged_trial(wide: dict[str, str], tiny_data: Path) -> None:
     """The others' ranks and weights come through."""
-    path, train = models["roberta"], encoded(models["roberta"], tiny_data)
+    path, train = wide["roberta"], encoded(wide["roberta"], tiny_data)
     trials = pack_of("roberta", path)
     run, whole = (run_of(trials, path, train, torch.float64) for _ in range(2))
     losses_of(run, stop=4)
@@ -141,8 +134,8 @@ def test_a_pack_goes_on_without_a_diverged_trial(models: dict[str, str], tiny_da
     assert_close(losses_of(rest), losses_of(whole)[4:, :-1], rtol=0, atol=1e-9)
 
 
-def test_ids_and_settings_tell_patterns_apart(models: dict[str, str]) -> None:
-    trials = pack_of("roberta", models["roberta"])
+def test_ids_and_settings_tell_patterns_apart(wide: dict[str, str]) -> None:
+    trials = pack_of("roberta", wide["roberta"])
     assert len({t.id for t in trials}) == 9
     assert len({t.setting for t in trials}) == 3
     (named,) = {t.setting for t in trials if t.rank_pattern == PATTERNS["roberta"][0]}
@@ -169,9 +162,9 @@ def test_ids_and_settings_tell_patterns_apart(models: dict[str, str]) -> None:
     ],
 )
 def test_mistakes_are_one_line(
-    pattern: str, says: str, models: dict[str, str], tiny_data: Path
+    pattern: str, says: str, wide: dict[str, str], tiny_data: Path
 ) -> None:
-    text = study_of("roberta", models["roberta"], data=str(tiny_data)).source
+    text = study_of("roberta", wide["roberta"], data=str(tiny_data)).source
     start, end = text.index("rank_pattern = ["), text.index("[nuisance]")
     text = text[:start] + f"rank_pattern = {pattern}\n" + text[end:]
     with pytest.raises(ValueError, match=says) as error:
@@ -189,10 +182,10 @@ def test_muon_is_refused() -> None:
         study_of("roberta", "m", 'optimizer = "muon"').trials({"m": WIDTH})
 
 
-def test_the_cost_counts_each_layers_rank(models: dict[str, str], tiny_data: Path) -> None:
+def test_the_cost_counts_each_layers_rank(wide: dict[str, str], tiny_data: Path) -> None:
     from rankscope.study.cost import adapter_weights
 
-    study = study_of("roberta", models["roberta"], data=str(tiny_data))
+    study = study_of("roberta", wide["roberta"], data=str(tiny_data))
     inputs = StudyInputs(study)
     for trial in inputs.trials:
         run = inputs.shape(trial)

@@ -12,7 +12,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor
 from torch.testing import assert_close
 
-from conftest import save_model, save_tiny_model
+from conftest import save_model
 from families import FAMILIES
 from rankscope.linalg import Operator
 from rankscope.train.adapters import AdapterPack
@@ -32,14 +32,6 @@ from training import (
     saved,
     trials_of,
 )
-
-WIDTH = 32
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    root = tmp_path_factory.mktemp("wide")
-    return {name: save_tiny_model(root / name, name, width=WIDTH) for name in ("roberta", "gpt2")}
 
 
 def begun(run: Run, k: int, path: str, dtype: torch.dtype) -> Any:
@@ -82,11 +74,11 @@ def layers_of(model: Any) -> dict[str, Any]:
 )
 def test_starts_that_change_the_base_equal_pefts_own(
     architecture: str, fixed: str, dtype: torch.dtype, tolerance: float,
-    models: dict[str, str], tiny_data: Path, tmp_path: Path
+    wide: dict[str, str], tiny_data: Path, tmp_path: Path
 ) -> None:  # fmt: skip
     """With dropout, at r = d as well, where nothing of the base is left. What is saved is the whole
     change, on the base as it was pretrained."""
-    path = models[architecture]
+    path = wide[architecture]
     trials = trials_of(architecture, path, ranks='[2, 20, "d"]', steps=6, fixed=fixed)
     train = encoded(path, tiny_data)
     run = run_of(trials, path, train, dtype)
@@ -120,11 +112,11 @@ def effective(model: Any, name: str) -> Tensor:
     ],
 )
 def test_spectra_are_those_of_the_change_from_the_pretrained_weight(
-    architecture: str, fixed: str, kind: str, models: dict[str, str], tiny_data: Path,
+    architecture: str, fixed: str, kind: str, wide: dict[str, str], tiny_data: Path,
     tmp_path: Path
 ) -> None:  # fmt: skip
     """Against the float64 SVD of PEFT's merge of what is saved, minus W."""
-    path = models[architecture]
+    path = wide[architecture]
     trials = trials_of(architecture, path, ranks='[2, "d"]', steps=4, fixed=fixed)
     trials = [trial.model_copy(update={"lora_dropout": 0.0}) for trial in trials]
     train = encoded(path, tiny_data)
@@ -155,12 +147,12 @@ def test_spectra_are_those_of_the_change_from_the_pretrained_weight(
             assert row["frobenius_norm"] == pytest.approx(float(sigma.norm()), rel=slack)
 
 
-def test_small_updates_do_not_cancel(models: dict[str, str], tiny_data: Path) -> None:
+def test_small_updates_do_not_cancel(wide: dict[str, str], tiny_data: Path) -> None:
     """One part in 10^12 of B0 A0, in float64: dW keeps its digits."""
     trials = trials_of(
-        "roberta", models["roberta"], ranks="2", steps=1, fixed='init_lora_weights = "pissa"'
+        "roberta", wide["roberta"], ranks="2", steps=1, fixed='init_lora_weights = "pissa"'
     )[:1]
-    run = run_of(trials, models["roberta"], encoded(models["roberta"], tiny_data), torch.float64)
+    run = run_of(trials, wide["roberta"], encoded(wide["roberta"], tiny_data), torch.float64)
     (site, *_) = run.pack.sites.values()
     generator = torch.Generator().manual_seed(0)
     change = 1e-12 * torch.randn(site.B[0][0, :, :2].shape, generator=generator).double()
@@ -173,11 +165,11 @@ def test_small_updates_do_not_cancel(models: dict[str, str], tiny_data: Path) ->
     assert_close(dW.to_dense()[0, 0], expected, rtol=1e-9, atol=0)
 
 
-def test_dora_with_dropout_trains_one_at_a_time(models: dict[str, str], tiny_data: Path) -> None:
-    trials = trials_of("roberta", models["roberta"], ranks="2", steps=1, fixed="use_dora = true")
+def test_dora_with_dropout_trains_one_at_a_time(wide: dict[str, str], tiny_data: Path) -> None:
+    trials = trials_of("roberta", wide["roberta"], ranks="2", steps=1, fixed="use_dora = true")
     assert trials[0].lora_dropout > 0
     with pytest.raises(NotIsolated, match="with lora_dropout, DoRA applies W"):
-        run_of(trials, models["roberta"], encoded(models["roberta"], tiny_data))
+        run_of(trials, wide["roberta"], encoded(wide["roberta"], tiny_data))
 
 
 def test_a_start_in_layers_that_share_a_weight_is_the_pretrained_model(

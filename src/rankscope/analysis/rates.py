@@ -15,7 +15,7 @@ import pandas as pd
 
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.inference import jackknife
-from rankscope.analysis.selection import CONFIGURATION, DEVIATIONS, sign_of
+from rankscope.analysis.selection import CONFIGURATION, sign_of
 
 FEWEST_RATES = 3
 KEPT = 0.5  # of the gain over a constant answer: rates that lose more are not on the parabola
@@ -79,9 +79,8 @@ def rates(frames: Frames) -> Rates:
             ]
         )
         floor = row["sign"] * row["constant"] if np.isfinite(row["constant"]) else -np.inf
-        limit = DEVIATIONS * row["noise"] if np.isfinite(row["noise"]) else 0.0
         key = tuple(None if pd.isna(row[name]) else row[name] for name in CONFIGURATION)
-        curves[key] = curve(frames.trials[same], floor, limit)
+        curves[key] = curve(frames.trials[same], floor)
     configurations = [_configuration(key, found, curves) for key, found in curves.items()]
     groups = [
         _group(model, task, scaling, curves)
@@ -92,7 +91,7 @@ def rates(frames: Frames) -> Rates:
     return Rates(pd.DataFrame(configurations), pd.DataFrame(groups))
 
 
-def curve(trials: pd.DataFrame, constant: float, noise: float) -> Curve:
+def curve(trials: pd.DataFrame, constant: float) -> Curve:
     """The window of one configuration: the rates around the best one that keep half of its gain,
     three at least; values are turned so that greater is better, as ``constant`` is.
 
