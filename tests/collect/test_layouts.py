@@ -216,7 +216,7 @@ def test_a_saved_adapter_alone_has_no_step(
     table = run.parent / "map.csv"
     table.write_text("path,learning_rate,seed\nrun,1e-2,3407\n")
     collected(run, base, "--map", str(table), status=3)
-    assert "no file says of which step they are" in capsys.readouterr().err
+    assert "no file names their step" in capsys.readouterr().err
     table.write_text("path,learning_rate,seed,step\nrun,1e-2,3407,60\n")
     store = collected(run, base, "--map", str(table))
     assert set(store.spectra()["step"]) == {0, 60}

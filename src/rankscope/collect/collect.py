@@ -1,4 +1,4 @@
-"""Runs of other trainers -> an ordinary store, and what a conclusion would still need."""
+"""Turns runs of other trainers into a store, and says what conclusions would still need."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rankscope.collect.trackers import entries_of, logged_in
 from rankscope.store.given import adapter_settings
 from rankscope.store.store import Store
 
-TASK = "task"  # of runs of which nobody says what they were trained for
+TASK = "task"  # of runs whose files name no task
 
 
 @dataclass
 class Collected:
-    """``added``: path -> trial, of runs that are in the store now; ``left_out``: path -> why; what
-    else must be known of a run, and what conclusions need that is not there."""
+    """``added``: path -> trial, for runs that are in the store now; ``left_out``: path -> reason;
+    ``notes``: path -> what was assumed; ``missing``: what conclusions need and the runs lack."""
 
     store: str
     added: dict[str, str] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Collected:
 
 @dataclass(frozen=True)
 class Asked:
-    """What holds for all runs where their map does not say otherwise."""
+    """Settings of all runs, unless their map gives others."""
 
     base: str | None = None
     task: str | None = None
@@ -46,11 +46,12 @@ def collect(
     mapped: str | Path | None = None,
     progress: Callable[[float], None] = lambda runs: None,
 ) -> Collected:
-    """Measures every run at or below ``paths`` and adds it to a collected store, which is made
-    where there is none. Safe to repeat: what is there stays.
+    """Measures every run at or below ``paths`` and adds it to a collected store, which is created
+    if needed. Safe to repeat: trials that are there stay.
 
-    A run that cannot be added is left out with the reason; ``ValueError``, one line, where a path
-    leads to no run, the map names others, or the store is another one's.
+    A run that cannot be added is left out with the reason. ``ValueError``, one line, if there is no
+    run at or below a path, if the map names a run that is not among them, or if the store was not
+    collected.
     """
     by_run = {} if mapped is None else read_map(mapped)
     roots = {run: Path(path) for path in paths for run in runs([path])}
@@ -87,7 +88,7 @@ def collect(
 
 
 def _open(store: str | Path) -> Store:
-    """The collected store there, under whatever name it was begun; a new one under its folder's."""
+    """Opens the store under the name that it has, or creates one, named after its folder."""
     try:
         there = Store(store)
     except FileNotFoundError:
@@ -145,8 +146,8 @@ def _add(
 
 
 def _history(run: Run, said: Said, mapped: Mapping[str, Any]) -> History:
-    """From the file that the map names; else from the trainer's state; else from what a tracker
-    wrote into the folder."""
+    """From the file that the map names; else from the trainer's state; else from a tracker's files
+    in the folder."""
     loaded = said.best_loaded
     if loaded is None and not run.state.get("best_model_checkpoint"):
         loaded = False
@@ -162,7 +163,7 @@ def _history(run: Run, said: Said, mapped: Mapping[str, Any]) -> History:
 
 
 def _root_step(run: Run, said: Said, mapped: Mapping[str, Any], lines: History) -> int | None:
-    """Of which step the weights in the output folder itself are."""
+    """The step of the weights that lie in the output folder itself; None if unknown."""
     if "step" in mapped:
         return int(mapped["step"])
     best = str(run.state.get("best_model_checkpoint") or "")
@@ -170,7 +171,7 @@ def _root_step(run: Run, said: Said, mapped: Mapping[str, Any], lines: History) 
         return int(match[1])
     if not run.state and not run.weights and len(lines.frame):
         step = int(lines.frame["step"].max())
-        run.notes.append(f"its weights are taken to be of the last logged step, {step}")
+        run.notes.append(f"its weights are taken to be those of the last logged step, {step}")
         return step
     return None
 
@@ -185,7 +186,7 @@ def _settings(
         settings["task"] = asked.task or TASK
     if "seed" not in settings:
         settings["seed"] = 0
-        run.notes.append("seed: no file says it; 0 taken")
+        run.notes.append("seed: no file names it; 0 is assumed")
     if "learning_rate" not in settings:
         raise ValueError(
             "learning_rate: expected in a file of the run; found none. Add a column learning_rate "
@@ -197,8 +198,8 @@ def _settings(
 
 
 def _adapted(store: Store, model: str) -> list[str] | None:
-    """The layers that the store's adapters of that model are on, so that full fine-tunes are
-    measured at the same ones."""
+    """The layers that the store's adapters of that model adapt: full fine-tunes are measured at the
+    same ones."""
     own = (t for t in store.planned() if t.method == "lora" and t.model == model)
     return sorted({name for trial in own for name in trial.target_modules or ()}) or None
 
@@ -216,13 +217,13 @@ def _model(run: Run) -> str:
 
 
 def _missing(store: Store, counts: Mapping[str, int], *, based: bool) -> list[str]:
-    """What conclusions need and these trials do not have, a line each."""
+    """What conclusions need and these trials lack, a line each."""
     trials = store.trials()
     said = []
     if counts["with no task"]:
         said.append(
-            f"{counts['with no task']} runs say no task and count as one, {TASK!r}: give --task, "
-            "or a column task"
+            f"{counts['with no task']} runs name no task and count as one, {TASK!r}: give --task, "
+            "or a column task in the table of --map"
         )
     if not based and len(trials):
         said.append("no base model: only sr(dW) is known, no drift (H2, H3). Give --base")
@@ -251,7 +252,7 @@ def _missing(store: Store, counts: Mapping[str, int], *, based: bool) -> list[st
 
 
 def _compare(store: Store, bases: Mapping[str, str]) -> None:
-    """LoRA against full fine-tuning, where both are there with their bases."""
+    """Compares LoRA with full fine-tuning, if the store has both and their bases are known."""
     from rankscope.sweep.run import make_comparison
 
     def base_of(model: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 STEPS = ("step", "train_global_step", "global_step", "current_steps", "_step", "iteration")
-# of an evaluation, and no measure of the model
+# logged with an evaluation, but not measures of the model
 _NOT_METRICS = (
     "runtime", "samples_per_second", "steps_per_second", "jit_compilation_time",
     "model_preparation_time", "num_tokens",
@@ -35,9 +35,8 @@ class History:
 def history(entries: Iterable[Mapping[str, Any]], *, best_loaded: bool | None = False) -> History:
     """Joins the lines that a trainer logged by their steps.
 
-    ``best_loaded``: whether the best weights were loaded back at the end of training, so that what
-    was evaluated afterwards belongs to another step (None: that is not known, and nothing that was
-    evaluated afterwards is taken).
+    ``best_loaded``: whether the best weights were loaded back at the end of training, so that later
+    evaluations belong to another step. None: unknown; later evaluations are then left out.
     """
     rows: dict[int, dict[str, float]] = {}
     losses: dict[int, float] = {}
@@ -54,8 +53,8 @@ def history(entries: Iterable[Mapping[str, Any]], *, best_loaded: bool | None = 
         if step is None:
             continue
         metrics, loss = _metrics(entry, prefix), _train_loss(entry)
-        ended = ended and loss is None  # else training went on
-        if step < reached and not ended:  # the weights of later steps were written anew
+        ended = ended and loss is None  # training went on
+        if step < reached and not ended:  # those later steps were trained again
             resumed.add(step)
             rows = {s: row for s, row in rows.items() if s < step}
             losses = {s: value for s, value in losses.items() if s < step}
@@ -79,7 +78,7 @@ def history(entries: Iterable[Mapping[str, Any]], *, best_loaded: bool | None = 
     if resumed:
         said = ", ".join(map(str, sorted(resumed)))
         found.notes.append(
-            f"resumed before step {said}: of what was logged twice from there on, the later counts"
+            f"resumed before step {said}: of what was logged twice after it, the later value counts"
         )
     if twice:
         found.notes.append(f"{twice} values were logged twice at one step: the first is taken")
@@ -111,8 +110,8 @@ def number(value: Any) -> float | None:
 
 
 def _prefix(entries: Iterable[Mapping[str, Any]], notes: list[str]) -> str:
-    """What the names of evaluations begin with: eval, or where no name does, what the run said to
-    Trainer (``metric_key_prefix``), by the runtimes that it logs."""
+    """The prefix of evaluations' names: eval; if no name has it, the ``metric_key_prefix`` that the
+    run gave to Trainer, as seen in its ``*_runtime``."""
     keys = {str(key).replace("/", "_") for entry in entries for key in entry}
     ends = {key.removesuffix("_runtime") for key in keys if key.endswith("_runtime")}
     others = sorted(ends - {"train"})
@@ -156,9 +155,9 @@ KNOWN = ("matthews_correlation", "pearson", "spearman", "accuracy", "f1", "f1_ma
 
 
 def metric_of(frame: pd.DataFrame, asked: str | None, said: str | None, notes: list[str]) -> str:
-    """The metric that chooses: as asked for, as the run says of itself, the one of ``KNOWN`` that
-    it has, else its loss, else the first, which is noted. ``ValueError`` where it has not the one
-    that was asked for."""
+    """The metric that chooses checkpoints: the one asked for; the one that the run names; its only
+    one of ``KNOWN``; its loss; else the first, with a note. ``ValueError`` if it lacks the one
+    asked for."""
     names = [str(name) for name in frame.columns if name not in ("step", "epoch", "train_loss")]
     for name in (asked, said):
         if name is None:

@@ -1,5 +1,5 @@
-"""Folders that trainers wrote -> runs: which weights were saved at which step, and the state beside
-them."""
+"""Finds runs in trainers' output folders: the weights that were saved, by step, and the trainer's
+state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WEIGHTS = (
     "adapter_model.safetensors", "adapter_model.bin", "model.safetensors",
     "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
-DEPTH = 4  # folders below a PATH that runs are looked for in
+DEPTH = 4  # levels of folders below a PATH that are searched for runs
 STATE_BYTES = 2**28
 HEADER_BYTES = 2**25  # of a safetensors file
 
@@ -32,7 +32,7 @@ class Run:
     weights: dict[int, Path] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
     args: Path | None = None
-    unplaced: Path | None = None  # weights of which no file says the step
+    unplaced: Path | None = None  # weights whose step no file names
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -43,7 +43,7 @@ class Run:
 
 def runs(paths: Sequence[str | Path]) -> list[Path]:
     """The folders of runs at or below these paths, each once, in the order of their names.
-    ``ValueError``, one line, where a path leads to none."""
+    ``ValueError``, one line, if there is none at or below a path."""
     found: dict[Path, Path] = {}
     for path in paths:
         folder = Path(path).expanduser()
@@ -69,13 +69,13 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Those inside, links left out: they may lead anywhere."""
+    """The folders inside; links are not followed: they may lead anywhere."""
     inside = (p for p in folder.iterdir() if p.is_dir() and not p.is_symlink())
     return sorted(p for p in inside if not p.name.startswith("."))
 
 
 def _adapters_in(checkpoint: Path) -> list[Path]:
-    """The folders of adapters with names other than "default", which PEFT saves inside."""
+    """Adapters with names other than "default": PEFT saves each in a folder of its own inside."""
     return [p for p in _folders(checkpoint) if (p / ADAPTER).is_file() and has_weights(p)]
 
 
@@ -84,8 +84,8 @@ def has_weights(folder: Path) -> bool:
 
 
 def cut_off(folder: Path) -> str | None:
-    """Why the weights in a checkpoint's folder cannot be whole, as where training was killed while
-    it saved them; None if nothing says so."""
+    """Why a checkpoint's weights are incomplete, for instance because training was killed while
+    saving them; None if they look whole."""
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -107,7 +107,7 @@ def cut_off(folder: Path) -> str | None:
 
 
 def open_run(folder: Path) -> Run:
-    """Which weights it saved, by the steps that its own files say."""
+    """Opens a run: the weights that it saved, by the steps that its own files name."""
     run = Run(folder)
     states, saved = [state(folder)], dict[int, Path]()
     for path in _folders(folder):
@@ -142,9 +142,8 @@ def open_run(folder: Path) -> Run:
 
 
 def _place_root(run: Run, own: dict[str, Any]) -> None:
-    """The weights that lie in the output folder itself: those of a checkpoint where they equal
-    them; else those of the step that a state beside them says, unless the best ones were loaded
-    back."""
+    """Places the weights in the output folder itself: at its own step if it is a checkpoint's
+    folder; nowhere if they equal a checkpoint's; else they are ``unplaced``."""
     match = CHECKPOINT.fullmatch(run.path.name)
     if match and own.get("global_step", int(match[1])) == int(match[1]):
         run.weights[int(match[1])] = run.path
@@ -156,15 +155,15 @@ def _place_root(run: Run, own: dict[str, Any]) -> None:
 
 
 def place(run: Run, step: int | None, *, best_loaded: bool | None) -> None:
-    """Says of which step ``unplaced`` weights are: of ``step``, where it is given; else of the last
-    one that was trained, if the best ones were not loaded back."""
+    """Assigns a step to ``unplaced`` weights: ``step`` if given; else the last one trained, if the
+    best weights were not loaded back."""
     if run.unplaced is None:
         return
     if step is None and best_loaded is False:
         step = _int(run.state.get("global_step")) or None
     if step is None or step in run.weights:
         run.notes.append(
-            "the weights in the folder itself are left out: no file says of which step they are"
+            "the weights in the folder itself are left out: no file names their step"
             if step is None
             else f"the weights in the folder itself are left out: checkpoint-{step} has others"
         )
@@ -174,8 +173,7 @@ def place(run: Run, step: int | None, *, best_loaded: bool | None) -> None:
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """trainer_state.json; empty where there is none. ``ValueError``, one line, where it is
-    damaged."""
+    """trainer_state.json; empty if there is none. ``ValueError``, one line, if it is damaged."""
     path = folder / STATE
     if not path.is_file():
         return {}
@@ -202,7 +200,7 @@ def _int(value: Any) -> int:
 
 
 def _digest(folder: Path) -> str:
-    """Of the weights in it."""
+    """SHA-256 of the weights in the folder."""
     digest = hashlib.sha256()
     for name in WEIGHTS:
         if (folder / name).is_file():

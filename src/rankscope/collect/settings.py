@@ -24,7 +24,7 @@ from rankscope.collect.training_args import training_args
 from rankscope.study.trial import Optimizer, Schedule, Trial
 
 TEXT_BYTES = 2**20
-# a trainer's word -> a trial's
+# name in a trainer's arguments -> in a trial
 NAMES = {
     "learning_rate": "learning_rate",
     "seed": "seed",
@@ -59,8 +59,7 @@ COLUMNS = ("path", "metrics", "metric", "base", "step", "greater_is_better", "co
 
 @dataclass
 class Said:
-    """``settings`` of a trial; ``trainer``: the trainer's own arguments, as far as they are
-    known."""
+    """``settings`` of a trial; ``trainer``: the trainer's own arguments, as far as known."""
 
     settings: dict[str, Any]
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -68,13 +67,13 @@ class Said:
 
     @property
     def best_loaded(self) -> bool | None:
-        """Whether the best weights were loaded back at the end; None where nothing says so."""
+        """Whether the best weights were loaded back at the end; None if unknown."""
         value = self.trainer.get("load_best_model_at_end")
         return value if isinstance(value, bool) else None
 
 
 def said_of(run: Run, mapped: Mapping[str, Any], *, root: Path) -> Said:
-    """What is known of a run. ``root``: the path that was typed, below which names count."""
+    """What is known of a run. ``root``: the path that was typed; folders' names below it count."""
     found = Said({})
     trainer: dict[str, Any] = {}
     for own in _sources(run, found):
@@ -84,19 +83,19 @@ def said_of(run: Run, mapped: Mapping[str, Any], *, root: Path) -> Said:
     settings = by_name | _settings(trainer)
     if "learning_rate" not in settings and (rate := _constant_rate(run)) is not None:
         settings["learning_rate"] = rate
-        found.notes.append("learning rate: as logged, where it never changed")
+        found.notes.append("learning rate: taken from the log, where it never changed")
     optimizer = str(trainer.get("optim", trainer.get("optimizer", "adamw"))).lower()
     if optimizer in get_args(Optimizer):
         settings["optimizer"] = optimizer
     elif "adam" not in optimizer:
-        found.notes.append(f"optimizer {optimizer[:40]}: kept as adamw, which is not so")
+        found.notes.append(f"optimizer {optimizer[:40]}: unknown here; recorded as adamw")
     given = {k: v for k, v in mapped.items() if k not in COLUMNS}
     found.settings = settings | given
     return found
 
 
 def _sources(run: Run, found: Said) -> Iterator[dict[str, Any]]:
-    """The trainer's arguments by each file that has them, the most trusted first."""
+    """The trainer's arguments from each file that has them, the most trusted first."""
     if run.args is not None:
         try:
             yield training_args(run.args / ARGS)
@@ -122,7 +121,7 @@ def _text(path: Path) -> str:
 
 
 def _mapping(text: str) -> dict[str, Any]:
-    """JSON or YAML without tags of Python; empty for anything else."""
+    """JSON or YAML, without Python tags; empty for anything else."""
     try:
         found = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError, RecursionError):
@@ -142,7 +141,7 @@ def _model_card(text: str) -> dict[str, Any]:
 
 
 def _settings(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's settings by a trainer's arguments; words of another kind are left out."""
+    """A trial's settings from a trainer's arguments; values of another kind are left out."""
     found: dict[str, Any] = {}
     for theirs, ours in NAMES.items():
         value = trainer.get(theirs)
@@ -162,14 +161,14 @@ def _settings(trainer: Mapping[str, Any]) -> dict[str, Any]:
     if batch is not None:
         found["batch_size"] = int(batch * (number(trainer.get("gradient_accumulation_steps")) or 1))
     if (whole := number(trainer.get("total_train_batch_size"))) is not None:
-        found["batch_size"] = int(whole)  # of all devices: a model card says it
+        found["batch_size"] = int(whole)  # over all devices, as a model card has it
     if trainer.get("bf16") is True:
         found["precision"] = "bfloat16"
     return found
 
 
 def _by_name(path: Path, root: Path) -> dict[str, Any]:
-    """``lr1e-4`` and ``seed-3`` in the folders' names, the last of each."""
+    """``lr1e-4`` and ``seed-3`` in folders' names; the last of each counts."""
     try:
         text = str(path.resolve().relative_to(root.resolve().parent))
     except ValueError:
@@ -182,7 +181,7 @@ def _by_name(path: Path, root: Path) -> dict[str, Any]:
 
 
 def _constant_rate(run: Run) -> float | None:
-    """The learning rate, where three lines or more logged it and all said the same."""
+    """The learning rate, if at least three lines logged it and all agree."""
     logged = [number(e.get("learning_rate")) for e in run.state.get("log_history", [])]
     rates = [rate for rate in logged if rate]
     return rates[0] if len(rates) >= 3 and len(set(rates)) == 1 else None
@@ -220,7 +219,7 @@ def read_map(path: str | Path) -> dict[Path, dict[str, Any]]:
 
 
 def _typed(name: str, text: str) -> Any:
-    """A cell as its setting has it; what does not fit stays text, and is refused by the trial."""
+    """A cell in its setting's type; what does not fit stays text, which the trial refuses."""
     text = text.strip()
     if name in ("target_modules", "adam_betas"):
         parts = [part.strip() for part in text.strip("[]()").split(",")]

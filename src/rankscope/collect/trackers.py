@@ -21,12 +21,12 @@ from rankscope.collect.wandb_file import messages
 BYTES = 2**30
 TABLES = {".csv": ",", ".tsv": "\t"}
 LINES = (".jsonl", ".json")
-# what is looked for in a run's folder, where the trainer's state says nothing
+# files looked for in a run's folder if the trainer's state has no metrics
 NAMES = ("metrics.csv", "metrics.jsonl", "trainer_log.jsonl", "eval_log.jsonl", "metrics.tsv")
 Lines = list[dict[str, Any]]
-# names that are no evaluation: of training, and what `report_to` logs of spectra
+# prefixes of what is no evaluation: training, and the spectra that `report_to` logs
 _OTHERS = ("train_", "stable_rank_", "update_")
-# columns that are no measure of a model
+# columns that are not measures of the model
 PLAIN = (
     *STEPS, "epoch", "loss", "train_loss", "learning_rate", "lr", "grad_norm", "percentage",
     "total_steps", "_runtime", "_timestamp", "elapsed_time", "remaining_time",
@@ -46,7 +46,7 @@ def logged_in(folder: Path) -> Path | None:
 
 
 def entries_of(path: Path) -> Lines:
-    """The lines of one run. ``ValueError``, one line, for what is read nowhere."""
+    """The logged lines of one run. ``ValueError``, one line, for anything that is not read here."""
     if path.is_dir():
         if any(path.glob("events.out.tfevents.*")):
             return list(_merged(_tensorboard(path)))
@@ -100,8 +100,8 @@ def _json_lines(path: Path) -> Lines:
 
 
 def _words(line: dict[Any, Any]) -> dict[str, Any]:
-    """One line with a trainer's words: ``loss`` of training, ``eval_`` before what was evaluated.
-    A table that has no such mark has evaluations in all its columns but the known ones."""
+    """One line with Trainer's names: ``loss`` for training, ``eval_`` before evaluations. In a
+    table without such prefixes all columns but the known ones are evaluations."""
     found: dict[str, Any] = {}
     marked = any(re.match(r"(eval|val|valid|validation)[_/]", str(key)) for key in line)
     for key, value in line.items():
@@ -118,8 +118,8 @@ def _words(line: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _merged(points: Iterator[tuple[int, str, float]]) -> Iterator[dict[str, Any]]:
-    """Points (step, name, value) as lines, a line a step; of several values of one name at one step
-    the first."""
+    """Points (step, name, value) as lines, one per step; of several values of one name at one step
+    the first counts."""
     lines: dict[int, dict[str, Any]] = {}
     for step, name, value in points:
         lines.setdefault(step, {}).setdefault(name, value)
@@ -157,7 +157,7 @@ def _mlflow(folder: Path) -> Iterator[tuple[int, str, float]]:
         from mlflow.tracking import MlflowClient
     except ImportError:
         raise _needs(folder, "mlflow") from None
-    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # its newer versions ask for that
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions require it
     client = MlflowClient(tracking_uri=folder.parent.parent.resolve().as_uri())
     for name in sorted(client.get_run(folder.name).data.metrics):
         for point in client.get_metric_history(folder.name, name):

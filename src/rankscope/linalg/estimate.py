@@ -15,12 +15,12 @@ class Estimate:
     """`lower <= value <= upper`; floats for one matrix, float64 CPU tensors of the batch's shape
     for a batch.
 
-    `met` says whether they lie as near to each other as was asked; where it is False, `value` is no
-    measurement to that width, and certify=True or a larger rtol may help. `confidence` is the
-    probability, over the random start vector, that the truth lies within the bounds; 1.0 where they
-    are certain. `method` is "factors", "svd", "gram" (eigenvalues of M^T M), "lanczos" or
+    `met`: whether the bounds are as close to each other as was asked; where it is False, `value` is
+    not known to that width, and certify=True or a larger rtol may help. `confidence` is the
+    probability, over the random start vector, that the true value lies within the bounds; 1.0 where
+    they are certain. `method` is "factors", "svd", "gram" (eigenvalues of M^T M), "lanczos" or
     "cholesky" (which proved the upper bound). `products` counts the products M x and M^T x that
-    were paid for, per matrix. `seed` is that of the start vector, if one was drawn without a given
+    were computed, per matrix. `seed` is that of the start vector, if it was drawn without a given
     generator: generator=torch.Generator().manual_seed(seed) draws it again. Where the quantity is
     undefined, all three numbers are NaN, `met` is True and `reason` says why; for a batch `reason`
     is a tuple in row-major order. `estimate[i]` is that of one matrix.
@@ -39,7 +39,7 @@ class Estimate:
     def __getitem__(self, index: int | tuple[int, ...]) -> Estimate:
         """The estimate of one matrix of a batch, e.g. `estimate[3]` or `estimate[3, 0]`."""
         if not isinstance(self.value, Tensor):
-            raise IndexError("this Estimate is of one matrix; only that of a batch can be indexed.")
+            raise IndexError("this Estimate is of one matrix; only one of a batch can be indexed.")
         index = (index,) if isinstance(index, int) else tuple(index)
         shape = self.value.shape
         if len(index) != len(shape):

@@ -19,10 +19,10 @@ from rankscope.linalg.operator import Operator, Sum, row_products
 from rankscope.linalg.rounding import gamma
 from rankscope.linalg.scaled import ROWS, Scaled
 
-# entries of a float64 block, for each thread: half a megabyte, which a core's own cache holds
+# entries of a float64 block, per thread: half a megabyte, which a core's own cache holds
 BLOCK = 2**16
-ACCELERATED = 2**24  # and on an accelerator, where it is launches that cost
-PRODUCT = 2**19  # and of one that is a product, or a factor of one: tall enough for full speed
+ACCELERATED = 2**24  # on an accelerator, where launches cost most
+PRODUCT = 2**19  # of a block that is a product or a factor of one: tall enough for full speed
 CHUNK = 2**16  # entries whose squares are added up in one sum
 PANEL = 96  # columns of the Gram matrix that are computed together
 
@@ -128,8 +128,8 @@ def product(op: Operator, x: Tensor, *, transposed: bool = False) -> Tensor:
 
 
 def gram(op: Operator) -> Tensor:
-    """M^T M, (N, n, n) float64 of a flat batch, summed block by block: docs/math.md, (16). Its
-    lower triangle: of what lies above only the part next to the diagonal is there."""
+    """M^T M, (N, n, n) float64 of a flat batch, summed block by block: docs/math.md, (16). Only
+    the lower triangle and what lies next to the diagonal are computed."""
     N, _, n = op.shape
     total = torch.zeros(N, n, n, dtype=torch.float64, device=op.device)
     width = max(PANEL, -(-n // 8))

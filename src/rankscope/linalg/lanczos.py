@@ -22,17 +22,15 @@ from rankscope.linalg.operator import Operator
 from rankscope.linalg.rounding import unit_roundoff
 from rankscope.linalg.tridiagonal import Tridiagonal
 
-STEPS = (
-    1024  # the most that are taken; bounds that are wider than asked are then returned as they are
-)
-SHORT = 3  # steps for which it is not worth while to part from the matrices that are done
-FIRST = 4  # steps before the bounds are looked at for the first time
+STEPS = 1024  # at most; bounds wider than asked are then returned as they are
+SHORT = 3  # with fewer steps to go, finished matrices are not worth removing from the batch
+FIRST = 4  # steps before the bounds are first checked
 # share of w^2 outside the span of V below which it is orthogonalised again: docs/math.md, (9)
 TWICE = 0.5
 # units of sqrt(max(m, n)) u theta below which b_k may be rounding alone
 END = 64
-# entries up to which a single matrix stays in the last-level cache from one step to the next, and
-# of the blocks of rows of a larger one: from memory once, from a cache the second time
+# entries of a matrix that stays in the last-level cache from step to step; a larger one is read in
+# blocks of rows of this size, so that the second product of a step finds them in the cache
 CACHED = 2**22
 # bytes, for each thread, of a block of rows that is widened in every step: a core's own cache
 # holds it (docs/log.md)
@@ -42,8 +40,8 @@ WIDENED = 2**19
 @dataclass(frozen=True)
 class Ritz:
     """The outcome of N runs: unit vectors (N, n) float64, upper bounds (N,) float64 on sigma_1,
-    whether each is certain, whether it is as narrow as the rule asks, and whether more digits are
-    to be had in float64, all (N,) bool; and the number of products M x and M^T x."""
+    whether each is certain, whether it is as narrow as the rule asks, and whether more digits can
+    be had in float64, all (N,) bool; and the number of products M x and M^T x."""
 
     vectors: Tensor
     upper: Tensor
@@ -55,7 +53,7 @@ class Ritz:
 
 @dataclass(frozen=True)
 class StopRule:
-    """What a run works towards, per matrix (N,) float64 CPU: an upper bound on ||M||_F, what the
+    """When a run may stop, per matrix (N,) float64 CPU: an upper bound on ||M||_F, what the
     products' rounding may add to sigma_1 and what it takes from the lower bound, and a relative
     width; `ignore` (N,) bool: matrices of no interest; for all a confidence."""
 
@@ -69,7 +67,7 @@ class StopRule:
 
 class GramProduct:
     """The map v -> M^T M v in `dtype` of a batch of matrices, (N, n) -> (N, n), by blocks of rows.
-    Blocks of a large matrix in a narrower dtype are widened, which is exact, and forgotten."""
+    Blocks of a large matrix in a narrower dtype are widened one at a time, which is exact."""
 
     def __init__(self, op: Operator, dtype: torch.dtype) -> None:
         N, m, n = op.shape
@@ -98,7 +96,7 @@ class GramProduct:
 
 def widened_by_blocks(op: Operator, dtype: torch.dtype) -> bool:
     """Whether `GramProduct` reads this operator in its own, narrower dtype: a large matrix on a CPU
-    whose rows lie in memory as they are. A copy in `dtype` would cost twice the memory or more."""
+    whose rows lie in memory as they are. A copy in `dtype` would take twice the memory or more."""
     if not isinstance(op, Dense) or op.W.dtype == dtype or op.shape[0] != 1:
         return False
     return op.W.is_cpu and op.W.stride(-1) == 1 and op.W[0].numel() > CACHED
@@ -178,10 +176,10 @@ def largest(
 
     op has a flat batch (N,) and is multiplied in `dtype`, which is its own unless
     `widened_by_blocks`. g (n,) float64 is a normal random vector, drawn independently of it: (11).
-    All matrices start from it, so that each is measured alike alone and among others. Where
+    All matrices start from it, so that a matrix gives the same result alone and in a batch. Where
     the allowance alone is too much for `rtol`, a run in float32 ends at once, and one in float64
-    settles for bounds a few allowances apart. Where a Krylov space has ended (few distinct
-    singular values), the allowance is all of the width: float64 has more.
+    accepts bounds a few allowances apart. Where a Krylov space has ended (few distinct singular
+    values), only the allowance is left of the width, and float64 gives more digits.
     """
     N, size = op.batch_shape[0], torch.linalg.vector_norm(g)
     start = (g / size).to(op.device, dtype).expand(N, -1)
@@ -227,9 +225,9 @@ def largest(
 
 
 def _next_look(k: int, ahead: Tensor) -> int:
-    """The step after k at which the bounds are looked at again: where half of the matrices
-    should be there if log p_k goes on to grow as it did, `ahead` (N,) times as many steps. A
-    look costs about as much as a step."""
+    """The step after k at which the bounds are checked next: by then half of the matrices should
+    have converged, if log p_k keeps growing at its rate: `ahead` (N,) times as many steps. A check
+    costs about as much as a step."""
     return max(k + 1 + k // 24, int(k * min(1.6, float(ahead.median()))))
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 MORE = 8  # columns of a block beyond k: a cluster at sigma_k converges sooner
-LARGEST = 0.5  # part of p that a basis may reach
-SETTLED = 1e-7  # of the energy left: by what the last block moved it
+LARGEST = 0.5  # share of p that the basis may reach
+SETTLED = 1e-7  # share of the energy left by which the last block may change what is held
 
 
 def is_cheaper(p: int, k: int) -> bool:

@@ -25,7 +25,7 @@ from rankscope.linalg.operator import (
 )
 from rankscope.linalg.rounding import sized
 
-_ORDINARY = 20  # largest binary exponent of a factor that is left as it is
+_ORDINARY = 20  # factors with entries up to 2^20, and from 2^-20, are not rescaled
 
 
 class LowRank(Operator):
@@ -135,7 +135,7 @@ class LowRank(Operator):
         if r == 1:
             return torch.ones(self.batch_shape, dtype=torch.long, device=self.device)
         ends = ((self.B[..., -1] != 0).any(-1), (self.A[..., -1, :] != 0).any(-1))
-        if all(bool(end.all()) for end in ends):  # seen without a look at all entries
+        if all(bool(end.all()) for end in ends):  # no need to look at all entries
             return torch.full(self.batch_shape, r, device=self.device)
         used = (top(self.B, -2) != 0) & (top(self.A, -1) != 0)  # (*batch, r); NaN counts
         last = (used * torch.arange(1, r + 1, device=self.device)).amax(-1)
@@ -173,9 +173,9 @@ class LowRank(Operator):
 
 @dataclass(frozen=True)
 class Spectrum:
-    """All that can differ from zero, float64: `sigma` (*batch, min(m, n, r)) descending,
-    `frobenius` and `magnitude` (*batch), the last |s| ||B||_F ||A||_F; all of them divided by
-    `size` (*batch). NaN where the factors are not finite."""
+    """Singular values `sigma` (*batch, min(m, n, r)), descending; `frobenius` (*batch);
+    `magnitude` (*batch) = |s| ||B||_F ||A||_F; float64, all divided by `size` (*batch). NaN where
+    the factors are not finite."""
 
     sigma: Tensor
     frobenius: Tensor
@@ -184,7 +184,7 @@ class Spectrum:
 
 
 def spectrum(op: LowRank) -> Spectrum:
-    """From one core: norms and singular values, each to a small multiple of u times the
+    """Norms and singular values from one core, each to a small multiple of u times the
     magnitude."""
     C, size, magnitude = _core(op)
     frobenius = torch.linalg.matrix_norm(C)
@@ -211,7 +211,7 @@ def singular_vectors(op: LowRank) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Directions:
-    """Orthonormal columns Q P, formed where they are asked for: Q (*batch, m, p) as Householder
+    """Orthonormal columns Q P, formed on request: Q (*batch, m, p) as Householder
     vectors ``a`` and ``tau`` (LAPACK's geqrf), P (*batch, p, p')."""
 
     a: Tensor

@@ -21,11 +21,11 @@ from rankscope.linalg.rounding import gamma, sized
 from rankscope.linalg.scaled_group import normalized
 from rankscope.linalg.sigma import Sigma, SigmaOptions, by_svd, direct, largest
 
-# entries of the matrices that are run together on a CPU: what its last-level cache holds
+# entries of the matrices that are measured together on a CPU: what its last-level cache holds
 GROUP = 2**22
-# entries up to which a sum's ranks are no reason to part: calls cost more than their padding
+# entries up to which sums of different ranks stay together: padding costs less than more calls
 TOGETHER = 2**20
-ACCELERATED = 2**28  # and on an accelerator, whose memory it is that counts
+ACCELERATED = 2**28  # on an accelerator, where memory is the limit
 NOT_FINITE = "has NaN or infinite entries, or overflows float64"
 ZERO = "is exactly zero"
 CANCELS = "is zero to rounding: its terms cancel"
@@ -90,7 +90,7 @@ def spectrum(op: LowRank) -> Tensor:
 
 def known(sigma: Tensor, size: Tensor) -> Tensor:
     """Singular values (*batch, p), descending, times their powers of two (*batch): all NaN where
-    the first lies outside float64's range. Later ones may end in zero."""
+    the first lies outside float64's range. Later ones may underflow to zero."""
     lost = sized(sigma[..., :1], size[..., None]).isnan()
     return torch.where(lost, torch.nan, sigma * size[..., None])
 

@@ -88,12 +88,12 @@ class Operator(ABC):
 
     @abstractmethod
     def magnitude(self) -> Tensor:
-        """Sum of the Frobenius norms of the products that M is added up from, (*batch) float64:
+        """Sum of the Frobenius norms of the products whose sum is M, (*batch) float64:
         docs/math.md, (5)."""
 
     @abstractmethod
     def exponent(self) -> Tensor:
-        """(*batch) int: no entry of any term of M is as large as 2^exponent."""
+        """(*batch) int: every entry of every term of M is below 2^exponent in size."""
 
     def to_dense(self) -> Tensor:
         """(*batch, m, n) float64. Forms the matrix: for tests and small ones."""
@@ -239,8 +239,7 @@ def lift(tensor: Tensor, ndim: int, core: int = 2) -> Tensor:
 
 
 def top(tensor: Tensor, *dim: int) -> Tensor:
-    """The largest absolute value over `dim`, NaN where there is one; no array of absolute values is
-    made."""
+    """The largest absolute value over `dim`, NaN if there is one; allocates no absolute values."""
     return torch.maximum(tensor.amax(dim), -tensor.amin(dim))
 
 

@@ -26,9 +26,7 @@ from rankscope.linalg.rounding import unit_roundoff
 FORMED = 2**22
 # norms from 1 / this to this need no rescaling: their fourth powers are float32 numbers
 ORDINARY = 2.0**10
-MOST = (
-    1000  # largest binary exponent that is taken out at once, so that its inverse is a number, too
-)
+MOST = 1000  # largest exponent divided out at once: the inverse must be finite, too
 LOOSE = 1e-4  # relative error of ||M||_F that must be allowed before anything is formed in float32
 
 
@@ -58,8 +56,8 @@ class ScaledGroup:
 
     @property
     def vanishing(self) -> Tensor:
-        """(N,): what ||M||_F may be where it was found to be 0. A difference of two matrices that
-        is 0 is exactly that."""
+        """(N,): a bound on ||M||_F where it was found to be 0. A difference of two stored matrices
+        that is found to be 0 is exactly 0."""
         op = self.op
         pair = isinstance(op, Sum) and isinstance(op.left, Dense) and isinstance(op.right, Dense)
         exact = pair or isinstance(op, Dense)
@@ -147,7 +145,7 @@ def _measured(
     """`magnitude` (N,): that of `op`, where it is known."""
     whole = all(
         leaf.shape[-2:] == op.shape[-2:] for leaf in op.leaves
-    )  # W' - W: then a step reads one of two
+    )  # W' - W: a step then reads one matrix instead of two
     form = form and not isinstance(op, Dense) and (whole or prod(op.shape[-2:]) <= FORMED)
     if form and slack > LOOSE and op.dtype == torch.float32 and max(op.shape[-2:]) >= op.terms:
         rough = _formed(op, torch.float32, magnitude)

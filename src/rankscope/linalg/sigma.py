@@ -26,8 +26,8 @@ SMALL = 48  # short sides up to this go to a dense float64 SVD
 # and up to this, where Lanczos is slow, to the eigenvalues of the float64 Gram matrix (docs/log.md)
 EXACT = 1024
 PATIENCE = 128  # steps of Lanczos after which those eigenvalues cost less than further steps
-NEAR = 0.98  # part of the width that Lanczos aims at: its bounds lie on a grid of 1 %
-PROOF = 24  # and where a proof is wanted, for which that Gram matrix is formed in any case
+NEAR = 0.98  # share of the width that Lanczos aims at: its bounds lie on a grid of 1 %
+PROOF = 24  # the same for a proof, which forms that Gram matrix in any case
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def largest(group: ScaledGroup, options: SigmaOptions) -> Sigma:
     side = min(group.op.shape[-2:])
     if side <= SMALL:
         return _by_svd(group)
-    # drawn once, so that one event, (11), is counted on for all that follows
+    # drawn once, so that all bounds rest on one event, (11)
     n = group.op.shape[-2 if _lies_flat(group.matrix) else -1]
     source = options.generator
     g = torch.randn(n, dtype=torch.float64, generator=source, device=source.device)
@@ -108,8 +108,9 @@ def _by_eigenvalues(group: ScaledGroup) -> Sigma:
 
 
 def _room(group: ScaledGroup, rtol: float) -> Tensor:
-    """(N,): the relative width of sigma_1 that leaves ||M||_F / sigma_1, whose numerator has its
-    own error, a width of `rtol`; half of rtol at least, where that error alone is too much."""
+    """(N,): the relative width that sigma_1 may have for ||M||_F / sigma_1, whose numerator has an
+    error of its own, to have width `rtol`; rtol / 2 at least, even if that error alone exceeds
+    it."""
     room = (1 + rtol) * (1 - group.error) / (1 + group.error) - 1
     return torch.where(group.real, room.clamp(min=rtol / 2), rtol)
 
@@ -122,9 +123,8 @@ def _wide(found: Sigma, group: ScaledGroup, options: SigmaOptions) -> Tensor:
 def _narrowed(
     found: Sigma, which: Tensor, group: ScaledGroup, way: Callable[[ScaledGroup], Sigma]
 ) -> Sigma:
-    """``found``, with the bounds that another method gives for the matrices ``which`` (N,), where
-    they are narrower. Every lower bound is certain, so the larger one holds; an upper bound below
-    it has failed."""
+    """``found``, with narrower bounds by another method, `way`, for the matrices ``which`` (N,).
+    Every lower bound is certain, so the larger one holds; an upper bound below it has failed."""
     if not bool(which.any()):
         return found
     index = which.nonzero()[:, 0]
@@ -186,8 +186,8 @@ def _products_in(
 
 
 def _certified(group: ScaledGroup, options: SigmaOptions, g: Tensor) -> Sigma:
-    """Lanczos estimates, Cholesky proves. Where Lanczos is slow or has not converged: eigenvalues
-    of the Gram matrix, or a dense SVD."""
+    """Lanczos estimates, and a Cholesky factor proves. Where Lanczos is slow or has not
+    converged: eigenvalues of the Gram matrix, or a dense SVD."""
     side = min(group.op.shape[-2:])
     rough = replace(options, rtol=options.rtol / 2, confidence=0.9)
     found = _by_lanczos(group, rough, g, steps=lanczos.STEPS if side > EXACT else PROOF)

@@ -53,8 +53,8 @@ class Tridiagonal:
 
     def within(self, rtol: Tensor, *, least: float) -> tuple[Tensor, Tensor, Tensor]:
         """(N,) bool: is an upper bound, rounding allowed for, at most (1 + rtol) times the lower
-        bound? (N,) bool: is the allowance more than half of that room? And (N,): log p_k there is
-        what part of what (12) asks, inverted. Room for `least` allowances is made in any case."""
+        bound? (N,) bool: is the allowance more than half of that room? And (N,): what (12) asks of
+        log p_k, over its value there. The room is at least `least` allowances."""
         theta = self.top[0].sqrt()
         room = rtol * (theta - self.below) - self.below
         room = torch.maximum(room, least * self.allowance)
@@ -71,8 +71,8 @@ class Tridiagonal:
         """Upper bounds on sigma_1 (N,), rounding allowed for, and whether each is certain (N,)
         bool.
 
-        The certain bound is taken where it meets `rtol` or is the smaller one;
-        ||M||_F where there is no better.
+        The certain bound is used where it meets `rtol` or is the smaller one; no bound is above
+        ||M||_F.
         """
         theta = self.top[0]
         span = (self.frobenius.square() - theta).clamp(min=0)

@@ -64,9 +64,9 @@ class Truncation:
     def cut(
         self, k: int, scale: Tensor, dtypes: tuple[torch.dtype, torch.dtype]
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-        """B (*batch, m, k) and A (*batch, k, n), equally large, with ``scale`` B A = U_k Sigma_k
-        V_k^T but for their rounding to ``dtypes``; and of these rounded ones ||dW - scale B A|| /
-        ||dW|| in Frobenius and in spectral norm, and how far either may be off, each (*batch)
+        """B (*batch, m, k) and A (*batch, k, n), of equal size, with ``scale`` B A = U_k Sigma_k
+        V_k^T up to their rounding to ``dtypes``; and, of the rounded factors, ||dW - scale B A|| /
+        ||dW|| in Frobenius and in spectral norm, with a bound on the error of either, each (*batch)
         float64. ``scale``: (*batch) float64, not zero.
 
         Errors are NaN where a factor leaves the range of its dtype. Where the dtypes round little,

@@ -1,4 +1,5 @@
-"""The tables of H2 and H3: the drift of W + dW beside performance, and over training."""
+"""The tables of H2 to H4: the drift of W + dW beside performance and over training, and LoRA beside
+full fine-tuning."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import pandas as pd
 
 from rankscope.analysis.alignment import MEASURES
 from rankscope.analysis.conclusions import Conclusions
-from rankscope.report.table import RANK, WHERE, Column, Table, interval_columns
+from rankscope.report.table import RANK, WHERE, Column, Table, interval_column
 from rankscope.report.theme import rate_name
 
 
@@ -31,14 +32,14 @@ def thresholds_table(conclusions: Conclusions) -> Table:
             Column("answer", "answer"),
             Column("reason", "because"),
             Column("direction", "sr(W + ΔW)", printed=False),
-            *interval_columns("half_ratio", "half lost at, %", ".0f"),
-            *interval_columns("stable_rank", "s*", ".1f"),
+            interval_column("half_ratio", "half lost at, %", ".0f"),
+            interval_column("stable_rank", "s*", ".1f"),
             Column("base", "sr(W)", ".1f"),
-            *interval_columns("plateau_ratio", "plateau ends at, %", ".0f"),
-            *interval_columns("kept", "kept on it, %", ".0f"),
+            interval_column("plateau_ratio", "plateau ends at, %", ".0f"),
+            interval_column("kept", "kept on it, %", ".0f"),
             Column("first_share", "small share, %", ".0f", printed=False),
             Column("first_ratio", "small share lost at, %", ".0f", printed=False),
-            *interval_columns("loss", "loss", ".3f"),
+            interval_column("loss", "loss", ".3f"),
             Column("gain", "gain near sr(W)", ".3f"),
             Column("premise", "premise, %", ".0f"),
             Column("constant", "constant answer, or before training", ".3f", printed=False),
@@ -92,10 +93,10 @@ def slopes_table(conclusions: Conclusions) -> Table:
             *WHERE,
             Column("growing", "correlation", "+.2f"),
             Column("trials", "trials", ".0f"),
-            *interval_columns("metric_before", "metric, before", "+.3f"),
-            *interval_columns("metric_after", "metric, past", "+.3f"),
-            *interval_columns("loss_before", "loss, before", "+.3f"),
-            *interval_columns("loss_after", "loss, past", "+.3f"),
+            interval_column("metric_before", "metric, before", "+.3f"),
+            interval_column("metric_after", "metric, past", "+.3f"),
+            interval_column("loss_before", "loss, before", "+.3f"),
+            interval_column("loss_after", "loss, past", "+.3f"),
         ),
         conclusions.dynamics.tasks,
     )
@@ -218,7 +219,7 @@ def halfway_table(conclusions: Conclusions) -> Table:
     evaluated."""
     rows = conclusions.alignment.contrasts
     kinds = [
-        Column(f"{name}_{key}", f"{words}, {of}", form, ends=_ends(f"{name}_{key}"))
+        interval_column(f"{name}_{key}", f"{words}, {of}", form)
         for name, words in (("barrier", "barrier"), ("cka", "CKA"))
         for key, of, form in (
             ("lora_full", "LoRA and full", ".3f"),
@@ -236,7 +237,3 @@ def halfway_table(conclusions: Conclusions) -> Table:
         (*WHERE, Column("scaling", "scale"), RANK, *kinds),
         rows.dropna(subset=["barrier_lora_full"]) if len(rows) else rows,
     )
-
-
-def _ends(name: str) -> tuple[str, str]:
-    return f"{name}_low", f"{name}_high"

@@ -26,7 +26,7 @@ KEPT = ("trials", "metrics", "spectra", "drifts", "comparison")
 
 
 def frames(store: Store) -> Frames:
-    """The store's four tables. ``ValueError`` when no trial has finished yet."""
+    """The store's tables. ``ValueError`` if no trial has finished yet."""
     trials = store.trials()
     if trials.empty:
         raise ValueError(f"{store}: expected finished trials; found none. rankscope status {store}")
@@ -80,8 +80,8 @@ def open_frames(place: str | Path | Store) -> Frames:
 def analyze(
     store: str | Path | Store, *, progress: Callable[[float], None] = lambda share: None
 ) -> Conclusions:
-    """H1 to H5 for the trials that have finished, each with its numbers and intervals. ``store``
-    may also be the folder ``data`` that a report was written with. ``progress`` adds up to 1."""
+    """H1 to H6 for the trials that have finished, each with its numbers and intervals. ``store``
+    may also be the folder ``data`` beside a report. ``progress`` adds up to 1."""
     return conclude(open_frames(store), progress=progress)
 
 
@@ -109,12 +109,12 @@ def write_report(
     data beside it. -> files written
 
     ``store`` may also be the folder ``data`` of a report; by default the page is then written
-    beside that folder. ``conclusions``: of this store, where they are drawn already.
+    beside that folder. ``conclusions``: those of this store, if they have been drawn already.
     ``progress`` adds up to 2: the analysis, then the writing.
     """
     from rankscope.report.page import write  # slow to import, and conclusions alone do not need it
 
-    chosen = None if output is None else page_at(output)  # before the work, not after it
+    chosen = None if output is None else page_at(output)  # checked before the work, not after it
     found, said, beside = opened(store)
     conclusions = conclusions or conclude(found, progress=progress)
     page = chosen or beside / "report.html"
@@ -211,7 +211,7 @@ def _said(folder: Path) -> dict[str, Any]:
 
 
 def page_at(output: str | Path) -> Path:
-    """The page to write. ``ValueError``, one line, where it is a folder, or in none."""
+    """The page to write. ``ValueError``, one line, if it is a folder or its folder is missing."""
     page = Path(output)
     if page.is_dir():
         raise ValueError(
@@ -222,8 +222,8 @@ def page_at(output: str | Path) -> Path:
 
 
 def folder_at(output: str | Path) -> Path:
-    """The folder to make, or to write into. ``ValueError``, one line, where it is a file, or in no
-    folder."""
+    """The folder to make, or to write into. ``ValueError``, one line, if it is a file, or if the
+    folder above it is missing."""
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"-o {output}: expected a folder; found a file. Name another")

@@ -11,7 +11,7 @@ from rankscope.analysis.drift import LABELS
 from rankscope.analysis.frames import Frames
 from rankscope.report.curves import metric_names
 from rankscope.report.drifts import MOST_POINTS, RATIO
-from rankscope.report.table import WHERE, Column, Table, interval_columns
+from rankscope.report.table import WHERE, Column, Table, interval_column
 from rankscope.report.theme import (
     REFERENCE,
     SERIES,
@@ -126,8 +126,8 @@ def interventions_table(conclusions: Conclusions) -> Table:
             Column("ratio", "sr after / before", ".3f"),
             Column("rho", "σ₁(ΔW) / σ₁(W)", ".2f"),
             Column("metric", "metric", ".3f"),
-            *interval_columns("change", "change", "+.3f"),
-            *(interval_columns("forgetting", "forgetting", "+.2f") if language else ()),
+            interval_column("change", "change", "+.3f"),
+            *([interval_column("forgetting", "forgetting", "+.2f")] if language else []),
         ),
         found,
     )

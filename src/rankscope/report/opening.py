@@ -48,7 +48,7 @@ def opening(
 
 
 def study_name(study_text: str, provenance: Mapping[str, Any]) -> str:
-    """The value in the store, else in the study file."""
+    """The study's name: from the store, else from the study file."""
     if isinstance(provenance.get("study"), str):
         return provenance["study"]
     try:

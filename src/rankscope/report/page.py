@@ -210,6 +210,6 @@ DRAWN = (
 
 
 def figures(frames: Frames, conclusions: Conclusions) -> list[Figure]:
-    """The figures that this study has data for."""
+    """The figures for which this study has data."""
     drawn = (draw(frames, conclusions) for draw in DRAWN)
     return [figure for figure in drawn if figure is not None]

@@ -16,7 +16,7 @@ RESAMPLES, LEVEL = 4000, 0.95
 @dataclass(frozen=True)
 class Paired:
     """``change`` = ``after`` - ``before`` over ``rows``; ``low`` and ``high``, percentiles of it
-    over resampled rows, the same ones for both: None where ``metric`` has none here. ``unlike``:
+    over resampled rows, the same for both; None where ``metric`` has no interval here. ``unlike``:
     rows that are answered differently (of a language model: with another loss)."""
 
     metric: str
@@ -64,6 +64,6 @@ def paired(before: Any, after: Any) -> Paired:
 
 
 def _resampled(rows: int) -> NDArray[np.float64]:
-    """(RESAMPLES, rows): how often each row is drawn; always the same."""
+    """(RESAMPLES, rows): how often each row is drawn, from a fixed seed."""
     draws = np.random.default_rng(0)
     return draws.multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES).astype(float)

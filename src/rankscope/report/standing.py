@@ -27,7 +27,7 @@ FIELDS = (
     "gain",
 )  # fmt: skip
 WARNING = (
-    "a threshold holds for its own model and task: beside another one it is an orientation, and "
+    "a threshold holds for its own model and task: for another one it is only a rough guide, and "
     "drift marks a loss there, without being shown to cause it"
 )
 
@@ -139,7 +139,7 @@ def trajectories(found: Sequence[Any]) -> dict[str, list[Any]]:
 
 
 def sentences(found: Sequence[Any]) -> list[str]:
-    """One of each run: from its first to its last checkpoint."""
+    """A sentence per run: from its first to its last checkpoint."""
     said = []
     for run, own in trajectories(found).items():
         first, last = own[0], own[-1]

@@ -37,7 +37,7 @@ def as_dict(
     validated: Sequence[Validation | str | None],
 ) -> dict[str, Any]:
     """What ``rankscope suggest --json`` prints: docs/formats.md. ``patterns`` and ``validated``
-    belong to the suggestions in turn; text is the reason why there is none."""
+    have an entry per suggestion; a text is the reason why there is none."""
     return {
         "suggestions": [
             one.to_dict()

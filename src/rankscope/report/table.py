@@ -64,9 +64,9 @@ WHERE = (Column("model", "model"), Column("task", "task"))
 RANK = Column("rank", "r", ".0f")
 
 
-def interval_columns(key: str, heading: str, shown: str) -> tuple[Column]:
+def interval_column(key: str, heading: str, shown: str) -> Column:
     """An estimate with its interval, from the frame's columns ``_low`` and ``_high``."""
-    return (Column(key, heading, shown, ends=(f"{key}_low", f"{key}_high")),)
+    return Column(key, heading, shown, ends=(f"{key}_low", f"{key}_high"))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The tables of a report: what each is made of."""
+"""The tables of a report, but for those of drift (``drift_tables``)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rankscope.report.drift_tables import (
 )
 from rankscope.report.interventions import interventions_table
 from rankscope.report.maps import short_names
-from rankscope.report.table import RANK, WHERE, Column, Table, interval_columns, trials_table
+from rankscope.report.table import RANK, WHERE, Column, Table, interval_column, trials_table
 from rankscope.report.theme import rate_name, series_names
 
 # tables with values of the metric, or differences of it
@@ -34,7 +34,7 @@ OF_A_METRIC = {
 
 
 def tables(frames: Frames, conclusions: Conclusions) -> list[Table]:
-    """The tables that this study has rows for."""
+    """The tables for which this study has rows."""
     made = (
         configurations_table(frames, conclusions),
         settings_table(conclusions),
@@ -142,12 +142,12 @@ def settings_table(conclusions: Conclusions) -> Table:
             Column("learning_rate", "learning rate", rate_name),
             Column("value", "best", ".3f"),
             Column("seeds", "seeds", ".0f"),
-            *interval_columns("stable_rank", "sr(ΔW)", ".2f"),
+            interval_column("stable_rank", "sr(ΔW)", ".2f"),
             Column("size", "‖ΔW‖ / ‖W‖", ".3f"),
             Column("rho", "σ₁(ΔW) / σ₁(W)", ".2f"),
             Column("against", "against"),
-            *interval_columns("ratio", "ratio of sr(ΔW)", ".2f"),
-            *interval_columns("difference", "difference of best", "+.3f"),
+            interval_column("ratio", "ratio of sr(ΔW)", ".2f"),
+            interval_column("difference", "difference of best", "+.3f"),
         ),
         rows,
     )
@@ -170,8 +170,8 @@ def growth_table(conclusions: Conclusions) -> Table:
             Column("kind", "kind of layer"),
             Column("ranks", "ranks"),
             Column("seeds", "seeds"),
-            *interval_columns("ratio", "sr, largest / smallest r", ".3f"),
-            *interval_columns("b", "b", ".3f"),
+            interval_column("ratio", "sr, largest / smallest r", ".3f"),
+            interval_column("b", "b", ".3f"),
             Column("p_holm", "p, b = 1/2", ".3g"),
             Column("clusters", "clusters", ".0f", printed=False),
             Column("cluster", "of", printed=False),

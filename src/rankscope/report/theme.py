@@ -39,7 +39,7 @@ class Figure:
 
 
 def inline(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """`rows` as data of a chart: five significant digits, None for unknown values."""
+    """`rows` as a chart's data: five significant digits, None for unknown values."""
     assert len(rows) <= MOST_ROWS, f"{len(rows)} rows in one figure; aggregate first"
     table = rows.astype(object).where(rows.notna(), None)
     return [

@@ -1,4 +1,4 @@
-"""A figure of how far a run moved its model, by the steps of its checkpoints."""
+"""A figure of how far a run moved its model, by the step of each checkpoint."""
 
 from __future__ import annotations
 
