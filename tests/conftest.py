@@ -46,23 +46,9 @@ def starts_drawn_alike(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
 
 WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "bird",
-    "fish",
-    "sees",
-    "hears",
-    "likes",
-    "not",
-    "red",
-    "blue",
-    "old",
-    "small",
-    "runs",
-    "sleeps",
-]
+    "the", "a", "cat", "dog", "bird", "fish", "sees", "hears", "likes", "not", "red",
+    "blue", "old", "small", "runs", "sleeps",
+]  # fmt: skip
 SIZES: dict[str, Any] = {"vocab_size": 4 + len(WORDS), "pad_token_id": 1}
 
 

@@ -180,22 +180,9 @@ COMMANDS: dict[
 SHELLS = ("bash", "zsh", "tcsh", "fish")
 # metavars that a shell completes with file names
 PATHS = {
-    "ADAPTER",
-    "ADAPTER_OR_CHECKPOINT",
-    "DIR",
-    "FILE",
-    "FILE.csv",
-    "FOLDER",
-    "MODEL",
-    "OUT",
-    "PATH",
-    "SOURCE",
-    "STORE",
-    "STORE_OR_ADAPTER",
-    "STUDY",
-    "TUNED",
-    "report.html",
-}
+    "ADAPTER", "ADAPTER_OR_CHECKPOINT", "DIR", "FILE", "FILE.csv", "FOLDER", "MODEL", "OUT",
+    "PATH", "SOURCE", "STORE", "STORE_OR_ADAPTER", "STUDY", "TUNED", "report.html",
+}  # fmt: skip
 _CHOICE = re.compile(r"argument (.+?): invalid choice: (.*) \(choose from (.*)\)", re.S)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from rankscope.analysis import Frames, conclude
 from rankscope.report.latex import latex, to_latex
-from rankscope.report.table import WHERE, Column, Table, interval_columns
+from rankscope.report.table import WHERE, Column, Table, interval_column
 from rankscope.report.tables import tables
 from simulate import study
 
@@ -67,7 +67,7 @@ def test_latex_says_how_wide_it_is():
 
 
 def test_intervals_are_one_cell_and_three_columns_of_csv():
-    (column,) = interval_columns("x", "x", "+.2f")
+    column = interval_column("x", "x", "+.2f")
     frame = pd.DataFrame({"x": [1.0, 2.0, np.nan], "x_low": [-0.5, np.nan, 0], "x_high": [3, 4, 5]})
     table = Table("t", "t", "c", (column,), frame)
     assert [row[0][0] for row in table.cells()] == ["+1.00 [−0.50, +3.00]", "+2.00 [–, +4.00]", "–"]

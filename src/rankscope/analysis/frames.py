@@ -19,70 +19,27 @@ from rankscope.analysis.selection import (
 )
 
 TRIALS = [
-    "trial",
-    "model",
-    "task",
-    "method",
-    "rank",
-    "scaling",
-    "learning_rate",
-    "seed",
-    "status",
-    "metric",
-    "best",
-    "best_step",
-    "last",
-    "steps",
-    "diverged_at",
-    "seconds",
-]
+    "trial", "model", "task", "method", "rank", "scaling", "learning_rate", "seed",
+    "status", "metric", "best", "best_step", "last", "steps", "diverged_at", "seconds",
+]  # fmt: skip
 METRICS = ["trial", "step", "epoch", "train_loss", "eval_loss", "metric_value"]
 SPECTRA = [
-    "trial",
-    "step",
-    "layer",
-    "matrix",
-    "m",
-    "n",
-    "stable_rank",
-    "lower",
-    "upper",
-    "spectral_norm",
-    "frobenius_norm",
-    "effective_rank",
-]
+    "trial", "step", "layer", "matrix", "m", "n", "stable_rank", "lower", "upper",
+    "spectral_norm", "frobenius_norm", "effective_rank",
+]  # fmt: skip
 COMPARISON = [
-    "trial",
-    "reference",
-    "layer",
-    "captured_energy",
-    "k",
-    "cosine",
-    "left_overlap",
-    "right_overlap",
-    "relative_distance",
-    "norm_ratio",
-    "intruders_lora",
-    "intruders_full",
-]
+    "trial", "reference", "layer", "captured_energy", "k", "cosine", "left_overlap",
+    "right_overlap", "relative_distance", "norm_ratio", "intruders_lora", "intruders_full",
+]  # fmt: skip
 # Stores of 2026-11-23 and before lack these: NaN there.
 ANGLES = ["left_angle_first", "left_angle_last", "right_angle_first", "right_angle_last"]
 HALFWAY = ["barrier", "cka"]  # of pairs, the same in each of their layers; from 2026-11-27 on
 LATER = ["weight_distance", *ANGLES, *HALFWAY]
 
 WORDS = [
-    "trial",
-    "model",
-    "task",
-    "method",
-    "scaling",
-    "status",
-    "metric",
-    "layer",
-    "matrix",
-    "reference",
-    "setting",
-]
+    "trial", "model", "task", "method", "scaling", "status", "metric", "layer", "matrix",
+    "reference", "setting",
+]  # fmt: skip
 WHOLE = ["seed", "step"]
 
 

@@ -87,22 +87,13 @@ def intervene(options: argparse.Namespace) -> int:
     from rankscope.interventions.summary import as_json, show
     from rankscope.study.study_file import Study
 
-    table = interventions.intervene(
-        options.source,
-        base=options.base,
-        task=options.task,
-        data=options.data,
-        study=Study.load(options.study) if options.study else None,
-        trials=options.trials,
-        families=options.families,
-        each_layer=options.each_layer,
-        rows=options.rows,
-        refit=options.refit,
-        layers=options.layers,
-        weights=options.weights,
-        precision=options.precision,
-        forgetting=options.forgetting,
-    )
+    names = (
+        "base", "task", "data", "trials", "families", "layers", "each_layer", "rows", "refit",
+        "weights", "precision", "forgetting",
+    )  # fmt: skip
+    how = {name: getattr(options, name) for name in names}
+    study = Study.load(options.study) if options.study else None
+    table = interventions.intervene(options.source, study=study, **how)
     if options.json:
         print(as_json(table))
     elif len(table):
