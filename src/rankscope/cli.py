@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser(only: str = "") -> Parser:
-    """All commands, with the options of the command ``only``; of all, if that is none of them."""
+    """All commands, with the options of the command ``only``; of all, if it names no command."""
     top = Parser(
         prog="rankscope",
         description="How complex is a fine-tuning update? Stable ranks of W, dW and W + dW.",

@@ -88,7 +88,7 @@ def bar(
 
 
 def output(console: Console | None = None, *, width: int = 150) -> Console:
-    """Standard output, or the console given; where it is no terminal it is at least so wide."""
+    """Standard output, or the console given; at least ``width`` wide if it is not a terminal."""
     from rich.console import Console
 
     out = console or Console()

@@ -59,8 +59,8 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """Raises ``Stopped`` wherever the process is when it is asked to stop; also where a library
-    makes an error of its own of it, as transformers does while it imports a model's module."""
+    """Raises ``Stopped`` when the process is asked to stop, wherever it is; also if a library turns
+    that into an error of its own, as transformers does while it imports a model's module."""
     asked: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -65,7 +65,7 @@ def condensed(trials: pd.DataFrame, spectra: pd.DataFrame) -> pd.DataFrame:
 def drift(spectra: pd.DataFrame) -> pd.DataFrame:
     """How far W + dW has drifted from W, for every trial at every measured step.
 
-    ``log_drift`` is the median over layers of log(sr(W + dW) / sr(W)): 0 is none, log(1/2) is a
+    ``log_drift`` is the median over layers of log(sr(W + dW) / sr(W)): 0 is no drift, log(1/2) a
     stable rank that has halved. ``low`` and ``high`` are the quartiles over layers, ``layers``
     their number. ``size`` and ``rho`` are the medians over layers of ||dW||_F / ||W||_F and of
     sigma_1(dW) / sigma_1(W). Columns: trial, step and these. Median of logarithms, because layers

@@ -114,8 +114,8 @@ class Groups:
 
 
 def groups(edited: Edited, *, gain: float, near: float) -> Groups:
-    """``gain`` is G of H2, ``near`` the largest |log_drift| that is no drift. Others belong to
-    neither."""
+    """``gain`` is G of H2, ``near`` the largest |log_drift| that counts as none. Other trials
+    belong to neither group."""
     own = unedited(edited)
     kept = edited.sign * (edited.values()[own.index, 0] - edited.constant()) / gain
     drifted = own["log_drift"].abs().to_numpy() > near

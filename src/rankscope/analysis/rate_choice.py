@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from rankscope.analysis.inference import FEWEST_SEEDS, LEVEL, student
 
-FEWEST_WITHOUT_SPREAD = 3  # seeds: two equal differences are no rare chance on few rows
-NUMBERS = 2**22  # drawn for a widening: its third digit is known
+FEWEST_WITHOUT_SPREAD = 3  # seeds: on few rows two equal differences are not rare by chance
+NUMBERS = 2**22  # draws for a widening: they give three digits of it
 SHOWN = (
     0.99  # level at which a rate counts as worse. At 0.95 equal rates are left out too often: 6 %
 )

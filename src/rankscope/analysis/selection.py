@@ -135,12 +135,11 @@ def baselines(trials: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     """One row per model and task: ``constant``, its ``source``, and ``noise``.
 
     ``constant`` is the metric of a constant answer: as recorded with the trials (column
-    ``constant``), else 0 for correlations, else the value at which many evaluations of several
-    trials, and most of those near it, stand exactly, because models that learnt nothing or
-    collapsed give that answer. NaN and "unknown" where there is none of these. Of a language model
-    it is the better of that and of the pretrained model's own metric (column ``untrained``), from
-    which its training sets out. ``noise`` is the standard deviation of one evaluation, from second
-    differences inside trials.
+    ``constant``), else 0 for correlations, else a value that many evaluations of several trials,
+    and most of those near it, have exactly, because models that learnt nothing or collapsed give
+    that answer; else NaN and "unknown". For a language model it is the better of that and the
+    pretrained model's own metric (column ``untrained``), from which its training starts. ``noise``
+    is the standard deviation of one evaluation, from second differences inside trials.
     """
     rows = []
     for (model, task), part in trials.groupby(["model", "task"]):

@@ -86,8 +86,8 @@ def suggest(
     """One suggestion per model (with its setting, where a study has several), task and scaling rule
     of the LoRA trials, from ``frames``.
 
-    ``margin`` is in units of the metric; ``task``: only this one. Full fine-tunes take no part.
-    Raises ``ValueError`` if ``margin`` is no positive number, or ``task`` is none of the study's.
+    ``margin`` is in units of the metric; ``task``: only this one. Full fine-tunes are ignored.
+    Raises ``ValueError`` if ``margin`` is not a positive number, or ``task`` not in the study.
     """
     if not (math.isfinite(margin) and margin > 0):
         raise ValueError(

@@ -1,8 +1,8 @@
 """Reads training_args.bin without unpickling it: its instructions are interpreted here.
 
-The file is a pickle whose class may be anybody's, and unpickling runs whatever it names. Here
-nothing is imported or called: strings, numbers, lists and dictionaries are built, and every call
-becomes an inert record of its name and arguments.
+The file is a pickle of a class that anybody may have written, and unpickling runs whatever it
+names. Here nothing is imported or called: strings, numbers, lists and dictionaries are built, and
+every call becomes an inert record of its name and arguments.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 def messages(path: Path) -> Iterator[bytes]:
-    """The messages of the file, up to where it ends or was cut off. ``ValueError``, one line, where
-    it is no such file or a chunk is not what its checksum says."""
+    """The messages of the file, up to where it ends or was cut off. ``ValueError``, one line, if it
+    is another kind of file or a chunk's checksum is wrong."""
     data = path.read_bytes()
     if data[: len(HEADER)] != HEADER:
         raise ValueError(f"{path}: expected an offline run of W&B; found another kind of file")

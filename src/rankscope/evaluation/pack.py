@@ -87,8 +87,8 @@ class VariantPack:
     """Args:
     model: the pretrained model; it is changed.
     layers: the layers that any variant edits or that training changed.
-    K: variants evaluated together at most; with K = 1 by the model's own forward pass, as wherever
-        ``layers`` has experts.
+    K: the most variants evaluated together; with K = 1, and if ``layers`` has experts, by the
+        model's own forward pass.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class VariantPack:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        # experts are no modules of their own, of which there could be K
+        # experts are not modules of their own, so there can't be K of each
         self.K = K = 1 if any(map(is_expert, layers)) else K
         self.device, self.dtype = device, dtype
         inside = f"{model.base_model_prefix}."

@@ -116,7 +116,7 @@ class Bench:
         return found
 
     def chosen(self, trained: Trained) -> list[str]:
-        """Its layers that the settings let be edited. ``ValueError`` if there are none."""
+        """Its layers that the settings allow to edit. ``ValueError`` if there are none."""
         pattern = re.compile(self.settings.layers or "")
         found = [layer for layer in trained.updates if pattern.search(layer)]
         if not found:

@@ -31,7 +31,7 @@ class Rows:
     Args:
         base: the model that they were trained on, a folder or a hub id.
         data: where the rows are: "hub", or a folder of <TASK>/{train,validation}.tsv.
-        study: the study whose ``[task.NAME]`` ``task`` is, if it is no task of GLUE.
+        study: the study that has ``[task.NAME]`` for ``task``, if it is not a task of GLUE.
 
     ``ValueError`` or ``OSError``, one line, where model, task or rows are not there.
     """

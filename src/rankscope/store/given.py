@@ -136,7 +136,7 @@ def adapter_settings(path: Path) -> dict[str, Any]:
 
 
 def _lines(metrics: pd.DataFrame, metric: str) -> list[dict[str, Any]]:
-    """A line per evaluation, in the order of the steps. ``ValueError`` for a table that is none."""
+    """A line per evaluation, by step. ``ValueError`` if the table is not one of evaluations."""
     columns = [str(name) for name in metrics.columns]
     if "step" not in columns:
         raise ValueError(f"metrics: expected a column step; found {', '.join(columns) or 'none'}")

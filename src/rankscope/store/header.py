@@ -1,7 +1,7 @@
 """store.json: the study that a store holds, and which study may go on in it.
 
-A copy lies in cache/. Where store.json is missing or damaged, the copy is read, and the next run
-writes it back.
+cache/ has a copy. If store.json is missing or damaged, the copy is read, and the next run writes
+it back.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def add_fingerprint(storage: Storage, key: str, value: str) -> None:
 
 
 def _begun(storage: Storage, header: dict[str, Any]) -> bool:
-    """Writes that header if there is no store yet. -> False: there is one"""
+    """Writes that header if there is no store yet. -> whether it did"""
     _check_place(storage)
     if storage.exists(NAME) or storage.names(LOG):
         return False

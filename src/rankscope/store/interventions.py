@@ -123,7 +123,7 @@ def _described(store: Store) -> Iterator[tuple[str, str]]:
 
 
 def _names(store: Store, folder: str) -> list[str]:
-    """What lies in it; nothing where this user may not list it, see ``closed``."""
+    """The names in it; none if this user may not list it, see ``closed``."""
     with contextlib.suppress(PermissionError):
         return store.storage.names(folder)
     return []
@@ -162,9 +162,9 @@ def weights_of(store: Store, trial: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def claimed(store: Store, key: str, trial: str) -> Iterator[bool]:
-    """Whether this process may edit that trial now: nobody else on this machine does. The kernel
-    drops the lock with its holder. Processes on other machines may do the same work twice; whoever
-    writes last leaves the same numbers."""
+    """Whether this process may edit that trial now: no other process on this machine does. The
+    kernel releases the lock when its holder dies. Processes on other machines may do the same work
+    twice; the last one writes the same numbers."""
     digest = hashlib.sha256(f"{Path(str(store)).absolute()}\n{key}\n{trial}".encode()).hexdigest()
     path = private_dir() / f"intervene-{digest[:32]}"
     if is_locked(path):

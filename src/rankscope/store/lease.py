@@ -1,10 +1,10 @@
-"""Heartbeats and locks, by which workers tell who is alive. Only steady clocks are compared, never
-one that can be set.
+"""Heartbeats and locks, which tell workers who is alive. Only steady clocks are compared, never one
+that can be set.
 
 On one machine the kernel knows: a worker holds a lock on a file in the temporary folder, and loses
-it when it dies, however it dies. Across machines a worker counts its heartbeats, and whoever sees
-that count stand still for ``PATIENCE`` seconds of its own steady clock takes the worker for dead.
-That may be wrong (a stopped process, a cut network): then the claim is revoked, and the worker that
+it when it dies, however it dies. Across machines a worker counts its heartbeats; another one that
+sees the count unchanged for ``PATIENCE`` seconds of its own steady clock takes it for dead. That
+may be wrong (a stopped process, a cut network): then the claim is revoked, and the worker that
 wakes up again can't commit it (see log.py).
 """
 

@@ -1,10 +1,10 @@
 """Who trains what: a log of decisions, each a file that exactly one worker can create.
 
-``log/00000001.json``, ``log/00000002.json``, ...: whoever wants to decide something reads the log
-to its end, and creates the next file. If another worker created it first, read it and decide again.
-So all decisions of all workers have one order, and a decision is taken with all earlier ones known.
-(The transaction log of Delta Lake works like this: Armbrust et al., VLDB 2020. It asks nothing of a
-disk or an object store but to create a file that isn't there.)
+``log/00000001.json``, ``log/00000002.json``, ...: to decide something, a worker reads the log to
+its end and creates the next file. If another worker created it first, it reads that and decides
+again. So all decisions of all workers have one order, and each is taken with all earlier ones
+known. (Delta Lake's transaction log works like this: Armbrust et al., VLDB 2020. A disk or an
+object store need only be able to create a file that isn't there.)
 
     claim    trials, by a worker       the entry's number is the claim's fencing number; ``beside``:
                                        all that it trains, where that is more (``together``)

@@ -122,9 +122,7 @@ def extend_snapshot(storage: Storage, store_id: str, length: int) -> int:
 def write_snapshot(storage: Storage, store_id: str, entries: Sequence[dict[str, Any]]) -> None:
     rest = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
     head = {"format": 1, "store": store_id, "of": hashlib.sha256(rest).hexdigest()}
-    with contextlib.suppress(
-        OSError
-    ):  # a full disk is no reason to stop: the log is whole without it
+    with contextlib.suppress(OSError):  # a full disk stops nothing: the log is complete without it
         storage.write(SNAPSHOT, json.dumps(head).encode() + b"\n" + rest, durable=False)
 
 

@@ -31,7 +31,7 @@ def _studies(header: Header) -> Iterator[Study]:
 
 
 def budgets(header: Header) -> dict[str, float]:
-    """Trial -> how many times as long as the study says it trained, where that is not once."""
+    """Trial -> its budget as a multiple of the study's, for budgets other than 1."""
     found: dict[str, float] = {}
     if not is_collected(header):
         for study in _studies(header):

@@ -88,8 +88,8 @@ class LocalStorage:
         return os.path.lexists(self.root / name)
 
     def versions(self, names: Sequence[str]) -> list[Version | None]:
-        """Size and time of the last change of these files; None for what is no file, ``DENIED``
-        for what this user may not read."""
+        """Size and time of the last change of these files; None if it is not a file, ``DENIED``
+        if this user may not read it."""
         return [_version(f"{self.root}/{name}") for name in names]
 
     def names(self, folder: str) -> list[str]:
@@ -180,8 +180,8 @@ class LocalStorage:
             list(pool.map(sync, [path for group in paths for path in group]))
 
     def move(self, source: str, target: str) -> bool:
-        """Renames a folder at once, unless the target has something in it. -> False: it
-        has, or there is no source"""
+        """Renames a folder atomically, unless the target is not empty. -> False: it is not, or
+        there is no source"""
         path = self.root / target
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -128,7 +128,7 @@ class Tables:
         """The names of tables that exist and differ from what was written."""
         names = {claim: table_name(claim) for claim in self.packs}
         self.storage.fetch(list(names.values()), again=True)
-        there = {  # a folder that may not be read is no reason to stop
+        there = {  # a folder that may not be read stops nothing
             claim: name for claim, name in names.items() if os.path.exists(self.storage.root / name)
         }
         return [name for claim, name in there.items() if self._kept(claim) is None]
@@ -259,9 +259,9 @@ def spectra_frame(tables: Sequence[pa.Table]) -> pd.DataFrame:
 def read_comparison(
     storage: Storage, *, trials: Callable[[], str]
 ) -> tuple[pd.DataFrame, str | None]:
-    """-> the comparison (empty where there is none), and why it must be made again, if it must.
+    """-> the comparison (empty if there is none), and why it must be made again, if so.
 
-    ``trials`` gives the hash of the finished trials (``Store.hash``); it is asked only where the
+    ``trials`` gives the hash of the finished trials (``Store.hash``); it is called only if the
     file can be read.
     """
     said: dict[str, Any] | None = None

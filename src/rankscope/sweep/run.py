@@ -198,7 +198,7 @@ def worker_job(inputs: StudyInputs, store: Store, *, elsewhere: bool = False) ->
 
 
 def visit(job: Mapping[str, Any], **settings: Any) -> Outcome:
-    """A worker, wherever it runs: trains what the store lacks and no other worker holds.
+    """A worker on any machine: trains what the store lacks and no other worker holds.
 
     ``settings`` are further arguments of ``train.loop.train_pack``.
     """

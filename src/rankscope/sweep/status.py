@@ -161,8 +161,9 @@ def _notes(store: Store) -> list[str]:
 
 
 class Meter:
-    """Reads the progress of these trials from the store, whoever trains them: optimiser steps,
-    weighted by their trial's cost, since tasks, ranks and full fine-tunes differ in speed."""
+    """Reads the progress of these trials from the store, whichever worker trains them: optimiser
+    steps, weighted by their trial's cost, since tasks, ranks and full fine-tunes differ in
+    speed."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The loop that every worker runs, wherever it runs: claim a pack, train it, commit it."""
+"""The loop of every worker: claim a pack, train it, commit it."""
 
 from __future__ import annotations
 

@@ -152,7 +152,8 @@ class Encoded:
         return self._select(torch.arange(min(count, len(self) - self.beside)))
 
     def drawn(self, count: int) -> Encoded:
-        """Rows drawn without replacement, always the same; all if there are no more."""
+        """``count`` rows drawn without replacement, always the same ones; all if there are
+        fewer."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
         return self._select(order[:count].sort().values)
 

@@ -1,7 +1,7 @@
 """Comma-, semicolon- or tab-separated text -> a table of text columns.
 
-The standard library's ``csv`` does the reading, strictly: what is no field to it is an error with
-the line, never a guess.
+The standard library's ``csv`` reads it, strictly: a malformed field is an error that names the
+line, never a guess.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ _WELL_QUOTED = re.compile(r'(?:(?:"(?:[^"]|"")*+"|[^"\t\r\n]*+)(?:[\t\r\n]|\Z))*
 def is_quoted(text: str) -> bool:
     """Whether quotation marks in tab-separated text enclose fields, or are characters (GLUE's).
 
-    They enclose fields if every one of them belongs to a whole quoted field: whoever writes quoted
-    text quotes each field that holds a mark, and doubles the mark.
+    They enclose fields if each belongs to a completely quoted field: programs that quote do so in
+    every field with a mark in it, and double that mark.
     """
     return '"' in text and _WELL_QUOTED.fullmatch(text) is not None

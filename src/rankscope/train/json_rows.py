@@ -72,8 +72,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_one(row: dict[str, Any]) -> None:
-    """Columns, as pandas' ``to_json`` has them by default, and rows in an object's entry. One chat
-    in a file is none of them."""
+    """``ValueError`` for an object of columns, as pandas' ``to_json`` writes by default, and for
+    one with rows in an entry. A single chat in a file is neither."""
     rows = {
         name: value
         for name, value in row.items()

@@ -16,11 +16,11 @@ from rankscope.study.own_task import OwnTask
 
 MOST_CLASSES = 10_000
 LONGEST_NAME = 200
-# above so many classes, each must have two rows on average; else the labels are no classes
+# with more classes than this each needs two rows on average; else the labels are not classes
 SELDOM = 50
 _SHOWN = 40  # characters of a value that a message shows
-_ROUNDED = 1e-3  # of the labels' standard deviation: what float32 may take off
-# what programs write in a column of numbers where there is none
+_ROUNDED = 1e-3  # of the labels' standard deviation: what rounding to float32 may change
+# what programs write for a missing number
 _NO_NUMBER = {"none", "null", "na", "n/a", "#n/a", "<na>", "nat", "?", "-", "inf", "-inf"}
 _INTEGER = re.compile(r"[+-]?\d{1,100}")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
@@ -96,8 +96,8 @@ def _is_whole(label: str) -> bool:
 def classes_of(
     labels: pd.Series, own: OwnTask, known: Sequence[str] | None, where: str
 ) -> tuple[str, ...]:
-    """The classes in order: as the study gives them, as the data set does, else whole numbers by
-    size and names by their letters. ``ValueError`` where the labels are no classes."""
+    """The classes in order: the study's, else the data set's, else whole numbers by size and names
+    in alphabetical order. ``ValueError`` if the labels are not classes."""
     found = set(labels)
     if own.labels is not None:
         return tuple(str(label) for label in own.labels)
@@ -136,7 +136,7 @@ def _likeness(label: str) -> str:
 
 
 def _check_numbers(labels: pd.Series, where: str) -> None:
-    """``ValueError`` for numbers among which some say that they are none."""
+    """``ValueError`` for numbers with marks of missing values among them."""
     absent = labels.str.strip().str.lower().isin(_NO_NUMBER).to_numpy()
     if absent.any() and not absent.all() and all(map(_NUMBER.fullmatch, labels[~absent])):
         row = int(absent.argmax())
@@ -166,8 +166,8 @@ def numbered(labels: pd.Series, classes: Sequence[str], where: str) -> pd.Series
 
 
 def measured(column: pd.Series, where: str) -> pd.Series:
-    """The numbers of a regression (float32). ``ValueError`` for what is none, where all are equal,
-    and where float32 would round their differences away."""
+    """The numbers of a regression (float32). ``ValueError`` if one is not a number, if all are
+    equal, or if float32 would round their differences away."""
     is_time = pd.api.types.is_datetime64_any_dtype(column)
     found = column.astype(object)
     exact = pd.to_numeric(found.astype(str) if is_time else found, errors="coerce").astype(float)

@@ -64,7 +64,7 @@ def _from_pretrained(model: str, task: Task, **settings: Any) -> PreTrainedModel
     # a classifier's head is drawn anew; a language model's belongs to what was pretrained
     prefix = "" if task.is_language else loaded.base_model_prefix + "."
     wrong = sorted(name for name, *_ in report["mismatched_keys"] if name.startswith(prefix))
-    if wrong:  # a head for another number of labels is no matter
+    if wrong:  # a head for another number of labels doesn't matter
         raise ValueError(f"its file and its config.json disagree about the shape of {wrong[0]}")
     absent = sorted(name for name in report["missing_keys"] if name.startswith(prefix))
     above = () if task.is_language else _above_blocks(loaded)
@@ -88,8 +88,8 @@ def auto_class(task: Task) -> Any:
 
 
 def _above_blocks(model: PreTrainedModel) -> tuple[str, ...]:
-    """The parts of the base model that follow its blocks, such as BERT's pooler: a fresh one can be
-    trained with the head. Without an embedding or a block of its own a pretrained model is none."""
+    """The parts of the base model that follow its blocks, such as BERT's pooler: if a
+    file lacks one, it can be trained with the head; embeddings and blocks cannot."""
     children = list(model.base_model.named_children())
     blocks = [
         i
@@ -101,8 +101,8 @@ def _above_blocks(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _require_gradients(model: PreTrainedModel, absent: Collection[str] = ()) -> None:
-    """Of the modules outside the base model, and of those that the file lacks. ``ValueError`` where
-    there is none (Perceiver)."""
+    """Lets the modules outside the base model, and those that the file lacks, be trained.
+    ``ValueError`` if there is none (Perceiver)."""
     model.requires_grad_(False)
     prefix = model.base_model_prefix
     for name, module in model.named_modules():

@@ -20,7 +20,7 @@ SMALL = (
     1e-4  # of the labels' standard deviation, or nats: smaller differences of answers do not count
 )
 ROUNDED = 2  # answers must vary by so many times what rounding adds
-WORTH = 256  # units in the last place: answers that differ by more are no rounding
+WORTH = 256  # units in the last place: larger differences of answers are not rounding
 
 
 def score(logits: Tensor, labels: Tensor, task: Task) -> list[dict[str, float]]:

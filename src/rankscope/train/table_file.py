@@ -33,7 +33,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# what begins a file that is no text, whatever its name says
+# the first bytes of files that are not text, whatever their names
 _PACKED = (
     (b"\x1f\x8b", "a gzip file: unpack it"),
     (b"PK\x03\x04", "a zip file or a spreadsheet: unpack it, or save its table as CSV"),
@@ -46,8 +46,8 @@ _UNPACK = (".gz", ".zip", ".bz2", ".xz", ".zst")
 def read_table(path: Path) -> pd.DataFrame:
     """The rows of a file: text, or what JSON and Parquet have; a missing value is None or NaN.
 
-    ``ValueError`` or ``OSError``, one line, for a file that is none of ``SUFFIXES``, is damaged, or
-    is too large for the memory that is free.
+    ``ValueError`` or ``OSError``, one line, for a file whose suffix is not in ``SUFFIXES``, that
+    is damaged, or that is too large for the free memory.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:

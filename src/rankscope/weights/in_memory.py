@@ -120,7 +120,7 @@ def full_matrices(
 def state_of(reference: Mapping[str, Tensor]) -> BaseModel:
     """A state dictionary as the base of ``full_matrices``, its names without wrappers.
 
-    DTensors in it are gathered when they are read; what is no tensor is left out. Raises
+    DTensors are gathered when they are read; entries that are not tensors are left out. Raises
     ``ValueError`` if two names are equal without their wrappers.
     """
     held = {name: one for name, one in reference.items() if isinstance(one, Tensor)}

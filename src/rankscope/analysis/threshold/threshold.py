@@ -27,15 +27,15 @@ from rankscope.analysis.threshold.losses import (
     tolerated,
 )
 
-# of the way to the next checkpoint that the ends of the dose are moved out: what lies anywhere in a
-# bracket lies a quarter of it from its middle on average; less covers too little, more too much
-# (docs/results/calibration)
+# share of the way to the next checkpoint by which the ends of the dose are moved out: a point
+# anywhere in a bracket is on average a quarter of it from its middle; less covers too little, more
+# too much (docs/results/calibration)
 BETWEEN = 0.25
 FEWEST = 6  # trials of one model and task
 HALF, TENTH = 0.5, 0.1  # shares of the gain
 DEVIATIONS = 3  # the smallest loss looked for, in standard deviations of an evaluation
 PLATEAU = float(np.log(1.25))  # a threshold leaves the stable rank a range in which little is lost
-PREMISE = 0.8  # of the best gain, to be had near sr(W); of that, kept on the plateau
+PREMISE = 0.8  # share of the best gain that is reached near sr(W); of that, kept on the plateau
 NEGLIGIBLE = 0.1  # of the gain: a smaller loss counts as none
 UNLEARNT = "nothing was learnt"
 GRADUAL = "half the gain is lost, but a decline from the start is not excluded"
