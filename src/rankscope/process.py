@@ -116,6 +116,6 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 
 def _signals() -> list[signal.Signals]:
-    """Those that ask a process to stop, as far as the system has them."""
+    """The signals that ask a process to stop, as far as the system has them."""
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     return [getattr(signal, name) for name in names if hasattr(signal, name)]

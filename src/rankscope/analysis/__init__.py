@@ -1,5 +1,4 @@
-"""From numbers to conclusions with uncertainty: stable ranks and metrics in, verdicts on H1 to H5
-out.
+"""From stable ranks and metrics to verdicts on H1 to H6, with their uncertainty.
 
 Works on pandas frames (`frames.Frames`) and knows nothing of models, files or plots. Formulas:
 docs/analysis.md.

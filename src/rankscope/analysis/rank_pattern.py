@@ -168,8 +168,8 @@ def validation(
     metric: str,
     parameters: Mapping[str, int],
 ) -> Validation:
-    """From design -> seed -> metric, for each of ``DESIGNS``; ``sign`` 1 where a greater metric is
-    better, else -1. ``ValueError`` where no seed has all three."""
+    """Compares ``values``, design -> seed -> metric, of ``DESIGNS``; ``sign`` is 1 if a greater
+    metric is better, else -1. ``ValueError`` if no seed has all three."""
     seeds = sorted(set.union(*(set(values[design]) for design in DESIGNS)))
     whole = [s for s in seeds if all(np.isfinite(values[d].get(s, np.nan)) for d in DESIGNS)]
     if not whole:

@@ -90,9 +90,9 @@ def upper(differences: NDArray[np.float64], rates: int = 1, level: float = LEVEL
 
 @cache
 def widening(seeds: int, rates: int) -> float:
-    """By how much Student's one-sided 95 % interval is too short for values of ``seeds``, each at
-    the rate that is best over the other seeds, where ``rates`` are equally good (the worst case):
-    the 95 % quantile of their t over Student's. Drawn from normal noise, always the same."""
+    """The factor by which Student's one-sided 95 % interval is too short for values of ``seeds``,
+    each at the rate that is best over the other seeds, if ``rates`` are equally good (the worst
+    case): the 95 % quantile of their t over Student's, from fixed draws of normal noise."""
     if rates == 1:
         return 1.0
     draws = max(20_000, NUMBERS // (seeds * rates))

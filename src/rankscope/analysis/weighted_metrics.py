@@ -47,7 +47,7 @@ def _pearson(answers: Array, labels: Array, weights: Array) -> Array:
 
 
 def _f1(answers: Array, labels: Array, weights: Array) -> Array:
-    """Of class 1; 0 where it is neither there nor guessed."""
+    """F1 of class 1; 0 if it is neither present nor predicted."""
     return _f1_of(1, answers, labels, weights)[0]
 
 
@@ -91,8 +91,8 @@ def _midranks(values: Array, weights: Array) -> Array:
 
 
 def _eval_loss(answers: Array, labels: Array, weights: Array) -> Array:
-    """Of a language model: `answers` are mean losses of rows, `labels` how many tokens each row
-    has learnt. Rows without any count nothing."""
+    """A language model's loss a token: `answers` are mean losses of rows, `labels` the numbers of
+    tokens that they train. Rows without any do not count."""
     sums = np.where(labels > 0, answers * labels, 0.0)
     return sums @ weights.T / np.maximum(weights @ labels, 1e-300)
 

@@ -62,7 +62,7 @@ def suggest(options: argparse.Namespace) -> int:
 
 
 def _rank_patterns(place: str, found: Sequence[Any]) -> list[Any]:
-    """Of each suggestion its pattern, or why it has none."""
+    """The pattern of each suggestion, or why it has none."""
     from rankscope.store.store import Store
 
     try:

@@ -32,7 +32,7 @@ def experts(parameters: Mapping[str, Tensor]) -> dict[str, list[str]]:
 
 
 class Matrices:
-    """Those of one model; ``matrices[name]`` is W (m, n), detached."""
+    """The matrices of one model; ``matrices[name]`` is W (m, n), detached."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.parameters = model, dict(model.named_parameters())

@@ -100,7 +100,8 @@ class Bench:
 
     @property
     def labels(self) -> Tensor:
-        """Of the validation rows (N,); of a language model how many tokens each row has learnt."""
+        """Labels of the validation rows (N,); for a language model the number of tokens that each
+        row trains."""
         if self.task.is_language:
             return learnt_in_rows(self.validation)
         return self.validation.labels

@@ -55,8 +55,8 @@ class Rows:
         )  # fmt: skip
 
     def answers(self, source: str | Path) -> Answers:
-        """Of an adapter or a full fine-tune in PEFT's or transformers' format; ``ValueError``, one
-        line, for anything else."""
+        """The answers of an adapter or a full fine-tune in PEFT's or transformers' format;
+        ``ValueError``, one line, for anything else."""
         (table,) = self.bench.tables([(self.bench.open(source), [Variant(*OWN)])])
         (line,) = table.to_dict("records")
         labels = self.bench.labels.numpy()

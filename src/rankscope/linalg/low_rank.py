@@ -227,7 +227,7 @@ class Directions:
         return torch.ormqr(self.a, self.tau, padded)
 
     def select(self, index: list[int]) -> Directions:
-        """Those at ``index`` of a flat batch."""
+        """The directions at ``index`` of a flat batch."""
         return Directions(self.a[index], self.tau[index], self.P[index])
 
 

@@ -34,7 +34,7 @@ class Truncation:
         return cls(*decomposition(update), update.A.shape[-2])
 
     def select(self, index: list[int]) -> Truncation:
-        """Those at ``index`` of a flat batch."""
+        """The truncations at ``index`` of a flat batch."""
         if index == list(range(len(self.sigma))):
             return self
         left, right = self.left.select(index), self.right.select(index)

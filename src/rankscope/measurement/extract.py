@@ -193,8 +193,8 @@ def header_is_linear(name: str, header: Header) -> bool:
 
 
 def _cut(change: Change, one: Layer, goal: Goal, k: int | None) -> tuple[Cut, Factors]:
-    """By the leading directions alone where the rank ``k`` is known, else by all of them. If more
-    is left than the smallest direction kept, a larger one was missed: then by all of them, too."""
+    """Cuts by the leading directions alone if the rank ``k`` is known, else by all of them. If what
+    is left exceeds the smallest direction kept, a larger one was missed: then by all, too."""
     tuned, weight = change.pair(one)
     wanted = k or goal.rank
     if wanted is not None and (some := leading_directions(tuned, weight, wanted)) is not None:

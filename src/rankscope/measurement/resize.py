@@ -40,7 +40,7 @@ class Alike:
 
     @property
     def dtypes(self) -> tuple[torch.dtype, torch.dtype]:
-        """Of B and A."""
+        """The dtypes of B and A."""
         return self.update.B.dtype, self.update.A.dtype
 
     def stored(self, pairs: LoraPairs) -> str:

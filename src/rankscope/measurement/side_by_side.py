@@ -28,7 +28,7 @@ class SideBySide:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """Those of all sources."""
+        """The rows of all sources."""
         return tuple(row for table in self.tables for row in table.rows)
 
     def to_dict(self) -> dict[str, Any]:

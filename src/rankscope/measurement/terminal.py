@@ -124,7 +124,7 @@ def as_csv(table: Rows, *, raw: bool = False) -> str:
 
 
 def settings_of(table: Table, share: float) -> dict[str, Any]:
-    """Of ``--suggest``. ``ValueError`` where there is no update that ranks could be suggested
+    """The settings that ``--suggest`` prints. ``ValueError`` if there is no update to suggest ranks
     for."""
     found = table.peft_settings(share)
     if not found:

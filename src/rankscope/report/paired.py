@@ -47,7 +47,7 @@ class Paired:
 
 
 def paired(before: Any, after: Any) -> Paired:
-    """Of two ``interventions.beside.Answers`` with the same labels."""
+    """Compares two ``interventions.beside.Answers`` with the same labels."""
     change = after.value - before.value
     low: float | None = None
     high: float | None = None

@@ -75,7 +75,7 @@ def summary(conclusions: Conclusions) -> list[str]:
 
 
 def _best(configurations: pd.DataFrame) -> str:
-    """Of one task and method, the best of its configurations at their chosen rates."""
+    """The best configuration of one task and method, at its chosen rate, in words."""
     better = configurations["value"] * sign_of(configurations)
     best = configurations.iloc[int(better.argmax())]
     name = "full fine-tuning" if best["method"] == "full" else f"LoRA r = {best['rank']:.0f}"

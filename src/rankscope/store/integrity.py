@@ -157,7 +157,7 @@ def of_kind(files: Files, kind: str) -> Files:
 
 @dataclass
 class Inspection:
-    """Of all trials that the log or the folder ``trials`` knows."""
+    """The state of every trial in the log or in the folder ``trials``."""
 
     whole: list[str] = field(default_factory=list)
     # trial -> what is wrong; its commit counts no more

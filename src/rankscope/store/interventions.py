@@ -64,7 +64,7 @@ def _fault(about: Mapping[str, Any], data: bytes) -> str | None:
 
 
 class Fault(NamedTuple):
-    """Of a folder, or of a trial's two files: ``name`` is without their endings."""
+    """A folder, or a trial's two files, that can't be used; ``name`` is without their suffixes."""
 
     name: str
     why: str

@@ -23,7 +23,7 @@ from rankscope.system import may_read, naming, read_file, sync
 
 
 class Version(NamedTuple):
-    """Of one file. A change of its content changes it, except by a fault of the disk."""
+    """The version of a file. It changes with the content, unless the disk is at fault."""
 
     size: int  # bytes
     stamp: int | str  # time of its last change, in nanoseconds; an object's ETag
@@ -225,7 +225,7 @@ class LocalStorage:
 
 
 def _version(path: str) -> Version | None:
-    """Of a file; ``path`` is text, since there may be very many."""
+    """The version of a file; ``path`` is a string, since there may be very many."""
     try:
         seen = os.stat(path)
     except PermissionError:

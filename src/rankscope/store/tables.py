@@ -281,7 +281,7 @@ def read_comparison(
 
 
 def _older_comparison(storage: Storage) -> tuple[pd.DataFrame, str | None]:
-    """As older versions wrote it: it does not say of which trials it is."""
+    """The comparison as older versions wrote it, without the trials that it belongs to."""
     try:
         return pd.read_parquet(io.BytesIO(storage.read(COMPARISON))), None
     except (OSError, ValueError, pa.ArrowException):

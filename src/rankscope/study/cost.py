@@ -87,7 +87,7 @@ def operations(trial: Trial, shape: Shape, rows: Rows, *, together: int = 1) -> 
 
 
 def forward_operations(shape: Shape, tokens: float) -> float:
-    """Of one row of so many tokens, forward only: 2N a token, attention 4 T d a layer and token."""
+    """Operations of one row's forward pass: 2N a token, attention 4 T d a layer and token."""
     return 2 * _met(shape, tokens) + _attention(shape, tokens)
 
 

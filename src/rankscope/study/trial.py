@@ -123,7 +123,7 @@ class Trial(BaseModel):
 
     @property
     def largest_rank(self) -> int:
-        """Of any layer; 0 for full fine-tuning."""
+        """The largest rank of any layer; 0 for full fine-tuning."""
         return max([self.rank or 0, *self.rank_pattern.values()])
 
     def rank_of(self, layer: str) -> int:
@@ -137,7 +137,7 @@ class Trial(BaseModel):
         return self.model_copy(update={"rank": self.rank_of(layer), "rank_pattern": {}})
 
     def precision_on(self, device: str) -> Precision:
-        """Of matrix products, on "cpu" or "cuda"."""
+        """The precision of matrix products, on "cpu" or "cuda"."""
         return self.precision or ("bfloat16" if device == "cuda" else "float32")
 
     def total_steps(self, rows: int) -> int:

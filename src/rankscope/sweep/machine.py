@@ -55,7 +55,7 @@ def device_type() -> str:
 
 
 def gpu_name(device_type: str) -> str | None:
-    """Of the GPU that trials train on; None: they train on a CPU."""
+    """The name of the GPU that trials train on; None if they train on a CPU."""
     if device_type != "cuda":
         return {"mps": "Apple GPU (MPS)"}.get(device_type)
     import torch

@@ -155,7 +155,8 @@ class Sizes(ABC):
         return base_memory(first, *held) + sum(memory(trial, *held) for trial in pack)
 
     def check_budget(self, store: Store | None) -> None:
-        """Of a store that holds another study, the budgets stay."""
+        """``ValueError`` if the study names no budget and has no recipe; in a store that has begun,
+        budgets stay as they are."""
         begun = None if store is None else store.study
         check_budget(self.study, self.training_rows, begun=begun)
 

@@ -141,7 +141,7 @@ class Encoded:
         return len(self.labels)
 
     def batch(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Those rows, cut to the longest of them. -> inputs (B, T), labels (B,) or (B, T)"""
+        """The rows, padded to the longest of them. -> inputs (B, T), labels (B,) or (B, T)"""
         longest = int(self.lengths[rows].max())
         kept = slice(-longest, None) if self.left else slice(longest)
         labels = self.labels[rows] if self.labels.ndim == 1 else self.labels[rows, kept]

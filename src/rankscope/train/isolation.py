@@ -216,7 +216,7 @@ def _independent(pack: AdapterPack, batch: Batch) -> None:
 def _gradients(
     pack: AdapterPack, reference: _PeftReference, batch: Batch, trials: Iterable[int]
 ) -> None:
-    """Of sum(c logits) with the same random c for all trials."""
+    """Compares the gradients of sum(c logits), with the same random c for all trials."""
     found = _logits(pack, batch)
     generator = torch.Generator().manual_seed(0)
     c = torch.randn(found.shape[1:], generator=generator, dtype=torch.float64).to(found)

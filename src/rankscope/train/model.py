@@ -151,7 +151,7 @@ def trained_in_full(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def drawn_beside_head(model: PreTrainedModel) -> list[str]:
-    """Those of ``trained_in_full`` that belong to the base model, and that its file lacks."""
+    """The names of ``trained_in_full`` that belong to the base model: those that its file lacks."""
     prefix = model.base_model_prefix + "."
     return [name for name in trained_in_full(model) if name.startswith(prefix)]
 

@@ -215,7 +215,7 @@ class PackedLoRA(nn.Module):
         return out.view(*lead, -1)
 
     def checked(self, x: Tensor) -> Tensor:
-        """As given; ``NotIsolated`` where its rows can't be given to trials."""
+        """The tensor itself; ``NotIsolated`` if its rows can't be split among trials."""
         if x.ndim < 4 and not _is_cut_by_trials(x, self.masks):
             raise NotIsolated(_unlike("an adapter", x, self.masks))
         return x

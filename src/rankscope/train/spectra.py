@@ -37,8 +37,8 @@ class Updates:
 def updated(
     layers: list[str], members: slice, W: Tensor, dW: LowRank, magnitude: Tensor | None
 ) -> Updates:
-    """Of the update dW (S, k, m, n), or of DoRA with ``magnitude`` (S, k, m), whose true one has
-    full rank: W' - W = (g - 1) W + g dW row by row, with g = magnitude / ||W + dW||."""
+    """``Updates`` from dW (S, k, m, n); for DoRA with ``magnitude`` (S, k, m), whose true update
+    has full rank: W' - W = (g - 1) W + g dW row by row, with g = magnitude / ||W + dW||."""
     base = Dense(W[:, None])
     if magnitude is None:
         return Updates(layers, members, W, dW, base + dW)

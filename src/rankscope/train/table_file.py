@@ -181,7 +181,7 @@ def _expanded(column: pa.ChunkedArray) -> int:
 
 
 def class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Of the features of a ``datasets`` data set, as JSON has them."""
+    """Class names by column, from the features of a ``datasets`` data set in JSON."""
     return {
         name: [str(label) for label in feature["names"]]
         for name, feature in features.items()

@@ -51,7 +51,7 @@ class BaseModel:
 
     @cached_property
     def names(self) -> NameIndex:
-        """Its tensors by names that differ by a prefix."""
+        """Finds its tensors by names that differ by a prefix."""
         return NameIndex(self.tensors)
 
     @cached_property

@@ -75,7 +75,7 @@ class PeftSettings:
     content: Mapping[str, Any]
 
     def scale(self, layer: str, r: int) -> tuple[float, str | None]:
-        """By PEFT's rules."""
+        """The scale by PEFT's rules, and a doubt about it, if any."""
         _check_rank(self.config.path, layer, r, self.config.rank_of(layer))
         return self.config.scale_of(layer, r), self.config.doubt_of(layer)
 

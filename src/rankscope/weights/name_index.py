@@ -83,7 +83,7 @@ def _shortened(name: str) -> Iterable[str]:
 
 
 def _only(named: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Those that stand for one name alone."""
+    """The short names that stand for one name alone."""
     found: dict[str, str] = {}
     several = set()
     for short, name in named:

@@ -104,7 +104,8 @@ def expert_factors(
 def _stored_in_out(
     weight: Tensor | Skipped | None, base: BaseModel | None, shape: tuple[int, int]
 ) -> bool:
-    """By the base's shape; if the experts are square, by the model's type."""
+    """Whether the base stores experts as (in, out): by its shape, or by its type if they are
+    square."""
     if isinstance(weight, Tensor) and shape[0] != shape[1]:
         return tuple(weight.shape) == (shape[1], shape[0])
     return base is not None and base.transposes_experts

@@ -224,7 +224,7 @@ def _kind(content: Mapping[str, Any]) -> str:
 
 
 def _settings(found: Found, styles: set[str], alpha: float | None) -> Settings:
-    """Where the scale comes from."""
+    """Reads the settings that give each layer its scale."""
     if found.config is not None:
         kind = _kind(found.content)
         if kind == "mlx":

@@ -40,8 +40,8 @@ def loss(data: Evidence, found: Fits, noise: float) -> Interval:
 
 
 def premise(near: pd.Series, best: pd.Series, constant: float) -> Interval:
-    """Of the best gain, what is to be had near sr(W); means over configurations, each left out
-    once."""
+    """The share of the best gain that is reached near sr(W); means over configurations, with a
+    jackknife over them."""
     both = pd.DataFrame({"near": near, "best": best}).dropna()
 
     def share(kept: list[Hashable]) -> float:
@@ -51,17 +51,8 @@ def premise(near: pd.Series, best: pd.Series, constant: float) -> Interval:
     return jackknife(list(both.index), share, "configuration")
 
 
-RATIOS = (
-    0.9,
-    0.75,
-    0.5,
-    0.35,
-    0.25,
-    0.2,
-    0.15,
-    0.1,
-    0.05,
-)  # where sr falls; their inverses where it rises
+# where sr falls; their inverses where it rises
+RATIOS = (0.9, 0.75, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1, 0.05)
 
 
 def attained(found: Evidence) -> pd.DataFrame:
