@@ -362,7 +362,7 @@ def test_weights_that_equal_a_checkpoints_are_of_its_step(tmp_path: Path) -> Non
     assert not any("left out" in note for note in notes)
 
 
-def test_evaluations_by_another_name_than_eval(tmp_path: Path) -> None:
+def test_evaluations_by_another_name_than_eval() -> None:
     log: list[dict[str, Any]] = [{"step": 2, "loss": 0.9}]
     log += [{"step": 2, "valid_loss": 0.5, "valid_runtime": 1.0}, {"step": 2, "train_runtime": 3.0}]
     found = history(log)

@@ -116,7 +116,7 @@ def test_experts_share_the_largest_of_their_ranks() -> None:
 
 
 def test_nothing_is_suggested_where_nothing_was_learnt_or_all_is_of_full_rank(
-    make_case: Callable[..., Case], tmp_path: Path
+    make_case: Callable[..., Case],
 ) -> None:
     """Nor is a head that was saved in full a matter of rank, and DoRA's updates use no share of
     one."""

@@ -112,7 +112,7 @@ def _at(now: list[float], t: float) -> bool:
     return True
 
 
-def test_the_kernel_says_who_is_dead(tmp_path: Path) -> None:
+def test_the_kernel_says_who_is_dead() -> None:
     code = """if True:
         import sys, time
         from rankscope.store.lease import WorkerLock

@@ -91,7 +91,7 @@ def test_prompts_and_completions_in_every_form(model: str) -> None:
     ],
 )
 def test_a_template_that_hides_the_answers_is_refused(
-    template: str | None, says: str, model: str, tmp_path: Path
+    template: str | None, says: str, model: str
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = template

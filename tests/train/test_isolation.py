@@ -225,7 +225,7 @@ def test_trials_that_train_one_at_a_time_equal_peft_alone(
         assert len(config["modules_to_save"]) == len(set(config["modules_to_save"]))
 
 
-def test_first_weights_are_those_of_the_pack(families: dict[str, str], tmp_path: Path) -> None:
+def test_first_weights_are_those_of_the_pack(families: dict[str, str]) -> None:
     pack = pack_of("mpnet", families)
     for k, trial in enumerate(pack.trials):
         one = PeftTrial([trial], model=families["mpnet"], task=TASK, device=CPU)

@@ -190,7 +190,7 @@ def test_a_pack_goes_on_without_its_dead(
 
 
 def test_the_living_equal_themselves_in_float64(
-    tiny_models: dict[str, str], train: Encoded, tmp_path: Path
+    tiny_models: dict[str, str], train: Encoded
 ) -> None:
     """With the largest rank the padding of the others goes, too."""
     model = tiny_models["roberta"]

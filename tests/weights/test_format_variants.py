@@ -127,7 +127,7 @@ def test_both_namings_of_stable_diffusions_blocks(tmp_path: Path, file_of_origin
         check(table, name, dW, base[f"{name}.weight"])
 
 
-def test_other_flat_names_stay(tmp_path: Path) -> None:
+def test_other_flat_names_stay() -> None:
     for name in ("blocks_0_attn_to_out_0", "down_blocks_1_attentions_0_proj_in", "output_0"):
         assert as_diffusers(name) == name
 

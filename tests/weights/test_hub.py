@@ -143,9 +143,7 @@ def test_revisions_and_subfolders(hub: Hub, make_case: Callable[..., Case]) -> N
                      "someone/base@v2", "model.safetensors@v2", "config.json@v2"]  # fmt: skip
 
 
-def test_only_folders_one_level_down_are_proposed(
-    hub: Hub, make_case: Callable[..., Case], tmp_path: Path
-) -> None:
+def test_only_folders_one_level_down_are_proposed(hub: Hub, make_case: Callable[..., Case]) -> None:
     """A name that --subfolder takes, for a repository as for a folder on disk:
     no adapter deeper inside."""
     root = hub.root

@@ -288,9 +288,7 @@ def test_a_bad_layers_expression(tmp_path: Path) -> None:
     )
 
 
-def test_an_adapter_of_another_model_is_said_so(
-    make_case: Callable[..., Case], tmp_path: Path
-) -> None:
+def test_an_adapter_of_another_model_is_said_so(tmp_path: Path) -> None:
     adapter = write_adapter(
         tmp_path / "adapter",
         {
