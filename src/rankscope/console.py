@@ -110,6 +110,11 @@ def grid(first: str, *headings: str, left: Sequence[str] = ()) -> Table:
     return table
 
 
+def number(value: float | None, form: str = ".4g") -> str:
+    """A number in a table's cell; empty if it is unknown (None or NaN)."""
+    return "" if value is None or value != value else format(value, form)
+
+
 def plain(text: str) -> Text:
     """Text that no markup or control character changes: names come from untrusted files."""
     from rich.text import Text

@@ -74,7 +74,7 @@ def test_the_table_has_a_column_a_source(
     )
     assert (len(lacks), len(has)) == (3, 4)
     assert has[2] == has[3]  # a stable rank knows no scale
-    assert "[2] has not 1 of" in out
+    assert "[2] lacks 1 of" in out
     assert main(["measure", str(case.adapter), str(other), "--base", str(case.base)]) == 0
     out = capsys.readouterr().out
     assert "drift [2]" in out

@@ -4,9 +4,9 @@
     agreement       sentence, label                 1 subject and verb agree
     reference       sentence1, sentence2, label     1 pronoun and noun agree
 
-No word decides: labels are how two places go together, and each place takes its values equally
-often under both. The rows depend on the seed alone: not on the platform, the Python version or the
-hash seed.
+No single word gives the label away: it depends on how two places agree, and each place takes each
+of its values equally often under both labels. The rows depend on the seed alone: not on the
+platform, the Python version or the hash seed.
 """
 
 from __future__ import annotations

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table as Grid
 
-from rankscope.console import grid, output, plain
+from rankscope.console import grid, number, output, plain
 from rankscope.measurement.row import Row
 from rankscope.measurement.table import Table, kind_of, median_drift, middle
 from rankscope.measurement.terminal import SHOWN
@@ -58,8 +57,8 @@ def show(found: SideBySide) -> None:
     """Prints stable ranks of all sources beside each other, then drift and rho: layer by layer, and
     medians per kind of layer. What a source lacks is left empty."""
     out = output()
-    for number, table in enumerate(found.tables, start=1):
-        out.print(plain(f"[{number}] {table.source}"), soft_wrap=True)
+    for place, table in enumerate(found.tables, start=1):
+        out.print(plain(f"[{place}] {table.source}"), soft_wrap=True)
     own = [{(row.layer, row.matrix): row for row in table.rows} for table in found.tables]
     layers = {row.layer: place for place, row in reversed([*enumerate(found.rows)])}
     keys = dict.fromkeys((row.layer, row.matrix) for row in found.rows)
@@ -72,34 +71,34 @@ def show(found: SideBySide) -> None:
         out.print(f"{len(order) - SHOWN} more rows: type --json")
     if len(order) > 1:
         out.print(_grid("kind of layer (medians)", _medians(found.tables), count))
-    for number, (table, rows) in enumerate(zip(found.tables, own, strict=True), start=1):
+    for place, (table, rows) in enumerate(zip(found.tables, own, strict=True), start=1):
         if missing := len(order) - len(rows):
-            out.print(plain(f"[{number}] has not {missing} of {len(order)} matrices"))
+            out.print(plain(f"[{place}] lacks {missing} of {len(order)} matrices"))
         if table.skipped:
             one = table.skipped[0]
-            out.print(plain(f"[{number}] skipped {len(table.skipped)}: {one.layer}: {one.why}"))
+            out.print(plain(f"[{place}] skipped {len(table.skipped)}: {one.layer}: {one.why}"))
 
 
 def _cells(rows: Sequence[Row | None]) -> list[str]:
     """Stable ranks of all sources, then their drifts, then rho."""
-    ranks = [_number(row.stable_rank if row else None) for row in rows]
-    drifts = [_percent(row.drift if row else None) for row in rows]
-    rhos = [_number(row.rho if row and row.matrix == "W+dW" else None) for row in rows]
+    ranks = [number(row.stable_rank if row else None) for row in rows]
+    drifts = [number(row.drift if row else None, "+.1%") for row in rows]
+    rhos = [number(row.rho if row and row.matrix == "W+dW" else None) for row in rows]
     return [*ranks, *drifts, *rhos]
 
 
 def _medians(tables: Sequence[Table]) -> list[list[str]]:
     kinds: dict[tuple[str, str], list[list[Row]]] = {}
-    for number, table in enumerate(tables):
+    for place, table in enumerate(tables):
         for row in table.rows:
             key = (kind_of(row.layer), row.matrix)
-            kinds.setdefault(key, [[] for _ in tables])[number].append(row)
+            kinds.setdefault(key, [[] for _ in tables])[place].append(row)
     lines = []
     for (kind, matrix), groups in kinds.items():
-        ranks = [_number(middle([row.stable_rank for row in own])) for own in groups]
-        drifts = [_percent(median_drift(own)) for own in groups]
+        ranks = [number(middle([row.stable_rank for row in own])) for own in groups]
+        drifts = [number(median_drift(own), "+.1%") for own in groups]
         rhos = [
-            _number(middle([row.rho for row in own])) if matrix == "W+dW" else "" for own in groups
+            number(middle([row.rho for row in own])) if matrix == "W+dW" else "" for own in groups
         ]
         lines.append([kind, matrix, *ranks, *drifts, *rhos])
     return lines
@@ -113,11 +112,3 @@ def _grid(first: str, lines: Sequence[Sequence[str]], count: int) -> Grid:
     for line in lines:
         found.add_row(*map(plain, (*line[:2], *(line[2 + c] for c in kept))))
     return found
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.4g}"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:+.1%}"

@@ -4,7 +4,6 @@ layer, what was left out."""
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rich.console import Console
 from rich.table import Table as Grid
 
-from rankscope.console import defused, grid, output, plain, visible
+from rankscope.console import defused, grid, number, output, plain, visible
 from rankscope.measurement.resized import Resized
 from rankscope.measurement.row import SHARES, Row
 from rankscope.measurement.table import Table
@@ -155,16 +154,16 @@ def _cells(row: Row, table: Table, notes: dict[str, int]) -> dict[str, str]:
         "layer": row.layer,
         "matrix": row.matrix,
         "r": "" if row.r is None else str(row.r),
-        "stable rank": _number(row.stable_rank),
+        "stable rank": number(row.stable_rank),
         "bounds": _bounds(row),
         "sr/r": f"{row.stable_rank / row.r:.0%}"
         if row.uses_rank and row.stable_rank and row.r
         else "",
         "drift": "" if row.drift is None else f"{row.drift:+.1%}",
-        "rho": _number(row.rho) if row.matrix == "W+dW" else "",
-        "sigma_1": _number(row.spectral_norm),
-        "||.||_F": _number(row.frobenius_norm),
-        "eff. rank": _number(row.effective_rank),
+        "rho": number(row.rho) if row.matrix == "W+dW" else "",
+        "sigma_1": number(row.spectral_norm),
+        "||.||_F": number(row.frobenius_norm),
+        "eff. rank": number(row.effective_rank),
         "r at 90|95|99 %": " | ".join(
             map(str, table.energy_ranks.get(row.layer, ()) if update else ())
         ),
@@ -198,11 +197,7 @@ def _summary(table: Table) -> Grid:
     found = grid("kind of layer (medians)", "matrix", *names, left=["matrix"])
     for line in table.summary().to_dict("records"):
         cells = [str(line["kind"]), str(line["matrix"]), str(line["layers"])]
-        cells += [_number(line[name]) for name in columns[1:-1]]
-        cells.append("" if math.isnan(line["drift"]) else f"{line['drift']:+.1%}")
+        cells += [number(line[name]) for name in columns[1:-1]]
+        cells.append(number(line["drift"], "+.1%"))
         found.add_row(*map(plain, cells))
     return found
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.4g}"

@@ -17,7 +17,7 @@ from typing import Any
 from rankscope import __version__
 from rankscope.analysis.conclusions import conclude
 from rankscope.analysis.frames import Frames
-from rankscope.console import grid, output, plain
+from rankscope.console import grid, number, output, plain
 from rankscope.report.from_store import open_frames
 
 SHIPPED = "minilm-glue"
@@ -176,8 +176,9 @@ def show(found: Sequence[Any], against: dict[str, Any]) -> None:
     lines = grid("source (medians of layers)", *columns)
     for one in found:
         cells = (
-            str(one.layers), _percent(one.drift), _percent(one.lowest_drift), _number(one.rho),
-            _number(one.highest_rho), _number(one.stable_rank), _percent(one.utilisation, "{:.0%}"),
+            str(one.layers), number(one.drift, "+.1%"), number(one.lowest_drift, "+.1%"),
+            number(one.rho), number(one.highest_rho), number(one.stable_rank),
+            number(one.utilisation, ".0%"),
         )  # fmt: skip
         lines.add_row(*map(plain, (one.source, *cells)))
     out.print(lines)
@@ -190,11 +191,3 @@ def show(found: Sequence[Any], against: dict[str, Any]) -> None:
     for sentence in sentences(found):
         out.print(plain(sentence))
     out.print(plain(f"note: {WARNING}"))
-
-
-def _percent(value: float | None, form: str = "{:+.1%}") -> str:
-    return "" if value is None else form.format(value)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"

@@ -10,6 +10,7 @@ import pandas as pd
 
 from rankscope.analysis.conclusions import Conclusions
 from rankscope.analysis.selection import sign_of
+from rankscope.analysis.verdicts.verdict import counted
 from rankscope.report.theme import rate_name
 
 EDGE = "*"
@@ -32,7 +33,7 @@ def best_by_rank(conclusions: Conclusions) -> list[str]:
         name = top["series"] + ("" if pd.isna(top["rank"]) else f", r = {int(top['rank'])}")
         lines.append(
             f"    {model}, {task}: {metric} {_value(top)} by {name} at "
-            f"{top['learning_rate']:g}, {_seeds(int(top['seeds']))}"
+            f"{top['learning_rate']:g}, {counted(int(top['seeds']), 'seed')}"
         )
         for series, part in own.groupby("series", sort=True):
             lines.append(f"        {series}: {'; '.join(map(_one, part.to_dict('records')))}")
@@ -55,10 +56,6 @@ def _series(method: str, scaling: Any) -> str:
 
 def _value(row: Mapping[Hashable, Any] | pd.Series) -> str:
     return f"{row['value']:.3f}"
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed" + "s" * (count != 1)
 
 
 def summary(conclusions: Conclusions) -> list[str]:
