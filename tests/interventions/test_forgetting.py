@@ -169,7 +169,7 @@ def test_the_command_and_the_table(
     [
         (None, "No such file"),
         (b"", "expected text; found none"),
-        (b"caf\xe9 au lait", "expected text in UTF-8; byte 3 is none"),
+        (b"caf\xe9 au lait", "expected text in UTF-8; byte 3 is not"),
         (b"the", "lacks lm_head"),
     ],
 )

@@ -76,7 +76,7 @@ def test_conditions(text: str, holds: bool, case: Case) -> None:
 
     one = replace(judge(case.adapter, base=case.base), rho=0.5, drift=-0.3, highest_rho=0.9)
     assert condition(text).holds(one) is holds
-    with pytest.raises(ValueError, match=r"expected utilisation of .*; it has no value"):
+    with pytest.raises(ValueError, match=r"expected utilisation of .*; found no value"):
         condition("utilisation > 0").holds(replace(one, utilisation=None))
 
 

@@ -17,7 +17,7 @@ def test_a_page_in_a_folder_that_is_there(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("place", [page_at, folder_at])
 def test_a_typo_makes_no_tree(tmp_path, place):
-    with pytest.raises(ValueError, match="expected a folder that is there; found no a in") as error:
+    with pytest.raises(ValueError, match="expected a folder that exists; found no a in") as error:
         place(tmp_path / "a" / "b.html")
     assert str(error.value).endswith(f"Type: mkdir -p {tmp_path / 'a'}")
     assert not list(tmp_path.iterdir())

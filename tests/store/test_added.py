@@ -174,7 +174,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no such metric": ({"metric": "f1"}, "metrics: expected a column f1; found step, acc"),
     "a step twice": (
         {"metrics": pd.DataFrame({"step": [4, 4], "accuracy": [1, 2]})},
-        "metrics: expected one row a step",
+        "metrics: expected one row per step",
     ),
     "a word for a number": (
         {"metrics": pd.DataFrame({"step": [4], "accuracy": ["good"]})},

@@ -59,7 +59,8 @@ def collect(
     for folder in by_run:
         if folder not in known:
             raise ValueError(
-                f"{mapped}: {folder.name}: expected a run below {', '.join(map(str, paths))}"
+                f"{mapped}: {folder.name}: expected a run below {', '.join(map(str, paths))}; "
+                "found none there"
             )
     opened = _open(store)
     found = Collected(str(opened))

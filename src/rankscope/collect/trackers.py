@@ -91,10 +91,10 @@ def _json_lines(path: Path) -> Lines:
     try:
         lines = json.loads(text) if whole else [json.loads(x) for x in text.splitlines() if x]
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected a JSON object a line; {error}") from None
+        raise ValueError(f"{path}: expected one JSON object per line; {error}") from None
     for line in lines:
         if not isinstance(line, dict):
-            raise ValueError(f"{path}: expected a JSON object a line; found {line!r:.40}")
+            raise ValueError(f"{path}: expected one JSON object per line; found {line!r:.40}")
         found.append(_words({str(k): v for k, v in line.items()}))
     return found
 

@@ -43,7 +43,7 @@ def text_of(path: str | Path) -> str:
     try:
         text = cut.decode("utf-8", errors="ignore" if len(data) > LARGEST else "strict")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected text in UTF-8; byte {error.start} is none") from None
+        raise ValueError(f"{path}: expected text in UTF-8; byte {error.start} is not") from None
     if not text.strip():
         raise ValueError(f"{path}: expected text; found none")
     return text

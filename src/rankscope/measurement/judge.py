@@ -149,7 +149,7 @@ class Condition:
             value = getattr(one, name)
             if value is None:
                 raise ValueError(
-                    f"--fail-if {self.text!r}: expected {name} of {one.source}; it has no value."
+                    f"--fail-if {self.text!r}: expected {name} of {one.source}; found no value."
                 )
             results.append(bool(OPERATORS[sign](value, number)))
         return all(results) if self.every else any(results)

@@ -236,6 +236,6 @@ def _in_a_folder(output: str | Path) -> None:
     if not parent.is_dir():
         there = next(above for above in parent.parents if above.exists())
         raise ValueError(
-            f"-o {output}: expected a folder that is there; found no {parent.name} in {there}. "
+            f"-o {output}: expected a folder that exists; found no {parent.name} in {there}. "
             f"Type: mkdir -p {Path(output).parent}"
         )

@@ -147,7 +147,7 @@ def _lines(metrics: pd.DataFrame, metric: str) -> list[dict[str, Any]]:
         not (steps.notna() & steps.ge(0) & steps.eq(steps.round())).all()
         or steps.duplicated().any()
     ):
-        raise ValueError("metrics: expected one row a step, whole numbers from 0")
+        raise ValueError("metrics: expected one row per step, whole numbers from 0")
     names = [*_LINE, *(n for n in columns if n not in (*_LINE, *_NOT_METRICS))]
     ordered = metrics.assign(step=steps.astype("int64")).sort_values("step").reindex(columns=names)
     lines = []

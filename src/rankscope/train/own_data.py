@@ -63,7 +63,7 @@ def read_own_task(
     )
     if task.metric == "f1" and len(classes) != 2:
         raise ValueError(
-            f"[task.{name}] metric: f1 is of two classes, found {len(classes)}: take f1_macro"
+            f"[task.{name}] metric: f1 is for two classes; found {len(classes)}. Type f1_macro"
         )
     return task, splits[0], splits[1]
 
@@ -222,7 +222,7 @@ def _texts(column: pd.Series, where: str) -> list[str]:
     if (row_number := _not_unicode(values)) is not None:
         raise ValueError(
             f"{where}: row {row_number + 1}: expected text in {str(column.name)!r}; found half of "
-            "a surrogate pair, which is no character"
+            "a surrogate pair, which is not a character"
         )
     return [str(value) for value in values]
 

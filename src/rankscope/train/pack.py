@@ -88,6 +88,6 @@ def padding_counts(answers: Callable[[dict[str, Tensor]], Tensor], split: Encode
     if bool((again - alone).abs().max() > PADDED * alone.abs().max()):
         raise ValueError(
             "expected a model that answers the same row alike each time; found answers drawn at "
-            "random: no metric of it can be given back (Reformer: set hash_seed in its config.json)"
+            "random: its metrics could not be reproduced (Reformer: set hash_seed in config.json)"
         )
     return not bool((both[:, :1] - alone).abs().max() <= PADDED * both.abs().max())

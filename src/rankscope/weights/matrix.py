@@ -112,7 +112,7 @@ def _finds(pattern: re.Pattern[str], name: str, watch: Stopwatch) -> bool:
             raise TimeoutError
     except TimeoutError:
         raise ValueError(
-            f"layers: expected a regular expression that is soon done with a name; "
+            f"layers: expected a regular expression that matches a name quickly; "
             f"{pattern.pattern[:60]!r} took longer than {PATTERN_SECONDS:g} s on {name[:60]}, or "
             f"all together than {PATTERNS_SECONDS:g} s."
         ) from None
