@@ -13,14 +13,13 @@ from rankscope.train.run import Run
 from studies import study_text
 
 
-def own_store(model: str, data: Path, place: Path) -> tuple[Store, Path, str]:
-    """-> a store of twelve trials; <id>/checkpoint-<step> with the weights of each evaluation; the
-    model"""
-    study = rs.Study.parse(
-        study_text(
-            model, "CoLA", rank=[1, 4], learning_rate=[1e-3, 3e-2], seed=[0, 1], data=data, steps=12
-        )
-    )
+def own_store(
+    model: str, data: Path, place: Path, *, own: str = "", **settings: Any
+) -> tuple[Store, Path, str]:
+    """-> a store, by default of twelve trials; <id>/checkpoint-<step> with the weights of each
+    evaluation; the model. ``own``, ``settings``: of ``study_text``"""
+    shape = {"rank": [1, 4], "learning_rate": [1e-3, 3e-2], "seed": [0, 1], "steps": 12}
+    study = rs.Study.parse(study_text(model, "CoLA", data=data, own=own, **(shape | settings)))
     evaluate = Run.evaluate
 
     def saving(self: Run, step: int, *, epoch: float) -> None:

@@ -23,7 +23,7 @@ def study_text(
     for key, value in {"model": model, "task": task, **SMALL, **lab, **settings}.items():
         if key in _NUISANCE:
             part = "nuisance"
-        elif key in ("model", "task", *_SCIENTIFIC) or (key in _LISTS and isinstance(value, list)):
+        elif key in ("model", "task", *_SCIENTIFIC) or _is_compared(key, value):
             part = "scientific"
         else:
             part = "fixed"
@@ -31,3 +31,10 @@ def study_text(
             parts[part].append(f"{key} = {json.dumps(value, default=str)}")
     tables = [f"[{part}]\n" + "\n".join(lines) for part, lines in parts.items()]
     return "\n".join(['name = "t"', *tables, own, ""])
+
+
+def _is_compared(key: str, value: Any) -> bool:
+    """Whether it is a list of values; one of ``target_modules`` is a list itself."""
+    if key == "target_modules":
+        return isinstance(value[0], list)
+    return key in _LISTS and isinstance(value, list)

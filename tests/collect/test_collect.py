@@ -3,6 +3,7 @@ steps; what cannot be told is left out and said."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -536,7 +537,8 @@ def own_runs(store: Store, saved: Path, out: Path) -> str:
             shutil.copytree(saved / trial.id / f"checkpoint-{step}", folder / f"checkpoint-{step}")
         state = {"global_step": step, "log_history": log, "best_model_checkpoint": None}
         (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
-        said = {k: v for k, v in trial.model_dump().items() if v is not None}
+        said = {k: v for k, v in trial.model_dump().items() if v is not None and k != "setting"}
+        said["rank_pattern"] = json.dumps(trial.rank_pattern) if trial.rank_pattern else None
         said["target_modules"] = ",".join(trial.target_modules)
         constant = store.folder(trial.id).result()["constant"]
         rows.append({"path": trial.id, "constant": constant, **said})
@@ -544,19 +546,50 @@ def own_runs(store: Store, saved: Path, out: Path) -> str:
     return str(out / "map.csv")
 
 
+FEW: dict[str, Any] = {"rank": 4, "learning_rate": 3e-2}
+UNLIKE = """
+[[arm]]
+optimizer = ["sgd", "muon"]
+[[arm]]
+method = "lora"
+use_dora = true
+[[arm]]
+method = "lora"
+rank_pattern = { query = 2 }
+[[arm]]
+method = "lora"
+init_lora_weights = ["pissa", "gaussian"]
+"""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"scaling": "alpha", "lora_alpha": 2, **FEW, "own": UNLIKE},
+        {"target_modules": [["query"], ["query", "value"]], "lora_alpha": ["2r", "8r"], **FEW},
+    ],
+    ids=["one setting", "lists", "layers and alphas"],
+)
 def test_our_own_trials_collected_give_the_same_conclusions(
-    tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path
+    tiny_models: dict[str, str], tiny_data: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    """The command line's way from adapters, full checkpoints and logs to conclusions.json."""
-    store, saved, model = own_store(tiny_models["roberta"], tiny_data, tmp_path)
+    """The command line's way from adapters, full checkpoints and logs to conclusions.json, also of
+    trials of unlike settings, which are named alike."""
+    store, saved, model = own_store(tiny_models["roberta"], tiny_data, tmp_path, **settings)
     mapped = own_runs(store, saved, tmp_path / "out")
     arguments = ["collect", str(tmp_path / "out"), "--store", str(tmp_path / "copy"), "--base"]
     more = ["--map", mapped, "--metric", "matthews_correlation"]
     assert main([*arguments, model, *more]) == 0
     copy = Store(tmp_path / "copy")
     assert copy.done_ids() == store.done_ids()
-    ours, theirs = (conclude(open_frames(s), resamples=199).to_dict() for s in (copy, store))
-    assert_alike(ours, theirs)
+    named = [dict(s.trials()[["trial", "setting"]].to_numpy()) for s in (copy, store)]
+    assert named[0] == named[1]
+    ours, theirs = (open_frames(s) for s in (copy, store))
+    early = theirs.drifts["step"].eq(1)  # measured, and no evaluation: its weights are not saved
+    pairs = theirs.comparison.assign(barrier=np.nan, cka=np.nan)  # need the rows, too
+    theirs = dataclasses.replace(theirs, drifts=theirs.drifts[~early], comparison=pairs)
+    assert_alike(*(conclude(f, resamples=99).to_dict() for f in (ours, theirs)))
 
 
 def test_a_harmed_trial_is_collected_again(
@@ -581,3 +614,22 @@ def test_a_harmed_trial_is_collected_again(
     assert main([*again, "--task", "CoLA", "--metric", "accuracy"]) == 0
     assert Store(place).done_ids() == store.done_ids()
     pd.testing.assert_frame_equal(Store(place).metrics(), store.metrics())
+
+
+def test_an_evaluation_before_the_first_step(tmp_path: Path) -> None:
+    """Of a language model it is what its training set out from; no evaluation of an update."""
+    log = [{"step": 0, "eval_loss": 3.0, "epoch": 0}, {"step": 4, "eval_loss": 2.0}]
+    run = adapters(tmp_path / "lr1e-4", [4], log, task_type="CAUSAL_LM")
+    assert not any("before training" in line for line in by_llama(run, tmp_path / "s").missing)
+    (trial,) = Store(tmp_path / "s").trials().to_dict("records")
+    assert (trial["untrained"], trial["best"], trial["best_step"]) == (3.0, 2.0, 4)
+    assert Store(tmp_path / "s").metrics()["step"].to_list() == [4]
+    unsaid = adapters(tmp_path / "two" / "lr1e-4", [4], log[1:], task_type="CAUSAL_LM")
+    found = by_llama(unsaid, tmp_path / "t")
+    assert any(line.startswith("1 runs of language models do not say") for line in found.missing)
+    said = conclude(open_frames(Store(tmp_path / "t")), resamples=9).caveats
+    assert any(line.startswith("If a head was trained along") for line in said)
+    headed = adapters(tmp_path / "three" / "lr1e-4", [4], log)
+    (notes,) = by_llama(headed, tmp_path / "u").notes.values()
+    assert notes[-1].startswith("the evaluation before the first step left out")
+    assert np.isnan(Store(tmp_path / "u").trials()["untrained"].item())

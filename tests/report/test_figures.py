@@ -234,3 +234,19 @@ def test_equal_values_have_an_axis():
     frames["trials"] = frames["trials"].assign(best=0.9)
     ends = rows(drawn(frames)["performance"], "room")["mean"]
     assert sorted(ends.unique()) == pytest.approx([0.855, 0.945])
+
+
+def test_a_loss_that_is_the_metric_is_drawn_once():
+    frames = study(Truth(), ranks=(1, 4), rates=(1e-3,), seeds=2, full=False)
+    lossy = frames["trials"].assign(metric="eval_loss", greater_is_better=False)
+    found = drawn(frames | {"trials": lossy})
+    assert "loss" not in found
+    assert set(rows(found["curves"])["panel"]) == {"paraphrase: eval loss, lower is better"}
+    assert "and evaluation loss" not in found["curves"].caption
+    assert "loss" in drawn(frames)
+
+
+def test_one_rank_has_no_growth_to_name():
+    figure = drawn(study(Truth(), ranks=(4,), rates=(1e-3,), seeds=1, full=False))["growth"]
+    assert "nan" not in figure.caption + figure.alt
+    assert "times the smallest" not in figure.caption

@@ -225,11 +225,14 @@ def _caveats(frames: Frames, counts: dict[str, int]) -> list[str]:
             "together here."
         )
     if len(trials):
-        if trials["untrained"].isna().any():
-            said.append(
-                "The classifier head is trained along with the update; its share in the metric is "
-                "not separated."
+        unknown = trials.loc[trials["untrained"].isna(), "metric"]
+        if len(unknown):  # a language model, where it says its start
+            head = (
+                "If a head was trained along with the update, its"
+                if unknown.str.endswith("loss").all()
+                else "The classifier head is trained along with the update; its"
             )
+            said.append(f"{head} share in the metric is not separated.")
         said.append(_optimism(found, lower=not trials["greater_is_better"].all()))
     for edge in ("largest tried", "smallest tried", "only one tried"):
         hits = int(found["edge"].eq(edge).sum())

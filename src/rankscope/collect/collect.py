@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from rankscope.collect.history import History, history, metric_of, number
-from rankscope.collect.runs import CHECKPOINT, Run, open_run, place, runs
+from rankscope.collect.runs import CHECKPOINT, Run, is_language_model, open_run, place, runs
 from rankscope.collect.settings import Said, read_map, said_of
 from rankscope.collect.trackers import entries_of, logged_in
 from rankscope.store.given import adapter_settings
 from rankscope.store.store import Store
 
 TASK = "task"  # of runs whose files name no task
+COUNTED = (
+    "at no saved step", "evaluations", "without evaluation", "with no task",
+    "from an unknown start",
+)  # fmt: skip
 
 
 @dataclass
@@ -65,7 +69,7 @@ def collect(
     opened = _open(store)
     found = Collected(str(opened))
     bases: dict[str, str] = {}
-    counts = {"at no saved step": 0, "evaluations": 0, "without evaluation": 0, "with no task": 0}
+    counts = dict.fromkeys(COUNTED, 0)
     later: list[Run] = []
     for folder in roots:  # adapters first: full fine-tunes are measured at the layers of these
         try:
@@ -125,13 +129,19 @@ def _add(
     if greater is None and trainer_says in (metric, f"eval_{metric}"):
         greater = said.trainer.get("greater_is_better")
     notes = [*run.notes, *said.notes, *lines.notes]
+    start = {name: number(mapped.get(name)) for name in ("constant", "untrained")}
+    if is_language_model(run) and start["untrained"] is None:
+        start["untrained"] = lines.before.get(metric)
+        counts["from an unknown start"] += start["constant"] is start["untrained"] is None
+    elif lines.before:
+        notes.append("the evaluation before the first step left out: its head is not trained yet")
     id = store.add_trial(
         adapter=run.weights,
         metrics=lines.frame,
         metric=metric,
         base=base,
         greater_is_better=greater if isinstance(greater, bool) else None,
-        result={"seconds": lines.seconds, "constant": number(mapped.get("constant"))},
+        result={"seconds": lines.seconds, **start},
         about={"versions": {}, "machine": {}, "collected": {"notes": notes}},
         **settings,
     )
@@ -235,6 +245,12 @@ def _missing(store: Store, counts: Mapping[str, int], *, based: bool) -> list[st
             f"{counts['at no saved step']} of {counts['evaluations']} evaluations are at steps "
             "whose weights were not saved: they have no drift (H2, H3). Save as often as you "
             "evaluate"
+        )
+    if counts["from an unknown start"]:
+        said.append(
+            f"{counts['from an unknown start']} runs of language models do not say their metric "
+            "before training: what was gained is not known (H2). Evaluate before the first step "
+            "(eval_on_start = True), or give a column untrained"
         )
     for column, what in (
         ("seed", "seed: no spread between repetitions"),

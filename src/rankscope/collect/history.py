@@ -24,10 +24,12 @@ _NOT_METRICS = (
 @dataclass
 class History:
     """``frame``: a row per evaluation, with ``step``, ``epoch``, ``train_loss`` where it was logged
-    at that step, and the metrics by their names without ``eval_``. ``seconds`` of training."""
+    at that step, and the metrics by their names without ``eval_``. ``before``: those before the
+    first step, which are of no update. ``seconds`` of training."""
 
     frame: pd.DataFrame
     losses: int = 0
+    before: dict[str, float] = field(default_factory=dict)
     seconds: float | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -82,6 +84,7 @@ def history(entries: Iterable[Mapping[str, Any]], *, best_loaded: bool | None = 
         )
     if twice:
         found.notes.append(f"{twice} values were logged twice at one step: the first is taken")
+    found.before = {k: v for k, v in rows.pop(0, {}).items() if k != "epoch"}
     lines = [{"step": s, "train_loss": losses.get(s), **row} for s, row in sorted(rows.items())]
     found.losses = len(losses)
     if lines:

@@ -172,6 +172,27 @@ def place(run: Run, step: int | None, *, best_loaded: bool | None) -> None:
     run.unplaced = None
 
 
+def is_language_model(run: Run) -> bool:
+    """Whether what was trained has the head that it was pretrained with, by its configuration: its
+    metric before training is then one to set out from."""
+    folder = run.weights[max(run.weights)]
+    if run.is_lora:
+        return _json(folder / ADAPTER).get("task_type") in ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+    kinds = _json(folder / "config.json").get("architectures")
+    ends = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+    return isinstance(kinds, list) and any(str(kind).endswith(ends) for kind in kinds)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Empty where there is none; whoever needs it says what is wrong with it."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        if path.stat().st_size <= STATE_BYTES and isinstance(
+            found := json.loads(path.read_bytes()), dict
+        ):
+            return found
+    return {}
+
+
 def state(folder: Path) -> dict[str, Any]:
     """trainer_state.json; empty if there is none. ``ValueError``, one line, if it is damaged."""
     path = folder / STATE

@@ -54,7 +54,10 @@ PATTERNS = {
     "seed": rf"{START}seed[-_=]?(\d+){END}",
 }
 # the map's own columns, beside the settings of a trial
-COLUMNS = ("path", "metrics", "metric", "base", "step", "greater_is_better", "constant")
+COLUMNS = (
+    "path", "metrics", "metric", "base", "step", "greater_is_better", "constant", "untrained",
+)  # fmt: skip
+TRUTHS = ("greater_is_better", "init_lora_weights", "use_dora")
 
 
 @dataclass
@@ -230,7 +233,7 @@ def _typed(name: str, text: str) -> Any:
         with contextlib.suppress(ValueError):
             return json.loads(text)
         return text
-    if name in ("greater_is_better", "init_lora_weights") and text.lower() in ("true", "false"):
+    if name in TRUTHS and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if name in ("model", "task", "method", "scaling", "metric", "base", "metrics", "path"):
         return text

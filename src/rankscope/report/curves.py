@@ -79,17 +79,16 @@ def growth_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     ]
     b, grown = conclusions.growth.exponent, conclusions.growth.ratio
     dashed = " Dashed: full fine-tuning." if rows["part"].eq("full").any() else ""
+    headline = f"In the headline's design the largest rank's stable rank is {grown} times the "
+    headline = f" {headline}smallest's (b = {b})." if np.isfinite(grown.estimate) else ""
     return Figure(
         "growth",
         "The stable rank of the update against its nominal rank",
         "Median over layers and seeds at the best learning rate and checkpoint, both axes "
         "logarithmic; bars span the 10th to the 90th percentile. "
         f"{_diagonal_words(rows)}"
-        f"{dashed} In the headline's design the largest "
-        f"rank's stable rank is {grown} times the smallest's (b = {b})."
-        f"{seeds_words(rows['seeds'])}",
-        "Line charts, one per task, both axes logarithmic. In the headline's design it grows "
-        f"as r to the power {b}.",
+        f"{dashed}{headline}{seeds_words(rows['seeds'])}",
+        "Line charts, one per task: sr(ΔW) against LoRA rank, both axes logarithmic.",
         faceted(layers, rows),
         ("model", "task", "method", "kind"),
     )

@@ -96,7 +96,7 @@ def _checkpoint_rows(points: pd.DataFrame) -> pd.DataFrame:
 def _threshold_layers(
     rows: pd.DataFrame, points: pd.DataFrame, tried: pd.Series
 ) -> list[alt.Chart]:
-    axis = log_axis(rows["ratio"], form=".3~g", grid=False, shown=1)
+    axis = log_axis(rows["ratio"], form=".5~g", grid=False, shown=1)
     x = alt.X(
         "ratio:Q",
         title="stable rank after / before, " + RATIO,

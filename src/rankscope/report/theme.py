@@ -24,6 +24,9 @@ HEAT = "viridis"
 INK = "currentColor"  # in SVG: the page's text colour, light or dark
 
 PANEL_WIDTH, PANEL_HEIGHT, PANELS_PER_ROW = 235, 210, 3
+# of a long title both ends: names of one study often begin alike
+TITLE = "length(datum.label) > 44 ? slice(datum.label, 0, 20) + '…' + slice(datum.label, -22) : "
+TITLE += "datum.label"
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,11 @@ def faceted(
     together = columns or 1
     columns = columns or (2 if len(names) == 4 else min(PANELS_PER_ROW, len(names)))
     header = alt.Header(
-        title=None, labelFontSize=12, labelFontWeight=600, labelLimit=PANEL_WIDTH + 80
+        title=None,
+        labelFontSize=12,
+        labelFontWeight=600,
+        labelLimit=PANEL_WIDTH + 80,
+        labelExpr=TITLE,
     )
     panel = alt.Facet("panel:N", header=header, sort=names)
     chart = alt.layer(*layers).properties(width=PANEL_WIDTH, height=height)

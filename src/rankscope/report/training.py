@@ -41,7 +41,6 @@ def curves_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
     means = _means(seen, conclusions)
     rows = _two_panels(means, frames).dropna(subset=["value"])
     order = list(dict.fromkeys(rows.sort_values("place", kind="stable")["panel"]))
-    rows = rows.drop(columns="place")
     if rows.empty:
         return None
     tips = tooltips(
@@ -70,15 +69,18 @@ def curves_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         .encode(strokeDash=dash),
         lines.mark_circle(size=30, opacity=0),  # invisible, larger targets for tooltips
     ]
+    both = bool(rows["place"].str.endswith(" 2").any())
+    rows = rows.drop(columns="place")
     return Figure(
         "curves",
         "Learning curves",
-        "Validation metric and evaluation loss over the steps, a line per rank and learning rate, "
+        f"Validation metric{' and evaluation loss' * both} over the steps, a line per rank "
+        "and learning rate, "
         "seeds averaged; strong: the rate chosen for its rank. The filters above tell ranks apart."
         f"{seeds_words(means['seeds'], of='a line')}{note}",
-        "Line charts over optimiser steps, two per task: the validation metric and the evaluation "
-        "loss.",
-        faceted(layers, rows, own_scales=("x", "y"), order=order, columns=2),
+        "Line charts over optimiser steps, "
+        + ("two per task: the validation metric and the loss." if both else "one per task."),
+        faceted(layers, rows, own_scales=("x", "y"), order=order, columns=2 if both else None),
         ("model", "task", "method", "rank"),
     )
 
@@ -101,28 +103,28 @@ def _means(seen: pd.DataFrame, conclusions: Conclusions) -> pd.DataFrame:
 
 
 def _two_panels(means: pd.DataFrame, frames: Frames) -> pd.DataFrame:
-    """The same rows twice: with the metric, and with the loss."""
+    """The same rows twice: with the metric, and, where that is another, with the loss."""
     where = means["task"] + (" · " + means["model"] if means["model"].nunique() > 1 else "")
     metric = means["task"].map(metric_names(frames)).str.replace("_", " ")
     kept = means.drop(columns=["eval_loss", "metric_value", "learning_rate", "scaling"])
-    return pd.concat(
-        [
-            kept.assign(
-                panel=where + ": " + metric, value=means["metric_value"], place=where + " 1"
-            ),
-            kept.assign(
-                panel=where + ": evaluation loss", value=means["eval_loss"], place=where + " 2"
-            ),
-        ],
-        ignore_index=True,
+    measured = kept.assign(
+        panel=where + ": " + metric, value=means["metric_value"], place=where + " 1"
     )
+    if frames.trials["metric"].eq("eval_loss").all():
+        return measured
+    losses = kept.assign(
+        panel=where + ": evaluation loss", value=means["eval_loss"], place=where + " 2"
+    )
+    return pd.concat([measured, losses], ignore_index=True)
 
 
 def loss_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
-    """Evaluation loss against drift: one point per checkpoint, one thin path per trial."""
+    """Evaluation loss against drift: one point per checkpoint, one thin path per trial. None where
+    the loss is the metric, which ``threshold_figure`` shows."""
     points = frames.checkpoints
     points = points[points["method"].eq("lora") & np.isfinite(points["eval_loss"].astype(float))]
-    points = points[points["eval_loss"].gt(0)]
+    measured_by_loss = frames.trials.loc[frames.trials["metric"].eq("eval_loss"), "task"]
+    points = points[points["eval_loss"].gt(0) & ~points["task"].isin(measured_by_loss)]
     if points.empty:
         return None
     total = len(points)
@@ -139,7 +141,7 @@ def loss_figure(frames: Frames, conclusions: Conclusions) -> Figure | None:
         "ratio:Q",
         title="stable rank after / before, " + RATIO,
         scale=ratio_scale(rows["ratio"]),
-        axis=log_axis(rows["ratio"], form=".3~g", grid=False, shown=1),
+        axis=log_axis(rows["ratio"], form=".5~g", grid=False, shown=1),
     )
     y = alt.Y(
         "value:Q",

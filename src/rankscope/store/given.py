@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, get_args
 import pandas as pd
 
 from rankscope.study.collected import trial_of
-from rankscope.study.trial import ALL_LINEAR, Init, Trial
+from rankscope.study.trial import ALL_LINEAR, CHANGES_BASE, Init, Trial
 from rankscope.weights.checkpoints import read_json
 
 CONFIG = "adapter_config.json"
@@ -84,7 +85,7 @@ def _settings(
             )
         own: dict[str, Any] = {}
     else:
-        own = adapter_settings(path)
+        own = _as_said(adapter_settings(path), said)
     for name in own.keys() & said.keys():
         if not _same(own[name], said[name]) and name != "model":
             raise ValueError(
@@ -98,9 +99,29 @@ def _settings(
     return found
 
 
+def _as_said(own: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """An adapter's settings in the words of ``said``, where these give the same scale: PEFT has no
+    rule "alpha", whose adapters are saved with alpha = c r; and saves adapters of PiSSA and OLoRA
+    for the pretrained base with twice their rank (its ``subtract_mutated_init``)."""
+    found = dict(own)
+    rank, alpha = said.get("rank"), found.get("lora_alpha")
+    if said.get("init_lora_weights") in CHANGES_BASE and rank and found["rank"] == 2 * rank:
+        found |= {"rank": rank, "init_lora_weights": said["init_lora_weights"]}
+        if alpha is not None:
+            root = found["scaling"] == "alpha/sqrt(r)"
+            found["lora_alpha"] = alpha = alpha / (2**0.5 if root else 2)
+        if pattern := found.get("rank_pattern"):
+            found["rank_pattern"] = {name: r // 2 for name, r in pattern.items()}
+    if said.get("scaling") == "alpha" and found["scaling"] == "alpha/r" and alpha is not None:
+        found |= {"scaling": "alpha", "lora_alpha": alpha / found["rank"]}
+    return found
+
+
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, list) and isinstance(other, list | tuple):
         return sorted(map(str, one)) == sorted(map(str, other))
+    if isinstance(one, float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-9)
     return bool(one == other)
 
 

@@ -76,7 +76,8 @@ def trial_of(settings: Mapping[str, Any]) -> Trial:
 def settings_of(trials: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """The setting of each trial (``setting_of``) from its configuration. ``lora_alpha`` and
     ``target_modules``, which a study names where it lists them, are named where adapters differ in
-    nothing else: they are never pooled."""
+    nothing else, and then the layers at which full fine-tunes are measured: they are never
+    pooled."""
     adapters = {id: values for id, values in trials.items() if values["method"] == "lora"}
     alphas = {v.get("lora_alpha") for v in adapters.values()} - {None}
     shares = {v["lora_alpha"] / v["rank"] for v in adapters.values() if v.get("lora_alpha")}
@@ -98,9 +99,11 @@ def settings_of(trials: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
             seen.setdefault((*same, setting_of(values)), set()).add(told(name, values))
         if any(len(kinds) > 1 for kinds in seen.values()):
             listed.append(name)
+    layers = {told("target_modules", v) for v in trials.values() if v["method"] == "full"}
+    of_full = ["target_modules"] if "target_modules" in listed or len(layers) > 1 else []
     return {
         id: setting_of(
-            values, {name: told(name, values) for name in listed} if id in adapters else {}
+            values, {name: told(name, values) for name in (listed if id in adapters else of_full)}
         )
         for id, values in trials.items()
     }
