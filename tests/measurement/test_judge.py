@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rankscope.cli import main
-from rankscope.measurement.judge import NAMES, condition, judge
+from rankscope.measurement.judge import NAMES, condition, judge, sources
 from rankscope.measurement.measure import measure
 from rankscope.report.standing import shipped, standing
 from tiny import Case, stable_rank
@@ -161,6 +161,11 @@ def test_several_sources_a_folder_of_checkpoints_and_ci(
     printed = json.loads(capsys.readouterr().out)
     names = [Path(one["source"]).name for one in printed["sources"]]
     assert names == ["checkpoint-20", "checkpoint-100", "zero"]
+    shutil.copytree(run / "checkpoint-20", tmp_path / "outputs" / "b" / "checkpoint-3")
+    shutil.copytree(run, tmp_path / "outputs" / "a")
+    (tmp_path / "outputs" / "logs").mkdir()
+    whole = ["a/checkpoint-20", "a/checkpoint-100", "b/checkpoint-3"]
+    assert sources([str(tmp_path / "outputs")]) == [str(tmp_path / "outputs" / n) for n in whole]
     assert {line["task"] for line in printed["sources"][0]["standing"]} == {"CoLA", "MRPC", "SST-2"}
     assert printed["against"] == "minilm-glue"
     rho = measure(case.adapter, base=case.base).summary().query("matrix == 'dW'")["rho"].median()

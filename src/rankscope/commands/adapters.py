@@ -122,7 +122,7 @@ def judge_options(command: argparse.ArgumentParser) -> None:
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="adapters or checkpoints, or folders of checkpoint-N",
+        help="adapters or checkpoints, or folders of checkpoint-N, or folders of such runs",
     )
     add(
         "--base", required=True, metavar="MODEL", help="the pretrained model that all of them share"

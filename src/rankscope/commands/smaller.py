@@ -173,12 +173,14 @@ _OTHER = {
 
 def _bytes(text: str) -> int:
     """3000000, 3MB, 3MiB."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?", text)
     if found is None:
         raise argparse.ArgumentTypeError(
             f"expected bytes, such as 3000000, 3MB or 3MiB; found {text!r:.40}"
         )
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** " kMGT".index(found[2] or " "))
+    return int(
+        float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " ")
+    )
 
 
 def _goal(options: argparse.Namespace) -> dict[str, Any]:

@@ -120,17 +120,25 @@ def _number(value: float) -> float | None:
 
 def sources(paths: Sequence[str]) -> list[str]:
     """The paths, a folder of ``checkpoint-N`` folders replaced by these in the order of their
-    steps."""
+    steps, and a folder of such folders by all of theirs."""
     found: list[str] = []
     for path in paths:
         folder = Path(path).expanduser()
         inside = [p for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
         steps = {p: int(m[1]) for p in inside if (m := CHECKPOINT.fullmatch(p.name))}
         own = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
-        found += (
-            [str(p) for p in sorted(steps, key=lambda p: steps[p])] if steps and not own else [path]
-        )
+        if own or not inside:
+            found.append(path)
+        elif steps:
+            found += [str(p) for p in sorted(steps, key=lambda p: steps[p])]
+        else:
+            runs = [str(p) for p in sorted(inside) if _is_run(p)]
+            found += sources(runs) if runs else [path]
     return found
+
+
+def _is_run(folder: Path) -> bool:
+    return any(CHECKPOINT.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
 
 
 @dataclass(frozen=True)

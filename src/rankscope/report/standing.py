@@ -184,7 +184,8 @@ def show(found: Sequence[Any], against: dict[str, Any]) -> None:
     out.print(lines)
     for one in found:
         if one.undefined or one.skipped:
-            left = f"{one.undefined} layers without a drift, {one.skipped} parts not measured"
+            kinds = ((one.undefined, "layers without a drift"), (one.skipped, "not measured"))
+            left = ", ".join(f"{count} {what}" for count, what in kinds if count)
             out.print(plain(f"{one.source}: {left}"))
         for line in standing(one.drift, one.rho, against):
             out.print(plain(f"{one.source}: beside {against['name']}, {line['sentence']}"))
