@@ -1,10 +1,10 @@
-"""The second objective of pretraining: was a sentence, or its echo beside it, tampered with?
+"""The second objective of pretraining: was a sentence, or its copy beside it, tampered with?
 
-Masked-language modelling never asks anything of ``<s>``, on which a classifier stands, and a
-small encoder is too weak to learn that from 2,000 labels. So a last stretch of pretraining
-also judges real sentences, as BERT's next-sentence (Devlin et al. 2019), StructBERT's word
-order (Wang et al. 2020) and ELECTRA's replaced tokens (Clark et al. 2020) do. It sees the
-books only, no row of the lab's tasks.
+Masked-language modelling does not train ``<s>``, which a classifier reads, and a small encoder
+cannot learn it from 2,000 labels. So a last stage of pretraining also tells real sentences from
+tampered ones, as BERT's next sentence (Devlin et al. 2019), StructBERT's word order (Wang et al.
+2020) and ELECTRA's replaced tokens (Clark et al. 2020) do. It sees the books only, no row of the
+lab's tasks.
 
 Letters: B sequences of a batch, T tokens of the longest, V vocabulary, d hidden size.
 """

@@ -1,9 +1,9 @@
 """Pretrains the lab's encoder: ``python tools/lab/pretrain.py --corpus FOLDER --out FOLDER``.
 
 FOLDER holds ``books.txt.xz`` (training) and ``books-valid.txt.xz`` (held out): plain English, a
-paragraph per line. Two stretches: masked-language modelling alone, then beside the judging of
-``corruption.py``. What a step sees depends on the seed and the step alone, so a run that was
-stopped goes on where it was saved.
+paragraph per line. Two stages: masked-language modelling alone, then together with the task of
+``corruption.py``. A step's data depend on the seed and the step alone, so a stopped run goes on
+from where it was saved.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ LENGTHS = (32, 64, 128)  # of a step's sequences, one drawn per step
 PAIRS = 0.35  # share of the steps that show overlapping pairs
 MASK_RATE = 0.25
 VOCABULARY = 4096
-JUDGED = 128  # sequences judged in a step of the second stretch
+JUDGED = 128  # sequences judged in a step of the second stage
 DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Stage:
     """A part of pretraining: warm-up, plateau, linear decay to 0 over the last share of the
     steps."""
 
@@ -49,8 +49,8 @@ class Stretch:
         return self.peak * min(1.0, (step + 1) / self.warmup, left)
 
 
-MASKING = Stretch(steps=7500, tokens=4096, peak=2e-3, warmup=200, decay=0.4, first=0)
-JUDGING = Stretch(steps=3000, tokens=2048, peak=1e-3, warmup=100, decay=0.6, first=100_000)
+MASKING = Stage(steps=7500, tokens=4096, peak=2e-3, warmup=200, decay=0.4, first=0)
+JUDGING = Stage(steps=3000, tokens=2048, peak=1e-3, warmup=100, decay=0.6, first=100_000)
 
 
 def configuration(vocabulary: int = VOCABULARY) -> RobertaConfig:
@@ -86,7 +86,7 @@ def masked_loss(model: RobertaForMaskedLM, masked: Masked) -> Tensor:
 def train(
     module: nn.Module,
     loss_of: Callable[[int], Tensor],
-    stretch: Stretch,
+    stage: Stage,
     *,
     saved: Path,
     every: int = 500,
@@ -98,7 +98,7 @@ def train(
         p for p in module.parameters() if p.dim() <= 1
     ]  # biases and LayerNorm are not decayed
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(groups, lr=stretch.peak, betas=(0.9, 0.98), eps=1e-6, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=stage.peak, betas=(0.9, 0.98), eps=1e-6, fused=True)
     first, began = 0, time.monotonic()
     if saved.exists():
         state = torch.load(saved, weights_only=True)
@@ -106,23 +106,23 @@ def train(
         adamw.load_state_dict(state["optimizer"])
         first = state["step"]
     module.train()
-    for step in range(first, stretch.steps):
+    for step in range(first, stage.steps):
         for group in adamw.param_groups:
-            group["lr"] = stretch.rate(step)
+            group["lr"] = stage.rate(step)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = loss_of(stretch.first + step)
+            loss = loss_of(stage.first + step)
         adamw.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         adamw.step()
         done = step + 1
-        if done % every == 0 or done == stretch.steps:
+        if done % every == 0 or done == stage.steps:
             part = saved.with_suffix(".part")
             torch.save(
                 {"module": module.state_dict(), "optimizer": adamw.state_dict(), "step": done}, part
             )
             part.replace(saved)
-            left = (time.monotonic() - began) / (done - first) * (stretch.steps - done)
+            left = (time.monotonic() - began) / (done - first) * (stage.steps - done)
             print(
                 f"step {done}  loss {loss.item():.3f}  {left:.0f} s left",
                 file=sys.stderr,
@@ -131,9 +131,9 @@ def train(
 
 
 def pretrain(
-    stream: Stream, *, out: Path, seed: int, masking: Stretch, judging: Stretch
+    stream: Stream, *, out: Path, seed: int, masking: Stage, judging: Stage
 ) -> RobertaForMaskedLM:
-    """Both stretches, from transformers' own initial weights."""
+    """Both stages, from transformers' own initial weights."""
     torch.manual_seed(seed)  # transformers draws from torch's own generator
     config = configuration()
     for name in DROPOUT:
@@ -172,9 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python tools/lab/pretrain.py", description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="folder with books.txt.xz")
     parser.add_argument("--out", type=Path, required=True, help="folder that receives the encoder")
-    parser.add_argument(
-        "--steps", type=int, default=MASKING.steps, help="steps of the first stretch"
-    )
+    parser.add_argument("--steps", type=int, default=MASKING.steps, help="steps of the first stage")
     parser.add_argument(
         "--judging-steps", type=int, default=JUDGING.steps, help="steps of the second"
     )
