@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from rankscope.analysis.alignment import contrast
 from rankscope.analysis.frames import Frames
@@ -41,15 +43,22 @@ def pairs(rng: np.random.Generator, resamples: int, *, seeds: int, drop: int = 0
 
 
 def best_rates(
-    rng: np.random.Generator, resamples: int, *, seeds: int, unbalanced: bool = False
+    rng: np.random.Generator,
+    resamples: int,
+    *,
+    seeds: int,
+    unbalanced: bool = False,
+    steep: bool = False,
 ) -> RESULT:
-    """H5: a parabola of the metric in log rate, whose top moves with the rank."""
+    """H5: the metric in log rate, a curve whose top moves with the rank: a parabola on a grid of
+    three rates a decade, or, `steep`, a slow rise and a sudden fall on a grid of two."""
     exponent, times = (
         float(rng.uniform(-0.4, 0.2)),
         float(np.exp(rng.uniform(np.log(4), np.log(16)))),
     )
     full_top = np.log(1e-4)
-    grid = np.geomspace(1e-5, 1e-2, 10)
+    grid = np.geomspace(1e-5, 10**-1.5, 8) if steep else np.geomspace(1e-5, 1e-2, 10)
+    metric = _steep(rng) if steep else _parabola
     ranks = (4, 16, 64)
     middle = float(np.mean(np.log(ranks)))
     rows = []
@@ -64,7 +73,7 @@ def best_rates(
             )
             top += rng.normal(0, 0.1)
             for rate in grid:
-                best = max(0.5, 0.8 - 0.04 * (np.log(rate) - top) ** 2) + rng.normal(0, 0.004)
+                best = metric(np.log(rate) - top) + rng.normal(0, 0.004)
                 rows.append((rank, rate, seed, best))
     table = pd.DataFrame(rows, columns=["rank", "learning_rate", "seed", "best"])
     lora = table["rank"].notna()
@@ -83,6 +92,23 @@ def best_rates(
         "true_to_full": times,
         "seeds": seeds,
     }
+
+
+def _parabola(x: float) -> float:
+    """0.8 at 0, and never below a constant answer's 0.5."""
+    return float(max(0.5, 0.8 - 0.04 * x**2))
+
+
+def _steep(rng: np.random.Generator) -> Callable[[float], float]:
+    """A product of two logistic curves, slow up and steep down, with its top at 0."""
+    rise, fall, width = rng.uniform(0.6, 1.5), rng.uniform(0.08, 0.5), rng.uniform(1.0, 3.5)
+
+    def at(x: Any) -> Any:
+        return 0.5 + 0.35 * expit((x + width) / rise) * expit((width - x) / fall)
+
+    places = np.linspace(-8, 8, 4001)
+    top = float(places[at(places).argmax()])
+    return lambda x: float(at(x + top))
 
 
 def exponents(

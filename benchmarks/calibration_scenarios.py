@@ -209,4 +209,5 @@ SCENARIOS: dict[str, Scenario] = {
     "H5, 3 seeds": partial(best_rates, seeds=3),
     "H5, 5 seeds": partial(best_rates, seeds=5),
     "H5, 5 seeds, uneven": partial(best_rates, seeds=5, unbalanced=True),
+    "H5, 3 seeds, steep": partial(best_rates, seeds=3, steep=True),
 }  # fmt: skip

@@ -18,6 +18,7 @@ from typing import Any
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 STUDIES = {
     "minilm-glue": "all-MiniLM, GLUE",
+    "minilm-balanced": "all-MiniLM, balanced",
     "interventions": "all-MiniLM, edited",
     "optimisers": "AdamW and Muon",
     "causal-lm": "small Llama",

@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from rankscope.analysis.inference import (
+    Interval,
     chi_squared_ppf,
     interval,
     jackknife,
@@ -112,3 +113,11 @@ def test_student_and_chi_squared_are_scipys() -> None:
 def test_conclusions_do_not_import_scipy_stats() -> None:
     code = "import sys, rankscope.analysis; sys.exit('scipy.stats' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_an_error_that_clusters_do_not_show_widens_an_interval():
+    found = Interval(1.0, 0.0, 2.0, "seed", 3)
+    assert found.widened(0.0) == found
+    wide = found.widened(1 / 1.959964)
+    assert (wide.low, wide.high) == pytest.approx((1 - 2**0.5, 1 + 2**0.5))
+    assert not Interval(1.0, np.nan, np.nan, "seed", 1).widened(1.0).known

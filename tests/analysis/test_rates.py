@@ -66,6 +66,43 @@ def test_a_top_stays_inside_the_rates_it_was_fitted_to():
     assert curve(trials.iloc[:2], 0.5).edge == "fewer than three rates"
 
 
+def test_a_collapsed_rate_beside_the_best_closes_the_window():
+    grid = [3e-4, 1e-3, 3e-3, 1e-2]
+    best = pd.DataFrame({"seed": 0, "learning_rate": grid, "best": [0.78, 0.82, 0.84, 0.60]})
+    found = curve(best, 0.5)
+    assert list(np.exp(found.values.columns)) == pytest.approx(grid[1:])
+    # the parabola through three points, by Lagrange's formula
+    (a, b, c), (p, q, r) = np.log(grid[1:]), (0.82, 0.84, 0.60)
+    top = (p * (c**2 - b**2) + q * (a**2 - c**2) + r * (b**2 - a**2)) / 2
+    top /= p * (c - b) + q * (a - c) + r * (b - a)
+    assert found.best([0]) == pytest.approx(top)
+    assert found.error == pytest.approx(0.4 * (c - a) / 2)
+    kept = curve(best.assign(best=[0.78, 0.82, 0.84, 0.80]), 0.5)
+    assert len(kept.values.columns) == 4
+    assert kept.error == pytest.approx(0.4 * np.log(1e-2 / 3e-4) / 3)  # too few for residuals
+
+
+def test_the_error_of_the_top_is_that_of_the_residuals_where_rates_are_many():
+    x, noise = np.arange(-3.0, 4.0), np.array([1, -2, 1, 0, 2, -1, -1]) / 100
+    y = 0.8 - 0.01 * (x - 0.5) ** 2 + noise
+    found = curve(pd.DataFrame({"seed": 0, "learning_rate": np.exp(x), "best": y}), 0.5)
+    design = np.stack([x**2, x, x**0], axis=1)
+    fit, *_ = np.linalg.lstsq(design, y, rcond=None)
+    variance = ((y - design @ fit) ** 2).sum() / (len(x) - 3)
+    rng = np.random.default_rng(0)
+    spread = np.linalg.cholesky(variance * np.linalg.inv(design.T @ design))
+    drawn = fit + 0.01 * rng.normal(size=(4000, 3)) @ spread.T  # small, so that it is linear
+    assert found.error == pytest.approx(100 * np.std(-drawn[:, 1] / (2 * drawn[:, 0])), rel=0.05)
+
+
+def test_intervals_include_the_grid():
+    coarse, fine = (rates(frames(0.0, noise=0.002, grid=GRID[::n])).groups.iloc[0] for n in (3, 1))
+    # three rates a tenfold apart keep half of the gain; ranks 4, 16 and 64
+    reach = 1.96 * 0.4 * np.log(10) / np.log(4) / np.sqrt(2)
+    assert coarse["exponent_high"] - coarse["exponent_low"] >= 2 * reach * 0.999
+    assert fine["exponent_high"] - fine["exponent_low"] < reach
+
+
 def test_one_seed_has_no_interval():
     row = rates(frames(0.0, seeds=1)).groups.iloc[0]
     assert np.isfinite(row["exponent"])

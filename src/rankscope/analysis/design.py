@@ -15,9 +15,10 @@ import pandas as pd
 
 from rankscope.analysis.growth import LOWEST
 from rankscope.analysis.inference import LEVEL, normal, student
-from rankscope.analysis.rates import FEWEST_RATES
+from rankscope.analysis.rates import FEWEST_RATES, SHAPE
 from rankscope.analysis.threshold.evidence import DEEPEST
 from rankscope.analysis.threshold.threshold import FEWEST
+from rankscope.analysis.verdicts.rates import SAME
 from rankscope.analysis.verdicts.verdict import counted
 
 LOSSES = (0.02, 0.05)
@@ -171,6 +172,19 @@ def _rates(lora: pd.DataFrame, full: pd.DataFrame) -> tuple[Answerable, str]:
         wanting.append("no full fine-tuning to set LoRA's rate beside")
     elif full["learning_rate"].min() * FULL_BELOW > lora["learning_rate"].median():
         wanting.append("full fine-tuning's grid does not reach below LoRA's")
+    spread = np.log(able.index.get_level_values("rank").unique().to_numpy(dtype=float))
+    step = np.log(lora["learning_rate"]).drop_duplicates().sort_values().diff().mean()
+    reach = (
+        float(normal.ppf((1 + LEVEL) / 2))
+        * SHAPE
+        * step
+        / max(1e-9, float(np.linalg.norm(spread - spread.mean())))
+    )
+    if reach > SAME:
+        wanting.append(
+            f"rates {np.exp(step):.1f} times apart may leave the exponent open by ±{reach:.2f} "
+            f"(±{SAME} is asked): more ranks, or rates closer together"
+        )
     text = f"{len(able)} configurations with {int(able.min())} rates or more"
     return ("in part" if wanting else "yes"), "; ".join([text, *wanting])
 

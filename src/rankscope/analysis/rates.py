@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.inference import jackknife
@@ -19,6 +20,10 @@ from rankscope.analysis.selection import CONFIGURATION, sign_of
 
 FEWEST_RATES = 3
 KEPT = 0.5  # of the gain over a constant answer: rates that lose more are not on the parabola
+# the top's standard error in steps of the grid where the metric is no parabola: simulated curves
+# that rise slowly and fall steeply (docs/results/calibration)
+SHAPE = 0.4
+FEWEST_RESIDUALS = 5  # rates; one residual of four says nothing about the shape
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,23 @@ class Curve:
         top = centre - slope / (2 * bend) if bend < 0 else x[int(np.argmax(mean.to_numpy()))]
         return float(np.clip(top, x[0], x[-1]))
 
+    @property
+    def error(self) -> float:
+        """Standard error of the log of the best rate from the grid and the curve's shape, which all
+        seeds share: what the residuals say, and with few rates `SHAPE` steps of the grid; NaN at
+        the edge."""
+        if self.edge:
+            return np.nan
+        x = self.values.columns.to_numpy(dtype=float)
+        step = SHAPE * float(np.diff(x).mean())
+        if len(x) < FEWEST_RESIDUALS:
+            return step
+        (bend, slope, _), covariance = np.polyfit(x - x.mean(), self.values.mean(), 2, cov=True)
+        if bend >= 0:
+            return step
+        by = np.array([slope / (2 * bend**2), -1 / (2 * bend), 0.0])
+        return float(np.sqrt(by @ covariance @ by))
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -58,7 +80,7 @@ class Rates:
     ``groups``: one row per model, task and scaling rule, over the ``ranks`` whose best rate
     is inside the grid: ``exponent`` of the best rate against the rank, and ``to_full``
     (geometric mean over ranks), each with ``_low``, ``_high`` and ``_seeds``. Intervals leave
-    out one seed at a time (Student).
+    out one seed at a time (Student), and have the error of the grid added (`Curve.error`).
     """
 
     configurations: pd.DataFrame
@@ -93,7 +115,11 @@ def rates(frames: Frames) -> Rates:
 
 def curve(trials: pd.DataFrame, constant: float) -> Curve:
     """The window of one configuration: the rates around the best one that keep half of its gain,
-    three at least; values are turned so that greater is better, as ``constant`` is.
+    or the best and the two beside it where one of these keeps less; values are turned so that
+    greater is better, as ``constant`` is.
+
+    A collapsed rate beside the best closes the window: a parabola through more rates than three
+    need not pass near the best, and the collapsed one would pull its top away.
 
     Seeds that lack a rate of the window are left out, unless every seed lacks one.
     """
@@ -110,12 +136,12 @@ def curve(trials: pd.DataFrame, constant: float) -> Curve:
     kept = whole.ge(
         constant + KEPT * (whole.iloc[place] - constant) if np.isfinite(constant) else -np.inf
     )
-    first = last = place
-    while first > 0 and kept.iloc[first - 1]:
-        first -= 1
-    while last < len(whole) - 1 and kept.iloc[last + 1]:
-        last += 1
-    first, last = min(first, place - 1), max(last, place + 1)
+    first, last = place - 1, place + 1
+    if kept.iloc[first] and kept.iloc[last]:
+        while first > 0 and kept.iloc[first - 1]:
+            first -= 1
+        while last < len(whole) - 1 and kept.iloc[last + 1]:
+            last += 1
     window = table.iloc[:, first : last + 1].dropna()
     return Curve(window, "" if len(window) else "no seed has the rates on both sides")
 
@@ -123,7 +149,7 @@ def curve(trials: pd.DataFrame, constant: float) -> Curve:
 def _configuration(
     key: tuple[object, ...], found: Curve, curves: dict[tuple[object, ...], Curve]
 ) -> dict[str, object]:
-    best = jackknife(found.seeds, found.best).exp()
+    best = jackknife(found.seeds, found.best).widened(found.error).exp()
     row = dict(zip(CONFIGURATION, key, strict=True)) | {"best": best.estimate, "low": best.low}
     row |= {
         "high": best.high,
@@ -173,10 +199,25 @@ def _group(
         return float(np.mean([c.best(seeds) for c in inside.values()]) - full.best(seeds))
 
     paired = [seed for seed in common if full is not None and seed in full.seeds]
+    exponent_error, ratio_error = _errors(logs, [c.error for c in inside.values()], full)
     for name, found in (
-        ("exponent", jackknife(common, exponent)),
-        ("to_full", jackknife(paired, to_full).exp()),
+        ("exponent", jackknife(common, exponent).widened(exponent_error)),
+        ("to_full", jackknife(paired, to_full).widened(ratio_error).exp()),
     ):
         row |= {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
         row[f"{name}_seeds"] = found.clusters
     return row
+
+
+def _errors(
+    logs: NDArray[np.float64], errors: list[float], full: Curve | None
+) -> tuple[float, float]:
+    """Standard errors of the exponent and of the log ratio to full fine-tuning from the tops'
+    `errors` at the ranks `logs`: independent between ranks for the one, shared for the other."""
+    exponent = ratio = np.nan
+    if len(logs) > 1:
+        apart = logs - logs.mean()
+        exponent = float(np.linalg.norm(apart * errors) / (apart**2).sum())
+    if len(logs) and full is not None and not full.edge:
+        ratio = float(np.hypot(np.mean(errors), full.error))
+    return exponent, ratio

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rankscope.analysis.rates import Rates
+from rankscope.analysis.rates import FEWEST_RESIDUALS, SHAPE, Rates
 from rankscope.analysis.verdicts.verdict import (
     MOST_NAMED,
     Verdict,
@@ -55,7 +55,14 @@ def rates_verdict(found: Rates) -> Verdict:
         else ""
     )
     sentences = [_headline(rows, known, several), *(_sentence(row, several) for row in rows)]
-    return answer("H5", word, sentences, numbers, edge, PUBLISHED)
+    few = found.configurations.loc[found.configurations["edge"].eq(""), "rates"]
+    grid = (
+        f"A best rate that stands on fewer than {FEWEST_RESIDUALS} rates is known to {SHAPE} steps "
+        "of the grid (a standard error); intervals include it."
+        if few.lt(FEWEST_RESIDUALS).any()
+        else ""
+    )
+    return answer("H5", word, sentences, numbers, edge, grid, PUBLISHED)
 
 
 def _headline(rows: list[dict[str, Any]], known: list[dict[str, Any]], several: bool) -> str:
