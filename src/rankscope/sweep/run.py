@@ -76,7 +76,8 @@ def run(
         raise ValueError(
             "metric: expected workers = 1, since a function cannot be sent to other processes"
         )
-    check_trackers(study.report_to, study.name, store)
+    if study.report_to:
+        check_trackers(study.report_to, study.name, store)
     inputs = StudyInputs(
         study, workers=workers, metric=metric, greater_is_better=greater_is_better, quiet=quiet
     )
@@ -228,6 +229,7 @@ def train(
         advance(pack, steps)
         progress(steps)
 
+    names = inputs.study.report_to
     worker = Worker(
         store,
         inputs.packs(store),
@@ -235,7 +237,7 @@ def train(
         retries=inputs.study.fixed.retries,
         provenance=provenance(),
         progress=both,
-        trackers=Trackers(inputs.study.report_to, inputs.study.name, store.path, say),
+        trackers=Trackers(names, inputs.study.name, store.path, say) if names else None,
     )
     return worker.run()
 

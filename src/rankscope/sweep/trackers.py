@@ -184,8 +184,8 @@ def _rows(run: Logged) -> Iterable[tuple[int, str, float]]:
 
 
 def check(names: Sequence[str], study: str, store: str | Path) -> None:
-    """``ValueError``, one line, if a tracker is not installed, can't be opened, or can't lie
-    beside that store."""
+    """``ValueError``, one line, if a tracker is not installed, can't be opened, or can't write
+    into that store."""
     for name in names:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:  # no origin: a folder of that name, such as logs
