@@ -188,6 +188,17 @@ def test_a_sum_that_cancels_is_zero_to_rounding_only(certify: bool, shape: tuple
     assert math.isnan(vanished.lower)
     assert math.isnan(vanished.upper)
     assert vanished.reason == "is zero to rounding: its terms cancel"
+    for op in (low - low, low + la.LowRank(B=-2 * B, A=A, scale=0.5), nearly):  # stay factors, too
+        for found in (la.stable_rank(op, certify=certify), la.summary(op).stable_rank):
+            assert math.isnan(found.value)
+            assert math.isnan(found.lower)
+            assert found.reason == "is zero to rounding: its terms cancel"
+        assert math.isnan(la.effective_rank(op))
+    beside = la.LowRank(B=torch.stack([B, B]), A=A, scale=torch.tensor([1.0, 2.0])) - low
+    assert la.stable_rank(beside).reason == ("is zero to rounding: its terms cancel", None)
+    torch.testing.assert_close(
+        la.stable_rank(beside)[1].value, la.stable_rank(low).value, rtol=1e-12, atol=0
+    )
     same = la.Dense(W.float()) - la.Dense(W.float().double())
     assert la.stable_rank(same).reason == "is exactly zero"
     assert la.spectral_norm(same).upper == 0

@@ -109,3 +109,7 @@ def test_bounds_wider_than_asked_are_status_3_and_name_certify(
     assert status == 3
     assert "1 of 1 bounds are wider than rtol = 1e-15; the first is x, W:" in err
     assert "Type --certify" in err
+    status, out, err = ending(capsys, tmp_path / "x.safetensors", "--rtol", 1e-15, "--certify")
+    assert status == 3
+    assert "Type a larger --rtol" in err
+    assert "--certify" not in out + err

@@ -89,10 +89,10 @@ def measure(options: argparse.Namespace) -> int:
         side_by_side.show(side_by_side.SideBySide(tuple(tables)))
     else:
         terminal.show(tables[0])
-    return _unmeasured(table, options.rtol)
+    return _unmeasured(table, options.rtol, options.certify)
 
 
-def _unmeasured(table: Any, rtol: float) -> int:
+def _unmeasured(table: Any, rtol: float, certify: bool) -> int:
     """Prints one line if a row has no value, or bounds wider than asked for. -> exit status"""
     broken = [row for row in table.rows if row.frobenius_norm is None]
     if broken:
@@ -110,7 +110,7 @@ def _unmeasured(table: Any, rtol: float) -> int:
         say(
             f"{len(missed)} of {len(table.rows)} bounds are wider than rtol = {rtol:g}; "
             f"the first is {first.layer}, {first.matrix}: {widths[first]:.2g}. "
-            "Type --certify, which proves them, or a larger --rtol"
+            f"Type {'' if certify else '--certify, which proves them, or '}a larger --rtol"
         )
         return 3
     return 0

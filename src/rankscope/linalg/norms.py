@@ -28,6 +28,7 @@ TOGETHER = 2**20
 ACCELERATED = 2**28  # on an accelerator, where memory is the limit
 NOT_FINITE = "has NaN or infinite entries, or overflows float64"
 ZERO = "is exactly zero"
+# where the error of ||M||_F may be all of it
 CANCELS = "is zero to rounding: its terms cancel"
 
 
@@ -121,7 +122,9 @@ def _of_group(op: Operator, options: SigmaOptions) -> Norms:
     if isinstance(op, LowRank):
         return _of_factors(op)
     group, size = normalized(op, slack=0.0 if options.certify else options.slack)
-    norm, vanishing = group.norm, group.vanishing
+    lost = group.real & (group.error >= 1)  # what is left may be rounding alone
+    norm = torch.where(lost, 0.0, group.norm)
+    vanishing = torch.where(lost, group.frobenius, group.vanishing)
     reason = _reasons(norm, vanishing)
     if options.all:
         values, width = by_svd(group)
@@ -141,7 +144,7 @@ def _of_group(op: Operator, options: SigmaOptions) -> Norms:
     value, lower = settled(sigma.value), settled(sigma.lower)
     upper = settled(sigma.upper, vanishing)
     sigma = replace(sigma, value=value, lower=lower, upper=upper, confidence=confidence)
-    spectrum = None if values is None else torch.where(bad[:, None], torch.nan, values)
+    spectrum = None if values is None else torch.stack([settled(x) for x in values.mT], -1)
     return Norms(size, settled(norm), group.error, sigma, reason, spectrum)
 
 
@@ -149,12 +152,16 @@ def _of_factors(op: LowRank) -> Norms:
     """Exact to rounding, from the core."""
     found = low_rank.spectrum(op)
     norm, magnitude = found.frobenius.cpu(), found.magnitude.cpu()
+    rounding = gamma(4 * (sum(op.shape[-2:]) + op.A.shape[-2])) * magnitude
+    error = torch.where(norm > 0, rounding / norm, 0.0)
+    lost = error >= 1
+    width = rounding + torch.where(lost, norm, 0.0)
+    norm = torch.where(lost, 0.0, norm)
     reason = _reasons(norm, magnitude)
     bad = torch.tensor([r == NOT_FINITE for r in reason])
     sigma = torch.where(bad[:, None], torch.nan, found.sigma.cpu())
-    rounding = gamma(4 * (sum(op.shape[-2:]) + op.A.shape[-2]))
-    error = torch.where(norm > 0, rounding * magnitude / norm, 0.0)
-    value = direct(sigma[:, 0], rounding * magnitude, "factors")
+    sigma = torch.where(lost[:, None], 0.0, sigma)
+    value = direct(sigma[:, 0], width, "factors")
     return Norms(found.size.cpu(), torch.where(bad, torch.nan, norm), error, value, reason, sigma)
 
 

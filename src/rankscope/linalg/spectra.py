@@ -124,10 +124,9 @@ def singular_values(M: Tensor | Operator) -> Tensor:
 
 @undisturbed
 def effective_rank(M: Tensor | Operator) -> float | Tensor:
-    """exp of the entropy of sigma_i / sum sigma (Roy and Vetterli 2007); NaN where M is zero.
-    docs/math.md, (2)."""
-    sigma = singular_values(M)
-    return _shaped(_effective(sigma), sigma.shape[:-1])
+    """exp of the entropy of sigma_i / sum sigma (Roy and Vetterli 2007); NaN where M is zero, or
+    is to rounding. docs/math.md, (2)."""
+    return summary(M, effective_rank=True).effective_rank
 
 
 @undisturbed

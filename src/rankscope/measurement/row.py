@@ -90,7 +90,7 @@ def measured_together(
             operator = _stacked([one.operator for one in group])
             facts = _facts(_summary(group[0], operator, rtol, certify, spectra is not None))
         for place, one, found in zip(places, group, facts, strict=True):
-            rows[place] = _row(one, found)
+            rows[place] = _row(one, found, certify)
             if spectra is not None and found is not None and found.energy_ranks is not None:
                 spectra[one.layer] = found.energy_ranks
     return [rows[place] for place in range(len(matrices))]
@@ -176,9 +176,9 @@ def _facts(found: Summary) -> Iterator[_Facts]:
         yield _Facts(*numbers)
 
 
-def _row(matrix: Matrix, found: _Facts | None) -> Row:
+def _row(matrix: Matrix, found: _Facts | None, certify: bool) -> Row:
     rank = found if found is not None and matrix.trusted else None
-    wide = None if rank is None or rank.met else _wide(rank)
+    wide = None if rank is None or rank.met else _wide(rank, certify)
     notes = [note for note in (found and found.reason, wide, matrix.note) if isinstance(note, str)]
     effective = found.effective_rank if found is not None and found.energy_ranks else None
     return Row(
@@ -198,12 +198,12 @@ def _row(matrix: Matrix, found: _Facts | None) -> Row:
     )
 
 
-def _wide(found: _Facts) -> str:
+def _wide(found: _Facts, certify: bool) -> str:
     """The note for a matrix whose bounds are too wide for a value."""
     width = found.upper / found.lower - 1
     return (
-        f"its bounds lie {width:.2g} of the lower one apart, more than asked for: --certify "
-        "proves them, or ask for a larger --rtol"
+        f"its bounds lie {width:.2g} of the lower one apart, more than asked for: "
+        f"{'' if certify else '--certify proves them, or '}ask for a larger --rtol"
     )
 
 
