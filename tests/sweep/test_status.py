@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 
 from pretend import STUDY, create, pretend
+from rankscope.report.from_store import analyze, write_report
 from rankscope.store.files import dumps
 from rankscope.store.lease import WorkerLock, beat
+from rankscope.store.trial_dir import unlike_versions
 from rankscope.study.study_file import Study
+from rankscope.sweep.run import provenance
 from rankscope.sweep.status import Meter, status
 from rankscope.sweep.worker import Worker
 
+LIBRARIES = ("torch", "transformers", "peft")
 ELSEWHERE = {"host": "elsewhere", "boot": "another"}
 
 
@@ -67,3 +71,26 @@ def test_the_settings_that_a_study_compares_are_told(tmp_path: Path) -> None:
     assert f"trials done): default (0 of {lora}); use_dora=true ({len(pack)} of {lora})" in (
         status(store).text()
     )
+
+
+def test_trials_of_unlike_versions_are_named_by_status_and_analysis(tmp_path: Path) -> None:
+    store = create(tmp_path / "s")
+    assert list(provenance()["versions"]) == ["rankscope", "code", "python", *LIBRARIES]
+    for pack, code in zip(store.packs(size=2), ("aaa", "aaa", "bbb"), strict=False):
+        said = {"versions": {"rankscope": "0.1.0", "code": code, "torch": "2.13.0"}}
+        if code == "bbb":
+            assert "unlike" not in status(store).text()
+            assert not any("unlike" in caveat for caveat in analyze(store).caveats)
+        Worker(store, [pack], pretend, retries=0, provenance=said).run()
+    line = "Trials were trained by unlike versions (code aaa, bbb; trial.json says which): "
+    assert [one for one in status(store).text().splitlines() if one.startswith(line)]
+    assert [one for one in analyze(store).caveats if one.startswith(line)]
+    write_report(store, tmp_path / "page.html")
+    assert [one for one in analyze(tmp_path / "data").caveats if one.startswith(line)]
+
+
+def test_versions_that_older_stores_lack_are_not_recorded() -> None:
+    told = unlike_versions([{"versions": {}}, {"versions": {"a": "1"}}, {"versions": {"b": 2}}])
+    assert told is not None
+    assert "(a 1, not recorded; b 2, not recorded; " in told
+    assert unlike_versions([{}, {"versions": {}}, {"versions": {"a": "1"}}]) is None

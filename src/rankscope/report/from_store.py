@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rankscope.report.summary import best_by_rank
 from rankscope.store import interventions
 from rankscope.store.files import write_whole
 from rankscope.store.store import Store
+from rankscope.store.trial_dir import unlike_versions
 
 EDITED = "interventions"  # only if trials were edited
 SAID = "report.json"  # the study and its provenance, beside the tables
@@ -82,7 +84,17 @@ def analyze(
 ) -> Conclusions:
     """H1 to H6 for the trials that have finished, each with its numbers and intervals. ``store``
     may also be the folder ``data`` beside a report. ``progress`` adds up to 1."""
-    return conclude(open_frames(store), progress=progress)
+    found, said, _ = opened(store)
+    return _concluded(found, said, progress)
+
+
+def _concluded(
+    found: Frames, said: Mapping[str, Any], progress: Callable[[float], None]
+) -> Conclusions:
+    conclusions = conclude(found, progress=progress)
+    mixed = unlike_versions(said["provenance"].get("trained with", ()))
+    caveats = (*conclusions.caveats, *([mixed] if mixed else []))
+    return replace(conclusions, caveats=caveats)
 
 
 def text(conclusions: Conclusions) -> str:
@@ -116,7 +128,7 @@ def write_report(
 
     chosen = None if output is None else page_at(output)  # checked before the work, not after it
     found, said, beside = opened(store)
-    conclusions = conclusions or conclude(found, progress=progress)
+    conclusions = conclusions or _concluded(found, said, progress)
     page = chosen or beside / "report.html"
     written = write(
         found,

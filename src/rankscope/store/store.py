@@ -222,7 +222,7 @@ class Store:
     def provenance(self) -> list[dict[str, Any]]:
         """The versions and machines that trained these trials, each once."""
         kept = ("versions", "machine")
-        found = [{key: said[key] for key in kept} for said in self._records().values()]
+        found = [{key: said.get(key, {}) for key in kept} for said in self._records().values()]
         return [entry for i, entry in enumerate(found) if entry not in found[:i]]
 
     def machines(self) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,23 @@ def digests(folder: Path) -> dict[str, list[Any]]:
                 sha256(path),
             ]
     return found
+
+
+def unlike_versions(said: Iterable[Mapping[str, Any]]) -> str | None:
+    """One line if these trials, or entries of ``Store.provenance``, name several ``versions`` of
+    the same program. Those that name none were trained elsewhere."""
+    found = [entry["versions"] for entry in said if entry.get("versions")]
+    values = {
+        name: sorted({str(entry.get(name, "not recorded")) for entry in found})
+        for name in sorted({name for entry in found for name in entry})
+    }
+    unlike = [f"{name} {', '.join(each)}" for name, each in values.items() if len(each) > 1]
+    if not unlike:
+        return None
+    return (
+        f"Trials were trained by unlike versions ({'; '.join(unlike)}; trial.json says which): "
+        "settings are not all that differs between them."
+    )
 
 
 def sha256(path: Path) -> str:

@@ -3,6 +3,7 @@ an editable installation. Modules that are imported late then meet others of an 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import time
@@ -37,6 +38,15 @@ def changed(found: str, begun: float = BEGUN, *, files: Iterable[str] = ()) -> s
         "What had finished is kept. Type the same command again: it goes on with the code as it is "
         "now"
     )
+
+
+def code() -> str:
+    """The first 12 digits of the SHA-256 of our source files: a checkout changes between releases."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(rankscope.__path__[0]).rglob("*.py")):
+        digest.update(path.relative_to(rankscope.__path__[0]).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
 
 
 def _files(error: BaseException) -> Iterator[str]:

@@ -21,6 +21,7 @@ from rankscope.store.trial_dir import TrialDir
 from rankscope.study.study_file import Study
 from rankscope.study.trial import Trial
 from rankscope.sweep.inputs import METRIC, StudyInputs
+from rankscope.sweep.installed import code
 from rankscope.sweep.machine import (
     ON_MPS,
     default_workers,
@@ -289,6 +290,7 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": {
             "rankscope": rankscope.__version__,
+            "code": code(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,

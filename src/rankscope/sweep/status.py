@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -10,8 +11,10 @@ from statistics import fmean
 
 from rankscope.console import duration, visible
 from rankscope.store import interventions
+from rankscope.store.files import read_json
 from rankscope.store.lease import is_gone, last_heartbeat
 from rankscope.store.store import Store
+from rankscope.store.trial_dir import TRIAL, unlike_versions
 from rankscope.study.settings import compared
 from rankscope.study.trial import Trial
 from rankscope.sweep.worker import given_up
@@ -39,7 +42,7 @@ class Status:
     diverged: int  # among the done: the loss became NaN or infinite, which is a result
     failed: dict[str, str]  # trial id -> reason; not tried again
     left_out: dict[str, str]  # trial id -> why its files no longer count; to be trained again
-    notes: list[str]  # damage that only slows readers down
+    notes: list[str]  # damage that only slows readers down; versions that trained some trials each
     failed_once: int  # will be tried again
     packs: list[Running]
     seconds_left: float | None
@@ -139,13 +142,23 @@ def status(store: Store) -> Status:
         failed=failed,
         left_out=found.left_out,
         remedy=store.remedy,
-        notes=_notes(store),
+        notes=[*_notes(store), *filter(None, [_versions(store, found.whole)])],
         failed_once=sum(t.id in log.failures and t.id not in failed for t in missing),
         packs=packs,
         seconds_left=sum(left) / workers if done else None,
         settings=compared(planned, results),
         edited=len(interventions.trials(store) & {trial.id for trial in done}),
     )
+
+
+def _versions(store: Store, whole: Iterable[str]) -> str | None:
+    """``unlike_versions`` of these trials. Those of a pack were trained by one process."""
+    one_of = {store.log.done[trial].claim: trial for trial in whole}
+    said = []
+    for trial in one_of.values():
+        with contextlib.suppress(OSError, ValueError):  # which others report
+            said.append(read_json(store.folder(trial).path / TRIAL))
+    return unlike_versions(said)
 
 
 def _notes(store: Store) -> list[str]:
