@@ -69,6 +69,10 @@ def test_a_second_plan_reads_nothing(study: Study) -> None:
     read: list[str] = []
     assert [planned(study, read) for _ in range(3)] == [first] * 3
     assert read == ["once"]
+    assert "2 ways each, on 4 validation and 4 training rows" in first
+    all_rows = forecast(StudyInputs(study), None, device="t4", edits=2, edited_rows=512)
+    train, validation = StudyInputs(study).split("t")
+    assert f"on {len(validation)} validation and {len(train)} training rows" in all_rows
     more = Study.parse(TEXT.replace("[1e-3]", "[1e-4, 1e-3]"), folder=study.folder)
     assert planned(more, read) == forecast(
         StudyInputs(more), None, device="t4", edits=2, edited_rows=4

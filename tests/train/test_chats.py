@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from language import TEMPLATE, chat, inputs_of, save_language_model, study_of
@@ -140,22 +141,25 @@ def test_an_answer_beyond_the_length_is_an_error(model: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("part", ["train", "validation"])
-def test_one_row_without_a_token_to_predict_is_an_error(
+def test_a_chat_that_is_cut_before_its_answer_is_left_out_and_counted(
     part: str, model: str, tmp_path: Path
 ) -> None:
     """Its loss would be a mean of nothing."""
     study = study_of(tmp_path, model, "messages", fixed="max_length = 30")
-    inputs = StudyInputs(study, workers=1)
-    for split in inputs.encoded(inputs.trials[0]):
-        assert ((split.labels[:, 1:] != IGNORED).sum(1) > 0).all()
+    before = StudyInputs(study, workers=1)
+    whole = before.encoded(before.trials[0])
     question = {"role": "user", "content": "red cat " * 20}
     with (tmp_path / f"{part}.jsonl").open("a") as file:
         file.write(json.dumps({"messages": [question, ANSWER]}) + "\n")
     inputs = StudyInputs(study, workers=1)
-    with pytest.raises(ValueError, match="an answer that begins within max_length = 30") as error:
-        inputs.encoded(inputs.trials[0])
-    assert "found none, nor in 0 of the other" in str(error.value)
-    assert "red cat red cat" in str(error.value)
+    for old, new in zip(whole, inputs.encoded(inputs.trials[0]), strict=True):
+        assert torch.equal(old.labels, new.labels)
+        assert ((new.labels[:, 1:] != IGNORED).sum(1) > 0).all()
+    name, rows = {"train": ("training", whole[0]), "validation": ("validation", whole[1])}[part]
+    told = f"rows: 1 of {len(rows) + 1} {name} rows have no answer within max_length = 30 tokens of"
+    assert [line for line in inputs.summaries if line.startswith(told)]
+    assert inputs.steps(inputs.trials[0]) == before.steps(before.trials[0])
+    assert inputs.trials[0].total_steps(len(whole[0])) == inputs.steps(inputs.trials[0])
 
 
 def test_classifiers_and_language_models_are_two_studies(

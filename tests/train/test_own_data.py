@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 from pathlib import Path
@@ -290,3 +291,31 @@ def test_rows_that_are_in_both_parts_are_said(tmp_path: Path) -> None:
         "accuracy"
     )
     assert "2 of 3 validation rows have a text that is in train" in lines[1]
+
+
+def test_ordered_categories_of_parquet_are_classes_in_their_order(tmp_path: Path) -> None:
+    order = ["low", "mid", "high"]
+    labels = pd.Categorical(["high", "low", "mid", "low"] * 3, categories=order, ordered=True)
+    frame = pd.DataFrame({"text": list("abcdefghijkl"), "label": labels})
+    part = {"train": "train.parquet", "validation": "other.parquet", "text": "text"}
+    write(tmp_path / "train.parquet", frame)
+    write(tmp_path / "other.parquet", frame.assign(label=frame["label"].cat.set_categories(
+        ["mid", "low", "high"], ordered=True)))  # fmt: skip
+    task, train, validation = read(tmp_path, **part)
+    assert task.labels == tuple(order)
+    assert train["label"].tolist() == validation["label"].tolist() == [2, 0, 1, 0] * 3
+    assert read(tmp_path, **part, labels=["high", "low", "mid"])[1]["label"][0] == 0
+    write(tmp_path / "train.parquet", frame.assign(label=labels.as_unordered()))
+    assert read(tmp_path, **part)[0].labels == ("high", "low", "mid")
+    write(tmp_path / "train.parquet", frame.assign(label=labels.set_categories(order[:2])))
+    with pytest.raises(ValueError, match="row 1: expected a label; found none: leave out"):
+        read(tmp_path, **part)
+
+
+def test_a_folder_of_gzipped_files(tmp_path: Path) -> None:
+    for name, rows in {"train": "abcd", "dev": "ef"}.items():
+        text = "text,label\n" + "".join(f"{row},{'xy'[i % 2]}\n" for i, row in enumerate(rows))
+        (tmp_path / f"{name}.csv.gz").write_bytes(gzip.compress(text.encode()))
+    task, train, validation = read(tmp_path, data=".", text="text")
+    assert task.labels == ("x", "y")
+    assert train["text"].tolist() + validation["text"].tolist() == list("abcdef")

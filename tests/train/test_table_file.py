@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rankscope.train.table_file import read_table
+from rankscope.train.table_file import name_and_kind, read_table
 
 FILES: dict[str, tuple[str, bytes, list[list[str | None]]]] = {
     "a spreadsheet in Europe": (
@@ -66,6 +66,14 @@ def test_rows_are_as_they_stand_in_the_file(tmp_path: Path, file: str) -> None:
     assert read_table(tmp_path / name).to_numpy().tolist() == rows
 
 
+@pytest.mark.parametrize("file", [name for name, (path, *_) in FILES.items() if "parq" not in path])
+def test_gzipped_text_is_read_as_what_it_holds(tmp_path: Path, file: str) -> None:
+    name, content, rows = FILES[file]
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
+    assert read_table(tmp_path / f"{name}.gz").to_numpy().tolist() == rows
+    assert name_and_kind(tmp_path / f"{name}.GZ") == name_and_kind(tmp_path / name)
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_random_cells_are_those_that_pandas_reads(tmp_path: Path, separator: str) -> None:
     draw = random.Random(3)
@@ -97,8 +105,22 @@ BAD: dict[str, tuple[str, bytes, str]] = {
         "line 2: expected as many fields as its first line has, 1; found 2 in 'Hello, world': a "
         'text with a comma stands in "quotation marks"',
     ),
-    "gzip": ("a.csv", gzip.compress(b"text,label\n"), "found a gzip file: unpack it"),
-    "gzip by its name": ("a.csv.gz", b"", "expected a file named .csv, .tsv"),
+    "gzip": (
+        "a.csv", gzip.compress(b"text,label\n"), "found a gzip file: let its name end with .gz",
+    ),
+    "gzipped Parquet": ("a.parquet.gz", b"", "expected a file named .csv, .tsv"),
+    "gzip by its name alone": ("a.csv.gz", b"text,label\na,b\n", "Not a gzipped file"),
+    "half of a gzip file": ("a.csv.gz", gzip.compress(b"text\n" * 99)[:-9], "ended before"),
+    "a gzip file that is damaged": (
+        "a.csv.gz", gzip.compress(b"text\n")[:-8] + b"\0" * 8, "whole gzip file; CRC check failed",
+    ),
+    "a packed line without an end": (
+        "a.csv.gz", gzip.compress(b"text\n" + b"a" * 45_000_000, 1), "lines of at most",
+    ),
+    "a bomb": (
+        "a.jsonl.gz", gzip.compress((b"[" + b" \n" * 2**20) * 2**7 + b" " * 2**23, 1),
+        "expected at most 268435456 bytes of text in a gzip file of ",
+    ),
     "a spreadsheet": ("a.csv", b"PK\x03\x04\x14", "a zip file or a spreadsheet"),
     "Parquet by another name": ("a.csv", b"PAR1\x15", "a Parquet file: name it .parquet"),
     "a comma behind each line": (

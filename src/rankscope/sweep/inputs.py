@@ -259,15 +259,23 @@ class StudyInputs(Sizes):
             line for name, task in self.tasks.items() for line in summary(task, *self._splits[name])
         ]
         for trial in {(t.model, t.task, t.max_length): t for t in self.trials}.values():
-            longer = [
-                f"{part.cut} of {len(part)} {what}"
-                for part, what in zip(self.encoded(trial), ("training", "validation"), strict=True)
-                if part.cut
-            ]
+            parts = list(zip(self.encoded(trial), ("training", "validation"), strict=True))
+            what = f"max_length = {trial.max_length} tokens of {trial.model}"
+            longer = [f"{part.cut} of {len(part)} {name}" for part, name in parts if part.cut]
             if longer:
                 lines.append(
-                    f"{trial.task}: {' and '.join(longer)} rows are longer than max_length = "
-                    f"{trial.max_length} tokens of {trial.model}: what is beyond is not read"
+                    f"{trial.task}: {' and '.join(longer)} rows are longer than {what}: what is "
+                    "beyond is not read"
+                )
+            out = [
+                f"{part.left_out} of {len(part) + part.left_out} {name}"
+                for part, name in parts
+                if part.left_out
+            ]
+            if out:
+                lines.append(
+                    f"{trial.task}: {' and '.join(out)} rows have no answer within {what}: they "
+                    "are left out"
                 )
         return lines
 

@@ -41,7 +41,7 @@ def changed(found: str, begun: float = BEGUN, *, files: Iterable[str] = ()) -> s
 
 
 def code() -> str:
-    """The first 12 digits of the SHA-256 of our source files: a checkout changes between releases."""
+    """12 digits of the SHA-256 of our source files: a checkout changes between releases."""
     digest = hashlib.sha256()
     for path in sorted(Path(rankscope.__path__[0]).rglob("*.py")):
         digest.update(path.relative_to(rankscope.__path__[0]).as_posix().encode() + b"\0")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,16 +151,25 @@ def _edited(groups: Sequence[Group], edits: int, rows: int, rate: float) -> str:
     """The cost of ``rankscope intervene`` on all trials, in one process: matrix products of its
     evaluations, without decompositions and drifts of the edited updates."""
     flops = 0.0
+    read: list[set[int]] = [set(), set()]  # rows of train and validation, by task
     for group in groups:
-        for count, tokens in group.inputs.mean_tokens(group.trials[0], rows):
+        parts = group.inputs.mean_tokens(group.trials[0], rows)
+        for seen, (count, tokens) in zip(read, parts, strict=True):
+            seen.add(count)
             each = forward_operations(group.shape, tokens)
             flops += edits * len(group.trials) * count * each
+    train, validation = (_range(seen) for seen in read)
     trials = sum(len(group.trials) for group in groups)
     return (
-        f"rankscope intervene would edit {trials} trials in {edits} ways each, on {rows} "
-        f"validation and {rows} training rows: {flops / 1e12:.4g} TFLOP, about "
+        f"rankscope intervene would edit {trials} trials in {edits} ways each, on {validation} "
+        f"validation and {train} training rows: {flops / 1e12:.4g} TFLOP, about "
         f"{duration(flops / rate)} at the same rate"
     )
+
+
+def _range(numbers: Collection[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return str(most) if least == most else f"{least} to {most}"
 
 
 def _table(groups: Sequence[Group], seconds: Sequence[float], device: Device | None) -> Table:

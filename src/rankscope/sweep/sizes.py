@@ -138,7 +138,7 @@ class Sizes(ABC):
         return share
 
     def steps(self, trial: Trial) -> int:
-        return trial.total_steps(self.training_rows[trial.task])
+        return trial.total_steps(self.rows(trial).train)
 
     def cost(self, trial: Trial) -> float:
         """Operations per step, evaluations included; the time left is estimated from it."""

@@ -136,6 +136,7 @@ class Encoded:
     beside: int = 0  # how many of them, the last ones, are of a second validation split
     left: bool = False  # padded on the left
     cut: int = 0  # rows whose end is beyond the longest that is read
+    left_out: int = 0  # chats whose answers are all beyond it
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -33,9 +33,9 @@ def read_own_task(
     """The task with its classes, and the rows to train and to validate on: ``TEXT`` and ``label``.
 
     Classes are those of the training rows: in the order given (``labels``), else in that of a
-    ``datasets`` data set, else whole numbers by size and names by their letters. Rows of a language
-    model have ``TEXT[0]``, a text or a chat (``train.chats``), and no label. ``ValueError`` or
-    ``OSError``, one line, for whatever can't be trained on.
+    ``datasets`` data set or of ordered categories, else whole numbers by size and names by
+    their letters. Rows of a language model have ``TEXT[0]``, a text or a chat (``train.chats``),
+    and no label. ``ValueError`` or ``OSError``, one line, for whatever can't be trained on.
     """
     try:
         (train, where), (validation, place) = _splits(own, Source(own, folder))
@@ -162,11 +162,19 @@ def _columns(frame: pd.DataFrame, own: OwnTask, where: str) -> pd.DataFrame:
         )
     known = frame.attrs.get(CLASS_NAMES, {}).get(label)
     labels = frame[label].set_axis(result.index)
+    if not own.is_regression and known is None and _is_ordered(labels):
+        known = [str(name) for name in labels.cat.categories]
+        labels = labels.cat.codes.astype(object).where(labels.notna(), None)
     if not own.is_regression:
         labels = class_names_of(labels, known, where)
     result = result.assign(label=labels)
     result.attrs[CLASS_NAMES] = known
     return result
+
+
+def _is_ordered(labels: pd.Series) -> bool:
+    """Whether these are pandas' ordered categories, which Parquet keeps."""
+    return isinstance(labels.dtype, pd.CategoricalDtype) and bool(labels.cat.ordered)
 
 
 def _with_numbers(

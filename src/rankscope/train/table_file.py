@@ -1,4 +1,5 @@
-"""One file of rows -> a table of text columns: CSV, TSV, JSON lines, Parquet, lines of text.
+"""One file of rows -> a table of text columns: CSV, TSV, JSON lines, Parquet, lines of text; all
+but Parquet gzipped as well.
 
 Nothing is guessed: "NA" and "007" stay text, which is not a missing value, and the encoding is
 taken from the byte order mark.
@@ -7,10 +8,12 @@ taken from the byte order mark.
 from __future__ import annotations
 
 import codecs
+import gzip
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pandas as pd
 import pyarrow as pa
@@ -25,7 +28,8 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
 CLASS_NAMES = "class_names"  # in a frame's attrs: column -> names of its whole numbers
 _IN_MEMORY = 8  # bytes for each byte of a file, at most, while it is read
 _VALUE = 64  # bytes that a value takes beside its own
-_UNPACKED = 100  # bytes of Parquet's text by bytes of the file, above _UNPACKED_FREE
+_GZIP = ".gz"
+_UNPACKED = 100  # bytes of a packed file's text by bytes of the file, above _UNPACKED_FREE
 _UNPACKED_FREE = 2**28
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -35,12 +39,22 @@ _MARKS = (
 )
 # the first bytes of files that are not text, whatever their names
 _PACKED = (
-    (b"\x1f\x8b", "a gzip file: unpack it"),
+    (b"\x1f\x8b", "a gzip file: let its name end with .gz"),
     (b"PK\x03\x04", "a zip file or a spreadsheet: unpack it, or save its table as CSV"),
     (b"PAR1", "a Parquet file: name it .parquet"),
     (b"\xd0\xcf\x11\xe0", "a spreadsheet: save its table as CSV"),
 )
-_UNPACK = (".gz", ".zip", ".bz2", ".xz", ".zst")
+_UNPACK = (_GZIP, ".zip", ".bz2", ".xz", ".zst")
+
+
+def name_and_kind(path: Path) -> tuple[str, str]:
+    """A file's name without its endings, and the one of ``SUFFIXES`` that it has, in small letters;
+    "" for a file that is none of them."""
+    name = path.name
+    if name.lower().endswith(_GZIP) and not name.lower().endswith(".parquet" + _GZIP):
+        name = name[: -len(_GZIP)]
+    suffix = Path(name).suffix.lower()
+    return Path(name).stem, suffix if suffix in SUFFIXES else ""
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -49,10 +63,14 @@ def read_table(path: Path) -> pd.DataFrame:
     ``ValueError`` or ``OSError``, one line, for a file whose suffix is not in ``SUFFIXES``, that
     is damaged, or that is too large for the free memory.
     """
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        advice = "unpack it" if suffix in _UNPACK else "save its table as one of them"
-        raise ValueError(f"{path}: expected a file named {', '.join(SUFFIXES)}: {advice}")
+    suffix = name_and_kind(path)[1]
+    if not suffix:
+        packed = path.suffix.lower() in _UNPACK
+        advice = "unpack it" if packed else "save its table as one of them"
+        raise ValueError(
+            f"{path}: expected a file named {', '.join(SUFFIXES)}, or gzipped text of them such as "
+            f".csv.gz: {advice}"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a file; found none")
     size, free = path.stat().st_size, free_memory()
@@ -64,19 +82,41 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         if suffix == ".parquet":
             return _from_parquet(path)
-        text = _decoded(path)
+        text = _decoded(path, most=_most_text(path, free))
         if suffix == ".txt":
             return pd.DataFrame({"text": LINE_END.split(text)}, dtype=object)
         if suffix in (".csv", ".tsv"):
             return from_text(text, separator="," if suffix == ".csv" else "\t")
         return from_json(text)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: expected a whole gzip file; {error}") from None
     except (pa.ArrowException, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())[:300]}") from None
 
 
-def _decoded(path: Path) -> str:
-    _check_unread_lines(path)
-    raw = path.read_bytes()
+def _is_gzip(path: Path) -> bool:
+    return path.suffix.lower() == _GZIP
+
+
+def _most_text(path: Path, free: float) -> int:
+    """The bytes that are read of a file of text: what is unpacked of a gzip file may be a thousand
+    times as long."""
+    size = path.stat().st_size
+    return (
+        min(int(free) // _IN_MEMORY, max(_UNPACKED_FREE, _UNPACKED * size))
+        if _is_gzip(path)
+        else size
+    )
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb")) if _is_gzip(path) else path.open("rb")
+
+
+def _decoded(path: Path, *, most: int) -> str:
+    _check_unread_lines(path, most)
+    with _open(path) as file:
+        raw = file.read()
     if what := next((what for mark, what in _PACKED if raw.startswith(mark)), None):
         raise ValueError(f"expected text; found {what}")
     encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), "utf-8")
@@ -99,15 +139,24 @@ def _decoded(path: Path) -> str:
     return text
 
 
-def _check_unread_lines(path: Path) -> None:
+def _check_unread_lines(path: Path, most: int) -> None:
     """What ``_check_line_ends`` finds in text, before the file is in memory, by bytes: of a
-    character there are at most four."""
-    since, begun = 0, False
-    with path.open("rb") as file:
+    character there are at most four. ``ValueError`` for more than ``most`` bytes, too."""
+    since, read, is_list = 0, 0, False
+    with _open(path) as file:
         while chunk := file.read(2**22):
-            if not begun and chunk.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n").startswith(b"["):
-                return
-            begun = True
+            if not read and chunk.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n").startswith(b"["):
+                is_list = True
+            read += len(chunk)
+            if _is_gzip(path) and read > most:
+                raise ValueError(
+                    f"expected at most {most} bytes of text in a gzip file of "
+                    f"{path.stat().st_size}; found more. Unpack it, or take a part of it"
+                )
+            if is_list:
+                if not _is_gzip(path):
+                    return
+                continue
             end = max(chunk.rfind(mark) for mark in (b"\n", b"\r"))
             since = since + len(chunk) if end < 0 else len(chunk) - end - 1
             if since > 4 * LONGEST_LINE:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from rankscope.study.own_task import OwnTask
-from rankscope.train.table_file import CLASS_NAMES, SUFFIXES, class_names, read_table
+from rankscope.train.table_file import CLASS_NAMES, class_names, name_and_kind, read_table
 
 VALIDATION = ("validation", "valid", "val", "dev")  # what a split to validate on is called
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -52,10 +52,11 @@ class Source:
             return self._file(files[split])
         by_stem: dict[str, Path] = {}
         for file in files.values():
-            if by_stem.setdefault(file.stem, file) is not file:
+            stem = name_and_kind(file)[0]
+            if by_stem.setdefault(stem, file) is not file:
                 raise ValueError(
                     f"{self.path}: expected one file for each split; found "
-                    f"{by_stem[file.stem].name} and {file.name}: name the file"
+                    f"{by_stem[stem].name} and {file.name}: name the file"
                 )
         return self._file(by_stem[self._named(split, otherwise, list(by_stem))])
 
@@ -75,7 +76,7 @@ class Source:
 
 
 def _is_table(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in SUFFIXES
+    return path.is_file() and name_and_kind(path)[1] != ""
 
 
 def _saved(path: Path) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def _from_hub(own: OwnTask, path: Path) -> dict[str, Any]:
     """All splits of a data set on the hub, from its cache without a network. No code of it runs:
     ``datasets`` has no loading scripts since version 4."""
     name = str(own.data)
-    if not _HUB_ID.fullmatch(name) or Path(name).suffix in SUFFIXES:
+    if not _HUB_ID.fullmatch(name) or name_and_kind(Path(name))[1]:
         raise FileNotFoundError(
             f"data: expected a file, a folder, or a hub id such as org/name; found no {path}"
         )

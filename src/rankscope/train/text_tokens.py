@@ -31,11 +31,12 @@ def encode_text(
     """Every row's first ``max_length`` tokens, the end token among them.
 
     Labels are (N, T): of a text all tokens, of a chat those of its answers, else ``IGNORED``; a
-    model predicts each from the tokens before it. ``ValueError``, one line, for rows in which
-    nothing is left to predict.
+    model predicts each from the tokens before it. Chats whose answers all lie beyond are left out,
+    and counted: they would add nothing to a loss. ``ValueError``, one line, for other rows in which
+    nothing is to be predicted, and where no row is left.
     """
     texts = frame[task.text[0]].tolist()
-    ragged, kept, cut = [], [], 0
+    told, ragged, kept, cut, beyond = [], [], [], 0, 0
     for text in texts:
         if task.kind == "sft":
             try:
@@ -45,10 +46,20 @@ def encode_text(
         else:
             ids = tokenizer(with_end(text, tokenizer), verbose=False)["input_ids"]
             learnt = [True] * len(ids)
+        if task.kind == "sft" and any(learnt[1:]) and not any(learnt[1:max_length]):
+            beyond += 1
+            continue  # as Axolotl and Unsloth do; TRL keeps the row, which then teaches nothing
         cut += len(ids) > max_length
+        told.append(text)
         ragged.append(ids[:max_length])
         kept.append(learnt[:max_length])
-    _check(texts, kept, task, max_length)
+    if not ragged:
+        raise ValueError(
+            f"[task.{task.name}] row {_shown(texts[0])}: expected an answer that begins within "
+            f"max_length = {max_length} tokens; found none, nor in {beyond - 1} of the other "
+            f"{beyond - 1} rows. Raise max_length"
+        )
+    _check(told, kept, task, max_length)
     lengths = np.array([len(ids) for ids in ragged])
     inside = np.arange(lengths.max()) < lengths[:, None]
     padded = np.full(inside.shape, tokenizer.pad_token_id or 0, dtype=np.int64)
@@ -65,6 +76,7 @@ def encode_text(
         torch.from_numpy(labels),
         torch.from_numpy(lengths),
         cut=int(cut),
+        left_out=beyond,
     )
 
 
