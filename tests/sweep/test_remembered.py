@@ -71,7 +71,7 @@ def test_a_second_plan_reads_nothing(study: Study) -> None:
     assert read == ["once"]
     assert "2 ways each, on 4 validation and 4 training rows" in first
     all_rows = forecast(StudyInputs(study), None, device="t4", edits=2, edited_rows=512)
-    train, validation = StudyInputs(study).split("t")
+    train, validation = StudyInputs(study).split("mine")
     assert f"on {len(validation)} validation and {len(train)} training rows" in all_rows
     more = Study.parse(TEXT.replace("[1e-3]", "[1e-4, 1e-3]"), folder=study.folder)
     assert planned(more, read) == forecast(
