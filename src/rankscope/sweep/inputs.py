@@ -19,7 +19,7 @@ from rankscope.sweep.machine import check_precision, device_type
 from rankscope.sweep.sizes import Sizes, model_path
 from rankscope.train.data import Encoded, check_parts, encode, read_split
 from rankscope.train.data import fingerprint as data_fingerprint
-from rankscope.train.data_summary import summary
+from rankscope.train.data_summary import beyond, summary
 from rankscope.train.encoder import is_patchable
 from rankscope.train.loading import fingerprint as model_fingerprint
 from rankscope.train.loading import load_tokenizer, skeleton
@@ -259,24 +259,8 @@ class StudyInputs(Sizes):
             line for name, task in self.tasks.items() for line in summary(task, *self._splits[name])
         ]
         for trial in {(t.model, t.task, t.max_length): t for t in self.trials}.values():
-            parts = list(zip(self.encoded(trial), ("training", "validation"), strict=True))
-            what = f"max_length = {trial.max_length} tokens of {trial.model}"
-            longer = [f"{part.cut} of {len(part)} {name}" for part, name in parts if part.cut]
-            if longer:
-                lines.append(
-                    f"{trial.task}: {' and '.join(longer)} rows are longer than {what}: what is "
-                    "beyond is not read"
-                )
-            out = [
-                f"{part.left_out} of {len(part) + part.left_out} {name}"
-                for part, name in parts
-                if part.left_out
-            ]
-            if out:
-                lines.append(
-                    f"{trial.task}: {' and '.join(out)} rows have no answer within {what}: they "
-                    "are left out"
-                )
+            limit = f"max_length = {trial.max_length} tokens of {trial.model}"
+            lines += beyond(trial.task, *self.encoded(trial), limit)
         return lines
 
     def _own(self, name: str) -> tuple[Task, pd.DataFrame, pd.DataFrame]:

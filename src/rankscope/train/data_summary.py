@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from rankscope.study.tasks import Task
+from rankscope.train.data import Encoded
 from rankscope.train.own_data import BLANK
 
 
@@ -49,4 +50,23 @@ def summary(task: Task, train: pd.DataFrame, validation: pd.DataFrame) -> list[s
             f"{task.name}: {int(seen.sum())} of {len(own)} validation rows have a text that is in "
             "train, too: their share of the metric is no generalisation"
         )
+    return lines
+
+
+def beyond(task: str, train: Encoded, validation: Encoded, limit: str) -> list[str]:
+    """Lines on rows that are longer than ``limit``, the tokens that are read of each."""
+
+    def counted(name: str, split: Encoded, count: int) -> str | None:
+        return f"{count} of {len(split) + split.left_out} {name}" if count else None
+
+    sides = {"training": train, "validation": validation}
+    cut = [counted(name, split, split.cut) for name, split in sides.items()]
+    out = [counted(name, split, split.left_out) for name, split in sides.items()]
+    lines = []
+    if any(cut):
+        rows = " and ".join(filter(None, cut))
+        lines.append(f"{task}: {rows} rows are longer than {limit}: what is beyond is not read")
+    if any(out):
+        rows = " and ".join(filter(None, out))
+        lines.append(f"{task}: {rows} rows have no answer within {limit}: they are left out")
     return lines
