@@ -42,6 +42,12 @@ MODELS: dict[str, Callable[[], Any]] = {
     "granite": lambda: hf.GraniteForCausalLM(  # its logits are divided
         hf.GraniteConfig(**DECODER, logits_scaling=3.0, residual_multiplier=0.5)
     ),
+    "llama4": lambda: hf.Llama4ForCausalLM(  # its base is not called what it says
+        hf.Llama4TextConfig(
+            **DECODER, num_key_value_heads=1, head_dim=8, num_local_experts=2,
+            intermediate_size_mlp=32, attention_chunk_size=16,
+        )
+    ),
     "cohere": lambda: hf.CohereForCausalLM(hf.CohereConfig(**DECODER, logit_scale=0.25)),
 }  # fmt: skip
 TARGETS = {"gpt2": ["c_attn"]}  # the others: query and value

@@ -59,6 +59,7 @@ def _from_pretrained(model: str, task: Task, **settings: Any) -> PreTrainedModel
         model, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True,
         trust_remote_code=False, **labels, **settings,
     )  # fmt: skip
+    _name_base(loaded)
     if getattr(loaded, "_hf_peft_config_loaded", False):
         raise ValueError("found an adapter in it: name the model that the adapter was trained on")
     # a classifier's head is drawn anew; a language model's belongs to what was pretrained
@@ -80,6 +81,12 @@ def _from_pretrained(model: str, task: Task, **settings: Any) -> PreTrainedModel
         loaded.config.id2label = dict(enumerate(task.labels))
         loaded.config.label2id = {name: number for number, name in enumerate(task.labels)}
     return loaded
+
+
+def _name_base(model: PreTrainedModel) -> None:
+    """Llama 4's text model keeps its base under another name than it says."""
+    if not hasattr(model, model.base_model_prefix) and hasattr(model, "model"):
+        model.base_model_prefix = "model"
 
 
 def auto_class(task: Task) -> Any:
@@ -143,6 +150,7 @@ def skeleton(model: str, task: Task) -> PreTrainedModel:
             labels = {} if task.is_language else {"num_labels": task.num_labels}
             config = AutoConfig.from_pretrained(model, trust_remote_code=False, **labels)
             found = auto_class(task).from_config(config, trust_remote_code=False)
+        _name_base(found)
         if task.is_language:
             found.requires_grad_(False)
         else:

@@ -65,6 +65,7 @@ def _small(skeleton: PreTrainedModel, task: Task) -> Any:
     names = {name for name, p in skeleton.named_parameters() if p.requires_grad}
     for name, parameter in small.named_parameters():
         parameter.requires_grad_(name in names)
+    small.base_model_prefix = skeleton.base_model_prefix
     return small.float()
 
 
