@@ -209,7 +209,10 @@ def peft_of(model: str, adapter: Path, dtype: torch.dtype = torch.float32) -> An
 
 
 def stock(model: str | Path, dtype: torch.dtype = torch.float32) -> Any:
-    return hf.AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="eager")
+    found = hf.AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="eager")
+    if not hasattr(found, found.base_model_prefix):  # TRL looks for Llama 4's by that name, too
+        found.base_model_prefix = "model"
+    return found
 
 
 @torch.no_grad()

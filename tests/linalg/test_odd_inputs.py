@@ -4,6 +4,7 @@ float64 SVD, or one clear line."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,3 +144,27 @@ def test_bounds_of_a_subnormal_norm_enclose_it() -> None:
     assert found.lower <= 12344 * 2.0**-1074
     assert found.upper >= 12346 * 2.0**-1074
     assert found.upper <= 12348 * 2.0**-1074
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        (np.ones((3, 4)), "got ndarray: torch.as_tensor makes one of an array."),
+        ([[1.0]], "got list."),
+        (torch.ones(3, 4, dtype=torch.int8), "(3, 4): give its values, such as .double(), times"),
+        (torch.ones(3, 4).to(torch.float8_e5m2), "such as .double(), times their scales if it has"),
+        (torch.ones(3, 4, dtype=torch.complex64), "got torch.complex64 (3, 4)."),
+    ],
+)
+def test_what_is_no_matrix_is_told_how_to_become_one(given: Any, advice: str) -> None:
+    with pytest.raises(ValueError, match="Dense needs a floating tensor") as error:
+        rs.stable_rank(given)
+    assert advice in str(error.value)
+
+
+def test_an_operator_and_a_tensor_have_no_sum() -> None:
+    """A TypeError, as Python has it, and no AttributeError from within."""
+    W = torch.ones(3, 4)
+    for add in (lambda: rs.Dense(W) + W, lambda: W + rs.Dense(W)):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            add()

@@ -17,6 +17,17 @@ from rankscope.linalg.operator import (
 )
 
 
+def _advice(W: object) -> str:
+    """What makes a matrix of it."""
+    if not isinstance(W, Tensor):
+        return ": torch.as_tensor makes one of an array" if hasattr(W, "__array__") else ""
+    if W.ndim < 2 or W.dtype.is_complex:
+        return ""
+    if W.is_quantized:
+        return ": give its .dequantize()"
+    return ": give its values, such as .double(), times their scales if it has any"
+
+
 class Dense(Operator):
     """A stored matrix W (*batch, m, n), of any floating dtype and any strides."""
 
@@ -25,7 +36,7 @@ class Dense(Operator):
             found = f"{W.dtype} {tuple(W.shape)}" if isinstance(W, Tensor) else type(W).__name__
             raise ValueError(
                 f"Dense needs a floating tensor of shape (*batch, m, n), of 16 to 64 bits; got "
-                f"{found}."
+                f"{found}{_advice(W)}."
             )
         check_has_values(W)
         if 0 in W.shape:

@@ -1,5 +1,4 @@
-"""Operators: matrices that are multiplied and never formed. Dense, low rank, sums, and scaled rows
-or columns.
+"""Operators: matrices that are multiplied and never formed.
 
 Letters: m rows (out), n columns (in), r rank, c columns of a multiplied block, *batch leading
 dimensions (broadcast against each other as in torch; a frozen W of shape (S, 1, m, n) plus updates
@@ -124,6 +123,8 @@ class Operator(ABC):
 
     def __add__(self, other: Operator) -> Operator:
         """The sum; of two LowRank a LowRank, so that it stays exact."""
+        if not isinstance(other, Operator):
+            return NotImplemented
         if self.shape[-2:] != other.shape[-2:]:
             raise ValueError(
                 f"a sum needs two matrices of one shape (m, n); got {tuple(self.shape)} and "

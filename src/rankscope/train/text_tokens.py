@@ -48,7 +48,7 @@ def encode_text(
             learnt = [True] * len(ids)
         if task.kind == "sft" and any(learnt[1:]) and not any(learnt[1:max_length]):
             beyond += 1
-            continue  # as Axolotl and Unsloth do; TRL keeps the row, which then teaches nothing
+            continue  # as TRL, Axolotl and Unsloth do
         cut += len(ids) > max_length
         told.append(text)
         ragged.append(ids[:max_length])
