@@ -209,10 +209,7 @@ def peft_of(model: str, adapter: Path, dtype: torch.dtype = torch.float32) -> An
 
 
 def stock(model: str | Path, dtype: torch.dtype = torch.float32) -> Any:
-    found = hf.AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="eager")
-    if not hasattr(found, found.base_model_prefix):  # TRL looks for Llama 4's by that name, too
-        found.base_model_prefix = "model"
-    return found
+    return hf.AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="eager")
 
 
 @torch.no_grad()

@@ -115,3 +115,62 @@ def test_surroundings(name: str, tmp_path: Path) -> None:
         inside = numbers()
     assert len(plain) == 6
     assert inside == pytest.approx(plain, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.parametrizations.orthogonal,
+        nn.utils.spectral_norm,
+    ],
+)
+def test_parts_of_a_parametrized_weight_are_no_weights(
+    make: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    """They were measured as if they were: the weight is what the parametrization makes of them."""
+    both = nn.ModuleList([make(nn.Linear(12, 9)), nn.Linear(9, 6)])
+    before = {name: one.clone() for name, one in both.state_dict().items()}
+    save_file(before, tmp_path / "model.safetensors")
+    with torch.no_grad():
+        for i, parameter in enumerate(both.parameters()):
+            parameter += draw(*parameter.shape, seed=i)
+    tables = [rs.probe(both, before), rs.measure(tmp_path / "model.safetensors")]
+    for table in tables:
+        assert {row.layer for row in table.rows} == {"1"}
+        why = {one.layer: one.why for one in table.skipped}
+        parts = [name for name in why if name.startswith("0.") and "bias" not in name]
+        assert parts
+        assert any("remove_parametrizations() leaves that itself" in why[name] for name in parts)
+
+
+@pytest.mark.parametrize(
+    ("given", "reference", "says"),
+    [
+        (model(W), {"lin.weight": W.numpy()}, "a state dictionary of tensors, {k: v.clone()"),
+        (model(W), model(W), "model.state_dict().items()}, kept before training; found Module"),
+        ({"lin.weight": W}, {}, "expected a model (nn.Module); found dict"),
+        (nn.LazyLinear(3), {"weight": W}, "has been called once; found weight not initialised"),
+        (held := model(W.clone()), held.state_dict(), "lin.weight in it is the model's own memory"),
+    ],
+)
+def test_what_is_no_model_or_no_reference_is_one_line(
+    given: Any, reference: Any, says: str
+) -> None:
+    with pytest.raises(ValueError, match=r"^probe: expected") as error:
+        rs.probe(given, reference)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_reference_may_share_what_is_frozen() -> None:
+    """Memory is saved so; the trained weight alone must be a copy."""
+    both = nn.ModuleList([nn.Linear(5, 4), nn.Linear(4, 3)])
+    both[0].requires_grad_(False)
+    kept = {n: p if n.startswith("0.") else p.clone() for n, p in both.state_dict().items()}
+    with torch.no_grad():
+        both[1].weight += draw(3, 4)
+    (row,) = [r for r in rs.probe(both, kept).rows if (r.layer, r.matrix) == ("1", "dW")]
+    dW = (both[1].weight - kept["1.weight"]).detach().double().numpy()
+    assert row.spectral_norm == pytest.approx(np.linalg.norm(dW, 2), rel=1e-6)

@@ -74,7 +74,7 @@ def save_all(run: Run, folder: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("name", "rows"),
     [
-        *((name, "text") for name in MODELS),
+        *((name, "text") for name in MODELS if name != "llama4"),  # TRL can't compute its loss
         ("llama", "prompted"),
         ("gpt2", "prompted"),
         ("bare", "plain"),
@@ -203,7 +203,7 @@ def test_an_unknown_head_trains_one_at_a_time_and_equals_sfttrainer(tmp_path: Pa
     assert_close(losses[:, 0], torch.tensor(found), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "llama4"])
 def test_what_a_study_saves_gives_its_eval_loss_back(
     name: str, models: dict[str, str], tmp_path: Path
 ) -> None:

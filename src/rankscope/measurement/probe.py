@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 
 from torch import Tensor, nn
 
@@ -39,6 +40,7 @@ def probe(
     Raises ``ValueError``, one line, where there is nothing to compare with, nothing was measured,
     or some process did not call.
     """
+    _check(model, reference)
     _expect_all_processes(model)
     chosen = pattern(layers)
     if adapted_layers(model):
@@ -56,6 +58,44 @@ def probe(
     if not table.rows:
         raise ValueError(f"probe: {nothing_measured(table)}")
     return table
+
+
+def _check(model: object, reference: object) -> None:
+    """``ValueError`` for what is neither a model nor a reference, and where both are one memory."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"probe: expected a model (nn.Module); found {type(model).__name__}")
+    for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(
+                f"probe: expected a model that has been called once; found {name} not initialised"
+            )
+    if isinstance(reference, (str, Path, NoneType)):
+        return
+    copied = "{k: v.clone() for k, v in model.state_dict().items()}, kept before training"
+    if not isinstance(reference, Mapping) or not any(
+        isinstance(one, Tensor) for one in reference.values()
+    ):
+        raise ValueError(
+            f"probe: expected as reference a path or a state dictionary of tensors, {copied}; "
+            f"found {type(reference).__name__}"
+        )
+    for name, parameter in model.named_parameters():
+        own = reference.get(name)
+        if parameter.requires_grad and isinstance(own, Tensor) and _one_memory(own, parameter):
+            raise ValueError(
+                f"probe: expected a reference that training leaves as it was; {name} in it is the "
+                f"model's own memory: take {copied}"
+            )
+
+
+def _one_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether a change of one is a change of the other. Of tensors without memory of their own
+    (meta, DTensors) this is not asked."""
+    if not all(
+        type(x) in (Tensor, nn.Parameter) and x.numel() and not x.is_meta for x in (one, other)
+    ):
+        return False
+    return one.data_ptr() == other.data_ptr()
 
 
 def opened(reference: Reference) -> BaseModel:

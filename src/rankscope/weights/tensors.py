@@ -90,6 +90,10 @@ def finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
+# what torch.nn.utils' weight_norm, spectral_norm and parametrizations make a weight of
+PARAMETRIZED = re.compile(r"(^|\.)(parametrizations\.\w+\.original\d*|weight_(g|v|orig))$")
+
+
 def unreadable(name: str, header: Header) -> str | None:
     """Why a tensor cannot be measured as one matrix; None if it can."""
     if header.dtype not in READABLE:
@@ -101,6 +105,11 @@ def unreadable(name: str, header: Header) -> str | None:
         return f"{name} is {kind}: a buffer or a packed weight, not a weight matrix"
     if 0 in header.shape:
         return f"{name} is empty: shape {header.shape}"
+    if PARAMETRIZED.search(name):
+        return (
+            f"{name} is what a parametrization (weight or spectral normalisation) makes the weight "
+            "of: remove_parametrizations() leaves that itself"
+        )
     if len(header.shape) < 2:
         return f"{name} is a vector or a scalar of shape {header.shape}"
     return None
