@@ -12,7 +12,7 @@ from rankscope.measurement.measure import pattern, tabulated
 from rankscope.measurement.table import Table
 from rankscope.weights.base_model import BaseModel, open_base_model
 from rankscope.weights.in_memory import adapted_layers, adapter_matrices, full_matrices, state_of
-from rankscope.weights.sharded import Shards, all_called, unwrapped
+from rankscope.weights.sharded import Shards, all_called, unwrapped, without_numbers
 
 WAIT = 10.0  # seconds that a process waits for the others of a sharded model
 Reference = Mapping[str, Tensor] | str | Path
@@ -90,12 +90,12 @@ def _check(model: object, reference: object) -> None:
 
 def _one_memory(one: Tensor, other: Tensor) -> bool:
     """Whether a change of one is a change of the other. Of tensors without memory of their own
-    (meta, DTensors) this is not asked."""
-    if not all(
-        type(x) in (Tensor, nn.Parameter) and x.numel() and not x.is_meta for x in (one, other)
-    ):
-        return False
-    return one.data_ptr() == other.data_ptr()
+    (meta, sparse, DTensors) this is not asked."""
+    plain = all(
+        type(x) in (Tensor, nn.Parameter) and x.numel() and without_numbers(x) is None
+        for x in (one, other)
+    )
+    return plain and one.data_ptr() == other.data_ptr()
 
 
 def opened(reference: Reference) -> BaseModel:
