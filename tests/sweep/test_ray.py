@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rankscope.store.store import Store
+from rankscope.sweep.ray import run_on_ray
 from rankscope.sweep.run import run
 from rankscope.sweep.status import status
 from sweep.test_run import study
@@ -26,6 +27,15 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     )
     yield cluster
     cluster.shutdown()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://[::1]:1", "no.such.host.invalid:6379"])
+def test_a_cluster_that_does_not_answer_is_one_line(address: str, tmp_path: Path) -> None:
+    """Ray itself tries for minutes."""
+    job = {"workers": 1, "most": 1, "tick": bool, "say": print}
+    with pytest.raises(ValueError, match="expected a running cluster; found none that") as error:
+        run_on_ray(address, print, {}, **job)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow

@@ -319,3 +319,11 @@ def test_a_folder_of_gzipped_files(tmp_path: Path) -> None:
     task, train, validation = read(tmp_path, data=".", text="text")
     assert task.labels == ("x", "y")
     assert train["text"].tolist() + validation["text"].tolist() == list("abcdef")
+
+
+def test_a_configuration_is_of_a_data_set_of_the_hub(tmp_path: Path) -> None:
+    """Beside a file it was passed over."""
+    write(tmp_path / "a.csv", pd.DataFrame({"text": list("abcd"), "label": list("xyxy")}))
+    for data in ({"data": "a.csv"}, {"data": "."}, {"train": "a.csv", "validation": "a.csv"}):
+        with pytest.raises(ValueError, match="config: expected data to be a hub id"):
+            read(tmp_path, **({"validation": 0.5} | data), text="text", config="plain")

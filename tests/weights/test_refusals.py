@@ -516,6 +516,15 @@ def test_places_inside_a_source(tmp_path: Path, revision: str) -> None:
     ]
 
 
+def test_options_without_what_they_are_about(tmp_path: Path) -> None:
+    """They were passed over: alpha of a checkpoint, and the revision of no base."""
+    folder = write_adapter(tmp_path / "adapter", pair())
+    assert "expected the base beside it; found 'v2' alone" in refusal(folder, base_revision="v2")
+    save_file({"q.weight": torch.ones(3, 4)}, tmp_path / "x.safetensors")
+    line = refusal(tmp_path / "x.safetensors", alpha=3.0)
+    assert "which holds no LoRA factors; found 3." in line
+
+
 @pytest.mark.parametrize("rtol", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_tolerance_that_is_none(tmp_path: Path, rtol: float) -> None:
     assert "rtol: expected a number in (0, 1)" in refusal(

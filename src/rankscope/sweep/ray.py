@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from rankscope.sweep.installed import changed_code
 from rankscope.sweep.processes import FALLS, GRACE, TICK
+
+WAIT = 10.0  # seconds for the head node to answer
 
 
 def run_on_ray(
@@ -84,6 +87,7 @@ def _connected(address: str) -> Any:
         raise ValueError(
             "--ray: expected Ray; found no such package. Type: pip install 'rankscope[ray]'"
         ) from None
+    _reach(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="warning")
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -92,6 +96,20 @@ def _connected(address: str) -> Any:
             "Start one with: ray start --head"
         ) from None
     return ray
+
+
+def _reach(address: str) -> None:
+    """``ValueError`` where nothing answers at HOST:PORT: Ray would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto", "local": Ray says at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=WAIT).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"--ray {address}: expected a running cluster; found none that answers ({error}). "
+            "Start one with: ray start --head"
+        ) from None
 
 
 def _cancel(ray: Any, running: list[Any]) -> None:

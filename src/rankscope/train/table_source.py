@@ -24,6 +24,11 @@ class Source:
         self.own, self.folder = own, folder
         self.path = None if own.data is None else folder / Path(own.data).expanduser()
         self._sets: dict[str, Any] | None = None  # splits of a saved data set, or of the hub's
+        if own.config is not None and (self.path is None or self.path.exists()):
+            raise ValueError(
+                "config: expected data to be a hub id, of which it names a configuration; found "
+                f"{'none' if self.path is None else self.path}"
+            )
         if self.path is None or self.path.is_file():
             return
         if not self.path.is_dir():

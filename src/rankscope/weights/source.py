@@ -86,6 +86,11 @@ def read(
     """
     if alpha is not None and not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(f"alpha: expected a number above 0, as in training; found {alpha:g}.")
+    if base is None and base_revision is not None:
+        raise ValueError(
+            f"base_revision: expected the base beside it; found {base_revision!r} alone. "
+            "Type --base"
+        )
     found = find(source, subfolder=subfolder, revision=revision)
     pretrained = None
     if base is not None:
@@ -152,6 +157,11 @@ def _layers(found: Found, base: BaseModel | None, alpha: float | None) -> Iterat
         _refuse_alpha(alpha, found)
         yield from _peft(found, found.config, tensors, base)
     elif not is_adapter(tensors):
+        if alpha is not None:
+            raise ValueError(
+                f"alpha: expected none for {found.source}, which holds no LoRA factors; found "
+                f"{alpha:g}."
+            )
         yield from _checkpoint(found, tensors, base)
     else:
         names = lora_names(tensors)
