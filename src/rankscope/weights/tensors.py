@@ -91,7 +91,7 @@ def finite(tensor: Tensor) -> bool:
 
 
 # what torch.nn.utils' weight_norm, spectral_norm and parametrizations make a weight of
-PARAMETRIZED = re.compile(r"(^|\.)(parametrizations\.\w+\.original\d*|weight_(g|v|orig))$")
+PARAMETRIZED = re.compile(r"(^|\.)(parametrizations\..*|weight_(g|v|orig))$")
 
 
 def unreadable(name: str, header: Header) -> str | None:
