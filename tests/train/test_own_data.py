@@ -266,7 +266,7 @@ def test_a_million_classes(tmp_path: Path) -> None:
             "c.csv: row 1: expected one of the labels x, y; found 'z'",
         ),
         ({"train": "a.csv", "validation": "a.csv", "labels": ["x", "z"]}, "labels x, z; found 'y'"),
-        ({"train": "c.csv", "validation": "c.csv", "metric": "f1"}, "found 3: take f1_macro"),
+        ({"train": "c.csv", "validation": "c.csv", "metric": "f1"}, "found 3. Type f1_macro"),
         ({"train": "a.csv", "validation": "a.csv", "kind": "regression"}, "finite number"),
     ],
 )
