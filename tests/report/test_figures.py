@@ -247,6 +247,8 @@ def test_a_loss_that_is_the_metric_is_drawn_once():
 
 
 def test_one_rank_has_no_growth_to_name():
-    figure = drawn(study(Truth(), ranks=(4,), rates=(1e-3,), seeds=1, full=False))["growth"]
+    found = drawn(study(Truth(), ranks=(4,), rates=(1e-3,), seeds=1, full=False))
+    figure = found["growth"]
+    assert "Dashed" not in found["performance"].caption
     assert "nan" not in figure.caption + figure.alt
     assert "times the smallest" not in figure.caption

@@ -152,15 +152,14 @@ def performance_figure(frames: Frames, conclusions: Conclusions) -> Figure | Non
     rows["place"] = dodged(rows, ["series"])
     rows = rows.assign(part=rows["method"], method=rows["series"])
     rows = panels(pd.concat([rows, _room(rows)], ignore_index=True), metric_names(frames))
+    dashed = "Dashed: full fine-tuning. " if rows["part"].eq("full").any() else ""
     return Figure(
         "performance",
         "Best performance against rank",
         "Mean over seeds at each configuration's best learning rate; thin bars span the seeds. "
-        "Dashed: full "
-        f"fine-tuning. Numbers: seeds.{seeds_words(rows['seeds'])}",
+        f"{dashed}Numbers: seeds.{seeds_words(rows['seeds'])}",
         "Line charts, one per task: best validation metric against LoRA rank, full fine-tuning "
-        "as a dashed "
-        "line.",
+        "as a dashed line.",
         faceted(_performance_layers(rows), rows, own_scales=("y",)),
         ("model", "task", "method"),
     )
