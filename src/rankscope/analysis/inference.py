@@ -88,10 +88,9 @@ class Interval:
         return float(2 * student.sf(abs(self.estimate - value) / error, degrees))
 
     def exp(self) -> Interval:
-        """The interval of a quantity whose logarithm this is."""
-        estimate, low, high = (
-            float(np.exp(value)) for value in (self.estimate, self.low, self.high)
-        )
+        """The interval of a quantity whose logarithm this is; an end beyond float64 is infinite."""
+        with np.errstate(over="ignore"):
+            estimate, low, high = map(float, np.exp([self.estimate, self.low, self.high]))
         return replace(self, estimate=estimate, low=low, high=high)
 
     def times(self, sign: float) -> Interval:
