@@ -72,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "process",
     },
     "cli": {"commands", "sweep", "console", "process"},
+    "__main__": {"cli"},
 }
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -63,8 +63,9 @@ def alignment(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000
     pairs = _pairs(frames)
     beside = pairs[pairs["kind"].eq("lora full")]
     stable = at_best(frames.learnt_trials, frames.spectra, "dW")
+    places = dict(iter(pairs.groupby(["model", "task"])))
     rows = [
-        _contrast(dict(zip(GROUP, key, strict=True)), pairs, stable)
+        _contrast(dict(zip(GROUP, key, strict=True)), places[key[:2]], stable)
         for key, _ in beside.groupby(GROUP)
     ]
     return Alignment(pairs, _by_rank(beside, rng=rng, resamples=resamples), pd.DataFrame(rows))
@@ -112,10 +113,9 @@ def _by_rank(pairs: pd.DataFrame, *, rng: np.random.Generator, resamples: int) -
 def _contrast(
     group: dict[str, Any], pairs: pd.DataFrame, stable: pd.DataFrame
 ) -> dict[str, object]:
-    """One row of `Alignment.contrasts`."""
-    place = pairs["model"].eq(group["model"]) & pairs["task"].eq(group["task"])
+    """One row of `Alignment.contrasts`, from the pairs of its model and task."""
     lora = pairs["scaling"].eq(group["scaling"]) & pairs["rank"].eq(group["rank"])
-    kinds = {name: pairs[place & pairs["kind"].eq(kind)] for kind, name in PAIRS.items()}
+    kinds = {name: pairs[pairs["kind"].eq(kind)] for kind, name in PAIRS.items()}
     kinds = {
         name: rows if name == "full_full" else rows[lora[rows.index]]
         for name, rows in kinds.items()
@@ -165,19 +165,17 @@ def contrast(
     there is an estimate and no interval: leaving one out leaves no pair.
     """
     sides = [
-        rows.groupby(["seed", "seed_reference"])[name].mean().reset_index()
+        rows.groupby(["seed", "seed_reference"])[name].mean().dropna()
         for rows in (lora_full, full_full)
         if rows is not None
     ]
-    seeds = sorted(
-        set.intersection(*(set(side["seed"]) | set(side["seed_reference"]) for side in sides))
-    )
+    pairs = [np.array(side.index.to_list()).reshape(-1, 2) for side in sides]
+    values = [side.to_numpy(dtype=float) for side in sides]
+    seeds = sorted(set.intersection(*(set(pair.ravel().tolist()) for pair in pairs)))
 
     def difference(kept: list[Hashable]) -> float:
-        first, *others = [
-            side.loc[side["seed"].isin(kept) & side["seed_reference"].isin(kept), name].mean()
-            for side in sides
-        ]
+        own = [y[np.isin(pair, kept).all(axis=1)] for pair, y in zip(pairs, values, strict=True)]
+        first, *others = [y.mean() if len(y) else np.nan for y in own]
         return float(first - sum(others))
 
     return jackknife(seeds, difference)
