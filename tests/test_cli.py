@@ -272,3 +272,9 @@ def test_stopped_by_ctrl_c_and_started_again(typed: Typed, study: Path, tmp_path
     assert typed("run", study, "--store", store, "--workers", 1)[1].startswith("8 of 8 trials done")
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert not list((store / "work").iterdir())
+
+
+def test_python_runs_the_package_as_the_command():
+    command = [sys.executable, "-m", "rankscope", "--version"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert said.stdout.startswith("rankscope 0")
