@@ -22,7 +22,7 @@ def rooms() -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in sorted(SOURCE.rglob("*.py")):
         name = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-        if name != "__init__":
+        if name not in ("__init__", "__main__"):
             found.setdefault(name, []).append(path)
     return found
 

@@ -47,3 +47,5 @@ def read(folder: Path, *, trials: list[str]) -> tuple[dict[str, Tensor], dict[st
             return {key: file.get_tensor(key) for key in file.keys()}, state  # noqa: SIM118 - no mapping
     except (FileNotFoundError, SafetensorError, json.JSONDecodeError):
         return None
+    except RuntimeError:  # safe_open opens twice: a worker that lost its claim replaced the file
+        return None
