@@ -55,6 +55,17 @@ def test_the_contrast_is_a_difference_of_means_over_pairs():
     assert not contrast(*two).known
 
 
+def test_a_pair_without_a_cosine_makes_no_seed():
+    """An update that is zero has no direction: its seed must not count as one that says nothing."""
+    pairs = [(s, o, 0.1 * s + 0.3 * o) for s in range(4) for o in range(4) if s != o]
+    lora = pd.DataFrame(pairs, columns=["seed", "seed_reference", "cosine"])
+    full = lora.assign(cosine=0.5 - 0.2 * lora["cosine"])
+    of_zero = pd.DataFrame({"seed": [4, 0], "seed_reference": [0, 4], "cosine": np.nan})
+    found = contrast(pd.concat([lora, of_zero]), pd.concat([full, of_zero]))
+    assert found == contrast(lora, full)
+    assert found.clusters == 4
+
+
 def test_the_jackknife_of_a_mean_is_the_t_interval():
     values = np.random.default_rng(0).normal(size=7)
     found = jackknife(range(7), lambda kept: float(values[list(kept)].mean()))

@@ -51,9 +51,20 @@ def test_a_balanced_design_can_answer_all():
         (planned(rates=(1e-4, 1e-2)), "H5", "no", "3 rates"),
         (planned(full=False), "H5", "in part", "no full fine-tuning"),
         # 1.96 times 0.4 ln 10 over the spread of ln 8 and ln 64
-        (planned(), "H5", "in part", "rates 10.0 times apart may leave the exponent open by ±1.23"),
+        (planned(), "H5", "in part", "may leave the exponent open by ±1.23"),
+        # two rules with a rank each: no exponent
+        (
+            pd.concat([planned(ranks=(8,)), planned(ranks=(64,)).replace("alpha/r", "alpha")]),
+            "H5", "no", "fewer than two ranks",
+        ),
+        # grids that lie between each other: 1.96 times 0.4 ln 100 over the same spread
+        (
+            pd.concat([planned(ranks=(8,), rates=(1e-6, 1e-4, 1e-2)),
+                       planned(ranks=(64,), rates=(1e-5, 1e-3, 1e-1))]),
+            "H5", "in part", "open by ±2.46",
+        ),
     ],
-)
+)  # fmt: skip
 def test_what_is_missing_is_named(table, hypothesis, answerable, reason):
     (check,) = [c for c in design(table) if c.hypothesis == hypothesis]
     assert check.answerable == answerable

@@ -101,6 +101,10 @@ def test_intervals_include_the_grid():
     reach = 1.96 * 0.4 * np.log(10) / np.log(4) / np.sqrt(2)
     assert coarse["exponent_high"] - coarse["exponent_low"] >= 2 * reach * 0.999
     assert fine["exponent_high"] - fine["exponent_low"] < reach
+    # ranks share the error of their tops, full fine-tuning has one of its own
+    widths = [np.log(row["to_full_high"] / row["to_full_low"]) for row in (coarse, fine)]
+    assert widths[0] >= 2 * 1.96 * 0.4 * np.log(10) * np.sqrt(2) * 0.999
+    assert widths[1] < widths[0] / 4
 
 
 def test_one_seed_has_no_interval():

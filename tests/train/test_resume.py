@@ -246,6 +246,25 @@ def test_a_checkpoint_that_is_not_this_packs_is_ignored(damage: str, tmp_path: P
     assert json.dumps([path.name for path in tmp_path.iterdir()]) == json.dumps([checkpoint.NAME])
 
 
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_none(tmp_path: Path) -> None:
+    """By a worker that was taken for dead and woke up."""
+
+    class Replaced(list[str]):
+        def __ne__(self, other: object) -> bool:  # asked between the header and the tensors
+            checkpoint.write(tmp_path, {"x": torch.ones(3)}, {"trials": ["a"], "done": 2})
+            return False
+
+    checkpoint.write(tmp_path, {"x": torch.zeros(3)}, {"trials": ["a"], "done": 1})
+    whole = checkpoint.read(tmp_path, trials=["a"])
+    assert whole is not None
+    assert whole[1]["done"] == 1
+    assert whole[0]["x"].tolist() == [0, 0, 0]
+    assert checkpoint.read(tmp_path, trials=Replaced(["a"])) is None
+    new = checkpoint.read(tmp_path, trials=["a"])
+    assert new is not None
+    assert new[1]["done"] == 2
+
+
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")]
 )

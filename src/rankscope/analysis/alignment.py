@@ -174,7 +174,10 @@ def contrast(
     seeds = sorted(set.intersection(*(set(pair.ravel().tolist()) for pair in pairs)))
 
     def difference(kept: list[Hashable]) -> float:
-        own = [y[np.isin(pair, np.array(kept)).all(axis=1)] for pair, y in zip(pairs, values, strict=True)]
+        own = [
+            y[np.isin(pair, np.array(kept)).all(axis=1)]
+            for pair, y in zip(pairs, values, strict=True)
+        ]
         first, *others = [y.mean() if len(y) else np.nan for y in own]
         return float(first - sum(others))
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from rankscope.analysis.growth import LOWEST
 from rankscope.analysis.inference import LEVEL, normal, student
-from rankscope.analysis.rates import FEWEST_RATES, SHAPE
+from rankscope.analysis.rates import FEWEST_RATES, SHAPE, errors_of_grid
 from rankscope.analysis.threshold.evidence import DEEPEST
 from rankscope.analysis.threshold.threshold import FEWEST
 from rankscope.analysis.verdicts.rates import SAME
@@ -160,9 +160,11 @@ def _alignment(lora: pd.DataFrame, full: pd.DataFrame) -> tuple[Answerable, str]
 
 
 def _rates(lora: pd.DataFrame, full: pd.DataFrame) -> tuple[Answerable, str]:
-    counts = lora.groupby(["rank", "scaling"], dropna=False)["learning_rate"].nunique()
-    able = counts[counts.ge(FEWEST_RATES)]
-    if len(able) < 2:
+    logs = np.log(lora["learning_rate"]).groupby([lora["scaling"], lora["rank"]], dropna=False)
+    grids = logs.agg(["nunique", "min", "max"])
+    grids = grids[grids["nunique"].ge(FEWEST_RATES)]
+    rules = [part for _, part in grids.groupby("scaling", dropna=False) if len(part) > 1]
+    if not rules:
         return "no", f"fewer than two ranks with {FEWEST_RATES} rates, so no best one inside a grid"
     wanting = []
     seeds = lora.groupby(["rank", "scaling", "learning_rate"], dropna=False)["seed"].nunique()
@@ -172,21 +174,22 @@ def _rates(lora: pd.DataFrame, full: pd.DataFrame) -> tuple[Answerable, str]:
         wanting.append("no full fine-tuning to set LoRA's rate beside")
     elif full["learning_rate"].min() * FULL_BELOW > lora["learning_rate"].median():
         wanting.append("full fine-tuning's grid does not reach below LoRA's")
-    spread = np.log(able.index.get_level_values("rank").unique().to_numpy(dtype=float))
-    step = np.log(lora["learning_rate"]).drop_duplicates().sort_values().diff().mean()
-    reach = (
-        float(normal.ppf((1 + LEVEL) / 2))
-        * SHAPE
-        * step
-        / max(1e-9, float(np.linalg.norm(spread - spread.mean())))
-    )
-    if reach > SAME:
+    if (reach := max(map(_left_open, rules))) > SAME:
         wanting.append(
-            f"rates {np.exp(step):.1f} times apart may leave the exponent open by ±{reach:.2f} "
-            f"(±{SAME} is asked): more ranks, or rates closer together"
+            f"so few ranks and rates may leave the exponent open by ±{reach:.2f} (±{SAME} is asked)"
+            ": more ranks, or rates closer together"
         )
-    text = f"{len(able)} configurations with {int(able.min())} rates or more"
+    text = f"{len(grids)} configurations with {int(grids['nunique'].min())} rates or more"
     return ("in part" if wanting else "yes"), "; ".join([text, *wanting])
+
+
+def _left_open(grids: pd.DataFrame) -> float:
+    """Half the width of the exponent's interval that the grid alone makes, where best rates stand
+    on few rates (`rates.Curve.error`); one row per rank, of one scaling rule."""
+    steps = (grids["max"] - grids["min"]) / (grids["nunique"] - 1)
+    logs = np.log(grids.index.get_level_values("rank").to_numpy(dtype=float))
+    exponent_error, _ = errors_of_grid(logs, list(SHAPE * steps), None)
+    return float(normal.ppf((1 + LEVEL) / 2)) * exponent_error
 
 
 def _list(names: Iterable[str]) -> str:

@@ -199,7 +199,7 @@ def _group(
         return float(np.mean([c.best(seeds) for c in inside.values()]) - full.best(seeds))
 
     paired = [seed for seed in common if full is not None and seed in full.seeds]
-    exponent_error, ratio_error = _errors(logs, [c.error for c in inside.values()], full)
+    exponent_error, ratio_error = errors_of_grid(logs, [c.error for c in inside.values()], full)
     for name, found in (
         ("exponent", jackknife(common, exponent).widened(exponent_error)),
         ("to_full", jackknife(paired, to_full).widened(ratio_error).exp()),
@@ -209,7 +209,7 @@ def _group(
     return row
 
 
-def _errors(
+def errors_of_grid(
     logs: NDArray[np.float64], errors: list[float], full: Curve | None
 ) -> tuple[float, float]:
     """Standard errors of the exponent and of the log ratio to full fine-tuning from the tops'

@@ -23,8 +23,9 @@ from rankscope.report.drift_tables import (
 )
 from rankscope.report.interventions import interventions_table
 from rankscope.report.maps import short_names
-from rankscope.report.table import RANK, WHERE, Column, Table, interval_column, trials_table
+from rankscope.report.table import RANK, WHERE, Column, Table, interval_column
 from rankscope.report.theme import rate_name, series_names
+from rankscope.report.trials_table import trials_table
 
 # tables with values of the metric, or differences of it
 OF_A_METRIC = {

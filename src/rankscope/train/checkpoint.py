@@ -37,15 +37,29 @@ def write(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> No
 
 def read(folder: Path, *, trials: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The folder's checkpoint of these trials (ids, in this order), or None: absent,
-    damaged, of another pack or of another version."""
+    damaged, of another pack or of another version, or replaced while it was read.
+
+    ``safe_open`` opens a file twice, for its header and for its tensors. A worker that was taken
+    for dead may write in between, and its tensors would go with another header.
+    """
+    path = folder / NAME
     try:
-        with safe_open(folder / NAME, framework="pt") as file:
+        before = _version(path)
+        with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             state = json.loads(header.get("state", "{}"))
             if state.get("trials") != trials or header.get("format") != FORMAT:
                 return None
-            return {key: file.get_tensor(key) for key in file.keys()}, state  # noqa: SIM118 - no mapping
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        return (tensors, state) if _version(path) == before else None
     except (FileNotFoundError, SafetensorError, json.JSONDecodeError):
         return None
-    except RuntimeError:  # safe_open opens twice: a worker that lost its claim replaced the file
+    except RuntimeError:  # the second file is shorter than the first one's header says
+        if _version(path) == before:
+            raise
         return None
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
