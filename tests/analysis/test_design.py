@@ -14,6 +14,8 @@ from rankscope.analysis.design import COLUMNS, accuracy_noise, design, power
 from rankscope.analysis.frames import Frames
 from simulate import study
 
+BALANCED = {"ranks": (2, 8, 32, 128, 384), "rates": tuple(np.geomspace(1e-4, 1e-2, 5))}
+
 
 def planned(ranks=(8, 64), seeds=(0, 1, 2), rates=(1e-5, 1e-4, 1e-3, 1e-2), full=True, often=8):
     rows = [
@@ -32,8 +34,7 @@ def answers(table):
 
 
 def test_a_balanced_design_can_answer_all():
-    balanced = planned(ranks=(2, 8, 32, 128, 384), rates=np.geomspace(1e-4, 1e-2, 5))
-    assert answers(balanced) == dict.fromkeys(["H1", "H2", "H3", "H4", "H5"], "yes")
+    assert answers(planned(**BALANCED)) == dict.fromkeys(["H1", "H2", "H3", "H4", "H5"], "yes")
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,11 @@ def test_a_balanced_design_can_answer_all():
         (
             pd.concat([planned(ranks=(8,)), planned(ranks=(64,)).replace("alpha/r", "alpha")]),
             "H5", "no", "fewer than two ranks",
+        ),
+        # the coarser rule counts
+        (
+            pd.concat([planned(**BALANCED), planned().replace("alpha/r", "alpha")]),
+            "H5", "in part", "open by ±1.23",
         ),
         # grids that lie between each other: 1.96 times 0.4 ln 100 over the same spread
         (

@@ -95,6 +95,14 @@ def test_the_error_of_the_top_is_that_of_the_residuals_where_rates_are_many():
     assert found.error == pytest.approx(100 * np.std(-drawn[:, 1] / (2 * drawn[:, 0])), rel=0.05)
 
 
+def test_without_a_parabola_the_best_rate_is_known_to_the_grid():
+    grid = np.geomspace(1e-5, 1e-1, 5)
+    up = pd.DataFrame({"seed": 0, "learning_rate": grid, "best": [0.78, 0.70, 0.80, 0.70, 0.79]})
+    found = curve(up, 0.5)
+    assert found.best([0]) == pytest.approx(np.log(1e-3))  # it opens upwards: the best tried
+    assert found.error == pytest.approx(0.4 * np.log(10))
+
+
 def test_intervals_include_the_grid():
     coarse, fine = (rates(frames(0.0, noise=0.002, grid=GRID[::n])).groups.iloc[0] for n in (3, 1))
     # three rates a tenfold apart keep half of the gain; ranks 4, 16 and 64
