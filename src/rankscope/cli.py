@@ -170,7 +170,7 @@ COMMANDS: dict[
         ),
         (
             results.intervene,
-            "edit trained updates and evaluate them again: is drift the cause or a marker?",
+            "edit trained updates and evaluate them again, to tell whether drift is cause or marker",
             results.intervene_options,
         ),
     ],

@@ -47,6 +47,7 @@ def test_the_dose_is_recovered(direction):
     ratios = {0.9, 0.75, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1, 0.05}
     assert set(t.attained["ratio"]) <= (ratios if direction < 0 else {1 / c for c in ratios})
     assert len(t.attained) >= 3
+    assert t.attained["ratio"].is_unique
 
 
 def test_no_dose_is_told_that_is_not_shown():
