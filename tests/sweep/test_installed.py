@@ -3,6 +3,7 @@ are."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 
+import rankscope
 from pretend import STUDY, TRIALS, create, pretend, run
-from rankscope.sweep.installed import changed_code
+from rankscope.sweep.installed import changed_code, code
 from rankscope.sweep.processes import run_processes
 
 TAIL = "What had finished is kept. Type the same command again"
@@ -52,6 +54,23 @@ def test_a_worker_whose_code_is_changed(tmp_path: Path, capfd: pytest.CaptureFix
     assert "ImportError: cannot import name 'old'" in line
     assert TAIL in line
     assert capfd.readouterr().err == ""
+
+
+def test_the_digest_of_our_code_is_that_of_every_file_and_its_name(tmp_path: Path) -> None:
+    ours = shutil.copytree(Path(rankscope.__file__).parent, tmp_path / "rankscope")
+    program = "from rankscope.sweep.installed import code; print(code())"
+
+    def found() -> str:
+        return subprocess.check_output(
+            [sys.executable, "-c", program], cwd=tmp_path, text=True
+        ).strip()
+
+    assert found() == code()
+    with (ours / "linalg" / "norms.py").open("a", encoding="utf-8") as file:
+        file.write("# one comment more\n")
+    edited = found()
+    (ours / "linalg" / "certify.py").rename(ours / "linalg" / "certified.py")
+    assert len({code(), edited, found()}) == 3
 
 
 def late(folder: Path, name: str) -> ImportError:
