@@ -77,6 +77,15 @@ def test_what_is_missing_is_named(table, hypothesis, answerable, reason):
     assert reason in check.reason
 
 
+@pytest.mark.parametrize(("lower", "reaches"), [(2, False), (4, True)])
+def test_full_fine_tunings_rates_begin_three_times_below_loras(lower, reaches):
+    rates = (1e-4, 1e-3, 1e-2)
+    full = planned(rates=[10 * rate * 10 / lower for rate in rates])  # from 1e-3 / lower on
+    table = pd.concat([planned(rates=rates, full=False), full[full["method"].eq("full")]])
+    (check,) = [c for c in design(table) if c.hypothesis == "H5"]
+    assert ("does not reach below LoRA's" in check.reason) is not reaches
+
+
 def test_ranks_that_some_seeds_lack_are_no_common_ranks():
     """The unbalanced design of docs/results/minilm-glue: seed 0 has all ranks, the others two."""
     table = planned(ranks=(1, 8, 64, 384))
