@@ -170,7 +170,7 @@ COMMANDS: dict[
         ),
         (
             results.intervene,
-            "edit trained updates and evaluate them again, to tell whether drift is cause or marker",
+            "edit trained updates and evaluate them again, to tell cause from marker",
             results.intervene_options,
         ),
     ],
