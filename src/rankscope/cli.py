@@ -192,6 +192,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
+        self.register("action", None, Once)
         self.groups: dict[str, list[str]] = {}
 
     def error(self, message: str) -> NoReturn:
@@ -202,6 +203,8 @@ class Parser(argparse.ArgumentParser):
                 f"{place}: expected one of {', '.join(choices)}; found {typed!r:.60}"
                 f"{_near(typed, choices)}"
             )
+        message = re.sub(r"invalid int value: (.*)", r"expected a whole number; found \1", message)
+        message = re.sub(r"invalid float value: (.*)", r"expected a number; found \1", message)
         message = re.sub(
             "the following arguments are required: (.*)", r"expected \1; found none", message
         )
@@ -232,6 +235,21 @@ class Parser(argparse.ArgumentParser):
             formatter.end_section()
         formatter.add_text(self.epilog)
         return formatter.format_help()
+
+
+class Once(argparse._StoreAction):
+    """Stores a value. An option that is typed twice is a mistake: argparse would take the last."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> None:
+        typed = vars(namespace).setdefault("typed", {})
+        if option is not None and self.dest in typed:
+            raise argparse.ArgumentError(
+                self, f"expected once; found {typed[self.dest]!r:.80} and {values!r:.80}"
+            )
+        typed[self.dest] = values
+        super().__call__(parser, namespace, values, option)
 
 
 class Completion(argparse.Action):

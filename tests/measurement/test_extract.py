@@ -185,6 +185,8 @@ def test_refusals_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     said(str(full), "--base", str(base), message="expected float32 factors within error = 1e-09")
     other, _, _, _ = tuned("llama", tmp_path / "other")
     said(str(full), "--base", str(other), message="another model")
+    alike, _, _, _ = tuned("gpt2", tmp_path / "alike")  # its head has the shape of an embedding
+    said(str(alike), "--base", str(base), message="found 1 of its 29 tensors, not transformer.h.0")
     adapter = tmp_path / "adapter"
     extract(full, base=base, to=adapter, rank=1)
     said(str(adapter), "--base", str(base), message="found an adapter. Type: rankscope resize")
@@ -193,6 +195,16 @@ def test_refusals_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     state["roberta.encoder.layer.0.attention.self.query.weight"][0, 0] = math.nan
     save_file(state, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
     said(str(tmp_path / "broken"), "--base", str(base), message="expected finite weights")
+
+
+def test_a_weight_stored_as_whole_numbers_is_lost_and_said(tmp_path: Path) -> None:
+    base, full, _, _ = tuned("roberta", tmp_path)
+    state = load_file(full / "model.safetensors")
+    name = "roberta.encoder.layer.0.attention.self.query.weight"
+    state[name] = (100 * state[name]).to(torch.int8)
+    save_file(state, full / "model.safetensors", metadata={"format": "pt"})
+    lost = {one.name: one.why for one in extract(full, base=base, to=tmp_path / "o", rank=1).lost}
+    assert lost[name] == "stored as int8, not as floating-point numbers"
 
 
 def test_the_command_says_what_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -383,6 +383,9 @@ def test_what_is_no_plain_lora_is_refused_by_name(
     config = json.loads((pissa / "adapter_config.json").read_text())
     (pissa / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": "pissa"}))
     refused(pissa, out, r"expected plain LoRA; init_lora_weights 'pissa' changed the base")
+    config = config | {"use_dora": True}  # whose magnitudes are gone
+    (pissa / "adapter_config.json").write_text(json.dumps(config))
+    refused(pissa, out, r"expected lora_magnitude_vector of .*query, as use_dora = true says")
     loha = make_case("roberta", peft.LoHaConfig, target_modules=["query"], r=2)
     refused(loha.adapter, out, r"expected peft_type LORA, found LOHA")
     refused(loha.base, out, r"expected an adapter with LoRA factors; found none")
@@ -412,6 +415,8 @@ def test_out_is_new_and_no_goal_is_senseless(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"expected a folder .* to make it in; found none"):
             resize(source, to=tmp_path / name, rank=1)
     refused(source, source / "out", "expected a folder outside")
+    with pytest.raises(ValueError, match=r"budget of (\d+) bytes .* found 9. Type --budget \1, or"):
+        resize(source, to=tmp_path / "out", budget=9)
     for goal in (
         {"energy": 0.0}, {"energy": 1.1}, {"error": 1.0}, {"error": math.nan}, {"rank": 0},
         {"rank": True}, {"budget": -1}, {}, {"rank": 1, "energy": 0.5},

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rankscope.measurement.measure import measure
+from rankscope.measurement.resize import resize
 from rankscope.measurement.table import Table
 from tiny import stable_rank
 
@@ -242,6 +243,27 @@ def test_broken_files_are_one_line(tmp_path: Path, tensors: dict[str, Tensor], s
                 lora_adapter_metadata="{",
             )
         )
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ([], "expected a JSON object as lora_adapter_metadata; found list"),
+        ({"unet.r": 9, "unet.lora_alpha": 4}, "expected r = 3 for x, by its factors; found r = 9"),
+        ({"unet.r": 3, "unet.rank_pattern": {"x": 2}}, "expected r = 3 for x, by its factors"),
+        ({"unet.r": 3, "unet.use_dora": True}, "expected lora_magnitude_vector of x, as use_dora"),
+        ({"unet.r": 3, "unet.use_rslora": "no"}, "expected use_rslora to be true or false"),
+    ],
+    ids=str,
+)
+def test_a_header_that_does_not_fit_its_factors(tmp_path: Path, settings: Any, says: str) -> None:
+    tensors = {"unet.x.lora_B.weight": noise(8, 3), "unet.x.lora_A.weight": noise(3, 6)}
+    path = written(tmp_path, tensors, lora_adapter_metadata=json.dumps(settings))
+    for reading in (measure, lambda source: resize(source, to=tmp_path / "out", rank=1)):
+        with pytest.raises(ValueError, match="expected") as caught:
+            reading(path)
+        assert says in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_with_such_words_in_it_is_still_a_checkpoint(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def resize(options: argparse.Namespace) -> int:
 
     if (options.base is None) != (options.task is None):
         raise ValueError("the metric before and after needs both --base MODEL and --task TASK")
+    _needs(options, "task", "data", "study", "rows")
     options.source = _source(options, method="lora")
     rows, before = None, None
     if options.task is not None:
@@ -140,6 +141,7 @@ def _source(options: argparse.Namespace, *, method: str) -> str:
     from rankscope.store.store import Store
 
     given: str = options.source
+    _needs(options, "trial", "weights")
     if options.trial is None:
         if (Path(given).expanduser() / NAME).is_file():
             raise ValueError(
@@ -165,6 +167,14 @@ def _source(options: argparse.Namespace, *, method: str) -> str:
     return str(folder.path / options.weights)
 
 
+def _needs(options: argparse.Namespace, needed: str, *names: str) -> None:
+    """``ValueError``, one line, where one of these options was typed that says something only
+    beside another, which was not."""
+    for name in names:
+        if name in options.typed and needed not in options.typed:
+            raise ValueError(f"--{name}: expected --{needed} with it; found none")
+
+
 _OTHER = {
     "lora": "is a full fine-tune, not an adapter. Type: rankscope extract, with --base MODEL",
     "full": "is an adapter, not a full fine-tune. Type: rankscope resize",
@@ -173,7 +183,7 @@ _OTHER = {
 
 def _bytes(text: str) -> int:
     """3000000, 3MB, 3MiB."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?", text)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if found is None:
         raise argparse.ArgumentTypeError(
             f"expected bytes, such as 3000000, 3MB or 3MiB; found {text!r:.40}"

@@ -142,7 +142,14 @@ def _ranks(factors: dict[str, Factors]) -> dict[str, int]:
 
 def _sorted(tuned: Tensors, base: BaseModel, source: str) -> Change:
     names = sorted(tuned, key=natural)
-    base.check_same_model(names, tuned.where, matched=any(base.counterpart(name) for name in names))
+    unknown = [name for name in names if base.counterpart(name) is None]
+    base.check_same_model(names, tuned.where, matched=len(unknown) < len(names))
+    if 2 * len(unknown) > len(names):  # some names and shapes are everyone's
+        raise ValueError(
+            f"{base.tensors.where}: expected the base of {tuned.where}; found "
+            f"{len(names) - len(unknown)} of its {len(names)} tensors, not {unknown[0]}. It is "
+            "another model; give the one that it was tuned from: --base MODEL"
+        )
     found = Change(tuned, base, [], [], [])
     for name in names:
         header = tuned.headers[name]
@@ -160,7 +167,11 @@ def _place(change: Change, name: str, header: Header) -> None:
     """Sorts one tensor that both have, unless it is unchanged."""
     layer = name.removesuffix(".weight")
     if header.dtype not in READABLE:
-        return  # a buffer
+        other = change.base.counterpart(name)
+        if other is not None and change.base.tensors.headers[other].dtype in READABLE:
+            kind = str(header.dtype).removeprefix("torch.")
+            change.lost.append(Lost(name, f"stored as {kind}, not as floating-point numbers", None))
+        return  # else a buffer
     tuned, held = change.tuned.read(name), change.base.weight_of(name)
     other = change.base.counterpart(name) if isinstance(held, Skipped) else None  # of a vector
     weight = None if other is None else change.base.tensors.read(other)

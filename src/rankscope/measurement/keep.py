@@ -16,6 +16,9 @@ from torch import Tensor
 
 from rankscope.weights.lora_pairs import LoraPairs
 
+_SHARE = "a share above 0 and below 1"
+_LIKE = {"energy": "0.95", "rank": "8", "error": "0.05", "budget": "3MB"}
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -47,8 +50,11 @@ class Goal:
             else math.isfinite(value) and 0 < value <= 1 and (name == "energy" or value < 1)
         )
         if not fits:
-            wanted = "a whole number from 1" if whole else "a share above 0 and below 1"
-            raise ValueError(f"{name}: expected {wanted}; found {value!r:.40}.")
+            share = "a share above 0, 1 at most" if name == "energy" else _SHARE
+            wanted = "a whole number from 1" if whole else share
+            raise ValueError(
+                f"{name}: expected {wanted}; found {value!r:.40}. Such as --{name} {_LIKE[name]}"
+            )
 
     @property
     def given(self) -> dict[str, Any]:
@@ -109,7 +115,8 @@ def shared_ranks(
     if (least := pairs.size(ranks)) > goal.budget:
         raise ValueError(
             f"{pairs.source}: expected a budget of {least} bytes at least, which rank 1 in each "
-            f"layer and the {len(pairs.others)} other tensors take; found {goal.budget}."
+            f"layer and the {len(pairs.others)} other tensors take; found {goal.budget}. "
+            f"Type --budget {least}, or more."
         )
     values = sorted(
         (

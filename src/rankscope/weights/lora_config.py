@@ -49,6 +49,7 @@ class LoraConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     use_rslora: bool = False
+    use_dora: bool = False
     fan_in_fan_out: bool = False
     base_model: str | None = None
     revision: str | None = None
@@ -70,6 +71,20 @@ class LoraConfig:
         """s = alpha / r, or alpha / sqrt(r) with ``use_rslora``."""
         alpha = pattern_value(self.alpha_pattern, layer, self.lora_alpha, self.watch)
         return alpha / (math.sqrt(r) if self.use_rslora else r)
+
+    def check(self, layer: str, r: int, *, has_magnitude: bool) -> None:
+        """``ValueError``, one line, if a layer's factors are not what the configuration says of
+        them: its scale, or its update, would be wrong."""
+        if (expected := self.rank_of(layer)) != r:
+            raise ValueError(
+                f"{self.path}: expected r = {r} for {layer}, by its factors; found r = {expected}. "
+                "Its scale would be wrong: set r or rank_pattern to what was trained."
+            )
+        if self.use_dora and not has_magnitude:
+            raise ValueError(
+                f"{self.path}: expected lora_magnitude_vector of {layer}, as use_dora = true says; "
+                "found none. Save the adapter again, or set use_dora to what was trained."
+            )
 
     def doubt_of(self, layer: str) -> str | None:
         """Why the scale may differ from the one in training; None if it cannot.
@@ -139,8 +154,9 @@ def lora_config(path: Path, content: Mapping[str, Any]) -> LoraConfig:
             key: number(path, f"alpha_pattern {key}", v)
             for key, v in _pattern(path, content, "alpha_pattern")
         },
-        use_rslora=bool(content.get("use_rslora")),
-        fan_in_fan_out=bool(content.get("fan_in_fan_out")),
+        use_rslora=_truth(path, content, "use_rslora"),
+        use_dora=_truth(path, content, "use_dora"),
+        fan_in_fan_out=_truth(path, content, "fan_in_fan_out"),
         base_model=base_model if isinstance(base_model, str) and base_model else None,
         revision=revision if isinstance(revision, str) and revision else None,
         replicated=_replicated(path, content.get("layer_replication") or []),
@@ -185,6 +201,13 @@ def _unlike_lora(content: Mapping[str, Any]) -> str | None:
             f"init_lora_weights {start!r} changed the base before training, so W' - W is not s B A"
         )
     return next((why for setting, why in VARIANTS.items() if content.get(setting)), None)
+
+
+def _truth(path: Path, content: Mapping[str, Any], name: str) -> bool:
+    value = content.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{path}: expected {name} to be true or false; found {value!r:.40}.")
+    return bool(value)
 
 
 def _pattern(path: Path, content: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:

@@ -61,6 +61,7 @@ def _scale(file: LoraFile, site: Site, r: int | None) -> tuple[float, str | None
         return _number(file.tensors, site.parts["alpha"]) / r, None
     part, _, rest = site.layer.partition(".")
     if (config := file.configs.get(part)) is not None:
+        config.check(rest, r, has_magnitude="magnitude" in site.parts)
         return config.scale_of(rest, r), config.doubt_of(rest)
     scale, note = file.settings.scale(site.layer, r)
     if note is not None and (header := file.tensors.metadata.get("ss_network_alpha")) is not None:
@@ -90,7 +91,12 @@ def header_configs(tensors: Tensors) -> dict[str, LoraConfig]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{tensors.where}: expected JSON as {METADATA}; found {error}.") from error
     parts: dict[str, dict[str, object]] = {}
-    for key, value in content.items() if isinstance(content, dict) else ():
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{tensors.where}: expected a JSON object as {METADATA}; found "
+            f"{type(content).__name__}."
+        )
+    for key, value in content.items():
         part, _, setting = key.partition(".")
         parts.setdefault(part, {})[setting] = value
     return {part: lora_config(Path(tensors.where), settings) for part, settings in parts.items()}

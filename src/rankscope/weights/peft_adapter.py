@@ -238,14 +238,8 @@ def check_fit(adapter: Adapter, layer: str, B: Tensor, A: Tensor) -> None:
             f"{adapter.tensors.where}: expected B (m, r) and A (r, n) with one r for {layer}; "
             f"found B {tuple(B.shape)} and A {tuple(A.shape)}."
         )
-    expected = adapter.config.rank_of(layer)
-    if A.shape[0] != expected:
-        raise ValueError(
-            f"{adapter.config.path}: expected r = {A.shape[0]} for {layer}, from lora_A "
-            f"{tuple(A.shape)}; "
-            f"found r = {expected}. Its scale would be wrong: set r or rank_pattern to what "
-            "was trained."
-        )
+    has_magnitude = "lora_magnitude_vector" in adapter.sites[layer]
+    adapter.config.check(layer, A.shape[0], has_magnitude=has_magnitude)
 
 
 def _weight(
