@@ -1,4 +1,5 @@
-"""The studies of `calibration.py` on H1 (the exponent), H4 (the contrast) and H5 (best rates)."""
+"""The studies of `calibration.py` on H1 (the exponent), H3 (slopes inside trials), H4 (the
+contrast) and H5 (best rates)."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import pandas as pd
 from scipy.special import expit
 
 from rankscope.analysis.alignment import contrast
+from rankscope.analysis.dynamics import KNOT, slopes
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.growth import growth
 from rankscope.analysis.rates import rates
@@ -131,4 +133,27 @@ def exponents(
         "ratio": [found.ratio.estimate, found.ratio.low, found.ratio.high],
         "true_ratio": (384 / lowest) ** known.b,
         "seeds": seeds,
+    }
+
+
+def inside(
+    rng: np.random.Generator, resamples: int, *, trials: int, varying: float = 0.0
+) -> RESULT:
+    """H3: trials that drift by 0.4 to 3 e-folds in eight evaluations, most of them not far; noise
+    that lasts, and slopes that differ between trials by `varying` (a standard deviation)."""
+    rows = []
+    for trial in range(trials):
+        far = np.exp(rng.uniform(np.log(0.4), np.log(3.0)))
+        u = far * (np.arange(1, 9) / 8) ** rng.uniform(0.5, 1.2)
+        noise = rng.normal(0, 0.02, 8)
+        for step in range(1, 8):
+            noise[step] += 0.3 * noise[step - 1]
+        before, after = 0.2 + 2 * varying * rng.normal(), -0.07 + varying * rng.normal()
+        y = rng.normal() + before * np.minimum(u, KNOT) + after * np.maximum(0, u - KNOT) + noise
+        columns = {"trial": trial, "step": range(8), "log_drift": -u, "metric_value": y}
+        rows.append(pd.DataFrame(columns | {"eval_loss": -y}))
+    found = slopes(pd.concat(rows, ignore_index=True))
+    return {
+        "slope": [found[f"metric_after{end}"] for end in ("", "_low", "_high")],
+        "true_slope": -0.07,
     }

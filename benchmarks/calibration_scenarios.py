@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from calibration_effects import RESULT, best_rates, exponents, pairs
+from calibration_effects import RESULT, best_rates, exponents, inside, pairs
 from scipy.stats import norm
 
 from rankscope.analysis.drift import checkpoints
@@ -203,6 +203,9 @@ SCENARIOS: dict[str, Scenario] = {
     "H1, 3 seeds": exponents,
     "H1, 5 seeds": partial(exponents, seeds=5),
     "H1, 3 seeds, uneven": partial(exponents, uneven=True),
+    **{f"H3, {trials} trials": partial(inside, trials=trials) for trials in (6, 12, 25)},
+    **{f"H3, {trials} trials, slopes that vary": partial(inside, trials=trials,
+                                                      varying=0.04) for trials in (6, 12, 25)},
     "H4, 3 seeds": partial(pairs, seeds=3),
     "H4, 5 seeds": partial(pairs, seeds=5),
     "H4, 5 seeds, uneven": partial(pairs, seeds=5, drop=1),

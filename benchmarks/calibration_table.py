@@ -24,7 +24,8 @@ def table(lines: pd.DataFrame) -> str:
     )
     order = list(dict.fromkeys(lines["scenario"]))
     parts = [head, _thresholds(lines, order)]
-    for name, title in (("b", "H1: the exponent b"), ("contrast", "H4: the contrast"),
+    for name, title in (("b", "H1: the exponent b"),
+                        ("slope", "H3: the slope past the knot"), ("contrast", "H4: the contrast"),
                                                       ("exponent", "H5: exponent of the best rate"),
                         ("to_full", "H5: LoRA's best rate over full fine-tuning's")):  # fmt: skip
         parts.append(_intervals(lines, order, name, title))

@@ -10,6 +10,7 @@ from rankscope.analysis.alignment import alignment, contrast
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.inference import jackknife
 from rankscope.analysis.verdicts.alignment import alignment_verdict
+from rankscope.analysis.verdicts.verdict import interval_of
 from simulate import Truth, study
 
 
@@ -111,6 +112,8 @@ def test_barriers_and_cka_are_means_over_pairs_with_intervals_over_seeds():
             assert row[f"{name}_lora_full_high"] == pytest.approx(alone.high)
     sentence = next(s for s in alignment_verdict(found).sentences if "loss barrier" in s)
     assert "CKA of pooled features" in sentence
+    at = interval_of(found.contrasts.iloc[-1], "barrier_lora_full")
+    assert f"loss barrier at the midpoint {at:.3f} (two full" in sentence
 
 
 def test_an_older_comparison_has_no_barriers():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -179,3 +181,15 @@ def test_holm_steps_down():
     assert holm(np.array([0.01, 0.04, np.nan, 0.03])) == pytest.approx(
         [0.03, 0.06, np.nan, 0.06], nan_ok=True
     )
+
+
+def test_where_growth_is_steep_is_named_once():
+    """All kinds of layer together, or the one kind where these are not steep."""
+    slow = fitted(study(Truth(b=0.1, b_seeds=0.005), tasks=("one", "two")), resamples=99)
+    steep = (slow.groups["task"] + " " + slow.groups["kind"]).isin(
+        ["one all", "one query", "two query"]
+    )
+    told = replace(slow, groups=slow.groups.assign(b=np.where(steep, 0.6, 0.1), p_holm=0.01))
+    said = growth_verdict(told)
+    assert (said.verdict, growth_verdict(slow).verdict) == ("undecided", "supported")
+    assert "On one, alpha/r and two, alpha/r, query b lies above 0.5" in said.sentences[-1]

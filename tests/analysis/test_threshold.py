@@ -247,8 +247,41 @@ def test_the_premise_fails_where_the_best_lies_away_from_the_base():
     assert t.premise.high < 0.8
     headline, sentence = threshold_verdict([t]).sentences
     assert "do not reach the best values" in headline
-    assert "% of the best gain" in sentence
+    assert "% of the best gain (3 configurations)" in sentence
+    assert "seed" not in headline
     assert "is lower by" not in sentence  # there is no gain near sr(W) to lose
+    headline, sentence = threshold_verdict([replace(t, seeds=1)]).sentences
+    assert "there is no such drift (one seed)" in headline
+    assert "(3 configurations of one seed)" in sentence
+    whole = replace(t.premise, estimate=1.0, low=1.0, high=1.0)  # every best value is a near one
+    said = threshold_verdict([replace(t, reason=GRADUAL, premise=whole)]).sentences[1]
+    assert "reach the best values in all of 3 configurations" in said
+    assert "[100, 100]" not in said
+
+
+def test_failures_that_are_rare_are_in_the_upper_end_of_a_loss():
+    """One in thirty loses everything; in a study without one the spread is no sign of that."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for trial in range(8):
+        rows += [(f"a{trial}", 1e-4, trial, 0.0, 0.8 + rng.normal(0, 0.004)) for _ in range(3)]
+        rows += [(f"b{trial}", 1e-2, trial, -2.0, 0.8 + rng.normal(0, 0.004)) for _ in range(4)]
+    t = threshold(points(rows), 0.5, 0.004, {"model": "m", "task": "t"}, rng=rng, resamples=199)
+    assert t.loss.low < 0 < t.loss.high
+    assert t.loss.high > 0.3 / 30  # what is lost on average
+    assert t.loss.high < 0.1 * t.gain
+    assert t.answer == "contradicted"  # a tenth of the gain is still excluded
+    assert t.held == 0
+
+
+def test_what_is_worse_than_can_be_counted_is_said():
+    shown = found(Truth(threshold=0.8, decline=0.4, noise=0.01))
+    assert shown.seeds == 3
+    held = threshold_verdict([replace(shown, held=0.9)]).sentences[1]
+    assert "or more (worse values are held there), of a gain" in held
+    assert "or more" not in threshold_verdict([shown]).sentences[1]
+    few = threshold_verdict([replace(shown, answer="undecided", reason="3 trials", trials=3)])
+    assert few.sentences[0] == "Paraphrase has too few trials."
 
 
 def test_brackets_and_their_likelihood():

@@ -27,7 +27,7 @@ GROUPS = {
             ("premise", "gain near sr(W) over the best gain", ".0%"),
         ],
     ),
-    "H3": ("tasks", [("metric_after", "metric per e-fold past half of sr(W)", "+.3f")]),
+    "H3": ("tasks", [("metric_after", "metric per e-fold of drift past the knot", "+.3f")]),
     "H4": ("contrasts", [("contrast", "cosine with full, less full with full", "+.3f")]),
     "H5": (
         "groups",

@@ -85,7 +85,7 @@ def slopes_table(conclusions: Conclusions) -> Table:
     return Table(
         "slopes",
         "Validation against drift inside trials",
-        "Change of the metric and of the evaluation loss per e-fold of sr(W + ΔW), before and "
+        "Change of the metric and of the evaluation loss per e-fold of drift, before and "
         "past the knot at half of sr(W); "
         "one intercept per trial, intervals clustered by trial. Correlation: of the drift's "
         "size with the step.",

@@ -156,8 +156,8 @@ def _dynamics(frames: Frames, conclusions: Conclusions, colours: dict[str, str])
     return forest(
         rows,
         colours,
-        "Change of the metric per e-fold of sr(W + ΔW) past the knot, with 95 % intervals.",
-        "metric per e-fold past half of sr(W)",
+        "Change of the metric per e-fold of drift past the knot, with 95 % intervals.",
+        "metric per e-fold of drift past the knot",
     )
 
 

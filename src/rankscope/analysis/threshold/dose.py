@@ -61,7 +61,7 @@ def fits(found: Evidence, weights: Array, excess: float = 0.0) -> Fits:
     fine = _search(parts, finer, len(weights)) if finer else coarse
     _, plateau, turn, floor, fall = np.where(fine[0] < coarse[0], fine, coarse)
     near = _mean(weights[:, found.near.trial[chosen]], references)
-    deep = _mean(weights[:, found.far_trial] * (found.far_u >= found.deep), found.far_y)
+    deep = _mean(weights[:, found.far_trial] * found.deepest, found.far_y)
     return Fits(plateau, fall, turn, floor, near=near, deep=deep)
 
 

@@ -96,14 +96,15 @@ class Evidence:
 
     ``y`` is the metric, held at three standard deviations below the constant answer: an unstable
     trial loses all of its gain and no more. ``strata`` are the trials' learning rates, as codes.
-    ``near`` offers each trial's last evaluation near sr(W); ``far_*`` are the checkpoints that
-    drifted by more than a tenth.
+    ``floor`` is where y is held. ``near`` offers each trial's last evaluation near sr(W); ``far_*``
+    are the checkpoints that drifted by more than a tenth.
     """
 
     points: pd.DataFrame
     sign: float
     trials: int
     strata: Codes
+    floor: float
     near: Candidates
     far_trial: Codes
     far_u: Array
@@ -113,6 +114,11 @@ class Evidence:
     def deep(self) -> float:
         """Where the deepest quarter of the drifted checkpoints begins, as a magnitude."""
         return float(np.quantile(self.far_u, 1 - DEEPEST)) if len(self.far_u) else np.nan
+
+    @property
+    def deepest(self) -> NDArray[np.bool_]:
+        """Which of the drifted checkpoints are the deepest quarter."""
+        return np.asarray(self.far_u >= self.deep, dtype=np.bool_)
 
     @property
     def reach(self) -> float:
@@ -158,6 +164,7 @@ def evidence(points: pd.DataFrame, constant: float, noise: float) -> Evidence:
         sign=sign,
         trials=int(points["trial_code"].nunique()),
         strata=pd.factorize(points.drop_duplicates("trial_code")["learning_rate"])[0],
+        floor=floor,
         near=_candidates(near),
         far_trial=far["trial_code"].to_numpy(),
         far_u=far["u"].to_numpy(),

@@ -18,25 +18,41 @@ from rankscope.analysis.inference import (
     student,
 )
 from rankscope.analysis.threshold.dose import Fits
-from rankscope.analysis.threshold.evidence import NEAR, Evidence
+from rankscope.analysis.threshold.evidence import NEAR, Array, Codes, Evidence
+
+UNSEEN = 0.5  # evaluations that lost everything, added to the deepest for the loss's upper end
 
 
 def loss(data: Evidence, found: Fits, noise: float) -> Interval:
     """P0 less the mean of the deepest quarter. The variances of both are added, Student's degrees
     of freedom are Welch and Satterthwaite's. That of P0 is at least what the spread between seeds
     says: the draws all have the same references, which lie closer than others because they were
-    chosen."""
-    references, deepest = data.near.chosen, np.unique(data.far_trial[data.far_u >= data.deep])
+    chosen.
+
+    For the upper end half an evaluation that lost everything is added to the deepest (as Jeffreys'
+    prior adds half a case to a proportion): models that fail rarely may not have been drawn, and
+    then neither the mean nor its spread knows of them (docs/results/calibration).
+    """
+    references, deepest = data.near.chosen, np.unique(data.far_trial[data.deepest])
     counts = np.array([references.sum(), len(deepest)])
     errors = np.array([np.nanstd(values[1:], ddof=1) for values in (found.near, found.deep)])
     errors[0] = max(errors[0], data.near.spread(noise) / np.sqrt(counts[0]))
-    lost, error = float(found.near[0] - found.deep[0]), float(np.sqrt((errors**2).sum()))
+    lost = float(found.near[0] - found.deep[0])
     clusters = len(np.unique(data.far_trial))
-    if not error > 0:
+    if not errors.any():
         return Interval(lost, np.nan, np.nan, "trial", clusters)
+    share = UNSEEN / (UNSEEN + data.deepest.sum())
+    unseen = share * float(found.deep[0] - data.floor)
+    more = np.array([errors[0], np.hypot(errors[1] * (1 - share), unseen * (1 - share))])
+    low, high = lost - _reach(errors, counts), lost + unseen + _reach(more, counts)
+    return Interval(lost, low, high, "trial", clusters)
+
+
+def _reach(errors: Array, counts: Codes) -> float:
+    """Half of a 95 % interval for a difference of two means with these standard errors."""
+    error = float(np.sqrt((errors**2).sum()))
     degrees = error**4 / (errors**4 / np.maximum(1, counts - 1)).sum()
-    reach = float(student.ppf((1 + LEVEL) / 2, degrees)) * error
-    return Interval(lost, lost - reach, lost + reach, "trial", clusters)
+    return float(student.ppf((1 + LEVEL) / 2, degrees)) * error
 
 
 def premise(near: pd.Series, best: pd.Series, constant: float) -> Interval:

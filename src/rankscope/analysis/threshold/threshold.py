@@ -10,11 +10,7 @@ import numpy as np
 import pandas as pd
 
 from rankscope.analysis.frames import Frames
-from rankscope.analysis.inference import (
-    Interval,
-    percentiles,
-    stratified_draws,
-)
+from rankscope.analysis.inference import Interval, percentiles, stratified_draws
 from rankscope.analysis.selection import sign_of
 from rankscope.analysis.threshold.dose import Fits, fits
 from rankscope.analysis.threshold.evidence import NEAR, Evidence, evidence
@@ -58,11 +54,13 @@ class Threshold:
     ``plateau`` is the drift at which the fitted line turns down, 0 for a decline from the start,
     ``kept`` the share of the gain that the line has before it, where there is a gain. ``loss`` is
     P0 less the mean metric of the deepest quarter of the drifted checkpoints, which lie beyond
-    ``deep``. ``line`` holds the corners of the fitted line (log_drift, value). ``brackets``,
-    ``tolerated`` and ``spread`` are the model of thresholds that vary, ``attained`` the paired
-    table. ``answer`` and ``reason`` follow the rules of docs/analysis.md. Of a metric that is
-    better when it is lower, ``constant``, ``near``, ``best``, ``line`` and what was attained are as
-    measured; ``gain``, ``loss`` and ``excess`` say how much better or worse, as for all metrics.
+    ``deep``; the share ``held`` of them is worse than three standard deviations of an evaluation
+    beyond a constant answer and counts as no more. ``line`` holds the corners of the fitted line
+    (log_drift, value). ``brackets``, ``tolerated`` and ``spread`` are the model of thresholds that
+    vary, ``attained`` the paired table. ``answer`` and ``reason`` follow the rules of
+    docs/analysis.md. Of a metric that is better when it is lower, ``constant``, ``near``, ``best``,
+    ``line`` and what was attained are as measured; ``gain``, ``loss`` and ``excess`` say how much
+    better or worse, as for all metrics.
     """
 
     model: str
@@ -71,6 +69,7 @@ class Threshold:
     reason: str
     direction: str = "none"
     trials: int = 0
+    seeds: int = 0
     checkpoints: int = 0
     references: int = 0
     reach: float = np.nan
@@ -89,6 +88,7 @@ class Threshold:
     kept: Interval = UNKNOWN
     loss: Interval = UNKNOWN
     deep: float = np.nan
+    held: float = np.nan
     excess: float = np.nan
     line: pd.DataFrame = field(
         default_factory=lambda: pd.DataFrame(columns=["log_drift", "value"]), repr=False
@@ -202,6 +202,7 @@ def threshold(
         "constant": constant,
         "noise": noise,
         "trials": data.trials,
+        "seeds": points["seed"].nunique(),
         "checkpoints": len(points),
         "references": len(data.near.y),
         "reach": data.reach,
@@ -237,6 +238,7 @@ def threshold(
         "gain": gain[0],
         "first_share": first,
         "deep": data.deep,
+        "held": float((data.far_y[data.deepest] <= data.floor).mean()),
     }
     known["premise"] = premise(near, best, constant)
     pairs = brackets(data, constant, float(best.mean()), HALF)

@@ -122,7 +122,7 @@ def _sentence(row: dict[str, Any]) -> str:
 
 def _halfway(row: dict[str, Any], name: str) -> str:
     """LoRA and full beside two full, pairs of different seeds."""
-    beside = f"{row[f'{name}_lora_full']:.3f}".replace("-", "−")
+    beside = f"{interval_of(row, f'{name}_lora_full', clusters=row['seeds']):.3f}"
     if not np.isfinite(row[f"{name}_contrast"]):
         return beside
     found = interval_of(row, f"{name}_contrast", clusters=row["seeds"])

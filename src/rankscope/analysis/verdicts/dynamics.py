@@ -71,7 +71,8 @@ def dynamics_verdict(found: Dynamics, longer: Continued) -> Verdict:
         f"One seed on {silent}: the interval of the correlation resamples its trials."
         if silent
         else "",
-        "A slope compares checkpoints of one trial; the training step moves along with the drift.",
+        "A slope compares checkpoints of one trial; the training step moves along with the drift. "
+        "An e-fold of drift moves sr(W + ΔW) away from sr(W) by a factor of 2.72.",
     )
 
 
@@ -143,10 +144,10 @@ def _sentence(row: dict[str, Any], several: bool) -> str:
         interval_of(row, name) for name in ("metric_after", "loss_after", "metric_before")
     )
     return (
-        f"{text}; per e-fold of sr(W + ΔW) the metric changes by {after:+.3f} past the knot "
+        f"{text}; with every e-fold of drift the metric changes by {after:+.3f} past the knot "
         f"and by {before:+.3f} "
         f"before it, the evaluation loss by {loss:+.3f} past it "
-        f"({counted(row['trials'], 'trial')})."
+        f"({counted(row['trials'], 'trial')}, {row['beyond']} of them past the knot)."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rankscope.analysis.growth import EVERY, PUBLISHED, SLOW, Growth
 from rankscope.analysis.verdicts.verdict import (
     ERROR_RATE,
+    MOST_NAMED,
     Verdict,
     about_seeds,
     answer,
@@ -33,7 +34,7 @@ def growth_verdict(found: Growth) -> Verdict:
             "of its seeds share."
         )
         return answer("H1", "undecided", [reason], numbers, _left_out(found))
-    steep = int((found.groups["b"].gt(SLOW) & found.groups["p_holm"].le(ERROR_RATE)).sum())
+    steep = _steep(found)
     word, why = "undecided", ""
     if not b.known:
         why = "With one layer and one seed there is no interval."
@@ -42,10 +43,8 @@ def growth_verdict(found: Growth) -> Verdict:
     elif b.low > SLOW:
         word = "contradicted"
     elif steep:
-        why = (
-            f"In {steep} of {counted(len(found.groups), 'group')} b lies above {SLOW}: there "
-            "is no common answer."
-        )
+        places = named(steep) if len(steep) <= MOST_NAMED else f"{steep[0]} and elsewhere"
+        why = f"On {places} b lies above {SLOW}: there is no common answer."
     else:
         why = f"The interval of b holds values on both sides of {SLOW}."
     return answer(
@@ -73,6 +72,17 @@ def _headline(found: Growth) -> str:
     )
 
 
+def _steep(found: Growth) -> list[str]:
+    """Where b lies above one half; a kind of layer only where not all of them together do."""
+    rows = found.groups[found.groups["b"].gt(SLOW) & found.groups["p_holm"].le(ERROR_RATE)]
+    told = [
+        f"{where(row, _several_models(found))}, {row['scaling']}"
+        + ("" if row["kind"] == EVERY else f", {row['kind']}")
+        for row in records(rows)
+    ]
+    return [place for place in told if not any(place.startswith(f"{whole}, ") for whole in told)]
+
+
 def _several_models(found: Growth) -> bool:
     return bool(found.groups["model"].nunique() > 1)
 
@@ -80,8 +90,8 @@ def _several_models(found: Growth) -> bool:
 def _more(found: Growth) -> list[str]:
     main = found.primary
     sentences = [
-        f"Ranks {main['ranks'].iloc[0]}: eight in ten of these updates have a stable rank between "
-        f"{main['p10'].min():.2f} and {main['p90'].max():.2f}; "
+        f"Ranks {main['ranks'].iloc[0]}: at least eight in ten of these updates have a stable rank "
+        f"between {main['p10'].min():.2f} and {main['p90'].max():.2f}; "
         f"at the largest rank they use {100 * main['utilisation_at_highest'].median():.1f} % "
         "of the nominal rank."
     ]

@@ -8,19 +8,22 @@ from typing import Any
 import numpy as np
 
 from rankscope.analysis.inference import Interval
-from rankscope.analysis.threshold.threshold import GRADUAL, HALF, UNLEARNT, Threshold
+from rankscope.analysis.threshold.threshold import FEWEST, GRADUAL, HALF, UNLEARNT, Threshold
 from rankscope.analysis.verdicts.verdict import (
     MOST_NAMED,
     Verdict,
     answer,
+    counted,
     named,
     overall,
     records,
     sentence,
+    where,
 )
 
 PREMISE_FAILS = "the premise fails"
 BEFORE = "before training"  # a source of c0
+MOSTLY = 0.5  # of the deepest quarter: held at three deviations beyond a constant answer
 MARKER = "drift marks the loss here and is not shown to cause it"
 
 
@@ -41,8 +44,8 @@ def threshold_verdict(found: Sequence[Threshold]) -> Verdict:
         numbers,
         "Drift, learning rate and training time move together: a threshold says where "
         "performance is lost, not why.",
-        "Intervals resample trials, at all rates and seeds of a task together. Rules: "
-        "docs/analysis.md.",
+        "Intervals resample trials, at all rates and seeds of a task together; the share of the "
+        "best gain leaves out one configuration at a time. Rules: docs/analysis.md.",
         "The metric of a constant answer was not recorded for "
         f"{named(_name(t, several) for t in guessed)}; it is "
         "taken from the value at which many evaluations stand exactly."
@@ -66,34 +69,45 @@ def _headline(found: Sequence[Threshold], several: bool) -> str:
     if held and len(held) <= MOST_NAMED:
         places = named(f"{_share(t, t.half)} of sr(W) on {_name(t, several)}" for t in held)
         way = "below" if held[0].direction == "falls" else "above"
-        parts.append(f"half of LoRA's gain over {_start(held)} is lost {way} {places}")
+        parts.append(f"half of LoRA's gain over {_start(held)} is lost {way} {places}{_once(held)}")
     elif held:
         parts.append(
             f"half of LoRA's gain over {_start(held)} is lost past a drift on {len(held)} "
             f"of {len(found)} tasks"
         )
     if excluded:
-        parts.append(f"a loss of a tenth of the gain is excluded on {_listed(excluded, several)}")
+        there = _listed(excluded, several)
+        parts.append(f"a loss of a tenth of the gain is excluded on {there}{_once(excluded)}")
     if failed:
         parts.append(
             f"on {_listed(failed, several)} models near sr(W) do not reach the best values, so "
-            "there is no such drift"
+            f"there is no such drift{_once(failed)}"
         )
     gradual = [t for t in open_ if t.reason == GRADUAL]
     if gradual:
-        where = _listed(gradual, several)
+        there = _listed(gradual, several)
         if len(gradual) <= MOST_NAMED:
-            where = named(f"{_name(t, several)} ({_share(t, t.half)} of sr(W))" for t in gradual)
+            there = named(f"{_name(t, several)} ({_share(t, t.half)} of sr(W))" for t in gradual)
         parts.append(
-            f"on {where} half is lost, too, but no plateau before it is shown"
+            f"on {there} half is lost, too, but no plateau before it is shown"
             if held
-            else f"half of LoRA's gain over {_start(gradual)} is lost on {where}, but no plateau "
+            else f"half of LoRA's gain over {_start(gradual)} is lost on {there}, but no plateau "
             "before it is shown, so that a threshold is not told from a steady decline"
         )
     silent = [t for t in open_ if t not in gradual]
-    if silent:
-        parts.append(f"no place is shown on {_listed(silent, several)}")
+    few = [t for t in silent if 0 < t.trials < FEWEST]
+    if few:
+        parts.append(f"{_listed(few, several)} {'has' if len(few) == 1 else 'have'} too few trials")
+    if len(silent) > len(few):
+        parts.append(
+            f"no place is shown on {_listed([t for t in silent if t not in few], several)}"
+        )
     return sentence([*parts, MARKER] if held else parts)
+
+
+def _once(found: Sequence[Threshold]) -> str:
+    """Said where all that an answer rests on is of one seed."""
+    return " (one seed)" if all(t.seeds == 1 for t in found) else ""
 
 
 def _start(found: Sequence[Threshold]) -> str:
@@ -114,7 +128,7 @@ def _listed(found: Sequence[Threshold], several: bool) -> str:
 
 
 def _name(t: Threshold, several: bool) -> str:
-    return f"{t.task} ({t.model})" if several else t.task
+    return where({"task": t.task, "model": t.model}, several)
 
 
 def _sentence(t: Threshold, several: bool) -> str:
@@ -123,12 +137,13 @@ def _sentence(t: Threshold, several: bool) -> str:
     name = _name(t, several)
     if not t.loss.known or t.reason == UNLEARNT:
         return f"{name}: {t.answer}, {t.reason}."
-    parts = [f"{name}: {t.answer}, {t.reason}"]
+    parts = [f"{name}: {t.answer}, {t.reason.split(':')[0]}"]
     if not t.reason.startswith(PREMISE_FAILS):
         way = "lower" if t.greater_is_better else "higher, which is worse,"
+        more = " or more (worse values are held there)" if t.held > MOSTLY else ""
         parts = [
-            f"{parts[0]}; beyond {_ratio(t, t.deep)} of sr(W) the metric is {way} by {t.loss:.3f}, "
-            f"of a gain of {t.gain:.3f} near sr(W)"
+            f"{parts[0]}; beyond {_ratio(t, t.deep)} of sr(W) the metric is {way} by {t.loss:.3f}"
+            f"{more}, of a gain of {t.gain:.3f} near sr(W)"
         ]
     if t.answer == "supported" or t.reason == GRADUAL:
         parts.append(f"half of the gain is lost at {_share(t, t.half)} of sr(W)")
@@ -138,8 +153,12 @@ def _sentence(t: Threshold, several: bool) -> str:
             f"that ends at {_share(t, t.plateau)}"
         )
     if t.premise.known:
+        of = counted(t.premise.clusters, "configuration") + (" of one seed" if t.seeds == 1 else "")
         parts.append(
-            f"models near sr(W) reach {_plain(_percent(t.premise), '.0f')} % of the best gain"
+            f"models near sr(W) reach the best values in all of {of}"
+            if t.premise.low == t.premise.high == 1  # no width: nothing is estimated
+            else f"models near sr(W) reach {_plain(_percent(t.premise), '.0f')} % of the best gain "
+            f"({of})"
         )
     return ", ".join(parts) + "."
 
