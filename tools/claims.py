@@ -24,6 +24,7 @@ STUDIES = {
     "causal-lm": "small Llama",
 }
 Numbers = dict[str, Any]
+HELD = 0.5  # share of values held at three deviations: beyond it a loss is a lower bound
 
 
 def interval(numbers: Numbers, key: str, digits: int = 2, factor: float = 1.0) -> str:
@@ -88,7 +89,11 @@ def loss(numbers: Numbers) -> Iterator[str]:
     yield from each(
         numbers,
         "thresholds",
-        lambda t: f"{interval(t, 'loss', 3)} of {t['gain']:.3f}" if t.get("gain") else "",
+        lambda t: (
+            f"{interval(t, 'loss', 3)}{' or more' if (t.get('held') or 0) > HELD else ''} of {t['gain']:.3f}"
+            if t.get("gain")
+            else ""
+        ),
     )
 
 
