@@ -86,15 +86,11 @@ def threshold(numbers: Numbers) -> Iterator[str]:
 
 
 def loss(numbers: Numbers) -> Iterator[str]:
-    yield from each(
-        numbers,
-        "thresholds",
-        lambda t: (
-            f"{interval(t, 'loss', 3)}{' or more' if (t.get('held') or 0) > HELD else ''} of {t['gain']:.3f}"
-            if t.get("gain")
-            else ""
-        ),
-    )
+    def lost(t: Numbers) -> str:
+        more = " or more" if (t.get("held") or 0) > HELD else ""
+        return f"{interval(t, 'loss', 3)}{more} of {t['gain']:.3f}" if t.get("gain") else ""
+
+    yield from each(numbers, "thresholds", lost)
 
 
 def continued(numbers: Numbers) -> Iterator[str]:
