@@ -125,7 +125,8 @@ def cause(numbers: Numbers) -> Iterator[str]:
     for t in numbers.get("interventions", []):
         yield (
             f"{where(t)}: restoring regains {interval(t, 'regain_own', 3)}, scaling loses "
-            f"{interval(t, 'loss_own', 3)}, of {t['gain']:.3f}"
+            f"{interval(t, 'loss_own', 3)}, of {t['gain']:.3f} ({t['short_own']} of {t['good']} "
+            "do not reach the drift)"
         )
 
 

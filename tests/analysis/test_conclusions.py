@@ -173,6 +173,39 @@ def test_drifts_of_an_older_version_are_read():
     assert json.dumps(old.to_dict()) == json.dumps(new.to_dict())
 
 
+def test_where_both_names_of_a_drift_stand_the_logarithm_is_read():
+    frames = study(seeds=1)
+    now = drift(frames["spectra"])
+    both = Frames(**frames, drifts=now.assign(drift=99.0))
+    pd.testing.assert_series_equal(both.drifts["log_drift"], now["log_drift"])
+
+
+@pytest.mark.parametrize(
+    ("sources", "said"),
+    [
+        (["before training"] * 2, "of the pretrained model's."),
+        (["before training", None], "of a constant answer, or the pretrained model's."),
+        ([None, None], "of a constant answer."),
+    ],
+)
+def test_what_a_gain_is_measured_from_is_said(sources, said):
+    nothing = Truth(plateau=0.5, floor=0.5, noise=0.01)
+    frames = study(nothing, tasks=("a", "b"), seeds=2)
+    trials = frames["trials"].assign(constant=0.5)
+    start = dict(zip(("a", "b"), sources, strict=True))
+    known = trials["task"].map(start).notna()
+    trials = trials.assign(untrained=np.where(known, 0.5, np.nan))
+    trials = trials.assign(constant=trials["constant"].where(~known))
+    found = conclude(Frames(**frames | {"trials": trials}), resamples=20)
+    assert any(said in caveat for caveat in found.caveats), found.caveats
+
+
+def test_thresholds_of_many_tasks_are_counted_in_the_headline():
+    frames = study(Truth(decline=0.4, noise=0.01), tasks=tuple("abcd"), seeds=2)
+    said = conclude(Frames(**frames), resamples=60).verdicts[1].sentences[0]
+    assert "is lost past a drift on 4 of 4 tasks" in said
+
+
 def test_conclusions_as_frames():
     found = conclude(Frames(**study(seeds=2)), resamples=40)
     assert found.to_frame()["hypothesis"].tolist() == ["H1", "H2", "H3", "H4", "H5"]

@@ -74,6 +74,16 @@ def test_sentences_say_which_way_is_worse(both: tuple[Conclusions, Conclusions])
     assert "too good" in " ".join(both[1].caveats)
 
 
+def test_a_decline_that_is_not_shown_is_named_by_the_way_it_would_go() -> None:
+    flat: Any = study(Truth(threshold=None, warmup=0.2), seeds=2, rates=RATES, evaluations=8)
+    plain, losses = (
+        " ".join(conclude(Frames(**each), resamples=50).verdicts[2].sentences)
+        for each in (flat, mirrored(flat))
+    )
+    assert "that the metric falls with it past" in plain
+    assert "that the metric worsens with it past" in losses
+
+
 def test_the_mirror_image_of_a_study_that_learnt_nothing_learnt_nothing() -> None:
     frames: Any = study(Truth(plateau=0.5, floor=0.5, noise=0.01), seeds=2)
     frames["trials"] = frames["trials"].assign(constant=0.5)

@@ -26,6 +26,12 @@ P = np.array([1e-12, 0.025, 0.5, 0.75, 0.95, 0.975, 1 - 1e-12, np.nan])
 X = np.array([-np.inf, -40.0, -1.3, 0.0, 1e-9, 2.5, 9.0, np.inf, np.nan])
 
 
+@pytest.mark.parametrize(("clusters", "said"), [(1, "1 seed"), (2, "2 seeds"), (3, "3 seeds")])
+def test_what_has_no_interval_says_of_how_many(clusters: int, said: str) -> None:
+    found = Interval(-1.5, np.nan, np.nan, "seed", clusters)
+    assert f"{found:.1f}" == f"−1.5 (no interval: {said})"
+
+
 def test_two_replicates_have_a_spread_and_one_has_none() -> None:
     found = interval(1.0, np.array([0.5, 1.5, np.nan]), "seed", 3)
     reach = stats.t.ppf(0.975, 2) * np.sqrt(0.5) * np.sqrt(3 / 2)

@@ -263,6 +263,35 @@ def test_drift_as_cause(half: float, regain: float, word: str) -> None:
     assert numbers["drift"] == pytest.approx(math.log(4), abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("short", "half", "regain", "word", "said"),
+    [
+        (3, 0.4, 0.28, "supported", "takes at least 0."),
+        (3, 30.0, 0.0, "undecided", "(3 of 12 do not reach it)"),  # a lower bound excludes nothing
+        (8, 0.4, 0.28, "undecided", "8 of 12 good trials do not reach the same drift at any scale"),
+    ],
+)
+def test_paths_that_end_before_the_drift(
+    short: int, half: float, regain: float, word: str, said: str
+) -> None:
+    """What a larger scale takes without moving the stable rank is no work of drift."""
+    table = collapsed(edited(half=half), regain=regain)
+    still = sorted(name for name in set(table["trial"]) if not name.startswith("c"))[:short]
+    moved = table["log_drift"].where(~table["trial"].isin(still), table["log_drift"] / 100)
+    columns = ["model", "task", "method", "rank", "scaling", "learning_rate", "seed"]
+    trials = table.drop_duplicates("trial")[["trial", *columns]]
+    found = Threshold("m", "t", "supported", "", gain=0.3)
+    verdict = interventions_verdict(
+        table.assign(log_drift=moved).drop(columns=columns), trials, [found],
+        rng=np.random.default_rng(0), resamples=200,
+    )  # fmt: skip
+    (numbers,) = verdict.numbers["interventions"]
+    assert numbers["short_own"] == short
+    assert verdict.verdict == word
+    assert said in verdict.sentences[0]
+    assert said in numbers["reason"]
+
+
 def test_forgetting_is_a_mean_over_trials_of_the_loss_beyond_the_base() -> None:
     """Intervals of a mean over seeds inside configurations; where it was not taken, there is
     none."""

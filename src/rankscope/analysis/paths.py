@@ -59,8 +59,6 @@ def dose(
         crossings.append(_crossing(u, plain[index, 0], zero, q))
         redone.append([_crossing(u, y, zero, q) for y in again[index].T])
         reached.append(u.max())
-    if not crossings:
-        return Dose(q, Interval(np.nan, np.nan, np.nan, "trial", 0), 0, np.nan)
     found, values = np.array(crossings), np.array(redone).T  # (T,), (R, T)
     medians = np.array([_median(found, w) for w in drawn.trials])
     medians += _row_error(values, rng) * rng.normal(size=len(medians))

@@ -2,7 +2,9 @@
 
 The rule is that of docs/analysis.md: supported where giving collapsed trials their stable rank back
 regains more than half of the gain and scaling good ones to the collapsed ones' drift loses more
-than half of it; contradicted where the intervals exclude both, with either head.
+than half of it; contradicted where the intervals exclude both, with either head. Where paths of
+scaled updates end before that drift, the loss is a lower bound: it excludes nothing, and it is no
+loss at that drift where most of them do.
 """
 
 from __future__ import annotations
@@ -79,12 +81,30 @@ def _headline(numbers: list[dict[str, Any]]) -> str:
         why = f": {numbers[0]['reason']}" if len(numbers) == 1 else ""
         return f"No model and task can be answered{why}." if numbers else "No trial was edited."
     parts = [
-        f"on {one['task']} restoring sr(W) regains {interval_of(one, 'regain_own'):.3f} and the "
-        f"same drift takes {interval_of(one, 'loss_own'):.3f} of a gain of {one['gain']:.3f}: "
-        f"{MEANING[one['answer']]}"
+        f"on {one['task']} restoring sr(W) regains {interval_of(one, 'regain_own'):.3f} and "
+        f"{_taken(one)}: {MEANING[one['answer']]}"
         for one in told[:MOST_NAMED]
     ]
     return sentence(parts, ", in this study")
+
+
+def _taken(one: dict[str, Any]) -> str:
+    """What the collapsed trials' drift takes from good ones, and how far that is known."""
+    loss, gain = f"{interval_of(one, 'loss_own'):.3f}", f"of a gain of {one['gain']:.3f}"
+    short, good = one["short_own"], one["good"]
+    if _too_short(short, good):
+        return (
+            f"{short} of {good} good trials do not reach the same drift at any scale (at the "
+            f"largest they lose {loss} {gain}), so what it takes is not shown"
+        )
+    if short:
+        return f"the same drift takes at least {loss} {gain} ({short} of {good} do not reach it)"
+    return f"the same drift takes {loss} {gain}"
+
+
+def _too_short(short: int, good: int) -> bool:
+    """Most paths end before the drift: their loss is that of a scale, not of the drift."""
+    return 2 * short > good
 
 
 def _forgotten(task: str, one: dict[str, Any]) -> str:
@@ -147,24 +167,28 @@ def _one(
             numbers |= {f"changes_{name}_{head}": rows}
     half = dose(own, split.good, q=HALF, **how)
     numbers |= entries("half", half.u) | {"half_censored": half.censored}
-    word = _word(list(regains.values()), list(losses.values()), HALF * reference.gain)
+    word = _word(
+        list(regains.values()), list(losses.values()), HALF * reference.gain,
+        short=numbers["short_own"], good=counted["good"],
+    )  # fmt: skip
     reason = (
-        f"{counted['collapsed']} collapsed trials regain {regains['own']:.3f} with sr(W) restored, "
-        f"{counted['good']} good ones lose {losses['own']:.3f} when scaled to the same drift, of a "
-        f"gain of {reference.gain:.3f}"
+        f"{counted['collapsed']} collapsed trials regain {regains['own']:.3f} with sr(W) restored; "
+        f"{_taken(numbers)}"
     )
     if "refitted" in regains:
         reason += f"; with a refitted head {regains['refitted']:.3f} and {losses['refitted']:.3f}"
     return {"answer": word, "reason": reason, **numbers}
 
 
-def _word(regains: list[Interval], losses: list[Interval], needed: float) -> str:
+def _word(
+    regains: list[Interval], losses: list[Interval], needed: float, *, short: int, good: int
+) -> str:
     """The first of each is with the trials' own head, which alone can support."""
-    if not all(found.known for found in (*regains, *losses)):
+    if not all(found.known for found in (*regains, *losses)) or _too_short(short, good):
         return "undecided"
     if regains[0].low > needed and losses[0].low > needed:
         return "supported"
-    if all(found.high < needed for found in (*regains, *losses)):
+    if not short and all(found.high < needed for found in (*regains, *losses)):
         return "contradicted"
     return "undecided"
 
