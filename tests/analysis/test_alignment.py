@@ -83,6 +83,19 @@ def test_high_is_half_of_the_dimension(size, high):
     assert ("too low to speak about high ranks" in said) is not high
 
 
+def test_what_is_missing_for_a_contrast_is_named():
+    frames = study(Truth(), seeds=3)
+    pairs, seeds = frames["comparison"], frames["trials"].set_index("trial")["seed"]
+    same = pairs["trial"].map(seeds).eq(pairs["reference"].map(seeds))
+    for kept, words in (
+        (pairs["reference"].map(seeds).eq(0), "No two full fine-tunings of different seeds"),
+        (same, "No pair of LoRA and full fine-tuning with different seeds"),
+    ):
+        given = Frames(**(frames | {"comparison": pairs[kept]}))
+        found = alignment(given, rng=np.random.default_rng(0), resamples=9)
+        assert alignment_verdict(found).sentences[0].startswith(words)
+
+
 def test_barriers_and_cka_are_means_over_pairs_with_intervals_over_seeds():
     """Values of pairs, the same in each layer: each layer would else count as one more pair."""
     frames = study(Truth(), seeds=4)

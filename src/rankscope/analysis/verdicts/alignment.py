@@ -69,6 +69,11 @@ def _headline(high: list[dict[str, Any]], known: list[dict[str, Any]]) -> str:
             "The ranks compared are below half of the layers' dimension, too low to speak "
             "about high ranks."
         )
+    if not known and any(np.isfinite(row["lora_full"]) for row in high):
+        return (
+            "No two full fine-tunings of different seeds are at hand, so there is nothing to set "
+            "LoRA's distance from one against: whether LoRA is further away is open."
+        )
     if not known:
         return (
             "No pair of LoRA and full fine-tuning with different seeds is at hand, and pairs "

@@ -99,7 +99,7 @@ def _headline(tasks: pd.DataFrame, several: bool, signs: Sequence[int]) -> str:
     other = [row for row in rows if row not in falls and row not in rises]
     share = f"{100 * tasks['knot'].iloc[0]:.0f} % of sr(W)"
     parts = [
-        f"inside trials the drift grows with training on {len(grows)} of "
+        f"inside trials the drift is shown to grow with training on {len(grows)} of "
         f"{counted(len(rows), 'task')}"
     ]
     for moved, word in ((falls, "falls"), (rises, "rises")):
