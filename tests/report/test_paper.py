@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import struct
@@ -138,6 +139,39 @@ def test_long_titles_are_broken(drawn):
     assert len(lines) > 1
     assert max(map(len, lines)) * paper.LETTER <= 92
     assert " ".join(lines) == "sr(W + ΔW) / sr(W)"
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def gaps(svg: str) -> list[float]:
+    """Pixels between neighbours among the numbers under each horizontal axis. A digit of this font
+    is 0.556 of its size wide, a point half of that."""
+    found = []
+    for group in ElementTree.fromstring(svg).iter(f"{SVG}g"):
+        if "role-axis-label" not in group.get("class", ""):
+            continue
+        shown = [t for t in group if t.get("text-anchor") == "middle" and t.get("opacity") != "0"]
+        ends = []
+        for text in shown:
+            x = float(re.search(r"translate\(([-\d.]+)", text.attrib["transform"])[1])
+            half = EIGHT * 0.278 * sum(0.5 if letter == "." else 1 for letter in text.text)
+            ends.append((x - half, x + half))
+        ends.sort()
+        found += [b[0] - a[1] for a, b in itertools.pairwise(ends)]
+    return found
+
+
+def test_numbers_of_an_axis_stand_apart(drawn):
+    """0.05 and 0.1 touched in narrow panels, and read as one number."""
+    layout = paper.Layout(columns=2, legend=None, above=False, font=None)
+    found = [
+        gap
+        for panel in range(76, 160, 12)
+        for gap in gaps(paper._drawn(drawn["threshold"].spec, layout, panel))
+    ]
+    assert len(found) > 20
+    assert min(found) > 2
 
 
 def test_panels_are_level_and_lose_no_name(drawn):

@@ -179,6 +179,8 @@ def restyled(spec: dict[str, Any], layout: Layout, panel: float) -> dict[str, An
     config["legend"] |= {"labelFontSize": TEXT, "titleFontSize": TEXT}
     if layout.legend is not None:
         config["legend"]["columns"] = layout.legend
+    # numbers apart: narrow panels would set 0.05 and 0.1 as 0.050.1
+    config["axisXQuantitative"] = {"labelOverlap": "greedy", "labelSeparation": 3}
     config["padding"] = 1
     if layout.font is not None:
         config["font"] = layout.font
