@@ -127,3 +127,11 @@ def test_an_error_that_clusters_do_not_show_widens_an_interval():
     wide = found.widened(1 / 1.959964)
     assert (wide.low, wide.high) == pytest.approx((1 - 2**0.5, 1 + 2**0.5))
     assert not Interval(1.0, np.nan, np.nan, "seed", 1).widened(1.0).known
+
+
+def test_no_number_is_minus_zero() -> None:
+    """A tiny negative end is 0.00, with its sign where signs are asked for."""
+    tiny = Interval(-0.001, -0.004, 0.2, "seed", 3)
+    assert f"{tiny}" == "0.00 [0.00, 0.20]"
+    assert f"{tiny:+.1f}" == "+0.0 [+0.0, +0.2]"
+    assert f"{tiny:.3f}" == "−0.001 [−0.004, 0.200]"

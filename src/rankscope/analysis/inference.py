@@ -115,13 +115,21 @@ class Interval:
         )
 
     def __format__(self, spec: str) -> str:
-        spec = spec or ".2f"
+        spec = without_minus_zero(spec or ".2f")
         if not self.known:
             counted = f"{self.clusters} {self.cluster}" + "s" * (self.clusters != 1)
             text = f"{self.estimate:{spec}} (no interval: {counted})"
         else:
             text = f"{self.estimate:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
         return text.replace("-", "−")
+
+
+def without_minus_zero(spec: str) -> str:
+    """The specification of a number's format that prints no -0.00: PEP 682's z, after the sign."""
+    if "z" in spec:
+        return spec
+    sign = spec[:1] if spec[:1] in ("+", "-", " ") else ""
+    return f"{sign}z{spec.removeprefix(sign)}"
 
 
 def draws(clusters: int, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:

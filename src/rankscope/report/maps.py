@@ -124,7 +124,7 @@ def _cell_words(value: float) -> str:
     """.83, −.02, 1.00: two decimals, without a leading zero."""
     if pd.isna(value):
         return ""
-    text = f"{value:.2f}"
+    text = f"{value:z.2f}"
     return text.replace("0.", ".", 1).replace("-", "−") if abs(value) < 1 else text
 
 

@@ -33,13 +33,13 @@ class Paired:
         if self.low is None or self.high is None:
             interval = f", no interval for {self.metric}"
         else:
-            interval = f" [{self.low:+.4f}, {self.high:+.4f}]"
+            interval = f" [{self.low:+z.4f}, {self.high:+z.4f}]"
         lower, unlike = "", f"; {self.unlike} rows answered differently"
         if self.metric == LANGUAGE:
             lower, unlike = " (lower is better)", ""
         said = (
-            f"{task}, {self.metric} on {self.rows} rows{lower}: {self.before:.4f} -> "
-            f"{self.after:.4f}, change {self.change:+.4f}{interval}{unlike}"
+            f"{task}, {self.metric} on {self.rows} rows{lower}: {self.before:z.4f} -> "
+            f"{self.after:z.4f}, change {self.change:+z.4f}{interval}{unlike}"
         )
         if self.low is not None and self.high is not None and self.low <= 0 <= self.high:
             said += "; no difference is shown"

@@ -72,7 +72,7 @@ def show(
                 plain(name), justify="left" if not name else "right", no_wrap=bool(name)
             )
         for row in one.ranks:
-            numbers = [f"{v:.4f}" if v == v else "" for v in (row.value, row.worse, row.at_most)]
+            numbers = [f"{v:z.4f}" if v == v else "" for v in (row.value, row.worse, row.at_most)]
             words = [str(row.rank), f"{row.learning_rate:g}", str(row.seeds), *numbers, row.why]
             grid.add_row(*map(plain, words))
         out.print(grid)
@@ -104,10 +104,10 @@ def _show_pattern(
         grid.add_column(plain(name), justify="left" if name == "design" else "right", no_wrap=True)
     against = {one.against: one.difference for one in result.contrasts}
     for design, value in result.values.items():
-        cells = [design, f"{result.parameters[design]:,}", f"{value:.4f}"]
+        cells = [design, f"{result.parameters[design]:,}", f"{value:z.4f}"]
         if (found := against.get(design)) is not None:
-            cells.append(f"{found.estimate:+.4f}")
-            cells.append(f"[{found.low:+.4f}, {found.high:+.4f}]" if found.known else "one seed")
+            cells.append(f"{found.estimate:+z.4f}")
+            cells.append(f"[{found.low:+z.4f}, {found.high:+z.4f}]" if found.known else "one seed")
         grid.add_row(*map(plain, cells))
     out.print(grid)
     seeds = f"seeds {result.seeds[0]} to {result.seeds[-1]}"

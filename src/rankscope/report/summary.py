@@ -55,7 +55,7 @@ def _series(method: str, scaling: Any) -> str:
 
 
 def _value(row: Mapping[Hashable, Any] | pd.Series) -> str:
-    return f"{row['value']:.3f}"
+    return f"{row['value']:z.3f}"
 
 
 def summary(conclusions: Conclusions) -> list[str]:
@@ -76,4 +76,4 @@ def _best(configurations: pd.DataFrame) -> str:
     better = configurations["value"] * sign_of(configurations)
     best = configurations.iloc[int(better.argmax())]
     name = "full fine-tuning" if best["method"] == "full" else f"LoRA r = {best['rank']:.0f}"
-    return f"{name} {best['metric']} {best['value']:.3f} at {rate_name(best['learning_rate'])}"
+    return f"{name} {best['metric']} {best['value']:z.3f} at {rate_name(best['learning_rate'])}"

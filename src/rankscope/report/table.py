@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rankscope.analysis.inference import without_minus_zero
 from rankscope.console import defused
 from rankscope.report.latex import to_latex
 
@@ -53,7 +54,9 @@ class Column:
             return NOTHING
         if callable(self.shown):
             return self.shown(value)
-        return format(value, self.shown).replace("-", "−") if self.number else str(value)
+        if not self.number:
+            return str(value)
+        return format(float(value), without_minus_zero(self.shown)).replace("-", "−")
 
 
 WHERE = (Column("model", "model"), Column("task", "task"))

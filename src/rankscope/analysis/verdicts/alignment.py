@@ -104,16 +104,16 @@ def _sentence(row: dict[str, Any]) -> str:
     parts = []
     if np.isfinite(row["contrast"]):
         parts.append(
-            f"different seeds: LoRA and full {row['lora_full']:.2f}, two full "
-            f"{row['full_full']:.2f}"
+            f"different seeds: LoRA and full {row['lora_full']:z.2f}, two full "
+            f"{row['full_full']:z.2f}"
         )
         if np.isfinite(row["lora_lora"]):
-            parts.append(f"two LoRA {row['lora_lora']:.2f}")
+            parts.append(f"two LoRA {row['lora_lora']:z.2f}")
         parts.append(f"difference {_contrast(row)}")
     elif np.isfinite(row["full_full"]):
-        parts.append(f"two full fine-tunings of different seeds {row['full_full']:.2f}")
+        parts.append(f"two full fine-tunings of different seeds {row['full_full']:z.2f}")
     if np.isfinite(row["same_seed"]):
-        parts.append(f"LoRA and full of one seed {row['same_seed']:.2f}")
+        parts.append(f"LoRA and full of one seed {row['same_seed']:z.2f}")
     for name, words in (
         ("barrier", "loss barrier at the midpoint"),
         ("cka", "CKA of pooled features"),
@@ -121,7 +121,7 @@ def _sentence(row: dict[str, Any]) -> str:
         if np.isfinite(row[f"{name}_lora_full"]):
             parts.append(f"{words} {_halfway(row, name)}")
     if np.isfinite(row["stable_lora"]) and np.isfinite(row["stable_full"]):
-        parts.append(f"stable ranks {row['stable_lora']:.2f} and {row['stable_full']:.2f}")
+        parts.append(f"stable ranks {row['stable_lora']:z.2f} and {row['stable_full']:z.2f}")
     return f"{_place(row)}: mean cosines, {', '.join(parts)}."
 
 
@@ -131,5 +131,5 @@ def _halfway(row: dict[str, Any], name: str) -> str:
     if not np.isfinite(row[f"{name}_contrast"]):
         return beside
     found = interval_of(row, f"{name}_contrast", clusters=row["seeds"])
-    full = f"{row[f'{name}_full_full']:.3f}".replace("-", "−")
+    full = f"{row[f'{name}_full_full']:z.3f}".replace("-", "−")
     return f"{beside} (two full {full}, difference {found:+.3f})"

@@ -159,7 +159,7 @@ def _longer(found: Continued) -> str:
     return (
         f"Trained {times} times as long, {counted(len(pairs), 'trial')} ended with a drift "
         "whose size changed by "
-        f"{found.drift:+.2f} in log sr, a last metric that changed by {found.last:+.3f}, and a "
+        f"{found.drift:+z.2f} in log sr, a last metric that changed by {found.last:+z.3f}, and a "
         "best one by "
-        f"{found.best:+.3f}."
+        f"{found.best:+z.3f}."
     )

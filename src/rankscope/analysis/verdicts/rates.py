@@ -89,7 +89,7 @@ def _headline(rows: list[dict[str, Any]], known: list[dict[str, Any]], several: 
 def _exponent(row: dict[str, Any], known: list[dict[str, Any]]) -> str:
     if known:
         return f"{interval_of(row, 'exponent')}"
-    return f"{row['exponent']:.2f}".replace("-", "−")
+    return f"{row['exponent']:z.2f}".replace("-", "−")
 
 
 def _sentence(row: dict[str, Any], several: bool) -> str:
