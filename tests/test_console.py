@@ -32,9 +32,13 @@ def test_lines_in_the_place_of_a_bar(capsys: pytest.CaptureFixture[str]) -> None
 
     with bar("comparing 4 trials", total=4, announce=True, clock=clock) as advance:
         assert capsys.readouterr().err == "comparing 4 trials\n"
-        for now[0] in (20.0, 3360.0):
+        for now[0] in (20.0, 1700.0):  # what comes before the first advance is no pace
             advance(1)
     assert capsys.readouterr().err == "comparing 4 trials: 50%, 56 min 0 s left\n"
+    with bar("drawing", total=4, clock=clock) as advance:
+        now[0] += 40
+        advance(1)
+    assert capsys.readouterr().err == "drawing: 25%\n"
     with bar("training", total=4, quiet=True, announce=True, clock=clock) as advance:
         now[0] += 100
         advance(1)

@@ -20,25 +20,26 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 class _Lines:
-    """Prints progress and the time left, a line every half minute."""
+    """Prints progress and the time left, a line every half minute. The pace is counted from the
+    first advance on: imports and models that are loaded come before it."""
 
     def __init__(
         self, what: str, total: float | None, console: Console, clock: Callable[[], float]
     ) -> None:
         self.what, self.total, self.console, self.clock = what, total, console, clock
-        self.started = self.said = clock()
+        self.said = clock()
         self.done = 0.0
+        self.first: tuple[float, float] | None = None  # the time and what was done then
 
     def __call__(self, amount: float) -> None:
         self.done += amount
         now = self.clock()
+        self.first = self.first or (now, self.done)
         if now - self.said > EVERY and self.total and self.done:
             self.said = now
-            left = (now - self.started) * (self.total / self.done - 1)
-            self.console.print(
-                f"{self.what}: {self.done / self.total:.0%}, {duration(left)} left",
-                highlight=False,
-            )
+            spent, gained = now - self.first[0], self.done - self.first[1]
+            left = f", {duration(spent * (self.total - self.done) / gained)} left" if gained else ""
+            self.console.print(f"{self.what}: {self.done / self.total:.0%}{left}", highlight=False)
 
 
 @contextlib.contextmanager

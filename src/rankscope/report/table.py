@@ -56,7 +56,8 @@ class Column:
             return self.shown(value)
         if not self.number:
             return str(value)
-        return format(float(value), without_minus_zero(self.shown)).replace("-", "−")
+        shown = self.shown if self.shown.endswith("d") else without_minus_zero(self.shown)
+        return format(value, shown).replace("-", "−")
 
 
 WHERE = (Column("model", "model"), Column("task", "task"))
