@@ -166,42 +166,49 @@ def trl_losses(
     inputs: StudyInputs, trial: Trial, model: Any, folder: Path, rows: str, **settings: Any
 ) -> list[float]:
     """SFTTrainer's losses on the study's batches: its own tokens, labels, padding and loss."""
+    return trl_run(inputs, trial, model, folder, **settings).losses
+
+
+def trl_run(
+    inputs: StudyInputs, trial: Trial, model: Any, folder: Path, **settings: Any
+) -> Recorded:
+    """SFTTrainer that has trained on the study's batches."""
     train = inputs.encoded(trial)[0]
     order = rows_of(trial, train, trial.total_steps(len(train)))
-    lines = (inputs.study.folder / "train.jsonl").read_text().splitlines()
-    said = [json.loads(line) for line in lines]
+    texts = [(inputs.study.folder / f"{x}.jsonl").read_text() for x in ("train", "validation")]
+    said, held = ([json.loads(line) for line in text.splitlines()] for text in texts)
     tokenizer = hf.AutoTokenizer.from_pretrained(trial.model)
-    arguments = trl.SFTConfig(
-        output_dir=str(folder),
-        max_steps=len(order),
-        per_device_train_batch_size=trial.batch_size,
-        learning_rate=trial.learning_rate,
-        weight_decay=trial.weight_decay,
-        warmup_steps=math.ceil(trial.warmup_ratio * len(order)),
-        lr_scheduler_type="linear",
-        max_grad_norm=trial.max_grad_norm,
-        optim="adamw_torch",
-        bf16=False,
-        use_cpu=True,
-        activation_checkpointing=False,
-        report_to=[],
-        disable_tqdm=True,
-        logging_strategy="no",
-        save_strategy="no",
-        max_length=trial.max_length,
-        **settings,
-    )
+    given: dict[str, Any] = {
+        "max_steps": len(order),
+        "per_device_train_batch_size": trial.batch_size,
+        "learning_rate": trial.learning_rate,
+        "weight_decay": trial.weight_decay,
+        "warmup_steps": math.ceil(trial.warmup_ratio * len(order)),
+        "lr_scheduler_type": "linear",
+        "max_grad_norm": trial.max_grad_norm,
+        "optim": "adamw_torch",
+        "bf16": False,
+        "use_cpu": True,
+        "activation_checkpointing": False,
+        "report_to": [],
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "max_length": trial.max_length,
+    }
+    arguments = trl.SFTConfig(output_dir=str(folder), **(given | settings))
     trainer = Recorded(
         [],
         model=model,
         args=arguments,
         train_dataset=datasets.Dataset.from_list(said),
+        eval_dataset=datasets.Dataset.from_list(held),
         processing_class=tokenizer,
     )
     ready = trainer.train_dataset
     trainer.batches = [trainer.data_collator([ready[int(i)] for i in batch]) for batch in order]
     trainer.train()
-    return trainer.losses
+    return trainer
 
 
 def peft_of(model: str, adapter: Path, dtype: torch.dtype = torch.float32) -> Any:

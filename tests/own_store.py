@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import rankscope as rs
@@ -20,6 +23,11 @@ def own_store(
     evaluation; the model. ``own``, ``settings``: of ``study_text``"""
     shape = {"rank": [1, 4], "learning_rate": [1e-3, 3e-2], "seed": [0, 1], "steps": 12}
     study = rs.Study.parse(study_text(model, "CoLA", data=data, own=own, **(shape | settings)))
+    return *stored(study, place), model
+
+
+def stored(study: rs.Study, place: Path) -> tuple[Store, Path]:
+    """-> the study's store; <id>/checkpoint-<step> with the weights of each evaluation."""
     evaluate = Run.evaluate
 
     def saving(self: Run, step: int, *, epoch: float) -> None:
@@ -32,7 +40,36 @@ def own_store(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "evaluate", saving)
         store = rs.run(study, place / "store", workers=1, quiet=True)
-    return store, place / "saved", model
+    return store, place / "saved"
+
+
+def in_a_trainers_clothes(store: Store, saved: Path, out: Path) -> str:
+    """Trials of our own as another trainer's runs, and the map that says how they were trained."""
+    rows = []
+    metrics = store.metrics().drop(columns="metric_value")
+    for trial in store.planned():
+        folder = out / trial.id
+        log: list[dict[str, Any]] = []
+        for line in metrics[metrics["trial"].eq(trial.id)].to_dict("records"):
+            step, epoch = int(line.pop("step")), line.pop("epoch")
+            del line["trial"]
+            log += [{"step": step, "epoch": epoch, "loss": line.pop("train_loss")}]
+            log += [{"step": step, "epoch": epoch, **{_by_trainer(k): line[k] for k in line}}]
+            shutil.copytree(saved / trial.id / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+        state = {"global_step": step, "log_history": log, "best_model_checkpoint": None}
+        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
+        said = {k: v for k, v in trial.model_dump().items() if v is not None and k != "setting"}
+        said["rank_pattern"] = json.dumps(trial.rank_pattern) if trial.rank_pattern else None
+        said["target_modules"] = ",".join(trial.target_modules)
+        result = store.folder(trial.id).result()
+        start = {name: result.get(name) for name in ("constant", "untrained")}
+        rows.append({"path": trial.id, **start, **said})
+    pd.DataFrame(rows).dropna(axis="columns", how="all").to_csv(out / "map.csv", index=False)
+    return str(out / "map.csv")
+
+
+def _by_trainer(name: str) -> str:
+    return name if name.startswith("eval_") else f"eval_{name}"
 
 
 def assert_alike(one: Any, other: Any, where: str = "") -> None:

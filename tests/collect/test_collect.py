@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from conftest import save_model, sizes
-from own_store import assert_alike, own_store
+from own_store import assert_alike, in_a_trainers_clothes, own_store
 from rankscope.analysis.conclusions import conclude
 from rankscope.cli import main
 from rankscope.collect.collect import Asked, Collected, collect
@@ -520,32 +520,6 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (list(found["step"]), list(found["accuracy"])) == ([2, 4], [0.25, 0.5])
 
 
-def own_runs(store: Store, saved: Path, out: Path) -> str:
-    """Trials of our own in a trainer's clothes, and the map that says how they were trained."""
-    rows = []
-    metrics = store.metrics()
-    for trial in store.planned():
-        folder = out / trial.id
-        own = metrics[metrics["trial"].eq(trial.id)]
-        log: list[dict[str, Any]] = []
-        for line in own.to_dict("records"):
-            step = int(line["step"])
-            values = {f"eval_{k}": line[k] for k in ("accuracy", "matthews_correlation")}
-            values |= {"eval_loss": line["eval_loss"], "eval_is_constant": line["is_constant"]}
-            log += [{"step": step, "epoch": line["epoch"], "loss": line["train_loss"]}]
-            log += [{"step": step, "epoch": line["epoch"], **values}]
-            shutil.copytree(saved / trial.id / f"checkpoint-{step}", folder / f"checkpoint-{step}")
-        state = {"global_step": step, "log_history": log, "best_model_checkpoint": None}
-        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
-        said = {k: v for k, v in trial.model_dump().items() if v is not None and k != "setting"}
-        said["rank_pattern"] = json.dumps(trial.rank_pattern) if trial.rank_pattern else None
-        said["target_modules"] = ",".join(trial.target_modules)
-        constant = store.folder(trial.id).result()["constant"]
-        rows.append({"path": trial.id, "constant": constant, **said})
-    pd.DataFrame(rows).to_csv(out / "map.csv", index=False)
-    return str(out / "map.csv")
-
-
 FEW: dict[str, Any] = {"rank": 4, "learning_rate": 3e-2}
 UNLIKE = """
 [[arm]]
@@ -577,7 +551,7 @@ def test_our_own_trials_collected_give_the_same_conclusions(
     """The command line's way from adapters, full checkpoints and logs to conclusions.json, also of
     trials of unlike settings, which are named alike."""
     store, saved, model = own_store(tiny_models["roberta"], tiny_data, tmp_path, **settings)
-    mapped = own_runs(store, saved, tmp_path / "out")
+    mapped = in_a_trainers_clothes(store, saved, tmp_path / "out")
     arguments = ["collect", str(tmp_path / "out"), "--store", str(tmp_path / "copy"), "--base"]
     more = ["--map", mapped, "--metric", "matthews_correlation"]
     assert main([*arguments, model, *more]) == 0
