@@ -86,9 +86,9 @@ def test_our_own_chats_collected_give_the_same_conclusions(
 def test_chats_trained_by_trl_say_what_ours_say(
     study: rs.Study, own: tuple[Store, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SFTTrainer on the same starts and batches, collected without a map: settings are those of our own
-    trials, and losses and spectra but for rounding, which a rate of 0.2 makes 1e-3 of in 16 steps;
-    every command reads them."""
+    """SFTTrainer on the same starts and batches, collected without a map: settings are those of our
+    own trials, and losses and spectra but for rounding, which a rate of 0.2 blows up; every
+    command reads them."""
     store, inputs = own[0], StudyInputs(study, workers=1)
     (model,) = study.scientific.model
     trials = [t for t in inputs.trials if t.method == "lora" and t.seed == 0]
@@ -110,21 +110,26 @@ def test_chats_trained_by_trl_say_what_ours_say(
     assert len(theirs) == 4
     assert theirs["metric"].eq("eval_loss").all()
     assert not theirs["greater_is_better"].any()
+    exact = theirs.index.get_level_values("learning_rate") < 0.1
     for name in ("untrained", "best", "last"):
-        np.testing.assert_allclose(theirs[name], ours[name], rtol=1e-3, err_msg=name)
-    assert theirs["best_step"].tolist() == ours["best_step"].tolist()
+        np.testing.assert_allclose(theirs[name], ours[name], rtol=1e-2, err_msg=name)
+        np.testing.assert_allclose(theirs[name][exact], ours[name][exact], rtol=1e-5, err_msg=name)
+    assert theirs["best_step"][exact].tolist() == ours["best_step"][exact].tolist()
     said = ["seed", "scaling", "batch_size", "steps", "target_modules", "lora_alpha"]
-    said += ["weight_decay", "warmup_ratio", "lr_scheduler_type", "max_length", "max_grad_norm"]
+    said += ["weight_decay", "lr_scheduler_type", "max_length", "max_grad_norm"]
     for (rank, rate), id in theirs["trial"].items():
         mine = ours.loc[(rank, rate), "trial"]
         settings = [s.folder(one).trial() for s, one in ((found, id), (store, mine))]
         assert [settings[0][name] for name in said] == [settings[1][name] for name in said]
+        assert settings[0]["warmup_ratio"] == 1 / 16  # its step of ours, 6 % of 16 rounded up
         tables = [s.spectra() for s in (found, store)]
         tables = [t[t["trial"].eq(one)] for t, one in zip(tables, (id, mine), strict=True)]
         keys = ["step", "layer", "matrix"]
         pairs = tables[0].merge(tables[1], on=keys)
         assert len(pairs) == len(tables[0]) == 4 * (1 + 2 * 4)
-        np.testing.assert_allclose(pairs["stable_rank_x"], pairs["stable_rank_y"], rtol=2e-2)
+        np.testing.assert_allclose(
+            pairs["stable_rank_x"], pairs["stable_rank_y"], rtol=1e-3 if rate < 0.1 else 0.1
+        )
     capsys.readouterr()
     copy = str(tmp_path / "copy")
     assert main(["status", copy]) == 0

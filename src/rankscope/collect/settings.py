@@ -87,6 +87,7 @@ def said_of(run: Run, mapped: Mapping[str, Any], *, root: Path) -> Said:
     if "learning_rate" not in settings and (rate := _constant_rate(run)) is not None:
         settings["learning_rate"] = rate
         found.notes.append("learning rate: taken from the log, where it never changed")
+    settings |= _warmup(trainer, settings, run)
     optimizer = str(trainer.get("optim", trainer.get("optimizer", "adamw"))).lower()
     if optimizer in get_args(Optimizer):
         settings["optimizer"] = optimizer
@@ -168,6 +169,19 @@ def _settings(trainer: Mapping[str, Any]) -> dict[str, Any]:
     if trainer.get("bf16") is True:
         found["precision"] = "bfloat16"
     return found
+
+
+def _warmup(
+    trainer: Mapping[str, Any], settings: Mapping[str, Any], run: Run
+) -> dict[str, float | None]:
+    """Steps of warmup as a share of all: they count before a ratio, as Trainer has it; below 1 they
+    are a share. None where the number of all steps is unknown."""
+    warmup = number(trainer.get("warmup_steps"))
+    if warmup is None or (warmup == 0 and settings.get("warmup_ratio") is not None):
+        return {}
+    total = settings.get("steps") or number(run.state.get("max_steps"))
+    share = warmup if warmup < 1 else warmup / total if total else None
+    return {"warmup_ratio": share}
 
 
 def _by_name(path: Path, root: Path) -> dict[str, Any]:
