@@ -32,10 +32,10 @@ def interval(numbers: Numbers, key: str, digits: int = 2, factor: float = 1.0) -
     value, low, high = (numbers.get(f"{key}{end}") for end in ("", "_low", "_high"))
     if value is None:
         return ""
-    shown = f"{factor * value:.{digits}f}".replace("-", "−")
+    shown = f"{factor * value:z.{digits}f}".replace("-", "−")
     if low is None and high is None:
         return f"{shown} (no interval)"
-    low, high = ("∞" if x is None else f"{factor * x:.{digits}f}" for x in (low, high))
+    low, high = ("∞" if x is None else f"{factor * x:z.{digits}f}" for x in (low, high))
     return f"{shown} [{low}, {high}]".replace("-", "−")
 
 
