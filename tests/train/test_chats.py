@@ -145,18 +145,20 @@ def test_a_chat_that_is_cut_before_its_answer_is_left_out_and_counted(
     part: str, model: str, tmp_path: Path
 ) -> None:
     """Its loss would be a mean of nothing."""
-    study = study_of(tmp_path, model, "messages", fixed="max_length = 30")
+    text = study_of(tmp_path, model, "messages", fixed="max_length = 30").source
+    study = Study.parse(text.replace("steps = 20", "epochs = 2"), folder=tmp_path)
     before = StudyInputs(study, workers=1)
     whole = before.encoded(before.trials[0])
     question = {"role": "user", "content": "red cat " * 20}
     with (tmp_path / f"{part}.jsonl").open("a") as file:
-        file.write(json.dumps({"messages": [question, ANSWER]}) + "\n")
+        for _ in range(5):  # more than a batch
+            file.write(json.dumps({"messages": [question, ANSWER]}) + "\n")
     inputs = StudyInputs(study, workers=1)
     for old, new in zip(whole, inputs.encoded(inputs.trials[0]), strict=True):
         assert torch.equal(old.labels, new.labels)
         assert ((new.labels[:, 1:] != IGNORED).sum(1) > 0).all()
     name, rows = {"train": ("training", whole[0]), "validation": ("validation", whole[1])}[part]
-    told = f"rows: 1 of {len(rows) + 1} {name} rows have no answer within max_length = 30 tokens of"
+    told = f"rows: 5 of {len(rows) + 5} {name} rows have no answer within max_length = 30 tokens of"
     assert [line for line in inputs.summaries if line.startswith(told)]
     assert inputs.steps(inputs.trials[0]) == before.steps(before.trials[0])
     assert inputs.trials[0].total_steps(len(whole[0])) == inputs.steps(inputs.trials[0])
