@@ -132,13 +132,13 @@ def test_configurations(tmp_path: Path) -> None:
         "rank_pattern",
         "alpha_pattern",
         "layer_replication",
+        "use_rslora",
     ):
         refusal(adapter(**{name: ["x"] * 1000}))
     for name in (
         "base_model_name_or_path",
         "revision",
         "init_lora_weights",
-        "use_rslora",
         "target_modules",
     ):
         adapter(**{name: [["x"]]})
