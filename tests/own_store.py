@@ -43,7 +43,7 @@ def stored(study: rs.Study, place: Path) -> tuple[Store, Path]:
     return store, place / "saved"
 
 
-def in_a_trainers_clothes(store: Store, saved: Path, out: Path) -> str:
+def as_another_trainers_runs(store: Store, saved: Path, out: Path) -> str:
     """Trials of our own as another trainer's runs, and the map that says how they were trained."""
     rows = []
     metrics = store.metrics().drop(columns="metric_value")

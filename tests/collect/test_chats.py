@@ -12,7 +12,7 @@ import pytest
 
 import rankscope as rs
 from language import TEMPLATE, peft_of, save_language_model, study_of, trl_run
-from own_store import assert_alike, in_a_trainers_clothes, stored
+from own_store import assert_alike, as_another_trainers_runs, stored
 from rankscope.analysis.conclusions import conclude
 from rankscope.cli import main
 from rankscope.report.from_store import open_frames
@@ -76,7 +76,7 @@ def test_our_own_chats_collected_give_the_same_conclusions(
     study: rs.Study, own: tuple[Store, Path], tmp_path: Path
 ) -> None:
     store, saved = own
-    mapped = in_a_trainers_clothes(store, saved, tmp_path / "out")
+    mapped = as_another_trainers_runs(store, saved, tmp_path / "out")
     (model,) = study.scientific.model
     copy = collected(tmp_path / "out", tmp_path / "copy", model, mapped)
     assert copy.done_ids() == store.done_ids()

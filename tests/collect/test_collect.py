@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from conftest import save_model, sizes
-from own_store import assert_alike, in_a_trainers_clothes, own_store
+from own_store import assert_alike, as_another_trainers_runs, own_store
 from rankscope.analysis.conclusions import conclude
 from rankscope.cli import main
 from rankscope.collect.collect import Asked, Collected, collect
@@ -551,7 +551,7 @@ def test_our_own_trials_collected_give_the_same_conclusions(
     """The command line's way from adapters, full checkpoints and logs to conclusions.json, also of
     trials of unlike settings, which are named alike."""
     store, saved, model = own_store(tiny_models["roberta"], tiny_data, tmp_path, **settings)
-    mapped = in_a_trainers_clothes(store, saved, tmp_path / "out")
+    mapped = as_another_trainers_runs(store, saved, tmp_path / "out")
     arguments = ["collect", str(tmp_path / "out"), "--store", str(tmp_path / "copy"), "--base"]
     more = ["--map", mapped, "--metric", "matthews_correlation"]
     assert main([*arguments, model, *more]) == 0

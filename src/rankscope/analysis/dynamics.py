@@ -162,9 +162,9 @@ def clustered(own: Array, scores: Array) -> tuple[Array, Array]:
     Residuals are put right for what each cluster takes of its own error into the fit (CR2), and the
     degrees are Satterthwaite's: Bell and McCaffrey 2002, Survey Methodology 28, 169-181; with one
     intercept per cluster Pustejovsky and Tipton 2018, J. Business and Economic Statistics 36,
-    672-683. The usual G - 1 is far too many where few clusters reach far: it covered 74 to 92 %
-    where this covers 95 to 98 (benchmarks/calibration_slopes.py). NaN where one cluster alone
-    decides a slope.
+    672-683. The usual G - 1 is far too many where few clusters reach far: it covered 74 to 94 %
+    where this covers 95 to 98 (benchmarks/calibration_effects.py, `inside`). NaN where one cluster
+    alone decides a slope.
     """
     bread = np.linalg.inv(own.sum(axis=0))
     root = np.linalg.cholesky(bread)
