@@ -12,7 +12,7 @@ import pytest
 
 import rankscope as rs
 from language import TEMPLATE, peft_of, save_language_model, study_of, trl_run
-from own_store import assert_alike, as_another_trainers_runs, stored
+from own_store import as_another_trainers_runs, assert_alike, stored
 from rankscope.analysis.conclusions import conclude
 from rankscope.cli import main
 from rankscope.report.from_store import open_frames

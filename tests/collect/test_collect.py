@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from conftest import save_model, sizes
-from own_store import assert_alike, as_another_trainers_runs, own_store
+from own_store import as_another_trainers_runs, assert_alike, own_store
 from rankscope.analysis.conclusions import conclude
 from rankscope.cli import main
 from rankscope.collect.collect import Asked, Collected, collect
