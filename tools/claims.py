@@ -54,14 +54,26 @@ def each(numbers: Numbers, key: str, found: Callable[[Numbers], str]) -> Iterato
 
 
 def growth(numbers: Numbers) -> Iterator[str]:
-    if text := interval(numbers, "ratio"):
-        ranks = next(g for g in numbers["groups"] if g["primary"])["ranks"].split(", ")
-        yield f"× {text} from r = {ranks[0]} to {ranks[-1]}"
+    for place, entry, ranks in designs(numbers):
+        if text := interval(entry, "ratio"):
+            yield f"{place}× {text} from r = {ranks[0]} to {ranks[-1]}"
 
 
 def exponent(numbers: Numbers) -> Iterator[str]:
-    if text := interval(numbers, "b"):
-        yield text
+    for place, entry, _ in designs(numbers):
+        if text := interval(entry, "b"):
+            yield f"{place}{text}"
+
+
+def designs(numbers: Numbers) -> Iterator[tuple[str, Numbers, list[str]]]:
+    """The headline of H1, and beside it the groups of other settings, which it does not pool."""
+    whole = [g for g in numbers["groups"] if g["kind"] == "all"]
+    main = [g for g in whole if g["primary"]]
+    others = [g for g in whole if main and g["model"] != main[0]["model"]]
+    for entry, parts in [(numbers, main), *((g, [g]) for g in others)]:
+        if parts:
+            place = " and ".join(where(part) for part in parts) + ": " if others else ""
+            yield place, entry, parts[0]["ranks"].split(", ")
 
 
 def stable_ranks(numbers: Numbers) -> Iterator[str]:

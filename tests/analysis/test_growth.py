@@ -193,3 +193,13 @@ def test_where_growth_is_steep_is_named_once():
     said = growth_verdict(told)
     assert (said.verdict, growth_verdict(slow).verdict) == ("undecided", "supported")
     assert "On one, alpha/r and two, alpha/r, query b lies above 0.5" in said.sentences[-1]
+
+
+def test_groups_on_both_sides_have_no_common_answer():
+    """One optimiser grows as r^0.6, the other as r^0.1: neither speaks for both."""
+    steep = fitted(study(Truth(b=0.6, b_seeds=0.005), tasks=("one", "two")), resamples=99)
+    flat = replace(steep, groups=steep.groups.assign(b=0.1, p_holm=0.01, primary=False))
+    both = replace(steep, groups=pd.concat([steep.groups, flat.groups.assign(task="three")]))
+    said = growth_verdict(both)
+    assert (said.verdict, growth_verdict(steep).verdict) == ("undecided", "contradicted")
+    assert "On three, alpha/r b lies below 0.5: there is no common answer." in said.sentences

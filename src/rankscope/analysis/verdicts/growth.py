@@ -22,7 +22,7 @@ def growth_verdict(found: Growth) -> Verdict:
     """Supported: b lies below one half with its whole interval, and in no group above it
     (Holm-adjusted).
 
-    Contradicted: b lies above.
+    Contradicted: b lies above, and in no group below.
     """
     b, main = found.exponent, found.primary
     numbers = entries("ratio", found.ratio) | entries("b", b)
@@ -34,19 +34,18 @@ def growth_verdict(found: Growth) -> Verdict:
             "of its seeds share."
         )
         return answer("H1", "undecided", [reason], numbers, _left_out(found))
-    steep = _steep(found)
+    side = "above" if b.high < SLOW else "below"
+    others = _shown_to_lie(side, found)
     word, why = "undecided", ""
     if not b.known:
         why = "With one layer and one seed there is no interval."
-    elif b.high < SLOW and not steep:
-        word = "supported"
-    elif b.low > SLOW:
-        word = "contradicted"
-    elif steep:
-        places = named(steep) if len(steep) <= MOST_NAMED else f"{steep[0]} and elsewhere"
-        why = f"On {places} b lies above {SLOW}: there is no common answer."
-    else:
+    elif b.low <= SLOW <= b.high:
         why = f"The interval of b holds values on both sides of {SLOW}."
+    elif others:
+        places = named(others) if len(others) <= MOST_NAMED else f"{others[0]} and elsewhere"
+        why = f"On {places} b lies {side} {SLOW}: there is no common answer."
+    else:
+        word = "supported" if b.high < SLOW else "contradicted"
     return answer(
         "H1",
         word,
@@ -72,9 +71,11 @@ def _headline(found: Growth) -> str:
     )
 
 
-def _steep(found: Growth) -> list[str]:
-    """Where b lies above one half; a kind of layer only where not all of them together do."""
-    rows = found.groups[found.groups["b"].gt(SLOW) & found.groups["p_holm"].le(ERROR_RATE)]
+def _shown_to_lie(side: str, found: Growth) -> list[str]:
+    """Where b lies above or below one half; a kind of layer only where not all together do."""
+    b = found.groups["b"]
+    there = b.gt(SLOW) if side == "above" else b.lt(SLOW)
+    rows = found.groups[there & found.groups["p_holm"].le(ERROR_RATE)]
     told = [
         f"{where(row, _several_models(found))}, {row['scaling']}"
         + ("" if row["kind"] == EVERY else f", {row['kind']}")
