@@ -93,8 +93,18 @@ def _concluded(
 ) -> Conclusions:
     conclusions = conclude(found, progress=progress)
     mixed = unlike_versions(said["provenance"].get("trained with", ()))
-    caveats = (*conclusions.caveats, *([mixed] if mixed else []))
-    return replace(conclusions, caveats=caveats)
+    early = _unfinished(len(found.all_trials), said["provenance"].get("missing", 0))
+    caveats = [*([early] if early else []), *conclusions.caveats, *([mixed] if mixed else [])]
+    return replace(conclusions, caveats=tuple(caveats))
+
+
+def _unfinished(done: int, missing: int) -> str | None:
+    if not missing:
+        return None
+    return (
+        f"{done} of {done + missing} trials are here: the others have not finished or are harmed "
+        "(rankscope status), and may change best rates and verdicts."
+    )
 
 
 def text(conclusions: Conclusions) -> str:
@@ -191,6 +201,10 @@ def _said_by(store: Store) -> dict[str, Any]:
         "fingerprints": store.fingerprints,
         "trained with": store.provenance(),
     }
+    there = store.inspect()
+    wanted = {trial.id for trial in store.planned()} | there.harmed.keys()
+    if missing := len(wanted - set(there.whole)):
+        provenance["missing"] = missing
     return {"study_text": store.study_text, "provenance": provenance}
 
 

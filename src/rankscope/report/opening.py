@@ -41,7 +41,7 @@ def opening(
     return Opening(
         name=study_name(study_text, provenance),
         date=today(),
-        facts=facts(frames),
+        facts=facts(frames, missing=provenance.get("missing", 0)),
         answers=[(verdict, drawn.get(verdict.hypothesis)) for verdict in conclusions.verdicts],
         legend=legend if len(legend) > 1 else [],
     )
@@ -66,8 +66,9 @@ def today() -> str:
     return f"{now.day} {now:%B %Y}"
 
 
-def facts(frames: Frames) -> list[str]:
-    """What was studied, in parts: all finished trials, those of arms counted separately."""
+def facts(frames: Frames, *, missing: int = 0) -> list[str]:
+    """What was studied, in parts: all finished trials, those of arms counted separately;
+    ``missing`` others have not finished."""
     trials = frames.trials
     if trials.empty:
         return ["No trial has finished yet."]
@@ -84,7 +85,7 @@ def facts(frames: Frames) -> list[str]:
         " and ".join(methods),
         span,
         counted(trials["seed"].nunique(), "seed"),
-        _trials(frames),
+        _trials(frames, missing),
     ]
 
 
@@ -94,10 +95,13 @@ def _ranks(ranks: list[Any]) -> str:
     return f"LoRA at r = {', '.join(map(str, ranks))}"
 
 
-def _trials(frames: Frames) -> str:
-    """170 trials, 4 of them in an arm with 2 times the budget; 3 diverged."""
-    total = len(frames.trials) + len(frames.continued)
-    text = counted(total, "trial") if total < 1000 else f"{total:,} trials"
+def _trials(frames: Frames, missing: int) -> str:
+    """170 of 180 trials, 4 of them in an arm with 2 times the budget, 3 diverged."""
+    done = len(frames.trials) + len(frames.continued)
+    text = (
+        counted(done + missing, "trial") if done + missing < 1000 else f"{done + missing:,} trials"
+    )
+    text = f"{done:,} of {text}" if missing else text
     parts = []
     for budget, part in frames.continued.groupby("budget"):
         parts.append(f"{len(part)} of them in an arm with {budget:g} times the budget")
