@@ -160,7 +160,7 @@ def _of_other_stores() -> Iterator[Harm]:
 
 
 def _of_claims() -> Iterator[Harm]:
-    """Claims that nobody can end but by waiting."""
+    """Claims that nobody can end but by waiting: until then the trial may be in training there."""
     for name, host, boot in (("another host", "elsewhere", "x"), ("an earlier boot", "", "y")):
 
         def do(place: Path, other: Path, host: str = host, boot: str = boot) -> None:
@@ -171,7 +171,7 @@ def _of_claims() -> Iterator[Harm]:
             number = store.log.claim([id], worker="w", host=host, boot=boot)
             (place / "work" / str(number) / "trials" / id).mkdir(parents=True)
 
-        yield Harm(f"a claim left by {name}", do, again=1, patience=0.5)
+        yield Harm(f"a claim left by {name}", do, again=1, patience=0.5, training=True)
 
 
 def _no_text(place: Path, other: Path) -> None:

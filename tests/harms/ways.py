@@ -25,6 +25,7 @@ class Harm:
     unseen: bool = False  # size and time are as they were: only ``check`` reads the file
     local: bool = False  # what no bucket knows: links, pipes, owners, times
     patience: float | None = None  # seconds without a heartbeat, where one must be waited for
+    training: bool = False  # what is left looks like a store in training, and is read as one
 
 
 def emptied(path: Path, another: Path) -> None:

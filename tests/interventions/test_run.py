@@ -98,6 +98,12 @@ def test_what_is_there_is_not_made_again(study: Path) -> None:
     rs.intervene(study / "runs", families=["top"], **how)
     healed, _ = interventions.read(Store(study / "runs"), key, trial)  # type: ignore[misc]
     assert set(healed["family"]) == {"scale", "top"}
+    folder = study / "runs" / interventions.FOLDER
+    shutil.rmtree(folder)
+    folder.write_text("9")
+    assert len(interventions.faults(Store(study / "runs"))) == 3
+    assert len(rs.intervene(study / "runs", families=["top"], **how)) == len(first)
+    assert interventions.faults(Store(study / "runs")) == []
 
 
 def test_a_trial_that_another_process_holds_is_left_to_it(study: Path) -> None:

@@ -240,7 +240,6 @@ def left_out(place: str, *, edited: bool = True) -> int:
     if lines:
         say(f"{'; '.join(lines)}. To repair it, type: {store.remedy}")
     faults = interventions.faults(store) if edited else []
-    for name, why, is_closed in faults[:1]:
-        remedy = "nothing was changed" if is_closed else f"rankscope check {store} --repair"
-        say(f"edited trials left out, {len(faults)}; the first: {store}/{name}: {why}. {remedy}")
+    if faults:
+        say(interventions.left_out(store, faults))
     return 3 if lines or faults else 0

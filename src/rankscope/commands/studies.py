@@ -133,7 +133,7 @@ def status(options: argparse.Namespace) -> int:
 
     seen = overview.status(Store(options.store))
     print(seen.text())
-    return 3 if seen.failed or seen.left_out else 0
+    return 3 if seen.failed or seen.is_harmed else 0
 
 
 def check_options(command: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ from rankscope.interventions.forgetting import Forgetting, digest_of, text_of
 from rankscope.interventions.settings import FAMILIES, Settings, Variant, variants
 from rankscope.store import interventions
 from rankscope.store.header import check_same_inputs
+from rankscope.store.recovery import clear_folders
 from rankscope.store.store import Store
 from rankscope.study.study_file import Study, Trial
 from rankscope.sweep.inputs import METRIC, StudyInputs
@@ -159,6 +160,8 @@ def _edit_store(plan: Plan, quiet: bool) -> pd.DataFrame:
     skipped: dict[str, str] = {}
     per_trial = len(variants(plan.families))
     reporter = _reporter(quiet)
+    for line in clear_folders(plan.store.storage):
+        reporter(line)
     with bar("intervening", total=per_trial * len(plan.trials), quiet=quiet) as advance:
         bench: Bench | None = None
         of: tuple[str, str] | None = None

@@ -12,7 +12,8 @@ object store need only be able to create a file that isn't there.)
     release  of a claim                its worker stopped on purpose
     revoke   of a claim                its worker is dead, another one says
     fail     of a claim                with the reason
-    forget   trials                    earlier failures and results of theirs no longer count
+    forget   trials                    earlier failures and results of theirs no longer count;
+                                       ``edits``: what is kept of edited trials
 
 A claim is live until one of the others ends it, and only a live one can be committed: a worker
 that was taken for dead finds its claim revoked, however late it wakes up. A lost entry
@@ -76,6 +77,14 @@ class Commit:
     )  # name -> size, time of the last change, SHA-256; older logs lack it
 
 
+@dataclass(frozen=True)
+class Edits:
+    """What was kept of one edited trial (interventions.py)."""
+
+    weights: Mapping[str, str]  # the SHA-256 of the files that were edited
+    files: Mapping[str, list[Any]]  # as in a commit
+
+
 class Log:
     """The log and what follows from it. Safe to use from several threads."""
 
@@ -92,6 +101,7 @@ class Log:
         self.tables: dict[int, list[Any]] = {}  # claim -> size and SHA-256 of its pack's table
         self.failures: dict[str, list[Failure]] = {}
         self.deaths: Counter[str] = Counter()
+        self.edits: dict[tuple[str, str], Edits] = {}  # of settings and trial
         self.lost: dict[int, str] = {}  # number of an entry -> why it can't be read
         self._in_snapshot = 0
         self._holder: dict[str, int] = {}
@@ -193,6 +203,12 @@ class Log:
         self.append(decide)
         return given
 
+    def edited(self, settings: str, trial: str, edits: Edits | None) -> None:
+        """Records what was kept of an edited trial; None: it no longer counts."""
+        said = [settings, trial, edits and [dict(edits.weights), dict(edits.files)]]
+        # of another event older versions would say that it is lost; this one they read
+        self.append(lambda: {"event": "forget", "trials": [], "edits": [said]})
+
     def _read_beginning(self) -> None:
         for entry in read_snapshot(self.storage, self.store_id):
             self._apply(entry)
@@ -243,6 +259,12 @@ class Log:
             self.failures.pop(trial, None)
             self.deaths.pop(trial, None)
             self.done.pop(trial, None)
+        for settings, trial, edits in entry.get("edits", []):
+            self.edits.pop((settings, trial), None)
+            if edits is not None:
+                weights, files = edits
+                kept = {name: [int(size), at, str(sha)] for name, (size, at, sha) in files.items()}
+                self.edits[settings, trial] = Edits({**weights}, kept)
 
     def _ended(self, entry: dict[str, Any]) -> None:
         number, event = int(entry["claim"]), entry["event"]

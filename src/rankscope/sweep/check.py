@@ -166,14 +166,14 @@ def _tables(store: Store, found: Checked, *, repair: bool) -> None:
 
 
 def _interventions(store: Store, found: Checked, *, repair: bool) -> None:
-    for name, why, is_closed in interventions.faults(store):
-        found.faults.append(f"{name}: {why}")
-        if repair and is_closed:
-            found.left.append(f"{name} may be whole, and stays as it is")
+    for fault in interventions.faults(store):
+        found.faults.append(f"{fault.name}: {fault.why}")
+        if repair and fault.is_closed:
+            found.left.append(f"{fault.name} may be whole, and stays as it is")
         elif repair:
-            for file in (f"{name}.json", f"{name}.parquet"):
-                set_aside(store.storage, store.log, file)
-            found.done.append(f"{name} is set aside; rankscope intervene makes it again")
+            left = interventions.set_aside(store, fault)
+            what = "is set aside" if left else "counts no longer"
+            found.done.append(f"{fault.name} {what}; rankscope intervene makes it again")
 
 
 def _comparison(

@@ -49,6 +49,8 @@ class Status:
     remedy: str  # what to type for those
     settings: list[str] = field(default_factory=list)  # that are compared, in one line
     edited: int = 0  # finished trials that rankscope intervene has tables of
+    # tables of theirs that are missing or harmed
+    edits_left_out: list[interventions.Fault] = field(default_factory=list)
 
     @property
     def running(self) -> int:
@@ -63,6 +65,11 @@ class Status:
         )
         harmed = f", {len(self.left_out)} harmed" if self.left_out else ""
         return f"{self.done} of {self.planned} trials done{diverged}{failed}{harmed}"
+
+    @property
+    def is_harmed(self) -> bool:
+        """Whether something must be trained, or edited, again."""
+        return bool(self.left_out) or not all(fault.is_closed for fault in self.edits_left_out)
 
     @property
     def is_complete(self) -> bool:
@@ -100,6 +107,8 @@ class Status:
         if self.left_out:
             lines.append(f"mend them with: {self.remedy}")
         lines += self.notes
+        if self.edits_left_out:
+            lines.append(interventions.left_out(self.store, self.edits_left_out))
         if self.seconds_left is not None and self.done < self.planned:
             lines.append(f"about {duration(self.seconds_left)} left, at the rate so far")
         if self.edited:
@@ -117,6 +126,8 @@ def status(store: Store) -> Status:
     failed = {
         t.id: why for t in missing if (why := given_up(log, t.id, retries=retries)) is not None
     }
+    faults = interventions.faults(store, glance=True)
+    edited = interventions.trials(store, without=faults)
     seconds = defaultdict(list)
     for trial in done:
         if (took := results[trial.id]["seconds"]) is not None:
@@ -147,7 +158,8 @@ def status(store: Store) -> Status:
         packs=packs,
         seconds_left=sum(left) / workers if done else None,
         settings=compared(planned, results),
-        edited=len(interventions.trials(store) & {trial.id for trial in done}),
+        edited=len(edited & {trial.id for trial in done}),
+        edits_left_out=faults,
     )
 
 
@@ -168,8 +180,6 @@ def _notes(store: Store) -> list[str]:
         first = next(iter(store.log.lost.values()))
         notes.append(f"{len(store.log.lost)} of the log's entries are lost, the first: {first}")
     notes += [f"rankscope check {store} --repair"] if notes else []
-    for name, why, _ in interventions.closed(store)[:1]:
-        notes.append(f"{store}/{name}: {why}; edited trials in it are not counted")
     return notes
 
 
