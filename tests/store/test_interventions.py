@@ -137,9 +137,9 @@ def test_files_that_fit_each_other_and_are_not_what_was_kept(
     assert interventions.read(Store(place), "settings", first) is None
     assert set(interventions.table(Store(place))["trial"]) == {second}
     assert main(["status", str(place)]) == 3
-    assert f"left out, 1; the first: {place}/interventions/settings/{first}: " in (
-        capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert f"left out, 1; the first: {place}/interventions/settings/{first}: " in said
+    assert "1 of 8 finished trials edited" in said
     assert check(place, repair=True).is_whole
     assert (place / f"harmed/{first}.json-1").is_file()
     assert interventions.faults(Store(place)) == []
