@@ -365,3 +365,36 @@ def test_open_doses_are_said_to_be_open():
         pytest.approx(np.exp(-1)),
     )
     assert pytest.approx(np.log(1.1)) == NEAR
+
+
+def test_rounding_does_not_choose_between_equally_good_lines():
+    """Nothing was measured between drifts of 0.2 and 0.9: of all lines that fall there, and of two
+    rates that do equally well, the same are taken whatever the last digits and the order of the
+    trials."""
+    rows = []
+    for k in range(12):
+        rate, high = (1e-3, 1e-2)[k % 2], (0.7, 0.8, 0.9)[(k // 2 + k % 2) % 3]
+        rows += [(f"t{k}", rate, k // 2 % 3, -0.01 * k / 2, high)]
+        rows += [(f"t{k}", rate, k // 2 % 3, -u, high) for u in (0.1 + 0.005 * k, 0.2)]
+        rows += [(f"t{k}", rate, k // 2 % 3, -u, 0.1 * (k % 3)) for u in (0.9, 1 + k / 100)]
+    table = points(rows)
+    one = threshold(
+        table, 0.0, 0.01, {"model": "m", "task": "t"}, rng=np.random.default_rng(0), resamples=9
+    )
+    assert one.line["log_drift"].abs().iloc[1:3].tolist() == pytest.approx([0.2, 0.9], abs=0.01)
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        shaken = table.assign(
+            log_drift=table["log_drift"] * (1 + 1e-12 * rng.normal(size=len(table))),
+            metric_value=table["metric_value"] + 1e-12 * rng.normal(size=len(table)),
+        )
+        order = rng.permutation(table["trial"].unique())
+        moved = pd.concat([shaken[shaken["trial"].eq(name)] for name in order])
+        other = threshold(
+            moved, 0.0, 0.01, {"model": "m", "task": "t"}, rng=np.random.default_rng(0), resamples=9
+        )
+        for name in ("half", "first", "plateau", "kept", "near"):
+            a, b = getattr(one, name), getattr(other, name)
+            a, b = (v.estimate if isinstance(v, Interval) else v for v in (a, b))
+            assert a == pytest.approx(b, abs=1e-9), name
+        assert np.allclose(one.line, other.line, atol=1e-9)

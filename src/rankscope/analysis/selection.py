@@ -24,6 +24,7 @@ ZERO = ("matthews_correlation", "pearson", "spearman")  # correlations of a cons
 # Trials, and share of the evaluations, at one value, to take it for a constant answer's; and its
 # share of those within NEARBY: a metric of some hundred rows repeats values near a plateau as well.
 FEWEST_TRIALS, SMALLEST_SHARE, OF_NEARBY, NEARBY = 3, 0.05, 0.5, 0.01
+ROUNDED = 9  # digits of a mean: whichever way it is added up, equal rates are equal
 LOWER = ("loss", "perplexity")  # how metrics end that are better when they are lower
 DEVIATIONS = 3  # above a constant answer, in standard deviations of an evaluation: learnt
 
@@ -81,6 +82,7 @@ def best_learning_rates(trials: pd.DataFrame) -> pd.DataFrame:
         diverged=("broken", "sum"),
         metric=("metric", "first"),
     )
+    rates["chosen_by"] = rates["chosen_by"].round(ROUNDED)
     by = rates.groupby(CONFIGURATION, dropna=False)
     rates["rates"] = by["learning_rate"].transform("nunique")
     rates["lowest"] = by["learning_rate"].transform("min")

@@ -2,8 +2,9 @@
 
 A plateau, a decline and a floor, y = p - d clip((u - t) / (f - t), 0, 1) with t, d >= 0 and f
 inside the data, is fitted by least squares to the references near sr(W) and to all checkpoints
-that drifted, once per resample of the trials. Letters: B draws, T trials, N checkpoints, F
-floors tried beside one turn.
+that drifted, once per resample of the trials. Where no checkpoint lies, several lines are equally
+good: then it is the one that falls over the longest way, since no steeper one is shown. Letters: B
+draws, T trials, N checkpoints, L lines, F floors tried beside one turn.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ import numpy as np
 from rankscope.analysis.threshold.evidence import Array, Codes, Evidence
 
 GRID = 40  # turns and floors tried over the range of drift
+# of the squares about the mean: errors that differ by less count as equal, so that no rounding
+# (numbers of a checkpoint saved in float32 differ by 1e-7) chooses between equally good lines
+TIE = 1e-6
+ERROR, TURN, FLOOR = 0, 2, 3  # places in a line, as _search returns it
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,9 @@ def fits(found: Evidence, weights: Array, excess: float = 0.0) -> Fits:
         _Part.of(weights, found.near.trial[chosen], found.near.u[chosen], references),
     ]
     coarse = _search(parts, _coarse(found), len(weights))
-    finer = _finer(found, turn=coarse[2, 0], floor=coarse[3, 0])
+    finer = _finer(found, turn=coarse[TURN, 0], floor=coarse[FLOOR, 0])
     fine = _search(parts, finer, len(weights)) if finer else coarse
-    _, plateau, turn, floor, fall = np.where(fine[0] < coarse[0], fine, coarse)
+    _, plateau, turn, floor, fall = _best(np.stack([coarse, fine]), _tie(parts))
     near = _mean(weights[:, found.near.trial[chosen]], references)
     deep = _mean(weights[:, found.far_trial] * found.deepest, found.far_y)
     return Fits(plateau, fall, turn, floor, near=near, deep=deep)
@@ -84,14 +89,25 @@ class _Part:
         return self.weights @ (self.member @ column)
 
 
-def _search(parts: list[_Part], grid: list[tuple[float, Array]], draws: int) -> Array:
-    """Least squares over the `grid`: error, plateau, turn, floor, fall of the best line: (5, B)."""
-    count, total, squares = (
+def _totals(parts: list[_Part]) -> list[Array]:
+    """Weighted sums of y^0, y^1 and y^2 in each draw: (B, 1) each."""
+    return [
         np.sum([part.sums(part.y[:, None] ** power) for part in parts], axis=0)
         for power in (0, 1, 2)
-    )
-    count = np.maximum(count, 1)
-    best = np.full((5, draws), np.inf)
+    ]
+
+
+def _tie(parts: list[_Part]) -> Array:
+    """How far the errors of equally good lines may lie apart in each draw: (B,)."""
+    count, total, squares = _totals(parts)
+    return TIE * np.maximum(0.0, squares - total**2 / np.maximum(count, 1))[:, 0]
+
+
+def _search(parts: list[_Part], grid: list[tuple[float, Array]], draws: int) -> Array:
+    """Least squares over the `grid`: error, plateau, turn, floor, fall of the best line: (5, B)."""
+    count, total, squares = _totals(parts)
+    count, tie = np.maximum(count, 1), _tie(parts)
+    lines = []
     row = np.arange(draws)
     for turn, floors in grid:
         x, xx, xy = (np.zeros((draws, len(floors))) for _ in range(3))
@@ -106,12 +122,21 @@ def _search(parts: list[_Part], grid: list[tuple[float, Array]], draws: int) -> 
         slope = np.divide(covariance, variance, out=np.zeros_like(x), where=known)
         slope = np.minimum(slope, 0.0)  # a decline only
         error = squares - total**2 / count - 2 * slope * covariance + slope**2 * variance
-        place = error.argmin(axis=1)
+        equal = error <= error.min(axis=1, keepdims=True) + tie[:, None]
+        place = len(floors) - 1 - equal[:, ::-1].argmax(axis=1)  # the last: the longest way
         fall = -slope[row, place]
         plateau = (total[:, 0] + fall * x[row, place]) / count[:, 0]
-        found = [error[row, place], plateau, np.full(draws, turn), floors[place], fall]
-        best = np.where(found[0] < best[0], np.stack(found), best)
-    return best
+        lines.append([error[row, place], plateau, np.full(draws, turn), floors[place], fall])
+    return _best(np.array(lines), tie)
+
+
+def _best(lines: Array, tie: Array) -> Array:
+    """Of `lines` (L, 5, B) the best of each draw (5, B); of equally good ones that which falls over
+    the longest way, of equally long ones the first."""
+    equal = lines[:, ERROR] <= lines[:, ERROR].min(axis=0) + tie
+    way = np.where(equal, lines[:, FLOOR] - lines[:, TURN], -np.inf)
+    place = (way >= way.max(axis=0) * (1 - TIE)).argmax(axis=0)
+    return np.take_along_axis(lines, place[None, None, :], axis=0)[0]
 
 
 def _coarse(found: Evidence) -> list[tuple[float, Array]]:
@@ -131,8 +156,8 @@ def _finer(found: Evidence, turn: float, floor: float) -> list[tuple[float, Arra
 
 
 def _pairs(turns: Array, floors: Array, least: float) -> list[tuple[float, Array]]:
-    """Each turn with the floors further than `least` beyond it."""
-    pairs = [(float(turn), floors[floors - turn > least]) for turn in turns]
+    """Each turn with the floors further than `least` beyond it, whichever way that is rounded."""
+    pairs = [(float(turn), floors[floors - turn > (1 + TIE) * least]) for turn in turns]
     return [(turn, own) for turn, own in pairs if len(own)]
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rankscope.analysis.inference import Interval, normal
+from rankscope.analysis.selection import ROUNDED
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -46,9 +47,9 @@ class Candidates:
 
     @property
     def chosen(self) -> NDArray[np.bool_]:
-        """Which entries are of their configuration's best rate, by the mean over seeds."""
-        cells = pd.DataFrame({"mean": pd.Series(self.y).groupby(self.cell).mean()})
-        cells = cells[self.complete]
+        """Which entries are of their configuration's best rate, by the mean over seeds; of equal
+        ones the smallest."""
+        cells = self._means[self.complete]
         best = cells["mean"].groupby(self.configuration[self.complete]).idxmax()
         return np.isin(self.cell, best)
 
@@ -86,8 +87,9 @@ class Candidates:
 
     @property
     def _means(self) -> pd.DataFrame:
-        """``mean``, ``var`` and ``size`` of each cell."""
-        return pd.Series(self.y).groupby(self.cell).agg(["mean", "var", "size"])
+        """``mean``, ``var`` and ``size`` of each cell; means that differ by rounding are equal."""
+        cells = pd.Series(self.y).groupby(self.cell).agg(["mean", "var", "size"])
+        return cells.assign(mean=cells["mean"].round(ROUNDED))
 
 
 @dataclass(frozen=True)
