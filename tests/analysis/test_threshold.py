@@ -398,3 +398,12 @@ def test_rounding_does_not_choose_between_equally_good_lines():
             a, b = (v.estimate if isinstance(v, Interval) else v for v in (a, b))
             assert a == pytest.approx(b, abs=1e-9), name
         assert np.allclose(one.line, other.line, atol=1e-9)
+
+
+def test_equal_values_do_not_fall_by_rounding():
+    rows = [(f"t{k}", 1e-3, k, -u, 0.3) for k in range(9) for u in (0.0, 0.3 + k / 50, 1.1)]
+    for value in (0.3, 0.7, -2.5358624, 1.1):
+        data = evidence(points(rows).assign(metric_value=value), -9.0, 0.01)
+        rng = np.random.default_rng(1)
+        fit = fits(data, rng.multinomial(9, np.full(9, 1 / 9), size=20) * 9 / 8)
+        assert (fit.fall == 0).all()

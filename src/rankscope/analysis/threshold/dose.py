@@ -19,6 +19,7 @@ GRID = 40  # turns and floors tried over the range of drift
 # of the squares about the mean: errors that differ by less count as equal, so that no rounding
 # (numbers of a checkpoint saved in float32 differ by 1e-7) chooses between equally good lines
 TIE = 1e-6
+ROUNDING = 1e-12  # of the sum of squares
 ERROR, TURN, FLOOR = 0, 2, 3  # places in a line, as _search returns it
 
 
@@ -98,9 +99,11 @@ def _totals(parts: list[_Part]) -> list[Array]:
 
 
 def _tie(parts: list[_Part]) -> Array:
-    """How far the errors of equally good lines may lie apart in each draw: (B,)."""
+    """How far the errors of equally good lines may lie apart in each draw: (B,). Of equal values
+    the squares about the mean are themselves rounding."""
     count, total, squares = _totals(parts)
-    return TIE * np.maximum(0.0, squares - total**2 / np.maximum(count, 1))[:, 0]
+    about = np.maximum(0.0, squares - total**2 / np.maximum(count, 1))
+    return (TIE * about + ROUNDING * squares)[:, 0]
 
 
 def _search(parts: list[_Part], grid: list[tuple[float, Array]], draws: int) -> Array:
@@ -120,7 +123,8 @@ def _search(parts: list[_Part], grid: list[tuple[float, Array]], draws: int) -> 
         variance, covariance = xx - x * mean, xy - mean * total
         known = variance > 1e-9 * count
         slope = np.divide(covariance, variance, out=np.zeros_like(x), where=known)
-        slope = np.minimum(slope, 0.0)  # a decline only
+        gained = slope * covariance  # squares that no flat line explains
+        slope = np.where((slope < 0) & (gained > tie[:, None]), slope, 0.0)  # a decline only
         error = squares - total**2 / count - 2 * slope * covariance + slope**2 * variance
         equal = error <= error.min(axis=1, keepdims=True) + tie[:, None]
         place = len(floors) - 1 - equal[:, ::-1].argmax(axis=1)  # the last: the longest way
