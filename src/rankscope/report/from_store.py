@@ -195,7 +195,7 @@ def write_figures(
 
 def _said_by(store: Store) -> dict[str, Any]:
     """The study and the provenance of a store, for the page."""
-    provenance = {
+    provenance: dict[str, Any] = {
         "study": store.study.name,
         "store": store.hash(),
         "fingerprints": store.fingerprints,
