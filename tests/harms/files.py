@@ -27,13 +27,13 @@ def trials(place: Path) -> list[Path]:
 
 
 def entry(place: Path, event: str) -> tuple[Path, Path]:
-    """The third entry of that kind, and the first."""
+    """The third entry of that kind (the last of fewer), and the first."""
     found = [
         path
         for path in sorted((place / "log").glob("*.json"))
         if json.loads(path.read_text())["event"] == event
     ]
-    return found[2], found[0]
+    return found[:3][-1], found[0]
 
 
 def harms() -> Iterator[Harm]:
@@ -91,7 +91,7 @@ def _of_header_and_log() -> Iterator[Harm]:
             local=way in LOCAL,
         )
     yield Harm("store.json of a newer format", lambda p, o: _newer(p / "store.json"), refused=True)
-    for event in ("claim", "commit"):
+    for event in ("claim", "commit", "forget"):  # the last one records edits
         for way in (*ways("entry.json"), rotten):
             yield Harm(
                 f"log: {event} {way.__name__}",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
+
 from harms.ways import Harm, ways
+from rankscope.store.files import dumps, loads
 from rankscope.store.store import Store
 
 INTERVENTIONS = ("parquet", "json")
@@ -103,6 +107,9 @@ def _of_interventions() -> Iterator[Harm]:
 
             local = way.__name__ in ("looped", "piped", "linked")
             yield Harm(f"an edited trial's .{kind} {way.__name__}", do, local=local)
+    yield Harm("an edited trial's files deleted", _edits_deleted)
+    yield Harm("an edited trial's files another's", _edits_of_another)
+    yield Harm("an edited trial's files of a day before", _edits_of_before)
 
 
 def _of_names() -> Iterator[Harm]:
@@ -172,6 +179,31 @@ def _of_claims() -> Iterator[Harm]:
             (place / "work" / str(number) / "trials" / id).mkdir(parents=True)
 
         yield Harm(f"a claim left by {name}", do, again=1, patience=0.5, training=True)
+
+
+def _edits(place: Path) -> list[tuple[Path, Path]]:
+    return list(
+        zip(*(sorted(place.glob(f"interventions/*/*.{k}")) for k in INTERVENTIONS), strict=True)
+    )
+
+
+def _edits_deleted(place: Path, other: Path) -> None:
+    for path in _edits(place)[0]:
+        path.unlink()
+
+
+def _edits_of_another(place: Path, other: Path) -> None:
+    for path, another in zip(*_edits(place), strict=True):
+        shutil.copy2(another, path)
+
+
+def _edits_of_before(place: Path, other: Path) -> None:
+    """Whole, and of this trial's weights: only the log says that they were made again since."""
+    table, about = _edits(place)[0]
+    said = loads(about.read_bytes(), "x")
+    pd.read_parquet(table).assign(value=0.375).to_parquet(table, index=False)
+    digest = hashlib.sha256(table.read_bytes()).hexdigest()
+    about.write_bytes(dumps(said | {"parquet": digest}))
 
 
 def _no_text(place: Path, other: Path) -> None:
