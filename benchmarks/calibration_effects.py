@@ -137,21 +137,34 @@ def exponents(
 
 
 def inside(
-    rng: np.random.Generator, resamples: int, *, trials: int, varying: float = 0.0
+    rng: np.random.Generator,
+    resamples: int,
+    *,
+    trials: int,
+    varying: float = 0.0,
+    continued: int = 0,
+    paired: bool = True,
 ) -> RESULT:
     """H3: trials that drift by 0.4 to 3 e-folds in eight evaluations, most of them not far; noise
-    that lasts, and slopes that differ between trials by `varying` (a standard deviation)."""
+    that lasts, and slopes that differ between trials by `varying` (a standard deviation). The first
+    `continued` trials are there once more as their longer twins: the same eight evaluations
+    and eight further ones. Without `paired` a twin counts as a cluster of its own."""
     rows = []
     for trial in range(trials):
         far = np.exp(rng.uniform(np.log(0.4), np.log(3.0)))
-        u = far * (np.arange(1, 9) / 8) ** rng.uniform(0.5, 1.2)
-        noise = rng.normal(0, 0.02, 8)
-        for step in range(1, 8):
+        count = 16 if trial < continued else 8
+        u = far * (np.arange(1, count + 1) / 8) ** rng.uniform(0.5, 1.2)
+        noise = rng.normal(0, 0.02, count)
+        for step in range(1, count):
             noise[step] += 0.3 * noise[step - 1]
         before, after = 0.2 + 2 * varying * rng.normal(), -0.07 + varying * rng.normal()
         y = rng.normal() + before * np.minimum(u, KNOT) + after * np.maximum(0, u - KNOT) + noise
-        columns = {"trial": trial, "step": range(8), "log_drift": -u, "metric_value": y}
-        rows.append(pd.DataFrame(columns | {"eval_loss": -y}))
+        columns = {"trial": trial, "step": range(count), "log_drift": -u, "metric_value": y}
+        whole = pd.DataFrame(columns | {"eval_loss": -y, "run": trial})
+        rows.append(whole.head(8))
+        if trial < continued:
+            twin = trials + trial
+            rows.append(whole.assign(trial=twin, run=trial if paired else twin))
     found = slopes(pd.concat(rows, ignore_index=True))
     return {
         "slope": [found[f"metric_after{end}"] for end in ("", "_low", "_high")],

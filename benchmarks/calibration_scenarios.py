@@ -206,6 +206,7 @@ SCENARIOS: dict[str, Scenario] = {
     **{f"H3, {trials} trials": partial(inside, trials=trials) for trials in (6, 12, 25)},
     **{f"H3, {trials} trials, slopes that vary": partial(inside, trials=trials,
                                                       varying=0.04) for trials in (6, 12, 25)},
+    "H3, 12 trials, 6 continued": partial(inside, trials=12, varying=0.04, continued=6),
     "H4, 3 seeds": partial(pairs, seeds=3),
     "H4, 5 seeds": partial(pairs, seeds=5),
     "H4, 5 seeds, uneven": partial(pairs, seeds=5, drop=1),

@@ -100,20 +100,22 @@ def drawn(rng, trials, vary=0.04):
     return pd.DataFrame(columns)
 
 
-def test_errors_and_degrees_are_those_of_bell_and_mccaffrey_written_out():
+@pytest.mark.parametrize("together", [1, 2])
+def test_errors_and_degrees_are_those_of_bell_and_mccaffrey_written_out(together):
     rng = np.random.default_rng(5)
     codes = np.repeat(range(6), [4, 5, 3, 8, 6, 4])
     x, y = rng.normal(size=(30, 2)) * (1 + codes[:, None]), rng.normal(size=30)
     one = np.equal(codes[:, None], range(6)) * 1.0
     inside = np.eye(30) - one @ np.linalg.pinv(one)  # takes every trial's mean away
     x, y = inside @ x, inside @ y
+    codes, count = codes // together, 6 // together  # clusters of one trial, or of two
     bread = np.linalg.inv(x.T @ x)
     rest = inside - x @ bread @ x.T  # residual maker, intercepts included
-    own = np.stack([x[codes == g].T @ x[codes == g] for g in range(6)])
-    scores = np.stack([x[codes == g].T @ (rest @ y)[codes == g] for g in range(6)])
+    own = np.stack([x[codes == g].T @ x[codes == g] for g in range(count)])
+    scores = np.stack([x[codes == g].T @ (rest @ y)[codes == g] for g in range(count)])
     error, degrees = clustered(own, scores)
     adjust = []
-    for g in range(6):
+    for g in range(count):
         here = codes == g
         size, turn = np.linalg.eigh(rest[np.ix_(here, here)])
         root = np.where(size > 1e-9, np.maximum(size, 1e-9) ** -0.5, 0)
@@ -132,6 +134,37 @@ def test_slopes_cover_where_few_trials_reach_far():
     found = [slopes(drawn(np.random.default_rng(seed), 9)) for seed in range(80)]
     held = [one["metric_after_low"] <= -0.07 <= one["metric_after_high"] for one in found]
     assert np.mean(held) > 0.9
+
+
+def test_a_trial_and_its_longer_twin_are_one_cluster():
+    """A copy of each trial adds no independent fact: errors and degrees stay."""
+    rows = drawn(np.random.default_rng(3), 8)
+    twin = rows.assign(run=rows["trial"])
+    both = pd.concat([twin, twin.assign(trial=twin["trial"] + 100)], ignore_index=True)
+    alone, together = slopes(rows), slopes(both)
+    for name in ("metric_after", "metric_after_low", "metric_after_high", "metric_after_p"):
+        assert together[name] == pytest.approx(alone[name]), name
+    assert np.isnan(slopes(both[both["run"].le(1)])["metric_after"])  # four trials of two runs
+
+
+def test_longer_trials_share_their_run_with_the_one_they_continue():
+    frames = study(Truth(threshold=0.6, noise=0.005), seeds=1, evaluations=8, full=False)
+    trials = frames["trials"].assign(budget=1.0)
+    more = trials.assign(budget=2.0, trial="longer " + trials["trial"])
+    again = {
+        name: pd.concat([rows, rows.assign(trial="longer " + rows["trial"])], ignore_index=True)
+        for name, rows in frames.items()
+        if name in ("spectra", "metrics")
+    }
+    again["trials"] = pd.concat([trials, more], ignore_index=True)
+    (one, two) = (
+        dynamics(Frames(**tables), rng=np.random.default_rng(0), resamples=99).tasks.iloc[0]
+        for tables in (frames, frames | again)
+    )
+    assert two["trials"] == 2 * one["trials"]
+    assert two["growing_clusters"] == one["growing_clusters"] == len(trials)
+    for name in ("metric_after_low", "metric_after_high", "growing_low"):
+        assert two[name] == pytest.approx(one[name]), name
 
 
 def test_a_slope_that_one_trial_decides_has_no_interval():

@@ -2,9 +2,9 @@
 trials.
 
 The second question is a regression with one intercept per trial (fixed effects), two slopes
-joined at a stated drift, and standard errors clustered by trial (`clustered`). Beside it stands
-the direct comparison: the same configuration trained for longer (`continued`). Letters: G clusters,
-K slopes.
+joined at a stated drift, and standard errors clustered by trial (`clustered`); a trial and the one
+that trains it for longer have the same start, so both are one cluster. Beside it stands the direct
+comparison: the same configuration trained for longer (`continued`). Letters: G clusters, K slopes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Dynamics:
     evaluation loss per unit of log drift below and beyond the knot (``_low``, ``_high``, ``_p``,
     and ``_p_holm`` of the ``after`` ones over tasks), from ``trials`` trials with three
     checkpoints beyond a drift of a tenth, ``beyond`` of them with one past the knot; NaN where
-    these are fewer than three.
+    these are of fewer than three runs.
     ``by_rate`` has one row per method, learning rate and rank: the median drift at the end and the
     mean correlation with the step.
     """
@@ -63,8 +63,12 @@ def dynamics(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000)
     leaves them out.
     """
     trials = frames.all_trials
-    trials = trials.assign(growing=trials["trial"].map(_growing(frames.drifts)))
+    trials = trials.assign(
+        growing=trials["trial"].map(_growing(frames.drifts)),
+        run=trials.groupby(SAME, dropna=False)["trial"].transform("first"),
+    )
     seen = checkpoints(trials, frames.metrics, frames.drifts)
+    seen = seen.merge(trials[["trial", "run"]], on="trial")
     learnt = frames.learnt[frames.learnt["method"].eq("lora") & frames.learnt["learnt"]]
     known = set(zip(learnt["model"], learnt["task"], strict=True))
     rows, left_out = [], []
@@ -72,7 +76,7 @@ def dynamics(frames: Frames, *, rng: np.random.Generator, resamples: int = 1000)
         if (model, task) not in known:
             left_out.append(str(task))
             continue
-        cluster, labels = cluster_of(own, "trial")
+        cluster, labels = cluster_of(own.assign(trial=own["run"]), "trial")
         whole = mean_interval(own["growing"], labels, cluster, rng=rng, resamples=resamples)
         grown = whole.within(-1, 1)  # p is of the interval before it is cut
         row = {"model": model, "task": task, "growing": grown.estimate, "growing_low": grown.low}
@@ -100,12 +104,13 @@ def slopes(points: pd.DataFrame) -> dict[str, float]:
     per e-fold.
 
     `points` are `checkpoints`; those that drifted by less than a tenth are left out, since there a
-    model is still learning. NaN where fewer than three trials have checkpoints on both sides of the
-    knot or either slope is undetermined.
+    model is still learning. ``run``, where it is a column, is what trials that share their start
+    have in common. NaN where fewer than three runs have checkpoints on both sides of the knot or
+    either slope is undetermined.
     """
     drifts = points["log_drift"]
     sign = 1.0 if (drifts * drifts.abs()).sum() > 0 else -1.0
-    rows = points.assign(u=sign * drifts)
+    rows = points.assign(u=sign * drifts, run=points.get("run", points["trial"]))
     rows = rows[rows["u"].gt(NEAR)]
     rows = rows[rows.groupby("trial")["step"].transform("size").ge(FEWEST_STEPS)]
     row: dict[str, float] = {"trials": rows["trial"].nunique(), "knot": float(np.exp(sign * KNOT))}
@@ -125,9 +130,10 @@ def slopes(points: pd.DataFrame) -> dict[str, float]:
 
 def _fixed_effects(rows: pd.DataFrame, outcome: str) -> list[tuple[float, float, float, float]]:
     """(slope, low, high, p) below and beyond the knot."""
-    codes, trials = pd.factorize(rows["trial"])
-    count = len(trials)
-    beyond = rows.loc[rows["u"].gt(KNOT), "trial"].nunique()
+    codes = pd.factorize(rows["trial"])[0]
+    runs, names = pd.factorize(rows["run"])
+    count = len(names)
+    beyond = rows.loc[rows["u"].gt(KNOT), "run"].nunique()
     unknown = [(np.nan, np.nan, np.nan, np.nan)] * 2
     if count < FEWEST_TRIALS or beyond < FEWEST_TRIALS:
         return unknown
@@ -144,8 +150,8 @@ def _fixed_effects(rows: pd.DataFrame, outcome: str) -> list[tuple[float, float,
         return unknown
     slope = np.linalg.solve(x.T @ x, x.T @ y)
     own, scores = np.zeros((count, 2, 2)), np.zeros((count, 2))
-    np.add.at(own, codes, x[:, :, None] * x[:, None, :])
-    np.add.at(scores, codes, x * (y - x @ slope)[:, None])
+    np.add.at(own, runs, x[:, :, None] * x[:, None, :])
+    np.add.at(scores, runs, x * (y - x @ slope)[:, None])
     error, degrees = clustered(own, scores)
     reach = student.ppf((1 + LEVEL) / 2, degrees) * error
     p = 2 * student.sf(np.abs(slope) / np.where(error > 0, error, np.nan), degrees)
@@ -160,8 +166,8 @@ def clustered(own: Array, scores: Array) -> tuple[Array, Array]:
     every cluster's x'x (G, K, K) and x'residual (G, K).
 
     Residuals are put right for what each cluster takes of its own error into the fit (CR2), and the
-    degrees are Satterthwaite's: Bell and McCaffrey 2002, Survey Methodology 28, 169-181; with one
-    intercept per cluster Pustejovsky and Tipton 2018, J. Business and Economic Statistics 36,
+    degrees are Satterthwaite's: Bell and McCaffrey 2002, Survey Methodology 28, 169-181; with
+    intercepts inside clusters Pustejovsky and Tipton 2018, J. Business and Economic Statistics 36,
     672-683. The usual G - 1 is far too many where few clusters reach far: it covered 74 to 94 %
     where this covers 95 to 98 (benchmarks/calibration_effects.py, `inside`). NaN where one cluster
     alone decides a slope.
