@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -81,6 +83,26 @@ def test_high_is_half_of_the_dimension(size, high):
     """The largest rank is 64: high where it is at least half of the layers' dimension."""
     said = alignment_verdict(aligned(Truth(cosine=0.0), seeds=3, size=size)).sentences[0]
     assert ("too low to speak about high ranks" in said) is not high
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word", "said"),
+    [
+        (-0.20, -0.06, "supported", ""),
+        (-0.20, -0.04, "undecided", "further, but not shown to be by 0.05"),
+        (-0.04, -0.01, "contradicted", "further, by less than 0.05, which counts as none"),
+        (-0.04, 0.02, "contradicted", ""),
+        (0.01, 0.30, "contradicted", ""),
+        (-0.30, 0.02, "undecided", ""),
+    ],
+)
+def test_a_negligible_difference_is_no_support(low, high, word, said):
+    found = aligned(Truth(cosine=0.15, full_cosine=0.3), seeds=3)
+    rows = found.contrasts.assign(contrast=(low + high) / 2, low=low, high=high)
+    verdict = alignment_verdict(replace(found, contrasts=rows))
+    assert verdict.verdict == word
+    assert (said or "further") in " ".join(verdict.sentences)
+    assert ("none)" in " ".join(verdict.sentences)) is bool(said)
 
 
 def test_what_is_missing_for_a_contrast_is_named():

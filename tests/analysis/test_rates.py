@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from rankscope.analysis.frames import Frames
 from rankscope.analysis.rates import curve, rates
@@ -45,6 +48,28 @@ def test_tops_exponent_and_ratio_are_recovered():
     assert tops[64.0] == pytest.approx(5e-4)
     assert rates_verdict(rates(frames(-0.5, noise=0.002))).verdict == "contradicted"
     assert rates_verdict(rates(frames(0.0, noise=0.002))).verdict == "supported"
+
+
+def test_one_of_many_groups_outside_by_chance_contradicts_nothing():
+    """Five seeds: t with 4 degrees. Alone the exponent lies outside +-0.25 (p = 0.03), as one of
+    three groups it is not shown to."""
+    one = rates(frames(-0.5, noise=0.002, seeds=5))
+    error = 0.25 / stats.t.isf(0.015, 4)
+    reach = stats.t.ppf(0.975, 4) * error
+    row = one.groups.assign(exponent=0.5, exponent_low=0.5 - reach, exponent_high=0.5 + reach)
+    calm = row.assign(exponent=0.0, exponent_low=-0.9, exponent_high=0.9)
+    for calms, word, p in ((0, "contradicted", 0.03), (2, "undecided", 0.09)):
+        groups = pd.concat([row, *[calm] * calms], ignore_index=True)
+        said = rates_verdict(replace(one, groups=groups))
+        assert said.verdict == word
+        assert said.numbers["groups"][0]["exponent_p_holm"] == pytest.approx(p)
+        assert ("not shown among so many groups" in " ".join(said.sentences)) is bool(calms)
+        mirrored = groups.assign(
+            exponent=-groups["exponent"],
+            exponent_low=-groups["exponent_high"],
+            exponent_high=-groups["exponent_low"],
+        )
+        assert rates_verdict(replace(one, groups=mirrored)).verdict == word
 
 
 def test_the_edge_of_the_grid_is_said_and_nothing_is_extrapolated():

@@ -23,8 +23,8 @@ CLOSE = 0.05  # a difference of cosines that counts as none
 
 def alignment_verdict(found: Alignment) -> Verdict:
     """At each task's and rule's highest rank, if it is at least half of the layers'
-    dimension. Supported: the contrast cos(LoRA_s, FT_s') - cos(FT_s, FT_s') lies below 0.
-    Contradicted: it lies above -0.05.
+    dimension. Supported: the contrast cos(LoRA_s, FT_s') - cos(FT_s, FT_s') lies below -0.05, by
+    more than what counts as none. Contradicted: it lies above -0.05.
 
     Over tasks and rules as in H2; nothing is pooled.
     """
@@ -58,7 +58,7 @@ def alignment_verdict(found: Alignment) -> Verdict:
 
 
 def _word(row: dict[str, Any]) -> str:
-    if row["high"] < 0:
+    if row["high"] < -CLOSE:
         return "supported"
     return "contradicted" if row["low"] > -CLOSE else "undecided"
 
@@ -109,7 +109,7 @@ def _sentence(row: dict[str, Any]) -> str:
         )
         if np.isfinite(row["lora_lora"]):
             parts.append(f"two LoRA {row['lora_lora']:z.2f}")
-        parts.append(f"difference {_contrast(row)}")
+        parts.append(f"difference {_contrast(row)}{_near(row)}")
     elif np.isfinite(row["full_full"]):
         parts.append(f"two full fine-tunings of different seeds {row['full_full']:z.2f}")
     if np.isfinite(row["same_seed"]):
@@ -123,6 +123,15 @@ def _sentence(row: dict[str, Any]) -> str:
     if np.isfinite(row["stable_lora"]) and np.isfinite(row["stable_full"]):
         parts.append(f"stable ranks {row['stable_lora']:z.2f} and {row['stable_full']:z.2f}")
     return f"{_place(row)}: mean cosines, {', '.join(parts)}."
+
+
+def _near(row: dict[str, Any]) -> str:
+    """Said where LoRA is shown to be further, but not by more than what counts as none."""
+    if not -CLOSE <= row["high"] < 0:
+        return ""
+    if row["low"] > -CLOSE:
+        return f" (further, by less than {CLOSE}, which counts as none)"
+    return f" (further, but not shown to be by {CLOSE}; less counts as none)"
 
 
 def _halfway(row: dict[str, Any], name: str) -> str:

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from rankscope.analysis.inference import holm
 from rankscope.analysis.rates import FEWEST_RESIDUALS, SHAPE, Rates
 from rankscope.analysis.verdicts.verdict import (
+    ERROR_RATE,
     MOST_NAMED,
     Verdict,
     answer,
@@ -28,15 +30,20 @@ PUBLISHED = (
 
 
 def rates_verdict(found: Rates) -> Verdict:
-    """Supported: the interval of every group's exponent lies inside ±0.25. Contradicted: one lies
-    outside."""
+    """Supported: the interval of every group's exponent lies inside ±0.25. Contradicted: an
+    exponent lies outside, by Holm's method over the groups."""
     rows = records(found.groups)
     numbers: dict[str, Any] = {"groups": rows, "configurations": records(found.configurations)}
     if not rows:
         return answer("H5", "undecided", ["No LoRA configuration learnt anything."], numbers)
     known = [row for row in rows if np.isfinite(row["exponent_low"])]
+    outside = holm(np.array([_outside(row) for row in known], dtype=float))
+    for row in rows:
+        row["exponent_p_holm"] = np.nan
+    for row, p in zip(known, outside, strict=True):
+        row["exponent_p_holm"] = float(p)
     word = "undecided"
-    if any(row["exponent_low"] > SAME or row["exponent_high"] < -SAME for row in known):
+    if (outside <= ERROR_RATE).any():
         word = "contradicted"
     elif known and all(
         row["exponent_low"] > -SAME and row["exponent_high"] < SAME for row in known
@@ -63,6 +70,14 @@ def rates_verdict(found: Rates) -> Verdict:
         else ""
     )
     return answer("H5", word, sentences, numbers, edge, grid, PUBLISHED)
+
+
+def _outside(row: dict[str, Any]) -> float:
+    """The p-value of an exponent inside ±0.25, from the same t as its interval."""
+    found = interval_of(row, "exponent", clusters=row["exponent_seeds"])
+    if abs(found.estimate) <= SAME:
+        return 1.0
+    return found.p(SAME if found.estimate > 0 else -SAME)
 
 
 def _headline(rows: list[dict[str, Any]], known: list[dict[str, Any]], several: bool) -> str:
@@ -100,6 +115,9 @@ def _sentence(row: dict[str, Any], several: bool) -> str:
     exponent = interval_of(row, "exponent", clusters=row["exponent_seeds"])
     known = np.isfinite(exponent.estimate)
     text = f"{place}: exponent {exponent}" if known else f"{place}: one rank"
+    if exponent.known and _outside(row) <= ERROR_RATE < row["exponent_p_holm"]:
+        text += f" (outside ±{SAME}, but not shown among so many groups: Holm's p is "
+        text += f"{row['exponent_p_holm']:.2f})"
     if np.isfinite(row["to_full"]):
         times = interval_of(row, "to_full", clusters=row["to_full_seeds"])
         return f"{text}, {times:.1f} times the best rate of full fine-tuning."
