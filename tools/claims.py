@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rankscope.analysis.inference import end
+
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 STUDIES = {
     "minilm-glue": "all-MiniLM, GLUE",
@@ -29,13 +31,13 @@ HELD = 0.5  # share of values held at three deviations: beyond it a loss is a lo
 
 def interval(numbers: Numbers, key: str, digits: int = 2, factor: float = 1.0) -> str:
     """`value [low, high]`; without an interval, the value and a word that says so."""
-    value, low, high = (numbers.get(f"{key}{end}") for end in ("", "_low", "_high"))
+    value, low, high = (numbers.get(f"{key}{part}") for part in ("", "_low", "_high"))
     if value is None:
         return ""
     shown = f"{factor * value:z.{digits}f}".replace("-", "−")
     if low is None and high is None:
         return f"{shown} (no interval)"
-    low, high = ("∞" if x is None else f"{factor * x:z.{digits}f}" for x in (low, high))
+    low, high = ("∞" if x is None else end(factor * x, f".{digits}f") for x in (low, high))
     return f"{shown} [{low}, {high}]".replace("-", "−")
 
 

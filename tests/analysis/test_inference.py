@@ -13,6 +13,7 @@ from scipy import stats
 from rankscope.analysis.inference import (
     Interval,
     chi_squared_ppf,
+    end,
     interval,
     jackknife,
     normal,
@@ -21,6 +22,7 @@ from rankscope.analysis.inference import (
 )
 from rankscope.analysis.paths import _median
 from rankscope.analysis.threshold.losses import tolerated
+from rankscope.report.table import interval_column
 
 P = np.array([1e-12, 0.025, 0.5, 0.75, 0.95, 0.975, 1 - 1e-12, np.nan])
 X = np.array([-np.inf, -40.0, -1.3, 0.0, 1e-9, 2.5, 9.0, np.inf, np.nan])
@@ -130,8 +132,21 @@ def test_an_error_that_clusters_do_not_show_widens_an_interval():
 
 
 def test_no_number_is_minus_zero() -> None:
-    """A tiny negative end is 0.00, with its sign where signs are asked for."""
-    tiny = Interval(-0.001, -0.004, 0.2, "seed", 3)
+    """A tiny estimate is 0.00, with its sign where signs are asked for."""
+    tiny = Interval(-0.001, -1e-12, 0.2, "seed", 3)
     assert f"{tiny}" == "0.00 [0.00, 0.20]"
     assert f"{tiny:+.1f}" == "+0.0 [+0.0, +0.2]"
-    assert f"{tiny:.3f}" == "−0.001 [−0.004, 0.200]"
+    assert f"{tiny:.3f}" == "−0.001 [0.000, 0.200]"
+
+
+def test_an_end_beside_zero_is_not_printed_as_zero() -> None:
+    """Whether it lies below or above is what a verdict rests on."""
+    near = Interval(-0.009, -0.018, -0.00025, "trial", 12)
+    assert f"{near:+.3f}" == "−0.009 [−0.018, −0.0003]"
+    assert f"{near.times(-1):+.3f}" == "+0.009 [+0.0003, +0.018]"
+    assert f"{near:.2f}" == "−0.01 [−0.02, −0.0003]"
+    cell = interval_column("loss", "loss", "+.3f")
+    assert cell.text(near.estimate, near.low, near.high) == f"{near:+.3f}"
+    for value, shown in ((0.0096, "0.01"), (0.0, "0.00"), (-4e-5, "-0.00004"), (np.inf, "inf")):
+        assert end(value, ".2f") == shown
+    assert [end(value, ".0%") for value in (0.228, 0.0, 0.002)] == ["23%", "0%", "0.2%"]

@@ -209,5 +209,5 @@ def test_tables_of_a_loss_say_that_lower_is_better():
 def test_no_cell_is_minus_zero():
     for shown, said in ((".2f", "0.00"), ("+.1f", "+0.0"), (".0f", "0")):
         assert Column("x", "x", shown).text(-0.001) == said
-    assert interval_column("x", "x", ".2f").text(-0.2, -0.3, -0.001) == "−0.20 [−0.30, 0.00]"
+    assert interval_column("x", "x", ".2f").text(-0.2, -0.3, -0.0) == "−0.20 [−0.30, 0.00]"
     assert Column("r", "r", ".0f").text(8) == Column("r", "r", "d").text(8) == "8"

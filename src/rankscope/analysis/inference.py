@@ -7,6 +7,7 @@ clusters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -120,7 +121,7 @@ class Interval:
             counted = f"{self.clusters} {self.cluster}" + "s" * (self.clusters != 1)
             text = f"{self.estimate:{spec}} (no interval: {counted})"
         else:
-            text = f"{self.estimate:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+            text = f"{self.estimate:{spec}} [{end(self.low, spec)}, {end(self.high, spec)}]"
         return text.replace("-", "−")
 
 
@@ -130,6 +131,18 @@ def without_minus_zero(spec: str) -> str:
         return spec
     sign = spec[:1] if spec[:1] in ("+", "-", " ") else ""
     return f"{sign}z{spec.removeprefix(sign)}"
+
+
+def end(value: float, spec: str) -> str:
+    """An end of an interval as printed: never 0 where it is not, since verdicts rest on its side of
+    zero; then by its first digit (-0.0003 for .3f). Below 1e-9 it is rounding."""
+    if spec.endswith("%"):
+        return f"{end(100 * value, f'{spec[:-1]}f')}%"
+    text = format(value, without_minus_zero(spec))
+    if abs(value) < 1e-9 or float(text) != 0:
+        return text
+    sign = "+" if spec.startswith("+") else ""
+    return format(value, f"{sign}.{-math.floor(math.log10(abs(value)))}f")
 
 
 def draws(clusters: int, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ from typing import Any
 from rankscope import __version__
 from rankscope.analysis.conclusions import Conclusions, conclude
 from rankscope.analysis.frames import Frames
+from rankscope.analysis.inference import end
 from rankscope.report.from_store import opened, page_at
 from rankscope.report.opening import Opening, opening, today
 from rankscope.report.page import environment
@@ -125,7 +126,7 @@ def _interval(group: dict[str, Any], key: str, form: str) -> str:
     if unknown(value):
         return NOTHING
     mid, *shown = (
-        NOTHING if unknown(one) else format(float(one or 0), form).replace("-", "−")
-        for one in (value, *ends)
+        NOTHING if unknown(one) else printed(float(one or 0), form).replace("-", "−")
+        for one, printed in zip((value, *ends), (format, end, end), strict=True)
     )
     return mid if set(shown) == {NOTHING} else f"{mid} [{', '.join(shown)}]"

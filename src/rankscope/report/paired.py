@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rankscope.analysis.inference import end
 from rankscope.analysis.weighted_metrics import LANGUAGE, METRICS
 
 RESAMPLES, LEVEL = 4000, 0.95
@@ -33,7 +34,7 @@ class Paired:
         if self.low is None or self.high is None:
             interval = f", no interval for {self.metric}"
         else:
-            interval = f" [{self.low:+z.4f}, {self.high:+z.4f}]"
+            interval = f" [{end(self.low, '+.4f')}, {end(self.high, '+.4f')}]"
         lower, unlike = "", f"; {self.unlike} rows answered differently"
         if self.metric == LANGUAGE:
             lower, unlike = " (lower is better)", ""

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as Grid
 
+from rankscope.analysis.inference import end
 from rankscope.analysis.rank_pattern import RankPattern, Validation
 from rankscope.analysis.suggest import MARGIN, Suggestion
 from rankscope.analysis.suggest import suggest as suggesting
@@ -107,7 +108,11 @@ def _show_pattern(
         cells = [design, f"{result.parameters[design]:,}", f"{value:z.4f}"]
         if (found := against.get(design)) is not None:
             cells.append(f"{found.estimate:+z.4f}")
-            cells.append(f"[{found.low:+z.4f}, {found.high:+z.4f}]" if found.known else "one seed")
+            cells.append(
+                f"[{end(found.low, '+.4f')}, {end(found.high, '+.4f')}]"
+                if found.known
+                else "one seed"
+            )
         grid.add_row(*map(plain, cells))
     out.print(grid)
     seeds = f"seeds {result.seeds[0]} to {result.seeds[-1]}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rankscope.analysis.inference import without_minus_zero
+from rankscope.analysis.inference import end, without_minus_zero
 from rankscope.console import defused
 from rankscope.report.latex import to_latex
 
@@ -47,9 +47,9 @@ class Column:
         own = self._one(value)
         if self.ends is None or own == NOTHING or (unknown(low) and unknown(high)):
             return own
-        return f"{own} [{self._one(low)}, {self._one(high)}]"
+        return f"{own} [{self._one(low, end)}, {self._one(high, end)}]"
 
-    def _one(self, value: Any) -> str:
+    def _one(self, value: Any, form: Callable[[Any, str], str] = format) -> str:
         if unknown(value):
             return NOTHING
         if callable(self.shown):
@@ -57,7 +57,7 @@ class Column:
         if not self.number:
             return str(value)
         shown = self.shown if self.shown.endswith("d") else without_minus_zero(self.shown)
-        return format(value, shown).replace("-", "−")
+        return form(value, shown).replace("-", "−")
 
 
 WHERE = (Column("model", "model"), Column("task", "task"))
