@@ -53,11 +53,6 @@ class student:
         return special.stdtrit(degrees, p)
 
 
-def chi_squared_ppf(p: Any, degrees: Any) -> Any:
-    """The quantile of chi-squared with so many degrees of freedom."""
-    return 2 * special.gammaincinv(degrees / 2, p)
-
-
 @dataclass(frozen=True)
 class Interval:
     """An estimate with its 95 % interval, and what was resampled to get it:
@@ -111,9 +106,8 @@ class Interval:
 
     def within(self, low: float, high: float) -> Interval:
         """The same with its bounds cut to what the quantity can be."""
-        return replace(
-            self, low=max(self.low, low) if self.known else self.low, high=min(self.high, high)
-        )
+        low = max(self.low, low) if self.known else self.low
+        return replace(self, low=low, high=min(self.high, high))
 
     def __format__(self, spec: str) -> str:
         spec = without_minus_zero(spec or ".2f")

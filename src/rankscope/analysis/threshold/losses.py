@@ -12,7 +12,6 @@ import pandas as pd
 from rankscope.analysis.inference import (
     LEVEL,
     Interval,
-    chi_squared_ppf,
     jackknife,
     normal,
     student,
@@ -156,7 +155,7 @@ def tolerated(pairs: pd.DataFrame) -> tuple[Interval, float]:
     below = np.where(last > 0, normal.cdf((last - mu) / omega), 0.0)
     likelihood = np.log(np.maximum(normal.cdf((after - mu) / omega) - below, 1e-12)).sum(axis=2)
     profile = likelihood.max(axis=1)
-    inside = means[profile >= profile.max() - chi_squared_ppf(LEVEL, 1) / 2]
+    inside = means[profile >= profile.max() - normal.ppf((1 + LEVEL) / 2) ** 2 / 2]
     high = float(inside.max()) if inside.max() < means[-1] else np.inf
     spread = float(spreads[likelihood[profile.argmax()].argmax()])
     return Interval(
