@@ -45,11 +45,12 @@ def test_h3_of_one_task(changed: dict[str, float], word: str) -> None:
 @pytest.mark.parametrize(
     ("low", "high", "word"),
     [
-        (-0.4, -1e-9, "supported"),
-        (-0.4, 0.0, "undecided"),  # holds 0: as near as two full fine-tunes
+        (-0.4, -1.01 * alignment.CLOSE, "supported"),
+        (-0.4, -alignment.CLOSE, "undecided"),  # holds a difference that counts as none
+        (-0.4, -1e-9, "undecided"),
         (-alignment.CLOSE, 0.1, "undecided"),  # and a difference that counts
         (-0.99 * alignment.CLOSE, 0.1, "contradicted"),
-        (-0.99 * alignment.CLOSE, -0.01, "supported"),  # near, but below in any case
+        (-0.99 * alignment.CLOSE, -0.01, "contradicted"),  # below 0, by what counts as none
         (math.nan, math.nan, "undecided"),
     ],
 )
