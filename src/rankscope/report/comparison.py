@@ -125,8 +125,7 @@ def _interval(group: dict[str, Any], key: str, form: str) -> str:
     value, *ends = (group.get(name) for name in (key, low, high))
     if unknown(value):
         return NOTHING
-    mid, *shown = (
-        NOTHING if unknown(one) else printed(float(one or 0), form).replace("-", "−")
-        for one, printed in zip((value, *ends), (format, end, end), strict=True)
-    )
+    texts = [format(float(value or 0), form)]
+    texts += [NOTHING if unknown(one) else end(float(one or 0), form) for one in ends]
+    mid, *shown = (text.replace("-", "−") for text in texts)
     return mid if set(shown) == {NOTHING} else f"{mid} [{', '.join(shown)}]"
