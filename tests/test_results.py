@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rankscope.analysis import Frames, conclude
+from rankscope.analysis.inference import end
 from rankscope.report.from_store import analyze
 from simulate import Truth, study
 
@@ -51,6 +52,7 @@ def said(conclusions: dict[str, Any]) -> set[str]:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             for scaled in (value, 100 * value, -value):
                 found |= {f"{scaled:.{digits}f}" for digits in range(4)}
+                found.add(end(scaled, ".3f"))  # an end beside 0 has more digits
     return found
 
 
