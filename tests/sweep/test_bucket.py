@@ -124,3 +124,14 @@ def test_run_with_two_workers(bucket: str, tmp_path: Path) -> None:
     local = start(str(tmp_path / "local"), 1)
     local.communicate(timeout=300)
     assert_equal(Store(bucket), Store(tmp_path / "local"))
+
+
+def test_a_name_that_xml_cannot_hold_is_set_aside(bucket: str) -> None:
+    """S3 deletes several keys by a list in XML, which holds no escape character."""
+    create(bucket, STUDY)
+    store = Store(bucket)
+    stray = f"{bucket.removeprefix('s3://')}/trials/\x1b[2Jgone"
+    store.storage.fs.pipe_file(stray, b"x")
+    store.recover(thorough=True)
+    assert store.inspect().unknown == {}
+    assert not store.storage.fs.exists(stray)
