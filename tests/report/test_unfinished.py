@@ -3,6 +3,7 @@ kept beside it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,13 @@ def test_harmed_trials_are_counted_where_conclusions_are_drawn(store: rs.Store) 
     assert caveat.startswith("5 of 6 trials are here: the others have not finished or are harmed")
     assert "5 of 6 trials" in pages[0].read_text(encoding="utf-8")
     assert said(store.path / "data") == [caveat]
+
+
+def test_a_count_that_is_no_number_is_one_line(store: rs.Store) -> None:
+    rs.write_report(store)
+    path = store.path / "data" / "report.json"
+    kept = json.loads(path.read_text())
+    kept["provenance"]["missing"] = "<b>many"
+    path.write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match="expected JSON with study_text and provenance"):
+        rs.analyze(store.path / "data")

@@ -10,7 +10,7 @@ from typing import Any
 from rankscope import __version__
 from rankscope.analysis.conclusions import Conclusions, conclude
 from rankscope.analysis.frames import Frames
-from rankscope.analysis.inference import end
+from rankscope.analysis.inference import end, without_minus_zero
 from rankscope.report.from_store import opened, page_at
 from rankscope.report.opening import Opening, opening, today
 from rankscope.report.page import environment
@@ -125,7 +125,7 @@ def _interval(group: dict[str, Any], key: str, form: str) -> str:
     value, *ends = (group.get(name) for name in (key, low, high))
     if unknown(value):
         return NOTHING
-    texts = [format(float(value or 0), form)]
+    texts = [format(float(value or 0), without_minus_zero(form))]
     texts += [NOTHING if unknown(one) else end(float(one or 0), form) for one in ends]
     mid, *shown = (text.replace("-", "−") for text in texts)
     return mid if set(shown) == {NOTHING} else f"{mid} [{', '.join(shown)}]"

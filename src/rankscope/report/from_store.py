@@ -221,6 +221,8 @@ def _said(folder: Path) -> dict[str, Any]:
         try:
             found = json.loads((folder / SAID).read_bytes())
             text, provenance = str(found["study_text"]), dict(found["provenance"])
+            if "missing" in provenance:
+                provenance["missing"] = int(provenance["missing"])
         except (ValueError, KeyError, TypeError):
             raise ValueError(
                 f"{folder / SAID}: expected JSON with study_text and provenance, as rankscope "
